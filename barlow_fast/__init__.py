@@ -1,0 +1,9 @@
+"""barlow_fast: the exact Barlow Twins loss at the cost of its smallest matrix."""
+
+from .functional import Terms, barlow_twins_loss
+from .loss import BarlowTwinsLoss
+from .plan import Plan, explain
+
+__version__ = "0.1.0"
+
+__all__ = ["BarlowTwinsLoss", "Plan", "Terms", "__version__", "barlow_twins_loss", "explain"]

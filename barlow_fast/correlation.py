@@ -1,0 +1,57 @@
+"""The correlation form: one D x D matrix, for N > D. Written once over any kernel set.
+
+C is kept with its diagonal set to zero (written C0): the diagonal has its own, more accurate vector, and nothing large
+cancels in the off-diagonal sum when C is close to the identity.
+
+    sum_{i != j} C_ij^2 = ||C0||_F^2
+    dL/dz_hat_a = (2 lambda / N) z_hat_b C0^T + w * z_hat_b,   w_i = 2 (C_ii - 1) / N
+
+Derivation: kernels/README.md, equations 7 to 9.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .kernels import KernelSet
+
+
+def forward(
+    kernels: KernelSet, z_a: Tensor, z_b: Tensor, eps: float, precision: str
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """(on_diagonal, off_diagonal, saved): float64 scalars and what `backward` needs."""
+    statistics, sums = kernels.standardisation(
+        kernels.column_moments(z_a, z_b, precision), z_a.shape[0], eps
+    )
+    matrix, squares = kernels.correlation(z_a, z_b, statistics, precision)
+    return sums[0], squares[0].sum(), (statistics, matrix, squares)
+
+
+def backward(
+    kernels: KernelSet,
+    z_a: Tensor,
+    z_b: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
+    grad_scale: Tensor,
+    lambd: float,
+    eps: float,
+    precision: str,
+    need: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """dL/dz_a, dL/dz_b times `grad_scale`; an unwanted one is empty."""
+    n = z_a.shape[0]
+    statistics, matrix, squares = saved
+    coefficient, slope, offset = 2 * lambd / n, 2 / n, -2 / n
+    return kernels.correlation_gradients(
+        z_a,
+        z_b,
+        statistics,
+        matrix,
+        squares,
+        grad_scale,
+        coefficient,
+        slope,
+        offset,
+        precision,
+        need,
+    )

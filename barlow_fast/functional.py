@@ -1,0 +1,185 @@
+"""The loss as a function: checks its input, resolves the precision, calls the operator."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from . import ops, plan
+from .kernels.precision import PRECISIONS
+
+STATISTICS = ("global", "local")
+GRADIENTS = ("exact", "official")
+
+
+class Terms(NamedTuple):
+    """The two terms of the loss, detached and without `scale`; scalars in the accumulation type.
+
+    loss = scale * (on_diagonal + lambd * off_diagonal)
+    """
+
+    on_diagonal: Tensor  # sum_i (C_ii - 1)^2
+    off_diagonal: Tensor  # sum over i != j of C_ij^2
+    on_diagonal_mean: Tensor  # on_diagonal / D: readable whatever D is, 0 when both views agree
+    off_diagonal_mean: Tensor  # off_diagonal / (D (D - 1)); 0 for D = 1
+
+
+@overload
+def barlow_twins_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float = ...,
+    *,
+    return_terms: Literal[False] = ...,
+    **options: Any,
+) -> Tensor: ...
+@overload
+def barlow_twins_loss(
+    z_a: Tensor, z_b: Tensor, lambd: float = ..., *, return_terms: Literal[True], **options: Any
+) -> tuple[Tensor, Terms]: ...
+
+
+def barlow_twins_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float = 0.0051,
+    *,
+    scale: float = 1.0,
+    eps: float = 1e-5,
+    precision: str = "auto",
+    form: str = "auto",
+    backend: str = "auto",
+    process_group: Any = None,
+    statistics: str = "global",
+    gradient: str = "exact",
+    return_terms: bool = False,
+) -> Tensor | tuple[Tensor, Terms]:
+    """The exact Barlow Twins loss of two batches of embeddings.
+
+        z_hat = (z - mean) / sqrt(var + eps)              per column, biased variance
+        C = z_hat_a^T z_hat_b / N                         never built when N <= D
+        loss = scale * (sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2)
+
+    Source: Zbontar et al., *Barlow Twins* (ICML 2021), eq. 1 and 2. The forms and gradients are derived in
+    kernels/README.md.
+
+    Args:
+        z_a, z_b: embeddings of the two views, (N, D) or (..., D) with N the product of the leading sizes; float64,
+            float32, bfloat16 or float16, on one device, any strides. Differing dtypes are promoted.
+        lambd: weight of the off-diagonal term; the paper's is 0.0051.
+        scale: factor on the whole loss.
+        eps: added to the variance, inside the root.
+        precision: operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16', or 'auto': the autocast
+            dtype under autocast, the inputs' own half precision, else `torch.get_float32_matmul_precision()`.
+            Sums and statistics are float32 (float64 for fp64) always.
+        form: 'gram' (N x N), 'correlation' (D x D) or 'auto' (the one with less work).
+        backend: 'triton', 'cpu', 'aten' or 'auto' (the first usable one).
+        process_group: None or a group of one rank: the batch is this process's own.
+        statistics, gradient: semantics across ranks, without effect on one rank.
+        return_terms: also return `Terms`.
+
+    Returns:
+        The scalar loss in float32 (float64 for fp64), or (loss, terms).
+
+    Raises:
+        TypeError: inputs that are not tensors or not floating point; options of the wrong type.
+        ValueError: mismatched shapes or devices, N < 2, D < 1, unknown or out-of-range options.
+        RuntimeError: a backend that was asked for cannot run here; second derivatives.
+        NotImplementedError: a process group of more than one rank.
+    """
+    z_a, z_b = _as_matrices(z_a, z_b)
+    check_options(lambd, scale, eps, precision, form, backend, process_group, statistics, gradient)
+    precision = _precision(precision, z_a)
+    arguments = (z_a, z_b, float(lambd), float(eps), form, precision, backend)
+    if torch.compiler.is_compiling():
+        loss, on_diagonal, off_diagonal, *_ = ops.forward_op(*arguments)
+        on_diagonal, off_diagonal = on_diagonal.detach(), off_diagonal.detach()
+    else:
+        loss, on_diagonal, off_diagonal = ops.BarlowTwinsFunction.apply(*arguments)
+    if scale != 1.0:
+        loss = loss * scale
+    if not return_terms:
+        return loss
+    d = z_a.shape[1]
+    return loss, Terms(
+        on_diagonal, off_diagonal, on_diagonal / d, off_diagonal / max(d * (d - 1), 1)
+    )
+
+
+def check_options(
+    lambd: float,
+    scale: float,
+    eps: float,
+    precision: str,
+    form: str,
+    backend: str,
+    process_group: Any,
+    statistics: str,
+    gradient: str,
+) -> None:
+    """Raises the error that `barlow_twins_loss` documents for the first bad option."""
+    for name, value in (("lambd", lambd), ("scale", scale), ("eps", eps)):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a Python number, got {type(value).__name__}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    if eps < 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    plan.check_choice("precision", precision, PRECISIONS)
+    plan.check_choice("form", form, plan.FORMS)
+    plan.check_choice("backend", backend, plan.KERNEL_SETS)
+    if statistics not in STATISTICS:
+        raise ValueError(f"statistics must be one of {STATISTICS}, got {statistics!r}")
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}")
+    if process_group is not None and process_group.size() > 1:
+        raise NotImplementedError(
+            f"process_group has {process_group.size()} ranks; this version computes the loss of one rank's batch. "
+            "Pass process_group=None for the local loss."
+        )
+
+
+def _as_matrices(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
+    for name, z in (("z_a", z_a), ("z_b", z_b)):
+        if not isinstance(z, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
+        if not z.is_floating_point():
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
+        if z.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {z.layout}")
+        if z.dtype.itemsize < 2:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
+    if z_a.shape != z_b.shape:
+        raise ValueError(
+            f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}"
+        )
+    if z_a.device != z_b.device:
+        raise ValueError(f"z_a and z_b must be on one device, got {z_a.device} and {z_b.device}")
+    if z_a.dim() < 2:
+        raise ValueError(f"z_a and z_b must be (N, D) or (..., D), got shape {tuple(z_a.shape)}")
+    if z_a.shape[-1] < 1:
+        raise ValueError(f"D, the last size, must be at least 1, got shape {tuple(z_a.shape)}")
+    if z_a.dim() > 2:
+        z_a, z_b = z_a.flatten(0, -2), z_b.flatten(0, -2)
+    if z_a.shape[0] < 2:
+        raise ValueError(
+            f"the loss needs at least 2 samples to standardise over, got N = {z_a.shape[0]} "
+            "(a last batch of one? use drop_last=True)"
+        )
+    if z_a.dtype != z_b.dtype:
+        dtype = torch.promote_types(z_a.dtype, z_b.dtype)
+        z_a, z_b = z_a.to(dtype), z_b.to(dtype)
+    return z_a, z_b
+
+
+def _precision(requested: str, z: Tensor) -> str:
+    autocast = None
+    if torch.is_autocast_enabled(z.device.type):
+        autocast = torch.get_autocast_dtype(z.device.type)
+    matmul = torch.get_float32_matmul_precision() if requested == "auto" else "highest"
+    chosen, _ = plan.choose_precision(requested, z.dtype, autocast, matmul)
+    return plan.executed_precision(chosen, z.device.type)

@@ -1,0 +1,70 @@
+"""The loss as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .functional import Terms, barlow_twins_loss, check_options
+
+
+class BarlowTwinsLoss(nn.Module):
+    """The exact Barlow Twins loss; the options are those of `barlow_twins_loss`.
+
+    The module has no parameters and no buffers: adding it to a model changes no checkpoint.
+
+        criterion = BarlowTwinsLoss(lambd=0.0051)
+        loss = criterion(z_a, z_b)                              # scalar
+        loss, terms = criterion(z_a, z_b, return_terms=True)    # terms.on_diagonal, terms.off_diagonal, ...
+    """
+
+    def __init__(
+        self,
+        lambd: float = 0.0051,
+        scale: float = 1.0,
+        eps: float = 1e-5,
+        precision: str = "auto",
+        form: str = "auto",
+        backend: str = "auto",
+        process_group: Any = None,
+        statistics: str = "global",
+        gradient: str = "exact",
+    ) -> None:
+        super().__init__()
+        check_options(
+            lambd, scale, eps, precision, form, backend, process_group, statistics, gradient
+        )
+        self.lambd = lambd
+        self.scale = scale
+        self.eps = eps
+        self.precision = precision
+        self.form = form
+        self.backend = backend
+        self.process_group = process_group
+        self.statistics = statistics
+        self.gradient = gradient
+
+    def forward(
+        self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
+    ) -> Tensor | tuple[Tensor, Terms]:
+        return barlow_twins_loss(
+            z_a,
+            z_b,
+            self.lambd,
+            scale=self.scale,
+            eps=self.eps,
+            precision=self.precision,
+            form=self.form,
+            backend=self.backend,
+            process_group=self.process_group,
+            statistics=self.statistics,
+            gradient=self.gradient,
+            return_terms=return_terms,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"lambd={self.lambd}, scale={self.scale}, eps={self.eps}, precision={self.precision!r}, "
+            f"form={self.form!r}, backend={self.backend!r}"
+        )

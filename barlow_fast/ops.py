@@ -1,0 +1,158 @@
+"""The loss as a pair of operators: the one implementation, and its registration with torch.library.
+
+`forward` and `backward` are plain functions on tensors. Eager mode calls them from an autograd.Function; under
+torch.compile and export the registered operators `torch.ops.barlow_fast.*` stand in the graph, opaque to the compiler.
+Both routes run the same code, so both give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import correlation, gram, plan
+from .kernels import load
+from .kernels.precision import accumulation_dtype
+
+FORM = {"gram": gram, "correlation": correlation}
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def forward(
+    z_a: Tensor, z_b: Tensor, lambd: float, eps: float, form: str, precision: str, backend: str
+) -> Outputs:
+    """(loss, on_diagonal, off_diagonal, statistics, matrix, companion); z_a, z_b are (N, D).
+
+    The last three are what `backward` needs: (5, D) statistics and, by form, K_a and K_b (N, N) or the
+    zeroed C (D, D) and its (2, D) squared sums.
+    """
+    backend = plan.choose_backend(backend, z_a.device)
+    form = plan.choose_form(form, z_a.shape[0], z_a.shape[1], backend)
+    on, off, saved = FORM[form].forward(load(backend), z_a, z_b, eps, precision)
+    dtype = accumulation_dtype(precision)
+    return (torch.add(on, off, alpha=lambd).to(dtype), on.to(dtype), off.to(dtype), *saved)
+
+
+def backward(
+    grad: Tensor,
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    matrix: Tensor,
+    companion: Tensor,
+    lambd: float,
+    eps: float,
+    form: str,
+    precision: str,
+    backend: str,
+    need_a: bool,
+    need_b: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
+    backend = plan.choose_backend(backend, z_a.device)
+    form = plan.choose_form(form, z_a.shape[0], z_a.shape[1], backend)
+    saved = (statistics, matrix, companion)
+    kernels = load(backend)
+    return FORM[form].backward(
+        kernels, z_a, z_b, saved, grad, lambd, eps, precision, (need_a, need_b)
+    )
+
+
+def refuse_double_backward(*_: object) -> None:
+    raise RuntimeError(
+        "barlow_fast: the loss cannot be differentiated twice (its fused backward pass has no gradient of its own). "
+        "For second derivatives use barlow_fast.reference.barlow_twins_loss, which is plain torch."
+    )
+
+
+class BarlowTwinsFunction(torch.autograd.Function):
+    """The eager route."""
+
+    @staticmethod
+    def forward(ctx, z_a, z_b, lambd, eps, form, precision, backend):
+        loss, on_diagonal, off_diagonal, *saved = forward(
+            z_a, z_b, lambd, eps, form, precision, backend
+        )
+        ctx.save_for_backward(z_a, z_b, *saved)
+        ctx.options = (lambd, eps, form, precision, backend)
+        ctx.mark_non_differentiable(on_diagonal, off_diagonal)
+        return loss, on_diagonal, off_diagonal
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        need_a, need_b = ctx.needs_input_grad[:2]
+        gradients = BarlowTwinsGradient.apply(
+            grad, *ctx.saved_tensors, *ctx.options, need_a, need_b
+        )
+        wanted = (g if need else None for g, need in zip(gradients, (need_a, need_b), strict=True))
+        return *wanted, None, None, None, None, None
+
+
+class BarlowTwinsGradient(torch.autograd.Function):
+    """The backward pass as a node of its own, so that differentiating it again is refused in words."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        return backward(*args)
+
+    @staticmethod
+    def backward(ctx, *_):
+        refuse_double_backward()
+
+
+forward_op = torch.library.custom_op("barlow_fast::forward", forward, mutates_args=())
+backward_op = torch.library.custom_op("barlow_fast::backward", backward, mutates_args=())
+
+
+@forward_op.register_fake
+def _(z_a, z_b, lambd, eps, form, precision, backend):
+    n, d = z_a.shape
+    backend = plan.choose_backend(backend, z_a.device)
+    dtype = accumulation_dtype(precision)
+    scalars = [z_a.new_empty((), dtype=dtype) for _ in range(3)]
+    statistics = z_a.new_empty((5, d), dtype=dtype)
+    if plan.choose_form(form, n, d, backend) == "gram":
+        matrices = [z_a.new_empty((n, n), dtype=dtype) for _ in range(2)]
+    else:
+        squares = z_a.new_empty((2, d), dtype=torch.float64)
+        matrices = [z_a.new_empty((d, d), dtype=dtype), squares]
+    return (*scalars, statistics, *matrices)
+
+
+@backward_op.register_fake
+def _(
+    grad,
+    z_a,
+    z_b,
+    statistics,
+    matrix,
+    companion,
+    lambd,
+    eps,
+    form,
+    precision,
+    backend,
+    need_a,
+    need_b,
+):
+    return z_a.new_empty(z_a.shape if need_a else 0), z_b.new_empty(z_b.shape if need_b else 0)
+
+
+def _setup_context(ctx, inputs, output):
+    z_a, z_b, *options = inputs
+    ctx.save_for_backward(z_a, z_b, *output[3:])
+    ctx.options = options
+
+
+def _gradients(ctx, grad, *_):
+    need_a, need_b = ctx.needs_input_grad[:2]
+    gradients = backward_op(grad, *ctx.saved_tensors, *ctx.options, need_a, need_b)
+    wanted = (g if need else None for g, need in zip(gradients, (need_a, need_b), strict=True))
+    return *wanted, None, None, None, None, None
+
+
+forward_op.register_autograd(_gradients, setup_context=_setup_context)
+backward_op.register_autograd(
+    refuse_double_backward, setup_context=lambda ctx, inputs, output: None
+)

@@ -1,0 +1,185 @@
+"""Shapes, dtype and device -> form, precision and kernel set. Pure: no tensor is touched, nothing is changed.
+
+`explain` is the public face: it answers what the loss would choose and why, and what each choice costs.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from .kernels import KERNEL_SETS, why_unusable
+from .kernels.precision import PRECISIONS, accumulation_dtype
+
+FORMS = ("gram", "correlation")
+
+AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+MATMUL_PRECISION = {"highest": "fp32", "high": "tf32", "medium": "bf16"}
+
+# The sets that compute only half of the tiles of a symmetric product.
+SYMMETRIC_SETS = ("cpu", "triton")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one forward + backward pass in one form."""
+
+    flops: float  # multiplications and additions of the matrix products
+    input_bytes: float  # both inputs read twice, both gradients written once
+    extra_bytes: float  # the matrices kept between forward and backward
+
+    def __str__(self) -> str:
+        return (
+            f"{self.flops / 1e9:.4g} GFLOP, {self.input_bytes / 2**20:.4g} MiB of inputs and gradients moved, "
+            f"{self.extra_bytes / 2**20:.4g} MiB kept"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call of the loss does; `print` it for the reasons."""
+
+    n: int
+    d: int
+    dtype: torch.dtype
+    device: str
+    form: str
+    precision: str
+    backend: str
+    costs: dict[str, Cost]
+    reasons: dict[str, str]
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        lines = [f"Barlow Twins loss of two {self.n} x {self.d} {name} embeddings on {self.device}"]
+        for key in ("form", "precision", "backend"):
+            lines.append(f"  {key:<10} {getattr(self, key):<12} {self.reasons[key]}")
+        for form, cost in self.costs.items():
+            lines.append(f"  cost of {form}: {cost}{'  <- chosen' if form == self.form else ''}")
+        return "\n".join(lines)
+
+
+def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: int = 4) -> Cost:
+    """The cost model: 6 N D min(N, D) operations where symmetric products are halved (design: kernels/README.md)."""
+    itemsize = accumulation_dtype(precision).itemsize
+    if form == "gram":
+        forward = 2 if backend in SYMMETRIC_SETS else 4
+        flops, extra = (forward + 4) * n * n * d, 2 * n * n * itemsize
+    else:
+        flops, extra = 6 * n * d * d, d * d * itemsize
+    return Cost(float(flops), float(6 * n * d * element_size), float(extra))
+
+
+def choose_form(form: str, n: int, d: int, backend: str) -> str:
+    """The form with the least work; `form` itself unless it is 'auto'. Plain arithmetic, safe on symbolic sizes."""
+    if form != "auto":
+        return form
+    # Where the Gram products are not halved the break-even moves from N = D to N = 3/4 D.
+    return "gram" if (n <= d if backend in SYMMETRIC_SETS else 4 * n <= 3 * d) else "correlation"
+
+
+@functools.lru_cache(maxsize=64)
+def choose_backend(backend: str, device: torch.device) -> str:
+    """The kernel set: the first usable one for 'auto', else the one asked for.
+
+    Raises ValueError for an unknown name and RuntimeError, with the reason, for one that cannot serve `device`.
+    """
+    if backend not in ("auto", *KERNEL_SETS):
+        raise ValueError(f"backend must be one of {('auto', *KERNEL_SETS)}, got {backend!r}")
+    candidates = KERNEL_SETS if backend == "auto" else (backend,)
+    problems = {name: why_unusable(name, device) for name in candidates}
+    for name, problem in problems.items():
+        if problem is None:
+            return name
+    raise RuntimeError(f"backend={backend!r} cannot be used here: {problems[backend]}")
+
+
+def choose_precision(
+    precision: str,
+    dtype: torch.dtype,
+    autocast_dtype: torch.dtype | None = None,
+    float32_matmul_precision: str = "highest",
+) -> tuple[str, str]:
+    """(precision, reason): an explicit choice, else autocast, else what the inputs' dtype implies."""
+    if precision != "auto":
+        return precision, "asked for"
+    if dtype == torch.float64:
+        return "fp64", "the inputs are float64"
+    if autocast_dtype is not None:
+        return AUTOCAST_PRECISION[autocast_dtype], f"autocast to {autocast_dtype} is on"
+    if dtype in (torch.bfloat16, torch.float16):
+        return AUTOCAST_PRECISION[dtype], f"the inputs are {dtype}"
+    chosen = MATMUL_PRECISION[float32_matmul_precision]
+    return (
+        chosen,
+        f"float32 inputs, torch.get_float32_matmul_precision() is {float32_matmul_precision!r}",
+    )
+
+
+def executed_precision(precision: str, device_type: str) -> str:
+    """What runs for `precision` on a device: CPUs have no TF32 and compute it as float32."""
+    return "fp32" if precision == "tf32" and device_type == "cpu" else precision
+
+
+def explain(
+    n: int,
+    d: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    *,
+    autocast: torch.dtype | None = None,
+    form: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
+) -> Plan:
+    """What `barlow_twins_loss` would do for two (n, d) embeddings, and why.
+
+    Args:
+        n: samples in the batch.
+        d: embedding dimensions.
+        dtype: dtype of the embeddings.
+        device: device of the embeddings.
+        autocast: the autocast dtype that will be active, or None.
+        form, precision, backend: as given to the loss.
+
+    Raises:
+        ValueError: an unknown form, precision or backend, n < 2 or d < 1.
+        RuntimeError: a backend that was asked for cannot be used on `device`.
+    """
+    if n < 2 or d < 1:
+        raise ValueError(f"n must be at least 2 and d at least 1, got n={n}, d={d}")
+    check_choice("form", form, FORMS)
+    check_choice("precision", precision, PRECISIONS)
+    device = torch.device(device)
+    matmul = torch.get_float32_matmul_precision()
+    chosen_backend = choose_backend(backend, device)
+    chosen_precision, why_precision = choose_precision(precision, dtype, autocast, matmul)
+    executed = executed_precision(chosen_precision, device.type)
+    if executed != chosen_precision:
+        why_precision += f"; {chosen_precision} is computed as {executed} on a CPU"
+    chosen_form = choose_form(form, n, d, chosen_backend)
+    costs = {f: cost(f, n, d, chosen_backend, executed, dtype.itemsize) for f in FORMS}
+    other = next(f for f in FORMS if f != chosen_form)
+    ratio = costs[other].flops / costs[chosen_form].flops
+    reasons = {
+        "form": "asked for"
+        if form != "auto"
+        else f"{other} would take {ratio:.3g} times the operations",
+        "precision": why_precision,
+        "backend": "asked for" if backend != "auto" else _backend_reason(chosen_backend, device),
+    }
+    return Plan(n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons)
+
+
+def _backend_reason(chosen: str, device: torch.device) -> str:
+    passed_over = KERNEL_SETS[: KERNEL_SETS.index(chosen)]
+    reasons = [f"not {name}: {why_unusable(name, device)}" for name in passed_over]
+    return "first usable set" + "".join(f"; {reason}" for reason in reasons)
+
+
+def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    """ValueError unless `value` is 'auto' or one of `accepted`."""
+    if value not in ("auto", *accepted):
+        raise ValueError(f"{name} must be one of {('auto', *accepted)}, got {value!r}")

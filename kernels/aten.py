@@ -1,0 +1,178 @@
+"""The contract of `barlow_fast.kernels` in plain torch: any device, and the oracle of the native sets.
+
+Correct first: each function is the formula of its docstring in the contract. Matrix products take operands in the
+operand type of the precision; where torch cannot return float32 from half-precision operands, the rounded operands are
+multiplied in float32, so that no product is ever rounded to half precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .precision import OPERAND_DTYPE, accumulation_dtype
+
+NAME = "aten"
+
+
+def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
+    wide = accumulation_dtype(precision)
+    mean_a, centred_a = _centre(z_a.to(wide))
+    mean_b, centred_b = _centre(z_b.to(wide))
+    sums = (centred_a.square().sum(0), centred_b.square().sum(0), (centred_a * centred_b).sum(0))
+    return torch.stack((mean_a, mean_b, *sums))
+
+
+def _centre(z: Tensor) -> tuple[Tensor, Tensor]:
+    mean = z.mean(0)
+    # A second, tiny correction: the rounded mean of badly scaled columns is off by up to epsilon * |mean|.
+    mean = mean + (z - mean).mean(0)
+    return mean, z - mean
+
+
+def standardisation(moments: Tensor, count: int, eps: float) -> tuple[Tensor, Tensor]:
+    mean_a, mean_b, m2_a, m2_b, comoment = moments.unbind(0)
+    rstd_a = (m2_a / count + eps).rsqrt()
+    rstd_b = (m2_b / count + eps).rsqrt()
+    diagonal = comoment / count * rstd_a * rstd_b
+    wide = diagonal.double()
+    sums = torch.stack(((wide - 1).square().sum(), wide.square().sum()))
+    return torch.stack((mean_a, rstd_a, mean_b, rstd_b, diagonal)), sums
+
+
+def standardise(z: Tensor, mean: Tensor, rstd: Tensor, precision: str) -> Tensor:
+    return ((z.to(mean.dtype) - mean) * rstd).to(OPERAND_DTYPE[precision])
+
+
+def gram_pair(
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean_a, rstd_a, mean_b, rstd_b, _ = statistics.unbind(0)
+    hat = standardise(z_a, mean_a, rstd_a, precision)
+    gram_a = _product(hat, hat.T, precision)
+    hat = standardise(z_b, mean_b, rstd_b, precision)
+    gram_b = _product(hat, hat.T, precision)
+    # Row by row in the accumulation type, then in float64: the N^2 values are never widened at once.
+    inner = torch.linalg.vecdot(gram_a, gram_b).sum(dtype=torch.float64)
+    return gram_a, gram_b, inner
+
+
+def gram_gradients(
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    gram_a: Tensor,
+    gram_b: Tensor,
+    grad_scale: Tensor,
+    coefficient: float,
+    slope: float,
+    offset: float,
+    eps: float,
+    precision: str,
+    need: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    mean_a, rstd_a, mean_b, rstd_b, diagonal = statistics.unbind(0)
+    hat_a = (z_a.to(mean_a.dtype) - mean_a) * rstd_a
+    hat_b = (z_b.to(mean_b.dtype) - mean_b) * rstd_b
+    weight = slope * diagonal + offset
+
+    def gradient(
+        hat: Tensor, other: Tensor, gram: Tensor, rstd: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        # Gram centring: the multiple of the identity that the norm's backward would remove again is taken out
+        # of K first, which is what keeps half-precision products accurate (kernels/README.md).
+        centre = gram.diagonal().mean()
+        centred = gram.clone()
+        centred.diagonal().sub_(centre)
+        product = _product(_cast(centred, precision), _cast(hat, precision), precision)
+        g = coefficient * product + weight * other
+        projection = (g * hat).mean(0) - coefficient * centre * eps * rstd.square()
+        return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
+
+    grad_a = gradient(hat_a, hat_b, gram_b, rstd_a, z_a.dtype) if need[0] else z_a.new_empty(0)
+    grad_b = gradient(hat_b, hat_a, gram_a, rstd_b, z_b.dtype) if need[1] else z_b.new_empty(0)
+    return grad_a, grad_b
+
+
+def correlation(
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    mean_a, rstd_a, mean_b, rstd_b, _ = statistics.unbind(0)
+    hat_a = standardise(z_a, mean_a, rstd_a, precision)
+    hat_b = standardise(z_b, mean_b, rstd_b, precision)
+    matrix = _product(hat_a.T, hat_b, precision).div_(z_a.shape[0])
+    matrix.fill_diagonal_(0)
+    squares = matrix.square()
+    return matrix, torch.stack(
+        (squares.sum(1, dtype=torch.float64), squares.sum(0, dtype=torch.float64))
+    )
+
+
+def correlation_gradients(
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    matrix: Tensor,
+    squares: Tensor,
+    grad_scale: Tensor,
+    coefficient: float,
+    slope: float,
+    offset: float,
+    precision: str,
+    need: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    mean_a, rstd_a, mean_b, rstd_b, diagonal = statistics.unbind(0)
+    hat_a = (z_a.to(mean_a.dtype) - mean_a) * rstd_a
+    hat_b = (z_b.to(mean_b.dtype) - mean_b) * rstd_b
+    weight = slope * diagonal + offset
+    projections = (coefficient * squares).to(weight.dtype) + weight * diagonal
+    operand = _cast(matrix, precision)
+
+    def gradient(
+        hat: Tensor,
+        other: Tensor,
+        right: Tensor,
+        projection: Tensor,
+        rstd: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        g = coefficient * _product(_cast(other, precision), right, precision) + weight * other
+        return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
+
+    grad_a, grad_b = z_a.new_empty(0), z_b.new_empty(0)
+    if need[0]:
+        grad_a = gradient(hat_a, hat_b, operand.T, projections[0], rstd_a, z_a.dtype)
+    if need[1]:
+        grad_b = gradient(hat_b, hat_a, operand, projections[1], rstd_b, z_b.dtype)
+    return grad_a, grad_b
+
+
+def _cast(x: Tensor, precision: str) -> Tensor:
+    return x.to(OPERAND_DTYPE[precision])
+
+
+def _product(left: Tensor, right: Tensor, precision: str) -> Tensor:
+    """left @ right, accumulated and returned in the accumulation type of `precision`."""
+    if precision in ("bf16", "fp16"):
+        if left.is_cuda:
+            return torch.mm(left, right, out_dtype=torch.float32)
+        left, right = left.float(), right.float()
+    with _float32_products("high" if precision == "tf32" else "highest"):
+        return torch.mm(left, right).to(accumulation_dtype(precision))
+
+
+@contextlib.contextmanager
+def _float32_products(setting: str) -> Iterator[None]:
+    """Runs the body under a float32 matmul precision of our own and puts the caller's back."""
+    before = torch.get_float32_matmul_precision()
+    if before == setting:
+        yield
+        return
+    torch.set_float32_matmul_precision(setting)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

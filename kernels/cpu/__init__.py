@@ -1,0 +1,5 @@
+NAME = "cpu"
+
+
+def require():
+    raise ImportError("not built")

@@ -1,0 +1,159 @@
+"""Build script: maps `kernels/` to `barlow_fast.kernels` and builds the native CPU kernels with CMake.
+
+Everything declarative lives in pyproject.toml. What stands here is what that file cannot say:
+
+* `kernels/` must not install under its own name (a library on PyPI has it), so `package_dir` maps it.
+* The native library is one file for every torch >= 2.10 and Python >= 3.10 (torch's stable ABI, loaded with
+  `torch.ops.load_library`, not a Python extension module), hence the `py3-none-<platform>` wheel tag.
+* Without a compiler, CMake or the headers, the install succeeds without the library; `barlow-fast doctor` tells
+  what is missing. Set BARLOW_FAST_NATIVE=require to make that an error, or =skip not to build at all.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Command, setup
+from setuptools.command.build import build
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools < 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+ROOT = Path(__file__).parent.resolve()
+LIBRARY = "barlow_fast_cpu"
+SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+REASON_FILE = "native_build.txt"
+
+
+def tool(name):
+    """Path of a build tool: the wheel's copy when the build environment has one, else what PATH has."""
+    spec = find_spec(name)
+    if spec is not None and spec.submodule_search_locations:
+        for folder in spec.submodule_search_locations:
+            for candidate in (
+                Path(folder) / "data" / "bin" / name,
+                Path(sys.executable).parent / name,
+            ):
+                if candidate.exists():
+                    return str(candidate)
+    return shutil.which(name)
+
+
+class BuildNative(Command):
+    """Builds the CPU kernels into barlow_fast/kernels/cpu; never fails the install unless told to."""
+
+    description = "build the native CPU kernels"
+    user_options = [
+        ("build-lib=", "b", "directory the packages are built in"),
+        ("inplace", "i", ""),
+    ]
+    boolean_options = ["inplace"]
+    editable_mode = False
+
+    def initialize_options(self):
+        self.build_lib = None
+        self.inplace = False
+
+    def finalize_options(self):
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def target_folder(self):
+        if self.inplace or self.editable_mode:
+            return ROOT / "kernels" / "cpu"
+        return Path(self.build_lib).resolve() / "barlow_fast" / "kernels" / "cpu"
+
+    def get_outputs(self):
+        names = [f"lib{LIBRARY}{SUFFIX}", REASON_FILE]
+        return [str(self.target_folder() / n) for n in names if (self.target_folder() / n).exists()]
+
+    def get_output_mapping(self):
+        return {}
+
+    def get_source_files(self):
+        return [
+            str(p.relative_to(ROOT)) for p in sorted((ROOT / "kernels" / "cpu").glob("*.[ch]*"))
+        ]
+
+    def run(self):
+        mode = os.environ.get("BARLOW_FAST_NATIVE", "auto")
+        target = self.target_folder()
+        target.mkdir(parents=True, exist_ok=True)
+        reason = (
+            "skipped: BARLOW_FAST_NATIVE=skip" if mode == "skip" else self.build_with_cmake(target)
+        )
+        (target / REASON_FILE).write_text((reason or "built") + "\n")
+        if reason:
+            (target / f"lib{LIBRARY}{SUFFIX}").unlink(missing_ok=True)
+            print(f"barlow_fast: installing without native CPU kernels ({reason})", file=sys.stderr)
+            if mode == "require":
+                raise SystemExit(
+                    f"BARLOW_FAST_NATIVE=require, but the native build failed: {reason}"
+                )
+
+    def build_with_cmake(self, target):
+        """Returns None when the library was built, else the reason why not, in one line."""
+        cmake, ninja = tool("cmake"), tool("ninja")
+        if cmake is None:
+            return "no cmake found"
+        # find_package(Torch) of a CUDA build demands a CUDA toolkit; the folders are all we need.
+        spec = find_spec("torch")
+        if spec is None:
+            return "torch is not installed in the build environment"
+        torch_folder = Path(spec.submodule_search_locations[0])
+        work = ROOT / "build" / "cmake"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        configure = [cmake, "-S", str(ROOT), "-B", str(work), "-DCMAKE_BUILD_TYPE=Release"]
+        configure += [f"-DTORCH_FOLDER={torch_folder}", f"-DOUTPUT_FOLDER={target}"]
+        if ninja is not None:
+            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        for command in (configure, [cmake, "--build", str(work), "--parallel", "2"]):
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                return f"{Path(command[0]).name}: {error}"
+            if done.returncode:
+                print(done.stdout + done.stderr, file=sys.stderr)
+                lines = [
+                    line for line in (done.stdout + done.stderr).splitlines() if "rror" in line
+                ]
+                return (lines or ["cmake failed"])[0].strip()[:300]
+        return None
+
+
+class Build(build):
+    sub_commands = [*build.sub_commands, ("build_native", None)]
+
+
+class PlatformWheel(bdist_wheel):
+    """One wheel per platform for all Python versions: the library binds to torch's stable ABI, not to CPython."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self):
+        _, _, platform = super().get_tag()
+        return "py3", "none", platform
+
+
+def packages():
+    found = ["barlow_fast"]
+    for base, name in (("barlow_fast", "barlow_fast"), ("kernels", "barlow_fast.kernels")):
+        for init in sorted((ROOT / base).rglob("__init__.py")):
+            relative = init.parent.relative_to(ROOT / base)
+            found.append(".".join([name, *relative.parts]))
+    return sorted(set(found))
+
+
+setup(
+    packages=packages(),
+    package_dir={"barlow_fast": "barlow_fast", "barlow_fast.kernels": "kernels"},
+    package_data={"barlow_fast": ["py.typed"]},
+    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": PlatformWheel},
+)
