@@ -1,5 +1,172 @@
+"""The contract of `barlow_fast.kernels` in native C++ for CPUs: fused, multithreaded through torch's own pool.
+
+z_hat is never stored: rows are standardised while they are packed into cache-resident panels, symmetric products
+compute half of their tiles, and the norm's backward runs on gradient panels before they leave the cache. Each input is
+read once per primitive, each gradient is written once. The sources beside this file are compiled once per instruction
+set (baseline, AVX2, AVX-512, AVX-512 BF16) and the best one that the CPU has is chosen when the library is loaded.
+
+Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces a lesser one (tests, bug reports).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..precision import accumulation_dtype
+
 NAME = "cpu"
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
+FOLDER = Path(__file__).parent
+
+# Codes of `enum class Element` in contract.h.
+_OPERAND = {"fp64": 0, "fp32": 1, "tf32": 1, "bf16": 2, "fp16": 3}
 
 
-def require():
-    raise ImportError("not built")
+@functools.cache
+def _problem() -> str | None:
+    """Loads the library; None when that worked, else the reason why not."""
+    libraries = [p for p in FOLDER.glob("*barlow_fast_cpu.*") if p.suffix in (".so", ".dylib", ".dll")]
+    if not libraries:
+        note = FOLDER / "native_build.txt"
+        reason = note.read_text().strip() if note.exists() else "not built"
+        return (
+            f"the native CPU kernels were not built ({reason}); install a C++17 compiler and reinstall barlow-fast "
+            "with BARLOW_FAST_NATIVE=require to see the build's errors"
+        )
+    try:
+        torch.ops.load_library(libraries[0])
+    except OSError as error:
+        return f"the native CPU kernels do not load into torch {torch.__version__}: {error}"
+    wanted = os.environ.get("BARLOW_FAST_CPU_INSTRUCTION_SET")
+    if wanted:
+        use_instruction_set(wanted)
+    return None
+
+
+def require() -> None:
+    """ImportError, with the reason, where the native kernels cannot run."""
+    problem = _problem()
+    if problem is not None:
+        raise ImportError(problem)
+
+
+def instruction_set() -> str:
+    """The instruction set in use."""
+    require()
+    return INSTRUCTION_SETS[torch.ops.barlow_fast_cpu.instruction_set(-1)]
+
+
+def use_instruction_set(name: str) -> None:
+    """Uses a lesser instruction set from now on, process-wide.
+
+    Raises:
+        ValueError: an unknown name, or one that this CPU does not have.
+    """
+    if name not in INSTRUCTION_SETS:
+        raise ValueError(f"the instruction set must be one of {INSTRUCTION_SETS}, got {name!r}")
+    if torch.ops.barlow_fast_cpu.instruction_set(INSTRUCTION_SETS.index(name)) < 0:
+        raise ValueError(f"this CPU does not have {name!r}")
+
+
+def _rows(z: Tensor) -> Tensor:
+    """z itself when its columns are contiguous, else a contiguous copy."""
+    return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
+
+
+def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
+    out = torch.empty((5, z_a.shape[1]), dtype=accumulation_dtype(precision))
+    torch.ops.barlow_fast_cpu.column_moments(_rows(z_a), _rows(z_b), out)
+    return out
+
+
+def standardisation(moments: Tensor, count: int, eps: float) -> tuple[Tensor, Tensor]:
+    statistics, sums = torch.empty_like(moments), torch.empty(2, dtype=torch.float64)
+    torch.ops.barlow_fast_cpu.standardisation(moments, count, eps, statistics, sums)
+    return statistics, sums
+
+
+def standardise(z: Tensor, mean: Tensor, rstd: Tensor, precision: str) -> Tensor:
+    from ..precision import OPERAND_DTYPE
+
+    out = torch.empty(z.shape, dtype=OPERAND_DTYPE[precision])
+    torch.ops.barlow_fast_cpu.standardise(_rows(z), mean.contiguous(), rstd.contiguous(), out)
+    return out
+
+
+def gram_pair(
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = z_a.shape[0]
+    gram_a, gram_b = (torch.empty((n, n), dtype=statistics.dtype) for _ in range(2))
+    inner = torch.empty((), dtype=torch.float64)
+    torch.ops.barlow_fast_cpu.gram_pair(
+        _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], gram_a, gram_b, inner
+    )
+    return gram_a, gram_b, inner
+
+
+def gram_gradients(
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    gram_a: Tensor,
+    gram_b: Tensor,
+    grad_scale: Tensor,
+    coefficient: float,
+    slope: float,
+    offset: float,
+    eps: float,
+    precision: str,
+    need: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    grad_a, grad_b = _gradients(z_a, z_b, need)
+    torch.ops.barlow_fast_cpu.gram_gradients(
+        _rows(z_a), _rows(z_b), statistics, gram_a, gram_b, grad_scale, coefficient, slope, offset, eps,
+        _OPERAND[precision], grad_a, grad_b
+    )
+    return grad_a, grad_b
+
+
+def correlation(
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    d = z_a.shape[1]
+    matrix = torch.empty((d, d), dtype=statistics.dtype)
+    squares = torch.empty((2, d), dtype=torch.float64)
+    torch.ops.barlow_fast_cpu.correlation(
+        _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], matrix, squares
+    )
+    return matrix, squares
+
+
+def correlation_gradients(
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    matrix: Tensor,
+    squares: Tensor,
+    grad_scale: Tensor,
+    coefficient: float,
+    slope: float,
+    offset: float,
+    precision: str,
+    need: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    grad_a, grad_b = _gradients(z_a, z_b, need)
+    torch.ops.barlow_fast_cpu.correlation_gradients(
+        _rows(z_a), _rows(z_b), statistics, matrix, squares, grad_scale, coefficient, slope, offset,
+        _OPERAND[precision], grad_a, grad_b
+    )
+    return grad_a, grad_b
+
+
+def _gradients(z_a: Tensor, z_b: Tensor, need: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty(z_a.shape if need[0] else 0, dtype=z_a.dtype),
+        torch.empty(z_b.shape if need[1] else 0, dtype=z_b.dtype),
+    )

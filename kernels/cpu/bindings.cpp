@@ -1,0 +1,543 @@
+// The native CPU kernels as torch operators: checks, cutting of the work, scheduling on torch's own thread pool.
+//
+// Built against torch's stable ABI only: one binary for torch >= 2.10 and every Python. Results do not depend on the
+// order in which threads take tasks: each task writes memory of its own, and sums over tasks run in task order.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "contract.h"
+
+namespace barlow_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---- instruction set ----------------------------------------------------------------------------------------------
+
+// Best last; the order is part of the Python side (kernels/cpu/__init__.py).
+std::vector<const Primitives*> supported_sets() {
+  std::vector<const Primitives*> sets{primitives_baseline()};
+#if defined(BARLOW_FAST_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    sets.push_back(primitives_avx2());
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      sets.push_back(primitives_avx512());
+      if (__builtin_cpu_supports("avx512bf16")) sets.push_back(primitives_avx512_bf16());
+    }
+  }
+#endif
+  return sets;
+}
+
+std::atomic<const Primitives*> active_set{nullptr};
+
+const Primitives& primitives() {
+  const Primitives* set = active_set.load(std::memory_order_relaxed);
+  if (set == nullptr) {
+    set = supported_sets().back();
+    active_set.store(set, std::memory_order_relaxed);
+  }
+  return *set;
+}
+
+// Uses the set of that index from now on (negative: leaves it) and returns the active index, or -1 where it is not
+// supported by this CPU.
+int64_t instruction_set(int64_t index) {
+  const std::vector<const Primitives*> sets = supported_sets();
+  if (index >= static_cast<int64_t>(sets.size())) return -1;
+  if (index >= 0) active_set.store(sets[static_cast<size_t>(index)]);
+  const Primitives* active = &primitives();
+  return std::find(sets.begin(), sets.end(), active) - sets.begin();
+}
+
+// ---- memory and threads -------------------------------------------------------------------------------------------
+
+// Memory that a thread keeps between calls: fresh pages would cost more than what is computed in them. What a call
+// needs beyond the limit is given back when the call ends.
+class Scratch {
+ public:
+  ~Scratch() { std::free(memory_); }
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void* get(size_t bytes) {
+    if (bytes > size_) {
+      std::free(memory_);
+      size_ = (bytes + 4095) / 4096 * 4096;
+      memory_ = std::aligned_alloc(4096, size_);
+      if (memory_ == nullptr) {
+        size_ = 0;
+        throw std::bad_alloc();
+      }
+    }
+    return memory_;
+  }
+  void trim(size_t limit) {
+    if (size_ <= limit) return;
+    std::free(memory_);
+    memory_ = nullptr;
+    size_ = 0;
+  }
+
+ private:
+  void* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+thread_local Scratch task_scratch;  // of the thread that runs a task
+thread_local Scratch call_scratch;  // of the thread that called the operator
+constexpr size_t kKeptBytes = size_t{64} << 20;
+
+struct TrimOnExit {
+  ~TrimOnExit() { call_scratch.trim(kKeptBytes); }
+};
+
+int64_t threads() { return std::max<int64_t>(1, torch::stable::get_num_threads()); }
+
+// Runs function(0..count-1), each once, on whichever thread is free next.
+template <class Function>
+void run_tasks(int64_t count, const Function& function) {
+  const int64_t workers = std::min(threads(), count);
+  if (workers <= 1) {
+    for (int64_t i = 0; i < count; ++i) function(i);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) function(i);
+    }
+  });
+}
+
+int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * multiple; }
+
+// ---- tensors ------------------------------------------------------------------------------------------------------
+
+Element element_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return Element::f64;
+    case ScalarType::Float: return Element::f32;
+    case ScalarType::BFloat16: return Element::bf16;
+    case ScalarType::Half: return Element::f16;
+    default: STD_TORCH_CHECK(false, "barlow_fast: expected a floating point tensor");
+  }
+  return Element::f32;
+}
+
+View view_of(const Tensor& z, const char* name) {
+  STD_TORCH_CHECK(z.is_cpu() && z.dim() == 2, "barlow_fast: ", name, " must be a CPU tensor of two dimensions");
+  STD_TORCH_CHECK(z.size(1) <= 1 || z.stride(1) == 1, "barlow_fast: the columns of ", name, " must be contiguous");
+  return View{z.const_data_ptr(), z.stride(0), element_of(z)};
+}
+
+void check_pair(const Tensor& z_a, const Tensor& z_b) {
+  STD_TORCH_CHECK(z_a.size(0) == z_b.size(0) && z_a.size(1) == z_b.size(1), "barlow_fast: z_a and z_b differ in shape");
+}
+
+// An output or intermediate: contiguous, with exactly these sizes.
+void check_shape(const Tensor& x, const char* name, int64_t rows, int64_t columns) {
+  const bool fits = x.dim() == 2 && x.size(0) == rows && x.size(1) == columns;
+  STD_TORCH_CHECK(x.is_cpu() && fits && x.is_contiguous(), "barlow_fast: ", name, " must be a contiguous CPU tensor of ",
+                  rows, " x ", columns);
+}
+
+Element operand_of(int64_t code) {
+  STD_TORCH_CHECK(code >= 0 && code <= 3, "barlow_fast: unknown operand type ", code);
+  return static_cast<Element>(code);
+}
+
+Element accumulation_of(Element operand) { return operand == Element::f64 ? Element::f64 : Element::f32; }
+size_t bytes_of(Element accumulation) { return accumulation == Element::f64 ? 8 : 4; }
+
+struct Statistics {
+  Norm norm_a, norm_b;
+  const void* diagonal;
+
+  Statistics(const Tensor& statistics, int64_t d, Element accumulation) {
+    check_shape(statistics, "statistics", 5, d);
+    STD_TORCH_CHECK(element_of(statistics) == accumulation, "barlow_fast: statistics must have the accumulation type");
+    const char* base = static_cast<const char*>(statistics.const_data_ptr());
+    const size_t row = static_cast<size_t>(d) * bytes_of(accumulation);
+    norm_a = Norm{base, base + row};
+    norm_b = Norm{base + 2 * row, base + 3 * row};
+    diagonal = base + 4 * row;
+  }
+};
+
+Output output_of(const Tensor& out, const char* name, int64_t n, int64_t d) {
+  if (out.numel() == 0 && n * d != 0) return Output{nullptr, 0, Element::f32};
+  check_shape(out, name, n, d);
+  return Output{out.mutable_data_ptr(), d, element_of(out)};
+}
+
+double scalar_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu() && x.numel() == 1, "barlow_fast: grad_scale must hold one element on the CPU");
+  switch (x.scalar_type()) {
+    case ScalarType::Double: return *static_cast<const double*>(x.const_data_ptr());
+    case ScalarType::Float: return *static_cast<const float*>(x.const_data_ptr());
+    default: STD_TORCH_CHECK(false, "barlow_fast: grad_scale must be float32 or float64");
+  }
+  return 0;
+}
+
+// ---- moments and standardisation ----------------------------------------------------------------------------------
+
+void column_moments(const Tensor& z_a, const Tensor& z_b, Tensor out) {
+  check_pair(z_a, z_b);
+  const int64_t n = z_a.size(0), d = z_a.size(1);
+  check_shape(out, "moments", 5, d);
+  // The cuts depend on the shape alone where they change the sums.
+  const int64_t rows = n >= 4096 && d <= 4096 ? 2048 : std::max<int64_t>(n, 1);
+  const int64_t row_parts = ceil_div(n, rows);
+  const int64_t columns = std::min<int64_t>(512, std::max<int64_t>(64, round_up(ceil_div(d, 4 * threads()), 64)));
+  const int64_t column_parts = ceil_div(d, columns);
+  TrimOnExit trim;
+  double* parts = static_cast<double*>(call_scratch.get(static_cast<size_t>(row_parts * 5 * d) * sizeof(double)));
+  const View a = view_of(z_a, "z_a"), b = view_of(z_b, "z_b");
+  run_tasks(row_parts * column_parts, [&](int64_t i) {
+    const int64_t part = i / column_parts, column = i % column_parts * columns;
+    const MomentsTask task{a, b, part * rows, std::min(n, (part + 1) * rows), column, std::min(d, column + columns),
+                           parts + part * 5 * d, d};
+    primitives().moments(task, task_scratch.get(primitives().moments_scratch(task)));
+  });
+  double* total = parts;
+  for (int64_t part = 1; part < row_parts; ++part) {
+    const double* next = parts + part * 5 * d;
+    const double before = static_cast<double>(part * rows);
+    const double count = static_cast<double>(std::min(n, (part + 1) * rows) - part * rows);
+    const double share = count / (before + count), both = before * share;
+    for (int64_t c = 0; c < d; ++c) {
+      const double delta_a = next[c] - total[c], delta_b = next[d + c] - total[d + c];
+      total[c] += delta_a * share;
+      total[d + c] += delta_b * share;
+      total[2 * d + c] += next[2 * d + c] + delta_a * delta_a * both;
+      total[3 * d + c] += next[3 * d + c] + delta_b * delta_b * both;
+      total[4 * d + c] += next[4 * d + c] + delta_a * delta_b * both;
+    }
+  }
+  if (element_of(out) == Element::f64) {
+    std::memcpy(out.mutable_data_ptr(), total, static_cast<size_t>(5 * d) * sizeof(double));
+  } else {
+    float* to = static_cast<float*>(out.mutable_data_ptr());
+    for (int64_t i = 0; i < 5 * d; ++i) to[i] = static_cast<float>(total[i]);
+  }
+}
+
+template <class A>
+void standardisation_in(const A* moments, int64_t d, double count, double eps, A* statistics, double* sums) {
+  double on_diagonal = 0, squares = 0;
+  for (int64_t c = 0; c < d; ++c) {
+    const double rstd_a = 1 / std::sqrt(moments[2 * d + c] / count + eps);
+    const double rstd_b = 1 / std::sqrt(moments[3 * d + c] / count + eps);
+    const double diagonal = moments[4 * d + c] / count * rstd_a * rstd_b;
+    statistics[c] = moments[c];
+    statistics[d + c] = static_cast<A>(rstd_a);
+    statistics[2 * d + c] = moments[d + c];
+    statistics[3 * d + c] = static_cast<A>(rstd_b);
+    statistics[4 * d + c] = static_cast<A>(diagonal);
+    on_diagonal += (diagonal - 1) * (diagonal - 1);
+    squares += diagonal * diagonal;
+  }
+  sums[0] = on_diagonal;
+  sums[1] = squares;
+}
+
+void standardisation(const Tensor& moments, int64_t count, double eps, Tensor statistics, Tensor sums) {
+  const int64_t d = moments.size(1);
+  check_shape(moments, "moments", 5, d);
+  check_shape(statistics, "statistics", 5, d);
+  double* to = static_cast<double*>(sums.mutable_data_ptr());
+  if (element_of(moments) == Element::f64) {
+    standardisation_in(static_cast<const double*>(moments.const_data_ptr()), d, static_cast<double>(count), eps,
+                       static_cast<double*>(statistics.mutable_data_ptr()), to);
+  } else {
+    standardisation_in(static_cast<const float*>(moments.const_data_ptr()), d, static_cast<double>(count), eps,
+                       static_cast<float*>(statistics.mutable_data_ptr()), to);
+  }
+}
+
+void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, Tensor out) {
+  const int64_t n = z.size(0), d = z.size(1), rows = std::max<int64_t>(1, 65536 / std::max<int64_t>(d, 1));
+  const Output to = output_of(out, "out", n, d);
+  const StandardiseTask base{view_of(z, "z"), Norm{mean.const_data_ptr(), rstd.const_data_ptr()}, to, d, 0, n,
+                             element_of(mean)};
+  run_tasks(ceil_div(n, rows), [&](int64_t i) {
+    StandardiseTask task = base;
+    task.row_begin = i * rows;
+    task.row_end = std::min(n, task.row_begin + rows);
+    primitives().standardise(task, task_scratch.get(primitives().standardise_scratch(task)));
+  });
+}
+
+// ---- Gram form ----------------------------------------------------------------------------------------------------
+
+// How the triangle of each K is cut: square blocks of rows, and parts of the summed columns with a partial K each.
+struct GramCut {
+  int64_t block, blocks, pairs, parts, columns;
+
+  GramCut(int64_t n, int64_t d) {
+    // Partial matrices stay within the size of the inputs.
+    const int64_t wanted = threads() == 1 ? 1 : 4 * threads(), most_parts = std::max<int64_t>(1, std::min(d / n, d / 256));
+    for (block = 512; block > 128; block /= 2) {
+      if (2 * pairs_of(n) * most_parts >= wanted) break;
+    }
+    blocks = ceil_div(n, block);
+    pairs = pairs_of(n);
+    parts = std::clamp<int64_t>(ceil_div(wanted, 2 * pairs), 1, most_parts);
+    columns = round_up(ceil_div(d, parts), 64);
+    parts = ceil_div(d, columns);
+  }
+  int64_t pairs_of(int64_t n) const { return ceil_div(n, block) * (ceil_div(n, block) + 1) / 2; }
+};
+
+void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, int64_t operand_code, Tensor gram_a,
+               Tensor gram_b, Tensor inner) {
+  check_pair(z_a, z_b);
+  const int64_t n = z_a.size(0), d = z_a.size(1);
+  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
+  const Statistics s(statistics, d, accumulation);
+  check_shape(gram_a, "gram_a", n, n);
+  check_shape(gram_b, "gram_b", n, n);
+  const View views[2] = {view_of(z_a, "z_a"), view_of(z_b, "z_b")};
+  const Norm norms[2] = {s.norm_a, s.norm_b};
+  const GramCut cut(n, d);
+  const size_t bytes = static_cast<size_t>(n * n) * bytes_of(accumulation);
+  TrimOnExit trim;
+  char* extra = static_cast<char*>(call_scratch.get(static_cast<size_t>(2 * (cut.parts - 1)) * bytes + 64));
+  std::vector<void*> parts[2];
+  for (int view = 0; view < 2; ++view) {
+    parts[view].push_back((view ? gram_b : gram_a).mutable_data_ptr());
+    for (int64_t p = 1; p < cut.parts; ++p) {
+      parts[view].push_back(extra + static_cast<size_t>(view * (cut.parts - 1) + p - 1) * bytes);
+    }
+  }
+  // Pairs off the diagonal are twice the work: they go first.
+  std::vector<std::pair<int64_t, int64_t>> pairs;
+  for (int64_t i = 0; i < cut.blocks; ++i) {
+    for (int64_t j = 0; j < i; ++j) pairs.emplace_back(i, j);
+  }
+  for (int64_t i = 0; i < cut.blocks; ++i) pairs.emplace_back(i, i);
+  run_tasks(cut.pairs * 2 * cut.parts, [&](int64_t index) {
+    const auto [i, j] = pairs[static_cast<size_t>(index / (2 * cut.parts))];
+    const int64_t view = index / cut.parts % 2, part = index % cut.parts;
+    const GramTask task{views[view],
+                        norms[view],
+                        i * cut.block,
+                        std::min(n, (i + 1) * cut.block),
+                        j * cut.block,
+                        std::min(n, (j + 1) * cut.block),
+                        part * cut.columns,
+                        std::min(d, (part + 1) * cut.columns),
+                        parts[view][static_cast<size_t>(part)],
+                        n,
+                        operand};
+    primitives().gram(task, task_scratch.get(primitives().gram_scratch(task)));
+  });
+  const int64_t rows = 64, row_blocks = ceil_div(n, rows);
+  run_tasks(2 * row_blocks, [&](int64_t index) {
+    const int64_t view = index % 2, row = (row_blocks - 1 - index / 2) * rows;  // the long rows first
+    primitives().symmetrise({parts[view].data(), cut.parts, n, row, std::min(n, row + rows), parts[view][0], accumulation});
+  });
+  std::vector<double> sums(static_cast<size_t>(row_blocks));
+  run_tasks(row_blocks, [&](int64_t i) {
+    const int64_t row = i * rows, count = (std::min(n, row + rows) - row) * n;
+    const size_t at = static_cast<size_t>(row * n) * bytes_of(accumulation);
+    sums[static_cast<size_t>(i)] = primitives().inner(static_cast<const char*>(parts[0][0]) + at,
+                                                      static_cast<const char*>(parts[1][0]) + at, count, accumulation);
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  *static_cast<double*>(inner.mutable_data_ptr()) = total;
+}
+
+template <class A>
+double mean_of_diagonal(const void* matrix, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<const A*>(matrix)[i * n + i];
+  return sum / static_cast<double>(n);
+}
+
+double centre_of(const Tensor& gram, Element accumulation) {
+  const double centre = accumulation == Element::f64 ? mean_of_diagonal<double>(gram.const_data_ptr(), gram.size(0))
+                                                     : mean_of_diagonal<float>(gram.const_data_ptr(), gram.size(0));
+  // What is subtracted is rounded to the accumulation type: the correction must speak of the same number.
+  return accumulation == Element::f64 ? centre : static_cast<double>(static_cast<float>(centre));
+}
+
+void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, const Tensor& gram_a,
+                    const Tensor& gram_b, const Tensor& grad_scale, double coefficient, double slope, double offset,
+                    double eps, int64_t operand_code, Tensor grad_a, Tensor grad_b) {
+  check_pair(z_a, z_b);
+  const int64_t n = z_a.size(0), d = z_a.size(1);
+  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
+  const Statistics s(statistics, d, accumulation);
+  check_shape(gram_a, "gram_a", n, n);
+  check_shape(gram_b, "gram_b", n, n);
+  const Geometry geometry = primitives().geometry(operand);
+  const size_t bytes = primitives().packed_gram_bytes(n, operand);
+  TrimOnExit trim;
+  char* packed = static_cast<char*>(call_scratch.get(2 * bytes));
+  const Output out_a = output_of(grad_a, "grad_a", n, d), out_b = output_of(grad_b, "grad_b", n, d);
+  const double centre[2] = {centre_of(gram_a, accumulation), centre_of(gram_b, accumulation)};
+  const bool used[2] = {out_b.data != nullptr, out_a.data != nullptr};  // K_a serves the gradient of b
+  const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
+  run_tasks(2 * chunks, [&](int64_t index) {
+    const int64_t which = index / chunks, first = index % chunks * chunk;
+    if (!used[which]) return;
+    primitives().pack_gram({(which ? gram_b : gram_a).const_data_ptr(), n, first, std::min(panels, first + chunk),
+                            centre[which], packed + static_cast<size_t>(which) * bytes, operand});
+  });
+  int64_t columns = 2 * geometry.panel;
+  if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
+  const GramGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal, packed,
+                              packed + bytes, out_a, out_b, n, 0, 0, coefficient, slope, offset, eps, centre[0],
+                              centre[1], scalar_of(grad_scale), operand};
+  run_tasks(ceil_div(d, columns), [&](int64_t i) {
+    GramGradientTask task = base;
+    task.column_begin = i * columns;
+    task.column_end = std::min(d, task.column_begin + columns);
+    primitives().gram_gradient(task, task_scratch.get(primitives().gram_gradient_scratch(task)));
+  });
+}
+
+// ---- correlation form ---------------------------------------------------------------------------------------------
+
+void correlation(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, int64_t operand_code, Tensor matrix,
+                 Tensor squares) {
+  check_pair(z_a, z_b);
+  const int64_t n = z_a.size(0), d = z_a.size(1);
+  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
+  const Statistics s(statistics, d, accumulation);
+  check_shape(matrix, "matrix", d, d);
+  check_shape(squares, "squares", 2, d);
+  // Partial matrices stay within the size of one input.
+  const int64_t wanted = threads() == 1 ? 1 : 4 * threads(), most_parts = std::max<int64_t>(1, std::min(n / d, n / 256));
+  int64_t block = 512;
+  for (; block > 128; block /= 2) {
+    if (ceil_div(d, block) * ceil_div(d, block) * most_parts >= wanted) break;
+  }
+  const int64_t blocks = ceil_div(d, block);
+  int64_t part_count = std::clamp<int64_t>(ceil_div(wanted, blocks * blocks), 1, most_parts);
+  const int64_t rows = round_up(ceil_div(n, part_count), 2);
+  part_count = ceil_div(n, rows);
+  const size_t bytes = static_cast<size_t>(d * d) * bytes_of(accumulation);
+  const int64_t sum_rows = 64, sums = ceil_div(d, sum_rows);
+  TrimOnExit trim;
+  char* extra = static_cast<char*>(call_scratch.get(static_cast<size_t>(part_count - 1) * bytes +
+                                                    static_cast<size_t>(sums * d) * sizeof(double) + 64));
+  double* column_sums = reinterpret_cast<double*>(extra);
+  extra += static_cast<size_t>(sums * d) * sizeof(double);
+  std::vector<void*> parts{matrix.mutable_data_ptr()};
+  for (int64_t p = 1; p < part_count; ++p) parts.push_back(extra + static_cast<size_t>(p - 1) * bytes);
+  const View a = view_of(z_a, "z_a"), b = view_of(z_b, "z_b");
+  run_tasks(part_count * blocks * blocks, [&](int64_t index) {
+    const int64_t part = index / (blocks * blocks), i = index / blocks % blocks * block, j = index % blocks * block;
+    const CorrelationTask task{a, b, s.norm_a, s.norm_b, part * rows, std::min(n, (part + 1) * rows), i,
+                               std::min(d, i + block), j, std::min(d, j + block), parts[static_cast<size_t>(part)], d,
+                               operand};
+    primitives().correlation(task, task_scratch.get(primitives().correlation_scratch(task)));
+  });
+  double* row_squares = static_cast<double*>(squares.mutable_data_ptr());
+  run_tasks(sums, [&](int64_t i) {
+    primitives().correlation_sum({parts.data(), part_count, n, d, i * sum_rows, std::min(d, (i + 1) * sum_rows),
+                                  matrix.mutable_data_ptr(), row_squares, column_sums + i * d, accumulation});
+  });
+  double* column_squares = row_squares + d;
+  std::fill(column_squares, column_squares + d, 0.0);
+  for (int64_t i = 0; i < sums; ++i) {
+    for (int64_t c = 0; c < d; ++c) column_squares[c] += column_sums[i * d + c];
+  }
+}
+
+void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, const Tensor& matrix,
+                           const Tensor& squares, const Tensor& grad_scale, double coefficient, double slope,
+                           double offset, int64_t operand_code, Tensor grad_a, Tensor grad_b) {
+  check_pair(z_a, z_b);
+  const int64_t n = z_a.size(0), d = z_a.size(1);
+  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
+  const Statistics s(statistics, d, accumulation);
+  check_shape(matrix, "matrix", d, d);
+  check_shape(squares, "squares", 2, d);
+  const Geometry geometry = primitives().geometry(operand);
+  const size_t bytes = primitives().packed_matrix_bytes(d, operand);
+  TrimOnExit trim;
+  char* packed = static_cast<char*>(call_scratch.get(2 * bytes));
+  const Output out_a = output_of(grad_a, "grad_a", n, d), out_b = output_of(grad_b, "grad_b", n, d);
+  const bool used[2] = {out_a.data != nullptr, out_b.data != nullptr};
+  const int64_t panels = ceil_div(d, geometry.panel);
+  run_tasks(2 * panels, [&](int64_t index) {
+    const int64_t which = index / panels, panel = index % panels;
+    if (!used[which]) return;
+    const PackMatrixTask task{matrix.const_data_ptr(), d, panel, panel + 1, which == 0,
+                              packed + static_cast<size_t>(which) * bytes, operand};
+    primitives().pack_matrix(task, task_scratch.get(primitives().pack_matrix_scratch(task)));
+  });
+  const double* row_squares = static_cast<const double*>(squares.const_data_ptr());
+  const CorrelationGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal,
+                                     row_squares, row_squares + d, packed, packed + bytes, out_a, out_b, d, 0, 0,
+                                     coefficient, slope, offset, scalar_of(grad_scale), operand};
+  // Rows whose standardised copies of both views fit the second-level cache.
+  const int64_t rows = std::clamp<int64_t>((512 << 10) / (8 * d) / 32 * 32, 32, 128);
+  run_tasks(ceil_div(n, rows), [&](int64_t i) {
+    CorrelationGradientTask task = base;
+    task.row_begin = i * rows;
+    task.row_end = std::min(n, task.row_begin + rows);
+    primitives().correlation_gradient(task, task_scratch.get(primitives().correlation_gradient_scratch(task)));
+  });
+}
+
+}  // namespace
+}  // namespace barlow_fast
+
+STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
+  m.def("instruction_set(int index) -> int");
+  m.def("column_moments(Tensor z_a, Tensor z_b, Tensor(a!) out) -> ()");
+  m.def("standardisation(Tensor moments, int count, float eps, Tensor(a!) statistics, Tensor(b!) sums) -> ()");
+  m.def("standardise(Tensor z, Tensor mean, Tensor rstd, Tensor(a!) out) -> ()");
+  m.def(
+      "gram_pair(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) gram_a, Tensor(b!) gram_b, "
+      "Tensor(c!) inner) -> ()");
+  m.def(
+      "gram_gradients(Tensor z_a, Tensor z_b, Tensor statistics, Tensor gram_a, Tensor gram_b, Tensor grad_scale, "
+      "float coefficient, float slope, float offset, float eps, int operand, Tensor(a!) grad_a, Tensor(b!) grad_b) "
+      "-> ()");
+  m.def(
+      "correlation(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) matrix, Tensor(b!) squares) "
+      "-> ()");
+  m.def(
+      "correlation_gradients(Tensor z_a, Tensor z_b, Tensor statistics, Tensor matrix, Tensor squares, "
+      "Tensor grad_scale, float coefficient, float slope, float offset, int operand, Tensor(a!) grad_a, "
+      "Tensor(b!) grad_b) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&barlow_fast::instruction_set));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {
+  m.impl("column_moments", TORCH_BOX(&barlow_fast::column_moments));
+  m.impl("standardisation", TORCH_BOX(&barlow_fast::standardisation));
+  m.impl("standardise", TORCH_BOX(&barlow_fast::standardise));
+  m.impl("gram_pair", TORCH_BOX(&barlow_fast::gram_pair));
+  m.impl("gram_gradients", TORCH_BOX(&barlow_fast::gram_gradients));
+  m.impl("correlation", TORCH_BOX(&barlow_fast::correlation));
+  m.impl("correlation_gradients", TORCH_BOX(&barlow_fast::correlation_gradients));
+}

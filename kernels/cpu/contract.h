@@ -1,0 +1,182 @@
+// What the scheduler (bindings.cpp) and the instruction-set builds (primitives.cpp) say to each other.
+//
+// primitives.cpp is compiled once per instruction set and offers one table of functions. Each function does one
+// independent piece of work on raw memory, without allocation, threads or torch: bindings.cpp cuts the pieces, hands
+// out scratch memory and runs them on torch's own thread pool. Only plain types cross this line, so that no inline
+// function compiled for a newer instruction set can be picked by the linker for an older machine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace barlow_fast {
+
+enum class Element : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
+
+// An (N, D) matrix in memory: rows `stride` elements apart, columns contiguous.
+struct View {
+  const void* data;
+  int64_t stride;
+  Element type;
+};
+
+struct Output {
+  void* data;
+  int64_t stride;
+  Element type;
+};
+
+// (D,) vectors in the accumulation type: double for f64 operands, float for all others.
+struct Norm {
+  const void* mean;
+  const void* rstd;
+};
+
+// Moments of rows [row_begin, row_end) and columns [column_begin, column_end) of both views, in double:
+// out[k * out_stride + column] with k = mean_a, mean_b, m2_a, m2_b, comoment.
+struct MomentsTask {
+  View a, b;
+  int64_t row_begin, row_end, column_begin, column_end;
+  double* out;
+  int64_t out_stride;
+};
+
+// z_hat of rows [row_begin, row_end), all D columns, rounded to the type of `out`.
+struct StandardiseTask {
+  View z;
+  Norm norm;
+  Output out;
+  int64_t d, row_begin, row_end;
+  Element accumulation;
+};
+
+// out[i, j] = sum over columns [column_begin, column_end) of z_hat[i, .] z_hat[j, .] for i in [i_begin, i_end),
+// j in [j_begin, j_end); where both ranges are the same only j <= i (rounded up to whole tiles) is computed.
+struct GramTask {
+  View z;
+  Norm norm;
+  int64_t i_begin, i_end, j_begin, j_end, column_begin, column_end;
+  void* out;
+  int64_t out_stride;
+  Element operand;
+};
+
+// Sums `parts` lower triangles into the full symmetric matrix, for one block of rows; returns the rows' share of
+// <K_a, K_b> when both are given.
+struct SymmetriseTask {
+  const void* const* parts;
+  int64_t part_count, n, row_begin, row_end;
+  void* out;
+  Element accumulation;
+};
+
+// One matrix packed for the left side of a product: (K - centre * identity), operand type, panels of `tile_rows`.
+struct PackGramTask {
+  const void* gram;
+  int64_t n, panel_begin, panel_end;
+  double centre;
+  void* out;
+  Element operand;
+};
+
+// Both gradients in the Gram form, for columns [column_begin, column_end).
+struct GramGradientTask {
+  View a, b;
+  Norm norm_a, norm_b;
+  const void* diagonal;
+  const void* packed_a;  // from K_a, used for the gradient of b
+  const void* packed_b;
+  Output grad_a, grad_b;  // data == nullptr: not wanted
+  int64_t n, column_begin, column_end;
+  double coefficient, slope, offset, eps, centre_a, centre_b, grad_scale;
+  Element operand;
+};
+
+// out[i, j] = sum over rows [row_begin, row_end) of z_hat_a[., i] z_hat_b[., j], for i and j in their ranges.
+struct CorrelationTask {
+  View a, b;
+  Norm norm_a, norm_b;
+  int64_t row_begin, row_end, i_begin, i_end, j_begin, j_end;
+  void* out;
+  int64_t out_stride;
+  Element operand;
+};
+
+// C = (sum of parts) / n with a zeroed diagonal, for one block of rows; squares of each row to row_squares, of each
+// column to this task's own (D,) column_squares.
+struct CorrelationSumTask {
+  const void* const* parts;
+  int64_t part_count, n, d, row_begin, row_end;
+  void* out;
+  double* row_squares;
+  double* column_squares;
+  Element accumulation;
+};
+
+// The (D, D) matrix packed for the right side of a product; transposed for the gradient of view a.
+struct PackMatrixTask {
+  const void* matrix;
+  int64_t d, panel_begin, panel_end;
+  bool transpose;
+  void* out;
+  Element operand;
+};
+
+// Both gradients in the correlation form, for rows [row_begin, row_end).
+struct CorrelationGradientTask {
+  View a, b;
+  Norm norm_a, norm_b;
+  const void* diagonal;
+  const double* squares_a;
+  const double* squares_b;
+  const void* packed_a;  // the transposed matrix, for the gradient of a
+  const void* packed_b;
+  Output grad_a, grad_b;  // data == nullptr: not wanted
+  int64_t d, row_begin, row_end;
+  double coefficient, slope, offset, grad_scale;
+  Element operand;
+};
+
+// Sizes the scheduler needs to cut work and hand out memory; all in elements unless named bytes.
+struct Geometry {
+  int64_t panel;      // columns (or rows) of a packed panel
+  int64_t tile_rows;  // rows of a register tile
+};
+
+struct Primitives {
+  const char* name;
+  bool native_bf16;  // bf16 operands are multiplied as such, not as rounded float32
+
+  Geometry (*geometry)(Element operand);
+  size_t (*packed_gram_bytes)(int64_t n, Element operand);
+  size_t (*packed_matrix_bytes)(int64_t d, Element operand);
+
+  // Each `run` takes scratch memory of at least the bytes that its `scratch` answers, 64-byte aligned.
+  size_t (*moments_scratch)(const MomentsTask&);
+  void (*moments)(const MomentsTask&, void* scratch);
+  size_t (*standardise_scratch)(const StandardiseTask&);
+  void (*standardise)(const StandardiseTask&, void* scratch);
+  size_t (*gram_scratch)(const GramTask&);
+  void (*gram)(const GramTask&, void* scratch);
+  void (*symmetrise)(const SymmetriseTask&);
+  double (*inner)(const void* x, const void* y, int64_t n, Element accumulation);
+  void (*pack_gram)(const PackGramTask&);
+  size_t (*gram_gradient_scratch)(const GramGradientTask&);
+  void (*gram_gradient)(const GramGradientTask&, void* scratch);
+  size_t (*correlation_scratch)(const CorrelationTask&);
+  void (*correlation)(const CorrelationTask&, void* scratch);
+  void (*correlation_sum)(const CorrelationSumTask&);
+  size_t (*pack_matrix_scratch)(const PackMatrixTask&);
+  void (*pack_matrix)(const PackMatrixTask&, void* scratch);
+  size_t (*correlation_gradient_scratch)(const CorrelationGradientTask&);
+  void (*correlation_gradient)(const CorrelationGradientTask&, void* scratch);
+};
+
+const Primitives* primitives_baseline();
+#if defined(BARLOW_FAST_X86)
+const Primitives* primitives_avx2();
+const Primitives* primitives_avx512();
+const Primitives* primitives_avx512_bf16();
+#endif
+
+}  // namespace barlow_fast

@@ -1,0 +1,315 @@
+// The Gram form: K = z_hat z_hat^T, its inner products, and the gradients through it.
+//
+// z_hat is never stored: a task standardises the rows it needs while packing them into cache-resident panels.
+
+// ---- K ------------------------------------------------------------------------------------------------------------
+
+// Values of the summed index per step: as many as keep both sides' panels within half a mebibyte.
+template <class Op>
+int64_t gram_depth(const GramTask& task) {
+  const int64_t rows = task.i_end - task.i_begin + (task.i_begin == task.j_begin ? 0 : task.j_end - task.j_begin);
+  const int64_t fitting = (512 << 10) / (larger(rows, 1) * static_cast<int64_t>(sizeof(Unit<Op>))) * Op::kDepth;
+  const int64_t depth = smaller(larger(fitting, 64), 1024);
+  return smaller(depth / kDepthStep<Op> * kDepthStep<Op>, round_up(task.column_end - task.column_begin, kDepthStep<Op>));
+}
+
+template <class Op>
+struct GramScratch {
+  int64_t depth;
+  Acc<Op>*rows, *buffer;
+  Unit<Op>*left, *right;
+
+  GramScratch(Arena& arena, const GramTask& task) {
+    depth = gram_depth<Op>(task);
+    // A few elements between rows: rows a power of two apart would fall into the same cache sets.
+    rows = arena.template take<Acc<Op>>(kPanel<Op> * (depth + kLanes<Acc<Op>>));
+    buffer = arena.template take<Acc<Op>>(depth);
+    left = arena.template take<Unit<Op>>(round_up(task.i_end - task.i_begin, kPanel<Op>) * depth / Op::kDepth);
+    right = task.i_begin == task.j_begin
+                ? left
+                : arena.template take<Unit<Op>>(round_up(task.j_end - task.j_begin, kPanel<Op>) * depth / Op::kDepth);
+  }
+};
+
+template <class Op>
+void pack_samples(const GramTask& task, const GramScratch<Op>& s, int64_t row_begin, int64_t row_end,
+                  int64_t column, int64_t count, Unit<Op>* out) {
+  using A = Acc<Op>;
+  const int64_t depth = round_up(count, kDepthStep<Op>), stride = s.depth + kLanes<A>;
+  const A* mean = static_cast<const A*>(task.norm.mean) + column;
+  const A* rstd = static_cast<const A*>(task.norm.rstd) + column;
+  for (int64_t row = row_begin; row < row_end; row += kPanel<Op>) {
+    for (int r = 0; r < kPanel<Op>; ++r) {
+      A* to = s.rows + r * stride;
+      if (row + r < row_end) {
+        standardise_row(read_row(task.z, row + r, column, count, s.buffer), mean, rstd, count, depth, task.operand, to);
+      } else {
+        for (int64_t k = 0; k < depth; ++k) to[k] = 0;
+      }
+    }
+    pack_transposed<Op>(s.rows, stride, depth, out + (row - row_begin) * (depth / Op::kDepth));
+  }
+}
+
+template <class Op>
+void gram_in(const GramTask& task, void* scratch) {
+  using A = Acc<Op>;
+  constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
+  Arena arena{static_cast<char*>(scratch)};
+  const GramScratch<Op> s(arena, task);
+  const int64_t rows = task.i_end - task.i_begin, columns = task.j_end - task.j_begin;
+  const bool diagonal = task.i_begin == task.j_begin;
+  A* out = static_cast<A*>(task.out) + task.i_begin * task.out_stride + task.j_begin;
+  for (int64_t column = task.column_begin; column < task.column_end; column += s.depth) {
+    const int64_t count = smaller(s.depth, task.column_end - column);
+    const int64_t units = round_up(count, kDepthStep<Op>) / Op::kDepth;
+    pack_samples<Op>(task, s, task.i_begin, task.i_end, column, count, s.left);
+    if (!diagonal) pack_samples<Op>(task, s, task.j_begin, task.j_end, column, count, s.right);
+    const bool accumulate = column > task.column_begin;
+    for (int64_t j = 0; j < columns; j += panel) {
+      const Unit<Op>* right = s.right + j * units;
+      for (int64_t i = diagonal ? j : 0; i < rows; i += kTileRows) {
+        const Unit<Op>* left = s.left + i / panel * panel * units + i % panel;
+        A* to = out + i * task.out_stride + j;
+        if (diagonal && i + kTileRows <= j + lanes) {
+          // This tile's right half lies above the diagonal.
+          Vector<A> tile[kTileRows][1];
+          multiply<Op, kTileRows, 1>(units, left, 1, panel, right, tile);
+          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.out_stride);
+        } else {
+          Vector<A> tile[kTileRows][2];
+          multiply<Op, kTileRows, 2>(units, left, 1, panel, right, tile);
+          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.out_stride);
+        }
+      }
+    }
+  }
+}
+
+template <class A>
+void symmetrise_in(const SymmetriseTask& task) {
+  constexpr int lanes = kLanes<A>;
+  A* out = static_cast<A*>(task.out);
+  const int64_t n = task.n;
+  for (int64_t i = task.row_begin; i < task.row_end; ++i) {
+    A* __restrict to = out + i * n;
+    const A* __restrict first = static_cast<const A*>(task.parts[0]) + i * n;
+    if (first != to) {
+      for (int64_t j = 0; j <= i; ++j) to[j] = first[j];
+    }
+    for (int64_t p = 1; p < task.part_count; ++p) {
+      const A* __restrict part = static_cast<const A*>(task.parts[p]) + i * n;
+      for (int64_t j = 0; j <= i; ++j) to[j] += part[j];
+    }
+  }
+  for (int64_t i = task.row_begin; i < task.row_end; i += lanes) {
+    const int64_t last = smaller(i + lanes, task.row_end);
+    for (int64_t j = 0; j < last; j += lanes) {
+      if (j + lanes <= i && i + lanes <= task.row_end) {
+        Vector<A> square[lanes];
+        BARLOW_FAST_UNROLL
+        for (int r = 0; r < lanes; ++r) square[r] = load(out + (i + r) * n + j);
+        transpose<A>(square);
+        BARLOW_FAST_UNROLL
+        for (int r = 0; r < lanes; ++r) store(out + (j + r) * n + i, square[r]);
+        continue;
+      }
+      for (int64_t r = i; r < last; ++r) {
+        for (int64_t c = j; c < smaller(j + lanes, r); ++c) out[c * n + r] = out[r * n + c];
+      }
+    }
+  }
+}
+
+void symmetrise(const SymmetriseTask& task) {
+  task.accumulation == Element::f64 ? symmetrise_in<double>(task) : symmetrise_in<float>(task);
+}
+
+template <class A>
+double inner_in(const A* x, const A* y, int64_t count) {
+  constexpr int lanes = kLanes<A>;
+  double total = 0;
+  int64_t i = 0;
+  while (i + 4 * lanes <= count) {
+    Vector<A> sum[4] = {};
+    const int64_t end = smaller(count - 4 * lanes, i + 64 * lanes);
+    for (; i <= end; i += 4 * lanes) {
+      BARLOW_FAST_UNROLL
+      for (int v = 0; v < 4; ++v) sum[v] += load(x + i + v * lanes) * load(y + i + v * lanes);
+    }
+    total += sum_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+  for (; i < count; ++i) total += static_cast<double>(x[i]) * y[i];
+  return total;
+}
+
+double inner(const void* x, const void* y, int64_t count, Element accumulation) {
+  return accumulation == Element::f64
+             ? inner_in(static_cast<const double*>(x), static_cast<const double*>(y), count)
+             : inner_in(static_cast<const float*>(x), static_cast<const float*>(y), count);
+}
+
+// ---- the left operand of the gradient product ---------------------------------------------------------------------
+
+template <class Op>
+int64_t gram_units(int64_t n) {
+  return (n + Op::kDepth - 1) / Op::kDepth;
+}
+
+// packed[panel][k][r] = K'[panel * kTileRows + r][k], K' = K - centre * identity. K is symmetric, so row k of K is read.
+template <class Op>
+void pack_gram_in(const PackGramTask& task) {
+  using A = Acc<Op>;
+  const A* gram = static_cast<const A*>(task.gram);
+  const int64_t n = task.n, units = gram_units<Op>(n);
+  const A centre = static_cast<A>(task.centre);
+  for (int64_t p = task.panel_begin; p < task.panel_end; ++p) {
+    Unit<Op>* to = static_cast<Unit<Op>*>(task.out) + p * units * kTileRows;
+    const int64_t first = p * kTileRows, count = smaller(kTileRows, n - first);
+    for (int64_t k = 0; k < units; ++k, to += kTileRows) {
+      A value[Op::kDepth][kTileRows] = {};
+      for (int d = 0; d < Op::kDepth; ++d) {
+        const int64_t row = k * Op::kDepth + d;
+        if (row >= n) break;
+        for (int64_t r = 0; r < count; ++r) value[d][r] = gram[row * n + first + r];
+        if (row >= first && row < first + count) value[d][row - first] -= centre;
+        if constexpr (Op::kDepth == 1) round_in_place(value[d], kTileRows, task.operand);
+      }
+      for (int r = 0; r < kTileRows; ++r) {
+        if constexpr (Op::kDepth == 2) {
+          to[r] = float_to_bf16(value[0][r]) | static_cast<uint32_t>(float_to_bf16(value[1][r])) << 16;
+        } else {
+          to[r] = value[0][r];
+        }
+      }
+    }
+  }
+}
+
+// ---- gradients ----------------------------------------------------------------------------------------------------
+
+template <class Op>
+struct GramGradientScratch {
+  int64_t panels, samples;       // samples: rows padded to whole tiles and units
+  bool separate;                 // the product's operand is not the full-precision z_hat itself
+  Acc<Op>*row, *hat_row;         // one row of the block
+  Acc<Op>*hat[2], *product;      // [panel][sample][kPanel]
+  Unit<Op>*right[2];             // [panel][unit][kPanel]
+
+  GramGradientScratch(Arena& arena, const GramGradientTask& task) {
+    const int64_t width = round_up(task.column_end - task.column_begin, kPanel<Op>);
+    panels = width / kPanel<Op>;
+    samples = round_up(task.n, larger(kTileRows, Op::kDepth));
+    separate = Op::kDepth > 1 || task.operand == Element::bf16 || task.operand == Element::f16;
+    row = arena.template take<Acc<Op>>(width);
+    hat_row = arena.template take<Acc<Op>>(2 * width);
+    product = arena.template take<Acc<Op>>(samples * width);
+    for (int view = 0; view < 2; ++view) {
+      hat[view] = arena.template take<Acc<Op>>(samples * width);
+      right[view] = separate ? arena.template take<Unit<Op>>(samples * width / Op::kDepth)
+                             : reinterpret_cast<Unit<Op>*>(hat[view]);
+    }
+  }
+};
+
+// Standardises one view's columns into panels, in full precision and as the product's right operand.
+template <class Op>
+void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view) {
+  using A = Acc<Op>;
+  constexpr int panel = kPanel<Op>;
+  const View& z = view ? task.b : task.a;
+  const Norm& norm = view ? task.norm_b : task.norm_a;
+  const int64_t first = task.column_begin, count = task.column_end - first, width = s.panels * panel;
+  const A* mean = static_cast<const A*>(norm.mean) + first;
+  const A* rstd = static_cast<const A*>(norm.rstd) + first;
+  for (int64_t n = 0; n < s.samples; ++n) {
+    if (n < task.n) {
+      standardise_row(read_row(z, n, first, count, s.row), mean, rstd, count, width, Element::f32, s.hat_row);
+    } else {
+      for (int64_t c = 0; c < width; ++c) s.hat_row[c] = 0;
+    }
+    for (int64_t p = 0; p < s.panels; ++p) {
+      A* to = s.hat[view] + (p * s.samples + n) * panel;
+      for (int v = 0; v < 2; ++v) store(to + v * kLanes<A>, load(s.hat_row + p * panel + v * kLanes<A>));
+      if (!s.separate) continue;
+      if constexpr (Op::kDepth == 1) {
+        A* rounded = s.right[view] + (p * s.samples + n) * panel;
+        for (int c = 0; c < panel; ++c) rounded[c] = to[c];
+        round_in_place(rounded, panel, task.operand);
+      } else if (n % 2 == 1) {
+        pack_across<Op>(to - panel, to, s.right[view] + (p * s.samples + n - 1) / 2 * panel);
+      }
+    }
+  }
+}
+
+// From product = K' z_hat of one panel to dL/dz: G = coefficient * product + w * other, its projection, the norm's
+// backward (kernels/README.md, equation 6; the last term of `projection` puts back what centring took out).
+template <class Op>
+void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view, int64_t p) {
+  using A = Acc<Op>;
+  constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
+  const int64_t column = task.column_begin + p * panel, count = smaller(panel, task.column_end - column);
+  A* product = s.product + p * s.samples * panel;
+  const A* hat = s.hat[view] + p * s.samples * panel;
+  const A* other = s.hat[1 - view] + p * s.samples * panel;
+  A weight[panel] = {}, factor[panel] = {}, projection[panel] = {}, rstd[panel] = {};
+  for (int64_t c = 0; c < count; ++c) {
+    weight[c] = static_cast<A>(task.slope * static_cast<const A*>(task.diagonal)[column + c] + task.offset);
+    rstd[c] = static_cast<const A*>((view ? task.norm_b : task.norm_a).rstd)[column + c];
+    factor[c] = static_cast<A>(rstd[c] * task.grad_scale);
+  }
+  const A coefficient = static_cast<A>(task.coefficient);
+  double total[panel] = {};
+  for (int64_t begin = 0; begin < task.n; begin += 128) {
+    Vector<A> sum[2] = {};
+    for (int64_t n = begin; n < smaller(begin + 128, task.n); ++n) {
+      for (int v = 0; v < 2; ++v) {
+        const int64_t at = n * panel + v * lanes;
+        const Vector<A> g = broadcast(coefficient) * load(product + at) + load(weight + v * lanes) * load(other + at);
+        store(product + at, g);
+        sum[v] += g * load(hat + at);
+      }
+    }
+    for (int c = 0; c < panel; ++c) total[c] += sum[c / lanes][c % lanes];
+  }
+  const double centre = view ? task.centre_a : task.centre_b;
+  for (int64_t c = 0; c < count; ++c) {
+    const double square = static_cast<double>(rstd[c]) * rstd[c];
+    projection[c] = static_cast<A>(total[c] / task.n - task.coefficient * centre * task.eps * square);
+  }
+  const Output& out = view ? task.grad_b : task.grad_a;
+  A row[panel];
+  for (int64_t n = 0; n < task.n; ++n) {
+    for (int v = 0; v < 2; ++v) {
+      const int64_t at = n * panel + v * lanes;
+      const Vector<A> g = load(product + at) - load(hat + at) * load(projection + v * lanes);
+      store(row + v * lanes, g * load(factor + v * lanes));
+    }
+    write_row(out, n, column, count, row);
+  }
+}
+
+template <class Op>
+void gram_gradient_in(const GramGradientTask& task, void* scratch) {
+  using A = Acc<Op>;
+  constexpr int panel = kPanel<Op>;
+  Arena arena{static_cast<char*>(scratch)};
+  const GramGradientScratch<Op> s(arena, task);
+  stage_columns<Op>(task, s, 0);
+  stage_columns<Op>(task, s, 1);
+  const int64_t units = gram_units<Op>(task.n);
+  for (int view = 0; view < 2; ++view) {
+    if ((view ? task.grad_b : task.grad_a).data == nullptr) continue;
+    const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_a : task.packed_b);
+    for (int64_t n = 0; n < task.n; n += kTileRows) {
+      for (int64_t p = 0; p < s.panels; ++p) {
+        Vector<A> tile[kTileRows][2];
+        multiply<Op, kTileRows, 2>(units, packed + n * units, 1, kTileRows,
+                                   s.right[view] + p * (s.samples / Op::kDepth) * panel, tile);
+        store_tile<A>(tile, kTileRows, panel, false, s.product + (p * s.samples + n) * panel, panel);
+      }
+    }
+    for (int64_t p = 0; p < s.panels; ++p) finish_gram_panel<Op>(task, s, view, p);
+  }
+}

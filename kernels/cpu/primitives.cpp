@@ -1,0 +1,120 @@
+// The primitives for one instruction set; compiled once for each with BARLOW_FAST_TABLE naming the table.
+//
+// Everything lives in an anonymous namespace and no standard-library function is called: an inline function that two
+// of these objects share would be merged by the linker, possibly into the version that an older CPU cannot run.
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "contract.h"
+
+namespace barlow_fast {
+namespace {
+
+#include "vector.h"
+#include "pack.h"
+#include "moments.h"
+#include "gram.h"
+#include "correlation.h"
+
+// Calls function<Op>(arguments) for the operand type: bf16 as pairs where the CPU multiplies them, else, like f16, as
+// float32 values rounded to it.
+#if defined(__AVX512BF16__)
+#define BARLOW_FAST_PAIRS(operand, call) \
+  if ((operand) == Element::bf16) { using Op = Pairs; return call; }
+constexpr bool kNativeBf16 = true;
+#else
+#define BARLOW_FAST_PAIRS(operand, call)
+constexpr bool kNativeBf16 = false;
+#endif
+#define BARLOW_FAST_DISPATCH(operand, call)                            \
+  do {                                                                 \
+    BARLOW_FAST_PAIRS(operand, call)                                   \
+    if ((operand) == Element::f64) { using Op = Double; return call; } \
+    { using Op = Single; return call; }                                \
+  } while (false)
+
+template <class Op>
+Geometry geometry_in() {
+  return Geometry{kPanel<Op>, kTileRows};
+}
+template <class Op>
+size_t packed_gram_bytes_in(int64_t n) {
+  return static_cast<size_t>(round_up(n, kTileRows) * gram_units<Op>(n)) * sizeof(Unit<Op>);
+}
+template <class Scratch, class Task>
+size_t bytes_of(const Task& task) {
+  Arena arena{nullptr};
+  Scratch scratch(arena, task);
+  return arena.used;
+}
+
+Geometry geometry(Element operand) { BARLOW_FAST_DISPATCH(operand, geometry_in<Op>()); }
+size_t packed_gram_bytes(int64_t n, Element operand) { BARLOW_FAST_DISPATCH(operand, packed_gram_bytes_in<Op>(n)); }
+size_t packed_matrix_bytes(int64_t d, Element operand) {
+  BARLOW_FAST_DISPATCH(operand, packed_matrix_bytes_in<Op>(d));
+}
+
+size_t gram_scratch(const GramTask& t) { BARLOW_FAST_DISPATCH(t.operand, bytes_of<GramScratch<Op>>(t)); }
+void gram(const GramTask& t, void* scratch) { BARLOW_FAST_DISPATCH(t.operand, gram_in<Op>(t, scratch)); }
+void pack_gram(const PackGramTask& t) { BARLOW_FAST_DISPATCH(t.operand, pack_gram_in<Op>(t)); }
+size_t gram_gradient_scratch(const GramGradientTask& t) {
+  BARLOW_FAST_DISPATCH(t.operand, bytes_of<GramGradientScratch<Op>>(t));
+}
+void gram_gradient(const GramGradientTask& t, void* scratch) {
+  BARLOW_FAST_DISPATCH(t.operand, gram_gradient_in<Op>(t, scratch));
+}
+size_t correlation_scratch(const CorrelationTask& t) {
+  BARLOW_FAST_DISPATCH(t.operand, bytes_of<CorrelationScratch<Op>>(t));
+}
+void correlation(const CorrelationTask& t, void* scratch) {
+  BARLOW_FAST_DISPATCH(t.operand, correlation_in<Op>(t, scratch));
+}
+size_t pack_matrix_scratch(const PackMatrixTask& t) {
+  BARLOW_FAST_DISPATCH(t.operand, bytes_of<PackMatrixScratch<Op>>(t));
+}
+void pack_matrix(const PackMatrixTask& t, void* scratch) {
+  BARLOW_FAST_DISPATCH(t.operand, pack_matrix_in<Op>(t, scratch));
+}
+size_t correlation_gradient_scratch(const CorrelationGradientTask& t) {
+  BARLOW_FAST_DISPATCH(t.operand, bytes_of<CorrelationGradientScratch<Op>>(t));
+}
+void correlation_gradient(const CorrelationGradientTask& t, void* scratch) {
+  BARLOW_FAST_DISPATCH(t.operand, correlation_gradient_in<Op>(t, scratch));
+}
+
+constexpr Primitives kTable = {
+    BARLOW_FAST_NAME,
+    kNativeBf16,
+    geometry,
+    packed_gram_bytes,
+    packed_matrix_bytes,
+    moments_scratch,
+    moments,
+    standardise_scratch,
+    standardise,
+    gram_scratch,
+    gram,
+    symmetrise,
+    inner,
+    pack_gram,
+    gram_gradient_scratch,
+    gram_gradient,
+    correlation_scratch,
+    correlation,
+    correlation_sum,
+    pack_matrix_scratch,
+    pack_matrix,
+    correlation_gradient_scratch,
+    correlation_gradient,
+};
+
+}  // namespace
+
+const Primitives* BARLOW_FAST_TABLE() { return &kTable; }
+
+}  // namespace barlow_fast
