@@ -1,0 +1,190 @@
+"""Data sets that fit in memory, as uint8 tensors with labels for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .idx import read_idx
+
+# Where Debian's package `dataset-fashion-mnist` puts its files.
+SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+FASHION_MNIST_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+# scikit-learn keeps the order of the test part of the original collection, written by 13 people
+# one after another. Cutting it without shuffling leaves mostly unseen hands in the test part:
+# harder than a shuffled split (nearest neighbours on pixels reach 96 % instead of 98.6 %), and
+# closer to what a representation is for.
+DIGITS_TRAIN = 1197
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images in memory. Labels never reach the training; they score the features."""
+
+    name: str
+    source: str  # where the images came from, for the log
+    train_images: Tensor  # (N, C, H, W) uint8
+    train_labels: Tensor  # (N,) int64
+    test_images: Tensor
+    test_labels: Tensor
+    classes: int
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            if images.dtype != torch.uint8 or images.dim() != 4:
+                raise ValueError(
+                    f"{part}_images must be (N, C, H, W) uint8, "
+                    f"got {tuple(images.shape)} {images.dtype}"
+                )
+            if labels.shape != images.shape[:1]:
+                raise ValueError(f"{len(images)} {part} images but {len(labels)} labels")
+
+    @property
+    def channels(self) -> int:
+        return self.train_images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return tuple(self.train_images.shape[-2:])
+
+    def normalisation(self) -> tuple[float, float]:
+        """(mean, standard deviation) of the training images, where white is 1."""
+        values = self.train_images.to(torch.float32) / 255
+        return values.mean().item(), values.std().item()
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"{self.name}: {len(self.train_images)} training and {len(self.test_images)} test "
+            f"images of {height} x {width} pixels, {self.classes} classes ({self.source})"
+        )
+
+
+def load(name: str, data_dir: Path | None = None) -> ImageDataset:
+    """A data set by name.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: folder with the data set's files, or where to download them; None for the usual
+            places.
+
+    Raises:
+        ValueError: an unknown name, a folder given to an embedded data set, damaged files (the
+            message names the file).
+        FileNotFoundError: files missing where they should be, and no way to get them.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
+    return DATASETS[name](data_dir)
+
+
+def load_digits(data_dir: Path | None = None) -> ImageDataset:
+    """scikit-learn's handwritten digits, 1797 images of 8 x 8 pixels that come with the package."""
+    if data_dir is not None:
+        raise ValueError("the digits come with scikit-learn: they take no data directory")
+    from sklearn.datasets import load_digits as load_from_sklearn
+
+    bunch = load_from_sklearn()
+    # 17 levels of gray, 0 to 16, stretched over a byte.
+    images = (torch.from_numpy(bunch.images) * (255 / 16)).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    return ImageDataset(
+        "digits",
+        "comes with scikit-learn",
+        images[:DIGITS_TRAIN],
+        labels[:DIGITS_TRAIN],
+        images[DIGITS_TRAIN:],
+        labels[DIGITS_TRAIN:],
+        classes=10,
+    )
+
+
+def load_fashion_mnist(data_dir: Path | None = None) -> ImageDataset:
+    """Fashion-MNIST, 70 000 images of 28 x 28 pixels, from `data_dir`, Debian's package or
+    torchvision's download."""
+    folder = _fashion_mnist_folder(data_dir)
+    parts = {part: _read_pair(folder, *files) for part, files in FASHION_MNIST_FILES.items()}
+    (train_images, train_labels), (test_images, test_labels) = parts["train"], parts["test"]
+    if train_images.shape[1:] != test_images.shape[1:]:
+        raise ValueError(
+            f"{folder}: training images are {tuple(train_images.shape[2:])} pixels, "
+            f"test images {tuple(test_images.shape[2:])}"
+        )
+    return ImageDataset(
+        "fashion-mnist",
+        f"from {folder}",
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        classes=10,
+    )
+
+
+def _fashion_mnist_folder(data_dir: Path | None) -> Path:
+    """The folder that holds the four files; downloads them when there is none."""
+    if data_dir is not None:
+        data_dir = Path(data_dir)
+        # torchvision nests its downloads in FashionMNIST/raw: accept its root as well.
+        for folder in (data_dir, data_dir / "FashionMNIST" / "raw"):
+            if _find(folder, FASHION_MNIST_FILES["train"][0]) is not None:
+                return folder
+        if data_dir.exists() and not data_dir.is_dir():
+            raise ValueError(f"{data_dir} is not a folder")
+        if data_dir.is_dir() and any(data_dir.iterdir()):
+            names = ", ".join(f"{n}[.gz]" for pair in FASHION_MNIST_FILES.values() for n in pair)
+            raise FileNotFoundError(f"{data_dir} does not hold Fashion-MNIST; it needs {names}")
+    elif _find(SYSTEM_FASHION_MNIST, FASHION_MNIST_FILES["train"][0]) is not None:
+        return SYSTEM_FASHION_MNIST
+    return _download(data_dir or Path.home() / ".cache" / "barlow_fast")
+
+
+def _download(root: Path) -> Path:
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(root), download=True)
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"Fashion-MNIST could not be downloaded to {root} ({error}). Install Debian's package "
+            "dataset-fashion-mnist, or give --data-dir a folder with its four files."
+        ) from error
+    return root / "FashionMNIST" / "raw"
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+
+
+def _read_pair(folder: Path, images_name: str, labels_name: str) -> tuple[Tensor, Tensor]:
+    paths = []
+    for name in (images_name, labels_name):
+        path = _find(folder, name)
+        if path is None:
+            raise FileNotFoundError(f"{folder} lacks {name}.gz")
+        paths.append(path)
+    images, labels = read_idx(paths[0], dimensions=3), read_idx(paths[1], dimensions=1)
+    if len(images) != len(labels):
+        raise ValueError(f"{paths[1]}: {len(labels)} labels for {len(images)} images of {paths[0]}")
+    if not images.size:
+        raise ValueError(f"{paths[0]}: holds no images")
+    if labels.max() > 9:
+        raise ValueError(f"{paths[1]}: label {labels.max()} where 0 to 9 are expected")
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels).to(torch.int64)
+
+
+DATASETS: dict[str, Callable[[Path | None], ImageDataset]] = {
+    "digits": load_digits,
+    "fashion-mnist": load_fashion_mnist,
+}
