@@ -1,0 +1,112 @@
+"""Checkpoints are whole or absent, and never run code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from barlow_fast.training import checkpoint, load_checkpoint, save_checkpoint
+
+
+def test_round_trip(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 3, "weights": {"w": torch.arange(4.0)}, "names": ["a", None]})
+    state = load_checkpoint(path)
+    assert state["step"] == 3
+    assert state["names"] == ["a", None]
+    assert torch.equal(state["weights"]["w"], torch.arange(4.0))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch, moment: str):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1})
+    old = path.read_bytes()
+
+    def half_written(state, stream):
+        stream.write(b"half of a che")
+        raise OSError(28, "No space left on device")
+
+    def fail(*args):
+        raise OSError(5, "Input/output error")
+
+    if moment == "write":
+        monkeypatch.setattr(checkpoint.torch, "save", half_written)
+    else:
+        monkeypatch.setattr(os, moment, fail)
+    with pytest.raises(OSError, match=r"space|error"):
+        save_checkpoint(path, {"step": 2})
+    monkeypatch.undo()
+    assert path.read_bytes() == old
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert load_checkpoint(path)["step"] == 1
+
+
+def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch):
+    events = []
+    real_sync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda d: (events.append("sync"), real_sync(d))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("name"), real_replace(a, b))[1])
+    save_checkpoint(tmp_path / "checkpoint.pt", {"step": 1})
+    assert events == ["sync", "name", "sync"]
+
+
+class Payload:
+    """A pickle that would touch a file when loaded."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))
+
+
+def test_loading_runs_nothing(tmp_path: Path):
+    path, touched = tmp_path / "checkpoint.pt", tmp_path / "touched"
+    torch.save({"format": checkpoint.FORMAT, "version": 1, "x": Payload(str(touched))}, path)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(path)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no checkpoint", pickle.dumps({"step": 1}), b"PK\x03\x04 cut"],
+    ids=["empty", "text", "pickle", "zip"],
+)
+def test_other_files_are_named_in_the_error(tmp_path: Path, content: bytes):
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"other\.pt"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"weights": torch.rand(1000)})
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[-500:]
+    else:
+        content[len(content) // 2] ^= 1  # inside the 4000 bytes of weights
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(path)
+
+
+def test_foreign_and_future_checkpoints_are_refused(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model": {}}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of"):
+        load_checkpoint(path)
+    torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
+    with pytest.raises(ValueError, match="version 99"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_checkpoint(tmp_path / "nowhere.pt")

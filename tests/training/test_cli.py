@@ -1,0 +1,238 @@
+"""`barlow-fast pretrain`, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from barlow_fast import cli
+from barlow_fast.commands import app
+from barlow_fast.training import load_checkpoint
+
+SMALL = ["--epochs", "2", "--batch-size", "64", "--projector", "32-96"]
+
+
+def pretrain(*arguments: object):
+    return CliRunner().invoke(app, ["pretrain", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """(folder, output) of a small run."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    result = pretrain(*SMALL, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_a_run_leaves_checkpoint_figure_and_log(finished):
+    folder, output = finished
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.pt", "figure.png", "log.jsonl"]
+    state = load_checkpoint(folder / "checkpoint.pt")
+    assert state["config"]["projector"] == [32, 96]
+    assert state["step"] == 2 * (1197 // 64)
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["started", "epoch", "epoch"]
+    for name in ("checkpoint.pt", "figure.png", "log.jsonl"):
+        assert str(folder / name) in output
+
+
+def test_it_says_what_it_does(finished):
+    _, output = finished
+    for part in (
+        "1197 training and 600 test images",
+        "64 x 96 float32",
+        "form       gram",
+        "images/s",
+        "random weights",
+        "raw pixels",
+    ):
+        assert part in output, part
+    # Without a terminal there is no bar, only lines.
+    assert "\r" not in output
+    assert "\x1b" not in output
+    assert len(output.splitlines()) < 25
+
+
+def test_quiet_prints_nothing(tmp_path: Path):
+    result = pretrain(*SMALL, "--epochs", 1, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0
+    assert result.output == ""
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    folder, _ = finished
+    before = load_checkpoint(folder / "checkpoint.pt")
+    result = pretrain("--resume", folder / "checkpoint.pt")
+    assert result.exit_code == 0, result.output
+    after = load_checkpoint(folder / "checkpoint.pt")
+    assert after["step"] == before["step"]
+    assert all(torch.equal(v, after["model"][k]) for k, v in before["model"].items())
+
+
+def errors(tmp_path: Path, finished: Path) -> dict[str, tuple[list, str]]:
+    """name -> (arguments, what stderr says)."""
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(b"PK\x03\x04")
+    corrupt = tmp_path / "corrupt"
+    corrupt.mkdir()
+    (corrupt / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8bnot gzip")
+    (corrupt / "train-labels-idx1-ubyte.gz").write_bytes(b"")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").touch()
+    file = tmp_path / "file"
+    file.touch()
+    checkpoint = finished / "checkpoint.pt"
+    return {
+        "large batch": (["--batch-size", 1198], "1197 training images"),
+        "small batch": (["--batch-size", 1], "at least 2"),
+        "data set": (["--dataset", "cifar"], "unknown data set 'cifar'"),
+        "data folder": (["--dataset", "fashion-mnist", "--data-dir", foreign], "does not hold"),
+        "corrupt file": (
+            ["--dataset", "fashion-mnist", "--data-dir", corrupt],
+            "train-images-idx3-ubyte.gz",
+        ),
+        "useless folder": (["--data-dir", foreign], "no data directory"),
+        "widths": (["--projector", "512,1024"], "--projector"),
+        "zero width": (["--dim", 0], "projector"),
+        "both widths": (["--projector", "8-8", "--dim", 8], "give one"),
+        "rate": (["--lr", -1], "learning_rate"),
+        "epochs": (["--epochs", 0], "epochs"),
+        "precision": (["--precision", "fp8"], "precision"),
+        "backend": (["--backend", "abacus"], "backend"),
+        "device": (["--device", "tpu"], "--device"),
+        "no checkpoint": (["--resume", tmp_path / "none.pt"], "none.pt"),
+        "damaged checkpoint": (["--resume", damaged], "damaged.pt"),
+        "other architecture": (["--resume", checkpoint, "--dim", 128], "projector"),
+        "other settings": (["--resume", checkpoint, "--seed", 4, "--epochs", 9], "seed"),
+        "used folder": (["--out", finished], "--resume"),
+        "folder is a file": (["--out", file], "cannot write"),
+        "folder in a file": (["--out", file / "deeper"], "cannot write"),
+    }
+
+
+ERRORS = (
+    "large batch",
+    "small batch",
+    "data set",
+    "data folder",
+    "corrupt file",
+    "useless folder",
+    "widths",
+    "zero width",
+    "both widths",
+    "rate",
+    "epochs",
+    "precision",
+    "backend",
+    "device",
+    "no checkpoint",
+    "damaged checkpoint",
+    "other architecture",
+    "other settings",
+    "used folder",
+    "folder is a file",
+    "folder in a file",
+)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_one_line_and_exit_with_2(tmp_path: Path, finished, name: str):
+    arguments, message = errors(tmp_path, finished[0])[name]
+    if "--out" not in arguments and "--resume" not in arguments:
+        arguments = [*arguments, "--out", tmp_path / "out"]
+    result = pretrain(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_permission(tmp_path: Path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    result = pretrain("--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+
+
+def test_runs_get_folders_of_their_own(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert pretrain(*SMALL, "--epochs", 1, "--quiet").exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["digits", "digits-2"]
+
+
+def test_divergence_exits_with_1(tmp_path: Path):
+    result = pretrain(*SMALL, "--lr", 1e30, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "diverged at step" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "barlow_fast.cli", "pretrain", *SMALL]
+    process = subprocess.Popen(
+        [*command, "--epochs", "5000", "--batch-size", "512", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors_printed = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors_printed
+    assert f"--resume {out / 'checkpoint.pt'}" in errors_printed
+    assert load_checkpoint(out / "checkpoint.pt")["step"] > 0
+
+
+def test_missing_libraries_are_named_with_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "REQUIRED", ("typer", "a_library_that_is_not_there"))
+    monkeypatch.setattr(sys, "argv", ["barlow-fast", "pretrain"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert "a_library_that_is_not_there" in stopped.value.code
+    assert "pip install 'barlow-fast[train]'" in stopped.value.code
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_doctor_needs_no_extra_and_passes_its_exit_code_on(monkeypatch, installed: bool):
+    monkeypatch.setitem(sys.modules, "barlow_fast.doctor", SimpleNamespace(report=lambda: 3))
+    monkeypatch.setattr(sys, "argv", ["barlow-fast", "doctor"])
+    if not installed:
+        monkeypatch.setattr(cli, "REQUIRED", ("a_library_that_is_not_there",))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 3
+
+
+def test_the_core_imports_without_the_extra():
+    """`import barlow_fast` and its loss need torch alone."""
+    program = (
+        "import sys\n"
+        "for name in ('typer', 'rich', 'matplotlib', 'sklearn', 'torchvision'):\n"
+        "    sys.modules[name] = None\n"
+        "import barlow_fast, barlow_fast.cli\n"
+        "import barlow_fast.data, barlow_fast.training, barlow_fast.evaluation\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
