@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..precision import accumulation_dtype
+from ..precision import OPERAND_DTYPE, accumulation_dtype
+from .memory import POOL
 
 NAME = "cpu"
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
@@ -91,9 +92,7 @@ def standardisation(moments: Tensor, count: int, eps: float) -> tuple[Tensor, Te
 
 
 def standardise(z: Tensor, mean: Tensor, rstd: Tensor, precision: str) -> Tensor:
-    from ..precision import OPERAND_DTYPE
-
-    out = torch.empty(z.shape, dtype=OPERAND_DTYPE[precision])
+    out = POOL.empty(tuple(z.shape), OPERAND_DTYPE[precision])
     torch.ops.barlow_fast_cpu.standardise(_rows(z), mean.contiguous(), rstd.contiguous(), out)
     return out
 
@@ -102,7 +101,7 @@ def gram_pair(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = z_a.shape[0]
-    gram_a, gram_b = (torch.empty((n, n), dtype=statistics.dtype) for _ in range(2))
+    gram_a, gram_b = (POOL.empty((n, n), statistics.dtype) for _ in range(2))
     inner = torch.empty((), dtype=torch.float64)
     torch.ops.barlow_fast_cpu.gram_pair(
         _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], gram_a, gram_b, inner
@@ -136,7 +135,7 @@ def correlation(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
     d = z_a.shape[1]
-    matrix = torch.empty((d, d), dtype=statistics.dtype)
+    matrix = POOL.empty((d, d), statistics.dtype)
     squares = torch.empty((2, d), dtype=torch.float64)
     torch.ops.barlow_fast_cpu.correlation(
         _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], matrix, squares
@@ -166,7 +165,7 @@ def correlation_gradients(
 
 
 def _gradients(z_a: Tensor, z_b: Tensor, need: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty(z_a.shape if need[0] else 0, dtype=z_a.dtype),
-        torch.empty(z_b.shape if need[1] else 0, dtype=z_b.dtype),
+    return tuple(
+        POOL.empty(tuple(z.shape) if needed else (0,), z.dtype)
+        for z, needed in zip((z_a, z_b), need, strict=True)
     )

@@ -150,6 +150,7 @@ View view_of(const Tensor& z, const char* name) {
 
 void check_pair(const Tensor& z_a, const Tensor& z_b) {
   STD_TORCH_CHECK(z_a.size(0) == z_b.size(0) && z_a.size(1) == z_b.size(1), "barlow_fast: z_a and z_b differ in shape");
+  STD_TORCH_CHECK(z_a.scalar_type() == z_b.scalar_type(), "barlow_fast: z_a and z_b differ in dtype");
 }
 
 // An output or intermediate: contiguous, with exactly these sizes.
@@ -188,6 +189,12 @@ Output output_of(const Tensor& out, const char* name, int64_t n, int64_t d) {
   return Output{out.mutable_data_ptr(), d, element_of(out)};
 }
 
+// Outputs that would push each other out of the caches before anybody reads them are written past them.
+bool too_large_to_keep(const Output& out, int64_t count) {
+  constexpr int64_t bytes[] = {8, 4, 2, 2};
+  return count * bytes[static_cast<int>(out.type)] >= (int64_t{4} << 20);
+}
+
 double scalar_of(const Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu() && x.numel() == 1, "barlow_fast: grad_scale must hold one element on the CPU");
   switch (x.scalar_type()) {
@@ -216,7 +223,7 @@ void column_moments(const Tensor& z_a, const Tensor& z_b, Tensor out) {
     const int64_t part = i / column_parts, column = i % column_parts * columns;
     const MomentsTask task{a, b, part * rows, std::min(n, (part + 1) * rows), column, std::min(d, column + columns),
                            parts + part * 5 * d, d};
-    primitives().moments(task, task_scratch.get(primitives().moments_scratch(task)));
+    primitives().moments(task);
   });
   double* total = parts;
   for (int64_t part = 1; part < row_parts; ++part) {
@@ -277,13 +284,12 @@ void standardisation(const Tensor& moments, int64_t count, double eps, Tensor st
 void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, Tensor out) {
   const int64_t n = z.size(0), d = z.size(1), rows = std::max<int64_t>(1, 65536 / std::max<int64_t>(d, 1));
   const Output to = output_of(out, "out", n, d);
-  const StandardiseTask base{view_of(z, "z"), Norm{mean.const_data_ptr(), rstd.const_data_ptr()}, to, d, 0, n,
-                             element_of(mean)};
+  const StandardiseTask base{view_of(z, "z"), Norm{mean.const_data_ptr(), rstd.const_data_ptr()}, to, d, 0, n};
   run_tasks(ceil_div(n, rows), [&](int64_t i) {
     StandardiseTask task = base;
     task.row_begin = i * rows;
     task.row_end = std::min(n, task.row_begin + rows);
-    primitives().standardise(task, task_scratch.get(primitives().standardise_scratch(task)));
+    primitives().standardise(task);
   });
 }
 
@@ -409,7 +415,7 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
   const GramGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal, packed,
                               packed + bytes, out_a, out_b, n, 0, 0, coefficient, slope, offset, eps, centre[0],
-                              centre[1], scalar_of(grad_scale), operand};
+                              centre[1], scalar_of(grad_scale), operand, too_large_to_keep(out_a, n * d)};
   run_tasks(ceil_div(d, columns), [&](int64_t i) {
     GramGradientTask task = base;
     task.column_begin = i * columns;
@@ -488,12 +494,12 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
     if (!used[which]) return;
     const PackMatrixTask task{matrix.const_data_ptr(), d, panel, panel + 1, which == 0,
                               packed + static_cast<size_t>(which) * bytes, operand};
-    primitives().pack_matrix(task, task_scratch.get(primitives().pack_matrix_scratch(task)));
+    primitives().pack_matrix(task);
   });
   const double* row_squares = static_cast<const double*>(squares.const_data_ptr());
   const CorrelationGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal,
                                      row_squares, row_squares + d, packed, packed + bytes, out_a, out_b, d, 0, 0,
-                                     coefficient, slope, offset, scalar_of(grad_scale), operand};
+                                     coefficient, slope, offset, scalar_of(grad_scale), operand, too_large_to_keep(out_a, n * d)};
   // Rows whose standardised copies of both views fit the second-level cache.
   const int64_t rows = std::clamp<int64_t>((512 << 10) / (8 * d) / 32 * 32, 32, 128);
   run_tasks(ceil_div(n, rows), [&](int64_t i) {

@@ -13,7 +13,7 @@ namespace barlow_fast {
 
 enum class Element : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 
-// An (N, D) matrix in memory: rows `stride` elements apart, columns contiguous.
+// An (N, D) matrix in memory; both views of a task have the same element type: rows `stride` elements apart, columns contiguous.
 struct View {
   const void* data;
   int64_t stride;
@@ -45,9 +45,8 @@ struct MomentsTask {
 struct StandardiseTask {
   View z;
   Norm norm;
-  Output out;
+  Output out;  // its type decides the accumulation type of `norm`
   int64_t d, row_begin, row_end;
-  Element accumulation;
 };
 
 // out[i, j] = sum over columns [column_begin, column_end) of z_hat[i, .] z_hat[j, .] for i in [i_begin, i_end),
@@ -90,6 +89,7 @@ struct GramGradientTask {
   int64_t n, column_begin, column_end;
   double coefficient, slope, offset, eps, centre_a, centre_b, grad_scale;
   Element operand;
+  bool stream;  // write the gradients past the caches
 };
 
 // out[i, j] = sum over rows [row_begin, row_end) of z_hat_a[., i] z_hat_b[., j], for i and j in their ranges.
@@ -135,6 +135,7 @@ struct CorrelationGradientTask {
   int64_t d, row_begin, row_end;
   double coefficient, slope, offset, grad_scale;
   Element operand;
+  bool stream;  // write the gradients past the caches
 };
 
 // Sizes the scheduler needs to cut work and hand out memory; all in elements unless named bytes.
@@ -151,11 +152,9 @@ struct Primitives {
   size_t (*packed_gram_bytes)(int64_t n, Element operand);
   size_t (*packed_matrix_bytes)(int64_t d, Element operand);
 
-  // Each `run` takes scratch memory of at least the bytes that its `scratch` answers, 64-byte aligned.
-  size_t (*moments_scratch)(const MomentsTask&);
-  void (*moments)(const MomentsTask&, void* scratch);
-  size_t (*standardise_scratch)(const StandardiseTask&);
-  void (*standardise)(const StandardiseTask&, void* scratch);
+  // Scratch memory is 64-byte aligned and at least as large as the function beside answers.
+  void (*moments)(const MomentsTask&);
+  void (*standardise)(const StandardiseTask&);
   size_t (*gram_scratch)(const GramTask&);
   void (*gram)(const GramTask&, void* scratch);
   void (*symmetrise)(const SymmetriseTask&);
@@ -166,8 +165,7 @@ struct Primitives {
   size_t (*correlation_scratch)(const CorrelationTask&);
   void (*correlation)(const CorrelationTask&, void* scratch);
   void (*correlation_sum)(const CorrelationSumTask&);
-  size_t (*pack_matrix_scratch)(const PackMatrixTask&);
-  void (*pack_matrix)(const PackMatrixTask&, void* scratch);
+  void (*pack_matrix)(const PackMatrixTask&);
   size_t (*correlation_gradient_scratch)(const CorrelationGradientTask&);
   void (*correlation_gradient)(const CorrelationGradientTask&, void* scratch);
 };

@@ -5,49 +5,49 @@
 template <class Op>
 struct CorrelationScratch {
   int64_t depth;
-  Acc<Op>*buffer, *rows;
   Unit<Op>*left, *right;
 
   CorrelationScratch(Arena& arena, const CorrelationTask& task) {
     const int64_t i_width = round_up(task.i_end - task.i_begin, kPanel<Op>);
     const int64_t j_width = round_up(task.j_end - task.j_begin, kPanel<Op>);
-    const int64_t widest = larger(i_width, j_width);
     const int64_t bytes = (i_width + j_width) * static_cast<int64_t>(sizeof(Unit<Op>));
     depth = smaller(larger((512 << 10) / bytes * Op::kDepth / 2 * 2, 32), 512);
-    buffer = arena.template take<Acc<Op>>(widest);
-    rows = arena.template take<Acc<Op>>(2 * widest);
     left = arena.template take<Unit<Op>>(i_width * depth / Op::kDepth);
     right = arena.template take<Unit<Op>>(j_width * depth / Op::kDepth);
   }
 };
 
-// Panels of columns [begin, end) with the rows as summed index; `rows` is padded to whole units with zeros.
-template <class Op>
-void pack_features(const View& z, const Norm& norm, Element operand, const CorrelationScratch<Op>& s, int64_t row_begin,
-                   int64_t rows, int64_t begin, int64_t end, Unit<Op>* out) {
+// Panels of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole units with zeros.
+template <class Op, Element E>
+void pack_features(const View& z, const Norm& norm, Element operand, int64_t row_begin, int64_t rows, int64_t begin,
+                   int64_t end, Unit<Op>* out) {
   using A = Acc<Op>;
-  constexpr int panel = kPanel<Op>;
-  const int64_t width = round_up(end - begin, panel), units = (rows + Op::kDepth - 1) / Op::kDepth;
-  const A* mean = static_cast<const A*>(norm.mean) + begin;
-  const A* rstd = static_cast<const A*>(norm.rstd) + begin;
+  constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
+  const int64_t units = (rows + Op::kDepth - 1) / Op::kDepth;
+  const A* mean = static_cast<const A*>(norm.mean);
+  const A* rstd = static_cast<const A*>(norm.rstd);
   for (int64_t k = 0; k < units; ++k) {
-    for (int d = 0; d < Op::kDepth; ++d) {
-      const int64_t row = k * Op::kDepth + d;
-      A* to = s.rows + d * width;
-      if (row < rows) {
-        standardise_row(read_row(z, row_begin + row, begin, end - begin, s.buffer), mean, rstd, end - begin, width,
-                        operand, to);
-      } else {
-        for (int64_t c = 0; c < width; ++c) to[c] = 0;
+    for (int64_t c = begin; c < end; c += lanes) {
+      const int64_t count = end - c;
+      const Vector<A> m = load_some(mean + c, count), s = load_some(rstd + c, count);
+      Vector<A> hat[2] = {};
+      BARLOW_FAST_UNROLL
+      for (int e = 0; e < Op::kDepth; ++e) {
+        const int64_t row = k * Op::kDepth + e;
+        if (row >= rows) continue;
+        const Vector<A> x = load_some<A, E>(row_of<E>(z, row_begin + row) + c, count);
+        hat[e] = rounded<Op>(standardised<A>(x, m, s), operand);
       }
+      const int64_t at = c - begin;
+      store(out + at / panel * panel * units + k * panel + at % panel, units_across<Op>(hat[0], hat[1]));
     }
-    for (int64_t c = 0; c < width; c += panel) {
-      pack_across<Op>(s.rows + c, s.rows + (Op::kDepth - 1) * width + c, out + c * units + k * panel);
-    }
+    // The last panel's second half, where no column reaches it.
+    const int64_t used = round_up(end - begin, lanes);
+    if (used % panel) store(out + used / panel * panel * units + k * panel + lanes, Vector<Unit<Op>>{});
   }
 }
 
-template <class Op>
+template <class Op, Element E>
 void correlation_in(const CorrelationTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>;
@@ -57,8 +57,8 @@ void correlation_in(const CorrelationTask& task, void* scratch) {
   A* out = static_cast<A*>(task.out) + task.i_begin * task.out_stride + task.j_begin;
   for (int64_t row = task.row_begin; row < task.row_end; row += s.depth) {
     const int64_t rows = smaller(s.depth, task.row_end - row), units = (rows + Op::kDepth - 1) / Op::kDepth;
-    pack_features<Op>(task.a, task.norm_a, task.operand, s, row, rows, task.i_begin, task.i_end, s.left);
-    pack_features<Op>(task.b, task.norm_b, task.operand, s, row, rows, task.j_begin, task.j_end, s.right);
+    pack_features<Op, E>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left);
+    pack_features<Op, E>(task.b, task.norm_b, task.operand, row, rows, task.j_begin, task.j_end, s.right);
     for (int64_t j = 0; j < width; j += panel) {
       for (int64_t i = 0; i < height; i += kTileRows) {
         Vector<A> tile[kTileRows][2];
@@ -108,45 +108,39 @@ size_t packed_matrix_bytes_in(int64_t d) {
   return static_cast<size_t>(round_up(d, kPanel<Op>) * (matrix_depth<Op>(d) / Op::kDepth)) * sizeof(Unit<Op>);
 }
 
-template <class Op>
-struct PackMatrixScratch {
-  int64_t stride;
-  Acc<Op>* rows;
-
-  PackMatrixScratch(Arena& arena, const PackMatrixTask& task) {
-    stride = matrix_depth<Op>(task.d) + kLanes<Acc<Op>>;
-    rows = arena.template take<Acc<Op>>(kPanel<Op> * stride);
-  }
-};
-
 // Transposed: panel[k][c] = C[column + c][k]; otherwise panel[k][c] = C[k][column + c].
 template <class Op>
-void pack_matrix_in(const PackMatrixTask& task, void* scratch) {
+void pack_matrix_in(const PackMatrixTask& task) {
   using A = Acc<Op>;
-  constexpr int panel = kPanel<Op>;
-  Arena arena{static_cast<char*>(scratch)};
-  const PackMatrixScratch<Op> s(arena, task);
+  constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
   const A* matrix = static_cast<const A*>(task.matrix);
   const int64_t d = task.d, depth = matrix_depth<Op>(d);
   for (int64_t p = task.panel_begin; p < task.panel_end; ++p) {
     Unit<Op>* out = static_cast<Unit<Op>*>(task.out) + p * (depth / Op::kDepth) * panel;
-    const int64_t first = p * panel, count = smaller(panel, d - first);
+    const int64_t column = p * panel;
     if (task.transpose) {
-      for (int64_t c = 0; c < panel; ++c) {
-        A* to = s.rows + c * s.stride;
-        for (int64_t k = 0; k < depth; ++k) to[k] = c < count && k < d ? matrix[(first + c) * d + k] : 0;
-        round_in_place(to, depth, Op::kDepth == 1 ? task.operand : Element::f32);
-      }
-      pack_transposed<Op>(s.rows, s.stride, depth, out);
+      pack_transposed<Op>(depth, out, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
+        BARLOW_FAST_UNROLL
+        for (int r = 0; r < lanes; ++r) {
+          const int64_t row = column + first + r;
+          Vector<A> x[2] = {};
+          for (int v = 0; v < Op::kDepth && row < d; ++v) {
+            x[v] = rounded<Op>(load_some(matrix + row * d + k + v * lanes, d - k - v * lanes), task.operand);
+          }
+          square[r] = units_of<Op>(x[0], x[1]);
+        }
+      });
       continue;
     }
     for (int64_t k = 0; k < depth; k += Op::kDepth) {
-      for (int e = 0; e < Op::kDepth; ++e) {
-        A* to = s.rows + e * panel;
-        for (int64_t c = 0; c < panel; ++c) to[c] = c < count && k + e < d ? matrix[(k + e) * d + first + c] : 0;
-        round_in_place(to, panel, Op::kDepth == 1 ? task.operand : Element::f32);
+      for (int v = 0; v < 2; ++v) {
+        Vector<A> x[2] = {};
+        for (int e = 0; e < Op::kDepth && k + e < d; ++e) {
+          const int64_t at = column + v * lanes;
+          x[e] = rounded<Op>(load_some(matrix + (k + e) * d + at, d - at), task.operand);
+        }
+        store(out + k / Op::kDepth * panel + v * lanes, units_across<Op>(x[0], x[1]));
       }
-      pack_across<Op>(s.rows, s.rows + (Op::kDepth - 1) * panel, out + k / Op::kDepth * panel);
     }
   }
 }
@@ -157,7 +151,7 @@ template <class Op>
 struct CorrelationGradientScratch {
   int64_t rows, width, stride, left_stride;
   bool separate;
-  Acc<Op>*buffer, *hat[2], *weight, *projection[2], *factor[2];
+  Acc<Op>*hat[2], *weight, *projection[2], *factor[2];
   Unit<Op>* left[2];
 
   CorrelationGradientScratch(Arena& arena, const CorrelationGradientTask& task) {
@@ -167,7 +161,6 @@ struct CorrelationGradientScratch {
     stride = width + kLanes<Acc<Op>>;
     left_stride = stride / Op::kDepth;
     separate = Op::kDepth > 1 || task.operand == Element::bf16 || task.operand == Element::f16;
-    buffer = arena.template take<Acc<Op>>(width);
     weight = arena.template take<Acc<Op>>(width);
     for (int view = 0; view < 2; ++view) {
       projection[view] = arena.template take<Acc<Op>>(width);
@@ -179,27 +172,36 @@ struct CorrelationGradientScratch {
   }
 };
 
-template <class Op>
+template <class Op, Element E>
 void stage_rows(const CorrelationGradientTask& task, const CorrelationGradientScratch<Op>& s, int view) {
   using A = Acc<Op>;
+  constexpr int lanes = kLanes<A>;
   const Norm& norm = view ? task.norm_b : task.norm_a;
+  const A* mean = static_cast<const A*>(norm.mean);
+  const A* rstd = static_cast<const A*>(norm.rstd);
   for (int64_t r = 0; r < s.rows; ++r) {
     A* to = s.hat[view] + r * s.stride;
-    if (task.row_begin + r < task.row_end) {
-      const A* from = read_row(view ? task.b : task.a, task.row_begin + r, 0, task.d, s.buffer);
-      standardise_row(from, static_cast<const A*>(norm.mean), static_cast<const A*>(norm.rstd), task.d, s.width,
-                      Element::f32, to);
-    } else {
-      for (int64_t c = 0; c < s.width; ++c) to[c] = 0;
-    }
-    if (!s.separate) continue;
     Unit<Op>* units = s.left[view] + r * s.left_stride;
-    for (int64_t c = 0; c < s.width; c += kDepthStep<Op>) store(units + c / Op::kDepth, units_of<Op>(to + c));
-    if constexpr (Op::kDepth == 1) round_in_place(units, s.width, task.operand);
+    const bool inside = task.row_begin + r < task.row_end;
+    const auto* from = row_of<E>(view ? task.b : task.a, inside ? task.row_begin + r : task.row_begin);
+    for (int64_t c = 0; c < s.width; c += kDepthStep<Op>) {
+      Vector<A> hat[2] = {};
+      BARLOW_FAST_UNROLL
+      for (int v = 0; v < Op::kDepth; ++v) {
+        const int64_t column = c + v * lanes, count = inside ? task.d - column : 0;
+        const Vector<A> x = load_some<A, E>(from + column, count);
+        hat[v] = standardised<A>(x, load_some(mean + column, count), load_some(rstd + column, count));
+        store(to + column, hat[v]);
+      }
+      if (s.separate) {
+        store(units + c / Op::kDepth,
+              units_of<Op>(rounded<Op>(hat[0], task.operand), rounded<Op>(hat[1], task.operand)));
+      }
+    }
   }
 }
 
-template <class Op>
+template <class Op, Element E>
 void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
@@ -217,8 +219,8 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
       s.factor[view][c] = static_cast<A>(rstd * task.grad_scale);
     }
   }
-  stage_rows<Op>(task, s, 0);
-  stage_rows<Op>(task, s, 1);
+  stage_rows<Op, E>(task, s, 0);
+  stage_rows<Op, E>(task, s, 1);
   const int64_t units = matrix_depth<Op>(task.d) / Op::kDepth;
   const A coefficient = static_cast<A>(task.coefficient);
   for (int view = 0; view < 2; ++view) {
@@ -232,17 +234,18 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
         Vector<A> tile[kTileRows][2];
         multiply<Op, kTileRows, 2>(units, s.left[1 - view] + r * s.left_stride, s.left_stride, 1, packed + c * units,
                                    tile);
-        A row[panel];
         for (int64_t i = 0; i < smaller(kTileRows, task.row_end - task.row_begin - r); ++i) {
+          auto* to = row_of<E>(out, task.row_begin + r + i);
+          BARLOW_FAST_UNROLL
           for (int v = 0; v < 2; ++v) {
-            const int64_t at = (r + i) * s.stride + c + v * lanes, column = c + v * lanes;
+            const int64_t column = c + v * lanes, at = (r + i) * s.stride + column;
             const Vector<A> g = broadcast(coefficient) * tile[i][v] + load(s.weight + column) * load(other + at) -
                                 load(hat + at) * load(s.projection[view] + column);
-            store(row + v * lanes, g * load(s.factor[view] + column));
+            write_out<A, E>(to + column, g * load(s.factor[view] + column), task.d - column, task.stream);
           }
-          write_row(out, task.row_begin + r + i, c, smaller(panel, task.d - c), row);
         }
       }
     }
   }
+  finish_streams(task.stream);
 }

@@ -16,14 +16,10 @@ int64_t gram_depth(const GramTask& task) {
 template <class Op>
 struct GramScratch {
   int64_t depth;
-  Acc<Op>*rows, *buffer;
   Unit<Op>*left, *right;
 
   GramScratch(Arena& arena, const GramTask& task) {
     depth = gram_depth<Op>(task);
-    // A few elements between rows: rows a power of two apart would fall into the same cache sets.
-    rows = arena.template take<Acc<Op>>(kPanel<Op> * (depth + kLanes<Acc<Op>>));
-    buffer = arena.template take<Acc<Op>>(depth);
     left = arena.template take<Unit<Op>>(round_up(task.i_end - task.i_begin, kPanel<Op>) * depth / Op::kDepth);
     right = task.i_begin == task.j_begin
                 ? left
@@ -31,27 +27,43 @@ struct GramScratch {
   }
 };
 
-template <class Op>
-void pack_samples(const GramTask& task, const GramScratch<Op>& s, int64_t row_begin, int64_t row_end,
-                  int64_t column, int64_t count, Unit<Op>* out) {
+// Panels of samples [row_begin, row_end) with `count` columns from `column` as summed index.
+template <class Op, Element E>
+void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int64_t column, int64_t count,
+                  Unit<Op>* out) {
   using A = Acc<Op>;
-  const int64_t depth = round_up(count, kDepthStep<Op>), stride = s.depth + kLanes<A>;
+  constexpr int lanes = kLanes<A>;
+  const int64_t depth = round_up(count, kDepthStep<Op>);
   const A* mean = static_cast<const A*>(task.norm.mean) + column;
   const A* rstd = static_cast<const A*>(task.norm.rstd) + column;
   for (int64_t row = row_begin; row < row_end; row += kPanel<Op>) {
-    for (int r = 0; r < kPanel<Op>; ++r) {
-      A* to = s.rows + r * stride;
-      if (row + r < row_end) {
-        standardise_row(read_row(task.z, row + r, column, count, s.buffer), mean, rstd, count, depth, task.operand, to);
-      } else {
-        for (int64_t k = 0; k < depth; ++k) to[k] = 0;
+    Unit<Op>* panel = out + (row - row_begin) * (depth / Op::kDepth);
+    pack_transposed<Op>(depth, panel, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
+      Vector<A> m[2] = {}, s[2] = {};
+      for (int v = 0; v < Op::kDepth; ++v) {
+        m[v] = load_some(mean + k + v * lanes, count - k - v * lanes);
+        s[v] = load_some(rstd + k + v * lanes, count - k - v * lanes);
       }
-    }
-    pack_transposed<Op>(s.rows, stride, depth, out + (row - row_begin) * (depth / Op::kDepth));
+      BARLOW_FAST_UNROLL
+      for (int r = 0; r < lanes; ++r) {
+        if (row + first + r >= row_end) {
+          square[r] = Vector<Unit<Op>>{};
+          continue;
+        }
+        const auto* from = row_of<E>(task.z, row + first + r) + column + k;
+        Vector<A> hat[2] = {};
+        BARLOW_FAST_UNROLL
+        for (int v = 0; v < Op::kDepth; ++v) {
+          const Vector<A> x = load_some<A, E>(from + v * lanes, count - k - v * lanes);
+          hat[v] = rounded<Op>(standardised<A>(x, m[v], s[v]), task.operand);
+        }
+        square[r] = units_of<Op>(hat[0], hat[1]);
+      }
+    });
   }
 }
 
-template <class Op>
+template <class Op, Element E>
 void gram_in(const GramTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
@@ -63,8 +75,8 @@ void gram_in(const GramTask& task, void* scratch) {
   for (int64_t column = task.column_begin; column < task.column_end; column += s.depth) {
     const int64_t count = smaller(s.depth, task.column_end - column);
     const int64_t units = round_up(count, kDepthStep<Op>) / Op::kDepth;
-    pack_samples<Op>(task, s, task.i_begin, task.i_end, column, count, s.left);
-    if (!diagonal) pack_samples<Op>(task, s, task.j_begin, task.j_end, column, count, s.right);
+    pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, s.left);
+    if (!diagonal) pack_samples<Op, E>(task, task.j_begin, task.j_end, column, count, s.right);
     const bool accumulate = column > task.column_begin;
     for (int64_t j = 0; j < columns; j += panel) {
       const Unit<Op>* right = s.right + j * units;
@@ -173,11 +185,14 @@ void pack_gram_in(const PackGramTask& task) {
         if (row >= n) break;
         for (int64_t r = 0; r < count; ++r) value[d][r] = gram[row * n + first + r];
         if (row >= first && row < first + count) value[d][row - first] -= centre;
-        if constexpr (Op::kDepth == 1) round_in_place(value[d], kTileRows, task.operand);
       }
       for (int r = 0; r < kTileRows; ++r) {
         if constexpr (Op::kDepth == 2) {
           to[r] = float_to_bf16(value[0][r]) | static_cast<uint32_t>(float_to_bf16(value[1][r])) << 16;
+        } else if (task.operand == Element::bf16) {
+          to[r] = bits_to_float(static_cast<uint32_t>(float_to_bf16(static_cast<float>(value[0][r]))) << 16);
+        } else if (task.operand == Element::f16) {
+          to[r] = half_to_float(float_to_half(static_cast<float>(value[0][r])));
         } else {
           to[r] = value[0][r];
         }
@@ -192,7 +207,6 @@ template <class Op>
 struct GramGradientScratch {
   int64_t panels, samples;       // samples: rows padded to whole tiles and units
   bool separate;                 // the product's operand is not the full-precision z_hat itself
-  Acc<Op>*row, *hat_row;         // one row of the block
   Acc<Op>*hat[2], *product;      // [panel][sample][kPanel]
   Unit<Op>*right[2];             // [panel][unit][kPanel]
 
@@ -201,8 +215,6 @@ struct GramGradientScratch {
     panels = width / kPanel<Op>;
     samples = round_up(task.n, larger(kTileRows, Op::kDepth));
     separate = Op::kDepth > 1 || task.operand == Element::bf16 || task.operand == Element::f16;
-    row = arena.template take<Acc<Op>>(width);
-    hat_row = arena.template take<Acc<Op>>(2 * width);
     product = arena.template take<Acc<Op>>(samples * width);
     for (int view = 0; view < 2; ++view) {
       hat[view] = arena.template take<Acc<Op>>(samples * width);
@@ -213,31 +225,39 @@ struct GramGradientScratch {
 };
 
 // Standardises one view's columns into panels, in full precision and as the product's right operand.
-template <class Op>
+template <class Op, Element E>
 void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view) {
   using A = Acc<Op>;
-  constexpr int panel = kPanel<Op>;
+  constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
   const View& z = view ? task.b : task.a;
   const Norm& norm = view ? task.norm_b : task.norm_a;
-  const int64_t first = task.column_begin, count = task.column_end - first, width = s.panels * panel;
-  const A* mean = static_cast<const A*>(norm.mean) + first;
-  const A* rstd = static_cast<const A*>(norm.rstd) + first;
-  for (int64_t n = 0; n < s.samples; ++n) {
-    if (n < task.n) {
-      standardise_row(read_row(z, n, first, count, s.row), mean, rstd, count, width, Element::f32, s.hat_row);
-    } else {
-      for (int64_t c = 0; c < width; ++c) s.hat_row[c] = 0;
+  for (int64_t p = 0; p < s.panels; ++p) {
+    const int64_t column = task.column_begin + p * panel, count = task.column_end - column;
+    Vector<A> mean[2], rstd[2];
+    for (int v = 0; v < 2; ++v) {
+      mean[v] = load_some(static_cast<const A*>(norm.mean) + column + v * lanes, count - v * lanes);
+      rstd[v] = load_some(static_cast<const A*>(norm.rstd) + column + v * lanes, count - v * lanes);
     }
-    for (int64_t p = 0; p < s.panels; ++p) {
-      A* to = s.hat[view] + (p * s.samples + n) * panel;
-      for (int v = 0; v < 2; ++v) store(to + v * kLanes<A>, load(s.hat_row + p * panel + v * kLanes<A>));
+    A* to = s.hat[view] + p * s.samples * panel;
+    Unit<Op>* right = s.right[view] + p * (s.samples / Op::kDepth) * panel;
+    for (int64_t n = 0; n < s.samples; n += Op::kDepth) {
+      Vector<A> hat[2][2] = {};
+      BARLOW_FAST_UNROLL
+      for (int e = 0; e < Op::kDepth; ++e) {
+        BARLOW_FAST_UNROLL
+        for (int v = 0; v < 2; ++v) {
+          if (n + e < task.n) {
+            const auto* from = row_of<E>(z, n + e) + column + v * lanes;
+            if (p + 1 < s.panels) __builtin_prefetch(from + panel);
+            hat[e][v] = standardised<A>(load_some<A, E>(from, count - v * lanes), mean[v], rstd[v]);
+          }
+          store(to + (n + e) * panel + v * lanes, hat[e][v]);
+        }
+      }
       if (!s.separate) continue;
-      if constexpr (Op::kDepth == 1) {
-        A* rounded = s.right[view] + (p * s.samples + n) * panel;
-        for (int c = 0; c < panel; ++c) rounded[c] = to[c];
-        round_in_place(rounded, panel, task.operand);
-      } else if (n % 2 == 1) {
-        pack_across<Op>(to - panel, to, s.right[view] + (p * s.samples + n - 1) / 2 * panel);
+      for (int v = 0; v < 2; ++v) {
+        store(right + n / Op::kDepth * panel + v * lanes,
+              units_across<Op>(rounded<Op>(hat[0][v], task.operand), rounded<Op>(hat[1][v], task.operand)));
       }
     }
   }
@@ -245,7 +265,7 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
 
 // From product = K' z_hat of one panel to dL/dz: G = coefficient * product + w * other, its projection, the norm's
 // backward (kernels/README.md, equation 6; the last term of `projection` puts back what centring took out).
-template <class Op>
+template <class Op, Element E>
 void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view, int64_t p) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
@@ -260,13 +280,16 @@ void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<O
     factor[c] = static_cast<A>(rstd[c] * task.grad_scale);
   }
   const A coefficient = static_cast<A>(task.coefficient);
+  Vector<A> w[2], sum[2];
+  for (int v = 0; v < 2; ++v) w[v] = load(weight + v * lanes);
   double total[panel] = {};
-  for (int64_t begin = 0; begin < task.n; begin += 128) {
-    Vector<A> sum[2] = {};
-    for (int64_t n = begin; n < smaller(begin + 128, task.n); ++n) {
+  for (int64_t begin = 0; begin < task.n; begin += 256) {
+    sum[0] = sum[1] = Vector<A>{};
+    for (int64_t n = begin; n < smaller(begin + 256, task.n); ++n) {
+      BARLOW_FAST_UNROLL
       for (int v = 0; v < 2; ++v) {
         const int64_t at = n * panel + v * lanes;
-        const Vector<A> g = broadcast(coefficient) * load(product + at) + load(weight + v * lanes) * load(other + at);
+        const Vector<A> g = broadcast(coefficient) * load(product + at) + w[v] * load(other + at);
         store(product + at, g);
         sum[v] += g * load(hat + at);
       }
@@ -279,25 +302,29 @@ void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<O
     projection[c] = static_cast<A>(total[c] / task.n - task.coefficient * centre * task.eps * square);
   }
   const Output& out = view ? task.grad_b : task.grad_a;
-  A row[panel];
+  Vector<A> f[2], t[2];
+  for (int v = 0; v < 2; ++v) {
+    f[v] = load(factor + v * lanes);
+    t[v] = load(projection + v * lanes);
+  }
   for (int64_t n = 0; n < task.n; ++n) {
+    auto* to = row_of<E>(out, n) + column;
+    BARLOW_FAST_UNROLL
     for (int v = 0; v < 2; ++v) {
       const int64_t at = n * panel + v * lanes;
-      const Vector<A> g = load(product + at) - load(hat + at) * load(projection + v * lanes);
-      store(row + v * lanes, g * load(factor + v * lanes));
+      write_out<A, E>(to + v * lanes, (load(product + at) - load(hat + at) * t[v]) * f[v], count - v * lanes, task.stream);
     }
-    write_row(out, n, column, count, row);
   }
 }
 
-template <class Op>
+template <class Op, Element E>
 void gram_gradient_in(const GramGradientTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>;
   Arena arena{static_cast<char*>(scratch)};
   const GramGradientScratch<Op> s(arena, task);
-  stage_columns<Op>(task, s, 0);
-  stage_columns<Op>(task, s, 1);
+  stage_columns<Op, E>(task, s, 0);
+  stage_columns<Op, E>(task, s, 1);
   const int64_t units = gram_units<Op>(task.n);
   for (int view = 0; view < 2; ++view) {
     if ((view ? task.grad_b : task.grad_a).data == nullptr) continue;
@@ -310,6 +337,7 @@ void gram_gradient_in(const GramGradientTask& task, void* scratch) {
         store_tile<A>(tile, kTileRows, panel, false, s.product + (p * s.samples + n) * panel, panel);
       }
     }
-    for (int64_t p = 0; p < s.panels; ++p) finish_gram_panel<Op>(task, s, view, p);
+    for (int64_t p = 0; p < s.panels; ++p) finish_gram_panel<Op, E>(task, s, view, p);
   }
+  finish_streams(task.stream);
 }

@@ -10,28 +10,20 @@ using Acc = typename Op::Accumulator;
 template <class Op>
 constexpr int kDepthStep = kLanes<Unit<Op>> * Op::kDepth;
 
-// Panel with panel[k][r] = rows[r][k] from kPanel rows of `depth` values (a multiple of kDepthStep).
-template <class Op>
-BARLOW_FAST_INLINE void pack_transposed(const Acc<Op>* rows, int64_t stride, int64_t depth, Unit<Op>* panel) {
+// panel[k][r] = value(r, k) for the kPanel rows r and `depth` values k, where value(r, k) yields the vector of values
+// k, k + 1, ... of row r.
+template <class Op, class Value>
+BARLOW_FAST_INLINE void pack_transposed(int64_t depth, Unit<Op>* panel, const Value& value) {
   constexpr int lanes = kLanes<Unit<Op>>;
   for (int half = 0; half < 2; ++half) {
     for (int64_t k = 0; k < depth; k += kDepthStep<Op>) {
       Vector<Unit<Op>> square[lanes];
-      BARLOW_FAST_UNROLL
-      for (int r = 0; r < lanes; ++r) square[r] = units_of<Op>(rows + (half * lanes + r) * stride + k);
+      value(half * lanes, k, square);
       transpose<Unit<Op>>(square);
       BARLOW_FAST_UNROLL
       for (int r = 0; r < lanes; ++r) store(panel + (k / Op::kDepth + r) * kPanel<Op> + half * lanes, square[r]);
     }
   }
-}
-
-// One step of a panel with panel[k][c] = rows[k][c]: rows x and, for pairs, its neighbour y.
-template <class Op>
-BARLOW_FAST_INLINE void pack_across(const Acc<Op>* x, const Acc<Op>* y, Unit<Op>* step) {
-  constexpr int lanes = kLanes<Unit<Op>>;
-  store(step, units_across<Op>(x, y));
-  store(step + lanes, units_across<Op>(x + lanes, y + lanes));
 }
 
 // out (+)= tile, clipped to `rows` x `columns`.

@@ -38,6 +38,17 @@ constexpr bool kNativeBf16 = false;
     { using Op = Single; return call; }                                \
   } while (false)
 
+// Calls function<Op, E>(arguments) for the operand type and the element type of the embeddings.
+#define BARLOW_FAST_DISPATCH_ELEMENT(element, operand, function, ...)                           \
+  do {                                                                                          \
+    switch (element) {                                                                          \
+      case Element::f64: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f64>(__VA_ARGS__)));  \
+      case Element::f32: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f32>(__VA_ARGS__)));  \
+      case Element::bf16: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::bf16>(__VA_ARGS__))); \
+      case Element::f16: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f16>(__VA_ARGS__)));  \
+    }                                                                                           \
+  } while (false)
+
 template <class Op>
 Geometry geometry_in() {
   return Geometry{kPanel<Op>, kTileRows};
@@ -60,31 +71,26 @@ size_t packed_matrix_bytes(int64_t d, Element operand) {
 }
 
 size_t gram_scratch(const GramTask& t) { BARLOW_FAST_DISPATCH(t.operand, bytes_of<GramScratch<Op>>(t)); }
-void gram(const GramTask& t, void* scratch) { BARLOW_FAST_DISPATCH(t.operand, gram_in<Op>(t, scratch)); }
+void gram(const GramTask& t, void* scratch) { BARLOW_FAST_DISPATCH_ELEMENT(t.z.type, t.operand, gram_in, t, scratch); }
 void pack_gram(const PackGramTask& t) { BARLOW_FAST_DISPATCH(t.operand, pack_gram_in<Op>(t)); }
 size_t gram_gradient_scratch(const GramGradientTask& t) {
   BARLOW_FAST_DISPATCH(t.operand, bytes_of<GramGradientScratch<Op>>(t));
 }
 void gram_gradient(const GramGradientTask& t, void* scratch) {
-  BARLOW_FAST_DISPATCH(t.operand, gram_gradient_in<Op>(t, scratch));
+  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, gram_gradient_in, t, scratch);
 }
 size_t correlation_scratch(const CorrelationTask& t) {
   BARLOW_FAST_DISPATCH(t.operand, bytes_of<CorrelationScratch<Op>>(t));
 }
 void correlation(const CorrelationTask& t, void* scratch) {
-  BARLOW_FAST_DISPATCH(t.operand, correlation_in<Op>(t, scratch));
+  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, correlation_in, t, scratch);
 }
-size_t pack_matrix_scratch(const PackMatrixTask& t) {
-  BARLOW_FAST_DISPATCH(t.operand, bytes_of<PackMatrixScratch<Op>>(t));
-}
-void pack_matrix(const PackMatrixTask& t, void* scratch) {
-  BARLOW_FAST_DISPATCH(t.operand, pack_matrix_in<Op>(t, scratch));
-}
+void pack_matrix(const PackMatrixTask& t) { BARLOW_FAST_DISPATCH(t.operand, pack_matrix_in<Op>(t)); }
 size_t correlation_gradient_scratch(const CorrelationGradientTask& t) {
   BARLOW_FAST_DISPATCH(t.operand, bytes_of<CorrelationGradientScratch<Op>>(t));
 }
 void correlation_gradient(const CorrelationGradientTask& t, void* scratch) {
-  BARLOW_FAST_DISPATCH(t.operand, correlation_gradient_in<Op>(t, scratch));
+  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, correlation_gradient_in, t, scratch);
 }
 
 constexpr Primitives kTable = {
@@ -93,9 +99,7 @@ constexpr Primitives kTable = {
     geometry,
     packed_gram_bytes,
     packed_matrix_bytes,
-    moments_scratch,
     moments,
-    standardise_scratch,
     standardise,
     gram_scratch,
     gram,
@@ -107,7 +111,6 @@ constexpr Primitives kTable = {
     correlation_scratch,
     correlation,
     correlation_sum,
-    pack_matrix_scratch,
     pack_matrix,
     correlation_gradient_scratch,
     correlation_gradient,

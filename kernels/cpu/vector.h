@@ -99,91 +99,155 @@ BARLOW_FAST_INLINE uint16_t float_to_half(float x) {
   return sign | static_cast<uint16_t>((magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13);
 }
 
-// ---- rows of any element type to the accumulation type and back ---------------------------------------------------
+// ---- vectors of any element type to the accumulation type and back --------------------------------------------------
 
-template <class A>
-BARLOW_FAST_INLINE void widen_bf16(const uint16_t* from, int64_t count, A* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = bits_to_float(static_cast<uint32_t>(from[i]) << 16);
-}
+template <class T, int Lanes>
+struct NarrowVector {
+  typedef T type __attribute__((vector_size(sizeof(T) * Lanes)));
+};
 
-template <class A>
-BARLOW_FAST_INLINE void widen_half(const uint16_t* from, int64_t count, A* to) {
-  int64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= count; i += 8) {
-    float wide[8];
-    _mm256_storeu_ps(wide, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
-    for (int k = 0; k < 8; ++k) to[i + k] = wide[k];
-  }
+template <Element E>
+struct ElementOf;
+template <>
+struct ElementOf<Element::f64> { using type = double; };
+template <>
+struct ElementOf<Element::f32> { using type = float; };
+template <>
+struct ElementOf<Element::bf16> { using type = uint16_t; };
+template <>
+struct ElementOf<Element::f16> { using type = uint16_t; };
+
+// kLanes<A> elements of type E at `p`, widened (or for f64 to float, narrowed) to A.
+template <class A, Element E>
+BARLOW_FAST_INLINE Vector<A> load_elements(const typename ElementOf<E>::type* p) {
+  using From = typename NarrowVector<typename ElementOf<E>::type, kLanes<A>>::type;
+  From from;
+  __builtin_memcpy(&from, p, sizeof from);
+  if constexpr (E == Element::f64 || E == Element::f32) {
+    return __builtin_convertvector(from, Vector<A>);
+  } else {
+    using Bits = typename NarrowVector<uint32_t, kLanes<A>>::type;
+    using Floats = typename NarrowVector<float, kLanes<A>>::type;
+    if constexpr (E == Element::bf16) {
+      const Bits bits = __builtin_convertvector(from, Bits) << 16;
+      return __builtin_convertvector((Floats)bits, Vector<A>);
+    }
+    Floats wide;
+#if defined(__AVX512F__)
+    if constexpr (kLanes<A> == 16) {
+      return __builtin_convertvector((Floats)_mm512_cvtph_ps((__m256i)from), Vector<A>);
+    }
+#elif defined(__F16C__)
+    if constexpr (kLanes<A> == 8) {
+      return __builtin_convertvector((Floats)_mm256_cvtph_ps((__m128i)from), Vector<A>);
+    }
 #endif
-  for (; i < count; ++i) to[i] = half_to_float(from[i]);
+    for (int i = 0; i < kLanes<A>; ++i) wide[i] = half_to_float(from[i]);
+    return __builtin_convertvector(wide, Vector<A>);
+  }
+}
+
+// The same where only `count` elements are there (none for count <= 0): the other lanes are zero.
+template <class A, Element E>
+BARLOW_FAST_INLINE Vector<A> load_some(const typename ElementOf<E>::type* p, int64_t count) {
+  if (count >= kLanes<A>) return load_elements<A, E>(p);
+  typename ElementOf<E>::type buffer[kLanes<A>] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
+  return load_elements<A, E>(buffer);
 }
 
 template <class A>
-BARLOW_FAST_INLINE void narrow_half(const A* from, int64_t count, uint16_t* to) {
-  int64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= count; i += 8) {
-    float wide[8];
-    for (int k = 0; k < 8; ++k) wide[k] = static_cast<float>(from[i + k]);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(wide), _MM_FROUND_TO_NEAREST_INT));
-  }
+BARLOW_FAST_INLINE Vector<A> load_some(const A* p, int64_t count) {
+  return load_some<A, sizeof(A) == 8 ? Element::f64 : Element::f32>(p, count);
+}
+
+template <class A, Element E>
+BARLOW_FAST_INLINE void store_elements(typename ElementOf<E>::type* p, Vector<A> x) {
+  using To = typename NarrowVector<typename ElementOf<E>::type, kLanes<A>>::type;
+  using Floats = typename NarrowVector<float, kLanes<A>>::type;
+  To to;
+  if constexpr (E == Element::f64 || E == Element::f32) {
+    to = __builtin_convertvector(x, To);
+  } else if constexpr (E == Element::bf16) {
+#if defined(__AVX512BF16__)
+    if constexpr (kLanes<A> == 16) {
+      to = (To)_mm512_cvtneps_pbh((__m512)x);
+    } else
 #endif
-  for (; i < count; ++i) to[i] = float_to_half(static_cast<float>(from[i]));
+    {
+      const Floats wide = __builtin_convertvector(x, Floats);
+      for (int i = 0; i < kLanes<A>; ++i) to[i] = float_to_bf16(wide[i]);
+    }
+  } else {
+    const Floats wide = __builtin_convertvector(x, Floats);
+#if defined(__AVX512F__)
+    if constexpr (kLanes<A> == 16) {
+      to = (To)_mm512_cvtps_ph((__m512)wide, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    } else
+#elif defined(__F16C__)
+    if constexpr (kLanes<A> == 8) {
+      to = (To)_mm256_cvtps_ph((__m256)wide, _MM_FROUND_TO_NEAREST_INT);
+    } else
+#endif
+    {
+      for (int i = 0; i < kLanes<A>; ++i) to[i] = float_to_half(wide[i]);
+    }
+  }
+  __builtin_memcpy(p, &to, sizeof to);
 }
 
-// Elements [column, column + count) of row `row`, in the accumulation type: the row itself where it has that type,
-// else a converted copy in `buffer`.
-template <class A>
-BARLOW_FAST_INLINE const A* read_row(const View& z, int64_t row, int64_t column, int64_t count, A* buffer) {
-  const int64_t at = row * z.stride + column;
-  switch (z.type) {
-    case Element::f64: {
-      const double* from = static_cast<const double*>(z.data) + at;
-      if constexpr (sizeof(A) == 8) return from;
-      for (int64_t i = 0; i < count; ++i) buffer[i] = static_cast<A>(from[i]);
-      break;
-    }
-    case Element::f32: {
-      const float* from = static_cast<const float*>(z.data) + at;
-      if constexpr (sizeof(A) == 4) return from;
-      for (int64_t i = 0; i < count; ++i) buffer[i] = from[i];
-      break;
-    }
-    case Element::bf16:
-      widen_bf16(static_cast<const uint16_t*>(z.data) + at, count, buffer);
-      break;
-    case Element::f16:
-      widen_half(static_cast<const uint16_t*>(z.data) + at, count, buffer);
-      break;
+// Stores the first `count` lanes.
+template <class A, Element E>
+BARLOW_FAST_INLINE void store_some(typename ElementOf<E>::type* p, Vector<A> x, int64_t count) {
+  if (count >= kLanes<A>) {
+    store_elements<A, E>(p, x);
+    return;
   }
-  return buffer;
+  typename ElementOf<E>::type buffer[kLanes<A>];
+  store_elements<A, E>(buffer, x);
+  for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
 }
 
-template <class A>
-BARLOW_FAST_INLINE void write_row(const Output& out, int64_t row, int64_t column, int64_t count, const A* from) {
-  const int64_t at = row * out.stride + column;
-  switch (out.type) {
-    case Element::f64: {
-      double* to = static_cast<double*>(out.data) + at;
-      for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-      break;
+// As store_some; with `stream`, past the caches where whole vectors are stored: no line is read just to be overwritten.
+template <class A, Element E>
+BARLOW_FAST_INLINE void write_out(typename ElementOf<E>::type* p, Vector<A> x, int64_t count, bool stream) {
+#if defined(__AVX512F__)
+  constexpr size_t size = kLanes<A> * sizeof(typename ElementOf<E>::type);
+  if constexpr (size == 64 || size == 32) {
+    if (stream && count >= kLanes<A> && reinterpret_cast<uintptr_t>(p) % size == 0) {
+      alignas(64) typename ElementOf<E>::type buffer[kLanes<A>];
+      store_elements<A, E>(buffer, x);
+      if constexpr (size == 64) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(p), *reinterpret_cast<const __m512i*>(buffer));
+      } else {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(p), *reinterpret_cast<const __m256i*>(buffer));
+      }
+      return;
     }
-    case Element::f32: {
-      float* to = static_cast<float*>(out.data) + at;
-      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
-      break;
-    }
-    case Element::bf16: {
-      uint16_t* to = static_cast<uint16_t*>(out.data) + at;
-      for (int64_t i = 0; i < count; ++i) to[i] = float_to_bf16(static_cast<float>(from[i]));
-      break;
-    }
-    case Element::f16:
-      narrow_half(from, count, static_cast<uint16_t*>(out.data) + at);
-      break;
   }
+#else
+  (void)stream;
+#endif
+  store_some<A, E>(p, x, count);
+}
+
+// Streamed stores are seen by other threads after this.
+BARLOW_FAST_INLINE void finish_streams(bool stream) {
+#if defined(__AVX512F__)
+  if (stream) _mm_sfence();
+#else
+  (void)stream;
+#endif
+}
+
+// A row of a view or an output, as its elements.
+template <Element E>
+BARLOW_FAST_INLINE const typename ElementOf<E>::type* row_of(const View& z, int64_t row) {
+  return static_cast<const typename ElementOf<E>::type*>(z.data) + row * z.stride;
+}
+template <Element E>
+BARLOW_FAST_INLINE typename ElementOf<E>::type* row_of(const Output& out, int64_t row) {
+  return static_cast<typename ElementOf<E>::type*>(out.data) + row * out.stride;
 }
 
 // ---- operand types of the matrix products -------------------------------------------------------------------------
@@ -251,62 +315,61 @@ BARLOW_FAST_INLINE void multiply(int64_t depth, const typename Op::Unit* left, i
   }
 }
 
-// ---- rounding of float32 to the precision of a narrower operand -----------------------------------------------------
+// ---- standardised values as operands ----------------------------------------------------------------------------------
 
-BARLOW_FAST_INLINE void round_in_place(float* x, int64_t count, Element operand) {
-  if (operand == Element::bf16) {
-    for (int64_t i = 0; i < count; ++i) x[i] = bits_to_float(static_cast<uint32_t>(float_to_bf16(x[i])) << 16);
-  } else if (operand == Element::f16) {
-    int64_t i = 0;
-#if defined(__F16C__)
-    for (; i + 8 <= count; i += 8) {
-      const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
-      _mm256_storeu_ps(x + i, _mm256_cvtph_ps(half));
+// A value as the operand type would hold it; what is a unit of its own (Pairs) is rounded when the unit is made.
+template <class Op>
+BARLOW_FAST_INLINE Vector<typename Op::Accumulator> rounded(Vector<typename Op::Accumulator> x, Element operand) {
+  if constexpr (sizeof(typename Op::Accumulator) == 4 && Op::kDepth == 1) {
+    uint16_t buffer[kLanes<float>];
+    if (operand == Element::bf16) {
+      store_elements<float, Element::bf16>(buffer, x);
+      return load_elements<float, Element::bf16>(buffer);
     }
-#endif
-    for (; i < count; ++i) x[i] = half_to_float(float_to_half(x[i]));
+    if (operand == Element::f16) {
+      store_elements<float, Element::f16>(buffer, x);
+      return load_elements<float, Element::f16>(buffer);
+    }
   }
-}
-BARLOW_FAST_INLINE void round_in_place(double*, int64_t, Element) {}
-
-// (x - mean) * rstd, rounded; exact zeros up to `padded`.
-template <class A>
-BARLOW_FAST_INLINE void standardise_row(const A* __restrict x, const A* __restrict mean, const A* __restrict rstd,
-                                        int64_t count, int64_t padded, Element operand, A* __restrict out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = (x[i] - mean[i]) * rstd[i];
-  round_in_place(out, count, operand);
-  for (int64_t i = count; i < padded; ++i) out[i] = 0;
+  return x;
 }
 
-// Units of an operand from a row of values: the values themselves, or pairs of neighbours.
+// Units of an operand from kLanes * kDepth values of one row: the values themselves, or pairs of neighbours.
 template <class Op>
-BARLOW_FAST_INLINE Vector<typename Op::Unit> units_of(const typename Op::Accumulator* x) {
+BARLOW_FAST_INLINE Vector<typename Op::Unit> units_of(Vector<typename Op::Accumulator> x,
+                                                      Vector<typename Op::Accumulator> y) {
 #if defined(__AVX512BF16__)
   if constexpr (Op::kDepth == 2) {
-    return (Vector<uint32_t>)_mm512_cvtne2ps_pbh((__m512)load(x + 16), (__m512)load(x));
-  } else
-#endif
-  {
-    return load(x);
-  }
-}
-
-// The same from two rows: lane i holds (x[i], y[i]). For one-value units y is not looked at.
-template <class Op>
-BARLOW_FAST_INLINE Vector<typename Op::Unit> units_across(const typename Op::Accumulator* x,
-                                                          const typename Op::Accumulator* y) {
-#if defined(__AVX512BF16__)
-  if constexpr (Op::kDepth == 2) {
-    const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)load(x));
-    const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)load(y));
-    return (Vector<uint32_t>)_mm512_or_si512(_mm512_cvtepu16_epi32(low),
-                                             _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+    return (Vector<uint32_t>)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
   } else
 #endif
   {
     (void)y;
-    return load(x);
+    return x;
   }
+}
+
+// Units from two rows: lane i holds (x[i], y[i]). For one-value units y is not looked at.
+template <class Op>
+BARLOW_FAST_INLINE Vector<typename Op::Unit> units_across(Vector<typename Op::Accumulator> x,
+                                                          Vector<typename Op::Accumulator> y) {
+#if defined(__AVX512BF16__)
+  if constexpr (Op::kDepth == 2) {
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)y));
+    return (Vector<uint32_t>)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  } else
+#endif
+  {
+    (void)y;
+    return x;
+  }
+}
+
+// z_hat of one vector of columns: `mean` and `rstd` are zero beyond the last column, and so is the result.
+template <class A>
+BARLOW_FAST_INLINE Vector<A> standardised(Vector<A> x, Vector<A> mean, Vector<A> rstd) {
+  return (x - mean) * rstd;
 }
 
 // The lower (Part = 0) or upper (Part = 1) halves of two vectors, interleaved lane by lane.
