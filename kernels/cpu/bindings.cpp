@@ -189,10 +189,11 @@ Output output_of(const Tensor& out, const char* name, int64_t n, int64_t d) {
   return Output{out.mutable_data_ptr(), d, element_of(out)};
 }
 
-// Outputs that would push each other out of the caches before anybody reads them are written past them.
+// Outputs larger than a core's own cache are written past it: they would not be there any more when somebody reads them,
+// and a plain store first reads the line that it overwrites.
 bool too_large_to_keep(const Output& out, int64_t count) {
   constexpr int64_t bytes[] = {8, 4, 2, 2};
-  return count * bytes[static_cast<int>(out.type)] >= (int64_t{4} << 20);
+  return count * bytes[static_cast<int>(out.type)] >= (int64_t{1} << 20);
 }
 
 double scalar_of(const Tensor& x) {
@@ -248,37 +249,20 @@ void column_moments(const Tensor& z_a, const Tensor& z_b, Tensor out) {
   }
 }
 
-template <class A>
-void standardisation_in(const A* moments, int64_t d, double count, double eps, A* statistics, double* sums) {
-  double on_diagonal = 0, squares = 0;
-  for (int64_t c = 0; c < d; ++c) {
-    const double rstd_a = 1 / std::sqrt(moments[2 * d + c] / count + eps);
-    const double rstd_b = 1 / std::sqrt(moments[3 * d + c] / count + eps);
-    const double diagonal = moments[4 * d + c] / count * rstd_a * rstd_b;
-    statistics[c] = moments[c];
-    statistics[d + c] = static_cast<A>(rstd_a);
-    statistics[2 * d + c] = moments[d + c];
-    statistics[3 * d + c] = static_cast<A>(rstd_b);
-    statistics[4 * d + c] = static_cast<A>(diagonal);
-    on_diagonal += (diagonal - 1) * (diagonal - 1);
-    squares += diagonal * diagonal;
-  }
-  sums[0] = on_diagonal;
-  sums[1] = squares;
-}
-
 void standardisation(const Tensor& moments, int64_t count, double eps, Tensor statistics, Tensor sums) {
-  const int64_t d = moments.size(1);
+  const int64_t d = moments.size(1), columns = 2048, parts = ceil_div(d, columns);
   check_shape(moments, "moments", 5, d);
   check_shape(statistics, "statistics", 5, d);
+  STD_TORCH_CHECK(element_of(moments) == element_of(statistics), "barlow_fast: moments and statistics differ in dtype");
+  std::vector<double> partial(static_cast<size_t>(2 * parts));
+  run_tasks(parts, [&](int64_t i) {
+    primitives().standardisation({moments.const_data_ptr(), statistics.mutable_data_ptr(), &partial[static_cast<size_t>(2 * i)],
+                                  d, i * columns, std::min(d, (i + 1) * columns), static_cast<double>(count), eps,
+                                  element_of(moments)});
+  });
   double* to = static_cast<double*>(sums.mutable_data_ptr());
-  if (element_of(moments) == Element::f64) {
-    standardisation_in(static_cast<const double*>(moments.const_data_ptr()), d, static_cast<double>(count), eps,
-                       static_cast<double*>(statistics.mutable_data_ptr()), to);
-  } else {
-    standardisation_in(static_cast<const float*>(moments.const_data_ptr()), d, static_cast<double>(count), eps,
-                       static_cast<float*>(statistics.mutable_data_ptr()), to);
-  }
+  to[0] = to[1] = 0;
+  for (size_t i = 0; i < partial.size(); ++i) to[i % 2] += partial[i];
 }
 
 void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, Tensor out) {

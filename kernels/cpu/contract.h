@@ -41,6 +41,17 @@ struct MomentsTask {
   int64_t out_stride;
 };
 
+// Columns [column_begin, column_end) of (5, D) moments to (5, D) statistics: mean_a, rstd_a, mean_b, rstd_b, C_ii;
+// sums[0] = sum (C_ii - 1)^2, sums[1] = sum C_ii^2 of these columns.
+struct StandardisationTask {
+  const void* moments;
+  void* statistics;
+  double* sums;
+  int64_t d, column_begin, column_end;
+  double count, eps;
+  Element accumulation;
+};
+
 // z_hat of rows [row_begin, row_end), all D columns, rounded to the type of `out`.
 struct StandardiseTask {
   View z;
@@ -154,6 +165,7 @@ struct Primitives {
 
   // Scratch memory is 64-byte aligned and at least as large as the function beside answers.
   void (*moments)(const MomentsTask&);
+  void (*standardisation)(const StandardisationTask&);
   void (*standardise)(const StandardiseTask&);
   size_t (*gram_scratch)(const GramTask&);
   void (*gram)(const GramTask&, void* scratch);

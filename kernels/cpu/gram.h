@@ -168,6 +168,24 @@ int64_t gram_units(int64_t n) {
   return (n + Op::kDepth - 1) / Op::kDepth;
 }
 
+// kTileRows units of one step from rows x and (for pairs) y of K.
+template <class Op>
+BARLOW_FAST_INLINE void store_left(const Acc<Op>* x, const Acc<Op>* y, Element operand, Unit<Op>* to) {
+  BARLOW_FAST_UNROLL
+  for (int r = 0; r < kTileRows; ++r) {
+    if constexpr (Op::kDepth == 2) {
+      to[r] = float_to_bf16(x[r]) | static_cast<uint32_t>(float_to_bf16(y[r])) << 16;
+    } else if (operand == Element::bf16) {
+      to[r] = bits_to_float(static_cast<uint32_t>(float_to_bf16(static_cast<float>(x[r]))) << 16);
+    } else if (operand == Element::f16) {
+      to[r] = half_to_float(float_to_half(static_cast<float>(x[r])));
+    } else {
+      to[r] = x[r];
+    }
+  }
+  (void)y;
+}
+
 // packed[panel][k][r] = K'[panel * kTileRows + r][k], K' = K - centre * identity. K is symmetric, so row k of K is read.
 template <class Op>
 void pack_gram_in(const PackGramTask& task) {
@@ -179,29 +197,26 @@ void pack_gram_in(const PackGramTask& task) {
     Unit<Op>* to = static_cast<Unit<Op>*>(task.out) + p * units * kTileRows;
     const int64_t first = p * kTileRows, count = smaller(kTileRows, n - first);
     for (int64_t k = 0; k < units; ++k, to += kTileRows) {
-      A value[Op::kDepth][kTileRows] = {};
-      for (int d = 0; d < Op::kDepth; ++d) {
-        const int64_t row = k * Op::kDepth + d;
-        if (row >= n) break;
-        for (int64_t r = 0; r < count; ++r) value[d][r] = gram[row * n + first + r];
-        if (row >= first && row < first + count) value[d][row - first] -= centre;
+      const int64_t row = k * Op::kDepth;
+      const bool plain = count == kTileRows && row + Op::kDepth <= n && (row + Op::kDepth <= first || row >= first + count);
+      if (plain) {
+        store_left<Op>(gram + row * n + first, gram + (row + Op::kDepth - 1) * n + first, task.operand, to);
+        continue;
       }
-      for (int r = 0; r < kTileRows; ++r) {
-        if constexpr (Op::kDepth == 2) {
-          to[r] = float_to_bf16(value[0][r]) | static_cast<uint32_t>(float_to_bf16(value[1][r])) << 16;
-        } else if (task.operand == Element::bf16) {
-          to[r] = bits_to_float(static_cast<uint32_t>(float_to_bf16(static_cast<float>(value[0][r]))) << 16);
-        } else if (task.operand == Element::f16) {
-          to[r] = half_to_float(float_to_half(static_cast<float>(value[0][r])));
-        } else {
-          to[r] = value[0][r];
+      A value[2][kTileRows] = {};
+      for (int d = 0; d < Op::kDepth && row + d < n; ++d) {
+        for (int64_t r = 0; r < count; ++r) {
+          value[d][r] = gram[(row + d) * n + first + r] - (row + d == first + r ? centre : 0);
         }
       }
+      store_left<Op>(value[0], value[1], task.operand, to);
     }
   }
 }
 
 // ---- gradients ----------------------------------------------------------------------------------------------------
+
+constexpr int64_t kAhead = 16;  // rows of lead for prefetching
 
 template <class Op>
 struct GramGradientScratch {
@@ -248,7 +263,8 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
         for (int v = 0; v < 2; ++v) {
           if (n + e < task.n) {
             const auto* from = row_of<E>(z, n + e) + column + v * lanes;
-            if (p + 1 < s.panels) __builtin_prefetch(from + panel);
+            // Rows are too far apart for the hardware to foresee the next one.
+            __builtin_prefetch(row_of<E>(z, smaller(n + e + kAhead, task.n - 1)) + column + v * lanes);
             hat[e][v] = standardised<A>(load_some<A, E>(from, count - v * lanes), mean[v], rstd[v]);
           }
           store(to + (n + e) * panel + v * lanes, hat[e][v]);

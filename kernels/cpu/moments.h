@@ -82,6 +82,43 @@ void moments(const MomentsTask& task) {
   }
 }
 
+// ---- from moments to what standardises ----------------------------------------------------------------------------
+
+template <class A>
+void standardisation_in(const StandardisationTask& task) {
+  const A* moments = static_cast<const A*>(task.moments);
+  A* __restrict statistics = static_cast<A*>(task.statistics);
+  const int64_t d = task.d;
+  const double count = task.count, eps = task.eps;
+  double on_diagonal = 0, squares = 0;
+  for (int64_t begin = task.column_begin; begin < task.column_end; begin += 64) {
+    const int64_t width = smaller(64, task.column_end - begin);
+    double rstd_a[64], rstd_b[64], diagonal[64];
+    for (int64_t c = 0; c < width; ++c) {
+      rstd_a[c] = 1 / __builtin_sqrt(moments[2 * d + begin + c] / count + eps);
+      rstd_b[c] = 1 / __builtin_sqrt(moments[3 * d + begin + c] / count + eps);
+      diagonal[c] = moments[4 * d + begin + c] / count * rstd_a[c] * rstd_b[c];
+    }
+    for (int64_t c = 0; c < width; ++c) {
+      statistics[begin + c] = moments[begin + c];
+      statistics[d + begin + c] = static_cast<A>(rstd_a[c]);
+      statistics[2 * d + begin + c] = moments[d + begin + c];
+      statistics[3 * d + begin + c] = static_cast<A>(rstd_b[c]);
+      statistics[4 * d + begin + c] = static_cast<A>(diagonal[c]);
+    }
+    for (int64_t c = 0; c < width; ++c) {
+      on_diagonal += (diagonal[c] - 1) * (diagonal[c] - 1);
+      squares += diagonal[c] * diagonal[c];
+    }
+  }
+  task.sums[0] = on_diagonal;
+  task.sums[1] = squares;
+}
+
+void standardisation(const StandardisationTask& task) {
+  task.accumulation == Element::f64 ? standardisation_in<double>(task) : standardisation_in<float>(task);
+}
+
 // ---- standardise and cast -----------------------------------------------------------------------------------------
 
 template <class A, Element E, Element To>

@@ -100,6 +100,7 @@ constexpr Primitives kTable = {
     packed_gram_bytes,
     packed_matrix_bytes,
     moments,
+    standardisation,
     standardise,
     gram_scratch,
     gram,
