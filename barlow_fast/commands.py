@@ -115,27 +115,24 @@ def _configuration(choices: dict, dim: int | None, resume: Path | None) -> Pretr
 
     if dim is not None and choices["projector"] is not None:
         raise ValueError("--dim and --projector both set the embedding dimensions: give one")
-    others = {name: value for name, value in choices.items() if name != "dataset"}
-    dataset = choices["dataset"] or "digits"
-    if resume is None:
-        config = configure(dataset, **others)
+    if resume is not None:
+        base = PretrainConfig.from_dict(load_checkpoint(resume)["config"])
     else:
-        config = PretrainConfig.from_dict(load_checkpoint(resume)["config"])
+        base = configure(choices["dataset"] or "digits")
     if dim is not None:
-        others["projector"] = choices["projector"] = (*config.projector[:-1], dim)
+        choices["projector"] = (*base.projector[:-1], dim)
     if resume is None:
-        return configure(dataset, **others)
-    stored = vars(config)
+        return configure(base.dataset, **{k: v for k, v in choices.items() if k != "dataset"})
     differing = [
-        f"{name} is {stored[name]!r} there, {value!r} was asked for"
+        f"{name} is {getattr(base, name)!r} there, {value!r} was asked for"
         for name, value in choices.items()
-        if value is not None and value != stored[name]
+        if value is not None and value != getattr(base, name)
     ]
     if differing:
         raise ValueError(
             f"{resume} was made with other settings, which resuming keeps: {'; '.join(differing)}"
         )
-    return config
+    return base
 
 
 def _prepare(

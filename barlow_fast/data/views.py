@@ -48,10 +48,8 @@ class ViewSpecification:
     Pairs are (low, high) of a uniform draw. The defaults change nothing: the view is the image.
     """
 
-    crop_area: tuple[float, float] = (
-        1.0,
-        1.0,
-    )  # of the image; above 1 zooms out, with black outside
+    # Of the image's area; above 1 zooms out, with black outside.
+    crop_area: tuple[float, float] = (1.0, 1.0)
     crop_ratio: tuple[float, float] = (1.0, 1.0)  # width / height, uniform in its logarithm
     rotation: float = 0.0  # degrees, uniform in [-rotation, rotation], about the window's centre
     shear: float = 0.0  # degrees, horizontal, uniform in [-shear, shear]
@@ -156,7 +154,8 @@ def draw(
         raise ValueError("samples must be indices in [0, 2**32)")
     blocks = np.arange(_BLOCKS)[:, None]
     words = philox((samples, epoch, view, blocks), seed)
-    u = dict(zip(DRAWS, uniform(words).swapaxes(0, 1).reshape(-1, len(samples)), strict=True))
+    numbers = uniform(words).swapaxes(0, 1).reshape(-1, len(samples))
+    u = dict(zip(DRAWS, numbers[: len(DRAWS)], strict=True))
     top, left, height, width = _window(specification, u)
     erase_top, erase_left, erase_side = _erased_square(specification, u)
     return ViewParameters(

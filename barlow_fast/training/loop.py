@@ -109,8 +109,6 @@ class Trainer:
         self._seconds = 0.0
         self._order: tuple[int, np.ndarray] | None = None
 
-    # the parts of a step
-
     def build_optimizer(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on weight matrices and filters only."""
         parameters = list(self.model.parameters())
@@ -210,8 +208,6 @@ class Trainer:
             f"than {self.config.learning_rate:g} usually helps{advice}"
         )
 
-    # the run
-
     def run(self) -> None:
         """Trains from the current step to the last.
 
@@ -273,8 +269,6 @@ class Trainer:
     def _notify(self, moment: str, *details: Record) -> None:
         for hook in self.hooks:
             getattr(hook, moment)(self, *details)
-
-    # measurements
 
     def score(self, encoder: nn.Module | None = None) -> float:
         """k-NN accuracy, in [0, 1], of the encoder's features: neighbours among training images,
@@ -341,8 +335,6 @@ class Trainer:
             "crc32": zlib.crc32(images.numpy().data),
             "views": [repr(view) for view in self.views],
         }
-
-    # the state
 
     def save(self) -> None:
         """Writes the checkpoint, unless there is no path for it.
