@@ -78,6 +78,7 @@ def _draw_scores(axes, history: list[Record], scores: dict[str, float]) -> None:
     axes.margins(y=0.18)
     axes.set_title("k-NN accuracy on test images (%)", fontsize=11)
     axes.set_xlabel("epoch (0: random weights)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9, loc="center right")
 
