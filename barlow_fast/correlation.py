@@ -21,7 +21,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """(on_diagonal, off_diagonal, saved): float64 scalars and what `backward` needs."""
     statistics, sums = kernels.standardisation(
-        kernels.column_moments(z_a, z_b, precision), z_a.shape[0], eps
+        kernels.column_moments(z_a, z_b, precision), z_a.shape[0], eps, precision
     )
     matrix, squares = kernels.correlation(z_a, z_b, statistics, precision)
     return sums[0], squares[0].sum(), (statistics, matrix, squares)

@@ -92,9 +92,13 @@ def barlow_twins_loss(
         NotImplementedError: a process group of more than one rank.
     """
     z_a, z_b = _as_matrices(z_a, z_b)
-    check_options(lambd, scale, eps, precision, form, backend, process_group, statistics, gradient)
-    precision = _precision(precision, z_a)
-    arguments = (z_a, z_b, float(lambd), float(eps), form, precision, backend)
+    if not torch.compiler.is_compiling():
+        check_options(
+            lambd, scale, eps, precision, form, backend, process_group, statistics, gradient
+        )
+    if precision == "auto" and z_a.dtype != torch.float64:
+        precision = _autocast_precision(z_a.device.type)
+    arguments = (z_a, z_b, lambd, eps, form, precision, backend)
     if torch.compiler.is_compiling():
         loss, on_diagonal, off_diagonal, *_ = ops.forward_op(*arguments)
         on_diagonal, off_diagonal = on_diagonal.detach(), off_diagonal.detach()
@@ -176,10 +180,8 @@ def _as_matrices(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
     return z_a, z_b
 
 
-def _precision(requested: str, z: Tensor) -> str:
-    autocast = None
-    if torch.is_autocast_enabled(z.device.type):
-        autocast = torch.get_autocast_dtype(z.device.type)
-    matmul = torch.get_float32_matmul_precision() if requested == "auto" else "highest"
-    chosen, _ = plan.choose_precision(requested, z.dtype, autocast, matmul)
-    return plan.executed_precision(chosen, z.device.type)
+def _autocast_precision(device_type: str) -> str:
+    """What autocast asks for; 'auto' outside of it: then the operator decides when it runs."""
+    if not torch.is_autocast_enabled(device_type):
+        return "auto"
+    return plan.AUTOCAST_PRECISION[torch.get_autocast_dtype(device_type)]

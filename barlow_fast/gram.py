@@ -18,7 +18,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """(on_diagonal, off_diagonal, saved): float64 scalars and what `backward` needs."""
     n = z_a.shape[0]
-    statistics, sums = kernels.standardisation(kernels.column_moments(z_a, z_b, precision), n, eps)
+    statistics, sums = kernels.standardisation(
+        kernels.column_moments(z_a, z_b, precision), n, eps, precision
+    )
     gram_a, gram_b, inner = kernels.gram_pair(z_a, z_b, statistics, precision)
     on_diagonal, diagonal_squares = sums.unbind()
     return on_diagonal, inner / n**2 - diagonal_squares, (statistics, gram_a, gram_b)

@@ -7,6 +7,8 @@ Both routes run the same code, so both give the same bits.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -24,12 +26,12 @@ def forward(
 ) -> Outputs:
     """(loss, on_diagonal, off_diagonal, statistics, matrix, companion); z_a, z_b are (N, D).
 
-    The last three are what `backward` needs: (5, D) statistics and, by form, K_a and K_b (N, N) or the
+    The last three are what `backward` needs: (7, D) statistics and, by form, K_a and K_b (N, N) or the
     zeroed C (D, D) and its (2, D) squared sums.
     """
-    backend = plan.choose_backend(backend, z_a.device)
-    form = plan.choose_form(form, z_a.shape[0], z_a.shape[1], backend)
-    on, off, saved = FORM[form].forward(load(backend), z_a, z_b, eps, precision)
+    form, precision, backend = _resolve(z_a, form, precision, backend)
+    with _without_autocast(z_a.device.type):
+        on, off, saved = FORM[form].forward(load(backend), z_a, z_b, eps, precision)
     dtype = accumulation_dtype(precision)
     return (torch.add(on, off, alpha=lambd).to(dtype), on.to(dtype), off.to(dtype), *saved)
 
@@ -50,13 +52,29 @@ def backward(
     need_b: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
-    backend = plan.choose_backend(backend, z_a.device)
-    form = plan.choose_form(form, z_a.shape[0], z_a.shape[1], backend)
-    saved = (statistics, matrix, companion)
-    kernels = load(backend)
-    return FORM[form].backward(
-        kernels, z_a, z_b, saved, grad, lambd, eps, precision, (need_a, need_b)
-    )
+    form, precision, backend = _resolve(z_a, form, precision, backend)
+    saved, need = (statistics, matrix, companion), (need_a, need_b)
+    with _without_autocast(z_a.device.type):
+        return FORM[form].backward(
+            load(backend), z_a, z_b, saved, grad, lambd, eps, precision, need
+        )
+
+
+def _resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, str, str]:
+    """The choices that are left to the time the operator runs; pure but for the global matmul precision."""
+    backend = plan.choose_backend(backend, z.device)
+    form = plan.choose_form(form, z.shape[0], z.shape[1], backend)
+    if precision == "auto":
+        matmul = torch.get_float32_matmul_precision() if z.dtype == torch.float32 else "highest"
+        precision, _ = plan.choose_precision("auto", z.dtype, None, matmul)
+    return form, plan.executed_precision(precision, z.device.type), backend
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager:
+    """The operand type is decided: autocast must not cast the products of plain torch a second time."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def refuse_double_backward(*_: object) -> None:
@@ -108,11 +126,11 @@ backward_op = torch.library.custom_op("barlow_fast::backward", backward, mutates
 @forward_op.register_fake
 def _(z_a, z_b, lambd, eps, form, precision, backend):
     n, d = z_a.shape
-    backend = plan.choose_backend(backend, z_a.device)
+    form, precision, backend = _resolve(z_a, form, precision, backend)
     dtype = accumulation_dtype(precision)
     scalars = [z_a.new_empty((), dtype=dtype) for _ in range(3)]
-    statistics = z_a.new_empty((5, d), dtype=dtype)
-    if plan.choose_form(form, n, d, backend) == "gram":
+    statistics = z_a.new_empty((7, d), dtype=dtype)
+    if form == "gram":
         matrices = [z_a.new_empty((n, n), dtype=dtype) for _ in range(2)]
     else:
         squares = z_a.new_empty((2, d), dtype=torch.float64)

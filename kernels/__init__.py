@@ -3,7 +3,10 @@
 A *kernel set* knows nothing of losses, ranks or autograd. It offers the functions of `KernelSet` on raw embeddings
 `z` (N samples x D dimensions, any row stride) and the column statistics that standardise them:
 
-    z_hat = (z - mean) * rstd,      rstd = (variance + eps)^-1/2
+    z_hat = (z - mean) * rstd - shift,      rstd = (variance + eps)^-1/2
+
+where `shift` is what rounding `mean` to the accumulation type lost, times rstd: with means far larger than the
+deviations, columns of z_hat would otherwise not sum to zero, which the gradients rely on.
 
 =========================  =====================================================================================
 `column_moments`           means, sums of squared deviations and co-moments of both views, in one read
@@ -37,24 +40,29 @@ class KernelSet(Protocol):
 
     `precision` is the operand type of the matrix products, 'fp64' | 'fp32' | 'tf32' | 'bf16' | 'fp16'.
     Accumulation, statistics and matrices are float64 for fp64 and float32 for all others (the *accumulation type*);
-    scalar sums are float64. `need` tells which of the two gradients is wanted; the other is returned empty.
+    moments and scalar sums are float64. `need` tells which of the two gradients is wanted; the other is returned empty.
     """
 
     def column_moments(self, z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
-        """(5, D): mean_a, mean_b, sum (z_a - mean_a)^2, sum (z_b - mean_b)^2, sum (z_a - mean_a)(z_b - mean_b).
+        """(5, D) float64: mean_a, mean_b, sum (z_a - mean_a)^2, sum (z_b - mean_b)^2 and the co-moment
+        sum (z_a - mean_a)(z_b - mean_b).
 
-        In the accumulation type. Stable for means far larger than the deviations. Moments of row
-        blocks merge exactly (Chan, Golub, LeVeque 1979).
+        Taken in the wider of the inputs' and the accumulation type. Stable for means far larger than the deviations. Moments of row blocks merge exactly (Chan, Golub, LeVeque
+        1979).
         """
         ...
 
-    def standardisation(self, moments: Tensor, count: int, eps: float) -> tuple[Tensor, Tensor]:
-        """(statistics, sums): statistics (5, D) = mean_a, rstd_a, mean_b, rstd_b, diagonal with
-        diagonal_i = C_ii; sums (2,) float64 = sum_i (C_ii - 1)^2, sum_i C_ii^2."""
+    def standardisation(
+        self, moments: Tensor, count: int, eps: float, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        """(statistics, sums): statistics (7, D) in the accumulation type = mean_a, rstd_a, shift_a, mean_b, rstd_b,
+        shift_b, diagonal with diagonal_i = C_ii; sums (2,) float64 = sum_i (C_ii - 1)^2, sum_i C_ii^2."""
         ...
 
-    def standardise(self, z: Tensor, mean: Tensor, rstd: Tensor, precision: str) -> Tensor:
-        """z_hat (N, D) in the operand type of `precision`."""
+    def standardise(
+        self, z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str
+    ) -> Tensor:
+        """z_hat (N, D) in the operand type of `precision`; the vectors are (D,) rows of `statistics`."""
         ...
 
     def gram_pair(

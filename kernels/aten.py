@@ -19,41 +19,55 @@ NAME = "aten"
 
 
 def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
-    wide = accumulation_dtype(precision)
-    mean_a, centred_a = _centre(z_a.to(wide))
-    mean_b, centred_b = _centre(z_b.to(wide))
-    sums = (centred_a.square().sum(0), centred_b.square().sum(0), (centred_a * centred_b).sum(0))
-    return torch.stack((mean_a, mean_b, *sums))
+    n = z_a.shape[0]
+    wide = torch.promote_types(z_a.dtype, accumulation_dtype(precision))
+    mean_a, rest_a, centred_a = _centre(z_a.to(wide))
+    mean_b, rest_b, centred_b = _centre(z_b.to(wide))
+    # The squares are about the rounded mean: move them to the true one, which is off by `rest`.
+    m2_a = centred_a.square().sum(0).double() - n * rest_a.square()
+    m2_b = centred_b.square().sum(0).double() - n * rest_b.square()
+    comoment = (centred_a * centred_b).sum(0).double() - n * rest_a * rest_b
+    return torch.stack((mean_a + rest_a, mean_b + rest_b, m2_a, m2_b, comoment))
 
 
-def _centre(z: Tensor) -> tuple[Tensor, Tensor]:
+def _centre(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(rounded mean, what it lacks, z - rounded mean): the first two in float64."""
     mean = z.mean(0)
-    # A second, tiny correction: the rounded mean of badly scaled columns is off by up to epsilon * |mean|.
-    mean = mean + (z - mean).mean(0)
-    return mean, z - mean
+    centred = z - mean
+    return mean.double(), centred.mean(0).double(), centred
 
 
-def standardisation(moments: Tensor, count: int, eps: float) -> tuple[Tensor, Tensor]:
+def standardisation(
+    moments: Tensor, count: int, eps: float, precision: str
+) -> tuple[Tensor, Tensor]:
     mean_a, mean_b, m2_a, m2_b, comoment = moments.unbind(0)
     rstd_a = (m2_a / count + eps).rsqrt()
     rstd_b = (m2_b / count + eps).rsqrt()
     diagonal = comoment / count * rstd_a * rstd_b
-    wide = diagonal.double()
-    sums = torch.stack(((wide - 1).square().sum(), wide.square().sum()))
-    return torch.stack((mean_a, rstd_a, mean_b, rstd_b, diagonal)), sums
+    sums = torch.stack(((diagonal - 1).square().sum(), diagonal.square().sum()))
+    dtype = accumulation_dtype(precision)
+    shift_a = (mean_a - mean_a.to(dtype)) * rstd_a
+    shift_b = (mean_b - mean_b.to(dtype)) * rstd_b
+    statistics = torch.stack((mean_a, rstd_a, shift_a, mean_b, rstd_b, shift_b, diagonal))
+    return statistics.to(dtype), sums
 
 
-def standardise(z: Tensor, mean: Tensor, rstd: Tensor, precision: str) -> Tensor:
-    return ((z.to(mean.dtype) - mean) * rstd).to(OPERAND_DTYPE[precision])
+def standardise(
+    z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str
+) -> Tensor:
+    return _hat(z, mean, rstd, shift).to(OPERAND_DTYPE[precision])
+
+
+def _hat(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor) -> Tensor:
+    return (z.to(mean.dtype) - mean) * rstd - shift
 
 
 def gram_pair(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean_a, rstd_a, mean_b, rstd_b, _ = statistics.unbind(0)
-    hat = standardise(z_a, mean_a, rstd_a, precision)
+    hat = standardise(z_a, *statistics[0:3], precision)
     gram_a = _product(hat, hat.T, precision)
-    hat = standardise(z_b, mean_b, rstd_b, precision)
+    hat = standardise(z_b, *statistics[3:6], precision)
     gram_b = _product(hat, hat.T, precision)
     # Row by row in the accumulation type, then in float64: the N^2 values are never widened at once.
     inner = torch.linalg.vecdot(gram_a, gram_b).sum(dtype=torch.float64)
@@ -74,9 +88,8 @@ def gram_gradients(
     precision: str,
     need: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    mean_a, rstd_a, mean_b, rstd_b, diagonal = statistics.unbind(0)
-    hat_a = (z_a.to(mean_a.dtype) - mean_a) * rstd_a
-    hat_b = (z_b.to(mean_b.dtype) - mean_b) * rstd_b
+    rstd_a, rstd_b, diagonal = statistics[1], statistics[4], statistics[6]
+    hat_a, hat_b = _hat(z_a, *statistics[0:3]), _hat(z_b, *statistics[3:6])
     weight = slope * diagonal + offset
 
     def gradient(
@@ -100,9 +113,8 @@ def gram_gradients(
 def correlation(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
-    mean_a, rstd_a, mean_b, rstd_b, _ = statistics.unbind(0)
-    hat_a = standardise(z_a, mean_a, rstd_a, precision)
-    hat_b = standardise(z_b, mean_b, rstd_b, precision)
+    hat_a = standardise(z_a, *statistics[0:3], precision)
+    hat_b = standardise(z_b, *statistics[3:6], precision)
     matrix = _product(hat_a.T, hat_b, precision).div_(z_a.shape[0])
     matrix.fill_diagonal_(0)
     squares = matrix.square()
@@ -124,9 +136,8 @@ def correlation_gradients(
     precision: str,
     need: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    mean_a, rstd_a, mean_b, rstd_b, diagonal = statistics.unbind(0)
-    hat_a = (z_a.to(mean_a.dtype) - mean_a) * rstd_a
-    hat_b = (z_b.to(mean_b.dtype) - mean_b) * rstd_b
+    rstd_a, rstd_b, diagonal = statistics[1], statistics[4], statistics[6]
+    hat_a, hat_b = _hat(z_a, *statistics[0:3]), _hat(z_b, *statistics[3:6])
     weight = slope * diagonal + offset
     projections = (coefficient * squares).to(weight.dtype) + weight * diagonal
     operand = _cast(matrix, precision)

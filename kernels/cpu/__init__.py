@@ -80,20 +80,27 @@ def _rows(z: Tensor) -> Tensor:
 
 
 def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
-    out = torch.empty((5, z_a.shape[1]), dtype=accumulation_dtype(precision))
-    torch.ops.barlow_fast_cpu.column_moments(_rows(z_a), _rows(z_b), out)
+    out = torch.empty((5, z_a.shape[1]), dtype=torch.float64)
+    torch.ops.barlow_fast_cpu.column_moments(_rows(z_a), _rows(z_b), _OPERAND[precision], out)
     return out
 
 
-def standardisation(moments: Tensor, count: int, eps: float) -> tuple[Tensor, Tensor]:
-    statistics, sums = torch.empty_like(moments), torch.empty(2, dtype=torch.float64)
+def standardisation(
+    moments: Tensor, count: int, eps: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    statistics = torch.empty((7, moments.shape[1]), dtype=accumulation_dtype(precision))
+    sums = torch.empty(2, dtype=torch.float64)
     torch.ops.barlow_fast_cpu.standardisation(moments, count, eps, statistics, sums)
     return statistics, sums
 
 
-def standardise(z: Tensor, mean: Tensor, rstd: Tensor, precision: str) -> Tensor:
+def standardise(
+    z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str
+) -> Tensor:
     out = POOL.empty(tuple(z.shape), OPERAND_DTYPE[precision])
-    torch.ops.barlow_fast_cpu.standardise(_rows(z), mean.contiguous(), rstd.contiguous(), out)
+    torch.ops.barlow_fast_cpu.standardise(
+        _rows(z), mean.contiguous(), rstd.contiguous(), shift.contiguous(), out
+    )
     return out
 
 

@@ -173,13 +173,13 @@ struct Statistics {
   const void* diagonal;
 
   Statistics(const Tensor& statistics, int64_t d, Element accumulation) {
-    check_shape(statistics, "statistics", 5, d);
+    check_shape(statistics, "statistics", 7, d);
     STD_TORCH_CHECK(element_of(statistics) == accumulation, "barlow_fast: statistics must have the accumulation type");
     const char* base = static_cast<const char*>(statistics.const_data_ptr());
     const size_t row = static_cast<size_t>(d) * bytes_of(accumulation);
-    norm_a = Norm{base, base + row};
-    norm_b = Norm{base + 2 * row, base + 3 * row};
-    diagonal = base + 4 * row;
+    norm_a = Norm{base, base + row, base + 2 * row};
+    norm_b = Norm{base + 3 * row, base + 4 * row, base + 5 * row};
+    diagonal = base + 6 * row;
   }
 };
 
@@ -208,10 +208,12 @@ double scalar_of(const Tensor& x) {
 
 // ---- moments and standardisation ----------------------------------------------------------------------------------
 
-void column_moments(const Tensor& z_a, const Tensor& z_b, Tensor out) {
+void column_moments(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, Tensor out) {
+  const Element accumulation = accumulation_of(operand_of(operand_code));
   check_pair(z_a, z_b);
   const int64_t n = z_a.size(0), d = z_a.size(1);
   check_shape(out, "moments", 5, d);
+  STD_TORCH_CHECK(element_of(out) == Element::f64, "barlow_fast: moments must be float64");
   // The cuts depend on the shape alone where they change the sums.
   const int64_t rows = n >= 4096 && d <= 4096 ? 2048 : std::max<int64_t>(n, 1);
   const int64_t row_parts = ceil_div(n, rows);
@@ -223,7 +225,7 @@ void column_moments(const Tensor& z_a, const Tensor& z_b, Tensor out) {
   run_tasks(row_parts * column_parts, [&](int64_t i) {
     const int64_t part = i / column_parts, column = i % column_parts * columns;
     const MomentsTask task{a, b, part * rows, std::min(n, (part + 1) * rows), column, std::min(d, column + columns),
-                           parts + part * 5 * d, d};
+                           parts + part * 5 * d, d, accumulation};
     primitives().moments(task);
   });
   double* total = parts;
@@ -241,34 +243,29 @@ void column_moments(const Tensor& z_a, const Tensor& z_b, Tensor out) {
       total[4 * d + c] += next[4 * d + c] + delta_a * delta_b * both;
     }
   }
-  if (element_of(out) == Element::f64) {
-    std::memcpy(out.mutable_data_ptr(), total, static_cast<size_t>(5 * d) * sizeof(double));
-  } else {
-    float* to = static_cast<float*>(out.mutable_data_ptr());
-    for (int64_t i = 0; i < 5 * d; ++i) to[i] = static_cast<float>(total[i]);
-  }
+  std::memcpy(out.mutable_data_ptr(), total, static_cast<size_t>(5 * d) * sizeof(double));
 }
 
 void standardisation(const Tensor& moments, int64_t count, double eps, Tensor statistics, Tensor sums) {
   const int64_t d = moments.size(1), columns = 2048, parts = ceil_div(d, columns);
   check_shape(moments, "moments", 5, d);
-  check_shape(statistics, "statistics", 5, d);
-  STD_TORCH_CHECK(element_of(moments) == element_of(statistics), "barlow_fast: moments and statistics differ in dtype");
+  check_shape(statistics, "statistics", 7, d);
+  STD_TORCH_CHECK(element_of(moments) == Element::f64, "barlow_fast: moments must be float64");
   std::vector<double> partial(static_cast<size_t>(2 * parts));
   run_tasks(parts, [&](int64_t i) {
-    primitives().standardisation({moments.const_data_ptr(), statistics.mutable_data_ptr(), &partial[static_cast<size_t>(2 * i)],
-                                  d, i * columns, std::min(d, (i + 1) * columns), static_cast<double>(count), eps,
-                                  element_of(moments)});
+    primitives().standardisation({static_cast<const double*>(moments.const_data_ptr()), statistics.mutable_data_ptr(),
+                                  &partial[static_cast<size_t>(2 * i)], d, i * columns, std::min(d, (i + 1) * columns), static_cast<double>(count), eps,
+                                  element_of(statistics)});
   });
   double* to = static_cast<double*>(sums.mutable_data_ptr());
   to[0] = to[1] = 0;
   for (size_t i = 0; i < partial.size(); ++i) to[i % 2] += partial[i];
 }
 
-void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, Tensor out) {
+void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, const Tensor& shift, Tensor out) {
   const int64_t n = z.size(0), d = z.size(1), rows = std::max<int64_t>(1, 65536 / std::max<int64_t>(d, 1));
   const Output to = output_of(out, "out", n, d);
-  const StandardiseTask base{view_of(z, "z"), Norm{mean.const_data_ptr(), rstd.const_data_ptr()}, to, d, 0, n};
+  const StandardiseTask base{view_of(z, "z"), Norm{mean.const_data_ptr(), rstd.const_data_ptr(), shift.const_data_ptr()}, to, d, 0, n};
   run_tasks(ceil_div(n, rows), [&](int64_t i) {
     StandardiseTask task = base;
     task.row_begin = i * rows;
@@ -499,9 +496,9 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
 
 STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
   m.def("instruction_set(int index) -> int");
-  m.def("column_moments(Tensor z_a, Tensor z_b, Tensor(a!) out) -> ()");
+  m.def("column_moments(Tensor z_a, Tensor z_b, int operand, Tensor(a!) out) -> ()");
   m.def("standardisation(Tensor moments, int count, float eps, Tensor(a!) statistics, Tensor(b!) sums) -> ()");
-  m.def("standardise(Tensor z, Tensor mean, Tensor rstd, Tensor(a!) out) -> ()");
+  m.def("standardise(Tensor z, Tensor mean, Tensor rstd, Tensor shift, Tensor(a!) out) -> ()");
   m.def(
       "gram_pair(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) gram_a, Tensor(b!) gram_b, "
       "Tensor(c!) inner) -> ()");

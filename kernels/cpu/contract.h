@@ -30,6 +30,7 @@ struct Output {
 struct Norm {
   const void* mean;
   const void* rstd;
+  const void* shift;
 };
 
 // Moments of rows [row_begin, row_end) and columns [column_begin, column_end) of both views, in double:
@@ -39,12 +40,14 @@ struct MomentsTask {
   int64_t row_begin, row_end, column_begin, column_end;
   double* out;
   int64_t out_stride;
+  Element accumulation;
 };
 
-// Columns [column_begin, column_end) of (5, D) moments to (5, D) statistics: mean_a, rstd_a, mean_b, rstd_b, C_ii;
+// Columns [column_begin, column_end) of (5, D) moments to (7, D) statistics: mean_a, rstd_a, shift_a, mean_b, rstd_b,
+// shift_b, C_ii, where shift is what rounding the mean to the accumulation type lost, times rstd;
 // sums[0] = sum (C_ii - 1)^2, sums[1] = sum C_ii^2 of these columns.
 struct StandardisationTask {
-  const void* moments;
+  const double* moments;
   void* statistics;
   double* sums;
   int64_t d, column_begin, column_end;

@@ -26,17 +26,18 @@ void pack_features(const View& z, const Norm& norm, Element operand, int64_t row
   const int64_t units = (rows + Op::kDepth - 1) / Op::kDepth;
   const A* mean = static_cast<const A*>(norm.mean);
   const A* rstd = static_cast<const A*>(norm.rstd);
+  const A* shift = static_cast<const A*>(norm.shift);
   for (int64_t k = 0; k < units; ++k) {
     for (int64_t c = begin; c < end; c += lanes) {
       const int64_t count = end - c;
-      const Vector<A> m = load_some(mean + c, count), s = load_some(rstd + c, count);
+      const Vector<A> m = load_some(mean + c, count), s = load_some(rstd + c, count), t = load_some(shift + c, count);
       Vector<A> hat[2] = {};
       BARLOW_FAST_UNROLL
       for (int e = 0; e < Op::kDepth; ++e) {
         const int64_t row = k * Op::kDepth + e;
         if (row >= rows) continue;
         const Vector<A> x = load_some<A, E>(row_of<E>(z, row_begin + row) + c, count);
-        hat[e] = rounded<Op>(standardised<A>(x, m, s), operand);
+        hat[e] = rounded<Op>(standardised<A>(x, m, s, t), operand);
       }
       const int64_t at = c - begin;
       store(out + at / panel * panel * units + k * panel + at % panel, units_across<Op>(hat[0], hat[1]));
@@ -179,6 +180,7 @@ void stage_rows(const CorrelationGradientTask& task, const CorrelationGradientSc
   const Norm& norm = view ? task.norm_b : task.norm_a;
   const A* mean = static_cast<const A*>(norm.mean);
   const A* rstd = static_cast<const A*>(norm.rstd);
+  const A* shift = static_cast<const A*>(norm.shift);
   for (int64_t r = 0; r < s.rows; ++r) {
     A* to = s.hat[view] + r * s.stride;
     Unit<Op>* units = s.left[view] + r * s.left_stride;
@@ -190,7 +192,8 @@ void stage_rows(const CorrelationGradientTask& task, const CorrelationGradientSc
       for (int v = 0; v < Op::kDepth; ++v) {
         const int64_t column = c + v * lanes, count = inside ? task.d - column : 0;
         const Vector<A> x = load_some<A, E>(from + column, count);
-        hat[v] = standardised<A>(x, load_some(mean + column, count), load_some(rstd + column, count));
+        hat[v] = standardised<A>(x, load_some(mean + column, count), load_some(rstd + column, count),
+                                 load_some(shift + column, count));
         store(to + column, hat[v]);
       }
       if (s.separate) {

@@ -36,13 +36,15 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
   const int64_t depth = round_up(count, kDepthStep<Op>);
   const A* mean = static_cast<const A*>(task.norm.mean) + column;
   const A* rstd = static_cast<const A*>(task.norm.rstd) + column;
+  const A* shift = static_cast<const A*>(task.norm.shift) + column;
   for (int64_t row = row_begin; row < row_end; row += kPanel<Op>) {
     Unit<Op>* panel = out + (row - row_begin) * (depth / Op::kDepth);
     pack_transposed<Op>(depth, panel, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
-      Vector<A> m[2] = {}, s[2] = {};
+      Vector<A> m[2] = {}, s[2] = {}, t[2] = {};
       for (int v = 0; v < Op::kDepth; ++v) {
         m[v] = load_some(mean + k + v * lanes, count - k - v * lanes);
         s[v] = load_some(rstd + k + v * lanes, count - k - v * lanes);
+        t[v] = load_some(shift + k + v * lanes, count - k - v * lanes);
       }
       BARLOW_FAST_UNROLL
       for (int r = 0; r < lanes; ++r) {
@@ -55,7 +57,7 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
         BARLOW_FAST_UNROLL
         for (int v = 0; v < Op::kDepth; ++v) {
           const Vector<A> x = load_some<A, E>(from + v * lanes, count - k - v * lanes);
-          hat[v] = rounded<Op>(standardised<A>(x, m[v], s[v]), task.operand);
+          hat[v] = rounded<Op>(standardised<A>(x, m[v], s[v], t[v]), task.operand);
         }
         square[r] = units_of<Op>(hat[0], hat[1]);
       }
@@ -248,10 +250,11 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
   const Norm& norm = view ? task.norm_b : task.norm_a;
   for (int64_t p = 0; p < s.panels; ++p) {
     const int64_t column = task.column_begin + p * panel, count = task.column_end - column;
-    Vector<A> mean[2], rstd[2];
+    Vector<A> mean[2], rstd[2], shift[2];
     for (int v = 0; v < 2; ++v) {
       mean[v] = load_some(static_cast<const A*>(norm.mean) + column + v * lanes, count - v * lanes);
       rstd[v] = load_some(static_cast<const A*>(norm.rstd) + column + v * lanes, count - v * lanes);
+      shift[v] = load_some(static_cast<const A*>(norm.shift) + column + v * lanes, count - v * lanes);
     }
     A* to = s.hat[view] + p * s.samples * panel;
     Unit<Op>* right = s.right[view] + p * (s.samples / Op::kDepth) * panel;
@@ -265,7 +268,7 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
             const auto* from = row_of<E>(z, n + e) + column + v * lanes;
             // Rows are too far apart for the hardware to foresee the next one.
             __builtin_prefetch(row_of<E>(z, smaller(n + e + kAhead, task.n - 1)) + column + v * lanes);
-            hat[e][v] = standardised<A>(load_some<A, E>(from, count - v * lanes), mean[v], rstd[v]);
+            hat[e][v] = standardised<A>(load_some<A, E>(from, count - v * lanes), mean[v], rstd[v], shift[v]);
           }
           store(to + (n + e) * panel + v * lanes, hat[e][v]);
         }

@@ -73,12 +73,18 @@ void moments_in(const MomentsTask& task) {
   }
 }
 
+template <Element E>
+void moments_from(const MomentsTask& task) {
+  if (E == Element::f64 || task.accumulation == Element::f64) return moments_in<double, E>(task);
+  moments_in<float, E>(task);
+}
+
 void moments(const MomentsTask& task) {
   switch (task.a.type) {
-    case Element::f64: return moments_in<double, Element::f64>(task);
-    case Element::f32: return moments_in<float, Element::f32>(task);
-    case Element::bf16: return moments_in<float, Element::bf16>(task);
-    case Element::f16: return moments_in<float, Element::f16>(task);
+    case Element::f64: return moments_from<Element::f64>(task);
+    case Element::f32: return moments_from<Element::f32>(task);
+    case Element::bf16: return moments_from<Element::bf16>(task);
+    case Element::f16: return moments_from<Element::f16>(task);
   }
 }
 
@@ -86,25 +92,27 @@ void moments(const MomentsTask& task) {
 
 template <class A>
 void standardisation_in(const StandardisationTask& task) {
-  const A* moments = static_cast<const A*>(task.moments);
-  A* __restrict statistics = static_cast<A*>(task.statistics);
-  const int64_t d = task.d;
   const double count = task.count, eps = task.eps;
+  const int64_t d = task.d;
   double on_diagonal = 0, squares = 0;
   for (int64_t begin = task.column_begin; begin < task.column_end; begin += 64) {
     const int64_t width = smaller(64, task.column_end - begin);
-    double rstd_a[64], rstd_b[64], diagonal[64];
-    for (int64_t c = 0; c < width; ++c) {
-      rstd_a[c] = 1 / __builtin_sqrt(moments[2 * d + begin + c] / count + eps);
-      rstd_b[c] = 1 / __builtin_sqrt(moments[3 * d + begin + c] / count + eps);
-      diagonal[c] = moments[4 * d + begin + c] / count * rstd_a[c] * rstd_b[c];
+    const double* in = task.moments + begin;
+    A* out = static_cast<A*>(task.statistics) + begin;
+    double rstd[2][64], diagonal[64];
+    for (int view = 0; view < 2; ++view) {
+      const double *mean = in + view * d, *m2 = in + (2 + view) * d;
+      A *to_mean = out + view * 3 * d, *to_rstd = to_mean + d, *to_shift = to_rstd + d;
+      for (int64_t c = 0; c < width; ++c) rstd[view][c] = 1 / __builtin_sqrt(m2[c] / count + eps);
+      for (int64_t c = 0; c < width; ++c) {
+        to_mean[c] = static_cast<A>(mean[c]);
+        to_rstd[c] = static_cast<A>(rstd[view][c]);
+        to_shift[c] = static_cast<A>((mean[c] - static_cast<double>(to_mean[c])) * rstd[view][c]);
+      }
     }
     for (int64_t c = 0; c < width; ++c) {
-      statistics[begin + c] = moments[begin + c];
-      statistics[d + begin + c] = static_cast<A>(rstd_a[c]);
-      statistics[2 * d + begin + c] = moments[d + begin + c];
-      statistics[3 * d + begin + c] = static_cast<A>(rstd_b[c]);
-      statistics[4 * d + begin + c] = static_cast<A>(diagonal[c]);
+      diagonal[c] = in[4 * d + c] / count * rstd[0][c] * rstd[1][c];
+      out[6 * d + c] = static_cast<A>(diagonal[c]);
     }
     for (int64_t c = 0; c < width; ++c) {
       on_diagonal += (diagonal[c] - 1) * (diagonal[c] - 1);
@@ -126,13 +134,15 @@ void standardise_in(const StandardiseTask& task) {
   constexpr int lanes = kLanes<A>;
   const A* mean = static_cast<const A*>(task.norm.mean);
   const A* rstd = static_cast<const A*>(task.norm.rstd);
+  const A* shift = static_cast<const A*>(task.norm.shift);
   for (int64_t row = task.row_begin; row < task.row_end; ++row) {
     const auto* from = row_of<E>(task.z, row);
     auto* to = row_of<To>(task.out, row);
     for (int64_t c = 0; c < task.d; c += lanes) {
       const int64_t left = task.d - c;
-      const Vector<A> x = load_some<A, E>(from + c, left);
-      store_some<A, To>(to + c, standardised<A>(x, load_some(mean + c, left), load_some(rstd + c, left)), left);
+      const Vector<A> hat = standardised<A>(load_some<A, E>(from + c, left), load_some(mean + c, left),
+                                            load_some(rstd + c, left), load_some(shift + c, left));
+      store_some<A, To>(to + c, hat, left);
     }
   }
 }

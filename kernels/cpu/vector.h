@@ -366,10 +366,10 @@ BARLOW_FAST_INLINE Vector<typename Op::Unit> units_across(Vector<typename Op::Ac
   }
 }
 
-// z_hat of one vector of columns: `mean` and `rstd` are zero beyond the last column, and so is the result.
+// z_hat of one vector of columns: the statistics are zero beyond the last column, and so is the result.
 template <class A>
-BARLOW_FAST_INLINE Vector<A> standardised(Vector<A> x, Vector<A> mean, Vector<A> rstd) {
-  return (x - mean) * rstd;
+BARLOW_FAST_INLINE Vector<A> standardised(Vector<A> x, Vector<A> mean, Vector<A> rstd, Vector<A> shift) {
+  return (x - mean) * rstd - shift;
 }
 
 // The lower (Part = 0) or upper (Part = 1) halves of two vectors, interleaved lane by lane.

@@ -1,0 +1,127 @@
+"""The numerics gate over kinds of input, shapes, forms, precisions and kernel sets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from embeddings import AWKWARD_SHAPES, KINDS, draw
+from gate import assert_within_gate, ours, relative_error, truth
+
+from barlow_fast import barlow_twins_loss
+
+# Each form on its own side of N = D, and a little beyond.
+GATE_SHAPES = {"gram": ((64, 512), (37, 211), (96, 96)), "correlation": ((512, 64), (211, 37), (96, 96))}
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("form", ["gram", "correlation"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gate(kind, form, precision, backend):
+    for n, d in GATE_SHAPES[form]:
+        dtype = torch.float64 if precision == "fp64" else torch.float32
+        assert_within_gate(lambda s: draw(kind, n, d, s, dtype), precision, form, backend)  # noqa: B023
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["gram", "correlation"])
+@pytest.mark.parametrize("kind", ["random", "correlated", "constant_columns"])
+def test_gate_with_half_precision_inputs(kind, form, dtype, backend):
+    precision = "bf16" if dtype == torch.bfloat16 else "fp16"
+    for n, d in GATE_SHAPES[form]:
+        assert_within_gate(lambda s: draw(kind, n, d, s, dtype), precision, form, backend)  # noqa: B023
+
+
+@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.usefixtures("poisoned")
+def test_awkward_shapes_in_float64(shape, backend):
+    """Exact to float64 rounding at every shape, in both forms; N = 2 is left out of the gradients, which vanish."""
+    z_a, z_b = draw("random", *shape, dtype=torch.float64)
+    z_b = z_b + z_a
+    exact = truth(z_a, z_b)
+    for form in ("gram", "correlation"):
+        got = ours(z_a, z_b, form=form, backend=backend)
+        assert relative_error(got.loss, exact.loss) < 1e-12
+        size = max(float(exact.grad_a.norm()), float(exact.loss) * 1e-3)
+        assert float((got.grad_a - exact.grad_a).norm()) < 1e-10 * size
+        assert float((got.grad_b - exact.grad_b).norm()) < 1e-10 * size
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_both_forms_agree(precision, backend):
+    z_a, z_b = draw("correlated", 128, 160, seed=3)
+    gram = ours(z_a, z_b, form="gram", precision=precision, backend=backend)
+    correlation = ours(z_a, z_b, form="correlation", precision=precision, backend=backend)
+    bound = 1e-5 if precision == "fp32" else 2e-2
+    for x, y in zip(gram, correlation, strict=True):
+        assert relative_error(x, y.double()) < bound
+
+
+@pytest.mark.parametrize("form", ["gram", "correlation"])
+def test_runs_are_bitwise_equal(form, backend):
+    z_a, z_b = draw("random", 150, 333, seed=1)
+    first = ours(z_a, z_b, form=form, backend=backend)
+    for _ in range(5):
+        for x, y in zip(first, ours(z_a, z_b, form=form, backend=backend), strict=True):
+            assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("form", ["gram", "correlation"])
+def test_gradcheck(form, backend):
+    for n, d in ((5, 9), (9, 5)):
+        z_a, z_b = (z.requires_grad_() for z in draw("random", n, d, seed=n, dtype=torch.float64))
+        assert torch.autograd.gradcheck(
+            lambda a, b: barlow_twins_loss(a, b, 0.3, scale=2.0, form=form, backend=backend), (z_a, z_b)
+        )
+
+
+@pytest.mark.parametrize("form", ["gram", "correlation"])
+def test_constant_columns_have_zero_correlation_and_finite_gradient(form, backend):
+    z_a, z_b = draw("random", 40, 30, seed=2)
+    z_a[:, 4] = 7.0
+    loss, terms = barlow_twins_loss(
+        z_a.requires_grad_(), z_b, 0.0, form=form, backend=backend, return_terms=True
+    )
+    exact = truth(z_a, z_b)
+    assert relative_error(terms.on_diagonal, exact.on_diagonal) < 1e-6
+    loss.backward()
+    assert z_a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["gram", "correlation"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nan_and_infinity_never_give_a_finite_number(bad, form, dtype, backend):
+    z_a, z_b = draw("random", 20, 50, seed=4, dtype=dtype)
+    z_a[3, 17] = bad
+    loss, terms = barlow_twins_loss(z_a, z_b, form=form, backend=backend, return_terms=True)
+    assert loss.isnan()
+    assert terms.on_diagonal.isnan()
+    assert terms.off_diagonal.isnan()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_double_inputs_in_lesser_precision(precision, backend):
+    z_a, z_b = draw("random", 48, 96, dtype=torch.float64)
+    got = ours(z_a, z_b, precision=precision, backend=backend)
+    assert got.loss.dtype == torch.float32
+    assert got.grad_a.dtype == torch.float64
+    assert relative_error(got.grad_a, truth(z_a, z_b).grad_a) < {"fp32": 1e-5}.get(precision, 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_single_inputs_in_double_precision(dtype, backend):
+    z_a, z_b = draw("random", 48, 96, dtype=dtype)
+    got = ours(z_a, z_b, precision="fp64", backend=backend)
+    assert got.loss.dtype == torch.float64
+    assert relative_error(got.loss, truth(z_a, z_b).loss) < 1e-13
+    assert got.grad_a.dtype == dtype
+    assert relative_error(got.grad_a, truth(z_a, z_b).grad_a) < torch.finfo(dtype).eps
+
+
+def test_half_products_are_accumulated_in_float32(backend):
+    """K_nn is about D: in fp16 it would overflow beyond 65504, and in bf16 whole units would be lost."""
+    z_a, z_b = draw("random", 4, 70000, seed=5)
+    exact = ours(z_a.double(), z_b.double(), form="gram", backend="aten")  # a D x D truth would take 39 GB
+    for precision in ("fp16", "bf16"):
+        got = ours(z_a, z_b, precision=precision, backend=backend)
+        assert relative_error(got.loss, exact.loss) < 1e-4

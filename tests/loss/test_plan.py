@@ -1,0 +1,76 @@
+"""What is chosen, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from barlow_fast import explain
+from barlow_fast.plan import choose_form, choose_precision, cost, executed_precision
+
+
+def test_the_form_with_less_work_is_chosen():
+    for n, d in ((2, 1), (64, 64), (100, 90), (256, 8192), (65536, 128), (1024, 1024)):
+        for backend in ("cpu", "aten", "triton"):
+            chosen = choose_form("auto", n, d, backend)
+            flops = {f: cost(f, n, d, backend, "fp32").flops for f in ("gram", "correlation")}
+            assert flops[chosen] == min(flops.values())
+    assert choose_form("correlation", 2, 1000, "cpu") == "correlation"
+
+
+def test_cost_is_the_stated_count():
+    assert cost("gram", 256, 8192, "cpu", "fp32").flops == 6 * 256 * 256 * 8192
+    assert cost("gram", 256, 8192, "aten", "fp32").flops == 8 * 256 * 256 * 8192
+    assert cost("correlation", 4096, 512, "cpu", "fp32").flops == 6 * 4096 * 512 * 512
+    assert cost("gram", 256, 8192, "cpu", "fp64").extra_bytes == 2 * 256 * 256 * 8
+    assert cost("gram", 256, 8192, "cpu", "bf16", 2).input_bytes == 6 * 256 * 8192 * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("auto", torch.float64), "fp64"),
+        (("auto", torch.float64, torch.bfloat16), "fp64"),
+        (("auto", torch.float32), "fp32"),
+        (("auto", torch.float32, torch.float16), "fp16"),
+        (("auto", torch.bfloat16), "bf16"),
+        (("auto", torch.float16, None, "high"), "fp16"),
+        (("auto", torch.float32, None, "high"), "tf32"),
+        (("auto", torch.float32, None, "medium"), "bf16"),
+        (("fp32", torch.bfloat16, torch.float16), "fp32"),
+    ],
+)
+def test_precision(arguments, expected):
+    assert choose_precision(*arguments)[0] == expected
+
+
+def test_tf32_is_float32_on_a_cpu():
+    assert executed_precision("tf32", "cpu") == "fp32"
+    assert executed_precision("tf32", "cuda") == "tf32"
+
+
+def test_explain_tells_what_and_why():
+    plan = explain(256, 8192, autocast=torch.bfloat16)
+    assert (plan.form, plan.precision) == ("gram", "bf16")
+    text = str(plan)
+    assert "256 x 8192" in text
+    assert "correlation would take" in text
+    assert "autocast" in text
+    assert "not triton" in text
+    assert explain(256, 8192, form="correlation").reasons["form"] == "asked for"
+    assert explain(8192, 256, backend="aten").form == "correlation"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ((1, 5), {}, "n must be at least 2"),
+        ((5, 0), {}, "d at least 1"),
+        ((5, 5), {"form": "best"}, "form must be one of"),
+        ((5, 5), {"precision": "int8"}, "precision must be one of"),
+        ((5, 5), {"backend": "mkl"}, "backend must be one of"),
+    ],
+)
+def test_explain_refuses(arguments, options, words):
+    with pytest.raises(ValueError, match=words):
+        explain(*arguments, **options)
