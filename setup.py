@@ -1,12 +1,16 @@
-"""Build script: maps `kernels/` to `barlow_fast.kernels` and builds the native CPU kernels with CMake.
+"""Build script: maps `kernels/` to `barlow_fast.kernels` and builds the native CPU kernels with
+CMake.
 
 Everything declarative lives in pyproject.toml. What stands here is what that file cannot say:
 
-* `kernels/` must not install under its own name (a library on PyPI has it), so `package_dir` maps it.
-* The native library is one file for every torch >= 2.10 and Python >= 3.10 (torch's stable ABI, loaded with
-  `torch.ops.load_library`, not a Python extension module), hence the `py3-none-<platform>` wheel tag.
-* Without a compiler, CMake or the headers, the install succeeds without the library; `barlow-fast doctor` tells
-  what is missing. Set BARLOW_FAST_NATIVE=require to make that an error, or =skip not to build at all.
+* `kernels/` must not install under its own name (a library on PyPI has it), so `package_dir` maps
+    it.
+* The native library is one file for every torch >= 2.10 and Python >= 3.10 (torch's stable ABI,
+  loaded with `torch.ops.load_library`, not a Python extension module), hence the
+  `py3-none-<platform>` wheel tag.
+* Without a compiler, CMake or the headers, the install succeeds without the library; `barlow-fast
+  doctor` tells what is missing. Set BARLOW_FAST_NATIVE=require to make that an error, or =skip not
+  to build at all.
 """
 
 import os
@@ -15,6 +19,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build import build
@@ -31,7 +36,8 @@ REASON_FILE = "native_build.txt"
 
 
 def tool(name):
-    """Path of a build tool: the wheel's copy when the build environment has one, else what PATH has."""
+    """Path of a build tool: the wheel's copy when the build environment has one, else what PATH
+    has."""
     spec = find_spec(name)
     if spec is not None and spec.submodule_search_locations:
         for folder in spec.submodule_search_locations:
@@ -45,14 +51,15 @@ def tool(name):
 
 
 class BuildNative(Command):
-    """Builds the CPU kernels into barlow_fast/kernels/cpu; never fails the install unless told to."""
+    """Builds the CPU kernels into barlow_fast/kernels/cpu; never fails the install unless told
+    to."""
 
     description = "build the native CPU kernels"
-    user_options = [
+    user_options: ClassVar = [
         ("build-lib=", "b", "directory the packages are built in"),
         ("inplace", "i", ""),
     ]
-    boolean_options = ["inplace"]
+    boolean_options: ClassVar = ["inplace"]
     editable_mode = False
 
     def initialize_options(self):
@@ -127,11 +134,12 @@ class BuildNative(Command):
 
 
 class Build(build):
-    sub_commands = [*build.sub_commands, ("build_native", None)]
+    sub_commands: ClassVar = [*build.sub_commands, ("build_native", None)]
 
 
 class PlatformWheel(bdist_wheel):
-    """One wheel per platform for all Python versions: the library binds to torch's stable ABI, not to CPython."""
+    """One wheel per platform for all Python versions: the library binds to torch's stable ABI, not
+    to CPython."""
 
     def finalize_options(self):
         super().finalize_options()

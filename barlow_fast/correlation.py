@@ -1,7 +1,7 @@
 """The correlation form: one D x D matrix, for N > D. Written once over any kernel set.
 
-C is kept with its diagonal set to zero (written C0): the diagonal has its own, more accurate vector, and nothing large
-cancels in the off-diagonal sum when C is close to the identity.
+C is kept with its diagonal set to zero (written C0): the diagonal has its own, more accurate
+vector, and nothing large cancels in the off-diagonal sum when C is close to the identity.
 
     sum_{i != j} C_ij^2 = ||C0||_F^2
     dL/dz_hat_a = (2 lambda / N) z_hat_b C0^T + w * z_hat_b,   w_i = 2 (C_ii - 1) / N

@@ -64,18 +64,20 @@ def barlow_twins_loss(
         C = z_hat_a^T z_hat_b / N                         never built when N <= D
         loss = scale * (sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2)
 
-    Source: Zbontar et al., *Barlow Twins* (ICML 2021), eq. 1 and 2. The forms and gradients are derived in
-    kernels/README.md.
+    Source: Zbontar et al., *Barlow Twins* (ICML 2021), eq. 1 and 2. The forms and gradients are
+    derived in kernels/README.md.
 
     Args:
-        z_a, z_b: embeddings of the two views, (N, D) or (..., D) with N the product of the leading sizes; float64,
-            float32, bfloat16 or float16, on one device, any strides. Differing dtypes are promoted.
+        z_a, z_b: embeddings of the two views, (N, D) or (..., D) with N the product of the leading
+            sizes; float64, float32, bfloat16 or float16, on one device, any strides. Differing
+            dtypes are promoted.
         lambd: weight of the off-diagonal term; the paper's is 0.0051.
         scale: factor on the whole loss.
         eps: added to the variance, inside the root.
-        precision: operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16', or 'auto': the autocast
-            dtype under autocast, the inputs' own half precision, else `torch.get_float32_matmul_precision()`.
-            Sums and statistics are float32 (float64 for fp64) always.
+        precision: operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16', or
+            'auto': the autocast dtype under autocast, the inputs' own half precision, else
+            `torch.get_float32_matmul_precision()`. Sums and statistics are float32 (float64 for
+            fp64) always.
         form: 'gram' (N x N), 'correlation' (D x D) or 'auto' (the one with less work).
         backend: 'triton', 'cpu', 'aten' or 'auto' (the first usable one).
         process_group: None or a group of one rank: the batch is this process's own.
@@ -142,7 +144,8 @@ def check_options(
         raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}")
     if process_group is not None and process_group.size() > 1:
         raise NotImplementedError(
-            f"process_group has {process_group.size()} ranks; this version computes the loss of one rank's batch. "
+            f"process_group has {process_group.size()} ranks; this version computes the loss of one "
+            "rank's batch. "
             "Pass process_group=None for the local loss."
         )
 

@@ -16,7 +16,8 @@ class BarlowTwinsLoss(nn.Module):
 
         criterion = BarlowTwinsLoss(lambd=0.0051)
         loss = criterion(z_a, z_b)                              # scalar
-        loss, terms = criterion(z_a, z_b, return_terms=True)    # terms.on_diagonal, terms.off_diagonal, ...
+        loss, terms = criterion(z_a, z_b, return_terms=True)    # terms.on_diagonal,
+        terms.off_diagonal, ...
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class BarlowTwinsLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"lambd={self.lambd}, scale={self.scale}, eps={self.eps}, precision={self.precision!r}, "
+            f"lambd={self.lambd}, scale={self.scale}, eps={self.eps}, "
+            f"precision={self.precision!r}, "
             f"form={self.form!r}, backend={self.backend!r}"
         )

@@ -1,8 +1,9 @@
 """The loss as a pair of operators: the one implementation, and its registration with torch.library.
 
-`forward` and `backward` are plain functions on tensors. Eager mode calls them from an autograd.Function; under
-torch.compile and export the registered operators `torch.ops.barlow_fast.*` stand in the graph, opaque to the compiler.
-Both routes run the same code, so both give the same bits.
+`forward` and `backward` are plain functions on tensors. Eager mode calls them from an
+autograd.Function; under torch.compile and export the registered operators `torch.ops.barlow_fast.*`
+stand in the graph, opaque to the compiler. Both routes run the same code, so both give the same
+bits.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def forward(
 ) -> Outputs:
     """(loss, on_diagonal, off_diagonal, statistics, matrix, companion); z_a, z_b are (N, D).
 
-    The last three are what `backward` needs: (7, D) statistics and, by form, K_a and K_b (N, N) or the
-    zeroed C (D, D) and its (2, D) squared sums.
+    The last three are what `backward` needs: (7, D) statistics and, by form, K_a and K_b (N, N) or
+    the zeroed C (D, D) and its (2, D) squared sums.
     """
     form, precision, backend = _resolve(z_a, form, precision, backend)
     with _without_autocast(z_a.device.type):
@@ -61,7 +62,8 @@ def backward(
 
 
 def _resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, str, str]:
-    """The choices that are left to the time the operator runs; pure but for the global matmul precision."""
+    """The choices that are left to the time the operator runs; pure but for the global matmul
+    precision."""
     backend = plan.choose_backend(backend, z.device)
     form = plan.choose_form(form, z.shape[0], z.shape[1], backend)
     if precision == "auto":
@@ -71,7 +73,8 @@ def _resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, s
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager:
-    """The operand type is decided: autocast must not cast the products of plain torch a second time."""
+    """The operand type is decided: autocast must not cast the products of plain torch a second
+    time."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
@@ -79,7 +82,8 @@ def _without_autocast(device_type: str) -> AbstractContextManager:
 
 def refuse_double_backward(*_: object) -> None:
     raise RuntimeError(
-        "barlow_fast: the loss cannot be differentiated twice (its fused backward pass has no gradient of its own). "
+        "barlow_fast: the loss cannot be differentiated twice (its fused backward pass has no "
+        "gradient of its own). "
         "For second derivatives use barlow_fast.reference.barlow_twins_loss, which is plain torch."
     )
 
@@ -108,7 +112,8 @@ class BarlowTwinsFunction(torch.autograd.Function):
 
 
 class BarlowTwinsGradient(torch.autograd.Function):
-    """The backward pass as a node of its own, so that differentiating it again is refused in words."""
+    """The backward pass as a node of its own, so that differentiating it again is refused in
+    words."""
 
     @staticmethod
     def forward(ctx, *args):

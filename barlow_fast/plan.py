@@ -1,6 +1,8 @@
-"""Shapes, dtype and device -> form, precision and kernel set. Pure: no tensor is touched, nothing is changed.
+"""Shapes, dtype and device -> form, precision and kernel set. Pure: no tensor is touched, nothing
+is changed.
 
-`explain` is the public face: it answers what the loss would choose and why, and what each choice costs.
+`explain` is the public face: it answers what the loss would choose and why, and what each choice
+costs.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.flops / 1e9:.4g} GFLOP, {self.input_bytes / 2**20:.4g} MiB of inputs and gradients moved, "
+            f"{self.flops / 1e9:.4g} GFLOP, "
+            f"{self.input_bytes / 2**20:.4g} MiB of inputs and gradients moved, "
             f"{self.extra_bytes / 2**20:.4g} MiB kept"
         )
 
@@ -62,7 +65,8 @@ class Plan:
 
 
 def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: int = 4) -> Cost:
-    """The cost model: 6 N D min(N, D) operations where symmetric products are halved (design: kernels/README.md)."""
+    """The cost model: 6 N D min(N, D) operations where symmetric products are halved (design:
+    kernels/README.md)."""
     itemsize = accumulation_dtype(precision).itemsize
     if form == "gram":
         forward = 2 if backend in SYMMETRIC_SETS else 4
@@ -73,7 +77,8 @@ def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: 
 
 
 def choose_form(form: str, n: int, d: int, backend: str) -> str:
-    """The form with the least work; `form` itself unless it is 'auto'. Plain arithmetic, safe on symbolic sizes."""
+    """The form with the least work; `form` itself unless it is 'auto'. Plain arithmetic, safe on
+    symbolic sizes."""
     if form != "auto":
         return form
     # Where the Gram products are not halved the break-even moves from N = D to N = 3/4 D.
@@ -84,7 +89,8 @@ def choose_form(form: str, n: int, d: int, backend: str) -> str:
 def choose_backend(backend: str, device: torch.device) -> str:
     """The kernel set: the first usable one for 'auto', else the one asked for.
 
-    Raises ValueError for an unknown name and RuntimeError, with the reason, for one that cannot serve `device`.
+    Raises ValueError for an unknown name and RuntimeError, with the reason, for one that cannot
+    serve `device`.
     """
     if backend not in ("auto", *KERNEL_SETS):
         raise ValueError(f"backend must be one of {('auto', *KERNEL_SETS)}, got {backend!r}")
@@ -102,7 +108,8 @@ def choose_precision(
     autocast_dtype: torch.dtype | None = None,
     float32_matmul_precision: str = "highest",
 ) -> tuple[str, str]:
-    """(precision, reason): an explicit choice, else autocast, else what the inputs' dtype implies."""
+    """(precision, reason): an explicit choice, else autocast, else what the inputs' dtype
+    implies."""
     if precision != "auto":
         return precision, "asked for"
     if dtype == torch.float64:

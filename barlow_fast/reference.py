@@ -1,8 +1,9 @@
-"""The paper's pseudo-code in eager torch: the oracle of every test and the baseline of every benchmark.
+"""The paper's pseudo-code in eager torch: the oracle of every test and the baseline of every
+benchmark.
 
-Source: Zbontar, Jing, Misra, LeCun, Deny, *Barlow Twins: Self-Supervised Learning via Redundancy Reduction*,
-ICML 2021, equations 1 and 2 and algorithm 1 (with the batch normalisation of the authors' code: biased variance,
-eps inside the root).
+Source: Zbontar, Jing, Misra, LeCun, Deny, *Barlow Twins: Self-Supervised Learning via Redundancy
+Reduction*, ICML 2021, equations 1 and 2 and algorithm 1 (with the batch normalisation of the
+authors' code: biased variance, eps inside the root).
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ def barlow_twins_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, on_diagonal, off_diagonal), each a scalar; loss = on_diagonal + lambd * off_diagonal.
 
-    on_diagonal = sum_i (C_ii - 1)^2 and off_diagonal = sum over i != j of C_ij^2. Inputs are (N, D); the sums are
-    taken in the inputs' dtype: pass float64 for the truth.
+    on_diagonal = sum_i (C_ii - 1)^2 and off_diagonal = sum over i != j of C_ij^2. Inputs are (N,
+    D); the sums are taken in the inputs' dtype: pass float64 for the truth.
     """
     c = cross_correlation(z_a, z_b, eps)
     diagonal = c.diagonal()
     on_diagonal = (diagonal - 1).square().sum()
-    # The diagonal is removed before squaring, so that nothing large cancels when C is close to the identity.
+    # The diagonal is removed before squaring, so that nothing large cancels when C is close to the
+    # identity.
     off_diagonal = (c - torch.diag(diagonal)).square().sum()
     return on_diagonal + lambd * off_diagonal, on_diagonal, off_diagonal
 

@@ -1,26 +1,31 @@
 """The primitives of the loss: one contract, several sets of kernels that fulfil it.
 
-A *kernel set* knows nothing of losses, ranks or autograd. It offers the functions of `KernelSet` on raw embeddings
-`z` (N samples x D dimensions, any row stride) and the column statistics that standardise them:
+A *kernel set* knows nothing of losses, ranks or autograd. It offers the functions of `KernelSet` on
+raw embeddings `z` (N samples x D dimensions, any row stride) and the column statistics that
+standardise them:
 
     z_hat = (z - mean) * rstd - shift,      rstd = (variance + eps)^-1/2
 
-where `shift` is what rounding `mean` to the accumulation type lost, times rstd: with means far larger than the
-deviations, columns of z_hat would otherwise not sum to zero, which the gradients rely on.
+where `shift` is what rounding `mean` to the accumulation type lost, times rstd: with means far
+larger than the deviations, columns of z_hat would otherwise not sum to zero, which the gradients
+rely on.
 
-=========================  =====================================================================================
-`column_moments`           means, sums of squared deviations and co-moments of both views, in one read
-`standardisation`          moments -> mean, rstd and the diagonal C_ii of the correlation, with its two sums
-`standardise`              z_hat in an operand type, materialised (for layouts that must send it somewhere)
-`gram_pair`                K_a = z_hat_a z_hat_a^T, K_b likewise, and their inner product <K_a, K_b>
-`gram_gradients`           dL/dz of both views from K_a and K_b; the norm's backward included
-`correlation`              C = z_hat_a^T z_hat_b / N with a zeroed diagonal, and its squared row and column sums
-`correlation_gradients`    dL/dz of both views from that matrix; the norm's backward included
-=========================  =====================================================================================
+=========================  =====================================================================
+`column_moments`           means, sums of squared deviations and co-moments of both views, in one
+read `standardisation`          moments -> mean, rstd and the diagonal C_ii of the correlation, with
+its two sums `standardise`              z_hat in an operand type, materialised (for layouts that
+must send it somewhere) `gram_pair`                K_a = z_hat_a z_hat_a^T, K_b likewise, and their
+inner product <K_a, K_b> `gram_gradients`           dL/dz of both views from K_a and K_b; the norm's
+backward included `correlation`              C = z_hat_a^T z_hat_b / N with a zeroed diagonal, and
+its squared row and column sums `correlation_gradients`    dL/dz of both views from that matrix; the
+norm's backward included =========================
+=====================================================================================
 
-The mathematics, with the reasons for the zeroed diagonal and for Gram centring, is in kernels/README.md.
+The mathematics, with the reasons for the zeroed diagonal and for Gram centring, is in
+kernels/README.md.
 
-Sets: `aten` (plain torch, any device: the oracle of the others), `cpu` (native C++), `triton` (CUDA devices).
+Sets: `aten` (plain torch, any device: the oracle of the others), `cpu` (native C++), `triton` (CUDA
+    devices).
 """
 
 from __future__ import annotations
@@ -38,37 +43,41 @@ KERNEL_SETS = ("triton", "cpu", "aten")
 class KernelSet(Protocol):
     """What the module of a kernel set offers.
 
-    `precision` is the operand type of the matrix products, 'fp64' | 'fp32' | 'tf32' | 'bf16' | 'fp16'.
-    Accumulation, statistics and matrices are float64 for fp64 and float32 for all others (the *accumulation type*);
-    moments and scalar sums are float64. `need` tells which of the two gradients is wanted; the other is returned empty.
+    `precision` is the operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16'.
+    Accumulation, statistics and matrices are float64 for fp64 and float32 for all others (the
+    *accumulation type*); moments and scalar sums are float64. `need` tells which of the two
+    gradients is wanted; the other is returned empty.
     """
 
     def column_moments(self, z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
-        """(5, D) float64: mean_a, mean_b, sum (z_a - mean_a)^2, sum (z_b - mean_b)^2 and the co-moment
-        sum (z_a - mean_a)(z_b - mean_b).
+        """(5, D) float64: mean_a, mean_b, sum (z_a - mean_a)^2, sum (z_b - mean_b)^2 and the
+        co-moment sum (z_a - mean_a)(z_b - mean_b).
 
-        Taken in the wider of the inputs' and the accumulation type. Stable for means far larger than the deviations. Moments of row blocks merge exactly (Chan, Golub, LeVeque
-        1979).
+        Taken in the wider of the inputs' and the accumulation type. Stable for means far larger
+        than the deviations. Moments of row blocks merge exactly (Chan, Golub, LeVeque 1979).
         """
         ...
 
     def standardisation(
         self, moments: Tensor, count: int, eps: float, precision: str
     ) -> tuple[Tensor, Tensor]:
-        """(statistics, sums): statistics (7, D) in the accumulation type = mean_a, rstd_a, shift_a, mean_b, rstd_b,
-        shift_b, diagonal with diagonal_i = C_ii; sums (2,) float64 = sum_i (C_ii - 1)^2, sum_i C_ii^2."""
+        """(statistics, sums): statistics (7, D) in the accumulation type = mean_a, rstd_a, shift_a,
+        mean_b, rstd_b, shift_b, diagonal with diagonal_i = C_ii; sums (2,) float64 = sum_i (C_ii -
+        1)^2, sum_i C_ii^2."""
         ...
 
     def standardise(
         self, z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str
     ) -> Tensor:
-        """z_hat (N, D) in the operand type of `precision`; the vectors are (D,) rows of `statistics`."""
+        """z_hat (N, D) in the operand type of `precision`; the vectors are (D,) rows of
+        `statistics`."""
         ...
 
     def gram_pair(
         self, z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(K_a, K_b, inner): symmetric (N, N) matrices in the accumulation type and the scalar <K_a, K_b>."""
+        """(K_a, K_b, inner): symmetric (N, N) matrices in the accumulation type and the scalar
+        <K_a, K_b>."""
         ...
 
     def gram_gradients(
@@ -86,18 +95,21 @@ class KernelSet(Protocol):
         precision: str,
         need: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b. With w = slope * C_ii + offset (per column) the gradients are
+        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b. With w = slope * C_ii + offset (per column)
+        the gradients are
 
-        G_a = coefficient * K_b z_hat_a + w * z_hat_b,     G_b = coefficient * K_a z_hat_b + w * z_hat_a
-        dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale          (grad_scale: one-element tensor)
+        G_a = coefficient * K_b z_hat_a + w * z_hat_b,     G_b = coefficient * K_a z_hat_b + w *
+        z_hat_a dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale          (grad_scale:
+        one-element tensor)
         """
         ...
 
     def correlation(
         self, z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
     ) -> tuple[Tensor, Tensor]:
-        """(C, squares): C (D, D) = z_hat_a^T z_hat_b / N with its diagonal set to zero, accumulation type, and
-        squares (2, D) float64, the sums of C_ij^2 over each row and over each column."""
+        """(C, squares): C (D, D) = z_hat_a^T z_hat_b / N with its diagonal set to zero,
+        accumulation type, and squares (2, D) float64, the sums of C_ij^2 over each row and over
+        each column."""
         ...
 
     def correlation_gradients(
@@ -114,11 +126,13 @@ class KernelSet(Protocol):
         precision: str,
         need: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b. With w = slope * C_ii + offset (per column) and the zeroed C
+        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b. With w = slope * C_ii + offset (per column)
+        and the zeroed C
 
-        G_a = coefficient * z_hat_b C^T + w * z_hat_b,     G_b = coefficient * z_hat_a C + w * z_hat_a
-        mean_n(G * z_hat) = coefficient * squares + w * C_ii                 (no reduction over rows is needed)
-        dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale          (grad_scale: one-element tensor)
+        G_a = coefficient * z_hat_b C^T + w * z_hat_b,     G_b = coefficient * z_hat_a C + w *
+        z_hat_a mean_n(G * z_hat) = coefficient * squares + w * C_ii                 (no reduction
+        over rows is needed) dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
+        (grad_scale: one-element tensor)
         """
         ...
 
@@ -140,7 +154,8 @@ def load(name: str) -> KernelSet:
 
 
 def why_unusable(name: str, device: torch.device) -> str | None:
-    """None when the set `name` can serve tensors on `device`, else the reason why not, in one line."""
+    """None when the set `name` can serve tensors on `device`, else the reason why not, in one
+    line."""
     if name == "cpu" and device.type != "cpu":
         return f"the cpu kernels take CPU tensors, these are on {device}"
     if name == "triton" and device.type != "cuda":

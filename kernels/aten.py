@@ -1,8 +1,10 @@
-"""The contract of `barlow_fast.kernels` in plain torch: any device, and the oracle of the native sets.
+"""The contract of `barlow_fast.kernels` in plain torch: any device, and the oracle of the native
+sets.
 
-Correct first: each function is the formula of its docstring in the contract. Matrix products take operands in the
-operand type of the precision; where torch cannot return float32 from half-precision operands, the rounded operands are
-multiplied in float32, so that no product is ever rounded to half precision.
+Correct first: each function is the formula of its docstring in the contract. Matrix products take
+operands in the operand type of the precision; where torch cannot return float32 from half-precision
+operands, the rounded operands are multiplied in float32, so that no product is ever rounded to half
+precision.
 """
 
 from __future__ import annotations
@@ -52,9 +54,7 @@ def standardisation(
     return statistics.to(dtype), sums
 
 
-def standardise(
-    z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str
-) -> Tensor:
+def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
     return _hat(z, mean, rstd, shift).to(OPERAND_DTYPE[precision])
 
 
@@ -69,7 +69,8 @@ def gram_pair(
     gram_a = _product(hat, hat.T, precision)
     hat = standardise(z_b, *statistics[3:6], precision)
     gram_b = _product(hat, hat.T, precision)
-    # Row by row in the accumulation type, then in float64: the N^2 values are never widened at once.
+    # Row by row in the accumulation type, then in float64: the N^2 values are never widened at
+    # once.
     inner = torch.linalg.vecdot(gram_a, gram_b).sum(dtype=torch.float64)
     return gram_a, gram_b, inner
 
@@ -95,8 +96,9 @@ def gram_gradients(
     def gradient(
         hat: Tensor, other: Tensor, gram: Tensor, rstd: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        # Gram centring: the multiple of the identity that the norm's backward would remove again is taken out
-        # of K first, which is what keeps half-precision products accurate (kernels/README.md).
+        # Gram centring: the multiple of the identity that the norm's backward would remove again is
+        # taken out of K first, which is what keeps half-precision products accurate
+        # (kernels/README.md).
         centre = gram.diagonal().mean()
         centred = gram.clone()
         centred.diagonal().sub_(centre)

@@ -19,7 +19,8 @@ CPU_BACKENDS = [name for name in KERNEL_SETS if name != "triton"]
 
 @pytest.fixture(params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each kernel set that takes CPU tensors; a set that is not built here skips with its own reason."""
+    """Each kernel set that takes CPU tensors; a set that is not built here skips with its own
+    reason."""
     problem = why_unusable(request.param, CPU)
     if problem is not None:
         pytest.skip(problem)
@@ -28,7 +29,8 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills memory that `torch.empty` and the output pool hand out with NaN: a tile nobody wrote cannot pass."""
+    """Fills memory that `torch.empty` and the output pool hand out with NaN: a tile nobody wrote
+    cannot pass."""
     from barlow_fast.kernels.cpu.memory import Pool
 
     plain_empty, pooled_empty = torch.empty, Pool.empty

@@ -7,10 +7,11 @@ from torch import Tensor
 
 KINDS = ("random", "correlated", "badly_scaled", "constant_columns", "heavy_tailed")
 
-# One, primes, one more and one less than a panel or tile of any instruction set, both sides of N = D.
+# One, primes, one more and one less than a panel or tile of any instruction set, both sides of N =
+# D.
 AWKWARD_SHAPES = (
-    (2, 1), (2, 3), (3, 2), (7, 13), (13, 7), (31, 33), (33, 31), (32, 64), (64, 64), (65, 129), (129, 65),
-    (127, 255), (257, 130), (100, 521), (521, 100), (33, 1025), (1025, 33),
+    (2, 1), (2, 3), (3, 2), (7, 13), (13, 7), (31, 33), (33, 31), (32, 64), (64, 64), (65, 129),
+    (129, 65), (127, 255), (257, 130), (100, 521), (521, 100), (33, 1025), (1025, 33),
 )  # fmt: skip
 
 

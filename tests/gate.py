@@ -1,8 +1,11 @@
-"""The numerics gate: no path may lose more than twice what plain torch loses in the same form and precision.
+"""The numerics gate: no path may lose more than twice what plain torch loses in the same form and
+precision.
 
-Errors are against the float64 truth of `barlow_fast.reference` on the very same (rounded) inputs, and are root mean
-squares over several seeds: a single draw of a rounding error can be luckily small on either side. The floor covers
-what two correct evaluations in the accumulation type may differ by; it is never the working tolerance.
+Errors are against the float64 truth of `barlow_fast.reference` on the very same (rounded) inputs,
+and are root mean
+squares over several seeds: a single draw of a rounding error can be luckily small on either side.
+The floor covers what two correct evaluations in the accumulation type may differ by; it is never
+the working tolerance.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from barlow_fast import barlow_twins_loss, reference
 LAMBDA = 0.0051
 EPS = 1e-5
 
-# Relative to the size of the result: a few units in the last place of the accumulation type, times the condition of
-# sums that nearly cancel (on_diagonal when the views agree).
+# Relative to the size of the result: a few units in the last place of the accumulation type, times
+# the condition of sums that nearly cancel (on_diagonal when the views agree).
 FLOOR = {"fp64": 5e-13, "fp32": 2e-6, "bf16": 2e-6, "fp16": 2e-6}
 OPERAND = {
     "fp64": torch.float64,
@@ -52,8 +55,8 @@ def truth(z_a: Tensor, z_b: Tensor) -> Result:
 def plain(z_a: Tensor, z_b: Tensor, precision: str, form: str) -> Result:
     """Plain torch under autograd: what a careful user would write today in this form and precision.
 
-    Statistics and sums are taken in the accumulation type, the matrix product in the operand type, which also rounds
-    its result, as autocast does.
+    Statistics and sums are taken in the accumulation type, the matrix product in the operand type,
+    which also rounds its result, as autocast does.
     """
     wide = torch.float64 if precision == "fp64" else torch.float32
     a, b = (z.detach().to(wide).requires_grad_() for z in (z_a, z_b))
@@ -61,7 +64,9 @@ def plain(z_a: Tensor, z_b: Tensor, precision: str, form: str) -> Result:
     hat_a, hat_b = (reference.standardise(z, EPS).to(OPERAND[precision]) for z in (a, b))
 
     def product(x: Tensor, y: Tensor) -> Tensor:
-        if precision == "fp16":  # torch's own half product takes minutes on a CPU: same operands, same rounding
+        if (
+            precision == "fp16"
+        ):  # torch's own half product takes minutes on a CPU: same operands, same rounding
             return (x.float() @ y.float()).half().to(wide)
         return (x @ y).to(wide)
 
@@ -97,7 +102,8 @@ def assert_within_gate(
     backend: str,
     seeds: int = 5,
 ) -> None:
-    """Asserts rms error(ours) <= 2 * rms error(plain torch) + floor for the loss, both terms and both gradients.
+    """Asserts rms error(ours) <= 2 * rms error(plain torch) + floor for the loss, both terms and
+    both gradients.
 
     `draw(seed)` yields the two views.
     """
@@ -112,4 +118,6 @@ def assert_within_gate(
             squares[name][1] += relative_error(base.to(value.dtype), true) ** 2
     for name, (mine, theirs) in squares.items():
         error, allowed = math.sqrt(mine / seeds), 2 * math.sqrt(theirs / seeds) + FLOOR[precision]
-        assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g} ({precision}, {form}, {backend})"
+        assert error <= allowed, (
+            f"{name}: {error:.3g} > {allowed:.3g} ({precision}, {form}, {backend})"
+        )

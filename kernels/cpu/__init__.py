@@ -1,11 +1,14 @@
-"""The contract of `barlow_fast.kernels` in native C++ for CPUs: fused, multithreaded through torch's own pool.
+"""The contract of `barlow_fast.kernels` in native C++ for CPUs: fused, multithreaded through
+torch's own pool.
 
-z_hat is never stored: rows are standardised while they are packed into cache-resident panels, symmetric products
-compute half of their tiles, and the norm's backward runs on gradient panels before they leave the cache. Each input is
-read once per primitive, each gradient is written once. The sources beside this file are compiled once per instruction
-set (baseline, AVX2, AVX-512, AVX-512 BF16) and the best one that the CPU has is chosen when the library is loaded.
+z_hat is never stored: rows are standardised while they are packed into cache-resident panels,
+symmetric products compute half of their tiles, and the norm's backward runs on gradient panels
+before they leave the cache. Each input is read once per primitive, each gradient is written once.
+The sources beside this file are compiled once per instruction set (baseline, AVX2, AVX-512, AVX-512
+BF16) and the best one that the CPU has is chosen when the library is loaded.
 
-Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces a lesser one (tests, bug reports).
+Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces a lesser one (tests,
+    bug reports).
 """
 
 from __future__ import annotations
@@ -31,12 +34,15 @@ _OPERAND = {"fp64": 0, "fp32": 1, "tf32": 1, "bf16": 2, "fp16": 3}
 @functools.cache
 def _problem() -> str | None:
     """Loads the library; None when that worked, else the reason why not."""
-    libraries = [p for p in FOLDER.glob("*barlow_fast_cpu.*") if p.suffix in (".so", ".dylib", ".dll")]
+    libraries = [
+        p for p in FOLDER.glob("*barlow_fast_cpu.*") if p.suffix in (".so", ".dylib", ".dll")
+    ]
     if not libraries:
         note = FOLDER / "native_build.txt"
         reason = note.read_text().strip() if note.exists() else "not built"
         return (
-            f"the native CPU kernels were not built ({reason}); install a C++17 compiler and reinstall barlow-fast "
+            f"the native CPU kernels were not built ({reason}); install a C++17 compiler and "
+            "reinstall barlow-fast "
             "with BARLOW_FAST_NATIVE=require to see the build's errors"
         )
     try:
@@ -60,6 +66,12 @@ def instruction_set() -> str:
     """The instruction set in use."""
     require()
     return INSTRUCTION_SETS[torch.ops.barlow_fast_cpu.instruction_set(-1)]
+
+
+def supported_instruction_sets() -> tuple[str, ...]:
+    """Those that this build has and this CPU runs, least first."""
+    require()
+    return INSTRUCTION_SETS[: torch.ops.barlow_fast_cpu.instruction_set_count()]
 
 
 def use_instruction_set(name: str) -> None:
@@ -94,9 +106,7 @@ def standardisation(
     return statistics, sums
 
 
-def standardise(
-    z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str
-) -> Tensor:
+def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
     out = POOL.empty(tuple(z.shape), OPERAND_DTYPE[precision])
     torch.ops.barlow_fast_cpu.standardise(
         _rows(z), mean.contiguous(), rstd.contiguous(), shift.contiguous(), out
@@ -132,8 +142,19 @@ def gram_gradients(
 ) -> tuple[Tensor, Tensor]:
     grad_a, grad_b = _gradients(z_a, z_b, need)
     torch.ops.barlow_fast_cpu.gram_gradients(
-        _rows(z_a), _rows(z_b), statistics, gram_a, gram_b, grad_scale, coefficient, slope, offset, eps,
-        _OPERAND[precision], grad_a, grad_b
+        _rows(z_a),
+        _rows(z_b),
+        statistics,
+        gram_a,
+        gram_b,
+        grad_scale,
+        coefficient,
+        slope,
+        offset,
+        eps,
+        _OPERAND[precision],
+        grad_a,
+        grad_b,
     )
     return grad_a, grad_b
 
@@ -165,8 +186,18 @@ def correlation_gradients(
 ) -> tuple[Tensor, Tensor]:
     grad_a, grad_b = _gradients(z_a, z_b, need)
     torch.ops.barlow_fast_cpu.correlation_gradients(
-        _rows(z_a), _rows(z_b), statistics, matrix, squares, grad_scale, coefficient, slope, offset,
-        _OPERAND[precision], grad_a, grad_b
+        _rows(z_a),
+        _rows(z_b),
+        statistics,
+        matrix,
+        squares,
+        grad_scale,
+        coefficient,
+        slope,
+        offset,
+        _OPERAND[precision],
+        grad_a,
+        grad_b,
     )
     return grad_a, grad_b
 

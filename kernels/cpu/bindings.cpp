@@ -65,6 +65,8 @@ int64_t instruction_set(int64_t index) {
   return std::find(sets.begin(), sets.end(), active) - sets.begin();
 }
 
+int64_t instruction_set_count() { return static_cast<int64_t>(supported_sets().size()); }
+
 // ---- memory and threads -------------------------------------------------------------------------------------------
 
 // Memory that a thread keeps between calls: fresh pages would cost more than what is computed in them. What a call
@@ -496,6 +498,7 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
 
 STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
   m.def("instruction_set(int index) -> int");
+  m.def("instruction_set_count() -> int");
   m.def("column_moments(Tensor z_a, Tensor z_b, int operand, Tensor(a!) out) -> ()");
   m.def("standardisation(Tensor moments, int count, float eps, Tensor(a!) statistics, Tensor(b!) sums) -> ()");
   m.def("standardise(Tensor z, Tensor mean, Tensor rstd, Tensor shift, Tensor(a!) out) -> ()");
@@ -517,6 +520,7 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&barlow_fast::instruction_set));
+  m.impl("instruction_set_count", TORCH_BOX(&barlow_fast::instruction_set_count));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {

@@ -1,11 +1,13 @@
 """Output memory that is used again: fresh pages cost more than what these kernels compute in them.
 
-A large tensor that the C library allocates is usually mapped anew, and the kernel of the operating system then faults
-in and zeroes every page on first touch: 4 to 5 ms for the two gradients of 256 x 8192 in float32, half as much as the
-products that fill them. Accelerator backends cache memory for the same reason. `empty` hands out tensors over mappings
-that return to a pool when the last reference to their storage dies, on huge pages where the system grants them.
+A large tensor that the C library allocates is usually mapped anew, and the kernel of the operating
+system then faults in and zeroes every page on first touch: 4 to 5 ms for the two gradients of 256 x
+8192 in float32, half as much as the products that fill them. Accelerator backends cache memory for
+the same reason. `empty` hands out tensors over mappings that return to a pool when the last
+reference to their storage dies, on huge pages where the system grants them.
 
-Environment: BARLOW_FAST_CPU_POOL_MIB = most mebibytes that are kept while nobody uses them (default 512; 0 = no pool).
+Environment: BARLOW_FAST_CPU_POOL_MIB = most mebibytes that are kept while nobody uses them (default
+    512; 0 = no pool).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ SMALLEST = 64 << 10  # below this the C library's own free lists serve well
 
 
 class Pool:
-    """Free mappings by size; at most `limit` bytes of them, the longest unused are given up first."""
+    """Free mappings by size; at most `limit` bytes of them, the longest unused are given up
+    first."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -1,4 +1,5 @@
-"""Each primitive of each kernel set against the plain-torch set, at awkward shapes, on every instruction set."""
+"""Each primitive of each kernel set against the plain-torch set, at awkward shapes, on every
+instruction set."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ PROBLEM = why_unusable("cpu", CPU)
 native = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 EPS = 1e-5
 
-# What rounding in the accumulation type may differ by when sums run in another order, relative to the result.
+# What rounding in the accumulation type may differ by when sums run in another order, relative to
+# the result.
 BOUND = {"fp64": 1e-12, "fp32": 1e-5, "bf16": 1e-5, "fp16": 1e-5}
 
 
@@ -36,7 +38,9 @@ def assert_close(got, want, precision, size=None):
     assert got.shape == want.shape
     assert got.dtype == want.dtype
     size = want.double().norm() if size is None else size
-    assert float((got.double() - want.double()).norm()) <= BOUND[precision] * max(float(size), 1e-30)
+    assert float((got.double() - want.double()).norm()) <= BOUND[precision] * max(
+        float(size), 1e-30
+    )
 
 
 def prepared(shape, precision, dtype=None):
@@ -63,7 +67,9 @@ def test_moments_and_standardisation(kernels, shape, precision):
         assert_close(x, y, precision)
     rows = statistics[0:3]
     assert_close(
-        kernels.standardise(z_a, *rows, precision), aten.standardise(z_a, *rows, precision), precision
+        kernels.standardise(z_a, *rows, precision),
+        aten.standardise(z_a, *rows, precision),
+        precision,
     )
 
 
@@ -112,7 +118,9 @@ def check_gram(kernels, z_a, z_b, statistics, precision):
     assert torch.equal(got[0], got[0].T)
     n = z_a.shape[0]
     options = (torch.tensor(1.7, dtype=statistics.dtype), 0.01 / n, 0.2, -0.3, EPS, precision)
-    compare_gradients(kernels, "gram_gradients", (z_a, z_b, statistics, *want[:2], *options), precision)
+    compare_gradients(
+        kernels, "gram_gradients", (z_a, z_b, statistics, *want[:2], *options), precision
+    )
 
 
 def check_correlation(kernels, z_a, z_b, statistics, precision):
@@ -130,7 +138,8 @@ def check_correlation(kernels, z_a, z_b, statistics, precision):
 def compare_gradients(kernels, name, arguments, precision):
     want = getattr(aten, name)(*arguments, (True, True))
     got = getattr(kernels, name)(*arguments, (True, True))
-    # Where the exact gradient nearly vanishes (N = 2), what is compared is rounding in terms of this size.
+    # Where the exact gradient nearly vanishes (N = 2), what is compared is rounding in terms of
+    # this size.
     rstd, scale = arguments[2][1].double().norm(), float(arguments[0].shape[0]) ** 0.5
     for x, y in zip(got, want, strict=True):
         bound = max(BOUND[precision], 2 * torch.finfo(y.dtype).eps)
@@ -159,7 +168,9 @@ def test_any_number_of_threads(threads):
     try:
         torch.set_num_threads(threads)
         check_gram(cpu_kernels, z_a, z_b, statistics, "fp32")
-        check_correlation(cpu_kernels, z_a[:, :50], z_b[:, :50], statistics[:, :50].contiguous(), "fp32")
+        check_correlation(
+            cpu_kernels, z_a[:, :50], z_b[:, :50], statistics[:, :50].contiguous(), "fp32"
+        )
     finally:
         torch.set_num_threads(before)
 

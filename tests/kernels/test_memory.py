@@ -81,7 +81,9 @@ def test_threads_share_it():
         worker.join()
     assert not wrong
     gc.collect()
-    assert pool.free_bytes() <= 2 * 4 * 32 * 4096  # each thread holds the last tensor while it asks for the next
+    assert (
+        pool.free_bytes() <= 2 * 4 * 32 * 4096
+    )  # each thread holds the last tensor while it asks for the next
 
 
 def test_gradients_survive_the_next_call():

@@ -10,7 +10,10 @@ from gate import assert_within_gate, ours, relative_error, truth
 from barlow_fast import barlow_twins_loss
 
 # Each form on its own side of N = D, and a little beyond.
-GATE_SHAPES = {"gram": ((64, 512), (37, 211), (96, 96)), "correlation": ((512, 64), (211, 37), (96, 96))}
+GATE_SHAPES = {
+    "gram": ((64, 512), (37, 211), (96, 96)),
+    "correlation": ((512, 64), (211, 37), (96, 96)),
+}
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
@@ -34,7 +37,8 @@ def test_gate_with_half_precision_inputs(kind, form, dtype, backend):
 @pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.usefixtures("poisoned")
 def test_awkward_shapes_in_float64(shape, backend):
-    """Exact to float64 rounding at every shape, in both forms; N = 2 is left out of the gradients, which vanish."""
+    """Exact to float64 rounding at every shape, in both forms; N = 2 is left out of the gradients,
+    which vanish."""
     z_a, z_b = draw("random", *shape, dtype=torch.float64)
     z_b = z_b + z_a
     exact = truth(z_a, z_b)
@@ -70,7 +74,8 @@ def test_gradcheck(form, backend):
     for n, d in ((5, 9), (9, 5)):
         z_a, z_b = (z.requires_grad_() for z in draw("random", n, d, seed=n, dtype=torch.float64))
         assert torch.autograd.gradcheck(
-            lambda a, b: barlow_twins_loss(a, b, 0.3, scale=2.0, form=form, backend=backend), (z_a, z_b)
+            lambda a, b: barlow_twins_loss(a, b, 0.3, scale=2.0, form=form, backend=backend),
+            (z_a, z_b),
         )
 
 
@@ -119,9 +124,12 @@ def test_single_inputs_in_double_precision(dtype, backend):
 
 
 def test_half_products_are_accumulated_in_float32(backend):
-    """K_nn is about D: in fp16 it would overflow beyond 65504, and in bf16 whole units would be lost."""
+    """K_nn is about D: in fp16 it would overflow beyond 65504, and in bf16 whole units would be
+    lost."""
     z_a, z_b = draw("random", 4, 70000, seed=5)
-    exact = ours(z_a.double(), z_b.double(), form="gram", backend="aten")  # a D x D truth would take 39 GB
+    exact = ours(
+        z_a.double(), z_b.double(), form="gram", backend="aten"
+    )  # a D x D truth would take 39 GB
     for precision in ("fp16", "bf16"):
         got = ours(z_a, z_b, precision=precision, backend=backend)
         assert relative_error(got.loss, exact.loss) < 1e-4

@@ -1,4 +1,5 @@
-"""Citizenship in torch: opcheck, torch.compile, export, fake tensors; the same bits on every route."""
+"""Citizenship in torch: opcheck, torch.compile, export, fake tensors; the same bits on every
+route."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def test_both_routes_give_the_same_bits(backend):
     operator = ops.forward_op(z_a, z_b, *options)[0]
     assert torch.equal(eager, operator)
     for x, y in zip(
-        torch.autograd.grad(eager, (z_a, z_b)), torch.autograd.grad(operator, (z_a, z_b)), strict=True
+        torch.autograd.grad(eager, (z_a, z_b)),
+        torch.autograd.grad(operator, (z_a, z_b)),
+        strict=True,
     ):
         assert torch.equal(x, y)
 
@@ -55,7 +58,9 @@ class Model(torch.nn.Module):
         return loss, terms.on_diagonal_mean
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("shape", [(16, 10), (60, 10)], ids=["gram", "correlation"])
 def test_compile_fullgraph_gives_the_same_numbers(compiler, shape, backend):
     torch.manual_seed(0)
@@ -96,7 +101,8 @@ def test_fake_tensors_know_shapes_and_dtypes():
 
 
 def test_no_form_is_chosen_by_reading_a_tensor():
-    """The loss never asks a tensor for its value: that would stop the host at every step on an accelerator."""
+    """The loss never asks a tensor for its value: that would stop the host at every step on an
+    accelerator."""
     z_a, z_b = (z.requires_grad_() for z in draw("random", 16, 24))
     scalars = []
     original = torch.Tensor.item

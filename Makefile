@@ -1,0 +1,51 @@
+# The commands of every clone. Each creates .venv when it is missing and uses it again when it is there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
+OUT ?= bench/results
+
+.PHONY: install demo test lint format bench gpu wheel clean
+
+install: $(STAMP)
+
+# Build isolation would download a second torch just for its headers, so the build tools go into .venv itself.
+$(STAMP): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "setuptools>=77" wheel "cmake>=3.24" ninja "torch>=2.10" torchvision
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/barlow-fast pretrain
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/bans.py
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m bench loss --out $(OUT)
+	$(BIN)/python -m bench report
+
+# Runs from the source tree on a machine without a network, with the torch that is installed there.
+gpu:
+	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv --system-site-packages $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install -q --no-index --no-build-isolation --no-deps -e .
+	mkdir -p $(OUT)
+	$(VENV)-gpu/bin/python -m barlow_fast.doctor | tee $(OUT)/doctor-gpu.txt
+	$(VENV)-gpu/bin/python -m pytest -m gpu --junitxml=$(OUT)/tests-gpu.xml tests/loss
+
+wheel: install
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf build dist *.egg-info kernels/cpu/*.so kernels/cpu/native_build.txt

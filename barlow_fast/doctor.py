@@ -1,0 +1,215 @@
+"""What is installed, what runs here, what does not and why, and whether it computes the right
+numbers.
+
+The output of `barlow-fast doctor` (or `python -m barlow_fast.doctor`) is what a bug report pastes.
+It needs torch only.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from . import __version__, barlow_twins_loss, reference
+from .kernels import KERNEL_SETS, why_unusable
+from .plan import FORMS
+
+PACKAGES = (
+    "triton",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "numpy",
+    "lightly",
+)
+
+VARIABLES = (
+    "BARLOW_FAST_CPU_INSTRUCTION_SET",
+    "BARLOW_FAST_CPU_POOL_MIB",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TRITON_INTERPRET",
+    "CUDA_VISIBLE_DEVICES",
+)
+
+CPU_FEATURES = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "asimd",
+    "bf16",
+    "sve",
+)
+
+COST = {
+    "cpu": "the loss runs on plain torch on CPUs: same numbers, slower (see the README's table)",
+    "triton": "the loss runs on plain torch on CUDA devices: same numbers, slower",
+}
+
+# Relative error of the gradients against float64 that a correct set stays well below on this
+# problem.
+BOUND = {"fp64": 1e-12, "fp32": 2e-5, "tf32": 1e-2, "bf16": 3e-2, "fp16": 5e-3}
+
+
+def report() -> int:
+    """Prints the report; 0 when every usable kernel set computes the right numbers, else 1."""
+    for title, lines in (
+        ("Versions", versions()),
+        ("Machine", machine()),
+        ("Environment", environment()),
+        ("Kernel sets", kernel_sets()),
+    ):
+        print(f"{title}\n" + "\n".join(f"  {line}" for line in lines) + "\n")
+    print("Self-test: relative error against the float64 reference (loss, gradient)")
+    healthy = True
+    for device in devices():
+        for name in KERNEL_SETS:
+            if why_unusable(name, device) is None:
+                healthy &= print_self_test(name, device)
+    print(
+        "\n"
+        + ("All usable kernel sets compute the right numbers." if healthy else "SELF-TEST FAILED")
+    )
+    return 0 if healthy else 1
+
+
+def devices() -> list[torch.device]:
+    """The CPU and every CUDA device."""
+    return [
+        torch.device("cpu"),
+        *(torch.device("cuda", i) for i in range(torch.cuda.device_count())),
+    ]
+
+
+def versions() -> list[str]:
+    lines = [f"{'barlow-fast':<22} {__version__}", f"{'python':<22} {platform.python_version()}"]
+    lines.append(f"{'torch':<22} {torch.__version__}")
+    for name in PACKAGES:
+        try:
+            lines.append(f"{name:<22} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            if not name.startswith("nvidia-dali"):
+                lines.append(f"{name:<22} not installed")
+    return lines
+
+
+def machine() -> list[str]:
+    model, flags = cpu_model_and_features()
+    lines = [
+        f"system    {platform.platform()}",
+        f"CPU       {model}",
+        f"threads   {torch.get_num_threads()} of torch on {os.cpu_count()} visible cores",
+        f"features  {' '.join(f for f in CPU_FEATURES if f in flags) or 'unknown'}",
+        f"torch     CPU capability {torch.backends.cpu.get_cpu_capability()}",
+        f"          CUDA build {torch.version.cuda or 'none'}",
+    ]
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        lines.append(
+            f"GPU {i}     {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.1f} GiB"
+        )
+    if not torch.cuda.device_count():
+        lines.append("GPU       none that torch can use")
+    return lines
+
+
+def cpu_model_and_features() -> tuple[str, set[str]]:
+    """The CPU's own name and its feature flags, as far as the system tells them."""
+    model, flags = platform.processor() or platform.machine(), set()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    return model, flags
+
+
+def environment() -> list[str]:
+    lines = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    lines.append(f"float32 matmul precision: {torch.get_float32_matmul_precision()}")
+    return lines
+
+
+def kernel_sets() -> list[str]:
+    lines = []
+    for name in KERNEL_SETS:
+        problems = {str(device): why_unusable(name, device) for device in devices()}
+        usable = [device for device, problem in problems.items() if problem is None]
+        if usable:
+            detail = f" ({_native_detail()})" if name == "cpu" else ""
+            lines.append(f"{name:<8} usable on {', '.join(usable)}{detail}")
+            continue
+        home = "cuda" if name == "triton" else "cpu"
+        reason = next((p for d, p in problems.items() if d.startswith(home)), None)
+        lines.append(f"{name:<8} not usable: {reason or 'no CUDA device'}")
+        lines.append(f"{'':<8} without it {COST[name]}")
+    return lines
+
+
+def _native_detail() -> str:
+    from .kernels import cpu
+
+    return (
+        f"instruction set {cpu.instruction_set()} of {', '.join(cpu.supported_instruction_sets())}"
+    )
+
+
+def print_self_test(name: str, device: torch.device) -> bool:
+    """Runs one kernel set in both forms and every precision; True when all errors are in bounds."""
+    generator = torch.Generator().manual_seed(0)
+    healthy = True
+    for form in FORMS:
+        n, d = (96, 200) if form == "gram" else (200, 96)
+        z_a, z_b = (torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2))
+        z_b = 0.7 * z_a + z_b
+        results = []
+        for precision, bound in BOUND.items():
+            if precision == "tf32" and device.type == "cpu":
+                continue
+            errors = _errors(z_a, z_b, name, form, precision, device)
+            fine = max(errors) <= bound
+            healthy &= fine
+            verdict = "" if fine else f" > {bound:g} WRONG"
+            results.append(f"{precision} {errors[0]:.0e} {errors[1]:.0e}{verdict}")
+        print(f"  {name:<8} {device!s:<8} {form:<12} " + "   ".join(results))
+    return healthy
+
+
+def _errors(
+    z_a: torch.Tensor,
+    z_b: torch.Tensor,
+    backend: str,
+    form: str,
+    precision: str,
+    device: torch.device,
+) -> tuple[float, float]:
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    inputs = [z.to(device, dtype).requires_grad_() for z in (z_a, z_b)]
+    exact_inputs = [z.detach().cpu().double().requires_grad_() for z in inputs]
+    loss = barlow_twins_loss(*inputs, form=form, backend=backend, precision=precision)
+    exact = reference.barlow_twins_loss(*exact_inputs)
+    errors = [abs(loss.item() / exact.item() - 1)]
+    got, want = torch.autograd.grad(loss, inputs), torch.autograd.grad(exact, exact_inputs)
+    for x, y in zip(got, want, strict=True):
+        errors.append(float((x.cpu().double() - y).norm() / y.norm()))
+    # NaN compares false with everything: report it as infinitely wrong.
+    errors = [e if e == e else float("inf") for e in errors]
+    return errors[0], max(errors[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(report())

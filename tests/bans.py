@@ -1,0 +1,50 @@
+"""Textual bans for traps that cost somebody a day already; run by `make lint` and pre-commit."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BANS = (
+    (r"tl\.make_block_ptr", "removed from Triton: use tensor descriptors or plain pointers"),
+    (r"^\s*except\s*:", "a bare except hides KeyboardInterrupt and every bug"),
+    (r"torch\.load\((?!.*weights_only=True)", "torch.load without weights_only=True runs pickles"),
+    (r"\bpickle\.loads?\(", "nothing unpickles data here"),
+    (r"-ffast-math", "NaN must stay NaN"),
+    (r"torch\.distributed\.nn\.functional", "deprecated: use an autograd.Function of our own"),
+)  # fmt: skip
+SUFFIXES = {".py", ".cpp", ".h", ".txt"}
+# This file names what it bans, and the loss is pickled (never unpickled from data) by one test.
+EXEMPT = {"tests/bans.py", "tests/loss/test_interface.py"}
+
+
+def offences(path: Path, name: str) -> list[str]:
+    """'file:line: reason' for every banned line of one file."""
+    if name in EXEMPT or path.suffix not in SUFFIXES:
+        return []
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        comment = line.lstrip().startswith(("#", "//"))
+        for pattern, reason in BANS:
+            if not comment and re.search(pattern, line):
+                found.append(f"{name}:{number}: {reason}")
+    return found
+
+
+def main() -> int:
+    root = Path(__file__).resolve().parent.parent
+    tracked = subprocess.run(
+        ["git", "-C", root, "ls-files", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    found = [o for name in tracked if (root / name).is_file() for o in offences(root / name, name)]
+    print("\n".join(found) if found else f"no banned text in {len(tracked)} files")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The report names what is there and what is missing, and its self-test can fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+
+from barlow_fast import doctor
+from barlow_fast.kernels import aten, why_unusable
+
+
+def test_report_of_this_machine(capsys):
+    assert doctor.report() == 0
+    text = capsys.readouterr().out
+    for words in (
+        "barlow-fast",
+        torch.__version__,
+        "Kernel sets",
+        "aten     usable on cpu",
+        "Self-test",
+    ):
+        assert words in text
+    if why_unusable("cpu", torch.device("cpu")) is None:
+        assert "cpu      usable on cpu (instruction set" in text
+    if not torch.cuda.is_available():
+        assert "triton   not usable" in text
+
+
+def test_a_wrong_kernel_is_noticed(monkeypatch, capsys):
+    right = aten.gram_pair
+
+    def wrong(*arguments):
+        gram_a, gram_b, inner = right(*arguments)
+        return gram_a, gram_b, inner * 1.01
+
+    monkeypatch.setattr(aten, "gram_pair", wrong)
+    assert doctor.report() == 1
+    text = capsys.readouterr().out
+    assert "WRONG" in text
+    assert "SELF-TEST FAILED" in text
+
+
+def test_a_kernel_that_returns_nan_is_noticed(monkeypatch, capsys):
+    right = aten.correlation_gradients
+    monkeypatch.setattr(
+        aten, "correlation_gradients", lambda *a: tuple(g * float("nan") for g in right(*a))
+    )
+    assert doctor.report() == 1
+    assert "inf" in capsys.readouterr().out
+
+
+def test_missing_native_kernels_are_explained(monkeypatch, capsys):
+    from barlow_fast.kernels import cpu
+
+    monkeypatch.setattr(
+        cpu, "_problem", lambda: "the native CPU kernels were not built (no cmake found)"
+    )
+    assert doctor.report() == 0
+    text = capsys.readouterr().out
+    assert "cpu      not usable: the native CPU kernels were not built (no cmake found)" in text
+    assert "runs on plain torch" in text
+
+
+def test_importing_the_loss_needs_torch_only():
+    """No optional library is imported before it is needed."""
+    optional = (
+        "triton",
+        "nvidia",
+        "torchvision",
+        "numpy",
+        "sklearn",
+        "matplotlib",
+        "rich",
+        "typer",
+    )
+    code = (
+        "import sys, torch\nbefore = set(sys.modules)\nimport barlow_fast, barlow_fast.doctor\n"
+        f"print(sorted({optional} & (set(sys.modules) - before)))"
+    ).replace(str(optional), repr(set(optional)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
