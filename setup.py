@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from setuptools import Command, setup
+from setuptools import Command, Distribution, setup
 from setuptools.command.build import build
 
 try:
@@ -48,6 +48,14 @@ def tool(name):
                 if candidate.exists():
                     return str(candidate)
     return shutil.which(name)
+
+
+def failure_reason(output):
+    """One line that says why CMake or the compiler failed."""
+    if "CMAKE_CXX_COMPILER" in output:
+        return "no working C++ compiler found"
+    errors = [line.strip() for line in output.splitlines() if "error" in line.lower()]
+    return (errors or ["cmake failed"])[0][:300]
 
 
 class BuildNative(Command):
@@ -126,11 +134,15 @@ class BuildNative(Command):
                 return f"{Path(command[0]).name}: {error}"
             if done.returncode:
                 print(done.stdout + done.stderr, file=sys.stderr)
-                lines = [
-                    line for line in (done.stdout + done.stderr).splitlines() if "rror" in line
-                ]
-                return (lines or ["cmake failed"])[0].strip()[:300]
+                return failure_reason(done.stdout + done.stderr)
         return None
+
+
+class BinaryDistribution(Distribution):
+    """Installs among platform-dependent packages: the library is machine code."""
+
+    def has_ext_modules(self):
+        return True
 
 
 class Build(build):
@@ -162,6 +174,8 @@ def packages():
 setup(
     packages=packages(),
     package_dir={"barlow_fast": "barlow_fast", "barlow_fast.kernels": "kernels"},
+    include_package_data=False,
     package_data={"barlow_fast": ["py.typed"]},
+    distclass=BinaryDistribution,
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": PlatformWheel},
 )
