@@ -1,0 +1,48 @@
+"""The mathematics of the authors' code in eager torch.
+
+    C = norm(z_a)^T norm(z_b) / N                one BatchNorm1d without affine parameters, used for
+    both views loss = sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2
+
+As the authors do, C is divided, shifted on its diagonal and squared in place, and the off-diagonal
+elements are reached by dropping the last element and reading the rest as (D - 1) rows of D + 1,
+whose first column is the diagonal.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bench.peers import LAMBD, Loss, Peer
+
+
+class OfficialLoss(nn.Module):
+    """The loss as a module that owns the normalisation, running statistics included."""
+
+    def __init__(self, d: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        # Half-precision inputs keep float32 statistics, as in a float32 model under autocast.
+        statistics = torch.float64 if dtype == torch.float64 else torch.float32
+        self.norm = nn.BatchNorm1d(d, affine=False, dtype=statistics)
+
+    def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """The scalar loss of two (N, D) views."""
+        n, d = z_a.shape
+        c = self.norm(z_a).T @ self.norm(z_b)
+        c.div_(n)
+        on_diagonal = torch.diagonal(c).add_(-1).pow_(2).sum()
+        rest = c.flatten()[:-1].view(d - 1, d + 1)[:, 1:].flatten()
+        return on_diagonal + LAMBD * rest.pow_(2).sum()
+
+
+def build(n: int, d: int, dtype: torch.dtype) -> Loss:
+    """A fresh module in training mode."""
+    return OfficialLoss(d, dtype)
+
+
+PEER = Peer(
+    name="official",
+    title="official",
+    source="the formulation of the authors' code (Zbontar et al., ICML 2021), eager",
+    build=build,
+)

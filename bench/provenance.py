@@ -1,0 +1,140 @@
+"""Where and from what a result comes: machine, versions, commit, date, command."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import barlow_fast
+from barlow_fast.kernels import why_unusable
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The flags that decide which kernels run; a CPU lists a hundred more.
+TELLING_FLAGS = (
+    "avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni",
+    "amx_tile", "amx_bf16", "amx_int8", "amx_fp16",
+    "asimd", "asimdhp", "bf16", "sve", "sve2", "i8mm",
+)  # fmt: skip
+DEFAULT_CACHE = 32 << 20
+
+
+def collect() -> dict[str, Any]:
+    """The provenance that every row of results carries."""
+    return {
+        "cpu": cpu_model(),
+        "cpu_family_model": cpu_family_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "flags": cpu_flags(),
+        "last_level_cache_bytes": last_level_cache(),
+        "instruction_set": instruction_set(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "barlow_fast": barlow_fast.__version__,
+        "lightly": version("lightly"),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "load_average": load_average(),
+        "command": command(),
+    }
+
+
+def _cpuinfo(key: str) -> str | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else None
+
+
+def cpu_model() -> str:
+    """The CPU's name as the system tells it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_family_model() -> str | None:
+    """Family and model, which tell generations apart where a virtual machine hides the name."""
+    numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
+    return None if None in numbers else "/".join(numbers)
+
+
+def cpu_flags() -> list[str]:
+    """Those of TELLING_FLAGS that the CPU has."""
+    present = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
+    return [flag for flag in TELLING_FLAGS if flag in present]
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache of the first core, DEFAULT_CACHE where nothing tells."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        found = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
+        if found:
+            sizes.append(int(found.group(1)) << {"K": 10, "M": 20}[found.group(2)])
+    return max(sizes, default=DEFAULT_CACHE)
+
+
+def instruction_set() -> str | None:
+    """What the native CPU kernels use; None where they cannot run."""
+    if why_unusable("cpu", torch.device("cpu")) is not None:
+        return None
+    from barlow_fast.kernels import cpu
+
+    return cpu.instruction_set()
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit, with '+changes' if tracked files other than generated results differ from it."""
+
+    def git(*arguments: str) -> str:
+        process = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        )
+        return process.stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        generated = (":!bench/results", ":!README.md")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", *generated)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if changes else "")
+
+
+def load_average() -> float | None:
+    """Over the minute before the run: well above 0 says that the machine was not quiet."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def command() -> str:
+    """The command line, as one would type it again."""
+    return "python -m bench " + shlex.join(sys.argv[1:])
+
+
+def slug(text: str) -> str:
+    """Part of a file name: lower-case words joined by hyphens, no trademarks, no clock rates."""
+    text = re.sub(r"\((R|TM)\)|@.*$|\bCPU\b|\bProcessor\b", " ", text, flags=re.IGNORECASE)
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower())) or "unknown"

@@ -1,0 +1,46 @@
+"""Rows of results: JSON Lines files, one per machine, from which every table is generated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench import provenance
+
+Row = dict[str, Any]
+FOLDER = provenance.ROOT / "bench" / "results"
+
+
+def default_file() -> Path:
+    """The file of this machine."""
+    return FOLDER / f"cpu-{provenance.slug(provenance.cpu_model())}.jsonl"
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of a file; none if it does not exist."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def group(row: Row) -> tuple:
+    """Rows of one group are comparable: taken in turns, in one run."""
+    return row["suite"], row["n"], row["d"], row["dtype"]
+
+
+def merge(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows, which replace whole groups of the file: a group never mixes two runs.
+
+    The file is replaced at once, so an interrupted run leaves the groups that it finished and
+    nothing broken.
+    """
+    rows = list(rows)
+    replaced = {group(row) for row in rows}
+    kept = [row for row in read(path) if group(row) not in replaced]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in (*kept, *rows)))
+    os.replace(temporary, path)

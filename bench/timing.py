@@ -1,0 +1,73 @@
+"""How time is taken: candidates in turns, each as often as its budget allows; percentiles."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+FEWEST, MOST = 5, 100
+WARM_UPS = 2  # after the first call, which may compile
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How often to time: `repeats` if given, else for `seconds`, within FEWEST and MOST times."""
+
+    seconds: float = 1.0
+    repeats: int | None = None
+
+    def count(self, estimate: float) -> int:
+        """Repeats of a candidate that takes `estimate` seconds."""
+        if self.repeats is not None:
+            return self.repeats
+        return min(max(round(self.seconds / max(estimate, 1e-6)), FEWEST), MOST)
+
+
+def warm_up(action: Callable[[], float], enough: float) -> float:
+    """The last of a few calls in seconds; a call of more than `enough` seconds is the last."""
+    for _ in range(WARM_UPS):
+        elapsed = action()
+        if elapsed >= enough:
+            break
+    return elapsed
+
+
+def schedule(counts: dict[str, int], seed: int = 0) -> list[list[str]]:
+    """Rounds in which candidates take turns, in an order shuffled anew each round.
+
+    The candidate with the largest count is in every round; one with fewer repeats is in evenly
+    spaced rounds, so that whatever disturbs the machine for a while disturbs all of them alike.
+    """
+    generator = random.Random(seed)
+    rounds = max(counts.values())
+    result = []
+    for index in range(rounds):
+        names = [
+            name
+            for name, count in counts.items()
+            if (index + 1) * count // rounds > index * count // rounds
+        ]
+        generator.shuffle(names)
+        result.append(names)
+    return result
+
+
+def interleave(
+    actions: dict[str, Callable[[], float]], counts: dict[str, int]
+) -> dict[str, list[float]]:
+    """Seconds of every call. An action times itself: choosing its input is not part of the time."""
+    samples: dict[str, list[float]] = {name: [] for name in actions}
+    for names in schedule(counts):
+        for name in names:
+            samples[name].append(actions[name]())
+    return samples
+
+
+def percentile(samples: Sequence[float], q: float) -> float:
+    """The q-th percentile, linear between the nearest samples."""
+    ordered = sorted(samples)
+    position = (len(ordered) - 1) * q / 100
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
