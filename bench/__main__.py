@@ -1,0 +1,15 @@
+"""`python -m bench`: every module of `bench.suites` is a command; `report` makes the tables."""
+
+from __future__ import annotations
+
+import typer
+
+from bench import report, suites
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+for name, suite in suites.discover().items():
+    app.command(name)(suite.command)
+app.command("report")(report.command)
+
+if __name__ == "__main__":
+    app(prog_name="python -m bench")

@@ -1,0 +1,118 @@
+"""No speed without agreement."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from bench import agreement
+from bench.inputs import VARIANTS, parse_shapes, parse_variants, random_pair
+from bench.peers import choose, discover
+from bench.peers.gram_plain import gram_loss
+from bench.suites import loss
+from bench.timing import Budget
+
+PEERS = [peer for peer in discover().values() if not peer.compiles]
+
+
+def wrong_gradient(z_a, z_b):
+    value = gram_loss(z_a, z_b)
+    return value.detach() + 1.001 * (value - value.detach())
+
+
+WRONG = {
+    "loss": lambda z_a, z_b: gram_loss(z_a, z_b) * 1.0001,
+    "gradient": wrong_gradient,
+    "not a number": lambda z_a, z_b: gram_loss(z_a, z_b) * float("nan"),
+}
+
+
+def wrong_peer(kind, **changes):
+    def build(n, d, dtype):
+        return WRONG[kind]
+
+    return replace(discover()["gram-plain"], name="wrong", build=build, **changes)
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=[peer.name for peer in PEERS])
+def test_peers_agree_with_the_reference(peer):
+    if peer.unavailable() is not None:
+        pytest.skip(peer.unavailable())
+    assert agreement.check_small(peer, list(VARIANTS.values())) is None
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_result_is_named(kind):
+    assert "off by" in agreement.check_small(wrong_peer(kind), [VARIANTS["fp32"]])
+
+
+def test_a_wrong_loss_is_found_without_float64_too():
+    problem = agreement.check_small(wrong_peer("loss", double=False), [VARIANTS["fp32"]])
+    assert "fp32" in problem
+
+
+def test_a_peer_that_raises_is_named():
+    def build(n, d, dtype):
+        raise RuntimeError("no such kernel")
+
+    peer = replace(wrong_peer("loss"), build=build)
+    assert "no such kernel" in agreement.check_small(peer, [VARIANTS["fp32"]])
+
+
+def run_suite(peers, out):
+    text = io.StringIO()
+    failures = loss.measure(
+        [(16, 32)], [VARIANTS["fp32"]], peers, Budget(repeats=2), out,
+        Console(file=text, width=160),
+    )  # fmt: skip
+    return failures, text.getvalue()
+
+
+def test_a_failing_peer_is_not_timed(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    failures, text = run_suite([wrong_peer("loss"), *choose("gram-plain")], out)
+    assert set(failures) == {"wrong"}
+    assert "wrong fails the check and is not timed" in text
+    assert '"peer": "gram-plain"' in out.read_text()
+    assert '"peer": "wrong"' not in out.read_text()
+    assert not any("wrong" in line and "│" in line for line in text.splitlines())
+
+
+def test_a_peer_that_is_wrong_at_the_timed_shape_alone_is_not_timed(tmp_path):
+    def build(n, d, dtype):
+        return gram_loss if (n, d) in agreement.SMALL_SHAPES else lambda a, b: 1.1 * gram_loss(a, b)
+
+    peer = replace(wrong_peer("loss"), build=build)
+    failures, _ = run_suite([peer], tmp_path / "rows.jsonl")
+    assert set(failures) == {"wrong"}
+    assert "16 x 32" in failures["wrong"]
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_an_unavailable_peer_is_left_out_with_its_reason(tmp_path):
+    peer = replace(wrong_peer("loss"), unavailable=lambda: "it is not installed")
+    failures, text = run_suite([peer], tmp_path / "rows.jsonl")
+    assert failures == {}
+    assert "left out: it is not installed" in text
+
+
+def test_truth_is_the_reference_in_both_forms():
+    for n, d in ((12, 40), (40, 12)):
+        pair = random_pair(n, d, torch.float32, torch.Generator().manual_seed(1))
+        expected = agreement.run(
+            agreement.reference_loss, agreement.in_double(pair), agreement.FP64
+        )
+        found = agreement.errors(agreement.truth(pair), expected)
+        assert found.within(1e-12, 1e-12)
+
+
+def test_names_and_shapes_are_checked():
+    assert [variant.name for variant in parse_variants("bf16,fp32")] == list(VARIANTS)
+    assert parse_shapes("256x8192, 8x4") == [(256, 8192), (8, 4)]
+    for call, text in ((parse_variants, "fp8"), (parse_shapes, "256"), (choose, "nobody")):
+        with pytest.raises(ValueError, match=text):
+            call(text)

@@ -1,0 +1,44 @@
+"""The commands, on shapes that take no time."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import results
+from bench.__main__ import app
+from bench.suites import memory
+
+
+def test_quick_run_on_a_tiny_shape(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    peers = "ours,ours-aten,gram-plain,official"
+    arguments = ["loss", "--quick", "--shapes", "16x32,32x16", "--repeats", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--peers", peers, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    rows = results.read(out)
+    assert {row["dtype"] for row in rows} == {"fp32", "bf16-autocast", "bf16-inputs"}
+    for row in rows:
+        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["fraction_of_floor"] == pytest.approx(
+            row["floor_ms"] / row["median_ms"], rel=1e-3
+        )
+        assert row["peaks"]["gemm_fp32_gflops"] > 0
+        assert row["provenance"]["cpu"]
+        assert row["repeats"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--shapes", "16"], ["--dtypes", "fp8"], ["--peers", "nobody"]]
+)
+def test_bad_options_are_refused_before_anything_runs(arguments):
+    assert CliRunner().invoke(app, ["loss", *arguments]).exit_code == 2
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="needs /proc")
+def test_memory_of_a_peer_that_builds_c(tmp_path):
+    measured = memory.measure_in_child(8, 2048, "fp32", "official")
+    assert "problem" not in measured, measured
+    assert measured["input_bytes"] == measured["gradient_bytes"] == 2 * 8 * 2048 * 4
+    # C alone is 16 MiB, 128 times the inputs; the official formulation keeps several of its size.
+    assert measured["extra_bytes"] > 2048 * 2048 * 4
