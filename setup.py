@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -120,9 +121,11 @@ class BuildNative(Command):
         if spec is None:
             return "torch is not installed in the build environment"
         torch_folder = Path(spec.submodule_search_locations[0])
-        work = ROOT / "build" / "cmake"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        with tempfile.TemporaryDirectory() as work:
+            return self.run_cmake(cmake, ninja, torch_folder, Path(work), target)
+
+    @staticmethod
+    def run_cmake(cmake, ninja, torch_folder, work, target):
         configure = [cmake, "-S", str(ROOT), "-B", str(work), "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-DTORCH_FOLDER={torch_folder}", f"-DOUTPUT_FOLDER={target}"]
         if ninja is not None:
