@@ -24,7 +24,9 @@ GEMM_SHAPES = (
     (256, 256, 8192),
     (256, 8192, 256),
 )
-PEAK_SECONDS = 6.0
+PEAK_SECONDS = 8.0
+# Memory is shared with whoever else is on the machine: its best takes longer to see.
+COPY_WEIGHT = 3
 COPY_MIB = (128, 256)  # beyond most last-level caches; the best counts
 
 
@@ -68,11 +70,11 @@ def floor_seconds(n: int, d: int, element_size: int, gemm_gflops: float, copy_gb
 
 def measure_peaks() -> Peaks:
     """Measures all three peaks in about PEAK_SECONDS."""
-    share = PEAK_SECONDS / (2 * len(GEMM_SHAPES) + len(COPY_MIB))
+    share = PEAK_SECONDS / (2 * len(GEMM_SHAPES) + COPY_WEIGHT * len(COPY_MIB))
     return Peaks(
         gemm_fp32=max(_gemm_rate(*shape, torch.float32, share) for shape in GEMM_SHAPES),
         gemm_bf16=max(_gemm_rate(*shape, torch.bfloat16, share) for shape in GEMM_SHAPES),
-        copy=max(_copy_rate(mib << 20, share) for mib in COPY_MIB),
+        copy=max(_copy_rate(mib << 20, COPY_WEIGHT * share) for mib in COPY_MIB),
     )
 
 

@@ -27,7 +27,7 @@ SHAPES = (
 )
 QUICK_SHAPES = "256x1024,256x2048,1024x1024,4096x512"
 DTYPES = "fp32,bf16"
-SECONDS, QUICK_SECONDS = 0.4, 0.2
+SECONDS, QUICK_SECONDS = 0.3, 0.2
 LONG = 1.0  # seconds
 
 # Wider than a redirected log, so that no column is folded.
