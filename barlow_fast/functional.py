@@ -144,8 +144,8 @@ def check_options(
         raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}")
     if process_group is not None and process_group.size() > 1:
         raise NotImplementedError(
-            f"process_group has {process_group.size()} ranks; this version computes the loss of one "
-            "rank's batch. "
+            f"process_group has {process_group.size()} ranks; this version computes the loss of "
+            "one rank's batch. "
             "Pass process_group=None for the local loss."
         )
 

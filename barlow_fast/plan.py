@@ -77,12 +77,15 @@ def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: 
 
 
 def choose_form(form: str, n: int, d: int, backend: str) -> str:
-    """The form with the least work; `form` itself unless it is 'auto'. Plain arithmetic, safe on
-    symbolic sizes."""
+    """The form with less work; `form` itself unless it is 'auto'. Safe on symbolic sizes."""
     if form != "auto":
         return form
-    # Where the Gram products are not halved the break-even moves from N = D to N = 3/4 D.
-    return "gram" if (n <= d if backend in SYMMETRIC_SETS else 4 * n <= 3 * d) else "correlation"
+    if backend in SYMMETRIC_SETS:
+        # Operations break even at N = D, but two triangles take more passes than one square matrix:
+        # at N = D = 1024 the native kernels run the correlation form in 0.92 to 0.95 of the time.
+        return "gram" if 12 * n <= 11 * d else "correlation"
+    # Where the Gram products are not halved, operations break even at N = 3/4 D.
+    return "gram" if 4 * n <= 3 * d else "correlation"
 
 
 @functools.lru_cache(maxsize=64)
@@ -171,13 +174,17 @@ def explain(
     other = next(f for f in FORMS if f != chosen_form)
     ratio = costs[other].flops / costs[chosen_form].flops
     reasons = {
-        "form": "asked for"
-        if form != "auto"
-        else f"{other} would take {ratio:.3g} times the operations",
+        "form": "asked for" if form != "auto" else _form_reason(other, ratio),
         "precision": why_precision,
         "backend": "asked for" if backend != "auto" else _backend_reason(chosen_backend, device),
     }
     return Plan(n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons)
+
+
+def _form_reason(other: str, ratio: float) -> str:
+    if ratio < 1.1:
+        return f"about the operations of {other}, in fewer passes"
+    return f"{other} would take {ratio:.3g} times the operations"
 
 
 def _backend_reason(chosen: str, device: torch.device) -> str:

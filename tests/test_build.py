@@ -1,4 +1,4 @@
-"""The build never breaks an install: without a compiler it says so and goes on, unless told not to."""
+"""The build never breaks an install: without a compiler it says so and goes on."""
 
 from __future__ import annotations
 

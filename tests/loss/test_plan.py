@@ -10,11 +10,14 @@ from barlow_fast.plan import choose_form, choose_precision, cost, executed_preci
 
 
 def test_the_form_with_less_work_is_chosen():
-    for n, d in ((2, 1), (64, 64), (100, 90), (256, 8192), (65536, 128), (1024, 1024)):
+    for n, d in ((2, 1), (64, 64), (100, 90), (256, 8192), (65536, 128), (1024, 1024), (900, 1000)):
         for backend in ("cpu", "aten", "triton"):
             chosen = choose_form("auto", n, d, backend)
             flops = {f: cost(f, n, d, backend, "fp32").flops for f in ("gram", "correlation")}
-            assert flops[chosen] == min(flops.values())
+            # Near the break-even the form with fewer passes may have a few percent more operations.
+            assert flops[chosen] <= 1.1 * min(flops.values())
+    assert choose_form("auto", 1024, 1024, "cpu") == "correlation"
+    assert choose_form("auto", 256, 1024, "cpu") == "gram"
     assert choose_form("correlation", 2, 1000, "cpu") == "correlation"
 
 
