@@ -276,6 +276,20 @@ void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, const 
   });
 }
 
+// The gradients that one pass over the inputs makes: both, or, where two packed matrices would be large beside the
+// inputs, one after the other with one packed matrix at a time.
+struct Turn {
+  int64_t first, count;  // view 0 or 1; how many views
+};
+
+std::vector<Turn> turns(const Output& out_a, const Output& out_b, bool one_at_a_time) {
+  if (out_a.data == nullptr && out_b.data == nullptr) return {};
+  if (out_a.data == nullptr) return {{1, 1}};
+  if (out_b.data == nullptr) return {{0, 1}};
+  if (one_at_a_time) return {{0, 1}, {1, 1}};
+  return {{0, 2}};
+}
+
 // ---- Gram form ----------------------------------------------------------------------------------------------------
 
 // How the triangle of each K is cut: square blocks of rows, and parts of the summed columns with a partial K each.
@@ -382,29 +396,33 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   check_shape(gram_b, "gram_b", n, n);
   const Geometry geometry = primitives().geometry(operand);
   const size_t bytes = primitives().packed_gram_bytes(n, operand);
-  TrimOnExit trim;
-  char* packed = static_cast<char*>(call_scratch.get(2 * bytes));
   const Output out_a = output_of(grad_a, "grad_a", n, d), out_b = output_of(grad_b, "grad_b", n, d);
   const double centre[2] = {centre_of(gram_a, accumulation), centre_of(gram_b, accumulation)};
-  const bool used[2] = {out_b.data != nullptr, out_a.data != nullptr};  // K_a serves the gradient of b
   const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
-  run_tasks(2 * chunks, [&](int64_t index) {
-    const int64_t which = index / chunks, first = index % chunks * chunk;
-    if (!used[which]) return;
-    primitives().pack_gram({(which ? gram_b : gram_a).const_data_ptr(), n, first, std::min(panels, first + chunk),
-                            centre[which], packed + static_cast<size_t>(which) * bytes, operand});
-  });
   int64_t columns = 2 * geometry.panel;
   if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
-  const GramGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal, packed,
-                              packed + bytes, out_a, out_b, n, 0, 0, coefficient, slope, offset, eps, centre[0],
-                              centre[1], scalar_of(grad_scale), operand, too_large_to_keep(out_a, n * d)};
-  run_tasks(ceil_div(d, columns), [&](int64_t i) {
-    GramGradientTask task = base;
-    task.column_begin = i * columns;
-    task.column_end = std::min(d, task.column_begin + columns);
-    primitives().gram_gradient(task, task_scratch.get(primitives().gram_gradient_scratch(task)));
-  });
+  const GramGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal, nullptr,
+                              nullptr, {}, {}, n, 0, 0, coefficient, slope, offset, eps, centre[0], centre[1],
+                              scalar_of(grad_scale), operand, too_large_to_keep(out_a, n * d)};
+  TrimOnExit trim;
+  for (const Turn& turn : turns(out_a, out_b, 2 * n > d)) {
+    char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
+    // K_b serves the gradient of a, and K_a that of b.
+    run_tasks(turn.count * chunks, [&](int64_t index) {
+      const int64_t which = turn.first + index / chunks, first = index % chunks * chunk;
+      const void* gram = (which ? gram_a : gram_b).const_data_ptr();
+      char* to = packed + static_cast<size_t>(index / chunks) * bytes;
+      primitives().pack_gram({gram, n, first, std::min(panels, first + chunk), centre[1 - which], to, operand});
+    });
+    run_tasks(ceil_div(d, columns), [&](int64_t i) {
+      GramGradientTask task = base;
+      task.column_begin = i * columns;
+      task.column_end = std::min(d, task.column_begin + columns);
+      if (turn.first == 0) task.grad_a = out_a, task.packed_b = packed;
+      if (turn.first + turn.count == 2) task.grad_b = out_b, task.packed_a = packed + (turn.count - 1) * bytes;
+      primitives().gram_gradient(task, task_scratch.get(primitives().gram_gradient_scratch(task)));
+    });
+  }
 }
 
 // ---- correlation form ---------------------------------------------------------------------------------------------
@@ -467,30 +485,32 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   check_shape(squares, "squares", 2, d);
   const Geometry geometry = primitives().geometry(operand);
   const size_t bytes = primitives().packed_matrix_bytes(d, operand);
-  TrimOnExit trim;
-  char* packed = static_cast<char*>(call_scratch.get(2 * bytes));
   const Output out_a = output_of(grad_a, "grad_a", n, d), out_b = output_of(grad_b, "grad_b", n, d);
-  const bool used[2] = {out_a.data != nullptr, out_b.data != nullptr};
   const int64_t panels = ceil_div(d, geometry.panel);
-  run_tasks(2 * panels, [&](int64_t index) {
-    const int64_t which = index / panels, panel = index % panels;
-    if (!used[which]) return;
-    const PackMatrixTask task{matrix.const_data_ptr(), d, panel, panel + 1, which == 0,
-                              packed + static_cast<size_t>(which) * bytes, operand};
-    primitives().pack_matrix(task);
-  });
   const double* row_squares = static_cast<const double*>(squares.const_data_ptr());
   const CorrelationGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal,
-                                     row_squares, row_squares + d, packed, packed + bytes, out_a, out_b, d, 0, 0,
-                                     coefficient, slope, offset, scalar_of(grad_scale), operand, too_large_to_keep(out_a, n * d)};
+                                     row_squares, row_squares + d, nullptr, nullptr, {}, {}, d, 0, 0,
+                                     coefficient, slope, offset, scalar_of(grad_scale), operand,
+                                     too_large_to_keep(out_a, n * d)};
   // Rows whose standardised copies of both views fit the second-level cache.
   const int64_t rows = std::clamp<int64_t>((512 << 10) / (8 * d) / 32 * 32, 32, 128);
-  run_tasks(ceil_div(n, rows), [&](int64_t i) {
-    CorrelationGradientTask task = base;
-    task.row_begin = i * rows;
-    task.row_end = std::min(n, task.row_begin + rows);
-    primitives().correlation_gradient(task, task_scratch.get(primitives().correlation_gradient_scratch(task)));
-  });
+  TrimOnExit trim;
+  for (const Turn& turn : turns(out_a, out_b, 2 * d > n)) {
+    char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
+    run_tasks(turn.count * panels, [&](int64_t index) {
+      const int64_t which = turn.first + index / panels, panel = index % panels;
+      char* to = packed + static_cast<size_t>(index / panels) * bytes;
+      primitives().pack_matrix({matrix.const_data_ptr(), d, panel, panel + 1, which == 0, to, operand});
+    });
+    run_tasks(ceil_div(n, rows), [&](int64_t i) {
+      CorrelationGradientTask task = base;
+      task.row_begin = i * rows;
+      task.row_end = std::min(n, task.row_begin + rows);
+      if (turn.first == 0) task.grad_a = out_a, task.packed_a = packed;
+      if (turn.first + turn.count == 2) task.grad_b = out_b, task.packed_b = packed + (turn.count - 1) * bytes;
+      primitives().correlation_gradient(task, task_scratch.get(primitives().correlation_gradient_scratch(task)));
+    });
+  }
 }
 
 }  // namespace
