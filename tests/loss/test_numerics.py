@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from embeddings import AWKWARD_SHAPES, KINDS, draw
-from gate import assert_within_gate, ours, plain, relative_error, truth
+from gate import assert_within_gate, ours, relative_error, truth
 
 from barlow_fast import barlow_twins_loss
 
@@ -135,17 +135,23 @@ def test_half_products_are_accumulated_in_float32(backend):
         assert relative_error(got.loss, exact.loss) < 1e-4
 
 
-def test_gram_form_in_bf16_is_as_accurate_as_the_papers_code(backend):
-    """For D >> N the diagonal of K dwarfs the rest; Gram centring keeps it out of the product.
+def test_gram_centring_keeps_bf16_accurate(backend):
+    """For D >> N the diagonal of K dwarfs the rest, and centring keeps it out of the product.
 
-    Without centring the gradient's error here is several times that of the D x D form.
+    With it the Gram form loses less than the D x D form does (0.4 of it here); without it, more
+    (1.4 times), four times what it loses now.
     """
-    z_a, z_b = draw("random", 64, 4096, seed=7)
+    z_a, z_b = draw("random", 64, 2048, seed=7)
     z_b = 0.7 * z_a + 0.7 * z_b
-    exact = truth(z_a, z_b)
-    got = ours(z_a, z_b, form="gram", precision="bf16", backend=backend)
-    papers = plain(z_a, z_b, "bf16", "correlation")
-    for name in ("grad_a", "grad_b"):
-        error = relative_error(getattr(got, name), getattr(exact, name))
-        allowed = relative_error(getattr(papers, name), getattr(exact, name))
-        assert error <= 2 * allowed, f"{name}: {error:.3g} > 2 * {allowed:.3g}"
+
+    def gradient(x, y, **options):
+        x = x.clone().requires_grad_()
+        loss = barlow_twins_loss(x, y, 1.0, backend=backend, **options)
+        return torch.autograd.grad(loss, x)[0]
+
+    exact = gradient(z_a.double(), z_b.double())
+    gram, correlation = (
+        relative_error(gradient(z_a, z_b, form=form, precision="bf16"), exact)
+        for form in ("gram", "correlation")
+    )
+    assert gram < 0.7 * correlation
