@@ -33,7 +33,8 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python -m bench loss --out $(OUT)
+	$(BIN)/python -m bench loss
+	$(BIN)/python -m bench memory
 	$(BIN)/python -m bench report
 
 # Runs from the source tree on a machine without a network, with the torch that is installed there.
