@@ -61,7 +61,7 @@ def barlow_twins_loss(
     """The exact Barlow Twins loss of two batches of embeddings.
 
         z_hat = (z - mean) / sqrt(var + eps)              per column, biased variance
-        C = z_hat_a^T z_hat_b / N                         never built when N <= D
+        C = z_hat_a^T z_hat_b / N                         built only where N is about D or more
         loss = scale * (sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2)
 
     Source: Zbontar et al., *Barlow Twins* (ICML 2021), eq. 1 and 2. The forms and gradients are
