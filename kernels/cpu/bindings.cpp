@@ -69,8 +69,7 @@ int64_t instruction_set_count() { return static_cast<int64_t>(supported_sets().s
 
 // ---- memory and threads -------------------------------------------------------------------------------------------
 
-// Memory that a thread keeps between calls: fresh pages would cost more than what is computed in them. What a call
-// needs beyond the limit is given back when the call ends.
+// Memory that a thread keeps between calls: fresh pages would cost more than what is computed in them.
 class Scratch {
  public:
   ~Scratch() { std::free(memory_); }
@@ -106,6 +105,7 @@ thread_local Scratch task_scratch;  // of the thread that runs a task
 thread_local Scratch call_scratch;  // of the thread that called the operator
 constexpr size_t kKeptBytes = size_t{64} << 20;
 
+// Gives back what a call needed beyond the limit; a task needs a few panels only.
 struct TrimOnExit {
   ~TrimOnExit() { call_scratch.trim(kKeptBytes); }
 };
@@ -256,7 +256,8 @@ void standardisation(const Tensor& moments, int64_t count, double eps, Tensor st
   std::vector<double> partial(static_cast<size_t>(2 * parts));
   run_tasks(parts, [&](int64_t i) {
     primitives().standardisation({static_cast<const double*>(moments.const_data_ptr()), statistics.mutable_data_ptr(),
-                                  &partial[static_cast<size_t>(2 * i)], d, i * columns, std::min(d, (i + 1) * columns), static_cast<double>(count), eps,
+                                  &partial[static_cast<size_t>(2 * i)], d, i * columns,
+                                  std::min(d, (i + 1) * columns), static_cast<double>(count), eps,
                                   element_of(statistics)});
   });
   double* to = static_cast<double*>(sums.mutable_data_ptr());
@@ -267,7 +268,8 @@ void standardisation(const Tensor& moments, int64_t count, double eps, Tensor st
 void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, const Tensor& shift, Tensor out) {
   const int64_t n = z.size(0), d = z.size(1), rows = std::max<int64_t>(1, 65536 / std::max<int64_t>(d, 1));
   const Output to = output_of(out, "out", n, d);
-  const StandardiseTask base{view_of(z, "z"), Norm{mean.const_data_ptr(), rstd.const_data_ptr(), shift.const_data_ptr()}, to, d, 0, n};
+  const Norm norm{mean.const_data_ptr(), rstd.const_data_ptr(), shift.const_data_ptr()};
+  const StandardiseTask base{view_of(z, "z"), norm, to, d, 0, n};
   run_tasks(ceil_div(n, rows), [&](int64_t i) {
     StandardiseTask task = base;
     task.row_begin = i * rows;

@@ -159,9 +159,6 @@ struct Geometry {
 };
 
 struct Primitives {
-  const char* name;
-  bool native_bf16;  // bf16 operands are multiplied as such, not as rounded float32
-
   Geometry (*geometry)(Element operand);
   size_t (*packed_gram_bytes)(int64_t n, Element operand);
   size_t (*packed_matrix_bytes)(int64_t d, Element operand);

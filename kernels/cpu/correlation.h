@@ -161,7 +161,7 @@ struct CorrelationGradientScratch {
     // Rows a power of two apart would fall into the same cache sets.
     stride = width + kLanes<Acc<Op>>;
     left_stride = stride / Op::kDepth;
-    separate = Op::kDepth > 1 || task.operand == Element::bf16 || task.operand == Element::f16;
+    separate = rounds_operand<Op>(task.operand);
     weight = arena.template take<Acc<Op>>(width);
     for (int view = 0; view < 2; ++view) {
       projection[view] = arena.template take<Acc<Op>>(width);

@@ -231,7 +231,7 @@ struct GramGradientScratch {
     const int64_t width = round_up(task.column_end - task.column_begin, kPanel<Op>);
     panels = width / kPanel<Op>;
     samples = round_up(task.n, larger(kTileRows, Op::kDepth));
-    separate = Op::kDepth > 1 || task.operand == Element::bf16 || task.operand == Element::f16;
+    separate = rounds_operand<Op>(task.operand);
     product = arena.template take<Acc<Op>>(samples * width);
     for (int view = 0; view < 2; ++view) {
       hat[view] = arena.template take<Acc<Op>>(samples * width);

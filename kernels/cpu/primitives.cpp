@@ -26,10 +26,8 @@ namespace {
 #if defined(__AVX512BF16__)
 #define BARLOW_FAST_PAIRS(operand, call) \
   if ((operand) == Element::bf16) { using Op = Pairs; return call; }
-constexpr bool kNativeBf16 = true;
 #else
 #define BARLOW_FAST_PAIRS(operand, call)
-constexpr bool kNativeBf16 = false;
 #endif
 #define BARLOW_FAST_DISPATCH(operand, call)                            \
   do {                                                                 \
@@ -94,8 +92,6 @@ void correlation_gradient(const CorrelationGradientTask& t, void* scratch) {
 }
 
 constexpr Primitives kTable = {
-    BARLOW_FAST_NAME,
-    kNativeBf16,
     geometry,
     packed_gram_bytes,
     packed_matrix_bytes,

@@ -317,6 +317,12 @@ BARLOW_FAST_INLINE void multiply(int64_t depth, const typename Op::Unit* left, i
 
 // ---- standardised values as operands ----------------------------------------------------------------------------------
 
+// Whether a product's operand differs from the full-precision value, so that both must be kept.
+template <class Op>
+BARLOW_FAST_INLINE bool rounds_operand(Element operand) {
+  return Op::kDepth > 1 || operand == Element::bf16 || operand == Element::f16;
+}
+
 // A value as the operand type would hold it; what is a unit of its own (Pairs) is rounded when the unit is made.
 template <class Op>
 BARLOW_FAST_INLINE Vector<typename Op::Accumulator> rounded(Vector<typename Op::Accumulator> x, Element operand) {
