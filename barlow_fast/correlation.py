@@ -17,14 +17,12 @@ from .kernels import KernelSet
 
 
 def forward(
-    kernels: KernelSet, z_a: Tensor, z_b: Tensor, eps: float, precision: str
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """(on_diagonal, off_diagonal, saved): float64 scalars and what `backward` needs."""
-    statistics, sums = kernels.standardisation(
-        kernels.column_moments(z_a, z_b, precision), z_a.shape[0], eps, precision
-    )
+    kernels: KernelSet, z_a: Tensor, z_b: Tensor, lambd: float, eps: float, precision: str
+) -> tuple[Tensor, ...]:
+    """(loss, on_diagonal, off_diagonal) and the three tensors that `backward` needs."""
+    statistics, sums = kernels.statistics(z_a, z_b, eps, precision)
     matrix, squares = kernels.correlation(z_a, z_b, statistics, precision)
-    return sums[0], squares[0].sum(), (statistics, matrix, squares)
+    return *kernels.terms(sums, squares[0], 1, False, lambd, precision), statistics, matrix, squares
 
 
 def backward(

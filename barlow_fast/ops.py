@@ -27,14 +27,12 @@ def forward(
 ) -> Outputs:
     """(loss, on_diagonal, off_diagonal, statistics, matrix, companion); z_a, z_b are (N, D).
 
-    The last three are what `backward` needs: (7, D) statistics and, by form, K_a and K_b (N, N) or
-    the zeroed C (D, D) and its (2, D) squared sums.
+    The last three are what `backward` needs: (7, D) statistics and, by form, both Gram matrices and
+    their centres or the zeroed C and its (2, D) squared sums, laid out as the kernel set wants them.
     """
     form, precision, backend = _resolve(z_a, form, precision, backend)
     with _without_autocast(z_a.device.type):
-        on, off, saved = FORM[form].forward(load(backend), z_a, z_b, eps, precision)
-    dtype = accumulation_dtype(precision)
-    return (torch.add(on, off, alpha=lambd).to(dtype), on.to(dtype), off.to(dtype), *saved)
+        return FORM[form].forward(load(backend), z_a, z_b, lambd, eps, precision)
 
 
 def backward(
@@ -136,11 +134,12 @@ def _(z_a, z_b, lambd, eps, form, precision, backend):
     scalars = [z_a.new_empty((), dtype=dtype) for _ in range(3)]
     statistics = z_a.new_empty((7, d), dtype=dtype)
     if form == "gram":
-        matrices = [z_a.new_empty((n, n), dtype=dtype) for _ in range(2)]
+        shape, matrix_dtype = load(backend).gram_layout(n, precision)
+        companion = z_a.new_empty(2, dtype=dtype)
     else:
-        squares = z_a.new_empty((2, d), dtype=torch.float64)
-        matrices = [z_a.new_empty((d, d), dtype=dtype), squares]
-    return (*scalars, statistics, *matrices)
+        shape, matrix_dtype = load(backend).correlation_layout(d, precision)
+        companion = z_a.new_empty((2, d), dtype=torch.float64)
+    return (*scalars, statistics, z_a.new_empty(shape, dtype=matrix_dtype), companion)
 
 
 @backward_op.register_fake

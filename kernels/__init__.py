@@ -10,22 +10,21 @@ where `shift` is what rounding `mean` to the accumulation type lost, times rstd:
 larger than the deviations, columns of z_hat would otherwise not sum to zero, which the gradients
 rely on.
 
-=========================  =====================================================================
-`column_moments`           means, sums of squared deviations and co-moments of both views, in one
-read `standardisation`          moments -> mean, rstd and the diagonal C_ii of the correlation, with
-its two sums `standardise`              z_hat in an operand type, materialised (for layouts that
-must send it somewhere) `gram_pair`                K_a = z_hat_a z_hat_a^T, K_b likewise, and their
-inner product <K_a, K_b> `gram_gradients`           dL/dz of both views from K_a and K_b; the norm's
-backward included `correlation`              C = z_hat_a^T z_hat_b / N with a zeroed diagonal, and
-its squared row and column sums `correlation_gradients`    dL/dz of both views from that matrix; the
-norm's backward included =========================
-=====================================================================================
+* `column_moments`: means, sums of squared deviations and co-moments of both views, in one read
+* `standardisation`: moments -> mean, rstd and the diagonal C_ii of the correlation, with its sums
+* `statistics`: both of these at once
+* `standardise`: z_hat in an operand type, materialised (for layouts that must send it somewhere)
+* `gram_pair`: K_a = z_hat_a z_hat_a^T, K_b likewise, and their inner product <K_a, K_b>
+* `gram_gradients`: dL/dz of both views from K_a and K_b; the norm's backward included
+* `correlation`: C = z_hat_a^T z_hat_b / N with a zeroed diagonal, its squared row and column sums
+* `correlation_gradients`: dL/dz of both views from that matrix; the norm's backward included
+* `terms`: the loss and its two terms from the sums of the above
 
 The mathematics, with the reasons for the zeroed diagonal and for Gram centring, is in
 kernels/README.md.
 
 Sets: `aten` (plain torch, any device: the oracle of the others), `cpu` (native C++), `triton` (CUDA
-    devices).
+devices).
 """
 
 from __future__ import annotations
@@ -39,14 +38,18 @@ __all__ = ["KERNEL_SETS", "KernelSet", "load", "why_unusable"]
 
 KERNEL_SETS = ("triton", "cpu", "aten")
 
+Layout = tuple[tuple[int, ...], torch.dtype]
+
 
 class KernelSet(Protocol):
     """What the module of a kernel set offers.
 
     `precision` is the operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16'.
-    Accumulation, statistics and matrices are float64 for fp64 and float32 for all others (the
-    *accumulation type*); moments and scalar sums are float64. `need` tells which of the two
-    gradients is wanted; the other is returned empty.
+    Accumulation and statistics are float64 for fp64 and float32 for all others (the *accumulation
+    type*); moments and scalar sums are float64. `need` tells which of the two gradients is wanted;
+    the other is returned empty. The matrices are handed from a set's forward primitive to its own
+    backward primitive and to nobody else: `gram_layout` and `correlation_layout` say what shape and
+    dtype the set keeps them in.
     """
 
     def column_moments(self, z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
@@ -61,9 +64,19 @@ class KernelSet(Protocol):
     def standardisation(
         self, moments: Tensor, count: int, eps: float, precision: str
     ) -> tuple[Tensor, Tensor]:
-        """(statistics, sums): statistics (7, D) in the accumulation type = mean_a, rstd_a, shift_a,
-        mean_b, rstd_b, shift_b, diagonal with diagonal_i = C_ii; sums (2,) float64 = sum_i (C_ii -
-        1)^2, sum_i C_ii^2."""
+        """(statistics, sums).
+
+        statistics (7, D) in the accumulation type: mean_a, rstd_a, shift_a, mean_b, rstd_b,
+        shift_b, and the diagonal C_ii. sums (P, >= 2) float64 are parts, to be summed over the
+        first axis: of sum_i (C_ii - 1)^2 in column 0, of sum_i C_ii^2 in column 1; further columns
+        are the set's own.
+        """
+        ...
+
+    def statistics(
+        self, z_a: Tensor, z_b: Tensor, eps: float, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        """`standardisation` of the `column_moments` of all rows."""
         ...
 
     def standardise(
@@ -73,11 +86,19 @@ class KernelSet(Protocol):
         `statistics`."""
         ...
 
+    def gram_layout(self, n: int, precision: str) -> Layout:
+        """Shape and dtype of the `grams` that `gram_pair` returns for N = n."""
+        ...
+
     def gram_pair(
-        self, z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
+        self, z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(K_a, K_b, inner): symmetric (N, N) matrices in the accumulation type and the scalar
-        <K_a, K_b>."""
+        """(grams, centres, inner).
+
+        grams: both matrices, grams[v, :, :N] = s (K_v - centres[v] I), where the set may choose
+        what it takes out of the diagonal and a power of two s, and rounds to its layout's dtype.
+        centres: (2,) in the accumulation type. inner: float64 parts whose sum is <K_a, K_b>.
+        """
         ...
 
     def gram_gradients(
@@ -85,8 +106,8 @@ class KernelSet(Protocol):
         z_a: Tensor,
         z_b: Tensor,
         statistics: Tensor,
-        gram_a: Tensor,
-        gram_b: Tensor,
+        grams: Tensor,
+        centres: Tensor,
         grad_scale: Tensor,
         coefficient: float,
         slope: float,
@@ -95,21 +116,25 @@ class KernelSet(Protocol):
         precision: str,
         need: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b. With w = slope * C_ii + offset (per column)
-        the gradients are
+        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
 
-        G_a = coefficient * K_b z_hat_a + w * z_hat_b,     G_b = coefficient * K_a z_hat_b + w *
-        z_hat_a dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale          (grad_scale:
-        one-element tensor)
+        With w = slope * C_ii + offset (per column) and the one-element tensor grad_scale
+
+            G_a = coefficient * K_b z_hat_a + w * z_hat_b
+            G_b = coefficient * K_a z_hat_b + w * z_hat_a
+            dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
         """
+        ...
+
+    def correlation_layout(self, d: int, precision: str) -> Layout:
+        """Shape and dtype of the matrix that `correlation` returns for D = d."""
         ...
 
     def correlation(
         self, z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
     ) -> tuple[Tensor, Tensor]:
-        """(C, squares): C (D, D) = z_hat_a^T z_hat_b / N with its diagonal set to zero,
-        accumulation type, and squares (2, D) float64, the sums of C_ij^2 over each row and over
-        each column."""
+        """(matrix, squares): matrix[:, :D] = C = z_hat_a^T z_hat_b / N with its diagonal set to
+        zero; squares (2, D) float64, the sums of C_ij^2 over each row and over each column."""
         ...
 
     def correlation_gradients(
@@ -126,19 +151,36 @@ class KernelSet(Protocol):
         precision: str,
         need: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b. With w = slope * C_ii + offset (per column)
-        and the zeroed C
+        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
 
-        G_a = coefficient * z_hat_b C^T + w * z_hat_b,     G_b = coefficient * z_hat_a C + w *
-        z_hat_a mean_n(G * z_hat) = coefficient * squares + w * C_ii                 (no reduction
-        over rows is needed) dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
-        (grad_scale: one-element tensor)
+        With w = slope * C_ii + offset (per column), the zeroed C and the one-element grad_scale
+
+            G_a = coefficient * z_hat_b C^T + w * z_hat_b
+            G_b = coefficient * z_hat_a C + w * z_hat_a
+            mean_n(G * z_hat) = coefficient * squares + w * C_ii  (no reduction over rows needed)
+            dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
+        """
+        ...
+
+    def terms(
+        self,
+        sums: Tensor,
+        parts: Tensor,
+        divisor: int,
+        diagonal_included: bool,
+        lambd: float,
+        precision: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, on_diagonal, off_diagonal): scalars in the accumulation type.
+
+        on_diagonal is the sum of `sums[:, 0]`; off_diagonal is sum(parts) / divisor, less the sum
+        of `sums[:, 1]` where the parts include the diagonal; loss = on + lambd * off.
         """
         ...
 
 
 def load(name: str) -> KernelSet:
-    """The kernel set `name`; ImportError with the reason when it cannot run here."""
+    """The kernel set `name`; ImportError with the reason when it cannot be imported here."""
     if name == "aten":
         from . import aten
 
@@ -149,7 +191,15 @@ def load(name: str) -> KernelSet:
         cpu.require()
         return cpu
     if name == "triton":
-        raise ImportError("the triton kernel set is not part of this version of barlow_fast")
+        try:
+            import triton as _  # noqa: F401
+        except ImportError:
+            raise ImportError(
+                "Triton is not installed; pip install 'barlow-fast[triton]' (Linux)"
+            ) from None
+        from . import triton
+
+        return triton
     raise ValueError(f"backend must be one of {('auto', *KERNEL_SETS)}, got {name!r}")
 
 
@@ -158,10 +208,12 @@ def why_unusable(name: str, device: torch.device) -> str | None:
     line."""
     if name == "cpu" and device.type != "cpu":
         return f"the cpu kernels take CPU tensors, these are on {device}"
-    if name == "triton" and device.type != "cuda":
+    if name == "triton" and device.type not in ("cuda", "cpu"):
         return f"the triton kernels take CUDA tensors, these are on {device}"
     try:
-        load(name)
+        kernels = load(name)
+        if name == "triton":
+            kernels.require(device)
     except ImportError as error:
         return str(error)
     return None

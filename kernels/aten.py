@@ -46,12 +46,16 @@ def standardisation(
     rstd_a = (m2_a / count + eps).rsqrt()
     rstd_b = (m2_b / count + eps).rsqrt()
     diagonal = comoment / count * rstd_a * rstd_b
-    sums = torch.stack(((diagonal - 1).square().sum(), diagonal.square().sum()))
+    sums = torch.stack(((diagonal - 1).square().sum(), diagonal.square().sum()))[None]
     dtype = accumulation_dtype(precision)
     shift_a = (mean_a - mean_a.to(dtype)) * rstd_a
     shift_b = (mean_b - mean_b.to(dtype)) * rstd_b
     statistics = torch.stack((mean_a, rstd_a, shift_a, mean_b, rstd_b, shift_b, diagonal))
     return statistics.to(dtype), sums
+
+
+def statistics(z_a: Tensor, z_b: Tensor, eps: float, precision: str) -> tuple[Tensor, Tensor]:
+    return standardisation(column_moments(z_a, z_b, precision), z_a.shape[0], eps, precision)
 
 
 def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
@@ -62,25 +66,30 @@ def _hat(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor) -> Tensor:
     return (z.to(mean.dtype) - mean) * rstd - shift
 
 
+def gram_layout(n: int, precision: str) -> tuple[tuple[int, ...], torch.dtype]:
+    return (2, n, n), accumulation_dtype(precision)
+
+
 def gram_pair(
-    z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    hat = standardise(z_a, *statistics[0:3], precision)
-    gram_a = _product(hat, hat.T, precision)
-    hat = standardise(z_b, *statistics[3:6], precision)
-    gram_b = _product(hat, hat.T, precision)
+    shape, dtype = gram_layout(z_a.shape[0], precision)
+    grams = torch.empty(shape, dtype=dtype, device=z_a.device)
+    for gram, z, rows in zip(grams, (z_a, z_b), (statistics[0:3], statistics[3:6]), strict=True):
+        hat = standardise(z, *rows, precision)
+        gram.copy_(_product(hat, hat.T, precision))
     # Row by row in the accumulation type, then in float64: the N^2 values are never widened at
     # once.
-    inner = torch.linalg.vecdot(gram_a, gram_b).sum(dtype=torch.float64)
-    return gram_a, gram_b, inner
+    inner = torch.linalg.vecdot(*grams).double()
+    return grams, grams.new_zeros(2), inner
 
 
 def gram_gradients(
     z_a: Tensor,
     z_b: Tensor,
     statistics: Tensor,
-    gram_a: Tensor,
-    gram_b: Tensor,
+    grams: Tensor,
+    centres: Tensor,
     grad_scale: Tensor,
     coefficient: float,
     slope: float,
@@ -107,9 +116,14 @@ def gram_gradients(
         projection = (g * hat).mean(0) - coefficient * centre * eps * rstd.square()
         return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
 
+    gram_a, gram_b = grams
     grad_a = gradient(hat_a, hat_b, gram_b, rstd_a, z_a.dtype) if need[0] else z_a.new_empty(0)
     grad_b = gradient(hat_b, hat_a, gram_a, rstd_b, z_b.dtype) if need[1] else z_b.new_empty(0)
     return grad_a, grad_b
+
+
+def correlation_layout(d: int, precision: str) -> tuple[tuple[int, ...], torch.dtype]:
+    return (d, d), accumulation_dtype(precision)
 
 
 def correlation(
@@ -161,6 +175,23 @@ def correlation_gradients(
     if need[1]:
         grad_b = gradient(hat_b, hat_a, operand, projections[1], rstd_b, z_b.dtype)
     return grad_a, grad_b
+
+
+def terms(
+    sums: Tensor,
+    parts: Tensor,
+    divisor: int,
+    diagonal_included: bool,
+    lambd: float,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    on_diagonal, squares = sums[:, 0].sum(), sums[:, 1].sum()
+    off_diagonal = parts.sum() / divisor
+    if diagonal_included:
+        off_diagonal = off_diagonal - squares
+    dtype = accumulation_dtype(precision)
+    loss = torch.add(on_diagonal, off_diagonal, alpha=lambd)
+    return loss.to(dtype), on_diagonal.to(dtype), off_diagonal.to(dtype)
 
 
 def _cast(x: Tensor, precision: str) -> Tensor:

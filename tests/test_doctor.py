@@ -32,8 +32,8 @@ def test_a_wrong_kernel_is_noticed(monkeypatch, capsys):
     right = aten.gram_pair
 
     def wrong(*arguments):
-        gram_a, gram_b, inner = right(*arguments)
-        return gram_a, gram_b, inner * 1.01
+        grams, centres, inner = right(*arguments)
+        return grams, centres, inner * 1.01
 
     monkeypatch.setattr(aten, "gram_pair", wrong)
     assert doctor.report() == 1

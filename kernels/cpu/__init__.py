@@ -20,8 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..aten import correlation_layout, gram_layout, terms
 from ..precision import OPERAND_DTYPE, accumulation_dtype
 from .memory import POOL
+
+__all__ = ["correlation_layout", "gram_layout", "terms"]
 
 NAME = "cpu"
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
@@ -103,7 +106,11 @@ def standardisation(
     statistics = torch.empty((7, moments.shape[1]), dtype=accumulation_dtype(precision))
     sums = torch.empty(2, dtype=torch.float64)
     torch.ops.barlow_fast_cpu.standardisation(moments, count, eps, statistics, sums)
-    return statistics, sums
+    return statistics, sums[None]
+
+
+def statistics(z_a: Tensor, z_b: Tensor, eps: float, precision: str) -> tuple[Tensor, Tensor]:
+    return standardisation(column_moments(z_a, z_b, precision), z_a.shape[0], eps, precision)
 
 
 def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
@@ -115,23 +122,22 @@ def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision:
 
 
 def gram_pair(
-    z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n = z_a.shape[0]
-    gram_a, gram_b = (POOL.empty((n, n), statistics.dtype) for _ in range(2))
+    grams = POOL.empty(*gram_layout(z_a.shape[0], precision))
     inner = torch.empty((), dtype=torch.float64)
     torch.ops.barlow_fast_cpu.gram_pair(
-        _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], gram_a, gram_b, inner
+        _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], grams[0], grams[1], inner
     )
-    return gram_a, gram_b, inner
+    return grams, grams.new_zeros(2), inner
 
 
 def gram_gradients(
     z_a: Tensor,
     z_b: Tensor,
     statistics: Tensor,
-    gram_a: Tensor,
-    gram_b: Tensor,
+    grams: Tensor,
+    centres: Tensor,
     grad_scale: Tensor,
     coefficient: float,
     slope: float,
@@ -145,8 +151,8 @@ def gram_gradients(
         _rows(z_a),
         _rows(z_b),
         statistics,
-        gram_a,
-        gram_b,
+        grams[0],
+        grams[1],
         grad_scale,
         coefficient,
         slope,
@@ -163,7 +169,7 @@ def correlation(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
     d = z_a.shape[1]
-    matrix = POOL.empty((d, d), statistics.dtype)
+    matrix = POOL.empty(*correlation_layout(d, precision))
     squares = torch.empty((2, d), dtype=torch.float64)
     torch.ops.barlow_fast_cpu.correlation(
         _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], matrix, squares

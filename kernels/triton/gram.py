@@ -1,0 +1,387 @@
+"""The symmetric Gram pair: K_a and K_b by the tiles on and below the diagonal, and <K_a, K_b>.
+
+Two kernels. `gram_kernel` multiplies; a tile that one program sums whole is finished by it
+(*whole* tiles), the tiles of the last, incomplete wave are split over D instead so that they fill
+the device too (*split* tiles), and `gram_finish_kernel` adds their parts in a fixed order. Small N
+has split tiles only, and there both views run in one launch from the raw embeddings, standardised
+on their way into the product.
+
+What is stored is K' = scale (K - c I) in the operand type, which is what the gradient multiplies
+with: c is the mean of K's diagonal, known from the statistics before any product
+(kernels/README.md, Gram centring), and scale is a power of two that keeps float16 in range.
+The inner product is taken of the float32 sums, plus the part that c leaves out.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..precision import OPERAND_DTYPE
+from . import configurations
+from .arithmetic import cast, multiply, standardised, to_operand, total
+from .launch import cdiv, device_of, launch, power_of_two, round_up
+from .standardise import operand
+
+
+@triton.jit
+def triangle(tile):
+    """(row, column) of a tile, counted row by row in the lower triangle."""
+    row = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
+    # float32 may be one off in either direction.
+    row = tl.where(row * (row + 1) // 2 > tile, row - 1, row)
+    row = tl.where((row + 1) * (row + 2) // 2 <= tile, row + 1, row)
+    return row, tile - row * (row + 1) // 2
+
+
+@triton.jit
+def _operand(
+    z,
+    at,
+    columns,
+    d,
+    mean,
+    rstd,
+    shift,
+    PRECISION: tl.constexpr,
+    STORED: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """A block of z_hat: loaded as it is when STORED, else standardised here."""
+    if STORED:
+        x = tl.load(z + at + columns[None, :])
+    elif EVEN:
+        x = standardised(
+            tl.load(z + at + columns[None, :]),
+            tl.load(mean + columns),
+            tl.load(rstd + columns),
+            tl.load(shift + columns),
+        )
+    else:
+        inside = columns < d
+        x = standardised(
+            tl.load(z + at + columns[None, :], mask=inside[None, :], other=0.0),
+            tl.load(mean + columns, mask=inside, other=0.0),
+            tl.load(rstd + columns, mask=inside, other=0.0),
+            tl.load(shift + columns, mask=inside, other=0.0),
+        )
+    return to_operand(x, PRECISION)
+
+
+@triton.jit
+def _store_pair(
+    gram, value, rows, columns, n, width, centre, scale, mirror
+):
+    """Stores scale (value - centre I) at (rows, columns) and, for tiles off the diagonal, at its
+    mirror image. The padding beyond column n is zero."""
+    on_diagonal = rows[:, None] == columns[None, :]
+    valid = (rows < n)[:, None] & (columns < n)[None, :]
+    x = tl.where(valid, (value - tl.where(on_diagonal, centre, 0.0)) * scale, 0.0)
+    x = cast(x, gram.dtype.element_ty)
+    inside = (rows < n)[:, None] & (columns < width)[None, :]
+    tl.store(gram + rows.to(tl.int64)[:, None] * width + columns[None, :], x, mask=inside)
+    if mirror:
+        mirrored = (columns < n)[:, None] & (rows < width)[None, :]
+        at = gram + columns.to(tl.int64)[:, None] * width + rows[None, :]
+        tl.store(at, tl.trans(x), mask=mirrored)
+
+
+@triton.jit
+def _stored(gram, rows, columns, n, width, centre, scale):
+    """A tile of K as the first view stored it, with its centre put back."""
+    inside = (rows < n)[:, None] & (columns < n)[None, :]
+    at = gram + rows.to(tl.int64)[:, None] * width + columns[None, :]
+    value = tl.load(at, mask=inside, other=0.0).to(tl.float32) / scale
+    return value + tl.where(rows[:, None] == columns[None, :], centre, 0.0)
+
+
+@triton.jit
+def _inner(value_a, value_b, rows, columns, n, weight):
+    """sum of value_a * value_b over the valid part of a tile, in float64; rows are summed in
+    float32."""
+    valid = (rows < n)[:, None] & (columns < n)[None, :]
+    products = tl.where(valid, value_a * value_b, 0.0)
+    return tl.sum(tl.sum(products, axis=1).to(tl.float64), axis=0) * weight
+
+
+@triton.jit(do_not_specialize=["n", "whole", "splits", "depth", "sums_count", "first_view"])
+def gram_kernel(
+    z_a,
+    z_b,
+    statistics,
+    sums,
+    grams,
+    centres,
+    inner,
+    workspace,
+    n,
+    d,
+    stride_a,
+    stride_b,
+    width,
+    whole,
+    splits,
+    depth,
+    sums_count,
+    first_view,
+    scale,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STORED: tl.constexpr,
+    EVEN: tl.constexpr,
+    FINISH: tl.constexpr,
+):
+    """One tile of one view's K, or one part of the sum over D of a split tile.
+
+    z_a, z_b: (N, D) embeddings, or z_hat as `operand` lays it out when STORED (then D is its
+    padded width). FINISH: there are whole tiles to finish: with `first_view` = 0 they write K'_a,
+    with 1 they write K'_b and the inner product with the K'_a that is there.
+    CHUNK: the sum over D is taken in chunks of so many columns that are added in float32, because
+    the accumulators of tensor cores truncate; 0 for one chunk.
+    workspace: (views, split tiles, splits, BLOCK, BLOCK) float32.
+    """
+    program = tl.program_id(0)
+    launched_view = tl.program_id(1)
+    view = first_view + launched_view
+    is_whole = program < whole
+    rest = program - whole
+    tile = tl.where(is_whole, program, whole + rest // splits)
+    part = tl.where(is_whole, 0, rest % splits)
+    # In blocks, so that the compiler knows where loads are aligned.
+    first = part * depth * BLOCK_K
+    last = tl.where(is_whole, d, tl.minimum(first + depth * BLOCK_K, d))
+    i, j = triangle(tile)
+    rows = i * BLOCK + tl.arange(0, BLOCK)
+    columns = j * BLOCK + tl.arange(0, BLOCK)
+
+    # Selected, not branched: a branch would hide the pointers' alignment from the compiler.
+    z = tl.where(view == 0, z_a, z_b)
+    stride = tl.where(view == 0, stride_a, stride_b).to(tl.int64)
+    mean = statistics + view * 3 * d
+    rstd = mean + d
+    shift = rstd + d
+    # Rows beyond the last are copies of it: no mask in the loop, and nothing of them is stored.
+    left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride
+    right = tl.minimum(columns, n - 1).to(tl.int64)[:, None] * stride
+
+    value = tl.zeros([BLOCK, BLOCK], tl.float32)
+    if CHUNK == 0:
+        for k in range(first, last, BLOCK_K):
+            depths = k + tl.arange(0, BLOCK_K)
+            x = _operand(z, left, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
+            y = _operand(z, right, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
+            value = multiply(x, tl.trans(y), value, PRECISION)
+    else:
+        for c in range(first, last, CHUNK):
+            chunk = tl.zeros([BLOCK, BLOCK], tl.float32)
+            for k in range(c, tl.minimum(c + CHUNK, last), BLOCK_K):
+                depths = k + tl.arange(0, BLOCK_K)
+                x = _operand(z, left, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
+                y = _operand(z, right, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
+                chunk = multiply(x, tl.trans(y), chunk, PRECISION)
+            value += chunk
+
+    if FINISH:
+        if is_whole:
+            centre = total(sums + 2 + view, sums_count, 4, PARTS).to(tl.float32)
+            gram = grams + view * n.to(tl.int64) * width
+            _store_pair(gram, value, rows, columns, n, width, centre, scale, i != j)
+            if program == 0:
+                tl.store(centres + view, centre)
+            if view == 1:
+                first_value = _stored(grams, rows, columns, n, width, tl.load(centres), scale)
+                weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
+                tl.store(inner + tile, _inner(first_value, value, rows, columns, n, weight))
+    if not is_whole:
+        slot = launched_view * (tl.num_programs(0) - whole) + rest
+        local = tl.arange(0, BLOCK)
+        at = workspace + slot.to(tl.int64) * BLOCK * BLOCK
+        tl.store(at + local[:, None] * BLOCK + local[None, :], value)
+
+
+@triton.jit(do_not_specialize=["n", "whole", "splits", "sums_count"])
+def gram_finish_kernel(
+    workspace,
+    sums,
+    grams,
+    centres,
+    inner,
+    n,
+    width,
+    whole,
+    splits,
+    tiles,
+    sums_count,
+    scale,
+    BLOCK: tl.constexpr,
+    STRIP: tl.constexpr,
+    PARTS: tl.constexpr,
+    VIEWS: tl.constexpr,
+):
+    """Adds the parts of STRIP rows of a split tile, in order; stores K' and the inner product.
+
+    VIEWS: 'both', or 'first' and 'second' where the views are multiplied one after the other and
+    the second takes the first from memory.
+    """
+    STRIPS: tl.constexpr = BLOCK // STRIP
+    tile = tl.program_id(0) // STRIPS
+    strip = tl.program_id(0) % STRIPS
+    i, j = triangle(whole + tile)
+    local_rows = strip * STRIP + tl.arange(0, STRIP)
+    local_columns = tl.arange(0, BLOCK)
+    rows = i * BLOCK + local_rows
+    columns = j * BLOCK + local_columns
+    offsets = local_rows[:, None] * BLOCK + local_columns[None, :]
+    # A strip of a tile on the diagonal holds both halves of it, any other tile stands for two.
+    weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
+
+    at = workspace + (tile * splits).to(tl.int64) * BLOCK * BLOCK + offsets
+    value = tl.zeros([STRIP, BLOCK], tl.float32)
+    second = tl.zeros([STRIP, BLOCK], tl.float32)
+    jump = (tiles * splits).to(tl.int64) * BLOCK * BLOCK
+    for part in range(0, splits):
+        value += tl.load(at + part * BLOCK * BLOCK)
+        if VIEWS == "both":
+            second += tl.load(at + jump + part * BLOCK * BLOCK)
+    first_view = 1 if VIEWS == "second" else 0
+    centre = total(sums + 2 + first_view, sums_count, 4, PARTS).to(tl.float32)
+    gram = grams + first_view * n.to(tl.int64) * width
+    _store_pair(gram, value, rows, columns, n, width, centre, scale, i != j)
+    if tl.program_id(0) == 0:
+        tl.store(centres + first_view, centre)
+    out = inner + whole + tl.program_id(0)
+    if VIEWS == "both":
+        centre = total(sums + 3, sums_count, 4, PARTS).to(tl.float32)
+        gram = grams + n.to(tl.int64) * width
+        _store_pair(gram, second, rows, columns, n, width, centre, scale, i != j)
+        if tl.program_id(0) == 0:
+            tl.store(centres + 1, centre)
+        tl.store(out, _inner(value, second, rows, columns, n, weight))
+    elif VIEWS == "second":
+        first_value = _stored(grams, rows, columns, n, width, tl.load(centres), scale)
+        tl.store(out, _inner(first_value, value, rows, columns, n, weight))
+
+
+def scale_of(n: int, d: int, precision: str) -> float:
+    """The power of two that K is stored with: 1, but for float16 what keeps N * D, the largest value
+    that K can have, below its largest number."""
+    if precision != "fp16":
+        return 1.0
+    return 2.0 ** min(0, 15 - (n * d - 1).bit_length())
+
+
+def layout(n: int, precision: str) -> tuple[tuple[int, int], torch.dtype]:
+    """Shape and dtype of a stored K': rows are padded with zeros to whole blocks of a product."""
+    return (n, round_up(n, configurations.OPERAND_ALIGNMENT)), OPERAND_DTYPE[precision]
+
+
+def gram_pair(
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(grams, centres, inner): the contract's primitive. grams (2, N, W) as `layout` says; centres (2,)
+    float32 are the c that K' lacks; inner: float64 parts of <K_a, K_b>."""
+    n, d = z_a.shape
+    config = configurations.gram(device_of(z_a), n, d, z_a.dtype, precision)
+    shape, dtype = layout(n, precision)
+    grams = torch.empty((2, *shape), dtype=dtype, device=z_a.device)
+    centres = torch.empty(2, dtype=torch.float32, device=z_a.device)
+    strips = config.block // config.strip
+    inner = torch.empty(
+        config.whole + config.split * strips, dtype=torch.float64, device=z_a.device
+    )
+    outputs = (grams, centres, inner)
+    if config.stored:
+        for view, z in enumerate((z_a, z_b)):
+            hat = operand(z, statistics[3 * view : 3 * view + 3], precision)
+            _multiply(config, hat, hat, statistics, sums, outputs, n, precision, view, 1)
+            del hat  # its memory serves the other view
+    else:
+        _multiply(config, z_a, z_b, statistics, sums, outputs, n, precision, 0, 2)
+    return outputs
+
+
+def _multiply(
+    config: configurations.Gram,
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    sums: Tensor,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    n: int,
+    precision: str,
+    first_view: int,
+    views: int,
+) -> None:
+    """The products of one view or of both, and their split tiles' sums."""
+    grams, centres, inner = outputs
+    d, width, count = z_a.shape[1], grams.shape[2], sums.shape[0]
+    parts, scale = power_of_two(count), scale_of(n, statistics.shape[1], precision)
+    slots = views * config.split * config.splits
+    workspace = torch.empty(
+        (slots, config.block, config.block), dtype=torch.float32, device=z_a.device
+    )
+    matrix_bytes = grams[0].nbytes
+    launch(
+        gram_kernel,
+        (config.whole + config.split * config.splits, views),
+        z_a,
+        z_b,
+        statistics,
+        sums,
+        grams,
+        centres,
+        inner,
+        workspace,
+        n,
+        d,
+        z_a.stride(0),
+        z_b.stride(0),
+        width,
+        config.whole,
+        config.splits,
+        config.depth,
+        count,
+        first_view,
+        scale,
+        BLOCK=config.block,
+        BLOCK_K=config.block_k,
+        CHUNK=config.chunk,
+        PARTS=parts,
+        PRECISION=precision,
+        STORED=config.stored,
+        EVEN=d % config.block_k == 0,
+        FINISH=config.whole > 0,
+        warps=config.warps,
+        stages=config.stages,
+        flops=views * n * n * d,
+        moved=views * n * d * z_a.element_size()
+        + (views * matrix_bytes if config.whole else workspace.nbytes),
+    )
+    if config.split:
+        launch(
+            gram_finish_kernel,
+            (config.split * (config.block // config.strip),),
+            workspace,
+            sums,
+            grams,
+            centres,
+            inner,
+            n,
+            width,
+            config.whole,
+            config.splits,
+            config.split,
+            count,
+            scale,
+            BLOCK=config.block,
+            STRIP=config.strip,
+            PARTS=parts,
+            VIEWS="both" if views == 2 else ("first", "second")[first_view],
+            warps=4,
+            moved=workspace.nbytes + (0 if config.whole else views * matrix_bytes),
+        )

@@ -1,0 +1,370 @@
+"""dL/dz of both views from K'_a and K'_b, with the diagonal term and the norm's backward.
+
+    G = coefficient K' z_hat + w z_hat_other                      w = slope C_ii + offset
+    dL/dz = rstd (G - z_hat p) grad_scale
+    p = coefficient q + w C_ii - coefficient c eps rstd^2         q = mean_n (K' z_hat * z_hat)
+
+(kernels/README.md, equations 4 to 6; mean_n(z_hat_other * z_hat) is C_ii, so that only q needs the
+product.) Up to a few hundred samples a program owns all rows of its columns: q is a sum over its own
+accumulator, and the gradient is written once by the launch that makes it. Above that, tiles write
+the gradient without the part of q, and their column sums; a second pass takes that part out.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configurations
+from .arithmetic import cast, multiply, rows_of, standardised, store_rows, to_operand
+from .gram import scale_of
+from .launch import cdiv, device_of, launch
+from .standardise import operand
+
+
+@triton.jit(do_not_specialize=["n", "first_view"])
+def gram_columns_kernel(
+    z_a,
+    z_b,
+    statistics,
+    grams,
+    centres,
+    grad_scale,
+    grad_a,
+    grad_b,
+    n,
+    d,
+    stride_a,
+    stride_b,
+    width,
+    first_view,
+    coefficient,
+    centring,
+    slope,
+    offset,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """All N <= ROWS rows of COLUMNS columns of one view's gradient.
+
+    coefficient: the contract's, divided by the scale that K' is stored with.
+    centring: the contract's coefficient times eps.
+    """
+    view = first_view + tl.program_id(1)
+    column = tl.program_id(0) * COLUMNS
+    columns = column + tl.arange(0, COLUMNS)
+    inside = columns < d
+    rows = tl.arange(0, ROWS)
+    # Selected, not branched: a branch would hide the pointers' alignment from the compiler.
+    z, other = tl.where(view == 0, z_a, z_b), tl.where(view == 0, z_b, z_a)
+    grad = tl.where(view == 0, grad_a, grad_b)
+    stride = tl.where(view == 0, stride_a, stride_b)
+    other_stride = tl.where(view == 0, stride_b, stride_a)
+    # The gradient of one view takes the other view's matrix.
+    gram = grams + (1 - view) * n.to(tl.int64) * width
+    own = statistics + view * 3 * d + columns
+    mean = tl.load(own, mask=inside, other=0.0)
+    rstd = tl.load(own + d, mask=inside, other=0.0)
+    shift = tl.load(own + 2 * d, mask=inside, other=0.0)
+
+    product = tl.zeros([ROWS, COLUMNS], tl.float32)
+    left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * width
+    for k in range(0, n, BLOCK_K):
+        depths = k + tl.arange(0, BLOCK_K)
+        # K' is padded with zeros, so what z holds beyond row N does not count; it must be finite.
+        x = tl.load(gram + left + depths[None, :])
+        at = tl.minimum(depths, n - 1).to(tl.int64)[:, None] * stride + columns[None, :]
+        y = standardised(tl.load(z + at, mask=inside[None, :], other=0.0), mean, rstd, shift)
+        product = multiply(to_operand(x, PRECISION), to_operand(y, PRECISION), product, PRECISION)
+
+    row = tl.zeros([], tl.int32)
+    hat = rows_of(z, statistics + view * 3 * d, row, column, n, d, stride, ROWS, COLUMNS)
+    q = tl.sum(tl.where((rows < n)[:, None], product * hat, 0.0), axis=0) / n
+    diagonal = tl.load(statistics + 6 * d + columns, mask=inside, other=0.0)
+    weight = slope * diagonal + offset
+    centre = tl.load(centres + 1 - view)
+    projection = coefficient * q + weight * diagonal - centring * centre * rstd * rstd
+    factor = rstd * tl.load(grad_scale).to(tl.float32)
+    theirs = statistics + (1 - view) * 3 * d
+    other_hat = rows_of(other, theirs, row, column, n, d, other_stride, ROWS, COLUMNS)
+    g = coefficient * product + weight[None, :] * other_hat - hat * projection[None, :]
+    store_rows(grad, g * factor[None, :], row, column, n, d, ROWS, COLUMNS)
+
+
+@triton.jit(do_not_specialize=["n"])
+def gram_tiles_kernel(
+    z,
+    other,
+    hat,
+    statistics,
+    other_statistics,
+    gram,
+    grad_scale,
+    grad,
+    sums_of_columns,
+    n,
+    d,
+    stride,
+    other_stride,
+    hat_stride,
+    width,
+    diagonal,
+    coefficient,
+    slope,
+    offset,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of rstd (coefficient K' z_hat + w (z_hat_other - C_ii z_hat)) grad_scale, in the final
+    type, and the tile's column sums of K' z_hat * z_hat.
+
+    hat: z_hat in the operand type, as `operand` lays it out. sums_of_columns: (row tiles, D)
+    float32. The term of C_ii is taken out here, where it is still exact, because it nearly cancels
+    when the views agree.
+    """
+    row_tiles = tl.cdiv(n, BLOCK_M)
+    row_tile = tl.program_id(0) % row_tiles
+    row = row_tile * BLOCK_M
+    column = (tl.program_id(0) // row_tiles) * BLOCK_N
+    rows = row + tl.arange(0, BLOCK_M)
+    columns = column + tl.arange(0, BLOCK_N)
+    inside = columns < d
+    left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * width
+
+    product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if CHUNK == 0:
+        for k in range(0, n, BLOCK_K):
+            depths = k + tl.arange(0, BLOCK_K)
+            x = tl.load(gram + left + depths[None, :])
+            y = tl.load(hat + tl.minimum(depths, n - 1).to(tl.int64)[:, None] * hat_stride + columns[None, :])
+            x, y = to_operand(x, PRECISION), to_operand(y, PRECISION)
+            product = multiply(x, y, product, PRECISION)
+    else:
+        for c in range(0, n, CHUNK):
+            chunk = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for k in range(c, tl.minimum(c + CHUNK, n), BLOCK_K):
+                depths = k + tl.arange(0, BLOCK_K)
+                x = tl.load(gram + left + depths[None, :])
+                at = tl.minimum(depths, n - 1).to(tl.int64)[:, None] * hat_stride + columns[None, :]
+                y = tl.load(hat + at)
+                x, y = to_operand(x, PRECISION), to_operand(y, PRECISION)
+                chunk = multiply(x, y, chunk, PRECISION)
+            product += chunk
+
+    own = rows_of(z, statistics, row, column, n, d, stride, BLOCK_M, BLOCK_N)
+    q = tl.sum(tl.where((rows < n)[:, None], product * own, 0.0), axis=0)
+    tl.store(sums_of_columns + row_tile * d + columns, q, mask=inside)
+    theirs = rows_of(other, other_statistics, row, column, n, d, other_stride, BLOCK_M, BLOCK_N)
+    rstd = tl.load(statistics + d + columns, mask=inside, other=0.0)
+    c = tl.load(diagonal + columns, mask=inside, other=0.0)
+    weight = slope * c + offset
+    factor = rstd * tl.load(grad_scale).to(tl.float32)
+    g = coefficient * product + weight[None, :] * (theirs - own * c[None, :])
+    store_rows(grad, g * factor[None, :], row, column, n, d, BLOCK_M, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=["n", "row_tiles"])
+def gram_project_kernel(
+    z,
+    statistics,
+    centre,
+    sums_of_columns,
+    grad_scale,
+    grad,
+    n,
+    d,
+    stride,
+    row_tiles,
+    coefficient,
+    centring,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Takes z_hat (coefficient q - centring c rstd^2) out of the gradient that the tiles wrote."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    rows = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    inside = columns < d
+    valid = (rows < n) & inside[None, :]
+    q = tl.zeros([COLUMNS], tl.float32)
+    for tile in range(0, row_tiles):
+        q += tl.load(sums_of_columns + tile * d + columns, mask=inside, other=0.0)
+    rstd = tl.load(statistics + d + columns, mask=inside, other=0.0)
+    projection = coefficient * (q / n) - centring * tl.load(centre) * rstd * rstd
+    hat = standardised(
+        tl.load(z + rows * stride + columns[None, :], mask=valid, other=0.0),
+        tl.load(statistics + columns, mask=inside, other=0.0),
+        rstd,
+        tl.load(statistics + 2 * d + columns, mask=inside, other=0.0),
+    )
+    at = grad + rows * d + columns[None, :]
+    factor = rstd * tl.load(grad_scale).to(tl.float32)
+    g = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+    g -= hat * (projection * factor)[None, :]
+    tl.store(at, cast(g, grad.dtype.element_ty), mask=valid)
+
+
+def gram_gradients(
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    grams: Tensor,
+    centres: Tensor,
+    grad_scale: Tensor,
+    coefficient: float,
+    slope: float,
+    offset: float,
+    eps: float,
+    precision: str,
+    need: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """dL/dz_a, dL/dz_b; the contract's primitive."""
+    n, d = z_a.shape
+    grads = tuple(
+        torch.empty((n, d) if needed else (0,), dtype=z_a.dtype, device=z_a.device)
+        for needed in need
+    )
+    config = configurations.gram_gradients(device_of(z_a), n, d, z_a.dtype, precision)
+    factors = (coefficient / scale_of(n, d, precision), coefficient * eps, slope, offset)
+    if config.rows is not None:
+        _columns(
+            config, z_a, z_b, statistics, grams, centres, grad_scale, grads, factors, precision, need
+        )
+        return grads
+    for view, (own, other) in enumerate(((z_a, z_b), (z_b, z_a))):
+        if need[view]:
+            # The gradient of one view takes the other view's matrix.
+            gram, centre, grad = grams[1 - view], centres[1 - view], grads[view]
+            _tiles(
+                config, own, other, statistics, gram, centre, grad_scale, grad, factors, precision, view
+            )
+    return grads
+
+
+def _columns(
+    config: configurations.GramGradients,
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    grams: Tensor,
+    centres: Tensor,
+    grad_scale: Tensor,
+    grads: tuple[Tensor, Tensor],
+    factors: tuple[float, float, float, float],
+    precision: str,
+    need: tuple[bool, bool],
+) -> None:
+    n, d = z_a.shape
+    views = sum(need)
+    if views == 0:
+        return
+    # An empty tensor has no address to speak of; the kernel does not touch it.
+    grad_a, grad_b = (g if g.numel() else grads[1 - i] for i, g in enumerate(grads))
+    launch(
+        gram_columns_kernel,
+        (cdiv(d, config.block_n), views),
+        z_a,
+        z_b,
+        statistics,
+        grams,
+        centres,
+        grad_scale,
+        grad_a,
+        grad_b,
+        n,
+        d,
+        z_a.stride(0),
+        z_b.stride(0),
+        grams.shape[2],
+        0 if need[0] else 1,
+        *factors,
+        ROWS=config.rows,
+        COLUMNS=config.block_n,
+        BLOCK_K=config.block_k,
+        PRECISION=precision,
+        warps=config.warps,
+        stages=config.stages,
+        flops=2.0 * views * n * n * d,
+        moved=(2 + views) * n * d * z_a.element_size() + views * grams[0].nbytes,
+    )
+
+
+def _tiles(
+    config: configurations.GramGradients,
+    z: Tensor,
+    other: Tensor,
+    statistics: Tensor,
+    gram: Tensor,
+    centre: Tensor,
+    grad_scale: Tensor,
+    grad: Tensor,
+    factors: tuple[float, float, float, float],
+    precision: str,
+    view: int,
+) -> None:
+    n, d = z.shape
+    coefficient, centring, slope, offset = factors
+    own, theirs = (statistics[3 * v : 3 * v + 3] for v in (view, 1 - view))
+    hat = operand(z, own, precision)
+    row_tiles = cdiv(n, config.block_m)
+    sums_of_columns = torch.empty((row_tiles, d), dtype=torch.float32, device=z.device)
+    values = n * d * z.element_size()
+    launch(
+        gram_tiles_kernel,
+        (row_tiles * cdiv(d, config.block_n),),
+        z,
+        other,
+        hat,
+        own,
+        theirs,
+        gram,
+        grad_scale,
+        grad,
+        sums_of_columns,
+        n,
+        d,
+        z.stride(0),
+        other.stride(0),
+        hat.stride(0),
+        gram.shape[1],
+        statistics[6],
+        coefficient,
+        slope,
+        offset,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        CHUNK=config.chunk,
+        PRECISION=precision,
+        warps=config.warps,
+        stages=config.stages,
+        flops=2.0 * n * n * d,
+        moved=3 * values + hat.nbytes + gram.nbytes,
+    )
+    project = configurations.PROJECT
+    launch(
+        gram_project_kernel,
+        (cdiv(d, project.columns), cdiv(n, project.rows)),
+        z,
+        own,
+        centre,
+        sums_of_columns,
+        grad_scale,
+        grad,
+        n,
+        d,
+        z.stride(0),
+        row_tiles,
+        coefficient,
+        centring,
+        ROWS=project.rows,
+        COLUMNS=project.columns,
+        warps=project.warps,
+        moved=3 * values,
+    )

@@ -1,0 +1,158 @@
+"""Checks of one primitive of one kernel set against the plain-torch set.
+
+Each set's backward primitive is fed what its own forward primitive made: sets keep matrices in
+layouts of their own. `BOUND` is what rounding in the accumulation type may differ by when sums run
+in another order, relative to the result; a set that stores matrices in the operand type is allowed
+that rounding too.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from embeddings import draw
+from torch import Tensor
+
+from barlow_fast.kernels import aten
+from barlow_fast.kernels.precision import OPERAND_DTYPE
+
+EPS = 1e-5
+BOUND = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 1e-5, "bf16": 1e-5, "fp16": 1e-5}
+
+
+class Case(NamedTuple):
+    z_a: Tensor
+    z_b: Tensor
+    moments: Tensor
+    statistics: Tensor
+    sums: Tensor
+
+
+def prepared(
+    shape: tuple[int, int], precision: str, dtype: torch.dtype | None = None, seed: int | None = None
+) -> Case:
+    """Two correlated views and what the plain-torch set computes of their columns."""
+    dtype = dtype or (torch.float64 if precision == "fp64" else torch.float32)
+    z_a, z_b = draw("random", *shape, seed=sum(shape) if seed is None else seed, dtype=dtype)
+    z_b = (z_b + z_a).to(dtype)
+    moments = aten.column_moments(z_a, z_b, precision)
+    return Case(z_a, z_b, moments, *aten.standardisation(moments, shape[0], EPS, precision))
+
+
+def assert_close(got: Tensor, want: Tensor, bound: float) -> None:
+    """Same shape and type, and |got - want| <= bound |want| in the 2-norm."""
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype
+    error = float((got.double() - want.double()).norm())
+    assert error <= bound * max(float(want.double().norm()), 1e-30)
+
+
+def check_moments(kernels: ModuleType, case: Case, precision: str) -> None:
+    """column_moments, standardisation, statistics and standardise."""
+    bound, n = BOUND[precision], case.z_a.shape[0]
+    moments = kernels.column_moments(case.z_a, case.z_b, precision)
+    assert_close(moments, case.moments, bound)
+    for statistics, sums in (
+        kernels.standardisation(case.moments, n, EPS, precision),
+        kernels.statistics(case.z_a, case.z_b, EPS, precision),
+    ):
+        assert_close(statistics, case.statistics, bound)
+        assert_close(sums[:, :2].sum(0), case.sums.sum(0), bound)
+    rows = case.statistics[0:3]
+    assert_close(
+        kernels.standardise(case.z_a, *rows, precision),
+        aten.standardise(case.z_a, *rows, precision),
+        max(bound, float(torch.finfo(OPERAND_DTYPE[precision]).eps) / 8),
+    )
+
+
+def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1.0) -> None:
+    """gram_pair, gram_gradients and terms; `scale` is the factor that the set stores K with."""
+    z_a, z_b, _, statistics, _ = case
+    n = z_a.shape[0]
+    bound = BOUND[precision]
+    # The same statistics for both, so that operands round alike; the sums have the set's own columns.
+    sums = kernels.statistics(z_a, z_b, EPS, precision)[1]
+    grams, centres, inner = kernels.gram_pair(z_a, z_b, statistics, sums, precision)
+    want, no_centres, want_inner = aten.gram_pair(z_a, z_b, case.statistics, case.sums, precision)
+    shape, dtype = kernels.gram_layout(n, precision)
+    assert grams.shape == shape
+    assert grams.dtype == dtype
+    assert centres.dtype == statistics.dtype
+    stored = float(torch.finfo(dtype).eps) if dtype != want.dtype else 0.0
+    for gram, centre, whole in zip(grams, centres, want, strict=True):
+        found = gram[:, :n].double() / scale + centre * torch.eye(n)
+        assert_close(found, whole.double(), max(bound, stored))
+        assert torch.equal(gram[:, :n], gram[:, :n].T)
+        assert not gram[:, n:].any()
+    assert_close(inner.sum(), want_inner.sum(), bound)
+    mine = kernels.terms(sums, inner, n * n, True, 0.01, precision)
+    theirs = aten.terms(sums, want_inner, n * n, True, 0.01, precision)
+    # The off-diagonal term is what remains of two nearly equal sums.
+    size = float(want_inner.sum()) / n**2
+    for x, y in zip(mine, theirs, strict=True):
+        assert x.dtype == y.dtype
+        assert abs(float(x) - float(y)) <= bound * max(size, abs(float(y)))
+    options = (torch.tensor(1.7, dtype=statistics.dtype), 0.01 / n, 0.2, -0.3, EPS, precision)
+    compare_gradients(
+        kernels,
+        "gram_gradients",
+        (z_a, z_b, statistics, grams, centres, *options),
+        (z_a, z_b, case.statistics, want, no_centres, *options),
+        precision,
+    )
+
+
+def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
+    """correlation, correlation_gradients and terms."""
+    z_a, z_b, _, statistics, _ = case
+    d = z_a.shape[1]
+    sums = kernels.statistics(z_a, z_b, EPS, precision)[1]
+    bound = BOUND[precision]
+    matrix, squares = kernels.correlation(z_a, z_b, statistics, precision)
+    want, want_squares = aten.correlation(z_a, z_b, statistics, precision)
+    shape, dtype = kernels.correlation_layout(d, precision)
+    assert matrix.shape == shape
+    assert matrix.dtype == dtype
+    stored = float(torch.finfo(dtype).eps) if dtype != want.dtype else 0.0
+    assert_close(matrix[:, :d].double(), want.double(), max(bound, stored))
+    assert not matrix[:, :d].diagonal().any()
+    assert not matrix[:, d:].any()
+    assert_close(squares, want_squares, bound)
+    mine = kernels.terms(sums, squares[0], 1, False, 0.01, precision)
+    theirs = aten.terms(sums, want_squares[0], 1, False, 0.01, precision)
+    for x, y in zip(mine, theirs, strict=True):
+        assert_close(x, y, bound)
+    options = (torch.tensor(1.7, dtype=statistics.dtype), 0.01, 0.2, -0.3, precision)
+    compare_gradients(
+        kernels,
+        "correlation_gradients",
+        (z_a, z_b, statistics, matrix, squares, *options),
+        (z_a, z_b, statistics, want, want_squares, *options),
+        precision,
+    )
+
+
+def compare_gradients(
+    kernels: ModuleType, name: str, mine: tuple, theirs: tuple, precision: str
+) -> None:
+    """Both gradients, and each of them alone."""
+    got = getattr(kernels, name)(*mine, (True, True))
+    want = getattr(aten, name)(*theirs, (True, True))
+    z_a, statistics = theirs[0], theirs[2]
+    # Where the exact gradient nearly vanishes (N = 2), what is compared is rounding in terms of
+    # this size.
+    typical = float(statistics[1].double().norm()) * float(z_a.shape[0]) ** 0.5 * 0.1
+    # Operands that lie at the border of two half-precision numbers may round either way.
+    operand = float(torch.finfo(OPERAND_DTYPE[precision]).eps) / 64
+    for x, y in zip(got, want, strict=True):
+        assert x.dtype == y.dtype
+        bound = max(BOUND[precision], operand, 2 * torch.finfo(y.dtype).eps)
+        size = max(float(y.double().norm()), typical)
+        assert float((x.double() - y.double()).norm()) <= bound * size
+    for need in ((True, False), (False, True)):
+        for x, y, wanted in zip(getattr(kernels, name)(*mine, need), got, need, strict=True):
+            assert torch.equal(x, y) if wanted else x.numel() == 0
+    assert all(g.numel() == 0 for g in getattr(kernels, name)(*mine, (False, False)))
