@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,10 +20,13 @@ class Variant:
         name: as in the results.
         title: as in the tables.
         dtype: of both inputs and both gradients.
-        autocast: whether the forward pass runs under torch.autocast('cpu', torch.bfloat16).
+        autocast: whether the forward pass runs under torch.autocast to `half`.
         gemm: which measured peak bounds the matrix products.
         tolerance: largest relative error that a result may have at a timed shape. Generous: it is
             there to catch a wrong result, not to rank accuracy.
+        half: the dtype of autocast.
+        matmul: the float32 matmul precision of both passes; None leaves it as it is.
+        loss_scale: factor on the gradients, as a GradScaler would apply; float16 needs one.
     """
 
     name: str
@@ -31,12 +35,27 @@ class Variant:
     autocast: bool
     gemm: str
     tolerance: float
+    half: torch.dtype = torch.bfloat16
+    matmul: str | None = None
+    loss_scale: float = 1.0
 
-    def context(self) -> contextlib.AbstractContextManager:
+    def context(self, device_type: str = "cpu") -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
         if self.autocast:
-            return torch.autocast("cpu", dtype=torch.bfloat16)
+            return torch.autocast(device_type, dtype=self.half)
         return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def products(self) -> Iterator[None]:
+        """Both passes run under the float32 matmul precision of this variant; the caller's is put
+        back."""
+        before = torch.get_float32_matmul_precision()
+        if self.matmul is not None:
+            torch.set_float32_matmul_precision(self.matmul)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 FP64 = Variant("fp64", "float64", torch.float64, False, "fp32", 1e-9)  # for checks, never timed
@@ -62,6 +81,26 @@ VARIANTS = {
         ),
     )
 }
+# What is timed on CUDA devices. 4096 keeps the small off-diagonal gradients of float16 out of the
+# subnormals and its diagonal ones, up to 2 times the scale, away from overflow.
+CUDA_VARIANTS = {
+    "fp32": replace(VARIANTS["fp32"], matmul="highest"),
+    "tf32": Variant(
+        "tf32", "float32 inputs, TF32 products", torch.float32, False, "tf32", 2e-2, matmul="high"
+    ),
+    "bf16-autocast": VARIANTS["bf16-autocast"],
+    "bf16-inputs": VARIANTS["bf16-inputs"],
+    "fp16-inputs": Variant(
+        "fp16-inputs",
+        "float16 inputs under float16 autocast",
+        torch.float16,
+        True,
+        "fp16",
+        5e-2,
+        half=torch.float16,
+        loss_scale=4096.0,
+    ),
+}
 ALIASES = {"bf16": ("bf16-autocast", "bf16-inputs")}
 
 
@@ -78,27 +117,33 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
     return shapes
 
 
-def parse_variants(text: str) -> list[Variant]:
+def parse_variants(text: str, variants: Mapping[str, Variant] = VARIANTS) -> list[Variant]:
     """'fp32,bf16' -> variants, 'bf16' being both of its own; ValueError for an unknown name."""
     names = [name.strip() for name in text.split(",")]
     names = [full for name in names for full in ALIASES.get(name, (name,))]
     for name in names:
-        if name not in VARIANTS:
-            known = ", ".join((*VARIANTS, *ALIASES))
+        if name not in variants:
+            known = ", ".join((*variants, *ALIASES))
             raise ValueError(f"unknown dtype {name!r}; known are {known}")
-    return [variant for name, variant in VARIANTS.items() if name in names]
+    return [variant for name, variant in variants.items() if name in names]
 
 
 def random_pair(n: int, d: int, dtype: torch.dtype, generator: torch.Generator) -> Pair:
-    """Two views that correlate by about a half, with gradients wanted."""
-    shared = torch.randn(n, d, generator=generator)
-    views = (shared + torch.randn(n, d, generator=generator) for _ in range(2))
+    """Two views that correlate by about a half, gradients wanted, on the generator's device."""
+
+    def normal() -> Tensor:
+        return torch.randn(n, d, generator=generator, device=generator.device)
+
+    shared = normal()
+    views = (shared + normal() for _ in range(2))
     z_a, z_b = (view.to(dtype).requires_grad_() for view in views)
     return z_a, z_b
 
 
-def rotation(n: int, d: int, dtype: torch.dtype, cache_bytes: int) -> list[Pair]:
+def rotation(
+    n: int, d: int, dtype: torch.dtype, cache_bytes: int, device: torch.device | str = "cpu"
+) -> list[Pair]:
     """Pairs to take turns: twice the last-level cache in all, so each has left it when due."""
     count = -(-2 * cache_bytes // (2 * n * d * dtype.itemsize))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     return [random_pair(n, d, dtype, generator) for _ in range(min(max(count, 2), 64))]
