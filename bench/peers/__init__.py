@@ -1,6 +1,8 @@
 """The implementations that are compared: one file each, found by being in this folder.
 
-A file defines `PEER`, a `Peer`. Adding an implementation is adding such a file.
+A file defines `PEER`, a `Peer`, which runs on any device unless the file also defines `CUDA_PEER`,
+which then stands for it on CUDA devices. A file with `CUDA_PEER` alone is not measured on CPUs.
+Adding an implementation is adding such a file.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -32,7 +35,7 @@ class Peer:
         title: what the tables call it.
         source: where the implementation comes from, with its version.
         build: (n, d, dtype) -> loss(z_a, z_b), for (n, d) inputs of `dtype`; called once per shape,
-            not timed.
+            not timed, with the device of the inputs as torch's default device.
         exact: whether it computes the loss itself; one that approximates it is not checked against
             the reference.
         double: whether it accepts float64 inputs.
@@ -40,6 +43,8 @@ class Peer:
         compiles: whether its first call at a shape compiles, and so says nothing about its time and
             memory.
         unavailable: () -> None, or the reason why it cannot run here.
+        build_for_graph: like `build`, for the loss that is captured in a CUDA graph; None where
+            that is the same.
     """
 
     name: str
@@ -51,20 +56,27 @@ class Peer:
     ours: bool = False
     compiles: bool = False
     unavailable: Callable[[], str | None] = always_available
+    build_for_graph: Callable[[int, int, torch.dtype], Loss] | None = None
 
 
-def discover() -> dict[str, Peer]:
-    """All peers by name: ours first, then alphabetically."""
+def discover(kind: str = "cpu") -> dict[str, Peer]:
+    """All peers of a kind of device, 'cpu' or 'cuda', by name: ours first, then alphabetically."""
     modules = [
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
     ]
-    peers = sorted((m.PEER for m in modules), key=lambda peer: (not peer.ours, peer.name))
+    found = [_of(module, kind) for module in modules]
+    peers = sorted(filter(None, found), key=lambda peer: (not peer.ours, peer.name))
     return {peer.name: peer for peer in peers}
 
 
-def choose(names: str | None) -> list[Peer]:
+def _of(module: ModuleType, kind: str) -> Peer | None:
+    everywhere = getattr(module, "PEER", None)
+    return getattr(module, "CUDA_PEER", everywhere) if kind == "cuda" else everywhere
+
+
+def choose(names: str | None, kind: str = "cpu") -> list[Peer]:
     """The peers of a comma-separated list, all of them for None; ValueError for an unknown name."""
-    known = discover()
+    known = discover(kind)
     if names is None:
         return list(known.values())
     wanted = [name.strip() for name in names.split(",") if name.strip()]
