@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import typer
+import sys
 
 from bench import report, suites
+from bench.optional import typer
+
+if typer is None:
+    sys.exit("python -m bench needs typer (pip install typer); python -m bench.gpu does not")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 for name, suite in suites.discover().items():
