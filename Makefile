@@ -37,13 +37,12 @@ bench: install
 	$(BIN)/python -m bench memory
 	$(BIN)/python -m bench report
 
-# Runs from the source tree on a machine without a network, with the torch that is installed there.
+# Runs from the source tree on a machine without a network: nothing is installed, any Python that has torch will do.
+# Under ten minutes, and goes on where it stopped when run again. PARTS, BUDGET and GPU_FLAGS: see bench/README.md.
+BUDGET ?= 540
 gpu:
-	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv --system-site-packages $(VENV)-gpu
-	$(VENV)-gpu/bin/python -m pip install -q --no-index --no-build-isolation --no-deps -e .
-	mkdir -p $(OUT)
-	$(VENV)-gpu/bin/python -m barlow_fast.doctor | tee $(OUT)/doctor-gpu.txt
-	$(VENV)-gpu/bin/python -m pytest -m gpu --junitxml=$(OUT)/tests-gpu.xml tests/loss
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu --resume --budget-seconds $(BUDGET) \
+	    --parts "$(PARTS)" --out "$(OUT)" $(GPU_FLAGS)
 
 wheel: install
 	$(BIN)/python -m build --wheel --no-isolation

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from bench import provenance, results, suites
+from bench.optional import typer
 from bench.results import Row
 
 README = provenance.ROOT / "README.md"
@@ -105,7 +104,10 @@ def _suite_text(suite: str, files: dict[str, list[Row]], brief: bool) -> str:
 
 
 def machine(rows: list[Row], name: str) -> str:
-    """Where the rows of one file come from, in words: one paragraph for each run."""
+    """Where the rows of one file come from, in words: one paragraph for each run, or for each
+    version where a GPU was measured in parts."""
+    if "gpu" in rows[0]["provenance"]:
+        return _gpu_versions(rows, name)
     runs: dict[str, tuple[Row, Row]] = {}
     for row in rows:
         origin = row["provenance"]
@@ -134,6 +136,53 @@ def _run(origin: Row, peaks: Row, name: str) -> str:
             f"copy {peaks['copy_gbps']:.1f} GB/s (bytes read and written)."
         )
     return f"{text} Rows: `bench/results/{name}`."
+
+
+def _gpu_versions(rows: list[Row], name: str) -> str:
+    """A GPU is measured in parts: rows of the same sources and versions are one paragraph."""
+    versions: dict[tuple, list[Row]] = {}
+    for row in rows:
+        origin = row["provenance"]
+        same = tuple(origin.get(key) for key in ("sources", "commit", "torch", "gpu", "command"))
+        versions.setdefault(same, []).append(row)
+    return "\n\n".join(_gpu_version(each, name) for each in versions.values())
+
+
+def _gpu_version(rows: list[Row], name: str) -> str:
+    origin = rows[0]["provenance"]
+    dates = sorted({row["provenance"]["date"][:10] for row in rows})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    lightly = f", lightly {origin['lightly']}" if origin["lightly"] else ""
+    text = (
+        f"Measured on {when} with `{origin['command']}` on {origin['gpu']} "
+        f"({origin['multiprocessors']} multiprocessors, {origin['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{origin['last_level_cache_bytes'] / 2**20:.0f} MiB of L2), driver {origin['driver']}, "
+        f"CUDA {origin['cuda']}; barlow_fast {origin['barlow_fast']} at commit "
+        f"{origin['commit']} (sources {origin['sources']}), torch {origin['torch']}, "
+        f"Triton {origin['triton']}{lightly}, Python {origin['python']}."
+    )
+    peaks = [row["peaks"] for row in rows if row.get("peaks")]
+    if peaks:
+        text += f" Peaks: {_gpu_peaks(peaks)}."
+    return f"{text} Rows: `bench/results/{name}`."
+
+
+def _gpu_peaks(peaks: list[Row]) -> str:
+    """The range over the runs, which each measured its own."""
+
+    def span(key: str, scale: float, digits: int) -> str:
+        values = sorted({f"{p[key] / scale:.{digits}f}" for p in peaks}, key=float)
+        return values[0] if len(values) == 1 else f"{values[0]}–{values[-1]}"
+
+    rates = ", ".join(
+        f"{kind} GEMM {span(f'gemm_{kind}_gflops', 1e3, 0)}"
+        for kind in ("fp32", "tf32", "bf16", "fp16")
+    )
+    return (
+        f"{rates} TFLOP/s, copy {span('copy_gbps', 1e3, 2)} TB/s (bytes read and written), "
+        f"one launch {span('launch_eager_us', 1, 1)} us from Python, "
+        f"{span('launch_graph_us', 1, 1)} us in a graph"
+    )
 
 
 def _differs(path: Path, text: str) -> bool:

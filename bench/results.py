@@ -14,9 +14,14 @@ Row = dict[str, Any]
 FOLDER = provenance.ROOT / "bench" / "results"
 
 
-def default_file() -> Path:
-    """The file of this machine."""
-    return FOLDER / f"cpu-{provenance.slug(provenance.cpu_model())}.jsonl"
+def default_file(name: str | None = None) -> Path:
+    """The file of a device, by its slug; without one, of this machine's processor."""
+    return FOLDER / f"{name or f'cpu-{provenance.slug(provenance.cpu_model())}'}.jsonl"
+
+
+def rounded(value: float) -> float:
+    """Five significant digits: more than any timing has, and rows stay readable."""
+    return float(f"{value:.5g}")
 
 
 def read(path: Path) -> list[Row]:

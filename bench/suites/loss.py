@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
-from rich.table import Table
-
-from bench import agreement, provenance, results
+from bench import agreement, devices, provenance, results
 from bench.floor import Peaks, floor_seconds, measure_peaks
-from bench.inputs import Pair, Variant, parse_shapes, parse_variants, rotation
+from bench.gpu import loss as gpu_loss
+from bench.gpu import tables as gpu_tables
+from bench.inputs import VARIANTS, Pair, Variant, parse_shapes, parse_variants, rotation
+from bench.optional import Console, Table, typer
 from bench.peers import Loss, Peer, choose, discover
-from bench.results import Row
+from bench.results import Row, rounded
 from bench.timing import Budget, interleave, percentile, warm_up
 
 SECTION = "Loss: forward + backward"
@@ -26,7 +25,6 @@ SHAPES = (
     "4096x512,16384x256,65536x128"
 )
 QUICK_SHAPES = "256x1024,256x2048,1024x1024,4096x512"
-DTYPES = "fp32,bf16"
 SECONDS, QUICK_SECONDS = 0.3, 0.2
 LONG = 1.0  # seconds
 
@@ -40,8 +38,12 @@ def command(
         typer.Option(help="Such as 256x8192,512x8192. Default: the eleven of the results."),
     ] = None,
     dtypes: Annotated[
-        str, typer.Option(help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both.")
-    ] = DTYPES,
+        str | None,
+        typer.Option(
+            help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
+            "fp16-inputs. Default: all."
+        ),
+    ] = None,
     peers: Annotated[str | None, typer.Option(help="Names, comma-separated. Default: all.")] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Time for each peer at each shape and dtype.")
@@ -56,22 +58,74 @@ def command(
             help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
         ),
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    limit: Annotated[
+        float | None, typer.Option(help="cuda: seconds after which no group is begun.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="cuda: leave out groups that the file holds.")
+    ] = False,
+    compiled_shapes: Annotated[
+        str | None, typer.Option(help="cuda: where compiled peers take part; 'none': nowhere.")
+    ] = None,
 ) -> None:
     """Time the loss, forward + backward, against its floor and its peers."""
     try:
-        chosen_shapes = parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES))
-        variants, chosen_peers = parse_variants(dtypes), choose(peers)
+        chosen_device = devices.choose(device)
+        if shapes is None and quick:
+            shapes = QUICK_SHAPES
+        chosen_shapes = None if shapes is None else parse_shapes(shapes)
+        variants = parse_variants(
+            dtypes or ",".join(chosen_device.variants), chosen_device.variants
+        )
+        chosen_peers = choose(peers, device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    if seconds is None:
-        seconds = QUICK_SECONDS if quick else SECONDS
+    except RuntimeError as error:
+        console.print(f"[red]{error}[/]")
+        raise typer.Exit(1) from None
     if out is None and not quick:
-        out = results.default_file()
-    budget = Budget(seconds, repeats)
-    failures = measure(chosen_shapes, variants, chosen_peers, budget, out, console)
+        out = results.default_file(chosen_device.slug())
+    if device == "cuda":
+        failures = measure_cuda(
+            chosen_device, chosen_shapes, variants, chosen_peers, out, seconds, repeats, limit,
+            resume, compiled_shapes,
+        )  # fmt: skip
+    else:
+        if seconds is None:
+            seconds = QUICK_SECONDS if quick else SECONDS
+        budget = Budget(seconds, repeats)
+        chosen_shapes = chosen_shapes or parse_shapes(SHAPES)
+        failures = measure(chosen_shapes, variants, chosen_peers, budget, out, console)
     if failures:
         console.print(f"[bold red]{len(failures)} of the peers failed; they were not timed[/]")
         raise typer.Exit(1)
+
+
+def measure_cuda(
+    device: devices.Cuda,
+    shapes: list[tuple[int, int]] | None,
+    variants: list[Variant],
+    peers: list[Peer],
+    out: Path | None,
+    seconds: float | None,
+    repeats: int | None,
+    limit: float | None,
+    resume: bool,
+    compiled_shapes: str | None,
+) -> dict[str, str]:
+    """Runs the suite on a CUDA device. Returns what failed of ours, with reasons."""
+    try:
+        settings = gpu_loss.settings_of(
+            seconds or gpu_loss.SECONDS, repeats, limit, resume, compiled_shapes
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    summary = gpu_loss.measure(
+        gpu_loss.grid(variants, shapes), peers, device, settings, out, console
+    )
+    console.print(f"{summary.measured} groups measured, {summary.left} left")
+    return summary.failures
 
 
 def measure(
@@ -210,19 +264,14 @@ def _row(
         "source": peer.source,
         "exact": peer.exact,
         "repeats": len(samples),
-        "median_ms": _rounded(median * 1e3),
-        "p20_ms": _rounded(p20 * 1e3),
-        "p80_ms": _rounded(p80 * 1e3),
-        "floor_ms": _rounded(floor * 1e3),
-        "fraction_of_floor": _rounded(floor / median),
+        "median_ms": rounded(median * 1e3),
+        "p20_ms": rounded(p20 * 1e3),
+        "p80_ms": rounded(p80 * 1e3),
+        "floor_ms": rounded(floor * 1e3),
+        "fraction_of_floor": rounded(floor / median),
         "peaks": peaks.as_fields(),
         "provenance": origin,
     }
-
-
-def _rounded(value: float) -> float:
-    """Five significant digits: more than any timing has, and rows stay readable."""
-    return float(f"{value:.5g}")
 
 
 def _table(rows: list[Row]) -> Table:
@@ -252,7 +301,8 @@ def _short(value: float) -> str:
 
 def tables(rows: list[Row], brief: bool) -> str:
     """Markdown of one machine's rows: a wide table for each dtype, percentiles unless `brief`."""
-    from bench.inputs import VARIANTS
+    if any("graph_ms" in row for row in rows):
+        return gpu_tables.loss(rows, brief)
 
     order = [tuple(shape) for shape in parse_shapes(SHAPES)]
     parts = []

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import typer
-from rich.console import Console
 
-from bench import agreement, provenance, results
+from bench import agreement, devices, provenance, results
+from bench.gpu import memory as gpu_memory
+from bench.gpu import tables as gpu_tables
 from bench.inputs import VARIANTS, parse_shapes, parse_variants, random_pair
+from bench.optional import Console, typer
 from bench.peers import choose, discover
 from bench.results import Row
 
@@ -40,20 +41,30 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def command(
-    shapes: Annotated[str, typer.Option(help="Such as 256x8192,512x65536.")] = SHAPES,
+    shapes: Annotated[
+        str | None, typer.Option(help=f"Default: {SHAPES}, and more on cuda.")
+    ] = None,
     dtypes: Annotated[
-        str, typer.Option(help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both.")
-    ] = "fp32",
+        str | None,
+        typer.Option(
+            help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
+            "fp16-inputs. Default: fp32; on cuda also bf16-inputs."
+        ),
+    ] = None,
     peers: Annotated[str | None, typer.Option(help="Names, comma-separated. Default: all.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON Lines file. Default: this machine's in bench/results.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu (Linux) or cuda.")] = "cpu",
 ) -> None:
-    """Measure the peak memory of a pass beyond inputs and gradients (Linux)."""
+    """Measure the peak memory of a pass beyond inputs and gradients."""
+    if device != "cpu":
+        measure_cuda(device, shapes, dtypes, peers, out)
+        return
     try:
         chosen_shapes, variants, chosen = (
-            parse_shapes(shapes),
-            parse_variants(dtypes),
+            parse_shapes(shapes or SHAPES),
+            parse_variants(dtypes or "fp32"),
             choose(peers),
         )
     except ValueError as error:
@@ -84,6 +95,23 @@ def command(
         if rows:
             results.merge(out or results.default_file(), rows)
     if failed:
+        raise typer.Exit(1)
+
+
+def measure_cuda(
+    kind: str, shapes: str | None, dtypes: str | None, peers: str | None, out: Path | None
+) -> None:
+    """The suite on a CUDA device."""
+    try:
+        cases, chosen = gpu_memory.cases_of(shapes, dtypes), choose(peers, "cuda")
+        device = devices.choose(kind)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    except RuntimeError as error:
+        console.print(f"[red]{error}[/]")
+        raise typer.Exit(1) from None
+    out = out or results.default_file(device.slug())
+    if gpu_memory.measure(cases, chosen, device, out, console).failures:
         raise typer.Exit(1)
 
 
@@ -158,6 +186,8 @@ def _give_back_free_memory() -> None:
 
 def tables(rows: list[Row], brief: bool) -> str:
     """Markdown of one machine's rows."""
+    if any("device" in row for row in rows):
+        return gpu_tables.memory(rows)
     titles = {name: peer.title for name, peer in discover().items()}
     lines = [
         "| N × D | inputs | implementation | MiB extra | multiple of the inputs |",

@@ -1,0 +1,289 @@
+"""What differs between measuring on a CPU and on a CUDA device.
+
+A device knows its clock, its caches, its memory, its measured peaks, its name and its part of the
+provenance. `Cpu` gives what the CPU suites have always used; `Cuda` adds captured graphs. All times
+are in seconds, all sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from bench import floor, provenance
+from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
+
+Action = Callable[[], object]
+KINDS = ("cpu", "cuda")
+CROWDED_SHARE = 0.6  # of the memory: beyond it the peers push each other's cached blocks out
+EVICT_BYTES = 256 << 20  # read to empty the L2; at least four times its size
+GRAPH_WARM_UPS = 3
+DEFAULT_L2 = 50 << 20
+
+
+class NoGraphError(Exception):
+    """A device or a peer that cannot run from a captured graph, with the reason."""
+
+
+class DeviceLostError(Exception):
+    """The CUDA context is broken: whatever runs next in this process fails as well."""
+
+
+class Peaks(Protocol):
+    """Rates of a device that `floor_seconds` needs, and what a row says of them."""
+
+    copy: float
+
+    def gemm(self, name: str) -> float:
+        """GFLOP/s that bound the products of a variant."""
+        ...
+
+    def as_fields(self) -> dict[str, Any]:
+        """For a row of results."""
+        ...
+
+
+class Cpu:
+    """This machine's processor."""
+
+    kind = "cpu"
+    variants: dict[str, Variant] = VARIANTS
+
+    def __init__(self) -> None:
+        self.torch = torch.device("cpu")
+
+    def cache_bytes(self) -> int:
+        """The last-level cache."""
+        return provenance.last_level_cache()
+
+    def slug(self) -> str:
+        """The name of its file of results, without the suffix."""
+        return f"cpu-{provenance.slug(provenance.cpu_model())}"
+
+    def origin(self) -> dict[str, Any]:
+        """Its provenance."""
+        return provenance.collect()
+
+    def peaks(self) -> Peaks:
+        """Measured now."""
+        return floor.measure_peaks()
+
+    def call_seconds(self, action: Action) -> float:
+        """One call by the wall clock."""
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
+
+    def capture(self, action: Action) -> tuple[Callable[[], None], object]:
+        """Always NoGraphError."""
+        raise NoGraphError("a CPU has no captured graphs")
+
+    def replay_seconds(self, replay: Callable[[], None]) -> float:
+        """Never reached: nothing can be captured."""
+        raise NoGraphError("a CPU has no captured graphs")
+
+    def new_graphs(self) -> None:
+        """Nothing to forget."""
+
+    def release(self) -> None:
+        """Frees what Python's cycles still hold."""
+        gc.collect()
+
+    def check_alive(self) -> None:
+        """A processor does not lose its context."""
+
+    def crowded(self) -> bool:
+        """Pages are not cached by torch on a CPU."""
+        return False
+
+
+class Cuda:
+    """One CUDA device. Nothing here changes a setting of the device."""
+
+    kind = "cuda"
+    variants: dict[str, Variant] = CUDA_VARIANTS
+
+    def __init__(self, index: int = 0) -> None:
+        """RuntimeError, with the reason, where torch cannot use one."""
+        problem = why_no_cuda()
+        if problem is not None:
+            raise RuntimeError(problem)
+        self.torch = torch.device("cuda", index)
+        torch.cuda.set_device(self.torch)
+        self.properties = torch.cuda.get_device_properties(self.torch)
+        self._evicted: torch.Tensor | None = None
+        self._pool = None
+
+    def cache_bytes(self) -> int:
+        """The L2."""
+        return getattr(self.properties, "L2_cache_size", 0) or DEFAULT_L2
+
+    def slug(self) -> str:
+        """The name of its file of results, without the suffix."""
+        return f"gpu-{provenance.slug(self.properties.name)}"
+
+    def origin(self) -> dict[str, Any]:
+        """Its provenance, on top of that of the machine it is in."""
+        p = self.properties
+        return provenance.collect() | {
+            "gpu": p.name,
+            "compute_capability": f"{p.major}.{p.minor}",
+            "multiprocessors": p.multi_processor_count,
+            "memory_bytes": p.total_memory,
+            "last_level_cache_bytes": self.cache_bytes(),
+            "driver": driver_version(),
+            "cuda": torch.version.cuda,
+            "triton": provenance.version("triton"),
+        }
+
+    def peaks(self) -> Peaks:
+        """Measured now, in a few seconds."""
+        from bench.gpu.peaks import measure  # knows this module
+
+        return measure(self)
+
+    def call_seconds(self, action: Action) -> float:
+        """One call on an idle device with cold caches, from its first kernel's launch to the end of
+        its last kernel: events around what user code does, launches included."""
+        start, end = _event(), _event()
+        self._evict()
+        torch.cuda.synchronize()
+        start.record()
+        outcome = action()
+        end.record()
+        end.synchronize()
+        del outcome  # given back after the clock has stopped
+        return start.elapsed_time(end) / 1e3
+
+    def capture(self, action: Action) -> tuple[Callable[[], None], object]:
+        """(replay, outcome): a graph of one call, whose replays rewrite `outcome`.
+
+        Graphs share one memory pool, so an outcome is valid only until another graph is captured or
+        replayed. NoGraphError with the reason where the call cannot be captured.
+        """
+        try:
+            return self._captured(action)
+        except Exception as error:  # whatever stops a capture, it is the reason to be told
+            reason = brief(error)
+        self._pool = None  # the pool of a failed capture is not used again
+        self.check_alive()
+        self.release()
+        raise NoGraphError(reason)
+
+    def _captured(self, action: Action) -> tuple[Callable[[], None], object]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(GRAPH_WARM_UPS):
+                action()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        before, collecting = torch.cuda.current_stream(), gc.isenabled()
+        gc.disable()  # a collection may free CUDA objects, which a capture does not survive
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                outcome = action()
+        finally:
+            # A capture that fails to end leaves its own stream in place.
+            torch.cuda.set_stream(before)
+            if collecting:
+                gc.enable()
+        return graph.replay, outcome
+
+    def replay_seconds(self, replay: Callable[[], None]) -> float:
+        """One replay with cold caches. It is queued behind the read that empties the caches, so the
+        launch is hidden and what remains is the time of the device."""
+        start, end = _event(), _event()
+        self._evict()
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def new_graphs(self) -> None:
+        """Graphs from now on get a pool of their own; that of earlier ones goes with the last."""
+        self._pool = None
+
+    def release(self) -> None:
+        """Gives cached memory back to the device."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def check_alive(self) -> None:
+        """DeviceLostError if an earlier kernel broke the context."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise DeviceLostError(brief(error)) from None
+
+    def crowded(self) -> bool:
+        """Whether torch holds most of the memory."""
+        return torch.cuda.memory_reserved() > CROWDED_SHARE * self.properties.total_memory
+
+    def _evict(self) -> None:
+        """Reads more than the L2 holds. Reading leaves no dirty lines behind, which the next kernel
+        would pay for."""
+        if self._evicted is None:
+            size = max(EVICT_BYTES, 4 * self.cache_bytes())
+            self._evicted = torch.ones(size // 4, device=self.torch)
+        self._evicted.sum()
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
+
+
+def choose(kind: str) -> Cpu | Cuda:
+    """'cpu' or 'cuda'; ValueError for another name, RuntimeError where there is no such device."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown device {kind!r}; known are {', '.join(KINDS)}")
+    return Cpu() if kind == "cpu" else Cuda()
+
+
+def why_no_cuda() -> str | None:
+    """None if torch can use a CUDA device, else the reason in one line."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return "torch finds no CUDA device (is there a GPU and its driver?)"
+
+
+def driver_version() -> str | None:
+    """The driver's version; None where nothing tells."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        text = ""
+    found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    if found:
+        return found.group(1)
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return next(iter(done.stdout.split()), None) if done.returncode == 0 else None
+
+
+def brief(error: BaseException) -> str:
+    """An exception in one line of at most 200 characters."""
+    if isinstance(error, torch.OutOfMemoryError):
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+        return "out of memory" + (f" (asked for {asked.group(1)})" if asked else "")
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}"[:200]

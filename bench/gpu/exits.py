@@ -1,0 +1,7 @@
+"""How a child process of `python -m bench.gpu` ended."""
+
+COMPLETE = 0
+FAILED = 1
+NO_DEVICE = 2
+RESTART = 70  # the device's context is broken: a new process can go on
+UNFINISHED = 75  # time is up: the next run goes on

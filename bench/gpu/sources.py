@@ -1,0 +1,38 @@
+"""What a result depends on: fingerprints of the files that were measured or tested.
+
+A part of `python -m bench.gpu` is complete for one fingerprint; a change of any of its files starts
+it anew. Needs nothing beyond the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CODE = ("kernels/**/*.py", "kernels/**/*.json", "barlow_fast/*.py")
+MEASURED = (
+    *CODE,
+    "bench/peers/*.py",
+    "bench/agreement.py",
+    "bench/devices.py",
+    "bench/inputs.py",
+    "bench/timing.py",
+    "bench/truth.py",
+    "bench/gpu/loss.py",
+    "bench/gpu/memory.py",
+    "bench/gpu/peaks.py",
+    "bench/gpu/profile.py",
+)
+TESTED = (*CODE, "tests/*.py", "tests/kernels/*.py", "tests/loss/*.py")
+SANITIZED = (*CODE, "bench/gpu/exercise.py")
+
+
+def fingerprint(patterns: tuple[str, ...], root: Path = ROOT) -> str:
+    """12 hexadecimal digits that tell the contents and names of the matching files."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
