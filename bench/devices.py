@@ -121,6 +121,8 @@ class Cuda:
         self.properties = torch.cuda.get_device_properties(self.torch)
         self._evicted: torch.Tensor | None = None
         self._pool = None
+        # Captures share memory only if they share their stream, too.
+        self._stream = torch.cuda.Stream(self.torch)
 
     def cache_bytes(self) -> int:
         """The L2."""
@@ -179,7 +181,7 @@ class Cuda:
         raise NoGraphError(reason)
 
     def _captured(self, action: Action) -> tuple[Callable[[], None], object]:
-        stream = torch.cuda.Stream()
+        stream = self._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(GRAPH_WARM_UPS):

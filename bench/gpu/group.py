@@ -228,7 +228,7 @@ class Group:
                 self.compile_seconds, f"compilation took more than {self.compile_seconds} s"
             ):
                 self._run(loss, pair)
-        return lambda: self._run(loss, pair)
+        return lambda: self._run(loss, leaves(pair))
 
     def _sample(
         self, candidates: list[Candidate], seconds: Callable[[Candidate], float], where: str
@@ -261,6 +261,13 @@ class Group:
         if estimate >= LONG and self.budget.repeats is None:
             return FEWEST_LONG
         return self.budget.count(estimate)
+
+
+def leaves(pair: Pair) -> Pair:
+    """The same memory as new leaves: autograd ties a leaf to the stream that it was first used on,
+    which a capture on another stream does not survive."""
+    z_a, z_b = (z.detach().requires_grad_() for z in pair)
+    return z_a, z_b
 
 
 def graph_key(candidate: Candidate) -> str:

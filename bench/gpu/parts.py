@@ -152,7 +152,7 @@ def tests(context: Context, progress: Progress, seconds: float) -> None:
     def collect() -> None:
         ended = finished(journal)
         new = {k: {f: e[f] for f in ("outcome", "seconds", "text")} for k, e in ended.items()}
-        if len(new) != len(progress.finished):
+        if new != progress.finished:
             progress.finished = new
             context.state.save(context.out)
 

@@ -25,7 +25,7 @@ MEASURED = (
     "bench/gpu/peaks.py",
     "bench/gpu/profile.py",
 )
-TESTED = (*CODE, "tests/*.py", "tests/kernels/*.py", "tests/loss/*.py")
+TESTED = (*CODE, "tests/*.py", "tests/*kernels*/**/*.py", "tests/loss/**/*.py")
 SANITIZED = (*CODE, "bench/gpu/exercise.py")
 
 

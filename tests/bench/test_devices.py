@@ -1,0 +1,74 @@
+"""The device abstraction, as far as a machine without a GPU can show it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import pytest
+import torch
+
+from bench import devices, provenance
+from bench.inputs import CUDA_VARIANTS, VARIANTS, parse_variants
+from bench.peers import choose, discover
+
+
+def test_the_cpu_is_what_it_has_always_been():
+    cpu = devices.choose("cpu")
+    assert cpu.slug() == f"cpu-{provenance.slug(provenance.cpu_model())}"
+    assert cpu.cache_bytes() == provenance.last_level_cache()
+    assert set(cpu.origin()) == set(provenance.collect())
+    assert cpu.variants is VARIANTS
+    assert cpu.peaks().copy > 0
+
+
+def test_the_cpu_clock_takes_the_time_of_the_call():
+    assert 0.02 <= devices.Cpu().call_seconds(lambda: time.sleep(0.02)) < 2
+
+
+def test_a_cpu_has_no_graphs():
+    with pytest.raises(devices.NoGraphError, match="CPU"):
+        devices.Cpu().capture(lambda: None)
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="tpu"):
+        devices.choose("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_cuda_device_the_reason_is_told():
+    with pytest.raises(RuntimeError, match="CUDA"):
+        devices.choose("cuda")
+
+
+def test_an_error_is_told_in_one_line():
+    memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB. GPU 0 has")
+    assert devices.brief(memory) == "out of memory (asked for 16.00 GiB)"
+    assert devices.brief(RuntimeError("\nfirst\nsecond")) == "RuntimeError: first"
+    assert len(devices.brief(ValueError("x" * 500))) == 200
+
+
+def test_cuda_has_its_own_variants_and_peers():
+    assert list(CUDA_VARIANTS) == ["fp32", "tf32", "bf16-autocast", "bf16-inputs", "fp16-inputs"]
+    assert [v.name for v in parse_variants("tf32,bf16", CUDA_VARIANTS)] == [
+        "tf32", "bf16-autocast", "bf16-inputs",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="tf32"):
+        parse_variants("tf32")
+    assert discover("cuda")["ours"].source.endswith("backend='triton'")
+    assert discover("cuda")["official"] is discover("cpu")["official"]
+    assert {"gram-compiled", "lightly-formula"} == set(discover("cuda")) - set(discover("cpu"))
+    with pytest.raises(ValueError, match="gram-compiled"):
+        choose("gram-compiled", "cpu")
+
+
+@pytest.mark.parametrize("name", ["fp32", "tf32"])
+def test_the_matmul_precision_is_set_and_put_back(name):
+    variant = CUDA_VARIANTS[name]
+    before = torch.get_float32_matmul_precision()
+    with contextlib.suppress(KeyError), variant.products():
+        seen = torch.get_float32_matmul_precision()
+        raise KeyError
+    assert seen == variant.matmul
+    assert torch.get_float32_matmul_precision() == before

@@ -1,0 +1,142 @@
+"""Rows of a GPU in, Markdown out, beside those of a CPU."""
+
+from __future__ import annotations
+
+import pytest
+from test_report import row as cpu_row
+
+from bench import report, results
+from bench.gpu import profile, tables
+from bench.gpu.__main__ import timings
+
+ORIGIN = {
+    "gpu": "Example GPU", "multiprocessors": 100, "memory_bytes": 80 << 30,
+    "last_level_cache_bytes": 50 << 20, "driver": "580.1", "cuda": "13.0", "triton": "3.6.0",
+    "barlow_fast": "0.1.0", "commit": "abc", "sources": "0123456789ab", "torch": "2.11.0",
+    "lightly": None, "python": "3.12.0", "date": "2026-01-02T03:04:05+00:00",
+    "command": "make gpu",
+}  # fmt: skip
+PEAKS = {
+    "gemm_fp32_gflops": 50e3, "gemm_tf32_gflops": 390e3, "gemm_bf16_gflops": 790e3,
+    "gemm_fp16_gflops": 780e3, "copy_gbps": 3000.0, "launch_eager_us": 4.0,
+    "launch_graph_us": 1.25, "fp32_floor_rate": "TF32 GEMM / 3",
+}  # fmt: skip
+
+
+def gpu_row(peer, called, replayed, n=2048, d=8192, dtype="bf16-inputs", **changes):
+    row = {
+        "suite": "loss", "device": "Example GPU", "n": n, "d": d, "dtype": dtype, "peer": peer,
+        "repeats": 100, "graph_repeats": 90, "floor_ms": 0.4, "problem": None,
+        "graph_problem": None if replayed else "it synchronises", "peaks": PEAKS,
+        "provenance": ORIGIN, "median_ms": called, "graph_ms": replayed,
+    }  # fmt: skip
+    for prefix, median in (("", called), ("graph_", replayed)):
+        row[f"{prefix}p20_ms"] = median and median * 0.9
+        row[f"{prefix}p80_ms"] = median and median * 1.1
+        row[f"{prefix}fraction_of_floor"] = median and 0.4 / median
+    return row | changes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [
+        gpu_row("ours", 0.6, 0.5),
+        gpu_row("official", 3.0, 2.5),
+        gpu_row("gram-plain", 0.55, None),
+        gpu_row("lightly-formula", None, None, problem="out of memory (asked for 64.00 GiB)"),
+    ]
+    results.merge(tmp_path / "gpu-example-gpu.jsonl", rows)
+    results.merge(tmp_path / "cpu-example.jsonl", [cpu_row("ours", 12.5)])
+    return tmp_path
+
+
+def test_the_page_shows_a_gpu_beside_a_cpu_with_both_times(folder):
+    text = report.page(report.machine_files(folder))
+    for part in (
+        "Example CPU", "Example GPU (100 multiprocessors, 80 GiB, 50 MiB of L2), driver 580.1",
+        "with `make gpu`", "commit abc (sources 0123456789ab)", "Triton 3.6.0",
+        "fp32 GEMM 50, tf32 GEMM 390, bf16 GEMM 790, fp16 GEMM 780 TFLOP/s, copy 3.00 TB/s",
+        "| 256 × 8192 | 10 | **12.5** | 80% |",
+        "| 2048 × 8192 | 0.4 | **0.6 / 0.5** | 80% | 0.55 / – (0.92×) | no memory |",
+        "| no memory | 3 / 2.5 (5.0×) |",
+        "slower at: 2048 × 8192 called (1.09× the time of Gram form, plain torch).",
+        "- 2048 × 8192 lightly (formula): out of memory (asked for 64.00 GiB)",
+        "- 2048 × 8192 Gram form, plain torch, replayed: it synchronises",
+        "| 2048 × 8192 | official | 3 | 2.7 | 3.3 | 100 | 2.5 | 2.25 | 2.75 | 90 | 16% |",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_parts_of_one_version_are_one_paragraph_with_the_range_of_peaks(folder):
+    later = ORIGIN | {"date": "2026-01-05T00:00:00+00:00"}
+    peaks = PEAKS | {"gemm_bf16_gflops": 800e3}
+    path = folder / "gpu-example-gpu.jsonl"
+    results.merge(path, [gpu_row("ours", 1.0, 0.9, n=256, provenance=later, peaks=peaks)])
+    other = ORIGIN | {"sources": "ba9876543210"}
+    results.merge(path, [gpu_row("ours", 1.0, 0.9, n=64, provenance=other)])
+    text = report.machine(results.read(path), path.name)
+    assert "2026-01-02 to 2026-01-05" in text
+    assert "bf16 GEMM 790–800," in text
+    assert text.count("Measured on") == 2
+
+
+def test_the_readme_shows_the_main_shapes_only(folder):
+    path = folder / "gpu-example-gpu.jsonl"
+    results.merge(path, [gpu_row("ours", 9.0, 8.0, n=1024, d=512)])
+    results.merge(path, [gpu_row("ours", 9.0, 8.0, dtype="fp16-inputs")])
+    block = report.block("loss", report.machine_files(folder))
+    assert "**0.6 / 0.5**" in block
+    assert "1024 × 512" not in block
+    assert "**float16 inputs" not in block
+    assert "Percentiles" not in block
+    assert "**float16 inputs" in report.page(report.machine_files(folder))
+
+
+def test_without_rows_of_a_gpu_no_gpu_is_mentioned(tmp_path):
+    results.merge(tmp_path / "cpu-example.jsonl", [cpu_row("ours", 12.5)])
+    block = report.block("loss", report.machine_files(tmp_path))
+    assert "**12.5**" in block
+    assert not any(word in block for word in ("GPU", "CUDA", "replayed"))
+
+
+def test_memory_of_a_gpu(folder):
+    row = {
+        "suite": "memory", "device": "Example GPU", "n": 512, "d": 65536, "dtype": "bf16-inputs",
+        "peer": "ours", "input_bytes": 128 << 20, "extra_bytes": 32 << 20,
+        "extra_over_inputs": 0.25, "problem": None, "provenance": ORIGIN,
+    }  # fmt: skip
+    problem = {k: v for k, v in row.items() if "extra" not in k and "bytes" not in k}
+    problem |= {"peer": "official", "problem": "out of memory (asked for 8.00 GiB)"}
+    results.merge(folder / "gpu-example-gpu.jsonl", [row, problem])
+    text = report.page(report.machine_files(folder))
+    inputs = "bfloat16 inputs under bfloat16 autocast"
+    assert f"| 512 × 65536 | {inputs} | barlow_fast | 32.0 | 0.25 |" in text
+    assert f"| 512 × 65536 | {inputs} | official | no memory | – |" in text
+    assert "torch's allocator" in text
+
+
+@pytest.mark.parametrize(
+    ("problem", "short"),
+    [
+        ("out of memory (asked for 1 GiB)", "no memory"),
+        ("fp32: loss 1 is off by 0.1 (allowed 0.001), gradients by 0 (allowed 0.001)", "wrong"),
+        ("RuntimeError: no such kernel", "fails"),
+    ],
+)
+def test_problems_in_short(problem, short):
+    assert tables.short_problem(problem) == short
+
+
+def test_the_summary_of_a_run_compares_with_the_best_other(folder):
+    assert timings(folder / "gpu-example-gpu.jsonl") == [
+        "  2048x8192 bf16-inputs: floor 0.4 ms, ours 0.5, best other gram-plain 0.55"
+    ]
+    assert timings(folder / "none.jsonl") == []
+
+
+def test_kernels_of_one_name_are_one_line_longest_first():
+    kernels = profile.totals([("short", 1.0), ("long", 20.0), ("short", 3.0)])
+    assert kernels == [("long", 1, 20.0), ("short", 2, 4.0)]
+    text = profile.table("peer 2 x 3 fp32", kernels, passes=1)
+    assert text.splitlines()[0] == "peer 2 x 3 fp32: 3 launches, 24.0 us of kernels in one pass"
+    assert text.splitlines()[1].split() == ["20.00", "us", "1", "x", "long"]

@@ -1,0 +1,326 @@
+"""`python -m bench.gpu`: options, time, resuming, children, tests that survive being killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+
+from bench import gpu
+from bench.gpu import __main__ as runner
+from bench.gpu import child, exits, parts, sources, state
+from bench.gpu.journal import STOPPED, Journal, finished, lost
+from bench.gpu.parts import Context, Part
+from bench.gpu.state import COMPLETE, FAILED, PARTIAL, SKIPPED, Progress, State
+
+DEVICE = {"name": "Example GPU", "slug": "gpu-example-gpu", "torch": "2.11.0"}
+
+
+def context(tmp_path, known=None, resume=True):
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    return Context(tmp_path, tmp_path / "scratch", DEVICE["slug"], known or State(DEVICE), resume)
+
+
+class Fake:
+    """A part that counts its runs and ends as it is told."""
+
+    def __init__(self, *outcomes):
+        self.outcomes, self.seconds = list(outcomes), []
+
+    def __call__(self, context, progress, seconds):
+        self.seconds.append(seconds)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        progress.status, progress.detail = outcome, f"was {outcome}"
+
+    def part(self, name, seconds=50.0):
+        return Part(name, seconds, ("barlow_fast/__init__.py",), self)
+
+
+def test_parts_are_chosen_by_name_with_limits_in_their_usual_order():
+    found = runner.chosen("loss=100,doctor")
+    assert [(part.name, part.seconds) for part in found] == [("doctor", 60), ("loss", 100.0)]
+    assert [part.name for part in runner.chosen("")] == [
+        "doctor", "tests", "loss", "memory", "profile", "sanitizer", "tuning",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="unknown part 'coffee'"):
+        runner.chosen("coffee")
+
+
+@pytest.mark.parametrize("arguments", [["--parts", "coffee"], ["--parts", "loss=x"], ["--what"]])
+def test_bad_options_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        runner.main(arguments)
+    assert ended.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_cuda_device_it_ends_at_once(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu", "--out", str(tmp_path / "out")],
+        cwd=sources.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == exits.NO_DEVICE
+    assert "needs a CUDA device" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_complete_part_is_not_run_again_and_a_partial_one_is(tmp_path):
+    whole, half = Fake(COMPLETE), Fake(PARTIAL, COMPLETE)
+    chosen = [whole.part("whole"), half.part("half")]
+    known = State(DEVICE)
+    runner.run(chosen, context(tmp_path, known), time.monotonic() + 100)
+    assert runner.status(chosen, known) == exits.UNFINISHED
+    again = state.load(tmp_path, DEVICE)
+    runner.run(chosen, context(tmp_path, again), time.monotonic() + 100)
+    assert (len(whole.seconds), len(half.seconds)) == (1, 2)
+    assert runner.status(chosen, again) == exits.COMPLETE
+
+
+def test_without_resume_everything_is_run(tmp_path):
+    fake = Fake(COMPLETE, COMPLETE)
+    known = State(DEVICE)
+    for _ in range(2):
+        runner.run([fake.part("p")], context(tmp_path, known, False), time.monotonic() + 100)
+    assert len(fake.seconds) == 2
+
+
+def test_a_change_of_the_sources_starts_a_part_anew(tmp_path, monkeypatch):
+    fake = Fake(COMPLETE, COMPLETE)
+    known = State(DEVICE)
+    for name in ("a", "b"):
+        monkeypatch.setattr(sources, "fingerprint", lambda patterns, name=name: name)
+        runner.run([fake.part("p")], context(tmp_path, known), time.monotonic() + 100)
+    assert len(fake.seconds) == 2
+    assert known.parts["p"].sources == "b"
+
+
+def test_the_state_of_another_device_does_not_count(tmp_path):
+    known = State(DEVICE, {"p": Progress(COMPLETE, "s")})
+    known.save(tmp_path)
+    assert state.load(tmp_path, DEVICE).parts["p"].settled("s")
+    assert state.load(tmp_path, DEVICE | {"name": "Another GPU"}) is None
+    (tmp_path / state.FILE).write_text("{")
+    assert state.load(tmp_path, DEVICE) is None
+
+
+def test_one_part_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    broken, other = Fake(RuntimeError("no such tool")), Fake(COMPLETE)
+    chosen = [broken.part("broken"), other.part("other")]
+    known = State(DEVICE)
+    where = context(tmp_path, known)
+    runner.run(chosen, where, time.monotonic() + 100)
+    assert known.parts["broken"].status == FAILED
+    assert known.parts["other"].status == COMPLETE
+    assert runner.status(chosen, known) == exits.FAILED
+    assert "RuntimeError: no such tool" in runner.summary(chosen, where, 1.0)
+
+
+def test_a_part_gets_no_more_than_what_is_left_and_none_is_begun_too_late(tmp_path):
+    first, second = Fake(COMPLETE), Fake(COMPLETE)
+    chosen = [first.part("first", 500.0), second.part("second", 30.0)]
+    known = State(DEVICE)
+    runner.run(chosen[:1], context(tmp_path, known), time.monotonic() + 100)
+    assert 99 < first.seconds[0] <= 100
+    runner.run(chosen, context(tmp_path, known), time.monotonic() + runner.LEAST / 2)
+    assert second.seconds == []
+    assert known.parts["second"].status == PARTIAL
+    assert "--resume goes on" in runner.summary(chosen, context(tmp_path, known), 1.0)
+
+
+def test_skipped_parts_leave_the_whole_complete():
+    known = State(DEVICE, {"p": Progress(SKIPPED), "q": Progress(COMPLETE)})
+    chosen = [Fake().part("p"), Fake().part("q")]
+    assert runner.status(chosen, known) == exits.COMPLETE
+
+
+def test_rows_and_state_are_adopted_from_another_folder(tmp_path):
+    earlier, out = tmp_path / "earlier", tmp_path / "out"
+    earlier.mkdir()
+    out.mkdir()
+    State(DEVICE, {"p": Progress(COMPLETE, "s", finished={"t": {"outcome": "passed"}})}).save(
+        earlier
+    )
+    (earlier / "gpu-example-gpu.jsonl").write_text('{"suite": "memory"}\n')
+    found = runner.adopt(out, (out, earlier), DEVICE)
+    assert found.parts["p"].finished == {"t": {"outcome": "passed"}}
+    assert (out / "gpu-example-gpu.jsonl").read_text() == '{"suite": "memory"}\n'
+
+
+def test_a_child_that_takes_too_long_or_stands_still_is_ended(tmp_path):
+    sleeper = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    log = tmp_path / "log"
+    start = time.monotonic()
+    assert child.run(sleeper, log, 1.0) == child.LATE
+    assert "begun" in log.read_text()
+    watched = tmp_path / "watched"
+    assert child.run(sleeper, log, 50.0, still=0.5, watched=watched) == child.STILL
+    assert time.monotonic() - start < 20
+    assert child.run([sys.executable, "-c", "raise SystemExit(7)"], log, 50.0) == 7
+
+
+def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):
+    journal = tmp_path / "journal"
+    script = (
+        "import pathlib, sys\n"
+        f"path = pathlib.Path({str(journal)!r})\n"
+        "count = len(path.read_text().splitlines()) if path.exists() else 0\n"
+        "path.open('a').write('{}\\n')\n"
+        f"sys.exit({exits.RESTART} if count < 2 else 0)\n"
+    )
+    command = [sys.executable, "-c", script]
+    result = parts.persevere(context(tmp_path), lambda left: command, 60.0, journal)
+    assert result == exits.COMPLETE
+    assert len(journal.read_text().splitlines()) == 3
+    stuck = [sys.executable, "-c", f"raise SystemExit({exits.RESTART})"]
+    assert parts.persevere(context(tmp_path), lambda left: stuck, 60.0, journal) == exits.RESTART
+
+
+TESTS = """
+import os, pathlib, time
+
+def test_good():
+    assert True
+
+def test_bad():
+    assert False, "seen failing"
+
+def test_last():
+    with open(os.environ["RAN"], "a") as file:
+        file.write("last ")
+"""
+
+
+def run_tests(tmp_path, journal, *options):
+    (tmp_path / "test_some.py").write_text(TESTS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_journal"]
+    command += ["-p", "no:cacheprovider", "--journal", str(journal), *options]
+    log = tmp_path / "log"
+    environment = child.source_tree_environment() | {"RAN": str(tmp_path / "ran")}
+    rootdir = ["--rootdir", str(tmp_path), str(tmp_path / "test_some.py")]
+    return child.run([*command, *rootdir], log, 60.0, environment=environment)
+
+
+def test_the_journal_of_tests_goes_on_where_a_process_ended(tmp_path):
+    journal = tmp_path / "journal"
+    Journal(journal).end("test_some.py::test_good", outcome="passed")
+    Journal(journal).start("test_some.py::test_bad")  # and then the process was killed
+    assert lost(journal) == {"test_some.py::test_bad": STOPPED}
+    assert run_tests(tmp_path, journal) == 0
+    assert set(finished(journal)) == {"test_some.py::test_good", "test_some.py::test_last"}
+    assert (tmp_path / "ran").read_text() == "last "
+
+
+def test_no_test_is_begun_when_time_is_up(tmp_path):
+    journal = tmp_path / "journal"
+    assert run_tests(tmp_path, journal, "--stop-after", "0") == exits.UNFINISHED
+    assert list(finished(journal)) == ["test_some.py::test_good"]
+    assert run_tests(tmp_path, journal) == exits.FAILED
+    assert finished(journal)["test_some.py::test_bad"]["outcome"] == "failed"
+    assert "seen failing" in finished(journal)["test_some.py::test_bad"]["text"]
+
+
+def test_the_part_of_the_tests_writes_junit_and_tries_failed_ones_again(tmp_path, monkeypatch):
+    where = context(tmp_path)
+    known = {"a.py::good": {"outcome": "passed", "seconds": 1.0, "text": ""}}
+    known["a.py::bad"] = {"outcome": "failed", "seconds": 1.0, "text": "once\x00"}
+    progress = Progress(finished=dict(known))
+
+    def persevere(context, command, seconds, journal, tick):
+        assert set(finished(journal)) == {"a.py::good"}
+        Journal(journal).end("a.py::bad", outcome="failed", seconds=0.5, text="twice\x00")
+        Journal(journal).start("a.py::broke")
+        return exits.FAILED
+
+    monkeypatch.setattr(parts, "persevere", persevere)
+    parts.tests(where, progress, 60.0)
+    assert progress.status == FAILED
+    assert progress.detail == "1 passed, 2 failed"
+    assert progress.finished["a.py::broke"]["text"] == STOPPED
+    suite = ElementTree.parse(tmp_path / "gpu-tests.xml").getroot()[0]
+    assert suite.attrib["failures"] == "2"
+    messages = {case.attrib["name"]: case[0].text for case in suite if len(case)}
+    assert messages == {"bad": "twice?", "broke": STOPPED}
+
+
+def test_files_with_gpu_tests_are_found_without_importing_them():
+    found = parts.gpu_test_files()
+    assert "tests/loss/test_gpu.py" in found
+    assert "tests/data/test_views.py" not in found
+
+
+def test_a_missing_sanitizer_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "sanitizer_tool", lambda: None)
+    progress = Progress()
+    parts.sanitizer(context(tmp_path), progress, 10.0)
+    assert (progress.status, progress.detail) == (SKIPPED, "compute-sanitizer: not found")
+
+
+def test_a_suite_is_resumed_after_a_restart_and_judged_by_its_exit(tmp_path, monkeypatch):
+    commands = []
+
+    def persevere(context, command, seconds, journal):
+        commands.append(command(100.0))
+        journal.write_text("")
+        commands.append(command(50.0))
+        return exits.UNFINISHED
+
+    monkeypatch.setattr(parts, "persevere", persevere)
+    where, progress = context(tmp_path, resume=False), Progress()
+    rows = [{"suite": "loss", "problem": None}, {"suite": "loss", "problem": "out of memory"}]
+    where.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts.suite("loss")(where, progress, 100.0)
+    assert ["--resume" in command for command in commands] == [False, True]
+    assert commands[0][commands[0].index("--limit") + 1] == "90"
+    assert (progress.status, progress.detail) == (PARTIAL, "2 rows, 1 with a problem")
+
+
+def test_the_source_tree_is_imported_from_anywhere(tmp_path):
+    code = (
+        "import barlow_fast, barlow_fast.kernels.aten, bench.gpu\n"
+        "print(barlow_fast.__file__, barlow_fast.kernels.__file__, barlow_fast.kernels.aten.NAME)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**child.os.environ, **child.source_tree_environment()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    package, kernels, name = done.stdout.split()
+    assert package == str(sources.ROOT / "barlow_fast" / "__init__.py")
+    assert kernels == str(sources.ROOT / "kernels" / "__init__.py")
+    assert name == "aten"
+
+
+def test_a_fingerprint_tells_contents_and_names(tmp_path):
+    (tmp_path / "a.py").write_text("1")
+    first = sources.fingerprint(("*.py",), tmp_path)
+    (tmp_path / "a.txt").write_text("no part of it")
+    assert sources.fingerprint(("*.py",), tmp_path) == first
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    second = sources.fingerprint(("*.py",), tmp_path)
+    (tmp_path / "b.py").write_text("2")
+    assert len({first, second, sources.fingerprint(("*.py",), tmp_path)}) == 3
+
+
+def test_the_runner_needs_the_standard_library_only():
+    code = (
+        "import sys\nbefore = set(sys.modules)\nimport bench.gpu.__main__\n"
+        "print(sorted({'torch', 'typer', 'rich', 'numpy'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=sources.ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+    assert gpu.__doc__
