@@ -158,7 +158,7 @@ def _gpu_version(rows: list[Row], name: str) -> str:
         f"({origin['multiprocessors']} multiprocessors, {origin['memory_bytes'] / 2**30:.0f} GiB, "
         f"{origin['last_level_cache_bytes'] / 2**20:.0f} MiB of L2), driver {origin['driver']}, "
         f"CUDA {origin['cuda']}; barlow_fast {origin['barlow_fast']} at commit "
-        f"{origin['commit']} (sources {origin['sources']}), torch {origin['torch']}, "
+        f"{origin['commit'] or 'unknown'} (sources {origin['sources']}), torch {origin['torch']}, "
         f"Triton {origin['triton']}{lightly}, Python {origin['python']}."
     )
     peaks = [row["peaks"] for row in rows if row.get("peaks")]

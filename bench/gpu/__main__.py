@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for the results")
     options.add_argument("--commit", help="of a copy of the tree that has no history")
+    options.add_argument(
+        "--compiled-shapes",
+        metavar="SHAPES",
+        help="where peers under torch.compile take part in the loss; 'none': nowhere",
+    )
     return options
 
 
@@ -94,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     earlier = (out, (options.resume_from or RESULTS).resolve())
     known = adopt(out, earlier, device) if resume else State(device)
     with tempfile.TemporaryDirectory() as scratch:
-        context = Context(out, Path(scratch), device["slug"], known, resume)
+        extra = ["--compiled-shapes", options.compiled_shapes] if options.compiled_shapes else []
+        context = Context(out, Path(scratch), device["slug"], known, resume, {"loss": extra})
         run(parts, context, begun + options.budget_seconds - RESERVE)
     print(summary(parts, context, time.monotonic() - begun))
     return status(parts, known)
@@ -141,6 +147,7 @@ def run(parts: Sequence[Part], context: Context, end: float) -> None:
             progress.status, progress.detail = state.PARTIAL, progress.detail or "not begun"
             continue
         print(f"{part.name}: at most {seconds:.0f} s ...", flush=True)
+        logged = context.log.stat().st_size if context.log.exists() else 0
         start = time.monotonic()
         try:
             part.run(context, progress, seconds)
@@ -149,15 +156,16 @@ def run(parts: Sequence[Part], context: Context, end: float) -> None:
         progress.seconds = round(time.monotonic() - start, 1)
         print(f"{part.name}: {progress.status}, {progress.detail}", flush=True)
         if progress.status == FAILED:
-            print(tail(context.log), flush=True)
+            print(tail(context.log, logged), flush=True)
         shorten(context.log)
         context.state.save(context.out)
     context.state.save(context.out)
 
 
-def tail(log: Path) -> str:
-    """The last lines of the log, indented."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+def tail(log: Path, since: int = 0) -> str:
+    """The last lines of the log after its first `since` bytes, indented."""
+    text = log.read_bytes()[since:] if log.exists() else b""
+    lines = text.decode(errors="replace").splitlines()
     return "\n".join(f"    {line[:160]}" for line in lines[-TAIL:])
 
 

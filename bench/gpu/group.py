@@ -247,7 +247,8 @@ class Group:
                     self._guarded(sound[key], key, self._take, seconds, where)
         finally:
             gc.enable()
-        self.journal.end(f"{self.case} samples")
+            # Whatever is raised here has been blamed on its peer: the case is not to blame.
+            self.journal.end(f"{self.case} samples")
 
     def _take(
         self, candidate: Candidate, seconds: Callable[[Candidate], float], where: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +35,9 @@ FIRST_SHAPES = ((2048, 8192), (256, 8192), MANY_SAMPLES)
 FIRST_VARIANTS = ("bf16-inputs", "bf16-autocast", "fp32")
 COMPILED_SHAPES = ((2048, 8192), (256, 8192), (256, 2048), (4096, 512))
 SECONDS = 0.12  # of calls, and again of replays, for each peer
+COMPILED_VARIANTS = ("bf16-inputs", "fp32")
 COMPILE_SECONDS = 60.0
+LONGEST = {True: 60.0, False: 3.0}  # seconds of a group, with compiled peers and without; a guess
 RESERVE = 5.0  # seconds at the end of the time in which no group is begun
 
 
@@ -46,7 +49,8 @@ class Settings:
         budget: calls and replays of each peer.
         limit: seconds after which no group is begun; None for no limit.
         resume: leave out the groups that the file of results holds for the same sources and device.
-        compiled_shapes: where peers that compile take part: each takes up to a minute.
+        compiled_shapes: where peers that compile take part, in COMPILED_VARIANTS: each takes up to
+            a minute, tuning included.
         compile_seconds: what each of them has for its first call.
     """
 
@@ -55,6 +59,11 @@ class Settings:
     resume: bool = False
     compiled_shapes: tuple[tuple[int, int], ...] = COMPILED_SHAPES
     compile_seconds: float = COMPILE_SECONDS
+
+    def compiles(self, case: Case) -> bool:
+        """Whether peers that compile take part in a case."""
+        named = case.variant.name in COMPILED_VARIANTS
+        return named and (case.n, case.d) in self.compiled_shapes
 
 
 @dataclass
@@ -99,7 +108,7 @@ def measure(
     A peer that is wrong, raises, or runs out of memory is a row with `problem`; one that cannot be
     captured has a `graph_problem`. DeviceLostError leaves the finished groups in `out`.
     """
-    start, longest = time.monotonic(), 0.0
+    start = time.monotonic()
     origin = device.origin() | {"sources": sources.fingerprint(sources.MEASURED)}
     if command is not None:
         origin["command"] = command
@@ -113,11 +122,13 @@ def measure(
     found = ", ".join(f"{name} {value}" for name, value in peaks.as_fields().items())
     console.print(f"peaks: {found}", markup=False)
     checks: Checks = {}
+    limit = math.inf if settings.limit is None else settings.limit
+    longest = dict(LONGEST)
     for case in todo:
-        begun = time.monotonic()
-        if settings.limit is not None and begun - start + longest + RESERVE > settings.limit:
-            break
-        some = [p for p in usable if not p.compiles or (case.n, case.d) in settings.compiled_shapes]
+        begun, compiled = time.monotonic(), settings.compiles(case)
+        if begun - start + longest[compiled] + RESERVE > limit:
+            continue  # a quicker one may still fit
+        some = [peer for peer in usable if compiled or not peer.compiles]
         group = Group(
             case,
             device,
@@ -134,7 +145,7 @@ def measure(
         device.release()
         summary.measured, summary.left = summary.measured + 1, summary.left - 1
         summary.failures |= failures_of_ours(rows)
-        longest = max(longest, time.monotonic() - begun)
+        longest[compiled] = max(longest[compiled], time.monotonic() - begun)
     return summary
 
 

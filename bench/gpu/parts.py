@@ -12,8 +12,8 @@ import shutil
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.gpu import child, exits, sources
@@ -37,6 +37,7 @@ class Context:
         slug: of the device, for the file of rows.
         state: of all parts, saved from time to time.
         resume: whether what is finished is left out.
+        options: more arguments for the children of a part, by its name.
     """
 
     out: Path
@@ -44,6 +45,7 @@ class Context:
     slug: str
     state: State
     resume: bool
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def log(self) -> Path:
@@ -207,6 +209,7 @@ def suite(module: str) -> Runner:
         def command(left: float) -> list[str]:
             options = ["--out", str(context.rows), "--limit", f"{max(left - 10, 1):.0f}"]
             options += ["--journal", str(journal), "--command", "make gpu"]
+            options += context.options.get(module, ())
             # A second process of this run goes on where the first one broke.
             again = context.resume or journal.exists()
             return python("-m", f"bench.gpu.{module}", *options, *(["--resume"] if again else []))

@@ -166,6 +166,8 @@ def test_compiled_peers_take_part_at_their_shapes_only(tmp_path):
     assert [(row["n"], row["peer"]) for row in rows] == [
         (16, "official"), (32, "slow"), (32, "official"),
     ]  # fmt: skip
+    settings = loss.Settings(compiled_shapes=((32, 16),))
+    assert not settings.compiles(Case(32, 16, CUDA_VARIANTS["tf32"]))
 
 
 class Breaking(Replaying):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,7 @@ def test_one_part_that_fails_does_not_stop_the_others(tmp_path, capsys):
     where = context(tmp_path, known)
     runner.run(chosen, where, time.monotonic() + 100)
     assert known.parts["broken"].status == FAILED
+    assert runner.tail(where.log) == ""
     assert known.parts["other"].status == COMPLETE
     assert runner.status(chosen, known) == exits.FAILED
     assert "RuntimeError: no such tool" in runner.summary(chosen, where, 1.0)
@@ -276,11 +278,13 @@ def test_a_suite_is_resumed_after_a_restart_and_judged_by_its_exit(tmp_path, mon
 
     monkeypatch.setattr(parts, "persevere", persevere)
     where, progress = context(tmp_path, resume=False), Progress()
+    where = replace(where, options={"loss": ["--compiled-shapes", "none"]})
     rows = [{"suite": "loss", "problem": None}, {"suite": "loss", "problem": "out of memory"}]
     where.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     parts.suite("loss")(where, progress, 100.0)
     assert ["--resume" in command for command in commands] == [False, True]
     assert commands[0][commands[0].index("--limit") + 1] == "90"
+    assert "--compiled-shapes none" in " ".join(commands[0])
     assert (progress.status, progress.detail) == (PARTIAL, "2 rows, 1 with a problem")
 
 
