@@ -216,6 +216,7 @@ class Group:
             candidate.graph_problem = str(error)
         if candidate.graph_problem is not None:
             candidate.replay = None
+            self.device.new_graphs()  # torch refuses a pool whose only graph is gone
         self.journal.end(key)
 
     def _graph_action(self, candidate: Candidate, pair: Pair) -> Callable[[], Outcome]:
