@@ -31,7 +31,10 @@ class Case(NamedTuple):
 
 
 def prepared(
-    shape: tuple[int, int], precision: str, dtype: torch.dtype | None = None, seed: int | None = None
+    shape: tuple[int, int],
+    precision: str,
+    dtype: torch.dtype | None = None,
+    seed: int | None = None,
 ) -> Case:
     """Two correlated views and what the plain-torch set computes of their columns."""
     dtype = dtype or (torch.float64 if precision == "fp64" else torch.float32)
@@ -47,6 +50,11 @@ def assert_close(got: Tensor, want: Tensor, bound: float) -> None:
     assert got.dtype == want.dtype
     error = float((got.double() - want.double()).norm())
     assert error <= bound * max(float(want.double().norm()), 1e-30)
+
+
+def summed(size: int) -> int:
+    """Where sums over a padded dimension end: padding up to here must be zero."""
+    return -(-size // 64) * 64
 
 
 def check_moments(kernels: ModuleType, case: Case, precision: str) -> None:
@@ -73,7 +81,7 @@ def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1
     z_a, z_b, _, statistics, _ = case
     n = z_a.shape[0]
     bound = BOUND[precision]
-    # The same statistics for both, so that operands round alike; the sums have the set's own columns.
+    # The same statistics for both: operands round alike. The sums have the set's own columns.
     sums = kernels.statistics(z_a, z_b, EPS, precision)[1]
     grams, centres, inner = kernels.gram_pair(z_a, z_b, statistics, sums, precision)
     want, no_centres, want_inner = aten.gram_pair(z_a, z_b, case.statistics, case.sums, precision)
@@ -86,15 +94,16 @@ def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1
         found = gram[:, :n].double() / scale + centre * torch.eye(n)
         assert_close(found, whole.double(), max(bound, stored))
         assert torch.equal(gram[:, :n], gram[:, :n].T)
-        assert not gram[:, n:].any()
-    assert_close(inner.sum(), want_inner.sum(), bound)
+        assert not gram[:, n : summed(n)].any()
+    # Roundings of stored elements are independent: of N^2 of them little remains in the sum.
+    assert_close(inner.sum(), want_inner.sum(), max(bound, stored / 256))
     mine = kernels.terms(sums, inner, n * n, True, 0.01, precision)
     theirs = aten.terms(sums, want_inner, n * n, True, 0.01, precision)
     # The off-diagonal term is what remains of two nearly equal sums.
     size = float(want_inner.sum()) / n**2
     for x, y in zip(mine, theirs, strict=True):
         assert x.dtype == y.dtype
-        assert abs(float(x) - float(y)) <= bound * max(size, abs(float(y)))
+        assert abs(float(x) - float(y)) <= max(bound, stored / 256) * max(size, abs(float(y)))
     options = (torch.tensor(1.7, dtype=statistics.dtype), 0.01 / n, 0.2, -0.3, EPS, precision)
     compare_gradients(
         kernels,
@@ -119,7 +128,7 @@ def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
     stored = float(torch.finfo(dtype).eps) if dtype != want.dtype else 0.0
     assert_close(matrix[:, :d].double(), want.double(), max(bound, stored))
     assert not matrix[:, :d].diagonal().any()
-    assert not matrix[:, d:].any()
+    assert not matrix[:, d : summed(d)].any()
     assert_close(squares, want_squares, bound)
     mine = kernels.terms(sums, squares[0], 1, False, 0.01, precision)
     theirs = aten.terms(sums, want_squares[0], 1, False, 0.01, precision)
@@ -145,8 +154,9 @@ def compare_gradients(
     # Where the exact gradient nearly vanishes (N = 2), what is compared is rounding in terms of
     # this size.
     typical = float(statistics[1].double().norm()) * float(z_a.shape[0]) ** 0.5 * 0.1
-    # Operands that lie at the border of two half-precision numbers may round either way.
-    operand = float(torch.finfo(OPERAND_DTYPE[precision]).eps) / 64
+    # Operands at the border of two half-precision numbers may round either way, and each set takes
+    # another multiple of the identity out of K before it rounds.
+    operand = float(torch.finfo(OPERAND_DTYPE[precision]).eps) / 16
     for x, y in zip(got, want, strict=True):
         assert x.dtype == y.dtype
         bound = max(BOUND[precision], operand, 2 * torch.finfo(y.dtype).eps)

@@ -24,7 +24,7 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0").lower() in ("
 @triton.jit
 def cast(x, DTYPE: tl.constexpr):
     """x rounded to the nearest value of DTYPE."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.float32).to(tl.int32, bitcast=True)
         bits = bits + 0x7FFF + ((bits >> 16) & 1)
         nearest = (bits & -65536).to(tl.float32, bitcast=True)
@@ -63,11 +63,10 @@ def standardised(z, mean, rstd, shift):
 
 
 @triton.jit
-def rows_of(
-    z, statistics, row, column, n, d, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """z_hat of the block (ROWS, COLUMNS) at (row, column) in float32; `statistics`: the view's three
-    rows. What lies outside of N x D is finite and means nothing.
+def rows_of(z, statistics, row, column, n, d, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """z_hat of the block (ROWS, COLUMNS) at (row, column) in float32.
+
+    statistics: the view's three rows. What lies outside of N x D is finite and means nothing.
 
     Offsets within a block are 32-bit: 64-bit ones for each element would take registers that the
     accumulator needs.
@@ -87,9 +86,7 @@ def rows_of(
 
 
 @triton.jit
-def store_rows(
-    out, value, row, column, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def store_rows(out, value, row, column, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Stores a block of the contiguous (N, D) matrix `out`, rounded to its type."""
     rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     valid = (row + rows < n)[:, None] & (column + columns < d)[None, :]
@@ -99,7 +96,22 @@ def store_rows(
 
 
 @triton.jit
-def total(parts, count, stride, PARTS: tl.constexpr):
-    """The sum of `count` <= PARTS float64 values that lie `stride` apart, in float64."""
-    index = tl.arange(0, PARTS)
-    return tl.sum(tl.load(parts + index * stride, mask=index < count, other=0.0), axis=0)
+def halves(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right half of a (ROWS, COLUMNS) accumulator.
+
+    What follows a product is done half by half: it holds several tiles beside the accumulator, and
+    whole ones would not fit into registers.
+    """
+    x = tl.reshape(x, [ROWS, 2, COLUMNS // 2])
+    return tl.split(tl.permute(x, (0, 2, 1)))
+
+
+@triton.jit
+def total(parts, count, STRIDE: tl.constexpr):
+    """The sum of `count` float64 values that lie STRIDE apart, in float64."""
+    index = tl.arange(0, 256)
+    value = tl.zeros([256], tl.float64)
+    for start in range(0, count, 256):
+        at = start + index
+        value += tl.load(parts + at * STRIDE, mask=at < count, other=0.0)
+    return tl.sum(value, axis=0)

@@ -13,14 +13,21 @@ from typing import NamedTuple
 
 import torch
 
-from ..precision import OPERAND_DTYPE
-from .launch import KIBI, Device, cdiv, round_up
+from .launch import Device, cdiv, round_up
 
-OPERAND_ALIGNMENT = 128  # columns of stored operands: the widest block of the table
+SUM_ALIGNMENT = 64  # the largest BLOCK_K: stored matrices are zero up to a multiple of it
+OPERAND_ALIGNMENT = 128  # the largest BLOCK_N: blocks of a stored operand never leave its rows
 MERGE_COLUMNS = 64
+
+# Rows that one program takes the moments of; the accuracy of its pivot rests on it (moments.py).
+MOST_PART_ROWS = 2048
 
 # Where the columns of a program hold all rows of a gradient; above, its accumulator would not fit.
 MOST_OWNED_ROWS = 512
+
+# Up to here the Gram product standardises its operands itself; above, where every element of z_hat
+# would be made many times over, they are stored once.
+MOST_FUSED_SAMPLES = 1024
 
 # Accumulators of tensor cores truncate. Sums of float32 quality add up chunks of so many elements
 # in the ordinary, rounding units.
@@ -108,8 +115,10 @@ class CorrelationGradients(NamedTuple):
 STANDARDISE = Elementwise(32, 128, 4)
 PROJECT = Elementwise(32, 128, 4)
 
-HALF, SINGLE, SPLIT_SINGLE = "half", "tf32", "fp32"  # operand families
-FAMILY = {"bf16": HALF, "fp16": HALF, "tf32": SINGLE, "fp32": SPLIT_SINGLE}
+# Operand families; MIXED: half-precision operands made from float32 inputs, where it has a row of
+# its own.
+HALF, MIXED, SINGLE, SPLIT_SINGLE = "half", "mixed", "tf32", "fp32"
+FAMILIES = {"bf16": HALF, "fp16": HALF, "tf32": SINGLE, "fp32": SPLIT_SINGLE}
 
 # (kernel, architecture, family, bucket) -> blocks. Buckets of the Gram kernels are the largest N
 # they serve, of the correlation kernels the largest D; `LARGE` has no bound.
@@ -126,8 +135,10 @@ def _rows(kernel: str, architectures: tuple[int, ...], family: str, **buckets: t
 
 _rows("gram", (80,), HALF, _256=(64, 64, 64, 4, 3), large=(128, 128, 64, 8, 3))
 _rows("gram", (90, 100), HALF, _256=(64, 64, 64, 4, 4), large=(128, 128, 64, 8, 4))
-_rows("gram", (80, 90, 100), SINGLE, _256=(64, 64, 32, 4, 3), large=(128, 128, 32, 8, 3))
-_rows("gram", (80, 90, 100), SPLIT_SINGLE, _256=(64, 64, 32, 4, 3), large=(64, 64, 32, 4, 3))
+_rows("gram", (80, 90), SINGLE, _256=(64, 64, 32, 4, 3), large=(128, 128, 32, 8, 3))
+_rows("gram", (100,), SINGLE, _256=(64, 64, 32, 8, 3), large=(128, 128, 32, 8, 3))
+_rows("gram", (80, 90), SPLIT_SINGLE, large=(64, 64, 32, 4, 3))
+_rows("gram", (100,), SPLIT_SINGLE, large=(64, 64, 32, 8, 3))
 
 # The first block is the padded N itself in the buckets up to MOST_OWNED_ROWS.
 _rows(
@@ -135,9 +146,9 @@ _rows(
     (80, 90, 100),
     HALF,
     _64=(64, 64, 64, 4, 2),
-    _128=(128, 64, 64, 4, 3),
+    _128=(128, 64, 64, 8, 3),
     _256=(256, 64, 64, 8, 3),
-    _512=(512, 32, 64, 8, 2),
+    _512=(512, 32, 64, 8, 3),
     large=(128, 128, 64, 8, 3),
 )
 _rows(
@@ -165,8 +176,13 @@ _rows("correlation", (80, 90, 100), SINGLE, _128=(64, 64, 32, 4, 3), large=(128,
 _rows("correlation", (80, 90, 100), SPLIT_SINGLE, _128=(64, 64, 32, 4, 3), large=(64, 64, 32, 4, 3))
 
 _rows(
-    "correlation_gradients", (80, 90, 100), HALF, _64=(128, 64, 64, 4, 3), large=(128, 128, 64, 8, 3)
+    "correlation_gradients",
+    (80, 90, 100),
+    HALF,
+    _64=(128, 64, 64, 4, 3),
+    large=(128, 128, 64, 8, 3),
 )
+_rows("correlation_gradients", (80, 90, 100), MIXED, large=(128, 64, 64, 8, 3))
 _rows(
     "correlation_gradients",
     (80, 90, 100),
@@ -177,11 +193,29 @@ _rows(
 _rows("correlation_gradients", (80, 90, 100), SPLIT_SINGLE, large=(64, 64, 32, 4, 3))
 
 
-def blocks(kernel: str, architecture: int, precision: str, size: int) -> Product:
-    """The row of the table for a problem whose N (Gram) or D (correlation) is `size`."""
-    family = FAMILY[precision]
-    buckets = [b for k, a, f, b in TABLE if (k, a, f) == (kernel, architecture, family)]
-    return TABLE[kernel, architecture, family, min(b for b in buckets if b >= size)]
+def row_of(
+    kernel: str, architecture: int, precision: str, dtype: torch.dtype, size: int
+) -> tuple[str, int, str, int]:
+    """The key of the table for inputs of `dtype` whose N (Gram) or D (correlation) is `size`."""
+    family = FAMILIES[precision]
+    families = (MIXED, HALF) if family == HALF and dtype.itemsize > 2 else (family,)
+    for candidate in families:
+        fitting = [b for b in buckets(kernel, architecture, candidate) if b >= size]
+        if fitting:
+            return kernel, architecture, candidate, min(fitting)
+    raise KeyError((kernel, architecture, precision, size))
+
+
+def blocks(
+    kernel: str, architecture: int, precision: str, dtype: torch.dtype, size: int
+) -> Product:
+    """The row of the table at `row_of`."""
+    return TABLE[row_of(kernel, architecture, precision, dtype, size)]
+
+
+def buckets(kernel: str, architecture: int, family: str) -> list[int]:
+    """The size buckets of a kernel, an architecture and a family."""
+    return [b for k, a, f, b in TABLE if (k, a, f) == (kernel, architecture, family)]
 
 
 def _chunk(precision: str) -> int:
@@ -192,23 +226,24 @@ def _chunk(precision: str) -> int:
 def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
     """128 bytes of a row per program; rows are split where columns alone do not fill the device."""
     columns = 64 if dtype.itemsize == 2 else 32
-    rows = 64
+    rows = 32
     programs = cdiv(d, columns)
     parts = 1
     if n > MOST_OWNED_ROWS and programs < 2 * device.processors:
-        parts = min(cdiv(2 * device.processors, programs), cdiv(n, 2 * rows))
+        parts = min(cdiv(2 * device.processors, programs), cdiv(n, 4 * rows))
+    parts = max(parts, cdiv(n, MOST_PART_ROWS))
     rows_per_part = round_up(cdiv(n, parts), rows)
-    return Moments(rows, columns, 8, 2, cdiv(n, rows_per_part), rows_per_part)
+    return Moments(rows, columns, 4, 2, cdiv(n, rows_per_part), rows_per_part)
 
 
 @functools.lru_cache(maxsize=256)
 def gram(device: Device, n: int, d: int, dtype: torch.dtype, precision: str) -> Gram:
     """Tiles of the lower triangle, cut so that the last wave is full."""
-    row = blocks("gram", device.architecture, precision, n)
+    row = blocks("gram", device.architecture, precision, dtype, n)
     block, block_k = row.block_m, row.block_k
     side = cdiv(n, block)
     tiles = side * (side + 1) // 2
-    stored = n > 1024 and precision != "fp32"
+    stored = n > MOST_FUSED_SAMPLES and precision != "fp32"
     depth_of_sum = round_up(d, OPERAND_ALIGNMENT) if stored else d
     inputs = 2 * n * d * dtype.itemsize
     if stored:
@@ -263,25 +298,21 @@ def _strip(block: int, split: int, processors: int) -> int:
 def gram_gradients(
     device: Device, n: int, d: int, dtype: torch.dtype, precision: str
 ) -> GramGradients:
-    row = blocks("gram_gradients", device.architecture, precision, n)
+    row = blocks("gram_gradients", device.architecture, precision, dtype, n)
     owned = n <= _owned_rows(device.architecture, precision)
-    return GramGradients(
-        row.block_m if owned else None, row.block_m, row.block_n, row.block_k, row.warps, row.stages,
-        _chunk(precision),
-    )  # fmt: skip
+    return GramGradients(row.block_m if owned else None, *row, _chunk(precision))
 
 
 def _owned_rows(architecture: int, precision: str) -> int:
     """The largest N whose gradient programs own whole columns: the largest bounded bucket."""
-    family = FAMILY[precision]
-    keys = (key for key in TABLE if key[:3] == ("gram_gradients", architecture, family))
-    return max((size for *_, size in keys if size != LARGE), default=0)
+    bounded = set(buckets("gram_gradients", architecture, FAMILIES[precision])) - {LARGE}
+    return max(bounded, default=0)
 
 
 @functools.lru_cache(maxsize=256)
 def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: str) -> Correlation:
     """Square tiles of C; few of them are split over N."""
-    row = blocks("correlation", device.architecture, precision, d)
+    row = blocks("correlation", device.architecture, precision, dtype, d)
     tiles = cdiv(d, row.block_m) * cdiv(d, row.block_n)
     whole, split, splits, depth = _cut(
         tiles, 1, n, row.block_k, row.block_m * row.block_n * 4, 2 * n * d * dtype.itemsize,
@@ -297,13 +328,5 @@ def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: s
 def correlation_gradients(
     device: Device, n: int, d: int, dtype: torch.dtype, precision: str
 ) -> CorrelationGradients:
-    row = blocks("correlation_gradients", device.architecture, precision, d)
+    row = blocks("correlation_gradients", device.architecture, precision, dtype, d)
     return CorrelationGradients(*row, _chunk(precision))
-
-
-def operand_size(precision: str) -> int:
-    """Bytes of an operand of the product."""
-    return OPERAND_DTYPE[precision].itemsize
-
-
-__all__ = ["KIBI", "TABLE", "blocks", "correlation", "correlation_gradients", "gram"]

@@ -117,7 +117,7 @@ def correlation_kernel(
                 chunk = multiply(tl.trans(x), y, chunk, PRECISION)
             value += chunk
 
-    if FINISH:
+    if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
         if is_whole:
             share = i * STRIPS
             _finish(
@@ -158,7 +158,7 @@ def correlation_finish_kernel(
     at = workspace + (split * splits).to(tl.int64) * BLOCK_M * BLOCK_N
     at = at + local_rows[:, None] * BLOCK_N + local_columns[None, :]
     value = tl.zeros([STRIP, BLOCK_N], tl.float32)
-    for part in range(0, splits):
+    for part in range(splits):
         value += tl.load(at + part * BLOCK_M * BLOCK_N)
     rows = i * BLOCK_M + local_rows
     columns = j * BLOCK_N + local_columns
@@ -175,20 +175,21 @@ def squares_kernel(
     inside = columns < d
     value = tl.zeros([COLUMNS], tl.float64)
     at = row_squares + columns
-    for _ in range(0, row_shares):
+    for _ in range(row_shares):
         value += tl.load(at, mask=inside, other=0.0).to(tl.float64)
         at += d
     tl.store(squares + columns, value, mask=inside)
     value = tl.zeros([COLUMNS], tl.float64)
     at = column_squares + columns
-    for _ in range(0, column_shares):
+    for _ in range(column_shares):
         value += tl.load(at, mask=inside, other=0.0).to(tl.float64)
         at += d
     tl.store(squares + d + columns, value, mask=inside)
 
 
 def layout(d: int, precision: str) -> tuple[tuple[int, int], torch.dtype]:
-    """Shape and dtype of a stored C: rows are padded with zeros to whole blocks of a product."""
+    """Shape and dtype of a stored C: rows are padded to whole blocks, with zeros where those are
+    summed over."""
     return (d, round_up(d, configurations.OPERAND_ALIGNMENT)), OPERAND_DTYPE[precision]
 
 
@@ -210,7 +211,7 @@ def correlation(
     workspace = torch.empty(
         (slots, config.block_m, config.block_n), dtype=torch.float32, device=device
     )
-    blocks = dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n)
+    blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     launch(
         correlation_kernel,
         (config.whole + slots,),

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configurations
-from .arithmetic import multiply, rows_of, standardised, store_rows, to_operand
+from .arithmetic import halves, multiply, rows_of, standardised, store_rows, to_operand
 from .launch import cdiv, device_of, launch
 
 
@@ -40,11 +40,12 @@ def _left(z, at, columns, d, statistics, PRECISION: tl.constexpr, EVEN: tl.const
 
 
 @triton.jit
-def _right(
-    matrix, depths, columns, d, width, PRECISION: tl.constexpr, TRANSPOSED: tl.constexpr
-):
-    """A block (depths, columns) of C, or of its transpose. Rows of C are clamped to its D: what lies
-    beyond meets zeros of the left operand, or makes columns that are not stored."""
+def _right(matrix, depths, columns, d, width, PRECISION: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """A block (depths, columns) of C, or of its transpose.
+
+    Rows of C are clamped to its D: what lies beyond meets zeros of the left operand, or makes
+    columns that are not stored.
+    """
     if TRANSPOSED:
         at = tl.minimum(columns, d - 1).to(tl.int64)[:, None] * width + depths[None, :]
         x = tl.trans(tl.load(matrix + at))
@@ -52,6 +53,42 @@ def _right(
         at = tl.minimum(depths, d - 1).to(tl.int64)[:, None] * width + columns[None, :]
         x = tl.load(matrix + at)
     return to_operand(x, PRECISION)
+
+
+@triton.jit
+def _half(
+    product,
+    z,
+    other,
+    statistics,
+    other_statistics,
+    diagonal,
+    squares,
+    grad,
+    row,
+    column,
+    n,
+    d,
+    stride,
+    other_stride,
+    coefficient,
+    slope,
+    offset,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    columns = column + tl.arange(0, COLUMNS)
+    inside = columns < d
+    c = tl.load(diagonal + columns, mask=inside, other=0.0)
+    weight = slope * c + offset
+    sums = tl.load(squares + columns, mask=inside, other=0.0)
+    projection = (coefficient * sums).to(tl.float32) + weight * c
+    own = rows_of(z, statistics, row, column, n, d, stride, ROWS, COLUMNS)
+    theirs = rows_of(other, other_statistics, row, column, n, d, other_stride, ROWS, COLUMNS)
+    factor = tl.load(statistics + d + columns, mask=inside, other=0.0) * scale
+    g = coefficient * product + weight[None, :] * theirs - own * projection[None, :]
+    store_rows(grad, g * factor[None, :], row, column, n, d, ROWS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -87,7 +124,6 @@ def correlation_gradients_kernel(
     column = (tl.program_id(0) % column_tiles) * BLOCK_N
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
-    inside = columns < d
     left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * other_stride
 
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -107,16 +143,15 @@ def correlation_gradients_kernel(
                 chunk = multiply(x, y, chunk, PRECISION)
             product += chunk
 
-    own = rows_of(z, statistics, row, column, n, d, stride, BLOCK_M, BLOCK_N)
-    theirs = rows_of(other, other_statistics, row, column, n, d, other_stride, BLOCK_M, BLOCK_N)
-    rstd = tl.load(statistics + d + columns, mask=inside, other=0.0)
-    c = tl.load(diagonal + columns, mask=inside, other=0.0)
-    weight = slope * c + offset
-    sums = tl.load(squares + columns, mask=inside, other=0.0)
-    projection = (coefficient * sums).to(tl.float32) + weight * c
-    factor = rstd * tl.load(grad_scale).to(tl.float32)
-    g = coefficient * product + weight[None, :] * theirs - own * projection[None, :]
-    store_rows(grad, g * factor[None, :], row, column, n, d, BLOCK_M, BLOCK_N)
+    scale = tl.load(grad_scale).to(tl.float32)
+    left_half, right_half = halves(product, BLOCK_M, BLOCK_N)
+    for half in tl.static_range(2):
+        part = left_half if half == 0 else right_half
+        _half(
+            part, z, other, statistics, other_statistics, diagonal, squares, grad, row,
+            column + half * (BLOCK_N // 2), n, d, stride, other_stride, coefficient, slope, offset,
+            scale, BLOCK_M, BLOCK_N // 2,
+        )  # fmt: skip
 
 
 def correlation_gradients(
@@ -137,9 +172,7 @@ def correlation_gradients(
     config = configurations.correlation_gradients(device_of(z_a), n, d, z_a.dtype, precision)
     grads = []
     for view, (z, other) in enumerate(((z_a, z_b), (z_b, z_a))):
-        grad = torch.empty(
-            (n, d) if need[view] else (0,), dtype=z.dtype, device=z.device
-        )
+        grad = torch.empty((n, d) if need[view] else (0,), dtype=z.dtype, device=z.device)
         grads.append(grad)
         if not need[view]:
             continue

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..precision import OPERAND_DTYPE
 from . import configurations
-from .arithmetic import cast, multiply, standardised, to_operand, total
-from .launch import cdiv, device_of, launch, power_of_two, round_up
+from .arithmetic import cast, halves, multiply, standardised, to_operand, total
+from .launch import device_of, launch, round_up
 from .standardise import operand
 
 
@@ -71,9 +71,7 @@ def _operand(
 
 
 @triton.jit
-def _store_pair(
-    gram, value, rows, columns, n, width, centre, scale, mirror
-):
+def _store_pair(gram, value, rows, columns, n, width, centre, scale, mirror):
     """Stores scale (value - centre I) at (rows, columns) and, for tiles off the diagonal, at its
     mirror image. The padding beyond column n is zero."""
     on_diagonal = rows[:, None] == columns[None, :]
@@ -130,7 +128,6 @@ def gram_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
-    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     STORED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -186,17 +183,24 @@ def gram_kernel(
                 chunk = multiply(x, tl.trans(y), chunk, PRECISION)
             value += chunk
 
-    if FINISH:
+    if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
         if is_whole:
-            centre = total(sums + 2 + view, sums_count, 4, PARTS).to(tl.float32)
+            centre = total(sums + 2 + view, sums_count, 4).to(tl.float32)
             gram = grams + view * n.to(tl.int64) * width
-            _store_pair(gram, value, rows, columns, n, width, centre, scale, i != j)
             if program == 0:
                 tl.store(centres + view, centre)
+            weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
+            left_half, right_half = halves(value, BLOCK, BLOCK)
+            products = tl.zeros([], tl.float64)
+            for half in tl.static_range(2):
+                block = left_half if half == 0 else right_half
+                across = j * BLOCK + half * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+                _store_pair(gram, block, rows, across, n, width, centre, scale, i != j)
+                if view == 1:
+                    first_block = _stored(grams, rows, across, n, width, tl.load(centres), scale)
+                    products += _inner(first_block, block, rows, across, n, weight)
             if view == 1:
-                first_value = _stored(grams, rows, columns, n, width, tl.load(centres), scale)
-                weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
-                tl.store(inner + tile, _inner(first_value, value, rows, columns, n, weight))
+                tl.store(inner + tile, products)
     if not is_whole:
         slot = launched_view * (tl.num_programs(0) - whole) + rest
         local = tl.arange(0, BLOCK)
@@ -220,7 +224,6 @@ def gram_finish_kernel(
     scale,
     BLOCK: tl.constexpr,
     STRIP: tl.constexpr,
-    PARTS: tl.constexpr,
     VIEWS: tl.constexpr,
 ):
     """Adds the parts of STRIP rows of a split tile, in order; stores K' and the inner product.
@@ -244,19 +247,19 @@ def gram_finish_kernel(
     value = tl.zeros([STRIP, BLOCK], tl.float32)
     second = tl.zeros([STRIP, BLOCK], tl.float32)
     jump = (tiles * splits).to(tl.int64) * BLOCK * BLOCK
-    for part in range(0, splits):
+    for part in range(splits):
         value += tl.load(at + part * BLOCK * BLOCK)
         if VIEWS == "both":
             second += tl.load(at + jump + part * BLOCK * BLOCK)
     first_view = 1 if VIEWS == "second" else 0
-    centre = total(sums + 2 + first_view, sums_count, 4, PARTS).to(tl.float32)
+    centre = total(sums + 2 + first_view, sums_count, 4).to(tl.float32)
     gram = grams + first_view * n.to(tl.int64) * width
     _store_pair(gram, value, rows, columns, n, width, centre, scale, i != j)
     if tl.program_id(0) == 0:
         tl.store(centres + first_view, centre)
     out = inner + whole + tl.program_id(0)
     if VIEWS == "both":
-        centre = total(sums + 3, sums_count, 4, PARTS).to(tl.float32)
+        centre = total(sums + 3, sums_count, 4).to(tl.float32)
         gram = grams + n.to(tl.int64) * width
         _store_pair(gram, second, rows, columns, n, width, centre, scale, i != j)
         if tl.program_id(0) == 0:
@@ -268,8 +271,8 @@ def gram_finish_kernel(
 
 
 def scale_of(n: int, d: int, precision: str) -> float:
-    """The power of two that K is stored with: 1, but for float16 what keeps N * D, the largest value
-    that K can have, below its largest number."""
+    """The power of two that K is stored with: 1, but for float16 what keeps N * D, the largest
+    value that K can have, below its largest number."""
     if precision != "fp16":
         return 1.0
     return 2.0 ** min(0, 15 - (n * d - 1).bit_length())
@@ -277,14 +280,17 @@ def scale_of(n: int, d: int, precision: str) -> float:
 
 def layout(n: int, precision: str) -> tuple[tuple[int, int], torch.dtype]:
     """Shape and dtype of a stored K': rows are padded with zeros to whole blocks of a product."""
-    return (n, round_up(n, configurations.OPERAND_ALIGNMENT)), OPERAND_DTYPE[precision]
+    return (n, round_up(n, configurations.SUM_ALIGNMENT)), OPERAND_DTYPE[precision]
 
 
 def gram_pair(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(grams, centres, inner): the contract's primitive. grams (2, N, W) as `layout` says; centres (2,)
-    float32 are the c that K' lacks; inner: float64 parts of <K_a, K_b>."""
+    """(grams, centres, inner): the contract's primitive.
+
+    grams: (2, N, W) as `layout` says. centres: (2,) float32, the c that K' lacks. inner: float64
+    parts of <K_a, K_b>.
+    """
     n, d = z_a.shape
     config = configurations.gram(device_of(z_a), n, d, z_a.dtype, precision)
     shape, dtype = layout(n, precision)
@@ -320,7 +326,7 @@ def _multiply(
     """The products of one view or of both, and their split tiles' sums."""
     grams, centres, inner = outputs
     d, width, count = z_a.shape[1], grams.shape[2], sums.shape[0]
-    parts, scale = power_of_two(count), scale_of(n, statistics.shape[1], precision)
+    scale = scale_of(n, statistics.shape[1], precision)
     slots = views * config.split * config.splits
     workspace = torch.empty(
         (slots, config.block, config.block), dtype=torch.float32, device=z_a.device
@@ -351,7 +357,6 @@ def _multiply(
         BLOCK=config.block,
         BLOCK_K=config.block_k,
         CHUNK=config.chunk,
-        PARTS=parts,
         PRECISION=precision,
         STORED=config.stored,
         EVEN=d % config.block_k == 0,
@@ -380,7 +385,6 @@ def _multiply(
             scale,
             BLOCK=config.block,
             STRIP=config.strip,
-            PARTS=parts,
             VIEWS="both" if views == 2 else ("first", "second")[first_view],
             warps=4,
             moved=workspace.nbytes + (0 if config.whole else views * matrix_bytes),

@@ -5,9 +5,9 @@
     p = coefficient q + w C_ii - coefficient c eps rstd^2         q = mean_n (K' z_hat * z_hat)
 
 (kernels/README.md, equations 4 to 6; mean_n(z_hat_other * z_hat) is C_ii, so that only q needs the
-product.) Up to a few hundred samples a program owns all rows of its columns: q is a sum over its own
-accumulator, and the gradient is written once by the launch that makes it. Above that, tiles write
-the gradient without the part of q, and their column sums; a second pass takes that part out.
+product.) Up to a few hundred samples a program owns all rows of its columns: q is a sum over its
+own accumulator, and the gradient is written once by the launch that makes it. Above that, tiles
+write the gradient without the part of q, and their column sums; a second pass takes that part out.
 """
 
 from __future__ import annotations
@@ -18,10 +18,47 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configurations
-from .arithmetic import cast, multiply, rows_of, standardised, store_rows, to_operand
+from .arithmetic import cast, halves, multiply, rows_of, standardised, store_rows, to_operand
 from .gram import scale_of
 from .launch import cdiv, device_of, launch
 from .standardise import operand
+
+
+@triton.jit
+def _column_half(
+    product,
+    z,
+    other,
+    statistics,
+    view,
+    grad,
+    column,
+    n,
+    d,
+    stride,
+    other_stride,
+    coefficient,
+    centre,
+    slope,
+    offset,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.zeros([], tl.int32)
+    columns = column + tl.arange(0, COLUMNS)
+    inside = columns < d
+    height = (tl.arange(0, ROWS) < n)[:, None]
+    mine, others = statistics + view * 3 * d, statistics + (1 - view) * 3 * d
+    own = rows_of(z, mine, row, column, n, d, stride, ROWS, COLUMNS)
+    q = tl.sum(tl.where(height, product * own, 0.0), axis=0) / n
+    theirs = rows_of(other, others, row, column, n, d, other_stride, ROWS, COLUMNS)
+    rstd = tl.load(mine + d + columns, mask=inside, other=0.0)
+    diagonal = tl.load(statistics + 6 * d + columns, mask=inside, other=0.0)
+    weight = slope * diagonal + offset
+    projection = coefficient * q + weight * diagonal - centre * rstd * rstd
+    g = coefficient * product + weight[None, :] * theirs - own * projection[None, :]
+    store_rows(grad, g * (rstd * scale)[None, :], row, column, n, d, ROWS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["n", "first_view"])
@@ -81,17 +118,51 @@ def gram_columns_kernel(
         y = standardised(tl.load(z + at, mask=inside[None, :], other=0.0), mean, rstd, shift)
         product = multiply(to_operand(x, PRECISION), to_operand(y, PRECISION), product, PRECISION)
 
-    row = tl.zeros([], tl.int32)
-    hat = rows_of(z, statistics + view * 3 * d, row, column, n, d, stride, ROWS, COLUMNS)
-    q = tl.sum(tl.where((rows < n)[:, None], product * hat, 0.0), axis=0) / n
-    diagonal = tl.load(statistics + 6 * d + columns, mask=inside, other=0.0)
-    weight = slope * diagonal + offset
-    centre = tl.load(centres + 1 - view)
-    projection = coefficient * q + weight * diagonal - centring * centre * rstd * rstd
-    factor = rstd * tl.load(grad_scale).to(tl.float32)
-    theirs = statistics + (1 - view) * 3 * d
-    other_hat = rows_of(other, theirs, row, column, n, d, other_stride, ROWS, COLUMNS)
-    g = coefficient * product + weight[None, :] * other_hat - hat * projection[None, :]
+    centre = centring * tl.load(centres + 1 - view)
+    scale = tl.load(grad_scale).to(tl.float32)
+    left_half, right_half = halves(product, ROWS, COLUMNS)
+    for half in tl.static_range(2):
+        part = left_half if half == 0 else right_half
+        _column_half(
+            part, z, other, statistics, view, grad, column + half * (COLUMNS // 2), n, d, stride,
+            other_stride, coefficient, centre, slope, offset, scale, ROWS, COLUMNS // 2,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile_half(
+    product,
+    z,
+    other,
+    statistics,
+    other_statistics,
+    diagonal,
+    grad,
+    sums_of_columns,
+    row,
+    column,
+    n,
+    d,
+    stride,
+    other_stride,
+    coefficient,
+    slope,
+    offset,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    columns = column + tl.arange(0, COLUMNS)
+    inside = columns < d
+    height = (row + tl.arange(0, ROWS) < n)[:, None]
+    own = rows_of(z, statistics, row, column, n, d, stride, ROWS, COLUMNS)
+    q = tl.sum(tl.where(height, product * own, 0.0), axis=0)
+    tl.store(sums_of_columns + columns, q, mask=inside)
+    theirs = rows_of(other, other_statistics, row, column, n, d, other_stride, ROWS, COLUMNS)
+    c = tl.load(diagonal + columns, mask=inside, other=0.0)
+    weight = slope * c + offset
+    factor = tl.load(statistics + d + columns, mask=inside, other=0.0) * scale
+    g = coefficient * product + weight[None, :] * (theirs - own * c[None, :])
     store_rows(grad, g * factor[None, :], row, column, n, d, ROWS, COLUMNS)
 
 
@@ -135,7 +206,6 @@ def gram_tiles_kernel(
     column = (tl.program_id(0) // row_tiles) * BLOCK_N
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
-    inside = columns < d
     left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * width
 
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -143,7 +213,11 @@ def gram_tiles_kernel(
         for k in range(0, n, BLOCK_K):
             depths = k + tl.arange(0, BLOCK_K)
             x = tl.load(gram + left + depths[None, :])
-            y = tl.load(hat + tl.minimum(depths, n - 1).to(tl.int64)[:, None] * hat_stride + columns[None, :])
+            y = tl.load(
+                hat
+                + tl.minimum(depths, n - 1).to(tl.int64)[:, None] * hat_stride
+                + columns[None, :]
+            )
             x, y = to_operand(x, PRECISION), to_operand(y, PRECISION)
             product = multiply(x, y, product, PRECISION)
     else:
@@ -158,16 +232,15 @@ def gram_tiles_kernel(
                 chunk = multiply(x, y, chunk, PRECISION)
             product += chunk
 
-    own = rows_of(z, statistics, row, column, n, d, stride, BLOCK_M, BLOCK_N)
-    q = tl.sum(tl.where((rows < n)[:, None], product * own, 0.0), axis=0)
-    tl.store(sums_of_columns + row_tile * d + columns, q, mask=inside)
-    theirs = rows_of(other, other_statistics, row, column, n, d, other_stride, BLOCK_M, BLOCK_N)
-    rstd = tl.load(statistics + d + columns, mask=inside, other=0.0)
-    c = tl.load(diagonal + columns, mask=inside, other=0.0)
-    weight = slope * c + offset
-    factor = rstd * tl.load(grad_scale).to(tl.float32)
-    g = coefficient * product + weight[None, :] * (theirs - own * c[None, :])
-    store_rows(grad, g * factor[None, :], row, column, n, d, BLOCK_M, BLOCK_N)
+    scale = tl.load(grad_scale).to(tl.float32)
+    left_half, right_half = halves(product, BLOCK_M, BLOCK_N)
+    for half in tl.static_range(2):
+        part = left_half if half == 0 else right_half
+        _tile_half(
+            part, z, other, statistics, other_statistics, diagonal, grad,
+            sums_of_columns + row_tile * d, row, column + half * (BLOCK_N // 2), n, d, stride,
+            other_stride, coefficient, slope, offset, scale, BLOCK_M, BLOCK_N // 2,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n", "row_tiles"])
@@ -193,7 +266,7 @@ def gram_project_kernel(
     inside = columns < d
     valid = (rows < n) & inside[None, :]
     q = tl.zeros([COLUMNS], tl.float32)
-    for tile in range(0, row_tiles):
+    for tile in range(row_tiles):
         q += tl.load(sums_of_columns + tile * d + columns, mask=inside, other=0.0)
     rstd = tl.load(statistics + d + columns, mask=inside, other=0.0)
     projection = coefficient * (q / n) - centring * tl.load(centre) * rstd * rstd
@@ -234,7 +307,17 @@ def gram_gradients(
     factors = (coefficient / scale_of(n, d, precision), coefficient * eps, slope, offset)
     if config.rows is not None:
         _columns(
-            config, z_a, z_b, statistics, grams, centres, grad_scale, grads, factors, precision, need
+            config,
+            z_a,
+            z_b,
+            statistics,
+            grams,
+            centres,
+            grad_scale,
+            grads,
+            factors,
+            precision,
+            need,
         )
         return grads
     for view, (own, other) in enumerate(((z_a, z_b), (z_b, z_a))):
@@ -242,7 +325,17 @@ def gram_gradients(
             # The gradient of one view takes the other view's matrix.
             gram, centre, grad = grams[1 - view], centres[1 - view], grads[view]
             _tiles(
-                config, own, other, statistics, gram, centre, grad_scale, grad, factors, precision, view
+                config,
+                own,
+                other,
+                statistics,
+                gram,
+                centre,
+                grad_scale,
+                grad,
+                factors,
+                precision,
+                view,
             )
     return grads
 

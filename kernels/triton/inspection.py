@@ -11,9 +11,11 @@ Needs the tools that Triton's wheel brings along (ptxas, cuobjdump), nothing els
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launch import Launch
+from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 
 # Most specific first: what a product compiles to on each architecture.
 _INSTRUCTIONS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
@@ -51,7 +53,9 @@ def resources(launch: Launch, capability: int) -> Resources:
     compiled = compile_launch(launch, capability)
     usage = _usage(compiled.asm["cubin"])
     instruction, operands = _tensor_core(compiled.asm["ptx"])
-    return Resources(usage["REG"], usage["spilled"], compiled.metadata.shared, instruction, operands)
+    return Resources(
+        usage["REG"], usage["spilled"], compiled.metadata.shared, instruction, operands
+    )
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
@@ -62,7 +66,7 @@ def compile_launch(launch: Launch, capability: int) -> Any:
     return triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": launch.warps, "num_stages": launch.stages},
+        options=options(launch.warps, launch.stages),
     )
 
 
@@ -119,3 +123,121 @@ def _tensor_core(ptx: str) -> tuple[str, str]:
             inputs = [t for t in types if t != "f32"]
             return name, inputs[0] if inputs else ""
     return "", ""
+
+
+class Case(NamedTuple):
+    """A step of the loss whose launches are looked at."""
+
+    form: str
+    n: int
+    d: int
+    dtype: torch.dtype
+    precision: str
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{self.form} {self.n}x{self.d} {name} {self.precision}"
+
+
+# Together these reach every row of the table (tests/triton_kernels/test_compilation.py holds that).
+SHAPES = (
+    ("gram", 64, 2048),
+    ("gram", 128, 2048),
+    ("gram", 256, 8192),
+    ("gram", 512, 8192),
+    ("gram", 2048, 8192),
+    ("correlation", 169343, 256),
+    ("correlation", 4096, 64),
+    ("correlation", 8192, 4096),
+)
+OPERANDS = (
+    (torch.bfloat16, "bf16"),
+    (torch.float32, "bf16"),
+    (torch.float32, "tf32"),
+    (torch.float32, "fp32"),
+)
+EXTRA = (
+    Case("gram", 256, 8192, torch.float16, "fp16"),
+    Case("correlation", 4096, 512, torch.float16, "fp16"),
+)
+# Rows that do not start at 16 bytes are read element by element, and registers go to addresses.
+UNALIGNED = (
+    Case("gram", 250, 1001, torch.float32, "fp32"),
+    Case("gram", 250, 1001, torch.bfloat16, "bf16"),
+    Case("correlation", 999, 333, torch.bfloat16, "bf16"),
+)
+
+
+def cases() -> list[Case]:
+    """All shapes in all operand types, and what they leave out."""
+    return [Case(*shape, *operands) for shape in SHAPES for operands in OPERANDS] + [
+        *EXTRA,
+        *UNALIGNED,
+    ]
+
+
+def survey(architecture: int, workers: int = 1) -> list[tuple[Case, Launch, Resources]]:
+    """Compiles every distinct kernel that `cases` launch on an architecture (80, 90, 100).
+
+    A kernel stands with the first case that needs it. `workers` processes compile side by side.
+    """
+    distinct = _distinct(architecture)
+    if workers == 1:
+        found = [resources(launch, architecture) for _, launch in distinct]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            found = list(
+                pool.map(_resources_of, [architecture] * len(distinct), range(len(distinct)))
+            )
+    return [(case, launch, r) for (case, launch), r in zip(distinct, found, strict=True)]
+
+
+def _distinct(architecture: int) -> list[tuple[Case, Launch]]:
+    seen = {}
+    for case in cases():
+        for launch in record_step(case, REFERENCE_DEVICES[architecture]):
+            seen.setdefault(identity(launch), (case, launch))
+    return list(seen.values())
+
+
+def _resources_of(architecture: int, index: int) -> Resources:
+    return resources(_distinct(architecture)[index][1], architecture)
+
+
+def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, True)) -> list[Launch]:
+    """The launches of one forward and backward pass, planned for `device`; nothing runs."""
+    from .. import triton as kernels
+
+    z = torch.empty(case.n, case.d, dtype=case.dtype, device="meta")
+    grad_scale = torch.empty((), device="meta")
+    with recording(device) as record:
+        statistics, sums = kernels.statistics(z, z, 1e-5, case.precision)
+        if case.form == "gram":
+            grams, centres, inner = kernels.gram_pair(z, z, statistics, sums, case.precision)
+            kernels.terms(sums, inner, case.n**2, True, 0.0051, case.precision)
+            kernels.gram_gradients(
+                z, z, statistics, grams, centres, grad_scale, 1e-5, 0.1, 0.1, 1e-5,
+                case.precision, need,
+            )  # fmt: skip
+        else:
+            matrix, squares = kernels.correlation(z, z, statistics, case.precision)
+            kernels.terms(sums, squares[0], 1, False, 0.0051, case.precision)
+            kernels.correlation_gradients(
+                z, z, statistics, matrix, squares, grad_scale, 1e-5, 0.1, 0.1,
+                case.precision, need,
+            )  # fmt: skip
+    return record.launches
+
+
+def identity(launch: Launch) -> tuple:
+    """Equal for launches that run the same machine code."""
+    signature, constants, attributes = specialisation(launch)
+    return (
+        launch.name,
+        tuple(signature.items()),
+        tuple(sorted(constants.items())),
+        tuple(attributes),
+        launch.warps,
+        launch.stages,
+    )

@@ -75,56 +75,62 @@ def moments_kernel(
     WIDE: tl.constexpr,
     FINISH: tl.constexpr,
 ):
-    """Moments of COLUMNS columns over one part of the rows.
+    """Moments of COLUMNS columns over one part of the rows, at most MOST_PART_ROWS of them.
 
-    Every block of ROWS rows is centred about its own mean before it is squared, and blocks are
-    merged in float64: stable for means far larger than the deviations, in one read.
+    Values are centred about the mean of the part's first ROWS rows before they are squared. That
+    pivot lies off the true mean by at most max |deviation| / sqrt(ROWS) in the worst case, an
+    outlier among them, and then the variance is at least max |deviation|^2 / rows: what the later
+    subtraction can lose is a factor 1 + rows / ROWS^2, so it is bounded by bounding rows. Sums run
+    element by element in registers and are reduced once, at the end.
 
     parts: (row parts, 5, D) float64, or, with FINISH, the statistics themselves are written.
     """
     program = tl.program_id(0)
     part = tl.program_id(1)
-    columns = program * COLUMNS + tl.arange(0, COLUMNS)
+    column = program * COLUMNS
+    columns = column + tl.arange(0, COLUMNS)
     inside = columns < d
     first = part * rows_per_part
     last = tl.minimum(first + rows_per_part, n)
     accumulate = tl.float64 if WIDE else tl.float32
+    local = tl.arange(0, ROWS)[:, None]
 
-    mean_a = tl.zeros([COLUMNS], tl.float64)
-    mean_b = tl.zeros([COLUMNS], tl.float64)
-    m2_a = tl.zeros([COLUMNS], tl.float64)
-    m2_b = tl.zeros([COLUMNS], tl.float64)
-    comoment = tl.zeros([COLUMNS], tl.float64)
-    done = tl.zeros([COLUMNS], tl.float64)
+    mask = (first + local < last) & inside[None, :]
+    at_a = z_a + first.to(tl.int64) * stride_a + column
+    at_b = z_b + first.to(tl.int64) * stride_b + column
+    offset_a = local * stride_a + tl.arange(0, COLUMNS)[None, :]
+    offset_b = local * stride_b + tl.arange(0, COLUMNS)[None, :]
+    few = tl.minimum(ROWS, last - first).to(accumulate)
+    pivot_a = tl.sum(tl.load(at_a + offset_a, mask=mask, other=0.0).to(accumulate), axis=0) / few
+    pivot_b = tl.sum(tl.load(at_b + offset_b, mask=mask, other=0.0).to(accumulate), axis=0) / few
+
+    sum_a = tl.zeros([ROWS, COLUMNS], accumulate)
+    sum_b = tl.zeros([ROWS, COLUMNS], accumulate)
+    squares_a = tl.zeros([ROWS, COLUMNS], accumulate)
+    squares_b = tl.zeros([ROWS, COLUMNS], accumulate)
+    products = tl.zeros([ROWS, COLUMNS], accumulate)
     for start in range(first, last, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        mask = (rows < last)[:, None] & inside[None, :]
-        at = rows.to(tl.int64)[:, None]
-        x = tl.load(z_a + at * stride_a + columns[None, :], mask=mask, other=0.0).to(accumulate)
-        y = tl.load(z_b + at * stride_b + columns[None, :], mask=mask, other=0.0).to(accumulate)
-        size = tl.minimum(ROWS, last - start).to(accumulate)
-        pivot_a = tl.sum(x, axis=0) / size
-        pivot_b = tl.sum(y, axis=0) / size
+        mask = (start + local < last) & inside[None, :]
+        x = tl.load(at_a + offset_a, mask=mask, other=0.0).to(accumulate)
+        y = tl.load(at_b + offset_b, mask=mask, other=0.0).to(accumulate)
         x = tl.where(mask, x - pivot_a[None, :], 0.0)
         y = tl.where(mask, y - pivot_b[None, :], 0.0)
-        # The pivot is rounded: what it lacks is the mean of the centred values.
-        rest_a = tl.sum(x, axis=0).to(tl.float64)
-        rest_b = tl.sum(y, axis=0).to(tl.float64)
-        more = size.to(tl.float64)
-        done, mean_a, mean_b, m2_a, m2_b, comoment = _merge(
-            done,
-            mean_a,
-            mean_b,
-            m2_a,
-            m2_b,
-            comoment,
-            more,
-            pivot_a.to(tl.float64) + rest_a / more,
-            pivot_b.to(tl.float64) + rest_b / more,
-            tl.sum(x * x, axis=0).to(tl.float64) - rest_a * rest_a / more,
-            tl.sum(y * y, axis=0).to(tl.float64) - rest_b * rest_b / more,
-            tl.sum(x * y, axis=0).to(tl.float64) - rest_a * rest_b / more,
-        )
+        sum_a += x
+        sum_b += y
+        squares_a += x * x
+        squares_b += y * y
+        products += x * y
+        at_a += ROWS * stride_a.to(tl.int64)
+        at_b += ROWS * stride_b.to(tl.int64)
+
+    count = (last - first).to(tl.float64)
+    rest_a = tl.sum(sum_a, axis=0).to(tl.float64)
+    rest_b = tl.sum(sum_b, axis=0).to(tl.float64)
+    mean_a = pivot_a.to(tl.float64) + rest_a / count
+    mean_b = pivot_b.to(tl.float64) + rest_b / count
+    m2_a = tl.sum(squares_a, axis=0).to(tl.float64) - rest_a * rest_a / count
+    m2_b = tl.sum(squares_b, axis=0).to(tl.float64) - rest_b * rest_b / count
+    comoment = tl.sum(products, axis=0).to(tl.float64) - rest_a * rest_b / count
     if FINISH:
         _statistics(
             statistics,
@@ -133,7 +139,7 @@ def moments_kernel(
             inside,
             program,
             d,
-            n.to(tl.float64),
+            count,
             eps,
             mean_a,
             mean_b,
@@ -175,7 +181,7 @@ def merge_kernel(
     m2_b = tl.zeros([COLUMNS], tl.float64)
     comoment = tl.zeros([COLUMNS], tl.float64)
     done = tl.zeros([COLUMNS], tl.float64)
-    for part in range(0, parts_count):
+    for part in range(parts_count):
         at = parts + part * 5 * d + columns
         size = tl.minimum(rows_per_part, n - part * rows_per_part).to(tl.float64)
         done, mean_a, mean_b, m2_a, m2_b, comoment = _merge(

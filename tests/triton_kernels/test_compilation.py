@@ -1,0 +1,87 @@
+"""Every kernel in every configuration of the table, compiled ahead of time: no device needed.
+
+What must hold on each architecture: nothing is spilled, shared memory fits, products run on the
+tensor cores with the newest instruction there is, and their loads are 16 bytes wide and
+asynchronous.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
+from barlow_fast.kernels.triton import configurations, inspection  # noqa: E402
+from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
+from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    triton_kernels.INTERPRETED.value, reason="Triton's interpreter does not compile"
+)
+INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+# Bytes per thread: slow, not wrong, and only for an odd D.
+UNALIGNED_SPILL = 512
+OPERANDS = {"bf16": "bf16", "fp16": "f16", "tf32": "tf32", "fp32": "tf32"}
+
+
+@pytest.fixture(scope="module", params=sorted(REFERENCE_DEVICES))
+def compiled(request):
+    """(architecture, all kernels with their resources)."""
+    return request.param, inspection.survey(request.param, workers=min(2, os.cpu_count() or 1))
+
+
+def test_resources_of_every_kernel(compiled):
+    architecture, kernels = compiled
+    assert len(kernels) > 60
+    limit = REFERENCE_DEVICES[architecture].shared_memory
+    wrong = []
+    for case, launch, r in kernels:
+        where = f"{launch.name} sm_{architecture} {case}: {r}"
+        if r.spilled > (UNALIGNED_SPILL if case in inspection.UNALIGNED else 0):
+            wrong.append(f"spills: {where}")
+        if r.shared > limit:
+            wrong.append(f"more shared memory than {limit}: {where}")
+        if launch.flops and r.instruction != INSTRUCTION[architecture]:
+            wrong.append(f"not {INSTRUCTION[architecture]}: {where}")
+        if launch.flops and architecture < 100 and r.operands != OPERANDS[case.precision]:
+            wrong.append(f"operands are not {OPERANDS[case.precision]}: {where}")
+        if not launch.flops and r.instruction:
+            wrong.append(f"a tensor core where nothing is multiplied: {where}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_survey_reaches_every_row_of_the_table():
+    for architecture, device in REFERENCE_DEVICES.items():
+        used = set()
+        for case in inspection.cases():
+            size = case.n if case.form == "gram" else case.d
+            for kernel in (case.form, f"{case.form}_gradients"):
+                row = configurations.row_of(kernel, architecture, case.precision, case.dtype, size)
+                used.add(row)
+            record_step(case, device)
+        assert used == {key for key in configurations.TABLE if key[1] == architecture}
+
+
+@pytest.mark.parametrize("case", [Case("gram", 256, 8192, torch.bfloat16, "bf16")], ids=str)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_operands_stream_through_shared_memory(case, architecture):
+    """Wide asynchronous copies, several stages ahead: what keeps tensor cores fed."""
+    products = [x for x in record_step(case, REFERENCE_DEVICES[architecture]) if x.flops]
+    assert products
+    for launch in products:
+        code = inspection.compile_launch(launch, architecture)
+        assert "cp.async.cg.shared.global" in code.asm["ptx"]
+        operand_stage = 2 * launch.arguments["BLOCK_K"] * 64 * case.dtype.itemsize
+        assert code.metadata.shared >= 2 * operand_stage
+
+
+def test_a_spill_would_be_seen():
+    """The check itself: a configuration that cannot fit its accumulator into registers."""
+    case = Case("gram", 256, 8192, torch.bfloat16, "bf16")
+    launch = next(
+        x for x in record_step(case, REFERENCE_DEVICES[80]) if x.name == "gram_columns_kernel"
+    )
+    launch.warps = 1
+    assert inspection.resources(launch, 80).spilled > 0

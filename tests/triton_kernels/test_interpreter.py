@@ -1,0 +1,188 @@
+"""Every Triton kernel in Triton's interpreter, on the CPU, against the plain-torch set.
+
+    TRITON_INTERPRET=1 pytest tests/triton_kernels/test_interpreter.py        (part of `make test`)
+
+The interpreter runs one program after the other with numpy: it shows that indices, masks, sums and
+roundings are right, not that a device runs them fast.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from contract import EPS, check_correlation, check_gram, check_moments, prepared
+from embeddings import AWKWARD_SHAPES, KINDS, draw
+from gate import assert_within_gate
+
+from barlow_fast import barlow_twins_loss
+from barlow_fast.kernels import aten
+
+triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
+from barlow_fast.kernels.triton import configurations, gram  # noqa: E402
+from barlow_fast.kernels.triton.launch import device_of  # noqa: E402
+
+pytestmark = [
+    pytest.mark.skipif(
+        not triton_kernels.INTERPRETED.value,
+        reason="runs in Triton's interpreter: TRITON_INTERPRET=1 (make test does)",
+    ),
+    pytest.mark.usefixtures("poisoned", "fresh_plans"),
+]
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture
+def fresh_plans():
+    """Tests change thresholds; plans are cached."""
+    cached = ("moments", "gram", "gram_gradients", "correlation", "correlation_gradients")
+
+    def clear():
+        for name in cached:
+            getattr(configurations, name).cache_clear()
+
+    clear()
+    yield
+    clear()
+
+
+def check_both(case, precision):
+    check_gram(triton_kernels, case, precision, gram.scale_of(*case.z_a.shape, precision))
+    check_correlation(triton_kernels, case, precision)
+
+
+def test_the_interpreter_is_on():
+    assert os.environ["TRITON_INTERPRET"] == "1"
+
+
+@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_moments(shape):
+    check_moments(triton_kernels, prepared(shape, "fp32"), "fp32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_input_type_with_every_operand_type(dtype, precision):
+    for shape in ((19, 45), (45, 19)):
+        case = prepared(shape, precision, dtype)
+        check_moments(triton_kernels, case, precision)
+        check_both(case, precision)
+
+
+@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_awkward_shapes(shape, precision):
+    check_both(prepared(shape, precision), precision)
+
+
+@pytest.mark.parametrize("parts", ["one", "many"])
+def test_moments_in_row_parts(parts, monkeypatch):
+    """Long columns are cut into parts that are merged; badly scaled ones stay accurate."""
+    monkeypatch.setattr(configurations, "MOST_OWNED_ROWS", 1 << 30 if parts == "one" else 8)
+    z_a, z_b = draw("badly_scaled", 901, 40, seed=1)
+    exact = aten.column_moments(z_a.double(), z_b.double(), "fp64")
+    got = triton_kernels.column_moments(z_a, z_b, "fp32")
+    scale = (exact[2] / 901).sqrt()
+    assert float(((got[0] - exact[0]) / scale).abs().max()) < 1e-6
+    for row in (2, 3):
+        torch.testing.assert_close(got[row], exact[row], rtol=1e-5, atol=0)
+    fused, sums = triton_kernels.statistics(z_a, z_b, EPS, "fp32")
+    want, want_sums = aten.standardisation(exact, 901, EPS, "fp32")
+    torch.testing.assert_close(fused[[0, 1, 3, 4, 6]], want[[0, 1, 3, 4, 6]], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums[:, :2].sum(0), want_sums.sum(0), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("shape", [(60, 1100), (200, 90), (330, 70)], ids=str)
+def test_stored_operands(shape, precision, monkeypatch):
+    """The path of large N: z_hat in memory, whole tiles finished in place, the last wave split."""
+    monkeypatch.setattr(configurations, "MOST_FUSED_SAMPLES", 0)
+    case = prepared(shape, precision)
+    plan = configurations.gram(device_of(case.z_a), *shape, torch.float32, precision)
+    assert plan.stored
+    assert (plan.whole > 0) == (shape[0] > 60)
+    assert (plan.splits > 1) == (shape[0] == 60)
+    check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_by_tiles(precision, monkeypatch):
+    """More rows than one program owns."""
+    monkeypatch.setattr(configurations, "_owned_rows", lambda *_: 0)
+    for shape in ((70, 140), (260, 300)):
+        case = prepared(shape, precision)
+        check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_correlation_with_whole_and_split_tiles(precision):
+    for n, d in ((140, 400), (900, 40)):
+        case = prepared((n, d), precision)
+        plan = configurations.correlation(device_of(case.z_a), n, d, torch.float32, precision)
+        assert (plan.whole > 0) == (d > 40)
+        assert (plan.splits > 1) == (d == 40)
+        check_correlation(triton_kernels, case, precision)
+
+
+@pytest.mark.parametrize("form", ["gram", "correlation"])
+@pytest.mark.parametrize("precision", PRECISIONS[:1] + PRECISIONS[2:])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numerics_gate(kind, precision, form):
+    n, d = (24, 70) if form == "gram" else (70, 24)
+    assert_within_gate(lambda seed: draw(kind, n, d, seed), precision, form, "triton")
+
+
+def test_strided_inputs():
+    wide = torch.randn(2, 30, 100)
+    z_a, z_b = wide[0, :, :40], wide[1, :, 20:60]
+    assert_same_as_aten(z_a, z_b)
+    assert_same_as_aten(wide[0].T[:, :20], wide[1].T[:, :20])
+
+
+def assert_same_as_aten(z_a, z_b):
+    results = []
+    for backend in ("triton", "aten"):
+        a, b = z_a.detach().requires_grad_(), z_b.detach().requires_grad_()
+        loss = barlow_twins_loss(a, b, backend=backend)
+        loss.backward()
+        results.append((loss.detach(), a.grad, b.grad))
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_nan_and_inf_are_not_hidden():
+    for form, (n, d) in (("gram", (20, 50)), ("correlation", (50, 20))):
+        for bad in (float("nan"), float("inf")):
+            z_a, z_b = draw("random", n, d)
+            z_a[3, 4] = bad
+            z_a.requires_grad_()
+            loss = barlow_twins_loss(z_a, z_b, form=form, backend="triton")
+            assert loss.isnan()
+            loss.backward()
+            assert z_a.grad[:, 4].isnan().all()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_matrices_do_not_overflow(precision):
+    """Equal samples make every element of K as large as D."""
+    z = torch.cat((torch.ones(2, 9000), -torch.ones(2, 9000))) * 3 + torch.randn(4, 9000) * 1e-3
+    z_a, z_b = z.requires_grad_(), (z + 0.1).detach()
+    loss = barlow_twins_loss(z_a, z_b, precision=precision, form="gram", backend="triton")
+    loss.backward()
+    assert loss.isfinite()
+    assert z_a.grad.isfinite().all()
+    assert z_a.grad.abs().sum() > 0
+
+
+def test_equal_runs_give_equal_bits():
+    z_a, z_b = draw("correlated", 40, 90)
+    runs = []
+    for _ in range(2):
+        a = z_a.clone().requires_grad_()
+        loss = barlow_twins_loss(a, z_b, backend="triton", precision="bf16")
+        loss.backward()
+        runs.append((loss.detach(), a.grad))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
