@@ -3,7 +3,16 @@
 from .functional import Terms, barlow_twins_loss
 from .loss import BarlowTwinsLoss
 from .plan import Plan, explain
+from .warming import warmup
 
 __version__ = "0.1.0"
 
-__all__ = ["BarlowTwinsLoss", "Plan", "Terms", "__version__", "barlow_twins_loss", "explain"]
+__all__ = [
+    "BarlowTwinsLoss",
+    "Plan",
+    "Terms",
+    "__version__",
+    "barlow_twins_loss",
+    "explain",
+    "warmup",
+]

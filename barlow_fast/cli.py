@@ -10,8 +10,8 @@ REQUIRED = ("typer", "rich", "numpy")
 
 
 def main() -> None:
-    """Runs the command line. Without the extra's libraries only `barlow-fast doctor`, which needs
-    none, still works."""
+    """Runs the command line. Without the extra's libraries only `doctor` and `tune`, which need
+    none, still work."""
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if not missing:
         from .commands import app
@@ -22,7 +22,22 @@ def main() -> None:
         from .doctor import report
 
         sys.exit(report())
+    if sys.argv[1:2] == ["tune"]:
+        sys.exit(tune(sys.argv[2:]))
     sys.exit(missing_libraries(missing))
+
+
+def tune(arguments: list[str]) -> int | str:
+    """`barlow-fast tune`: the exit status, or why there is no tuning here."""
+    from .kernels import load
+
+    try:
+        load("triton")
+    except ImportError as error:
+        return f"barlow-fast tune: {error}"
+    from .kernels.triton.tuning import main
+
+    return main(arguments)
 
 
 def missing_libraries(names: list[str]) -> str:

@@ -42,6 +42,20 @@ def doctor() -> None:
     raise typer.Exit(report())
 
 
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def tune(context: typer.Context) -> None:
+    """Measure configurations of the Triton kernels on this GPU and keep the best."""
+    from .cli import tune
+
+    sys.exit(tune(context.args))
+
+
 @app.command()
 def pretrain(
     dataset: Annotated[

@@ -1,7 +1,8 @@
 """The Gram form: two N x N matrices, exact, for N <= D. Written once over any kernel set.
 
     sum_{i != j} C_ij^2 = <K_a, K_b> / N^2 - sum_i C_ii^2,      K = z_hat z_hat^T
-    dL/dz_hat_a = (2 lambda / N^2) K_b z_hat_a + w * z_hat_b,   w_i = [2 (C_ii - 1) - 2 lambda C_ii] / N
+    dL/dz_hat_a = (2 lambda / N^2) K_b z_hat_a + w * z_hat_b
+    w_i = [2 (C_ii - 1) - 2 lambda C_ii] / N
 
 Derivation: kernels/README.md, equations 3 to 6.
 """

@@ -28,7 +28,7 @@ def forward(
     """(loss, on_diagonal, off_diagonal, statistics, matrix, companion); z_a, z_b are (N, D).
 
     The last three are what `backward` needs: (7, D) statistics and, by form, both Gram matrices and
-    their centres or the zeroed C and its (2, D) squared sums, laid out as the kernel set wants them.
+    their centres or the zeroed C and its (2, D) squared sums, laid out as the kernel set likes.
     """
     form, precision, backend = _resolve(z_a, form, precision, backend)
     with _without_autocast(z_a.device.type):

@@ -98,8 +98,10 @@ def _suite_text(suite: str, files: dict[str, list[Row]], brief: bool) -> str:
     for name, rows in files.items():
         rows = [row for row in rows if row["suite"] == suite]
         if rows:
-            text = suites.discover()[suite].tables(rows, brief)
-            parts.append(f"{machine(rows, name)}\n\n{text}")
+            module = suites.discover()[suite]
+            # What was not measured on a machine says itself where it comes from.
+            origin = getattr(module, "origin", machine)
+            parts.append(f"{origin(rows, name)}\n\n{module.tables(rows, brief)}")
     return "\n\n".join(parts)
 
 

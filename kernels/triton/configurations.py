@@ -9,25 +9,33 @@ functions below turn a row and a shape into a configuration: pure, cached, no de
 from __future__ import annotations
 
 import functools
+import re
 from typing import NamedTuple
 
 import torch
+import triton
 
 from .launch import Device, cdiv, round_up
 
 SUM_ALIGNMENT = 64  # the largest BLOCK_K: stored matrices are zero up to a multiple of it
-OPERAND_ALIGNMENT = 128  # the largest BLOCK_N: blocks of a stored operand never leave its rows
+OPERAND_ALIGNMENT = 256  # the largest BLOCK_N: blocks of a stored operand never leave its rows
 MERGE_COLUMNS = 64
 
 # Rows that one program takes the moments of; the accuracy of its pivot rests on it (moments.py).
 MOST_PART_ROWS = 2048
 
-# Where the columns of a program hold all rows of a gradient; above, its accumulator would not fit.
-MOST_OWNED_ROWS = 512
+# Columns of up to so many rows are read by one program: their statistics take one launch.
+MOST_UNDIVIDED_ROWS = 512
 
-# Up to here the Gram product standardises its operands itself; above, where every element of z_hat
-# would be made many times over, they are stored once.
-MOST_FUSED_SAMPLES = 1024
+# Products that torch makes come in pieces of this size, small beside a second-level cache, and
+# programs own so many of their columns.
+LIBRARY_CHUNK_BYTES = 16 << 20
+OWNED_COLUMNS = 32
+
+# Triton 3.6 fails in its tensor-memory passes on a tile that may be finished in place or not; 3.9
+# compiles it. Versions in between have not been tried.
+TRITON = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2])
+FINISHES_ON_BLACKWELL = (3, 9)
 
 # Accumulators of tensor cores truncate. Sums of float32 quality add up chunks of so many elements
 # in the ordinary, rounding units.
@@ -54,13 +62,21 @@ class Elementwise(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A row of the table: the blocks of one product."""
+    """A row of the table: the blocks of one product, and how it gets its operands.
+
+    Paths of `gram`: 'fused' (z is standardised on its way into the product, both views in one
+    launch), 'stored' (z_hat is stored first, view by view), 'bulk' (stored, and copied to shared
+    memory by Hopper's copy engine), 'cublas' (stored, and multiplied by torch). Paths of
+    `gram_gradients`: 'owned' (a program owns all rows of its columns; block_m is the padded N),
+    'tiles', 'bulk', 'cublas'. The correlation kernels have one path.
+    """
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
+    path: str = ""
 
 
 class Gram(NamedTuple):
@@ -71,7 +87,7 @@ class Gram(NamedTuple):
     warps: int
     stages: int
     chunk: int
-    stored: bool
+    path: str
     strip: int
     whole: int
     split: int
@@ -80,12 +96,12 @@ class Gram(NamedTuple):
 
 
 class GramGradients(NamedTuple):
-    rows: int | None  # of the program that owns whole columns; None: tiles
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
+    path: str
     chunk: int
 
 
@@ -125,72 +141,91 @@ FAMILIES = {"bf16": HALF, "fp16": HALF, "tf32": SINGLE, "fp32": SPLIT_SINGLE}
 LARGE = 1 << 62
 TABLE: dict[tuple[str, int, str, int], Product] = {}
 
+# Rows on trial, used before all others: `tuning`.
+override: dict[tuple[str, int, str, int], Product] = {}
 
-def _rows(kernel: str, architectures: tuple[int, ...], family: str, **buckets: tuple) -> None:
+
+def _rows(
+    kernel: str, architectures: tuple[int, ...], family: str, path: str, **buckets: tuple
+) -> None:
     for architecture in architectures:
         for bucket, blocks in buckets.items():
             size = LARGE if bucket == "large" else int(bucket[1:])
-            TABLE[kernel, architecture, family, size] = Product(*blocks)
+            TABLE[kernel, architecture, family, size] = Product(*blocks, path)
 
 
-_rows("gram", (80,), HALF, _256=(64, 64, 64, 4, 3), large=(128, 128, 64, 8, 3))
-_rows("gram", (90, 100), HALF, _256=(64, 64, 64, 4, 4), large=(128, 128, 64, 8, 4))
-_rows("gram", (80, 90), SINGLE, _256=(64, 64, 32, 4, 3), large=(128, 128, 32, 8, 3))
-_rows("gram", (100,), SINGLE, _256=(64, 64, 32, 8, 3), large=(128, 128, 32, 8, 3))
-_rows("gram", (80, 90), SPLIT_SINGLE, large=(64, 64, 32, 4, 3))
-_rows("gram", (100,), SPLIT_SINGLE, large=(64, 64, 32, 8, 3))
+ALL = (80, 90, 100)
 
-# The first block is the padded N itself in the buckets up to MOST_OWNED_ROWS.
+# Where every element of z_hat would be made many times over, it is stored once.
+_rows("gram", (80,), HALF, "fused", _256=(64, 64, 64, 4, 3), _1024=(128, 128, 64, 8, 3))
+_rows("gram", (90, 100), HALF, "fused", _256=(64, 64, 64, 4, 4), _1024=(128, 128, 64, 8, 4))
+_rows("gram", (80,), HALF, "stored", large=(128, 128, 64, 8, 3))
+_rows("gram", (90, 100), HALF, "bulk", large=(128, 128, 64, 8, 4))
+_rows("gram", (80, 90), SINGLE, "fused", _256=(64, 64, 32, 4, 3), _1024=(128, 128, 32, 8, 3))
+_rows("gram", (100,), SINGLE, "fused", _256=(64, 64, 32, 8, 3), _1024=(128, 128, 32, 8, 3))
+_rows("gram", (80,), SINGLE, "stored", large=(128, 128, 32, 8, 3))
+_rows("gram", (90, 100), SINGLE, "bulk", large=(128, 128, 32, 8, 4))
+_rows("gram", (80, 90), SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
+_rows("gram", (100,), SPLIT_SINGLE, "fused", large=(64, 64, 32, 8, 3))
+
 _rows(
     "gram_gradients",
-    (80, 90, 100),
+    ALL,
     HALF,
+    "owned",
     _64=(64, 64, 64, 4, 2),
     _128=(128, 64, 64, 8, 3),
     _256=(256, 64, 64, 8, 3),
     _512=(512, 32, 64, 8, 3),
-    large=(128, 128, 64, 8, 3),
 )
 _rows(
     "gram_gradients",
-    (80, 90, 100),
+    ALL,
     SINGLE,
+    "owned",
     _64=(64, 64, 32, 4, 2),
     _128=(128, 64, 32, 4, 3),
     _256=(256, 32, 32, 8, 3),
     _512=(512, 32, 32, 8, 2),
-    large=(128, 128, 32, 8, 3),
 )
 _rows(
     "gram_gradients",
-    (80, 90, 100),
+    ALL,
     SPLIT_SINGLE,
+    "owned",
     _64=(64, 32, 32, 4, 2),
     _128=(128, 32, 32, 4, 2),
     _256=(256, 32, 32, 8, 2),
-    large=(64, 64, 32, 4, 3),
 )
+_rows("gram_gradients", (80,), HALF, "tiles", large=(128, 128, 64, 8, 3))
+_rows("gram_gradients", (90, 100), HALF, "bulk", large=(128, 256, 64, 8, 4))
+_rows("gram_gradients", (90, 100), MIXED, "bulk", large=(128, 128, 64, 8, 4))
+_rows("gram_gradients", (80,), SINGLE, "tiles", large=(128, 128, 32, 8, 3))
+_rows("gram_gradients", (90, 100), SINGLE, "bulk", large=(128, 128, 32, 8, 4))
+_rows("gram_gradients", ALL, SPLIT_SINGLE, "tiles", large=(64, 64, 32, 4, 3))
 
-_rows("correlation", (80, 90, 100), HALF, _128=(64, 64, 64, 4, 3), large=(128, 128, 64, 8, 3))
-_rows("correlation", (80, 90, 100), SINGLE, _128=(64, 64, 32, 4, 3), large=(128, 128, 32, 8, 3))
-_rows("correlation", (80, 90, 100), SPLIT_SINGLE, _128=(64, 64, 32, 4, 3), large=(64, 64, 32, 4, 3))
+_rows("correlation", ALL, HALF, "fused", _128=(64, 64, 64, 4, 3), large=(128, 128, 64, 8, 3))
+_rows("correlation", ALL, SINGLE, "fused", _128=(64, 64, 32, 4, 3), large=(128, 128, 32, 8, 3))
+_rows("correlation", ALL, SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
 
 _rows(
     "correlation_gradients",
-    (80, 90, 100),
+    ALL,
     HALF,
+    "fused",
     _64=(128, 64, 64, 4, 3),
     large=(128, 128, 64, 8, 3),
 )
-_rows("correlation_gradients", (80, 90, 100), MIXED, large=(128, 64, 64, 8, 3))
+_rows("correlation_gradients", ALL, MIXED, "fused", large=(128, 64, 64, 8, 3))
 _rows(
     "correlation_gradients",
-    (80, 90, 100),
+    ALL,
     SINGLE,
+    "fused",
     _64=(128, 64, 32, 4, 3),
     large=(128, 128, 32, 8, 3),
 )
-_rows("correlation_gradients", (80, 90, 100), SPLIT_SINGLE, large=(64, 64, 32, 4, 3))
+_rows("correlation_gradients", ALL, SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
 
 
 def row_of(
@@ -198,19 +233,31 @@ def row_of(
 ) -> tuple[str, int, str, int]:
     """The key of the table for inputs of `dtype` whose N (Gram) or D (correlation) is `size`."""
     family = FAMILIES[precision]
-    families = (MIXED, HALF) if family == HALF and dtype.itemsize > 2 else (family,)
-    for candidate in families:
-        fitting = [b for b in buckets(kernel, architecture, candidate) if b >= size]
-        if fitting:
-            return kernel, architecture, candidate, min(fitting)
-    raise KeyError((kernel, architecture, precision, size))
+    families = (HALF, MIXED) if family == HALF and dtype.itemsize > 2 else (family,)
+    # The smallest bucket that fits; of two families, the more special one.
+    fitting = {b: f for f in families for b in buckets(kernel, architecture, f) if b >= size}
+    bucket = min(fitting)
+    return kernel, architecture, fitting[bucket], bucket
 
 
-def blocks(
-    kernel: str, architecture: int, precision: str, dtype: torch.dtype, size: int
-) -> Product:
-    """The row of the table at `row_of`."""
-    return TABLE[row_of(kernel, architecture, precision, dtype, size)]
+def blocks(kernel: str, device: Device, precision: str, dtype: torch.dtype, size: int) -> Product:
+    """The row for a device: a tuned one where there is one, else the table's."""
+    key = row_of(kernel, device.architecture, precision, dtype, size)
+    return override.get(key) or tuned(device.name).get(key) or TABLE[key]
+
+
+@functools.cache
+def tuned(device_name: str) -> dict[tuple[str, int, str, int], Product]:
+    """Rows that `tuning` measured on a device of this name and stored; none by default."""
+    from . import tuning
+
+    return tuning.load(device_name)
+
+
+def forget_plans() -> None:
+    """For whoever changes the table or `override`: plans are cached."""
+    for cached in (moments, gram, gram_gradients, correlation, correlation_gradients):
+        cached.cache_clear()
 
 
 def buckets(kernel: str, architecture: int, family: str) -> list[int]:
@@ -229,7 +276,7 @@ def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
     rows = 32
     programs = cdiv(d, columns)
     parts = 1
-    if n > MOST_OWNED_ROWS and programs < 2 * device.processors:
+    if n > MOST_UNDIVIDED_ROWS and programs < 2 * device.processors:
         parts = min(cdiv(2 * device.processors, programs), cdiv(n, 4 * rows))
     parts = max(parts, cdiv(n, MOST_PART_ROWS))
     rows_per_part = round_up(cdiv(n, parts), rows)
@@ -239,26 +286,20 @@ def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
 @functools.lru_cache(maxsize=256)
 def gram(device: Device, n: int, d: int, dtype: torch.dtype, precision: str) -> Gram:
     """Tiles of the lower triangle, cut so that the last wave is full."""
-    row = blocks("gram", device.architecture, precision, dtype, n)
-    block, block_k = row.block_m, row.block_k
+    row = blocks("gram", device, precision, dtype, n)
+    block, fused = row.block_m, row.path == "fused"
     side = cdiv(n, block)
     tiles = side * (side + 1) // 2
-    stored = n > MOST_FUSED_SAMPLES and precision != "fp32"
-    depth_of_sum = round_up(d, OPERAND_ALIGNMENT) if stored else d
-    inputs = 2 * n * d * dtype.itemsize
-    if stored:
-        whole, split, splits, depth = _cut(
-            tiles, 1, depth_of_sum, block_k, block * block * 4, inputs, device.processors
-        )
-    else:
-        # Both views meet where the parts are added up, so every tile goes that way.
-        _, split, splits, depth = _cut(
-            tiles, 2, depth_of_sum, block_k, block * block * 4, inputs, device.processors, True
-        )
-        whole = 0
+    depth_of_sum = d if fused else round_up(d, SUM_ALIGNMENT)
+    # Fused, both views meet where the parts are added up, so every tile goes that way.
+    through_memory = fused or (device.architecture == 100 and TRITON < FINISHES_ON_BLACKWELL)
+    whole, split, splits, depth = _cut(
+        tiles, 2 if fused else 1, depth_of_sum, row.block_k, block * block * 4,
+        2 * n * d * dtype.itemsize, device.processors, split_all=through_memory,
+    )  # fmt: skip
     strip = _strip(block, split, device.processors)
     return Gram(
-        block, block_k, row.warps, row.stages, _chunk(precision), stored, strip,
+        block, row.block_k, row.warps, row.stages, _chunk(precision), row.path, strip,
         whole, split, splits, depth,
     )  # fmt: skip
 
@@ -298,21 +339,14 @@ def _strip(block: int, split: int, processors: int) -> int:
 def gram_gradients(
     device: Device, n: int, d: int, dtype: torch.dtype, precision: str
 ) -> GramGradients:
-    row = blocks("gram_gradients", device.architecture, precision, dtype, n)
-    owned = n <= _owned_rows(device.architecture, precision)
-    return GramGradients(row.block_m if owned else None, *row, _chunk(precision))
-
-
-def _owned_rows(architecture: int, precision: str) -> int:
-    """The largest N whose gradient programs own whole columns: the largest bounded bucket."""
-    bounded = set(buckets("gram_gradients", architecture, FAMILIES[precision])) - {LARGE}
-    return max(bounded, default=0)
+    """The table's row as it is."""
+    return GramGradients(*blocks("gram_gradients", device, precision, dtype, n), _chunk(precision))
 
 
 @functools.lru_cache(maxsize=256)
 def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: str) -> Correlation:
     """Square tiles of C; few of them are split over N."""
-    row = blocks("correlation", device.architecture, precision, dtype, d)
+    row = blocks("correlation", device, precision, dtype, d)
     tiles = cdiv(d, row.block_m) * cdiv(d, row.block_n)
     whole, split, splits, depth = _cut(
         tiles, 1, n, row.block_k, row.block_m * row.block_n * 4, 2 * n * d * dtype.itemsize,
@@ -321,12 +355,12 @@ def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: s
     strip = _strip(row.block_m, split, device.processors) if split else row.block_m
     # Strips each have column sums of their own: few of them where columns are many.
     strip = max(strip, row.block_m // 4) if d > 2048 else strip
-    return Correlation(*row, _chunk(precision), strip, whole, split, splits, depth)
+    return Correlation(*row[:5], _chunk(precision), strip, whole, split, splits, depth)
 
 
 @functools.lru_cache(maxsize=256)
 def correlation_gradients(
     device: Device, n: int, d: int, dtype: torch.dtype, precision: str
 ) -> CorrelationGradients:
-    row = blocks("correlation_gradients", device.architecture, precision, dtype, d)
-    return CorrelationGradients(*row, _chunk(precision))
+    row = blocks("correlation_gradients", device, precision, dtype, d)
+    return CorrelationGradients(*row[:5], _chunk(precision))

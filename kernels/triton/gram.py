@@ -19,11 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import aten
 from ..precision import OPERAND_DTYPE
 from . import configurations
 from .arithmetic import cast, halves, multiply, standardised, to_operand, total
-from .launch import device_of, launch, round_up
+from .launch import cdiv, described, device_of, launch, round_up
 from .standardise import operand
+
+DENSE_BLOCK = 64
 
 
 @triton.jit
@@ -130,13 +133,15 @@ def gram_kernel(
     CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
     STORED: tl.constexpr,
+    BULK: tl.constexpr,
     EVEN: tl.constexpr,
     FINISH: tl.constexpr,
 ):
     """One tile of one view's K, or one part of the sum over D of a split tile.
 
     z_a, z_b: (N, D) embeddings, or z_hat as `operand` lays it out when STORED (then D is its
-    padded width). FINISH: there are whole tiles to finish: with `first_view` = 0 they write K'_a,
+    padded width), or with BULK a descriptor of it, for the bulk copy engine of Hopper and later.
+    FINISH: there are whole tiles to finish: with `first_view` = 0 they write K'_a,
     with 1 they write K'_b and the inner product with the K'_a that is there.
     CHUNK: the sum over D is taken in chunks of so many columns that are added in float32, because
     the accumulators of tensor cores truncate; 0 for one chunk.
@@ -156,32 +161,37 @@ def gram_kernel(
     rows = i * BLOCK + tl.arange(0, BLOCK)
     columns = j * BLOCK + tl.arange(0, BLOCK)
 
-    # Selected, not branched: a branch would hide the pointers' alignment from the compiler.
-    z = tl.where(view == 0, z_a, z_b)
-    stride = tl.where(view == 0, stride_a, stride_b).to(tl.int64)
-    mean = statistics + view * 3 * d
-    rstd = mean + d
-    shift = rstd + d
-    # Rows beyond the last are copies of it: no mask in the loop, and nothing of them is stored.
-    left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride
-    right = tl.minimum(columns, n - 1).to(tl.int64)[:, None] * stride
-
     value = tl.zeros([BLOCK, BLOCK], tl.float32)
-    if CHUNK == 0:
+    if BULK:
         for k in range(first, last, BLOCK_K):
-            depths = k + tl.arange(0, BLOCK_K)
-            x = _operand(z, left, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
-            y = _operand(z, right, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
+            x = to_operand(z_a.load([i * BLOCK, k]), PRECISION)
+            y = to_operand(z_a.load([j * BLOCK, k]), PRECISION)
             value = multiply(x, tl.trans(y), value, PRECISION)
     else:
-        for c in range(first, last, CHUNK):
-            chunk = tl.zeros([BLOCK, BLOCK], tl.float32)
-            for k in range(c, tl.minimum(c + CHUNK, last), BLOCK_K):
+        # Selected, not branched: a branch would hide the pointers' alignment from the compiler.
+        z = tl.where(view == 0, z_a, z_b)
+        stride = tl.where(view == 0, stride_a, stride_b).to(tl.int64)
+        mean = statistics + view * 3 * d
+        rstd = mean + d
+        shift = rstd + d
+        # Rows beyond the last are copies of it: no mask in the loop, and nothing of them is stored.
+        left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride
+        right = tl.minimum(columns, n - 1).to(tl.int64)[:, None] * stride
+        if CHUNK == 0:
+            for k in range(first, last, BLOCK_K):
                 depths = k + tl.arange(0, BLOCK_K)
                 x = _operand(z, left, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
                 y = _operand(z, right, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
-                chunk = multiply(x, tl.trans(y), chunk, PRECISION)
-            value += chunk
+                value = multiply(x, tl.trans(y), value, PRECISION)
+        else:
+            for c in range(first, last, CHUNK):
+                chunk = tl.zeros([BLOCK, BLOCK], tl.float32)
+                for k in range(c, tl.minimum(c + CHUNK, last), BLOCK_K):
+                    depths = k + tl.arange(0, BLOCK_K)
+                    x = _operand(z, left, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
+                    y = _operand(z, right, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
+                    chunk = multiply(x, tl.trans(y), chunk, PRECISION)
+                value += chunk
 
     if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
         if is_whole:
@@ -270,6 +280,38 @@ def gram_finish_kernel(
         tl.store(out, _inner(first_value, value, rows, columns, n, weight))
 
 
+@triton.jit(do_not_specialize=["n", "sums_count"])
+def gram_dense_kernel(
+    matrix,
+    sums,
+    grams,
+    centres,
+    inner,
+    n,
+    width,
+    sums_count,
+    scale,
+    BLOCK: tl.constexpr,
+    VIEW: tl.constexpr,
+):
+    """K' of one view from the whole K in float32; the second view also makes the inner product."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (rows < n)[:, None] & (columns < n)[None, :]
+    at = rows.to(tl.int64)[:, None] * n + columns[None, :]
+    value = tl.load(matrix + at, mask=inside, other=0.0)
+    centre = total(sums + 2 + VIEW, sums_count, 4)
+    gram = grams + VIEW * n.to(tl.int64) * width
+    _store_pair(gram, value, rows, columns, n, width, centre.to(tl.float32), scale, False)
+    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    if program == 0:
+        tl.store(centres + VIEW, centre.to(tl.float32))
+    if VIEW == 1:
+        first = _stored(grams, rows, columns, n, width, tl.load(centres), scale)
+        weight = tl.full([], 1.0, tl.float64)
+        tl.store(inner + program, _inner(first, value, rows, columns, n, weight))
+
+
 def scale_of(n: int, d: int, precision: str) -> float:
     """The power of two that K is stored with: 1, but for float16 what keeps N * D, the largest
     value that K can have, below its largest number."""
@@ -297,18 +339,61 @@ def gram_pair(
     grams = torch.empty((2, *shape), dtype=dtype, device=z_a.device)
     centres = torch.empty(2, dtype=torch.float32, device=z_a.device)
     strips = config.block // config.strip
-    inner = torch.empty(
-        config.whole + config.split * strips, dtype=torch.float64, device=z_a.device
-    )
+    blocks = cdiv(n, DENSE_BLOCK) ** 2
+    parts = blocks if config.path == "cublas" else config.whole + config.split * strips
+    inner = torch.empty(parts, dtype=torch.float64, device=z_a.device)
     outputs = (grams, centres, inner)
-    if config.stored:
+    if config.path != "fused":
         for view, z in enumerate((z_a, z_b)):
             hat = operand(z, statistics[3 * view : 3 * view + 3], precision)
-            _multiply(config, hat, hat, statistics, sums, outputs, n, precision, view, 1)
+            hat = hat[:, : round_up(d, configurations.SUM_ALIGNMENT)]
+            if config.path == "cublas":
+                _multiply_by_library(hat, sums, outputs, d, precision, view)
+            else:
+                _multiply(config, hat, hat, statistics, sums, outputs, n, precision, view, 1)
             del hat  # its memory serves the other view
     else:
         _multiply(config, z_a, z_b, statistics, sums, outputs, n, precision, 0, 2)
     return outputs
+
+
+def _multiply_by_library(
+    hat: Tensor,
+    sums: Tensor,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    d: int,
+    precision: str,
+    view: int,
+) -> None:
+    """One view's K by torch's product, all of it; then centred and rounded."""
+    grams, centres, inner = outputs
+    n = hat.shape[0]
+    matrix = library_product(hat, hat.T, precision)
+    blocks = cdiv(n, DENSE_BLOCK)
+    launch(
+        gram_dense_kernel,
+        (blocks, blocks),
+        matrix,
+        sums,
+        grams,
+        centres,
+        inner,
+        n,
+        grams.shape[2],
+        sums.shape[0],
+        scale_of(n, d, precision),
+        BLOCK=DENSE_BLOCK,
+        VIEW=view,
+        warps=4,
+        moved=matrix.nbytes + grams[0].nbytes * (1 + view),
+    )
+
+
+def library_product(left: Tensor, right: Tensor, precision: str) -> Tensor:
+    """left @ right in float32 by torch, with operands of `precision`."""
+    if left.is_meta:
+        return left.new_empty((left.shape[0], right.shape[1]), dtype=torch.float32)
+    return aten._product(left, right, precision)
 
 
 def _multiply(
@@ -332,10 +417,11 @@ def _multiply(
         (slots, config.block, config.block), dtype=torch.float32, device=z_a.device
     )
     matrix_bytes = grams[0].nbytes
+    bulk = config.path == "bulk"
     launch(
         gram_kernel,
         (config.whole + config.split * config.splits, views),
-        z_a,
+        described(z_a, config.block, config.block_k) if bulk else z_a,
         z_b,
         statistics,
         sums,
@@ -358,7 +444,8 @@ def _multiply(
         BLOCK_K=config.block_k,
         CHUNK=config.chunk,
         PRECISION=precision,
-        STORED=config.stored,
+        STORED=config.path != "fused",
+        BULK=bulk,
         EVEN=d % config.block_k == 0,
         FINISH=config.whole > 0,
         warps=config.warps,

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from . import configurations
 from .arithmetic import cast, halves, multiply, rows_of, standardised, store_rows, to_operand
-from .gram import scale_of
-from .launch import cdiv, device_of, launch
+from .gram import library_product, scale_of
+from .launch import cdiv, described, device_of, launch
 from .standardise import operand
 
 
@@ -130,7 +130,7 @@ def gram_columns_kernel(
 
 
 @triton.jit
-def _tile_half(
+def _tile_piece(
     product,
     z,
     other,
@@ -166,6 +166,25 @@ def _tile_half(
     store_rows(grad, g * factor[None, :], row, column, n, d, ROWS, COLUMNS)
 
 
+@triton.jit
+def _blocks(
+    gram,
+    hat,
+    left,
+    columns,
+    k,
+    n,
+    hat_stride,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Blocks of K' and of z_hat at depth k; K' is zero where rows of z_hat beyond N are copies."""
+    depths = k + tl.arange(0, BLOCK_K)
+    x = tl.load(gram + left + depths[None, :])
+    at = tl.minimum(depths, n - 1).to(tl.int64)[:, None] * hat_stride + columns[None, :]
+    return to_operand(x, PRECISION), to_operand(tl.load(hat + at), PRECISION)
+
+
 @triton.jit(do_not_specialize=["n"])
 def gram_tiles_kernel(
     z,
@@ -192,13 +211,15 @@ def gram_tiles_kernel(
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
+    BULK: tl.constexpr,
 ):
     """A tile of rstd (coefficient K' z_hat + w (z_hat_other - C_ii z_hat)) grad_scale, in the final
     type, and the tile's column sums of K' z_hat * z_hat.
 
-    hat: z_hat in the operand type, as `operand` lays it out. sums_of_columns: (row tiles, D)
-    float32. The term of C_ii is taken out here, where it is still exact, because it nearly cancels
-    when the views agree.
+    hat: z_hat in the operand type, as `operand` lays it out; with BULK, it and K' are descriptors,
+    for the bulk copy engine of Hopper and later. sums_of_columns: (row tiles, D) float32. The term
+    of C_ii is taken out here, where it is still exact, because it nearly cancels when the views
+    agree.
     """
     row_tiles = tl.cdiv(n, BLOCK_M)
     row_tile = tl.program_id(0) % row_tiles
@@ -209,38 +230,43 @@ def gram_tiles_kernel(
     left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * width
 
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if CHUNK == 0:
+    if BULK:
         for k in range(0, n, BLOCK_K):
-            depths = k + tl.arange(0, BLOCK_K)
-            x = tl.load(gram + left + depths[None, :])
-            y = tl.load(
-                hat
-                + tl.minimum(depths, n - 1).to(tl.int64)[:, None] * hat_stride
-                + columns[None, :]
-            )
-            x, y = to_operand(x, PRECISION), to_operand(y, PRECISION)
+            x = to_operand(gram.load([row, k]), PRECISION)
+            y = to_operand(hat.load([k, column]), PRECISION)
+            product = multiply(x, y, product, PRECISION)
+    elif CHUNK == 0:
+        for k in range(0, n, BLOCK_K):
+            x, y = _blocks(gram, hat, left, columns, k, n, hat_stride, BLOCK_K, PRECISION)
             product = multiply(x, y, product, PRECISION)
     else:
         for c in range(0, n, CHUNK):
             chunk = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for k in range(c, tl.minimum(c + CHUNK, n), BLOCK_K):
-                depths = k + tl.arange(0, BLOCK_K)
-                x = tl.load(gram + left + depths[None, :])
-                at = tl.minimum(depths, n - 1).to(tl.int64)[:, None] * hat_stride + columns[None, :]
-                y = tl.load(hat + at)
-                x, y = to_operand(x, PRECISION), to_operand(y, PRECISION)
+                x, y = _blocks(gram, hat, left, columns, k, n, hat_stride, BLOCK_K, PRECISION)
                 chunk = multiply(x, y, chunk, PRECISION)
             product += chunk
 
     scale = tl.load(grad_scale).to(tl.float32)
     left_half, right_half = halves(product, BLOCK_M, BLOCK_N)
+    sums = sums_of_columns + row_tile * d
     for half in tl.static_range(2):
-        part = left_half if half == 0 else right_half
-        _tile_half(
-            part, z, other, statistics, other_statistics, diagonal, grad,
-            sums_of_columns + row_tile * d, row, column + half * (BLOCK_N // 2), n, d, stride,
-            other_stride, coefficient, slope, offset, scale, BLOCK_M, BLOCK_N // 2,
-        )  # fmt: skip
+        piece = left_half if half == 0 else right_half
+        at = column + half * (BLOCK_N // 2)
+        if BLOCK_N > 128:
+            left_quarter, right_quarter = halves(piece, BLOCK_M, BLOCK_N // 2)
+            for quarter in tl.static_range(2):
+                piece = left_quarter if quarter == 0 else right_quarter
+                _tile_piece(
+                    piece, z, other, statistics, other_statistics, diagonal, grad, sums, row,
+                    at + quarter * (BLOCK_N // 4), n, d, stride, other_stride, coefficient, slope,
+                    offset, scale, BLOCK_M, BLOCK_N // 4,
+                )  # fmt: skip
+        else:
+            _tile_piece(
+                piece, z, other, statistics, other_statistics, diagonal, grad, sums, row, at, n, d,
+                stride, other_stride, coefficient, slope, offset, scale, BLOCK_M, BLOCK_N // 2,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n", "row_tiles"])
@@ -283,6 +309,82 @@ def gram_project_kernel(
     tl.store(at, cast(g, grad.dtype.element_ty), mask=valid)
 
 
+@triton.jit(do_not_specialize=["n", "first"])
+def gram_product_kernel(
+    product,
+    z,
+    other,
+    statistics,
+    other_statistics,
+    diagonal,
+    centre,
+    grad_scale,
+    grad,
+    n,
+    d,
+    stride,
+    other_stride,
+    product_stride,
+    first,
+    coefficient,
+    centring,
+    slope,
+    offset,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The gradient of COLUMNS columns from a finished K' z_hat: one pass for q, one that writes.
+
+    product: (N, width) float32, the columns of K' z_hat from `first` on, short enough to stay in
+    the second-level cache between both passes.
+    """
+    local = tl.program_id(0) * COLUMNS
+    column = first + local
+    columns = column + tl.arange(0, COLUMNS)
+    inside = columns < d
+    within = (local + tl.arange(0, COLUMNS))[None, :]
+    q = tl.zeros([COLUMNS], tl.float32)
+    for row in range(0, n, ROWS):
+        rows = row + tl.arange(0, ROWS)
+        valid = (rows < n)[:, None] & inside[None, :]
+        at = rows.to(tl.int64)[:, None] * product_stride + within
+        p = tl.load(product + at, mask=valid, other=0.0)
+        at = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride + columns[None, :]
+        own = standardised(
+            tl.load(z + at, mask=inside[None, :], other=0.0),
+            tl.load(statistics + columns, mask=inside, other=0.0),
+            tl.load(statistics + d + columns, mask=inside, other=0.0),
+            tl.load(statistics + 2 * d + columns, mask=inside, other=0.0),
+        )
+        q += tl.sum(p * own, axis=0)
+    c = tl.load(diagonal + columns, mask=inside, other=0.0)
+    rstd = tl.load(statistics + d + columns, mask=inside, other=0.0)
+    weight = slope * c + offset
+    projection = coefficient * (q / n) + weight * c - centring * tl.load(centre) * rstd * rstd
+    factor = rstd * tl.load(grad_scale).to(tl.float32)
+    for row in range(0, n, ROWS):
+        rows = row + tl.arange(0, ROWS)
+        valid = (rows < n)[:, None] & inside[None, :]
+        at = rows.to(tl.int64)[:, None] * product_stride + within
+        p = tl.load(product + at, mask=valid, other=0.0)
+        at = tl.minimum(rows, n - 1).to(tl.int64)[:, None]
+        own = standardised(
+            tl.load(z + at * stride + columns[None, :], mask=inside[None, :], other=0.0),
+            tl.load(statistics + columns, mask=inside, other=0.0),
+            rstd,
+            tl.load(statistics + 2 * d + columns, mask=inside, other=0.0),
+        )
+        theirs = standardised(
+            tl.load(other + at * other_stride + columns[None, :], mask=inside[None, :], other=0.0),
+            tl.load(other_statistics + columns, mask=inside, other=0.0),
+            tl.load(other_statistics + d + columns, mask=inside, other=0.0),
+            tl.load(other_statistics + 2 * d + columns, mask=inside, other=0.0),
+        )
+        g = coefficient * p + weight[None, :] * theirs - own * projection[None, :]
+        g = cast(g * factor[None, :], grad.dtype.element_ty)
+        tl.store(grad + rows.to(tl.int64)[:, None] * d + columns[None, :], g, mask=valid)
+
+
 def gram_gradients(
     z_a: Tensor,
     z_b: Tensor,
@@ -305,7 +407,7 @@ def gram_gradients(
     )
     config = configurations.gram_gradients(device_of(z_a), n, d, z_a.dtype, precision)
     factors = (coefficient / scale_of(n, d, precision), coefficient * eps, slope, offset)
-    if config.rows is not None:
+    if config.path == "owned":
         _columns(
             config,
             z_a,
@@ -324,7 +426,8 @@ def gram_gradients(
         if need[view]:
             # The gradient of one view takes the other view's matrix.
             gram, centre, grad = grams[1 - view], centres[1 - view], grads[view]
-            _tiles(
+            by_path = _by_library if config.path == "cublas" else _tiles
+            by_path(
                 config,
                 own,
                 other,
@@ -377,7 +480,7 @@ def _columns(
         grams.shape[2],
         0 if need[0] else 1,
         *factors,
-        ROWS=config.rows,
+        ROWS=config.block_m,
         COLUMNS=config.block_n,
         BLOCK_K=config.block_k,
         PRECISION=precision,
@@ -408,15 +511,16 @@ def _tiles(
     row_tiles = cdiv(n, config.block_m)
     sums_of_columns = torch.empty((row_tiles, d), dtype=torch.float32, device=z.device)
     values = n * d * z.element_size()
+    bulk = config.path == "bulk"
     launch(
         gram_tiles_kernel,
         (row_tiles * cdiv(d, config.block_n),),
         z,
         other,
-        hat,
+        described(hat, config.block_k, config.block_n) if bulk else hat,
         own,
         theirs,
-        gram,
+        described(gram, config.block_m, config.block_k) if bulk else gram,
         grad_scale,
         grad,
         sums_of_columns,
@@ -435,6 +539,7 @@ def _tiles(
         BLOCK_K=config.block_k,
         CHUNK=config.chunk,
         PRECISION=precision,
+        BULK=bulk,
         warps=config.warps,
         stages=config.stages,
         flops=2.0 * n * n * d,
@@ -461,3 +566,51 @@ def _tiles(
         warps=project.warps,
         moved=3 * values,
     )
+
+
+def _by_library(
+    config: configurations.GramGradients,
+    z: Tensor,
+    other: Tensor,
+    statistics: Tensor,
+    gram: Tensor,
+    centre: Tensor,
+    grad_scale: Tensor,
+    grad: Tensor,
+    factors: tuple[float, float, float, float],
+    precision: str,
+    view: int,
+) -> None:
+    """The product by torch, some columns at a time, so that it stays in the second-level cache."""
+    n, d = z.shape
+    own, theirs = (statistics[3 * v : 3 * v + 3] for v in (view, 1 - view))
+    hat = operand(z, own, precision)
+    owned = configurations.OWNED_COLUMNS
+    width = max(configurations.LIBRARY_CHUNK_BYTES // (4 * n) // owned, 4) * owned
+    for first in range(0, d, width):
+        columns = min(width, d - first)
+        product = library_product(gram[:, :n], hat[:, first : first + columns], precision)
+        launch(
+            gram_product_kernel,
+            (cdiv(columns, owned),),
+            product,
+            z,
+            other,
+            own,
+            theirs,
+            statistics[6],
+            centre,
+            grad_scale,
+            grad,
+            n,
+            d,
+            z.stride(0),
+            other.stride(0),
+            product.stride(0),
+            first,
+            *factors,
+            ROWS=64,
+            COLUMNS=owned,
+            warps=4,
+            moved=product.nbytes + 3 * n * columns * z.element_size(),
+        )

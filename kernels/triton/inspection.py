@@ -24,6 +24,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 
@@ -84,6 +85,9 @@ def specialisation(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any
             # Allocations are aligned; a view is as aligned as its offset.
             if value.storage_offset() * value.element_size() % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            block = ", ".join(map(str, value.block_shape))
+            signature[parameter.name] = f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         elif value == 1 and not parameter.do_not_specialize:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .arithmetic import INTERPRETED
 
@@ -153,6 +154,12 @@ def options(warps: int, stages: int) -> dict[str, Any]:
     """What a kernel is compiled with. Fused multiply-adds are asked for by name: Triton's default
     is about to change, and results should not."""
     return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
+def described(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A contiguous matrix as the bulk copy engine sees it: read in blocks of (rows, columns), zero
+    outside."""
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])
 
 
 cdiv = triton.cdiv

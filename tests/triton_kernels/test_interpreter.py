@@ -36,16 +36,10 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture
 def fresh_plans():
-    """Tests change thresholds; plans are cached."""
-    cached = ("moments", "gram", "gram_gradients", "correlation", "correlation_gradients")
-
-    def clear():
-        for name in cached:
-            getattr(configurations, name).cache_clear()
-
-    clear()
+    """Tests change the table; plans are cached."""
+    configurations.forget_plans()
     yield
-    clear()
+    configurations.forget_plans()
 
 
 def check_both(case, precision):
@@ -80,7 +74,9 @@ def test_awkward_shapes(shape, precision):
 @pytest.mark.parametrize("parts", ["one", "many"])
 def test_moments_in_row_parts(parts, monkeypatch):
     """Long columns are cut into parts that are merged; badly scaled ones stay accurate."""
-    monkeypatch.setattr(configurations, "MOST_OWNED_ROWS", 1 << 30 if parts == "one" else 8)
+    rows = 1 << 30 if parts == "one" else 8
+    monkeypatch.setattr(configurations, "MOST_UNDIVIDED_ROWS", rows)
+    monkeypatch.setattr(configurations, "MOST_PART_ROWS", rows if parts == "one" else 128)
     z_a, z_b = draw("badly_scaled", 901, 40, seed=1)
     exact = aten.column_moments(z_a.double(), z_b.double(), "fp64")
     got = triton_kernels.column_moments(z_a, z_b, "fp32")
@@ -94,24 +90,39 @@ def test_moments_in_row_parts(parts, monkeypatch):
     torch.testing.assert_close(sums[:, :2].sum(0), want_sums.sum(0), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def use(monkeypatch, kernel, path, **blocks):
+    """Sends every size of one kernel down one path."""
+    for key, row in configurations.TABLE.items():
+        if key[0] == kernel:
+            monkeypatch.setitem(configurations.TABLE, key, row._replace(path=path, **blocks))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("shape", [(60, 1100), (200, 90), (330, 70)], ids=str)
-def test_stored_operands(shape, precision, monkeypatch):
-    """The path of large N: z_hat in memory, whole tiles finished in place, the last wave split."""
-    monkeypatch.setattr(configurations, "MOST_FUSED_SAMPLES", 0)
+@pytest.mark.parametrize("path", ["stored", "bulk", "cublas"])
+def test_paths_of_large_gram_products(path, shape, precision, monkeypatch):
+    """z_hat in memory, whole tiles finished in place, the last wave split; or torch's product."""
+    if precision == "fp32" and path != "cublas":
+        pytest.skip("products of float32 quality are fused at every size, or torch's")
+    use(monkeypatch, "gram", path)
     case = prepared(shape, precision)
     plan = configurations.gram(device_of(case.z_a), *shape, torch.float32, precision)
-    assert plan.stored
+    assert plan.path == path
     assert (plan.whole > 0) == (shape[0] > 60)
     assert (plan.splits > 1) == (shape[0] == 60)
     check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_gradients_by_tiles(precision, monkeypatch):
-    """More rows than one program owns."""
-    monkeypatch.setattr(configurations, "_owned_rows", lambda *_: 0)
-    for shape in ((70, 140), (260, 300)):
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("path", ["tiles", "bulk", "cublas"])
+@pytest.mark.parametrize("block_n", [64, 256])
+def test_paths_of_large_gram_gradients(block_n, path, precision, monkeypatch):
+    """More rows than one program owns; chunks of torch's product."""
+    if precision == "fp32" and path == "bulk":
+        pytest.skip("sums of float32 quality are chunked, which bulk copies are not")
+    use(monkeypatch, "gram_gradients", path, block_m=64, block_n=block_n)
+    monkeypatch.setattr(configurations, "LIBRARY_CHUNK_BYTES", 1 << 15)
+    for shape in ((70, 140), (130, 300)):
         case = prepared(shape, precision)
         check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
 

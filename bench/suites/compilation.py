@@ -1,0 +1,212 @@
+"""What the compiler makes of the Triton kernels on each architecture, and what each launch moves.
+
+No device is needed: kernels are recorded from a step on tensors without data, planned for the
+reference device of an architecture, and compiled ahead of time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+from typing import Annotated
+
+from bench import provenance, results
+from bench.optional import typer
+from bench.results import Row
+
+SECTION = "Triton kernels as compiled"
+FILE = results.FOLDER / "compilation.jsonl"
+
+# Steps whose launches are listed one by one: small N, the paper's size, a graph encoder.
+STEPS = (("gram", 256, 8192), ("gram", 2048, 8192), ("correlation", 169343, 256))
+
+# Rates of an H100 for the derived floor of a launch: an 8192^3 bf16 product on random data and a
+# device-to-device copy, as measured on such cards (shared figures, not from this suite).
+H100_FLOPS, H100_BYTES = 790e12, 3.0e12
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="JSON Lines file.")] = FILE,
+    workers: Annotated[int, typer.Option(help="Processes that compile.", min=1)] = os.cpu_count()
+    or 1,
+) -> None:
+    """Compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU needed."""
+    try:
+        from barlow_fast.kernels.triton import inspection
+        from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
+    except ImportError as error:
+        raise typer.BadParameter(f"the Triton kernels cannot be imported: {error}") from None
+    origin = _origin()
+    rows = []
+    for architecture in REFERENCE_DEVICES:
+        found = inspection.survey(architecture, workers)
+        rows += [_kernel_row(architecture, *each, origin) for each in found]
+        spills = sum(r.spilled > 0 for _, _, r in found)
+        typer.echo(f"sm_{architecture}: {len(found)} kernels, {spills} of them spill")
+    rows += launch_rows(origin)
+    results.merge(out, rows)
+    typer.echo(f"rows are in {out}; `python -m bench report` makes the tables")
+
+
+def _origin() -> Row:
+    import triton
+
+    return {
+        "triton": triton.__version__,
+        "commit": provenance.collect()["commit"],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": "python -m bench compilation",
+    }
+
+
+def _kernel_row(architecture: int, case, launch, resources, origin: Row) -> Row:
+    constants = {k: v for k, v in launch.arguments.items() if k.isupper()}
+    return {
+        "suite": "compilation",
+        "n": case.n,
+        "d": case.d,
+        "dtype": f"sm_{architecture}",
+        "inputs": str(case.dtype).removeprefix("torch."),
+        "precision": case.precision,
+        "kernel": launch.name,
+        "constants": constants,
+        "warps": launch.warps,
+        "stages": launch.stages,
+        **resources._asdict(),
+        "provenance": origin,
+    }
+
+
+def launch_rows(origin: Row) -> list[Row]:
+    """The launches of whole steps with bfloat16 inputs on the reference H100, in order."""
+    import torch
+
+    from barlow_fast.kernels.triton import inspection
+    from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
+
+    rows = []
+    for form, n, d in STEPS:
+        case = inspection.Case(form, n, d, torch.bfloat16, "bf16")
+        for index, launch in enumerate(inspection.record_step(case, REFERENCE_DEVICES[90])):
+            rows.append(
+                {
+                    "suite": "compilation",
+                    "n": n,
+                    "d": d,
+                    "dtype": "launches",
+                    "index": index,
+                    "kernel": launch.name,
+                    "grid": list(launch.grid),
+                    "flops": launch.flops,
+                    "bytes": launch.bytes,
+                    "provenance": origin,
+                }
+            )
+    return rows
+
+
+def origin(rows: list[Row], name: str) -> str:
+    """Where the rows come from, in words."""
+    first = rows[0]["provenance"]
+    return (
+        f"Compiled on {first['date'][:10]} with `{first['command']}`, Triton {first['triton']}, at "
+        f"commit {first['commit']}; nothing here was run or timed. Rows: `bench/results/{name}`."
+    )
+
+
+def tables(rows: list[Row], brief: bool) -> str:
+    """Resources by kernel and architecture, and the launches of three steps."""
+    launches = [row for row in rows if row["dtype"] == "launches"]
+    kernels = [row for row in rows if row["dtype"] != "launches"]
+    parts = [_summary(kernels)]
+    if not brief:
+        parts.append(_details(kernels))
+    return "\n\n".join([*parts, _launches(launches)])
+
+
+def _summary(rows: list[Row]) -> str:
+    """One line per kernel and architecture: the worst of its variants."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["dtype"]), []).append(row)
+    lines = [
+        "| kernel | architecture | variants | registers per thread | spilled bytes | shared KiB | "
+        "tensor-core instruction |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for (kernel, architecture), variants in sorted(groups.items()):
+        registers = [row["registers"] for row in variants]
+        instructions = sorted(
+            {f"{row['instruction']} {row['operands']}".strip() for row in variants} - {""}
+        )
+        lines.append(
+            f"| `{kernel}` | {architecture} | {len(variants)} | "
+            f"{min(registers)}–{max(registers)} | {_spills(variants)} | "
+            f"{max(row['shared'] for row in variants) / 1024:.0f} | "
+            f"{', '.join(instructions) or '–'} |"
+        )
+    reading = (
+        "Every distinct kernel that the steps of the survey launch, over all operand types. "
+        "Spills occur only where rows of the inputs are not aligned to 16 bytes (an odd D), if at "
+        "all; tests/triton_kernels/test_compilation.py holds that."
+    )
+    return reading + "\n\n" + "\n".join(lines)
+
+
+def _spills(variants: list[Row]) -> str:
+    spilled = [row for row in variants if row["spilled"]]
+    if not spilled:
+        return "0"
+    shapes = sorted({f"{row['n']}×{row['d']}" for row in spilled})
+    return f"up to {max(row['spilled'] for row in spilled)} at {', '.join(shapes)}"
+
+
+def _details(rows: list[Row]) -> str:
+    lines = [
+        "| kernel | architecture | step | inputs | precision | constants | warps | stages | "
+        "registers | spilled | shared bytes | instruction |",
+        "| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        constants = ", ".join(f"{key}={value}" for key, value in row["constants"].items())
+        lines.append(
+            f"| `{row['kernel']}` | {row['dtype']} | {row['n']}×{row['d']} | {row['inputs']} | "
+            f"{row['precision']} | {constants} | {row['warps']} | {row['stages']} | "
+            f"{row['registers']} | {row['spilled']} | {row['shared']} | "
+            f"{row['instruction']} {row['operands']} |"
+        )
+    return "<details><summary>Every variant</summary>\n\n" + "\n".join(lines) + "\n\n</details>"
+
+
+def _launches(rows: list[Row]) -> str:
+    """What each launch of a step computes and moves, with the floor that this implies."""
+    parts = []
+    for n, d in dict.fromkeys((row["n"], row["d"]) for row in rows):
+        step = sorted(
+            (row for row in rows if (row["n"], row["d"]) == (n, d)), key=lambda row: row["index"]
+        )
+        lines = [
+            f"**{n} × {d}, bfloat16 inputs: {len(step)} launches forward and backward**",
+            "",
+            "| launch | programs | GFLOP | MB | derived floor, µs |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        total = 0.0
+        for row in step:
+            floor = max(row["flops"] / H100_FLOPS, row["bytes"] / H100_BYTES) * 1e6
+            total += floor
+            grid = " × ".join(str(size) for size in row["grid"])
+            lines.append(
+                f"| `{row['kernel']}` | {grid} | {row['flops'] / 1e9:.4g} | "
+                f"{row['bytes'] / 1e6:.4g} | {floor:.3g} |"
+            )
+        lines.append(f"| sum | | | | {total:.3g} |")
+        parts.append("\n".join(lines))
+    reading = (
+        "What each launch must compute and move, recorded from the calls themselves. The floor is "
+        "*derived*, not measured: the larger of operations / 790 TFLOP/s and bytes / 3.0 TB/s, "
+        "rates that an H100 reaches in a large bfloat16 product and a copy. Data that is still in "
+        "the second-level cache, as most of it is at 256 × 8192, moves faster than that."
+    )
+    return reading + "\n\n" + "\n\n".join(parts)

@@ -1,0 +1,376 @@
+"""Opt-in tuning: measures rows of the configuration table on the device at hand and keeps the best.
+
+    python -m barlow_fast.kernels.triton.tuning                 # or: barlow-fast tune
+
+Nothing here runs unless asked for. For every row of the table that the given shapes reach, the
+primitive is run in each candidate configuration: those that do not compile, do not fit or give
+other numbers are dropped, the rest are timed in turns with cold caches. A row that beats the
+table's by more than the noise is stored in a file for this device (`file_of`), which every later
+process reads. Deleting the file undoes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import configurations
+from .configurations import Product
+from .launch import device_of
+
+Key = tuple[str, int, str, int]
+
+FORMAT = 1
+WORTHWHILE = 0.97  # of the table's time; less is noise
+REPEATS = 15
+PATHS = {
+    "gram": ("fused", "stored", "bulk", "cublas"),
+    "gram_gradients": ("owned", "tiles", "bulk", "cublas"),
+    "correlation": ("fused",),
+    "correlation_gradients": ("fused",),
+}
+SHAPES = (
+    (2048, 8192),
+    (256, 8192),
+    (1024, 8192),
+    (169343, 256),
+    (512, 8192),
+    (8192, 4096),
+    (128, 8192),
+    (64, 8192),
+    (16384, 64),
+)
+OPERANDS = ((torch.bfloat16, "bf16"), (torch.float32, "tf32"), (torch.float32, "fp32"))
+
+
+def file_of(device_name: str) -> Path:
+    """Where a device's tuned rows are: in BARLOW_FAST_TUNING_DIR, else in the user's cache."""
+    folder = os.environ.get("BARLOW_FAST_TUNING_DIR")
+    if not folder:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(cache) / "barlow_fast"
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") or "device"
+    return Path(folder) / f"tuning-{slug}.json"
+
+
+def load(device_name: str) -> dict[Key, Product]:
+    """The stored rows for a device.
+
+    None, with a warning if there is a file, when they are not valid, were made with another Triton
+    or are of another format.
+    """
+    path = file_of(device_name)
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}
+    try:
+        return parse(json.loads(text), device_name)
+    except (ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"barlow_fast: the tuned configurations in {path} are ignored: {error}", stacklevel=2
+        )
+        return {}
+
+
+def parse(content: Any, device_name: str) -> dict[Key, Product]:
+    """Checked rows of a file's content. ValueError says what is wrong."""
+    if content["format"] != FORMAT or content["device"] != device_name:
+        raise ValueError(f"made for {content['device']!r} in format {content['format']}")
+    if content["triton"] != triton.__version__:
+        raise ValueError(f"made with Triton {content['triton']}, this is {triton.__version__}")
+    rows = {}
+    for row in content["rows"]:
+        key = (row["kernel"], row["architecture"], row["family"], row["size"])
+        product = Product(*row["blocks"], row["path"])
+        problem = why_invalid(key, product)
+        if problem:
+            raise ValueError(f"{key}: {problem}")
+        rows[key] = product
+    return rows
+
+
+def why_invalid(key: Key, row: Product) -> str | None:
+    """None for a row that the kernels can run, else what is wrong with it."""
+    if key not in configurations.TABLE:
+        return "not a row of the table"
+    kernel, _, family, size = key
+    if row.path not in PATHS[kernel]:
+        return f"path must be one of {PATHS[kernel]}, got {row.path!r}"
+    for name, value in zip(Product._fields[:3], row[:3], strict=True):
+        if not isinstance(value, int) or value not in (16, 32, 64, 128, 256, 512):
+            return f"{name} must be a power of two from 16 to 512, got {value!r}"
+    if row.warps not in (4, 8, 16) or not isinstance(row.stages, int) or not 1 <= row.stages <= 6:
+        return f"warps must be 4, 8 or 16 and stages 1 to 6, got {row.warps!r} and {row.stages!r}"
+    if row.block_k > configurations.SUM_ALIGNMENT:
+        return f"block_k must be at most {configurations.SUM_ALIGNMENT}"
+    if row.block_n > configurations.OPERAND_ALIGNMENT:
+        return f"block_n must be at most {configurations.OPERAND_ALIGNMENT}"
+    if kernel == "gram" and row.block_m != row.block_n:
+        return "tiles of K are square"
+    if kernel == "gram" and row.block_m < 64:
+        return "tiles of K are at least 64 wide"
+    if kernel in ("gram", "gram_gradients") and row.path == "owned" and row.block_m < size:
+        return f"a program owns {row.block_m} rows, the row serves {size}"
+    if family == configurations.SPLIT_SINGLE and row.path in ("bulk", "stored"):
+        return "sums of float32 quality are chunked, which this path does not do"
+    return None
+
+
+def save(path: Path, device_name: str, rows: dict[Key, tuple[Product, dict[str, Any]]]) -> None:
+    """Writes rows with their measurements, at once or not at all."""
+    content = {
+        "format": FORMAT,
+        "device": device_name,
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "rows": [
+            dict(zip(("kernel", "architecture", "family", "size"), key, strict=True))
+            | {"blocks": list(row[:5]), "path": row.path}
+            | measured
+            for key, (row, measured) in rows.items()
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(content, file, indent=1)
+    os.replace(file.name, path)
+
+
+def candidates(key: Key) -> list[Product]:
+    """The configurations worth trying for a row: the table's first, then its neighbours."""
+    table = configurations.TABLE[key]
+    kernel, architecture, family, _ = key
+    depth = 64 if family in (configurations.HALF, configurations.MIXED) else 32
+    rows = [table]
+    if table.path == "owned":
+        for n, warps, stages in itertools.product((32, 64, 128), (4, 8, 16), (2, 3, 4)):
+            if table.block_m * n <= 512 * 64 and table.block_m * n >= 64 * 64 * warps // 8:
+                rows.append(Product(table.block_m, n, depth, warps, stages, "owned"))
+    else:
+        tiles = ((64, 64), (128, 64), (128, 128), (128, 256), (256, 128))
+        for path, (m, n), warps, stages in itertools.product(
+            PATHS[kernel], tiles, (4, 8), (2, 3, 4)
+        ):
+            if path == "bulk" and architecture < 90:
+                continue
+            if path == "owned" or (path == "cublas" and (m, n, warps, stages) != (64, 64, 4, 2)):
+                continue
+            # An accumulator takes half of the registers at most; fewer warps hold smaller ones.
+            if 64 * 64 * warps // 8 <= m * n <= 128 * 32 * warps:
+                rows.append(Product(m, n, depth, warps, stages, path))
+    distinct = dict.fromkeys(rows)
+    return [row for row in distinct if why_invalid(key, row) is None]
+
+
+def tune(
+    shapes: Iterable[tuple[int, int]],
+    operands: Iterable[tuple[torch.dtype, str]],
+    device: torch.device,
+    budget_seconds: float,
+    report: Callable[[str], None] = print,
+    measure: Callable[..., dict[Product, float]] | None = None,
+) -> dict[Key, tuple[Product, dict[str, Any]]]:
+    """Rows that beat the table's, with their times in milliseconds.
+
+    Args:
+        shapes: (N, D) pairs; each tunes the rows that it reaches, the first shape wins.
+        operands: (input dtype, precision) pairs.
+        device: a CUDA device.
+        budget_seconds: what is not done by then is left as it is.
+        report: called with a line of progress.
+        measure: (key, rows, n, d, dtype, precision, device, deadline) -> milliseconds by row.
+    """
+    deadline = time.monotonic() + budget_seconds
+    found: dict[Key, tuple[Product, dict[str, Any]]] = {}
+    done: set[Key] = set()
+    planned = device_of(torch.empty(0, device=device))
+    for (n, d), (dtype, precision) in itertools.product(shapes, operands):
+        form = "gram" if n <= d else "correlation"
+        for kernel in (form, f"{form}_gradients"):
+            key = configurations.row_of(
+                kernel, planned.architecture, precision, dtype, n if form == "gram" else d
+            )
+            if key in done or time.monotonic() > deadline:
+                continue
+            done.add(key)
+            rows = candidates(key)
+            timed = (measure or measure_rows)(key, rows, n, d, dtype, precision, device, deadline)
+            table = configurations.TABLE[key]
+            if table not in timed:
+                report(f"{key}: the table's row was not timed")
+                continue
+            best = min(timed, key=timed.__getitem__)
+            gain = timed[best] / timed[table]
+            report(
+                f"{kernel} {n}x{d} {precision}: {len(timed)} of {len(rows)} rows timed, table "
+                f"{timed[table]:.4f} ms, best {timed[best]:.4f} ms {tuple(best)}"
+            )
+            if gain < WORTHWHILE:
+                measured = {"ms": timed[best], "table_ms": timed[table], "shape": [n, d]}
+                found[key] = (best, measured)
+    return found
+
+
+def measure_rows(
+    key: Key,
+    rows: list[Product],
+    n: int,
+    d: int,
+    dtype: torch.dtype,
+    precision: str,
+    device: torch.device,
+    deadline: float,
+) -> dict[Product, float]:
+    """Median milliseconds of the primitive in each row that compiles and gives right numbers."""
+    generator = torch.Generator(device).manual_seed(0)
+    z_a, z_b = (
+        torch.randn(n, d, dtype=torch.float32, device=device, generator=generator).to(dtype)
+        for _ in range(2)
+    )
+    actions: dict[Product, Callable[[], tuple[Tensor, ...]]] = {}
+    reference: tuple[Tensor, ...] | None = None
+    for row in rows:
+        if time.monotonic() > deadline:
+            break
+        action = _primitive(key, row, z_a, z_b, precision)
+        try:
+            outputs = action()
+            torch.cuda.synchronize(device)
+        except Exception:  # too much shared memory, too many registers: not a candidate here
+            continue
+        if reference is None:
+            reference = outputs
+        if all(_close(x, y) for x, y in zip(outputs, reference, strict=True)):
+            actions[row] = _replayed(action)
+    return _times(actions, device)
+
+
+def _replayed(action: Callable[[], Any]) -> Callable[[], None]:
+    """The action as a CUDA graph: its kernels without what planning and launching them costs."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        action()
+    return graph.replay
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    difference = (x.double() - y.double()).norm()
+    return bool(difference <= 2e-2 * y.double().norm())
+
+
+def _primitive(
+    key: Key, row: Product, z_a: Tensor, z_b: Tensor, precision: str
+) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of the primitive that `key` belongs to, in one configuration.
+
+    What it returns is what can be compared between configurations: their matrices may differ in
+    layout, their sums and gradients may not.
+    """
+    from .. import triton as kernels
+
+    kernel = key[0]
+    rows, sums = kernels.statistics(z_a, z_b, 1e-5, precision)
+    one = torch.ones((), device=z_a.device)
+
+    def forward() -> tuple[Tensor, ...]:
+        if kernel.startswith("gram"):
+            return kernels.gram_pair(z_a, z_b, rows, sums, precision)
+        return kernels.correlation(z_a, z_b, rows, precision)
+
+    matrices = forward() if kernel.endswith("_gradients") else ()
+
+    def action() -> tuple[Tensor, ...]:
+        with overridden(key, row):
+            if kernel == "gram":
+                return (forward()[2].sum(),)
+            if kernel == "correlation":
+                return (forward()[1],)
+            options = (one, 1e-5, 0.1, -0.1)
+            if kernel == "gram_gradients":
+                return kernels.gram_gradients(
+                    z_a, z_b, rows, *matrices[:2], *options, 1e-5, precision, (True, True)
+                )
+            return kernels.correlation_gradients(
+                z_a, z_b, rows, *matrices, *options, precision, (True, True)
+            )
+
+    return action
+
+
+@contextlib.contextmanager
+def overridden(key: Key, row: Product) -> Iterator[None]:
+    """Uses one row in the table's place."""
+    before = configurations.override.get(key)
+    configurations.override[key] = row
+    configurations.forget_plans()
+    try:
+        yield
+    finally:
+        del configurations.override[key]
+        if before is not None:
+            configurations.override[key] = before
+        configurations.forget_plans()
+
+
+def _times(actions: dict[Product, Callable[[], Any]], device: torch.device) -> dict[Product, float]:
+    """Medians in milliseconds, in turns, each call after a pass over memory that empties the
+    cache."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    eviction = torch.empty(4 * cache, dtype=torch.int8, device=device)
+    samples: dict[Product, list[float]] = {row: [] for row in actions}
+    for _ in range(REPEATS):
+        for row, action in actions.items():
+            eviction.zero_()
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            action()
+            stop.record()
+            stop.synchronize()
+            samples[row].append(start.elapsed_time(stop))
+    return {row: statistics.median(times) for row, times in samples.items()}
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    pairs = [part.lower().split("x") for part in text.split(",")]
+    return [(int(n), int(d)) for n, d in pairs]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 2 without a CUDA device."""
+    parser = argparse.ArgumentParser(prog="barlow-fast tune", description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", type=_shapes, default=SHAPES, help="such as 256x8192,2048x8192")
+    parser.add_argument("--budget-seconds", type=float, default=600)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, help="default: the file that the kernels read")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("tuning needs a CUDA device, and there is none", file=sys.stderr)
+        return 2
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device)
+    rows = tune(options.shapes, OPERANDS, device, options.budget_seconds)
+    path = options.out or file_of(name)
+    save(path, name, rows)
+    print(f"{len(rows)} rows are faster than the table's; they are in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

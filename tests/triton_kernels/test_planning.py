@@ -1,0 +1,272 @@
+"""Launches, plans and tuned rows, without a device: recorded from the calls that a step makes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+import triton
+
+triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
+from barlow_fast.kernels.triton import configurations, inspection, tuning  # noqa: E402
+from barlow_fast.kernels.triton.configurations import LARGE, TABLE, Product  # noqa: E402
+from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
+from barlow_fast.kernels.triton.launch import (  # noqa: E402
+    REFERENCE_DEVICES,
+    Device,
+    device_of,
+    recording,
+)
+
+H100 = REFERENCE_DEVICES[90]
+KEY = ("gram", 90, "half", 256)
+
+
+@pytest.fixture(autouse=True)
+def fresh_plans():
+    configurations.forget_plans()
+    configurations.tuned.cache_clear()
+    yield
+    configurations.forget_plans()
+    configurations.tuned.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("n", "d"), [(64, 512), (64, 65536), (256, 2048), (256, 8192), (512, 8192)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_few_launches_at_small_n(n, d, dtype):
+    """Five for a whole step: statistics, products, their sum, terms, gradients."""
+    launches = record_step(Case("gram", n, d, dtype, "bf16"), H100)
+    assert [launch.name for launch in launches] == [
+        "moments_kernel",
+        "gram_kernel",
+        "gram_finish_kernel",
+        "terms_kernel",
+        "gram_columns_kernel",
+    ]
+
+
+def test_operations_of_a_step():
+    """Triangles are counted as the half that they need: 6 N D min(N, D), and no more than one
+    row of tiles beyond that is launched."""
+    for form, n, d in (("gram", 256, 8192), ("gram", 2048, 8192), ("correlation", 8192, 2048)):
+        launches = record_step(Case(form, n, d, torch.bfloat16, "bf16"), H100)
+        assert sum(launch.flops for launch in launches) == 6 * n * d * min(n, d)
+
+
+def work(launch, n):
+    """Multiplications of a recorded Gram launch, from its grid and block sizes."""
+    block = launch.arguments["BLOCK"]
+    tiles = math.ceil(n / block)
+    return tiles * (tiles + 1) / 2 * block * block
+
+
+def test_about_half_of_the_tiles_of_a_symmetric_product():
+    for n in (256, 1024, 2048, 4096):
+        launches = record_step(Case("gram", n, 8192, torch.bfloat16, "bf16"), H100)
+        product = next(x for x in launches if x.name == "gram_kernel")
+        assert work(product, n) <= 0.5 * n * n * (1 + 2 * product.arguments["BLOCK"] / n)
+
+
+@pytest.mark.parametrize("processors", [1, 4, 108, 132, 148])
+@pytest.mark.parametrize("n", [2, 64, 100, 256, 700, 1500, 2048, 5000])
+def test_every_tile_is_computed_once(n, processors):
+    """Whole and split tiles together are the triangle, and parts cover the sum over D."""
+    device = Device("any", 90, processors, H100.shared_memory)
+    for d in (1, 40, 512, 8192):
+        for precision in ("bf16", "fp32"):
+            plan = configurations.gram(device, n, d, torch.bfloat16, precision)
+            side = math.ceil(n / plan.block)
+            assert plan.whole + plan.split == side * (side + 1) // 2
+            assert plan.split == 0 or (plan.splits - 1) * plan.depth * plan.block_k < d
+            assert plan.splits * plan.depth * plan.block_k >= d
+            assert plan.block % plan.strip == 0
+
+
+def test_memory_beyond_inputs_stays_below_the_inputs(monkeypatch):
+    """What is allocated on top of inputs and gradients, from the allocations themselves."""
+    # A recorded launch would keep its tensors alive.
+    monkeypatch.setattr("barlow_fast.kernels.triton.launch.Launch", lambda *_: None)
+    for form, n, d in (("gram", 256, 8192), ("gram", 2048, 8192), ("correlation", 16384, 512)):
+        for dtype in (torch.bfloat16, torch.float32):
+            inputs = 2 * n * d * dtype.itemsize
+            assert peak_of_step(Case(form, n, d, dtype, "bf16")) <= inputs
+
+
+def peak_of_step(case):
+    """Peak bytes of storages alive at once, less inputs and gradients; nothing runs."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    alive = WeakIdKeyDictionary()
+    peak = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            nonlocal peak
+            out = function(*arguments, **(keywords or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage() not in alive:
+                alive[out.untyped_storage()] = out.untyped_storage().nbytes()
+            peak = max(peak, sum(alive.values()))
+            return out
+
+    with Watch():
+        record_step(case, H100)
+    # One input tensor stands for both views there.
+    item = case.dtype.itemsize
+    return peak - case.n * case.d * item - 2 * case.n * case.d * item
+
+
+def test_no_quadratic_matrix_of_the_larger_size():
+    """Never D x D when N <= D, never N x N when N > D: seen in the largest allocation."""
+    for form, n, d in (("gram", 256, 65536), ("correlation", 169343, 256)):
+        launches = record_step(Case(form, n, d, torch.bfloat16, "bf16"), H100)
+        tensors = [
+            value
+            for launch in launches
+            for value in launch.arguments.values()
+            if isinstance(value, torch.Tensor)
+        ]
+        assert tensors
+        assert max(t.numel() for t in tensors) <= 2 * n * d
+        forbidden = max(n, d)
+        assert not any(list(t.shape[-2:]) == [forbidden, forbidden] for t in tensors)
+
+
+def test_equal_buckets_share_machine_code():
+    """A shorter last batch compiles nothing new within its bucket."""
+    codes = [
+        {
+            inspection.identity(x)
+            for x in record_step(Case("gram", n, 8192, torch.bfloat16, "bf16"), H100)
+        }
+        for n in (255, 200, 130)
+    ]
+    assert codes[0] == codes[1] == codes[2]
+
+
+def test_recording_runs_nothing_and_ends():
+    z = torch.empty(8, 16, device="meta")
+    with recording(H100) as record:
+        triton_kernels.statistics(z, z, 1e-5, "fp32")
+        assert device_of(z) is H100
+    assert [launch.name for launch in record.launches] == ["moments_kernel"]
+    assert device_of(torch.empty(1)) is not H100
+
+
+def content(**changes):
+    row = {"kernel": KEY[0], "architecture": KEY[1], "family": KEY[2], "size": KEY[3]}
+    row |= {"blocks": [128, 128, 64, 8, 3], "path": "fused"} | changes
+    return {"format": 1, "device": "H100", "triton": triton.__version__, "rows": [row]}
+
+
+def test_tuned_rows_are_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
+    chosen = Product(128, 128, 64, 8, 3, "fused")
+    before = configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16")
+    assert before.block == 64
+    tuning.save(tuning.file_of("H100"), "H100", {KEY: (chosen, {"ms": 1.0})})
+    configurations.tuned.cache_clear()
+    configurations.forget_plans()
+    assert configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16").block == 128
+    # Another device, and rows that were not tuned, stay with the table.
+    other = Device("A100", 90, 108, H100.shared_memory)
+    assert configurations.gram(other, 256, 8192, torch.bfloat16, "bf16").block == 64
+    assert [path.name for path in tmp_path.iterdir()] == ["tuning-h100.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"path": "magic"}, "path must be one of"),
+        ({"blocks": [128, 128, 48, 8, 3]}, "power of two"),
+        ({"blocks": [128, 128, 64, 3, 3]}, "warps must be"),
+        ({"blocks": [128, 128, 64, 8, 99]}, "stages 1 to 6"),
+        ({"blocks": [128, 64, 64, 8, 3]}, "square"),
+        ({"blocks": [128, 128, 128, 8, 3]}, "block_k"),
+        ({"size": 255}, "not a row of the table"),
+        (
+            {"kernel": "gram_gradients", "path": "owned", "blocks": [64, 64, 64, 8, 3]},
+            "owns 64 rows",
+        ),
+    ],
+)
+def test_invalid_tuned_rows_are_refused(changes, words, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=words):
+        tuning.parse(content(**changes), "H100")
+    monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
+    tuning.file_of("H100").write_text(json.dumps(content(**changes)))
+    with pytest.warns(UserWarning, match="are ignored"):
+        assert tuning.load("H100") == {}
+
+
+def test_tuned_rows_of_another_triton_or_device_are_refused(tmp_path, monkeypatch):
+    assert tuning.parse(content(), "H100")[KEY].block_m == 128
+    with pytest.raises(ValueError, match="made for 'H100'"):
+        tuning.parse(content(), "H200")
+    with pytest.raises(ValueError, match=r"made with Triton 1\.0"):
+        tuning.parse(content() | {"triton": "1.0"}, "H100")
+    monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
+    tuning.file_of("H100").write_text("{")
+    with pytest.warns(UserWarning, match="are ignored"):
+        assert tuning.load("H100") == {}
+
+
+def test_candidates_are_valid_and_start_with_the_table():
+    for key, row in TABLE.items():
+        rows = tuning.candidates(key)
+        assert rows[0] == row
+        assert len(rows) >= 5
+        assert all(tuning.why_invalid(key, each) is None for each in rows)
+        assert (any(each.path == "bulk" for each in rows)) <= (key[1] >= 90)
+
+
+def test_tuning_keeps_what_is_faster_and_only_that():
+    lines = []
+
+    def measure(key, rows, *_):
+        # The third candidate is twice as fast for the product, and as fast for the gradient.
+        fast = 0.5 if key[0] == "gram" else 0.99
+        return {row: (fast if i == 2 else 1.0) for i, row in enumerate(rows)}
+
+    found = tuning.tune(
+        [(256, 8192), (250, 8192)],
+        [(torch.bfloat16, "bf16")],
+        torch.device("meta"),
+        60,
+        lines.append,
+        measure,
+    )
+    assert list(found) == [KEY]
+    row, measured = found[KEY]
+    assert row == tuning.candidates(KEY)[2]
+    assert measured == {"ms": 0.5, "table_ms": 1.0, "shape": [256, 8192]}
+    assert len(lines) == 2  # one for each kernel; the second shape reaches the same rows
+
+
+def test_tuning_ends_with_its_budget():
+    def measure(*_):
+        raise AssertionError("no time is left to measure anything")
+
+    assert (
+        tuning.tune(
+            [(256, 8192)], [(torch.bfloat16, "bf16")], torch.device("meta"), -1, print, measure
+        )
+        == {}
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_tuning_without_a_device_says_so(capsys):
+    assert tuning.main([]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_the_table_has_a_row_for_every_size():
+    for architecture in REFERENCE_DEVICES:
+        for kernel in tuning.PATHS:
+            for family in ("half", "tf32", "fp32"):
+                assert LARGE in configurations.buckets(kernel, architecture, family)
