@@ -20,8 +20,10 @@ $(STAMP): $(SOURCES)
 demo: install
 	$(BIN)/barlow-fast pretrain
 
+# The Triton kernels run in Triton's interpreter, which must be on before Triton is imported: a process of its own.
 test: install
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton_kernels/test_interpreter.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -33,6 +35,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
+	$(BIN)/python -m bench compilation
 	$(BIN)/python -m bench loss
 	$(BIN)/python -m bench memory
 	$(BIN)/python -m bench report

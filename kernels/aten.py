@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .precision import OPERAND_DTYPE, accumulation_dtype
+from .precision import OPERAND_DTYPE, accumulation_dtype, gram_scale
 
 NAME = "aten"
 
@@ -111,8 +111,9 @@ def gram_gradients(
         centre = gram.diagonal().mean()
         centred = gram.clone()
         centred.diagonal().sub_(centre)
-        product = _product(_cast(centred, precision), _cast(hat, precision), precision)
-        g = coefficient * product + weight * other
+        scale = gram_scale(*hat.shape, precision)
+        product = _product(_cast(centred * scale, precision), _cast(hat, precision), precision)
+        g = coefficient / scale * product + weight * other
         projection = (g * hat).mean(0) - coefficient * centre * eps * rstd.square()
         return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
 

@@ -400,6 +400,9 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   const size_t bytes = primitives().packed_gram_bytes(n, operand);
   const Output out_a = output_of(grad_a, "grad_a", n, d), out_b = output_of(grad_b, "grad_b", n, d);
   const double centre[2] = {centre_of(gram_a, accumulation), centre_of(gram_b, accumulation)};
+  // No element of K exceeds N * D (precision.py, gram_scale).
+  float half_scale = 1;
+  for (double largest = static_cast<double>(n) * d; largest > 32768; largest /= 2) half_scale /= 2;
   const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
   int64_t columns = 2 * geometry.panel;
   if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
@@ -414,7 +417,8 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
       const int64_t which = turn.first + index / chunks, first = index % chunks * chunk;
       const void* gram = (which ? gram_a : gram_b).const_data_ptr();
       char* to = packed + static_cast<size_t>(index / chunks) * bytes;
-      primitives().pack_gram({gram, n, first, std::min(panels, first + chunk), centre[1 - which], to, operand});
+      const int64_t last = std::min(panels, first + chunk);
+      primitives().pack_gram({gram, n, first, last, centre[1 - which], half_scale, to, operand});
     });
     run_tasks(ceil_div(d, columns), [&](int64_t i) {
       GramGradientTask task = base;

@@ -88,6 +88,7 @@ struct PackGramTask {
   const void* gram;
   int64_t n, panel_begin, panel_end;
   double centre;
+  float half_scale;  // a power of two that keeps elements within float16 while they are rounded to it
   void* out;
   Element operand;
 };

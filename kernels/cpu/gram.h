@@ -172,7 +172,8 @@ int64_t gram_units(int64_t n) {
 
 // kTileRows units of one step from rows x and (for pairs) y of K.
 template <class Op>
-BARLOW_FAST_INLINE void store_left(const Acc<Op>* x, const Acc<Op>* y, Element operand, Unit<Op>* to) {
+BARLOW_FAST_INLINE void store_left(const Acc<Op>* x, const Acc<Op>* y, Element operand, float half_scale,
+                                   Unit<Op>* to) {
   BARLOW_FAST_UNROLL
   for (int r = 0; r < kTileRows; ++r) {
     if constexpr (Op::kDepth == 2) {
@@ -180,7 +181,8 @@ BARLOW_FAST_INLINE void store_left(const Acc<Op>* x, const Acc<Op>* y, Element o
     } else if (operand == Element::bf16) {
       to[r] = bits_to_float(static_cast<uint32_t>(float_to_bf16(static_cast<float>(x[r]))) << 16);
     } else if (operand == Element::f16) {
-      to[r] = half_to_float(float_to_half(static_cast<float>(x[r])));
+      // The product is taken in float32, so the scale can be undone at once.
+      to[r] = half_to_float(float_to_half(static_cast<float>(x[r]) * half_scale)) / half_scale;
     } else {
       to[r] = x[r];
     }
@@ -202,7 +204,8 @@ void pack_gram_in(const PackGramTask& task) {
       const int64_t row = k * Op::kDepth;
       const bool plain = count == kTileRows && row + Op::kDepth <= n && (row + Op::kDepth <= first || row >= first + count);
       if (plain) {
-        store_left<Op>(gram + row * n + first, gram + (row + Op::kDepth - 1) * n + first, task.operand, to);
+        const A *upper = gram + row * n + first, *lower = upper + (Op::kDepth - 1) * n;
+        store_left<Op>(upper, lower, task.operand, task.half_scale, to);
         continue;
       }
       A value[2][kTileRows] = {};
@@ -211,7 +214,7 @@ void pack_gram_in(const PackGramTask& task) {
           value[d][r] = gram[(row + d) * n + first + r] - (row + d == first + r ? centre : 0);
         }
       }
-      store_left<Op>(value[0], value[1], task.operand, to);
+      store_left<Op>(value[0], value[1], task.operand, task.half_scale, to);
     }
   }
 }

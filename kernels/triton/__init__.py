@@ -43,9 +43,24 @@ def require(device: torch.device) -> None:
         )
 
 
+# Offsets within a block are 32-bit, and blocks have up to 512 rows (arithmetic.py).
+LARGEST_STRIDE = 2**31 // 512 - 1
+
+
 def _rows(z: Tensor) -> Tensor:
-    """z itself when its columns are contiguous, else a contiguous copy."""
-    return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
+    """z itself when its columns are contiguous and its rows not absurdly far apart, else a
+    contiguous copy.
+
+    Raises:
+        ValueError: more dimensions than the kernels can address.
+    """
+    if z.shape[1] > LARGEST_STRIDE:
+        raise ValueError(
+            f"the triton kernels take up to {LARGEST_STRIDE} embedding dimensions, got "
+            f"{z.shape[1]}; backend='aten' takes any number"
+        )
+    columns_contiguous = z.stride(1) == 1 or z.shape[1] == 1
+    return z if columns_contiguous and z.stride(0) <= LARGEST_STRIDE else z.contiguous()
 
 
 def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:

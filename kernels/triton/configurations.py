@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from ..precision import OPERAND_DTYPE
 from .launch import Device, cdiv, round_up
 
 SUM_ALIGNMENT = 64  # the largest BLOCK_K: stored matrices are zero up to a multiple of it
@@ -128,7 +129,7 @@ class CorrelationGradients(NamedTuple):
     chunk: int
 
 
-STANDARDISE = Elementwise(32, 128, 4)
+STANDARDISE = Elementwise(16, 128, 4)
 PROJECT = Elementwise(32, 128, 4)
 
 # Operand families; MIXED: half-precision operands made from float32 inputs, where it has a row of
@@ -185,7 +186,7 @@ _rows(
     "owned",
     _64=(64, 64, 32, 4, 2),
     _128=(128, 64, 32, 4, 3),
-    _256=(256, 32, 32, 8, 3),
+    _256=(256, 64, 32, 8, 3),
     _512=(512, 32, 32, 8, 2),
 )
 _rows(
@@ -241,9 +242,29 @@ def row_of(
 
 
 def blocks(kernel: str, device: Device, precision: str, dtype: torch.dtype, size: int) -> Product:
-    """The row for a device: a tuned one where there is one, else the table's."""
+    """The row for a device: a tuned one where there is one, else the table's; cut to size where the
+    device has less shared memory than the architecture's largest part."""
     key = row_of(kernel, device.architecture, precision, dtype, size)
-    return override.get(key) or tuned(device.name).get(key) or TABLE[key]
+    row = override.get(key) or tuned(device.name).get(key) or TABLE[key]
+    while shared_memory(row, device.architecture, precision, dtype) > device.shared_memory:
+        if row.block_k > 16:
+            row = row._replace(block_k=row.block_k // 2)
+        elif row.stages > 1:
+            row = row._replace(stages=row.stages - 1)
+        else:
+            break
+    return row
+
+
+def shared_memory(row: Product, architecture: int, precision: str, dtype: torch.dtype) -> int:
+    """Bytes that a row takes, at most: both operands as they are loaded, in every stage (from
+    Hopper on; before, one stage is in registers), and there once more as they enter the product."""
+    operand = OPERAND_DTYPE[precision].itemsize
+    loaded = max(operand, dtype.itemsize)
+    block = (row.block_m + row.block_n) * row.block_k
+    if architecture < 90:
+        return block * loaded * max(row.stages - 1, 1)
+    return block * (row.stages * loaded + (operand if loaded > operand else 0))
 
 
 @functools.cache

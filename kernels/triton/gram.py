@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import aten
-from ..precision import OPERAND_DTYPE
+from ..precision import OPERAND_DTYPE, gram_scale
 from . import configurations
 from .arithmetic import cast, halves, multiply, standardised, to_operand, total
 from .launch import cdiv, described, device_of, launch, round_up
@@ -312,14 +312,6 @@ def gram_dense_kernel(
         tl.store(inner + program, _inner(first, value, rows, columns, n, weight))
 
 
-def scale_of(n: int, d: int, precision: str) -> float:
-    """The power of two that K is stored with: 1, but for float16 what keeps N * D, the largest
-    value that K can have, below its largest number."""
-    if precision != "fp16":
-        return 1.0
-    return 2.0 ** min(0, 15 - (n * d - 1).bit_length())
-
-
 def layout(n: int, precision: str) -> tuple[tuple[int, int], torch.dtype]:
     """Shape and dtype of a stored K': rows are padded with zeros to whole blocks of a product."""
     return (n, round_up(n, configurations.SUM_ALIGNMENT)), OPERAND_DTYPE[precision]
@@ -381,7 +373,7 @@ def _multiply_by_library(
         n,
         grams.shape[2],
         sums.shape[0],
-        scale_of(n, d, precision),
+        gram_scale(n, d, precision),
         BLOCK=DENSE_BLOCK,
         VIEW=view,
         warps=4,
@@ -411,7 +403,7 @@ def _multiply(
     """The products of one view or of both, and their split tiles' sums."""
     grams, centres, inner = outputs
     d, width, count = z_a.shape[1], grams.shape[2], sums.shape[0]
-    scale = scale_of(n, statistics.shape[1], precision)
+    scale = gram_scale(n, statistics.shape[1], precision)
     slots = views * config.split * config.splits
     workspace = torch.empty(
         (slots, config.block, config.block), dtype=torch.float32, device=z_a.device

@@ -17,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..precision import gram_scale
 from . import configurations
 from .arithmetic import cast, halves, multiply, rows_of, standardised, store_rows, to_operand
-from .gram import library_product, scale_of
+from .gram import library_product
 from .launch import cdiv, described, device_of, launch
 from .standardise import operand
 
@@ -406,7 +407,7 @@ def gram_gradients(
         for needed in need
     )
     config = configurations.gram_gradients(device_of(z_a), n, d, z_a.dtype, precision)
-    factors = (coefficient / scale_of(n, d, precision), coefficient * eps, slope, offset)
+    factors = (coefficient / gram_scale(n, d, precision), coefficient * eps, slope, offset)
     if config.path == "owned":
         _columns(
             config,

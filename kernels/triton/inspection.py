@@ -180,33 +180,33 @@ def cases() -> list[Case]:
     ]
 
 
-def survey(architecture: int, workers: int = 1) -> list[tuple[Case, Launch, Resources]]:
-    """Compiles every distinct kernel that `cases` launch on an architecture (80, 90, 100).
+def survey(capability: int, workers: int = 1) -> list[tuple[Case, Launch, Resources]]:
+    """Compiles every distinct kernel that `cases` launch on the reference device of a capability.
 
     A kernel stands with the first case that needs it. `workers` processes compile side by side.
     """
-    distinct = _distinct(architecture)
+    distinct = _distinct(capability)
     if workers == 1:
-        found = [resources(launch, architecture) for _, launch in distinct]
+        found = [resources(launch, capability) for _, launch in distinct]
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             found = list(
-                pool.map(_resources_of, [architecture] * len(distinct), range(len(distinct)))
+                pool.map(_resources_of, [capability] * len(distinct), range(len(distinct)))
             )
     return [(case, launch, r) for (case, launch), r in zip(distinct, found, strict=True)]
 
 
-def _distinct(architecture: int) -> list[tuple[Case, Launch]]:
+def _distinct(capability: int) -> list[tuple[Case, Launch]]:
     seen = {}
     for case in cases():
-        for launch in record_step(case, REFERENCE_DEVICES[architecture]):
+        for launch in record_step(case, REFERENCE_DEVICES[capability]):
             seen.setdefault(identity(launch), (case, launch))
     return list(seen.values())
 
 
-def _resources_of(architecture: int, index: int) -> Resources:
-    return resources(_distinct(architecture)[index][1], architecture)
+def _resources_of(capability: int, index: int) -> Resources:
+    return resources(_distinct(capability)[index][1], capability)
 
 
 def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, True)) -> list[Launch]:

@@ -37,8 +37,9 @@ class Device:
 
     @property
     def architecture(self) -> int:
-        """The row of the configuration table: 80, 90 or 100."""
-        return 80 if self.capability < 90 else 90 if self.capability < 100 else 100
+        """The row of the configuration table: 90 and 100 have matrix instructions of their own, all
+        others (consumer parts of any age among them) have what 80 has."""
+        return {90: 90, 100: 100, 103: 100}.get(self.capability, 80)
 
 
 # Vendor's figures of the full SXM parts; for recording and compiling where none is present.
@@ -46,6 +47,7 @@ REFERENCE_DEVICES = {
     80: Device("A100", 80, 108, 163 * KIBI),
     90: Device("H100", 90, 132, 227 * KIBI),
     100: Device("B200", 100, 148, 227 * KIBI),
+    89: Device("L40S", 89, 142, 99 * KIBI),
 }
 
 # The interpreter has no device. Few processors, so that small matrices already take more than one

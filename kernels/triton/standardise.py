@@ -29,8 +29,9 @@ def standardise_kernel(
     COLUMNS: tl.constexpr,
 ):
     """out = (z - mean) * rstd - shift; columns from D to the padded width are zero."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    rows = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    # Rows on the first axis of the grid, the only one that may be longer than 65535.
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < d
     height = (rows < n)[:, None]
     m = tl.load(mean + columns, mask=inside, other=0.0)
@@ -68,7 +69,7 @@ def _launch(
     config = configurations.STANDARDISE
     launch(
         standardise_kernel,
-        (cdiv(width, config.columns), cdiv(n, config.rows)),
+        (cdiv(n, config.rows), cdiv(width, config.columns)),
         z,
         mean,
         rstd,

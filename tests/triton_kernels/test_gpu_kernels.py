@@ -29,7 +29,8 @@ from torch import Tensor
 from barlow_fast import barlow_twins_loss
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
-from barlow_fast.kernels.triton import configurations, gram  # noqa: E402
+from barlow_fast.kernels.precision import gram_scale  # noqa: E402
+from barlow_fast.kernels.triton import configurations  # noqa: E402
 from barlow_fast.kernels.triton.launch import device_of  # noqa: E402
 
 pytestmark = [
@@ -102,7 +103,7 @@ def test_standardise_rounds(precision):
 def test_gram(shape, precision):
     """Every bucket of N, by the paths that the table gives them."""
     case = case_of(shape, precision)
-    check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
+    check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_paths_that_the_table_may_not_take(product, gradients, precision, use):
     case = case_of(shape, precision)
     plan = configurations.gram(device_of(case.z_a), *shape, FLOAT, precision)
     assert plan.path == product
-    check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
+    check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -154,7 +155,7 @@ def test_correlation(shape, precision):
 @pytest.mark.usefixtures("poisoned")
 def test_awkward_shapes(shape, precision):
     case = case_of(shape, precision)
-    check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
+    check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
     check_correlation(triton_kernels, case, precision)
 
 
@@ -164,7 +165,7 @@ def test_inputs_of_other_types(dtype):
     precision = "fp16" if dtype == HALF else "bf16"
     for check, shape in ((check_gram, (250, 1500)), (check_correlation, (3000, 100))):
         case = case_of(shape, precision, dtype)
-        scale = (gram.scale_of(*shape, precision),) if check is check_gram else ()
+        scale = (gram_scale(*shape, precision),) if check is check_gram else ()
         check(triton_kernels, case, precision, *scale)
 
 

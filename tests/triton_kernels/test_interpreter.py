@@ -20,7 +20,8 @@ from barlow_fast import barlow_twins_loss
 from barlow_fast.kernels import aten
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
-from barlow_fast.kernels.triton import configurations, gram  # noqa: E402
+from barlow_fast.kernels.precision import gram_scale  # noqa: E402
+from barlow_fast.kernels.triton import configurations  # noqa: E402
 from barlow_fast.kernels.triton.launch import device_of  # noqa: E402
 
 pytestmark = [
@@ -43,7 +44,7 @@ def fresh_plans():
 
 
 def check_both(case, precision):
-    check_gram(triton_kernels, case, precision, gram.scale_of(*case.z_a.shape, precision))
+    check_gram(triton_kernels, case, precision, gram_scale(*case.z_a.shape, precision))
     check_correlation(triton_kernels, case, precision)
 
 
@@ -110,7 +111,7 @@ def test_paths_of_large_gram_products(path, shape, precision, monkeypatch):
     assert plan.path == path
     assert (plan.whole > 0) == (shape[0] > 60)
     assert (plan.splits > 1) == (shape[0] == 60)
-    check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
+    check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -124,7 +125,7 @@ def test_paths_of_large_gram_gradients(block_n, path, precision, monkeypatch):
     monkeypatch.setattr(configurations, "LIBRARY_CHUNK_BYTES", 1 << 15)
     for shape in ((70, 140), (130, 300)):
         case = prepared(shape, precision)
-        check_gram(triton_kernels, case, precision, gram.scale_of(*shape, precision))
+        check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

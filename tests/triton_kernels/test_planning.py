@@ -265,8 +265,25 @@ def test_tuning_without_a_device_says_so(capsys):
     assert "needs a CUDA device" in capsys.readouterr().err
 
 
+def test_devices_with_little_shared_memory_get_fewer_stages():
+    consumer = Device("consumer", 120, 170, 99 * 1024)
+    assert consumer.architecture == 80
+    for kernel in tuning.PATHS:
+        for precision in ("bf16", "tf32", "fp32"):
+            for dtype in (torch.bfloat16, torch.float32):
+                for size in (64, 128, 256, 512, 4096):
+                    row = configurations.blocks(kernel, consumer, precision, dtype, size)
+                    needed = configurations.shared_memory(row, 80, precision, dtype)
+                    assert needed <= consumer.shared_memory
+                    assert row.stages > 1
+    assert (
+        configurations.blocks("gram_gradients", H100, "bf16", torch.bfloat16, 512)
+        == TABLE["gram_gradients", 90, "half", 512]
+    )
+
+
 def test_the_table_has_a_row_for_every_size():
-    for architecture in REFERENCE_DEVICES:
+    for architecture in (80, 90, 100):
         for kernel in tuning.PATHS:
             for family in ("half", "tf32", "fp32"):
                 assert LARGE in configurations.buckets(kernel, architecture, family)
