@@ -19,7 +19,8 @@ from barlow_fast.kernels import aten
 from barlow_fast.kernels.precision import OPERAND_DTYPE
 
 EPS = 1e-5
-BOUND = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 1e-5, "bf16": 1e-5, "fp16": 1e-5}
+# TF32 operands keep ten bits; on a CPU the plain-torch set computes tf32 as fp32.
+BOUND = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-5, "fp16": 1e-5}
 
 
 class Case(NamedTuple):

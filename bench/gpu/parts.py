@@ -131,6 +131,13 @@ def doctor(context: Context, progress: Progress, seconds: float) -> None:
     judge(progress, result, last_line(report))
 
 
+def compile_kernels(context: Context, progress: Progress, seconds: float) -> None:
+    """Compiles the Triton kernels on all cores at once, so that later parts find them on disk."""
+    report = context.out / "gpu-log.txt"
+    command = python("-m", "barlow_fast.kernels.triton.inspection")
+    judge(progress, start(context, command, seconds), last_line(report))
+
+
 def last_line(path: Path) -> str:
     """The last line with text, at most 100 characters of it."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
@@ -276,6 +283,7 @@ def tuning(context: Context, progress: Progress, seconds: float) -> None:
 
 
 PARTS = (
+    Part("compile", 90, sources.CODE, compile_kernels),
     Part("doctor", 60, sources.CODE, doctor),
     Part("tests", 220, sources.TESTED, tests),
     Part("loss", 330, sources.MEASURED, suite("loss")),

@@ -39,11 +39,33 @@ def to_operand(x, PRECISION: tl.constexpr):
         y = cast(x, tl.bfloat16)
     elif PRECISION == "fp16":
         y = cast(x, tl.float16)
+    elif PRECISION == "tf32":
+        y = to_tf32(x.to(tl.float32))
     else:
         y = x.to(tl.float32)
     if INTERPRETED:
         y = y.to(tl.float32)
     return y
+
+
+@triton.jit
+def to_tf32(x):
+    """float32 x rounded to the nearest number that a TF32 operand can be.
+
+    Tensor cores drop the low bits instead, which makes every product of positive numbers too small:
+    a bias that sums of squares keep.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + 0x0FFF + ((bits >> 13) & 1)) & -8192
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def stored(x):
+    """A block of a stored operand, which was rounded when it was stored."""
+    if INTERPRETED:
+        x = x.to(tl.float32)
+    return x
 
 
 @triton.jit

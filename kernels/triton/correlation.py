@@ -14,20 +14,32 @@ from torch import Tensor
 
 from ..precision import OPERAND_DTYPE
 from . import configurations
-from .arithmetic import cast, multiply, standardised, to_operand
+from .arithmetic import cast, multiply, standardised, to_operand, to_tf32
 from .launch import cdiv, device_of, launch, round_up
 
 
 @triton.jit
 def _finish(
-    value, matrix, row_squares, column_squares, rows, columns, n, d, width, column_tile, share
+    value,
+    matrix,
+    row_squares,
+    column_squares,
+    rows,
+    columns,
+    n,
+    d,
+    width,
+    column_tile,
+    share,
+    ROUND: tl.constexpr,
 ):
     """Stores (a strip of) a tile of C and its sums of squares; `value` is N times the tile."""
     inside = (rows < d)[:, None] & (columns < d)[None, :]
     c = tl.where(inside & (rows[:, None] != columns[None, :]), value / n, 0.0)
+    kept = to_tf32(c) if ROUND else c
     tl.store(
         matrix + rows.to(tl.int64)[:, None] * width + columns[None, :],
-        cast(c, matrix.dtype.element_ty),
+        cast(kept, matrix.dtype.element_ty),
         mask=(rows < d)[:, None] & (columns < width)[None, :],
     )
     squares = c * c
@@ -121,7 +133,18 @@ def correlation_kernel(
         if is_whole:
             share = i * STRIPS
             _finish(
-                value, matrix, row_squares, column_squares, rows, columns, n, d, width, j, share
+                value,
+                matrix,
+                row_squares,
+                column_squares,
+                rows,
+                columns,
+                n,
+                d,
+                width,
+                j,
+                share,
+                PRECISION == "tf32",
             )
             for strip in tl.static_range(1, STRIPS):
                 at = column_squares + (share + strip).to(tl.int64) * d + columns
@@ -145,6 +168,7 @@ def correlation_finish_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STRIP: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     """Adds the parts of STRIP rows of a split tile, in order, and stores them."""
     STRIPS: tl.constexpr = BLOCK_M // STRIP
@@ -163,7 +187,9 @@ def correlation_finish_kernel(
     rows = i * BLOCK_M + local_rows
     columns = j * BLOCK_N + local_columns
     share = i * STRIPS + strip
-    _finish(value, matrix, row_squares, column_squares, rows, columns, n, d, width, j, share)
+    _finish(
+        value, matrix, row_squares, column_squares, rows, columns, n, d, width, j, share, ROUND
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["row_shares", "column_shares"])
@@ -257,6 +283,7 @@ def correlation(
             config.splits,
             **blocks,
             STRIP=config.strip,
+            ROUND=precision == "tf32",
             warps=4,
             moved=workspace.nbytes + (0 if config.whole else matrix.nbytes),
         )

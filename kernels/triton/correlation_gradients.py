@@ -14,7 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configurations
-from .arithmetic import halves, multiply, rows_of, standardised, store_rows, to_operand
+from .arithmetic import (
+    halves,
+    multiply,
+    rows_of,
+    standardised,
+    store_rows,
+    stored,
+    to_operand,
+)
 from .launch import cdiv, device_of, launch
 
 
@@ -40,7 +48,7 @@ def _left(z, at, columns, d, statistics, PRECISION: tl.constexpr, EVEN: tl.const
 
 
 @triton.jit
-def _right(matrix, depths, columns, d, width, PRECISION: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _right(matrix, depths, columns, d, width, TRANSPOSED: tl.constexpr):
     """A block (depths, columns) of C, or of its transpose.
 
     Rows of C are clamped to its D: what lies beyond meets zeros of the left operand, or makes
@@ -52,7 +60,7 @@ def _right(matrix, depths, columns, d, width, PRECISION: tl.constexpr, TRANSPOSE
     else:
         at = tl.minimum(depths, d - 1).to(tl.int64)[:, None] * width + columns[None, :]
         x = tl.load(matrix + at)
-    return to_operand(x, PRECISION)
+    return stored(x)
 
 
 @triton.jit
@@ -131,7 +139,7 @@ def correlation_gradients_kernel(
         for k in range(0, d, BLOCK_K):
             depths = k + tl.arange(0, BLOCK_K)
             x = _left(other, left, depths, d, other_statistics, PRECISION, EVEN)
-            y = _right(matrix, depths, columns, d, width, PRECISION, TRANSPOSED)
+            y = _right(matrix, depths, columns, d, width, TRANSPOSED)
             product = multiply(x, y, product, PRECISION)
     else:
         for c in range(0, d, CHUNK):
@@ -139,7 +147,7 @@ def correlation_gradients_kernel(
             for k in range(c, tl.minimum(c + CHUNK, d), BLOCK_K):
                 depths = k + tl.arange(0, BLOCK_K)
                 x = _left(other, left, depths, d, other_statistics, PRECISION, EVEN)
-                y = _right(matrix, depths, columns, d, width, PRECISION, TRANSPOSED)
+                y = _right(matrix, depths, columns, d, width, TRANSPOSED)
                 chunk = multiply(x, y, chunk, PRECISION)
             product += chunk
 

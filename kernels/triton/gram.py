@@ -22,7 +22,16 @@ from torch import Tensor
 from .. import aten
 from ..precision import OPERAND_DTYPE, gram_scale
 from . import configurations
-from .arithmetic import cast, halves, multiply, standardised, to_operand, total
+from .arithmetic import (
+    cast,
+    halves,
+    multiply,
+    standardised,
+    stored,
+    to_operand,
+    to_tf32,
+    total,
+)
 from .launch import cdiv, described, device_of, launch, round_up
 from .standardise import operand
 
@@ -54,7 +63,7 @@ def _operand(
 ):
     """A block of z_hat: loaded as it is when STORED, else standardised here."""
     if STORED:
-        x = tl.load(z + at + columns[None, :])
+        y = stored(tl.load(z + at + columns[None, :]))
     elif EVEN:
         x = standardised(
             tl.load(z + at + columns[None, :]),
@@ -62,6 +71,7 @@ def _operand(
             tl.load(rstd + columns),
             tl.load(shift + columns),
         )
+        y = to_operand(x, PRECISION)
     else:
         inside = columns < d
         x = standardised(
@@ -70,16 +80,19 @@ def _operand(
             tl.load(rstd + columns, mask=inside, other=0.0),
             tl.load(shift + columns, mask=inside, other=0.0),
         )
-    return to_operand(x, PRECISION)
+        y = to_operand(x, PRECISION)
+    return y
 
 
 @triton.jit
-def _store_pair(gram, value, rows, columns, n, width, centre, scale, mirror):
+def _store_pair(gram, value, rows, columns, n, width, centre, scale, mirror, ROUND: tl.constexpr):
     """Stores scale (value - centre I) at (rows, columns) and, for tiles off the diagonal, at its
     mirror image. The padding beyond column n is zero."""
     on_diagonal = rows[:, None] == columns[None, :]
     valid = (rows < n)[:, None] & (columns < n)[None, :]
     x = tl.where(valid, (value - tl.where(on_diagonal, centre, 0.0)) * scale, 0.0)
+    if ROUND:
+        x = to_tf32(x)
     x = cast(x, gram.dtype.element_ty)
     inside = (rows < n)[:, None] & (columns < width)[None, :]
     tl.store(gram + rows.to(tl.int64)[:, None] * width + columns[None, :], x, mask=inside)
@@ -136,6 +149,7 @@ def gram_kernel(
     BULK: tl.constexpr,
     EVEN: tl.constexpr,
     FINISH: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     """One tile of one view's K, or one part of the sum over D of a split tile.
 
@@ -164,8 +178,8 @@ def gram_kernel(
     value = tl.zeros([BLOCK, BLOCK], tl.float32)
     if BULK:
         for k in range(first, last, BLOCK_K):
-            x = to_operand(z_a.load([i * BLOCK, k]), PRECISION)
-            y = to_operand(z_a.load([j * BLOCK, k]), PRECISION)
+            x = stored(z_a.load([i * BLOCK, k]))
+            y = stored(z_a.load([j * BLOCK, k]))
             value = multiply(x, tl.trans(y), value, PRECISION)
     else:
         # Selected, not branched: a branch would hide the pointers' alignment from the compiler.
@@ -205,7 +219,7 @@ def gram_kernel(
             for half in tl.static_range(2):
                 block = left_half if half == 0 else right_half
                 across = j * BLOCK + half * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
-                _store_pair(gram, block, rows, across, n, width, centre, scale, i != j)
+                _store_pair(gram, block, rows, across, n, width, centre, scale, i != j, ROUND)
                 if view == 1:
                     first_block = _stored(grams, rows, across, n, width, tl.load(centres), scale)
                     products += _inner(first_block, block, rows, across, n, weight)
@@ -235,6 +249,7 @@ def gram_finish_kernel(
     BLOCK: tl.constexpr,
     STRIP: tl.constexpr,
     VIEWS: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     """Adds the parts of STRIP rows of a split tile, in order; stores K' and the inner product.
 
@@ -264,14 +279,14 @@ def gram_finish_kernel(
     first_view = 1 if VIEWS == "second" else 0
     centre = total(sums + 2 + first_view, sums_count, 4).to(tl.float32)
     gram = grams + first_view * n.to(tl.int64) * width
-    _store_pair(gram, value, rows, columns, n, width, centre, scale, i != j)
+    _store_pair(gram, value, rows, columns, n, width, centre, scale, i != j, ROUND)
     if tl.program_id(0) == 0:
         tl.store(centres + first_view, centre)
     out = inner + whole + tl.program_id(0)
     if VIEWS == "both":
         centre = total(sums + 3, sums_count, 4).to(tl.float32)
         gram = grams + n.to(tl.int64) * width
-        _store_pair(gram, second, rows, columns, n, width, centre, scale, i != j)
+        _store_pair(gram, second, rows, columns, n, width, centre, scale, i != j, ROUND)
         if tl.program_id(0) == 0:
             tl.store(centres + 1, centre)
         tl.store(out, _inner(value, second, rows, columns, n, weight))
@@ -293,6 +308,7 @@ def gram_dense_kernel(
     scale,
     BLOCK: tl.constexpr,
     VIEW: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     """K' of one view from the whole K in float32; the second view also makes the inner product."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -302,7 +318,7 @@ def gram_dense_kernel(
     value = tl.load(matrix + at, mask=inside, other=0.0)
     centre = total(sums + 2 + VIEW, sums_count, 4)
     gram = grams + VIEW * n.to(tl.int64) * width
-    _store_pair(gram, value, rows, columns, n, width, centre.to(tl.float32), scale, False)
+    _store_pair(gram, value, rows, columns, n, width, centre.to(tl.float32), scale, False, ROUND)
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     if program == 0:
         tl.store(centres + VIEW, centre.to(tl.float32))
@@ -376,6 +392,7 @@ def _multiply_by_library(
         gram_scale(n, d, precision),
         BLOCK=DENSE_BLOCK,
         VIEW=view,
+        ROUND=precision == "tf32",
         warps=4,
         moved=matrix.nbytes + grams[0].nbytes * (1 + view),
     )
@@ -440,6 +457,7 @@ def _multiply(
         BULK=bulk,
         EVEN=d % config.block_k == 0,
         FINISH=config.whole > 0,
+        ROUND=precision == "tf32",
         warps=config.warps,
         stages=config.stages,
         flops=views * n * n * d,
@@ -465,6 +483,7 @@ def _multiply(
             BLOCK=config.block,
             STRIP=config.strip,
             VIEWS="both" if views == 2 else ("first", "second")[first_view],
+            ROUND=precision == "tf32",
             warps=4,
             moved=workspace.nbytes + (0 if config.whole else views * matrix_bytes),
         )

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from ..precision import gram_scale
 from . import configurations
-from .arithmetic import cast, halves, multiply, rows_of, standardised, store_rows, to_operand
+from .arithmetic import (
+    cast,
+    halves,
+    multiply,
+    rows_of,
+    standardised,
+    store_rows,
+    stored,
+    to_operand,
+)
 from .gram import library_product
 from .launch import cdiv, described, device_of, launch
 from .standardise import operand
@@ -117,7 +126,7 @@ def gram_columns_kernel(
         x = tl.load(gram + left + depths[None, :])
         at = tl.minimum(depths, n - 1).to(tl.int64)[:, None] * stride + columns[None, :]
         y = standardised(tl.load(z + at, mask=inside[None, :], other=0.0), mean, rstd, shift)
-        product = multiply(to_operand(x, PRECISION), to_operand(y, PRECISION), product, PRECISION)
+        product = multiply(stored(x), to_operand(y, PRECISION), product, PRECISION)
 
     centre = centring * tl.load(centres + 1 - view)
     scale = tl.load(grad_scale).to(tl.float32)
@@ -177,13 +186,12 @@ def _blocks(
     n,
     hat_stride,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Blocks of K' and of z_hat at depth k; K' is zero where rows of z_hat beyond N are copies."""
     depths = k + tl.arange(0, BLOCK_K)
     x = tl.load(gram + left + depths[None, :])
     at = tl.minimum(depths, n - 1).to(tl.int64)[:, None] * hat_stride + columns[None, :]
-    return to_operand(x, PRECISION), to_operand(tl.load(hat + at), PRECISION)
+    return stored(x), stored(tl.load(hat + at))
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -233,18 +241,18 @@ def gram_tiles_kernel(
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if BULK:
         for k in range(0, n, BLOCK_K):
-            x = to_operand(gram.load([row, k]), PRECISION)
-            y = to_operand(hat.load([k, column]), PRECISION)
+            x = stored(gram.load([row, k]))
+            y = stored(hat.load([k, column]))
             product = multiply(x, y, product, PRECISION)
     elif CHUNK == 0:
         for k in range(0, n, BLOCK_K):
-            x, y = _blocks(gram, hat, left, columns, k, n, hat_stride, BLOCK_K, PRECISION)
+            x, y = _blocks(gram, hat, left, columns, k, n, hat_stride, BLOCK_K)
             product = multiply(x, y, product, PRECISION)
     else:
         for c in range(0, n, CHUNK):
             chunk = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for k in range(c, tl.minimum(c + CHUNK, n), BLOCK_K):
-                x, y = _blocks(gram, hat, left, columns, k, n, hat_stride, BLOCK_K, PRECISION)
+                x, y = _blocks(gram, hat, left, columns, k, n, hat_stride, BLOCK_K)
                 chunk = multiply(x, y, chunk, PRECISION)
             product += chunk
 

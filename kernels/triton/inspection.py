@@ -6,14 +6,19 @@ tensor-core instruction.
     resources(record.launches[0], 90)
 
 Needs the tools that Triton's wheel brings along (ptxas, cuobjdump), nothing else.
+
+    python -m barlow_fast.kernels.triton.inspection --capability 90     # compile all, count spills
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import multiprocessing
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -245,3 +250,30 @@ def identity(launch: Launch) -> tuple:
         launch.warps,
         launch.stages,
     )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compiles everything for one capability, by default this machine's device; 1 if anything that
+    is aligned spills."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", type=int, choices=sorted(REFERENCE_DEVICES))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    capability = options.capability
+    if capability is None:
+        if not torch.cuda.is_available():
+            parser.error("without a CUDA device, --capability says what to compile for")
+        major, minor = torch.cuda.get_device_capability()
+        capability = 10 * major + minor
+        if capability not in REFERENCE_DEVICES:
+            capability = Device("", capability, 1, 0).architecture
+    found = survey(capability, options.workers)
+    spilling = [x for x in found if x[2].spilled and x[0] not in UNALIGNED]
+    for case, launch, taken in spilling:
+        print(f"spills: {launch.name} {case}: {taken}")
+    print(f"sm_{capability}: {len(found)} kernels compiled, {len(spilling)} spill")
+    return 1 if spilling else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..precision import OPERAND_DTYPE
 from . import configurations
-from .arithmetic import cast, standardised
+from .arithmetic import cast, standardised, to_tf32
 from .launch import cdiv, launch, round_up
 
 
@@ -27,6 +27,7 @@ def standardise_kernel(
     stride_out,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     """out = (z - mean) * rstd - shift; columns from D to the padded width are zero."""
     # Rows on the first axis of the grid, the only one that may be longer than 65535.
@@ -40,7 +41,10 @@ def standardise_kernel(
     x = tl.load(
         z + rows[:, None] * stride + columns[None, :], mask=height & inside[None, :], other=0.0
     )
-    hat = cast(standardised(x, m, r, s), out.dtype.element_ty)
+    hat = standardised(x, m, r, s)
+    if ROUND:
+        hat = to_tf32(hat)
+    hat = cast(hat, out.dtype.element_ty)
     tl.store(
         out + rows[:, None] * stride_out + columns[None, :],
         hat,
@@ -81,6 +85,7 @@ def _launch(
         width,
         ROWS=config.rows,
         COLUMNS=config.columns,
+        ROUND=precision == "tf32",
         warps=config.warps,
         moved=n * d * (z.element_size() + out.element_size()),
     )

@@ -48,7 +48,7 @@ def test_parts_are_chosen_by_name_with_limits_in_their_usual_order():
     found = runner.chosen("loss=100,doctor")
     assert [(part.name, part.seconds) for part in found] == [("doctor", 60), ("loss", 100.0)]
     assert [part.name for part in runner.chosen("")] == [
-        "doctor", "tests", "loss", "memory", "profile", "sanitizer", "tuning",
+        "compile", "doctor", "tests", "loss", "memory", "profile", "sanitizer", "tuning",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="unknown part 'coffee'"):
         runner.chosen("coffee")
