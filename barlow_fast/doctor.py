@@ -150,7 +150,8 @@ def kernel_sets() -> list[str]:
         problems = {str(device): why_unusable(name, device) for device in devices()}
         usable = [device for device, problem in problems.items() if problem is None]
         if usable:
-            detail = f" ({_native_detail()})" if name == "cpu" else ""
+            detail = {"cpu": _native_detail, "triton": _triton_detail}.get(name, str)()
+            detail = f" ({detail})" if detail else ""
             lines.append(f"{name:<8} usable on {', '.join(usable)}{detail}")
             continue
         home = "cuda" if name == "triton" else "cpu"
@@ -158,6 +159,19 @@ def kernel_sets() -> list[str]:
         lines.append(f"{name:<8} not usable: {reason or 'no CUDA device'}")
         lines.append(f"{'':<8} without it {COST[name]}")
     return lines
+
+
+def _triton_detail() -> str:
+    """Where block sizes come from on the current CUDA device."""
+    from .kernels.triton import configurations, tuning
+    from .kernels.triton.launch import device_of
+
+    if not torch.cuda.is_available():
+        return "in Triton's interpreter"
+    device = device_of(torch.empty(0, device="cuda"))
+    rows = len(configurations.tuned(device.name))
+    tuned = f"{rows} tuned rows in {tuning.file_of(device.name)}" if rows else "not tuned"
+    return f"table of sm_{device.architecture}, {tuned}"
 
 
 def _native_detail() -> str:

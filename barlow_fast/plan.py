@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .kernels import KERNEL_SETS, why_unusable
-from .kernels.precision import PRECISIONS, accumulation_dtype
+from .kernels.precision import OPERAND_DTYPE, PRECISIONS, accumulation_dtype
 
 FORMS = ("gram", "correlation")
 
@@ -67,7 +67,9 @@ class Plan:
 def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: int = 4) -> Cost:
     """The cost model: 6 N D min(N, D) operations where symmetric products are halved (design:
     kernels/README.md)."""
-    itemsize = accumulation_dtype(precision).itemsize
+    # The Triton kernels keep matrices in the operand type, the others as they were summed.
+    kept = OPERAND_DTYPE[precision] if backend == "triton" else accumulation_dtype(precision)
+    itemsize = kept.itemsize
     if form == "gram":
         forward = 2 if backend in SYMMETRIC_SETS else 4
         flops, extra = (forward + 4) * n * n * d, 2 * n * n * itemsize
