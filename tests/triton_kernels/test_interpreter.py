@@ -69,6 +69,9 @@ def test_every_input_type_with_every_operand_type(dtype, precision):
 @pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_awkward_shapes(shape, precision):
+    # Sums longer than a chunk of float32 quality need no more than this; the interpreter is slow.
+    if precision == "fp32" and max(shape) > 1000:
+        pytest.skip("1025 in bf16 only, 521 in fp32")
     check_both(prepared(shape, precision), precision)
 
 
@@ -178,14 +181,20 @@ def test_nan_and_inf_are_not_hidden():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_matrices_do_not_overflow(precision):
-    """Equal samples make every element of K as large as D."""
-    z = torch.cat((torch.ones(2, 9000), -torch.ones(2, 9000))) * 3 + torch.randn(4, 9000) * 1e-3
-    z_a, z_b = z.requires_grad_(), (z + 0.1).detach()
-    loss = barlow_twins_loss(z_a, z_b, precision=precision, form="gram", backend="triton")
-    loss.backward()
-    assert loss.isfinite()
-    assert z_a.grad.isfinite().all()
-    assert z_a.grad.abs().sum() > 0
+    """One sample far from all others makes an element of K nearly N * D, beyond float16."""
+    z = torch.randn(64, 1200, generator=torch.Generator().manual_seed(0))
+    z[0] = 1000 + z[0]
+    assert aten.gram_pair(z, z, *aten.statistics(z, z, EPS, "fp32"), "fp32")[0].max() > 65504
+    results = []
+    for backend, operands in (("triton", precision), ("aten", precision), ("aten", "fp64")):
+        dtype = torch.float64 if operands == "fp64" else torch.float32
+        z_a = z.to(dtype, copy=True).requires_grad_()
+        z_b = z_a.detach() + torch.linspace(0, 0.1, 64, dtype=dtype)[:, None]
+        barlow_twins_loss(z_a, z_b, precision=operands, form="gram", backend=backend).backward()
+        results.append(z_a.grad.double())
+    mine, theirs, exact = results
+    assert mine.isfinite().all()
+    assert float((mine - exact).norm()) <= 2 * float((theirs - exact).norm())
 
 
 def test_equal_runs_give_equal_bits():
