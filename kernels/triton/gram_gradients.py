@@ -12,6 +12,8 @@ write the gradient without the part of q, and their column sums; a second pass t
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -410,139 +412,123 @@ def gram_gradients(
 ) -> tuple[Tensor, Tensor]:
     """dL/dz_a, dL/dz_b; the contract's primitive."""
     n, d = z_a.shape
+    config = configurations.gram_gradients(device_of(z_a), n, d, z_a.dtype, precision)
     grads = tuple(
         torch.empty((n, d) if needed else (0,), dtype=z_a.dtype, device=z_a.device)
         for needed in need
     )
-    config = configurations.gram_gradients(device_of(z_a), n, d, z_a.dtype, precision)
-    factors = (coefficient / gram_scale(n, d, precision), coefficient * eps, slope, offset)
-    if config.path == "owned":
-        _columns(
-            config,
+    coefficients = Coefficients(
+        coefficient / gram_scale(n, d, precision), coefficient * eps, slope, offset
+    )
+    if config.path != "owned":
+        by_path = _by_library if config.path == "cublas" else _by_tiles
+        for view in range(2):
+            if need[view]:
+                side = _side(view, (z_a, z_b), statistics, grams, centres, grads[view])
+                by_path(config, side, statistics[6], grad_scale, coefficients, precision)
+    elif any(need):
+        # An empty tensor has no address to speak of; the kernel does not touch it.
+        outputs = (g if g.numel() else grads[1 - i] for i, g in enumerate(grads))
+        views = sum(need)
+        launch(
+            gram_columns_kernel,
+            (cdiv(d, config.block_n), views),
             z_a,
             z_b,
             statistics,
             grams,
             centres,
             grad_scale,
-            grads,
-            factors,
-            precision,
-            need,
+            *outputs,
+            n,
+            d,
+            z_a.stride(0),
+            z_b.stride(0),
+            grams.shape[2],
+            0 if need[0] else 1,
+            *coefficients,
+            ROWS=config.block_m,
+            COLUMNS=config.block_n,
+            BLOCK_K=config.block_k,
+            PRECISION=precision,
+            warps=config.warps,
+            stages=config.stages,
+            flops=2.0 * views * n * n * d,
+            moved=(2 + views) * n * d * z_a.element_size() + views * grams[0].nbytes,
         )
-        return grads
-    for view, (own, other) in enumerate(((z_a, z_b), (z_b, z_a))):
-        if need[view]:
-            # The gradient of one view takes the other view's matrix.
-            gram, centre, grad = grams[1 - view], centres[1 - view], grads[view]
-            by_path = _by_library if config.path == "cublas" else _tiles
-            by_path(
-                config,
-                own,
-                other,
-                statistics,
-                gram,
-                centre,
-                grad_scale,
-                grad,
-                factors,
-                precision,
-                view,
-            )
     return grads
 
 
-def _columns(
-    config: configurations.GramGradients,
-    z_a: Tensor,
-    z_b: Tensor,
+class Coefficients(NamedTuple):
+    """The contract's numbers as the kernels take them."""
+
+    coefficient: float  # divided by the scale that K' is stored with
+    centring: float  # the contract's coefficient times eps
+    slope: float
+    offset: float
+
+
+class Side(NamedTuple):
+    """What the gradient of one view takes, and where it goes."""
+
+    z: Tensor
+    other: Tensor
+    own: Tensor  # the three rows of its statistics
+    theirs: Tensor
+    gram: Tensor  # the other view's matrix
+    centre: Tensor
+    grad: Tensor
+
+
+def _side(
+    view: int,
+    z: tuple[Tensor, Tensor],
     statistics: Tensor,
     grams: Tensor,
     centres: Tensor,
-    grad_scale: Tensor,
-    grads: tuple[Tensor, Tensor],
-    factors: tuple[float, float, float, float],
-    precision: str,
-    need: tuple[bool, bool],
-) -> None:
-    n, d = z_a.shape
-    views = sum(need)
-    if views == 0:
-        return
-    # An empty tensor has no address to speak of; the kernel does not touch it.
-    grad_a, grad_b = (g if g.numel() else grads[1 - i] for i, g in enumerate(grads))
-    launch(
-        gram_columns_kernel,
-        (cdiv(d, config.block_n), views),
-        z_a,
-        z_b,
-        statistics,
-        grams,
-        centres,
-        grad_scale,
-        grad_a,
-        grad_b,
-        n,
-        d,
-        z_a.stride(0),
-        z_b.stride(0),
-        grams.shape[2],
-        0 if need[0] else 1,
-        *factors,
-        ROWS=config.block_m,
-        COLUMNS=config.block_n,
-        BLOCK_K=config.block_k,
-        PRECISION=precision,
-        warps=config.warps,
-        stages=config.stages,
-        flops=2.0 * views * n * n * d,
-        moved=(2 + views) * n * d * z_a.element_size() + views * grams[0].nbytes,
-    )
-
-
-def _tiles(
-    config: configurations.GramGradients,
-    z: Tensor,
-    other: Tensor,
-    statistics: Tensor,
-    gram: Tensor,
-    centre: Tensor,
-    grad_scale: Tensor,
     grad: Tensor,
-    factors: tuple[float, float, float, float],
-    precision: str,
-    view: int,
-) -> None:
-    n, d = z.shape
-    coefficient, centring, slope, offset = factors
+) -> Side:
     own, theirs = (statistics[3 * v : 3 * v + 3] for v in (view, 1 - view))
-    hat = operand(z, own, precision)
+    return Side(z[view], z[1 - view], own, theirs, grams[1 - view], centres[1 - view], grad)
+
+
+def _by_tiles(
+    config: configurations.GramGradients,
+    side: Side,
+    diagonal: Tensor,
+    grad_scale: Tensor,
+    coefficients: Coefficients,
+    precision: str,
+) -> None:
+    """Tiles of the product with all but q, then q."""
+    n, d = side.z.shape
+    hat = operand(side.z, side.own, precision)
     row_tiles = cdiv(n, config.block_m)
-    sums_of_columns = torch.empty((row_tiles, d), dtype=torch.float32, device=z.device)
-    values = n * d * z.element_size()
+    sums_of_columns = torch.empty((row_tiles, d), dtype=torch.float32, device=hat.device)
+    values = n * d * side.z.element_size()
     bulk = config.path == "bulk"
     launch(
         gram_tiles_kernel,
         (row_tiles * cdiv(d, config.block_n),),
-        z,
-        other,
+        side.z,
+        side.other,
         described(hat, config.block_k, config.block_n) if bulk else hat,
-        own,
-        theirs,
-        described(gram, config.block_m, config.block_k) if bulk else gram,
+        side.own,
+        side.theirs,
+        described(side.gram, config.block_m, config.block_k) if bulk else side.gram,
         grad_scale,
-        grad,
+        side.grad,
         sums_of_columns,
         n,
         d,
-        z.stride(0),
-        other.stride(0),
+        side.z.stride(0),
+        side.other.stride(0),
         hat.stride(0),
-        gram.shape[1],
-        statistics[6],
-        coefficient,
-        slope,
-        offset,
+        side.gram.shape[1],
+        diagonal,
+        coefficients.coefficient,
+        coefficients.slope,
+        coefficients.offset,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
@@ -552,24 +538,24 @@ def _tiles(
         warps=config.warps,
         stages=config.stages,
         flops=2.0 * n * n * d,
-        moved=3 * values + hat.nbytes + gram.nbytes,
+        moved=3 * values + hat.nbytes + side.gram.nbytes,
     )
     project = configurations.PROJECT
     launch(
         gram_project_kernel,
         (cdiv(d, project.columns), cdiv(n, project.rows)),
-        z,
-        own,
-        centre,
+        side.z,
+        side.own,
+        side.centre,
         sums_of_columns,
         grad_scale,
-        grad,
+        side.grad,
         n,
         d,
-        z.stride(0),
+        side.z.stride(0),
         row_tiles,
-        coefficient,
-        centring,
+        coefficients.coefficient,
+        coefficients.centring,
         ROWS=project.rows,
         COLUMNS=project.columns,
         warps=project.warps,
@@ -579,47 +565,41 @@ def _tiles(
 
 def _by_library(
     config: configurations.GramGradients,
-    z: Tensor,
-    other: Tensor,
-    statistics: Tensor,
-    gram: Tensor,
-    centre: Tensor,
+    side: Side,
+    diagonal: Tensor,
     grad_scale: Tensor,
-    grad: Tensor,
-    factors: tuple[float, float, float, float],
+    coefficients: Coefficients,
     precision: str,
-    view: int,
 ) -> None:
     """The product by torch, some columns at a time, so that it stays in the second-level cache."""
-    n, d = z.shape
-    own, theirs = (statistics[3 * v : 3 * v + 3] for v in (view, 1 - view))
-    hat = operand(z, own, precision)
+    n, d = side.z.shape
+    hat = operand(side.z, side.own, precision)
     owned = configurations.OWNED_COLUMNS
     width = max(configurations.LIBRARY_CHUNK_BYTES // (4 * n) // owned, 4) * owned
     for first in range(0, d, width):
         columns = min(width, d - first)
-        product = library_product(gram[:, :n], hat[:, first : first + columns], precision)
+        product = library_product(side.gram[:, :n], hat[:, first : first + columns], precision)
         launch(
             gram_product_kernel,
             (cdiv(columns, owned),),
             product,
-            z,
-            other,
-            own,
-            theirs,
-            statistics[6],
-            centre,
+            side.z,
+            side.other,
+            side.own,
+            side.theirs,
+            diagonal,
+            side.centre,
             grad_scale,
-            grad,
+            side.grad,
             n,
             d,
-            z.stride(0),
-            other.stride(0),
+            side.z.stride(0),
+            side.other.stride(0),
             product.stride(0),
             first,
-            *factors,
+            *coefficients,
             ROWS=64,
             COLUMNS=owned,
             warps=4,
-            moved=product.nbytes + 3 * n * columns * z.element_size(),
+            moved=product.nbytes + 3 * n * columns * side.z.element_size(),
         )

@@ -57,6 +57,16 @@ def _statistics(
     tl.store(row + 3, tl.sum(tl.where(inside, variance_b * rstd_b * rstd_b, 0.0), axis=0))
 
 
+@triton.jit
+def _store_moments(out, d, inside, mean_a, mean_b, m2_a, m2_b, comoment):
+    """Writes the five rows of moments."""
+    tl.store(out, mean_a, mask=inside)
+    tl.store(out + d, mean_b, mask=inside)
+    tl.store(out + 2 * d, m2_a, mask=inside)
+    tl.store(out + 3 * d, m2_b, mask=inside)
+    tl.store(out + 4 * d, comoment, mask=inside)
+
+
 @triton.jit(do_not_specialize=["n", "rows_per_part"])
 def moments_kernel(
     z_a,
@@ -149,11 +159,7 @@ def moments_kernel(
         )
     else:
         out = parts + part.to(tl.int64) * 5 * d + columns
-        tl.store(out, mean_a, mask=inside)
-        tl.store(out + d, mean_b, mask=inside)
-        tl.store(out + 2 * d, m2_a, mask=inside)
-        tl.store(out + 3 * d, m2_b, mask=inside)
-        tl.store(out + 4 * d, comoment, mask=inside)
+        _store_moments(out, d, inside, mean_a, mean_b, m2_a, m2_b, comoment)
 
 
 @triton.jit(do_not_specialize=["n", "parts_count", "rows_per_part"])
@@ -215,12 +221,7 @@ def merge_kernel(
             comoment,
         )
     else:
-        out = moments + columns
-        tl.store(out, mean_a, mask=inside)
-        tl.store(out + d, mean_b, mask=inside)
-        tl.store(out + 2 * d, m2_a, mask=inside)
-        tl.store(out + 3 * d, m2_b, mask=inside)
-        tl.store(out + 4 * d, comoment, mask=inside)
+        _store_moments(moments + columns, d, inside, mean_a, mean_b, m2_a, m2_b, comoment)
 
 
 def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
