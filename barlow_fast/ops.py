@@ -122,8 +122,12 @@ class BarlowTwinsGradient(torch.autograd.Function):
         refuse_double_backward()
 
 
-forward_op = torch.library.custom_op("barlow_fast::forward", forward, mutates_args=())
-backward_op = torch.library.custom_op("barlow_fast::backward", backward, mutates_args=())
+# Inductor keeps compiled graphs on disk by operator name, with the shapes that they were made for:
+# another layout of what `forward` returns needs another name.
+LAYOUT = 2
+
+forward_op = torch.library.custom_op(f"barlow_fast::forward_{LAYOUT}", forward, mutates_args=())
+backward_op = torch.library.custom_op(f"barlow_fast::backward_{LAYOUT}", backward, mutates_args=())
 
 
 @forward_op.register_fake
