@@ -69,7 +69,8 @@ class Product(NamedTuple):
     launch), 'stored' (z_hat is stored first, view by view), 'bulk' (stored, and copied to shared
     memory by Hopper's copy engine), 'cublas' (stored, and multiplied by torch). Paths of
     `gram_gradients`: 'owned' (a program owns all rows of its columns; block_m is the padded N),
-    'tiles', 'bulk', 'cublas'. The correlation kernels have one path.
+    'tiles', 'bulk', 'persistent' (bulk, and a program takes tile after tile), 'cublas'. The
+    correlation kernels have one path.
     """
 
     block_m: int

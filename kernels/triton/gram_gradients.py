@@ -196,8 +196,9 @@ def _blocks(
     return stored(x), stored(tl.load(hat + at))
 
 
-@triton.jit(do_not_specialize=["n"])
-def gram_tiles_kernel(
+@triton.jit
+def _tile(
+    tile,
     z,
     other,
     hat,
@@ -224,18 +225,11 @@ def gram_tiles_kernel(
     PRECISION: tl.constexpr,
     BULK: tl.constexpr,
 ):
-    """A tile of rstd (coefficient K' z_hat + w (z_hat_other - C_ii z_hat)) grad_scale, in the final
-    type, and the tile's column sums of K' z_hat * z_hat.
-
-    hat: z_hat in the operand type, as `operand` lays it out; with BULK, it and K' are descriptors,
-    for the bulk copy engine of Hopper and later. sums_of_columns: (row tiles, D) float32. The term
-    of C_ii is taken out here, where it is still exact, because it nearly cancels when the views
-    agree.
-    """
+    """One tile of the product and all that follows it."""
     row_tiles = tl.cdiv(n, BLOCK_M)
-    row_tile = tl.program_id(0) % row_tiles
+    row_tile = tile % row_tiles
     row = row_tile * BLOCK_M
-    column = (tl.program_id(0) // row_tiles) * BLOCK_N
+    column = (tile // row_tiles) * BLOCK_N
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
     left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * width
@@ -278,6 +272,61 @@ def gram_tiles_kernel(
                 piece, z, other, statistics, other_statistics, diagonal, grad, sums, row, at, n, d,
                 stride, other_stride, coefficient, slope, offset, scale, BLOCK_M, BLOCK_N // 2,
             )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n"])
+def gram_tiles_kernel(
+    z,
+    other,
+    hat,
+    statistics,
+    other_statistics,
+    gram,
+    grad_scale,
+    grad,
+    sums_of_columns,
+    n,
+    d,
+    stride,
+    other_stride,
+    hat_stride,
+    width,
+    diagonal,
+    coefficient,
+    slope,
+    offset,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BULK: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+):
+    """A tile of rstd (coefficient K' z_hat + w (z_hat_other - C_ii z_hat)) grad_scale, in the final
+    type, and the tile's column sums of K' z_hat * z_hat.
+
+    hat: z_hat in the operand type, as `operand` lays it out; with BULK, it and K' are descriptors,
+    for the bulk copy engine of Hopper and later. sums_of_columns: (row tiles, D) float32. The term
+    of C_ii is taken out here, where it is still exact, because it nearly cancels when the views
+    agree. PERSISTENT: programs stay and take one tile after the other, so that the loads of the
+    next run beside the end of the last.
+    """
+    if PERSISTENT:
+        tiles = tl.cdiv(n, BLOCK_M) * tl.cdiv(d, BLOCK_N)
+        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+            _tile(
+                tile, z, other, hat, statistics, other_statistics, gram, grad_scale, grad,
+                sums_of_columns, n, d, stride, other_stride, hat_stride, width, diagonal,
+                coefficient, slope, offset, BLOCK_M, BLOCK_N, BLOCK_K, CHUNK, PRECISION, BULK,
+            )  # fmt: skip
+    else:
+        tile = tl.program_id(0)
+        _tile(
+            tile, z, other, hat, statistics, other_statistics, gram, grad_scale, grad,
+            sums_of_columns, n, d, stride, other_stride, hat_stride, width, diagonal,
+            coefficient, slope, offset, BLOCK_M, BLOCK_N, BLOCK_K, CHUNK, PRECISION, BULK,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n", "row_tiles"])
@@ -506,10 +555,12 @@ def _by_tiles(
     row_tiles = cdiv(n, config.block_m)
     sums_of_columns = torch.empty((row_tiles, d), dtype=torch.float32, device=hat.device)
     values = n * d * side.z.element_size()
-    bulk = config.path == "bulk"
+    bulk = config.path in ("bulk", "persistent")
+    tiles = row_tiles * cdiv(d, config.block_n)
+    persistent = config.path == "persistent"
     launch(
         gram_tiles_kernel,
-        (row_tiles * cdiv(d, config.block_n),),
+        (min(tiles, device_of(hat).processors) if persistent else tiles,),
         side.z,
         side.other,
         described(hat, config.block_k, config.block_n) if bulk else hat,
@@ -535,6 +586,7 @@ def _by_tiles(
         CHUNK=config.chunk,
         PRECISION=precision,
         BULK=bulk,
+        PERSISTENT=persistent,
         warps=config.warps,
         stages=config.stages,
         flops=2.0 * n * n * d,

@@ -41,7 +41,7 @@ WORTHWHILE = 0.97  # of the table's time; less is noise
 REPEATS = 15
 PATHS = {
     "gram": ("fused", "stored", "bulk", "cublas"),
-    "gram_gradients": ("owned", "tiles", "bulk", "cublas"),
+    "gram_gradients": ("owned", "tiles", "bulk", "persistent", "cublas"),
     "correlation": ("fused",),
     "correlation_gradients": ("fused",),
 }
@@ -128,7 +128,7 @@ def why_invalid(key: Key, row: Product) -> str | None:
         return "tiles of K are at least 64 wide"
     if kernel in ("gram", "gram_gradients") and row.path == "owned" and row.block_m < size:
         return f"a program owns {row.block_m} rows, the row serves {size}"
-    if family == configurations.SPLIT_SINGLE and row.path in ("bulk", "stored"):
+    if family == configurations.SPLIT_SINGLE and row.path in ("bulk", "persistent", "stored"):
         return "sums of float32 quality are chunked, which this path does not do"
     return None
 
@@ -168,7 +168,7 @@ def candidates(key: Key) -> list[Product]:
         for path, (m, n), warps, stages in itertools.product(
             PATHS[kernel], tiles, (4, 8), (2, 3, 4)
         ):
-            if path == "bulk" and architecture < 90:
+            if path in ("bulk", "persistent") and architecture < 90:
                 continue
             if path == "owned" or (path == "cublas" and (m, n, warps, stages) != (64, 64, 4, 2)):
                 continue

@@ -78,6 +78,32 @@ def test_operands_stream_through_shared_memory(case, architecture):
         assert code.metadata.shared >= 2 * operand_stage
 
 
+@pytest.mark.parametrize(
+    ("kernel", "row", "bulk_copies"),
+    [
+        ("gram", (128, 128, 64, 8, 4, "stored"), False),
+        ("gram", (128, 128, 64, 8, 4, "bulk"), True),
+        ("gram_gradients", (128, 128, 64, 8, 3, "tiles"), False),
+        ("gram_gradients", (128, 256, 64, 8, 4, "bulk"), True),
+        ("gram_gradients", (128, 256, 64, 8, 3, "persistent"), True),
+    ],
+)
+def test_paths_that_tuning_may_choose(kernel, row, bulk_copies, monkeypatch):
+    """Each compiles for Hopper without spills; the copy engine is used where the path says so."""
+    key = (kernel, 90, "half", configurations.LARGE)
+    monkeypatch.setitem(configurations.override, key, configurations.Product(*row))
+    configurations.forget_plans()
+    names = {"gram": "gram_kernel", "gram_gradients": "gram_tiles_kernel"}
+    launches = record_step(Case("gram", 2048, 8192, torch.bfloat16, "bf16"), REFERENCE_DEVICES[90])
+    configurations.forget_plans()
+    launch = next(x for x in launches if x.name == names[kernel])
+    assert inspection.resources(launch, 90).spilled == 0
+    code = inspection.compile_launch(launch, 90).asm["ptx"]
+    assert ("cp.async.bulk.tensor" in code) == bulk_copies
+    if row[-1] == "persistent":
+        assert launch.grid == (REFERENCE_DEVICES[90].processors,)
+
+
 def test_a_spill_would_be_seen():
     """The check itself: a configuration that cannot fit its accumulator into registers."""
     case = Case("gram", 256, 8192, torch.bfloat16, "bf16")

@@ -118,11 +118,11 @@ def test_paths_of_large_gram_products(path, shape, precision, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-@pytest.mark.parametrize("path", ["tiles", "bulk", "cublas"])
+@pytest.mark.parametrize("path", ["tiles", "bulk", "persistent", "cublas"])
 @pytest.mark.parametrize("block_n", [64, 256])
 def test_paths_of_large_gram_gradients(block_n, path, precision, monkeypatch):
     """More rows than one program owns; chunks of torch's product."""
-    if precision == "fp32" and path == "bulk":
+    if precision == "fp32" and path in ("bulk", "persistent"):
         pytest.skip("sums of float32 quality are chunked, which bulk copies are not")
     use(monkeypatch, "gram_gradients", path, block_m=64, block_n=block_n)
     monkeypatch.setattr(configurations, "LIBRARY_CHUNK_BYTES", 1 << 15)
