@@ -33,7 +33,6 @@ class Device:
     capability: int  # compute capability as 10 * major + minor
     processors: int  # streaming multiprocessors
     shared_memory: int  # bytes that one program may use
-    registers: int = 65536  # of 32 bits, per multiprocessor
 
     @property
     def architecture(self) -> int:
