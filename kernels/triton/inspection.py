@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import configurations
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 
 # Most specific first: what a product compiles to on each architecture.
@@ -85,11 +86,15 @@ def specialisation(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
             constants[(index,)] = value
+            # No attributes, but an entry (here and below), as the run-time compiler makes it: the
+            # key of the disk cache is made of this too.
+            if isinstance(value, str) or configurations.TRITON >= (3, 9):
+                attributes[(index,)] = []
         elif isinstance(value, Tensor):
             signature[parameter.name] = "*" + _TYPES[value.dtype]
             # Allocations are aligned; a view is as aligned as its offset.
-            if value.storage_offset() * value.element_size() % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
+            aligned = value.storage_offset() * value.element_size() % 16 == 0
+            attributes[(index,)] = [["tt.divisibility", 16]] if aligned else []
         elif isinstance(value, TensorDescriptor):
             block = ", ".join(map(str, value.block_shape))
             signature[parameter.name] = f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
@@ -100,8 +105,8 @@ def specialisation(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any
             constants[(index,)] = 1
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(index,)] = [["tt.divisibility", 16]]
+            if not parameter.do_not_specialize:
+                attributes[(index,)] = [["tt.divisibility", 16]] if value % 16 == 0 else []
     return signature, constants, attributes
 
 
@@ -246,7 +251,7 @@ def identity(launch: Launch) -> tuple:
         launch.name,
         tuple(signature.items()),
         tuple(sorted(constants.items())),
-        tuple(attributes),
+        tuple(key for key, value in attributes.items() if value),
         launch.warps,
         launch.stages,
     )

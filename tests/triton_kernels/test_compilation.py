@@ -13,7 +13,12 @@ import pytest
 import torch
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime import driver  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
 from barlow_fast.kernels.triton import configurations, inspection  # noqa: E402
+from barlow_fast.kernels.triton import launch as launch_module  # noqa: E402
 from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
 from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES  # noqa: E402
 
@@ -102,6 +107,82 @@ def test_paths_that_tuning_may_choose(kernel, row, bulk_copies, monkeypatch):
     assert ("cp.async.bulk.tensor" in code) == bulk_copies
     if row[-1] == "persistent":
         assert launch.grid == (REFERENCE_DEVICES[90].processors,)
+
+
+class NoDriver:
+    """What Triton's run-time compiler asks of a driver, for a device that is not there."""
+
+    utils = None
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def kernels_as_launched(monkeypatch):
+    """Calls of the kernel set go through Triton's own binding and specialisation and are compiled,
+    not run. The list of what was compiled."""
+    compiled, run = [], JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        compiled.append((self.__name__, kernel.hash))
+        return kernel
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    monkeypatch.setattr(launch_module, "_INTERPRETER", REFERENCE_DEVICES[90])
+    monkeypatch.setattr(driver, "_active", NoDriver())
+    return compiled
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests on the device do this")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("gram", 256, 8192, torch.bfloat16, "bf16"),
+        Case("gram", 2048, 4096, torch.float32, "tf32"),
+        Case("gram", 520, 700, torch.float32, "fp32"),
+        Case("correlation", 4096, 64, torch.float16, "fp16"),
+    ],
+    ids=str,
+)
+def test_launches_compile_to_what_was_inspected(case, kernels_as_launched):
+    """The run-time compiler takes the arguments of every launch, descriptors among them, and makes
+    of them, key by key of its disk cache, the code that ahead-of-time compilation made."""
+    run_step(case)
+    found = list(kernels_as_launched)
+    expected = [
+        (launch.name, inspection.compile_launch(launch, 90).hash)
+        for launch in record_step(case, REFERENCE_DEVICES[90])
+    ]
+    assert found == expected
+
+
+def run_step(case):
+    """The calls of `inspection.record_step`, on tensors with memory."""
+    z = torch.zeros(case.n, case.d, dtype=case.dtype)
+    one, precision = torch.ones(()), case.precision
+    rows, sums = triton_kernels.statistics(z, z, 1e-5, precision)
+    options = (one, 1e-5, 0.1, 0.1)
+    if case.form == "gram":
+        grams, centres, inner = triton_kernels.gram_pair(z, z, rows, sums, precision)
+        triton_kernels.terms(sums, inner, case.n**2, True, 0.0051, precision)
+        triton_kernels.gram_gradients(
+            z, z, rows, grams, centres, *options, 1e-5, precision, (True, True)
+        )
+    else:
+        matrix, squares = triton_kernels.correlation(z, z, rows, precision)
+        triton_kernels.terms(sums, squares[0], 1, False, 0.0051, precision)
+        triton_kernels.correlation_gradients(
+            z, z, rows, matrix, squares, *options, precision, (True, True)
+        )
 
 
 def test_a_spill_would_be_seen():
