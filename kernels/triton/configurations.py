@@ -78,7 +78,7 @@ class Product(NamedTuple):
     block_k: int
     warps: int
     stages: int
-    path: str = ""
+    path: str
 
 
 class Gram(NamedTuple):
