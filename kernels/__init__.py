@@ -15,6 +15,7 @@ rely on.
 * `statistics`: both of these at once
 * `standardise`: z_hat in an operand type, materialised (for layouts that must send it somewhere)
 * `gram_pair`: K_a = z_hat_a z_hat_a^T, K_b likewise, and their inner product <K_a, K_b>
+* `gram_tiles`, `gram_from_tiles`: a Gram matrix as tiles that ranks can add up, and back
 * `gram_gradients`: dL/dz of both views from K_a and K_b; the norm's backward included
 * `correlation`: C = z_hat_a^T z_hat_b / N with a zeroed diagonal, its squared row and column sums
 * `correlation_gradients`: dL/dz of both views from that matrix; the norm's backward included
@@ -101,6 +102,24 @@ class KernelSet(Protocol):
         """
         ...
 
+    def gram_tiles(self, z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+        """(T, B, B) in the accumulation type: K = z_hat z_hat^T of one view by its tiles on and
+        below the diagonal, laid out as `tiles.py` says; for sums over columns that are elsewhere.
+
+        statistics: the view's (3, D) mean, rstd and shift.
+        """
+        ...
+
+    def gram_from_tiles(
+        self, packed: Tensor, centres: Tensor, n: int, d: int, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        """(grams, centres) as `gram_pair` would have returned them.
+
+        packed: (2, T, B, B), any floating type, tiles of K_v - centres[v] I. centres: (2,) in the
+        accumulation type. n: N. d: the columns that K was summed over, wherever they are.
+        """
+        ...
+
     def gram_gradients(
         self,
         z_a: Tensor,
@@ -115,6 +134,8 @@ class KernelSet(Protocol):
         eps: float,
         precision: str,
         need: tuple[bool, bool],
+        dimensions: int | None = None,
+        projected: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
 
@@ -123,6 +144,9 @@ class KernelSet(Protocol):
             G_a = coefficient * K_b z_hat_a + w * z_hat_b
             G_b = coefficient * K_a z_hat_b + w * z_hat_a
             dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
+
+        dimensions: the columns that K was summed over, where z_a and z_b hold only some of them.
+        Without `projected` the norm is another's to differentiate: dL/dz = rstd * G * grad_scale.
         """
         ...
 

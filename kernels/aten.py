@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import tiles
 from .precision import OPERAND_DTYPE, accumulation_dtype, gram_scale
 
 NAME = "aten"
@@ -84,6 +85,22 @@ def gram_pair(
     return grams, grams.new_zeros(2), inner
 
 
+def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+    hat = standardise(z, *statistics, precision)
+    return tiles.pack(_product(hat, hat.T, precision), precision)
+
+
+def gram_from_tiles(
+    packed: Tensor, centres: Tensor, n: int, d: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    shape, dtype = gram_layout(n, precision)
+    grams = torch.empty(shape, dtype=dtype, device=packed.device)
+    for gram, view, centre in zip(grams, packed, centres, strict=True):
+        gram.copy_(tiles.unpack(view, n))
+        gram.diagonal().add_(centre)
+    return grams, grams.new_zeros(2)
+
+
 def gram_gradients(
     z_a: Tensor,
     z_b: Tensor,
@@ -97,6 +114,8 @@ def gram_gradients(
     eps: float,
     precision: str,
     need: tuple[bool, bool],
+    dimensions: int | None = None,
+    projected: bool = True,
 ) -> tuple[Tensor, Tensor]:
     rstd_a, rstd_b, diagonal = statistics[1], statistics[4], statistics[6]
     hat_a, hat_b = _hat(z_a, *statistics[0:3]), _hat(z_b, *statistics[3:6])
@@ -111,10 +130,12 @@ def gram_gradients(
         centre = gram.diagonal().mean()
         centred = gram.clone()
         centred.diagonal().sub_(centre)
-        scale = gram_scale(*hat.shape, precision)
+        scale = gram_scale(hat.shape[0], dimensions or hat.shape[1], precision)
         product = _product(_cast(centred * scale, precision), _cast(hat, precision), precision)
         g = coefficient / scale * product + weight * other
-        projection = (g * hat).mean(0) - coefficient * centre * eps * rstd.square()
+        projection = -coefficient * centre
+        if projected:
+            projection = (g * hat).mean(0) + projection * eps * rstd.square()
         return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
 
     gram_a, gram_b = grams

@@ -1,0 +1,57 @@
+"""Symmetric matrices as the tiles on and below their diagonal: half the bytes, the whole matrix.
+
+The tiles are counted row by row: tile (i, j), j <= i, is number i (i + 1) / 2 + j. Tiles on the
+diagonal are stored whole; what lies beyond row and column N is zero. Every kernel set speaks this
+layout where a matrix leaves it (`gram_tiles`, `gram_from_tiles`), and it is a sum that may be taken
+tile by tile: what each rank of a group has of K over its own columns adds up to K.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+SMALL, LARGE = 64, 128
+
+
+def side(n: int, precision: str) -> int:
+    """Rows of a tile: what the blocks of the products on GPUs are."""
+    return SMALL if n <= 256 or precision in ("fp32", "fp64") else LARGE
+
+
+def count(n: int, precision: str) -> int:
+    """Tiles on and below the diagonal of an n x n matrix."""
+    blocks = -(-n // side(n, precision))
+    return blocks * (blocks + 1) // 2
+
+
+@functools.lru_cache(maxsize=32)
+def positions(blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows, columns), in tiles, of every tile."""
+    rows, columns = torch.tril_indices(blocks, blocks, device=device)
+    return rows, columns
+
+
+def pack(matrix: Tensor, precision: str) -> Tensor:
+    """The (T, B, B) tiles of a symmetric (N, N) matrix."""
+    n = matrix.shape[0]
+    b = side(n, precision)
+    blocks = -(-n // b)
+    if n % b:
+        matrix = torch.nn.functional.pad(matrix, (0, blocks * b - n, 0, blocks * b - n))
+    square = matrix.reshape(blocks, b, blocks, b).transpose(1, 2)
+    return square[positions(blocks, matrix.device)]
+
+
+def unpack(tiles: Tensor, n: int) -> Tensor:
+    """The (N, N) matrix of (T, B, B) tiles; contiguous."""
+    b = tiles.shape[1]
+    blocks = -(-n // b)
+    rows, columns = positions(blocks, tiles.device)
+    matrix = tiles.new_empty(blocks, b, blocks, b)
+    square = matrix.transpose(1, 2)
+    square[columns, rows] = tiles.transpose(1, 2)
+    square[rows, columns] = tiles
+    return matrix.view(blocks * b, blocks * b)[:n, :n].contiguous()
