@@ -8,6 +8,7 @@ that rounding too.
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ import torch
 from embeddings import draw
 from torch import Tensor
 
-from barlow_fast.kernels import aten
-from barlow_fast.kernels.precision import OPERAND_DTYPE
+from barlow_fast.kernels import aten, tiles
+from barlow_fast.kernels.precision import OPERAND_DTYPE, accumulation_dtype
 
 EPS = 1e-5
 # TF32 operands keep ten bits; on a CPU the plain-torch set computes tf32 as fp32.
@@ -130,6 +131,118 @@ def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1
     )
 
 
+def check_tiles(kernels: ModuleType, case: Case, precision: str, scale: float = 1.0) -> None:
+    """gram_tiles, gram_from_tiles, and gram_gradients of what comes back: of all columns, and of
+    some of them as a rank of a group has them; `scale` as in `check_gram`."""
+    z_a, z_b, _, statistics, _ = case
+    n, d = z_a.shape
+    # An operand at the border of two half-precision numbers may round either way: a row of K.
+    operand = float(torch.finfo(OPERAND_DTYPE[precision]).eps)
+    bound = max(bound_of(precision, z_a), operand / max(d, 16))
+    rows = (statistics[0:3], statistics[3:6])
+    packed = torch.stack(
+        [kernels.gram_tiles(z, s, precision) for z, s in zip((z_a, z_b), rows, strict=True)]
+    )
+    want = torch.stack(
+        [aten.gram_tiles(z, s, precision) for z, s in zip((z_a, z_b), rows, strict=True)]
+    )
+    side = tiles.side(n, precision)
+    assert packed.shape == (2, tiles.count(n, precision), side, side)
+    for mine, theirs in zip(packed, want, strict=True):
+        assert_close(mine, theirs, bound)
+        assert torch.equal(mine, tiles.pack(tiles.unpack(mine, n), precision))  # zeros beyond N
+    # What two ranks have adds up; columns of a wider matrix, as a rank may hold them.
+    cut = (d + 1) // 2
+    parts = [slice(0, cut), slice(cut, d)] if d > 1 else [slice(0, d)]
+    added = sum(kernels.gram_tiles(z_a[:, part], rows[0][:, part], precision) for part in parts)
+    assert_close(added, want[0], bound)
+
+    diagonals = torch.stack([tiles.unpack(view, n).diagonal() for view in packed])
+    centres = diagonals.double().mean(1).to(statistics.dtype)
+    eye = tiles.pack(torch.eye(n, dtype=packed.dtype, device=z_a.device), precision)
+    centred = packed - centres[:, None, None, None] * eye
+    shape, dtype = kernels.gram_layout(n, precision)
+    wires = [accumulation_dtype(precision), torch.bfloat16, torch.float16]
+    # What one sample far from all others makes of K does not fit into float16.
+    for wire in wires if float(centred.abs().max()) < 65504 else wires[:-1]:
+        sent = centred.to(wire)
+        grams, taken = kernels.gram_from_tiles(sent, centres, n, d, precision)
+        whole, no_centres = aten.gram_from_tiles(sent, centres, n, d, precision)
+        assert grams.shape == shape
+        assert grams.dtype == dtype
+        assert taken.dtype == statistics.dtype
+        stored = float(torch.finfo(dtype).eps) if dtype != whole.dtype else 0.0
+        for gram, centre, expected in zip(grams, taken, whole, strict=True):
+            found = gram[:, :n].double() / scale + centre * torch.eye(n, device=gram.device)
+            assert_close(found, expected.double(), max(bound, stored))
+            assert torch.equal(gram[:, :n], gram[:, :n].T)
+            assert not gram[:, n : summed(n)].any()
+        if wire == wires[0]:
+            kept = (grams, taken, whole, no_centres)
+
+    grams, taken, whole, no_centres = kept
+    options = (statistics.new_tensor(1.7), 0.01 / n, 0.2, -0.3, EPS, precision)
+    for part in (*parts[1:], slice(0, d)):
+        views = (z_a[:, part], z_b[:, part], statistics[:, part].contiguous())
+        for projected in (True, False):
+            compare_gradients(
+                kernels,
+                "gram_gradients",
+                (*views, grams, taken, *options),
+                (*views, whole, no_centres, *options),
+                precision,
+                dimensions=d,
+                projected=projected,
+            )
+
+
+def check_one_row(kernels: ModuleType, d: int, dtype: torch.dtype, precision: str) -> None:
+    """Moments of one row: the row itself, and no squares; as ranks with one sample merge them."""
+    case = prepared((1, d), precision, dtype)
+    moments = kernels.column_moments(case.z_a, case.z_b, precision)
+    assert torch.equal(moments[0], case.z_a[0].double())
+    assert torch.equal(moments[1], case.z_b[0].double())
+    assert not moments[2:].any()
+    assert_close(
+        kernels.standardise(case.z_a, *2 * case.statistics[0:3], precision),
+        aten.standardise(case.z_a, *2 * case.statistics[0:3], precision),
+        max(BOUND[precision], float(torch.finfo(OPERAND_DTYPE[precision]).eps) / 8),
+    )
+    check_moments(kernels, case, precision)
+
+
+def check_dominating_sample(kernels: ModuleType, precision: str, device: str = "cpu") -> None:
+    """One sample far from all others makes an element of K nearly N times the columns it was
+    summed over: beyond float16, whatever the few columns of a rank would suggest."""
+    n, d = 64, 1200
+    z = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+    z[0] += 1000
+    z_a, z_b = z.to(device), (z + torch.linspace(0, 0.1, n)[:, None]).to(device)
+    statistics, _ = aten.statistics(z_a, z_b, EPS, "fp32")
+    packed = torch.stack(
+        [
+            kernels.gram_tiles(v, rows, precision)
+            for v, rows in zip((z_a, z_b), (statistics[0:3], statistics[3:6]), strict=True)
+        ]
+    )
+    assert packed.max() > 65504
+    centres = statistics.new_full((2,), float(d))
+    packed -= d * tiles.pack(torch.eye(n, device=device), precision)
+    few = (z_a[:, :10], z_b[:, :10], statistics[:, :10].contiguous())
+    options = (statistics.new_ones(()), 0.01 / n, 0.2, -0.3, EPS)
+    exact = aten.gram_gradients(
+        *(x.double() for x in few),
+        *(x.double() for x in aten.gram_from_tiles(packed, centres, n, d, "fp64")),
+        *options, "fp64", (True, True), dimensions=d, projected=False,
+    )  # fmt: skip
+    grads = kernels.gram_gradients(
+        *few, *kernels.gram_from_tiles(packed, centres, n, d, precision), *options, precision,
+        (True, True), dimensions=d, projected=False,
+    )  # fmt: skip
+    for x, y in zip(grads, exact, strict=True):
+        assert_close(x.double(), y, max(1e-5, float(torch.finfo(OPERAND_DTYPE[precision]).eps)))
+
+
 def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
     """correlation, correlation_gradients and terms."""
     z_a, z_b, _, statistics, _ = case
@@ -161,11 +274,17 @@ def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
 
 
 def compare_gradients(
-    kernels: ModuleType, name: str, mine: tuple, theirs: tuple, precision: str
+    kernels: ModuleType,
+    name: str,
+    mine: tuple,
+    theirs: tuple,
+    precision: str,
+    **options: bool | int,
 ) -> None:
     """Both gradients, and each of them alone."""
-    got = getattr(kernels, name)(*mine, (True, True))
-    want = getattr(aten, name)(*theirs, (True, True))
+    gradients = functools.partial(getattr(kernels, name), *mine, **options)
+    got = gradients((True, True))
+    want = getattr(aten, name)(*theirs, (True, True), **options)
     z_a, statistics = theirs[0], theirs[2]
     # Where the exact gradient nearly vanishes (N = 2), what is compared is rounding in terms of
     # this size.
@@ -179,6 +298,6 @@ def compare_gradients(
         size = max(float(y.double().norm()), typical)
         assert float((x.double() - y.double()).norm()) <= bound * size
     for need in ((True, False), (False, True)):
-        for x, y, wanted in zip(getattr(kernels, name)(*mine, need), got, need, strict=True):
+        for x, y, wanted in zip(gradients(need), got, need, strict=True):
             assert torch.equal(x, y) if wanted else x.numel() == 0
-    assert all(g.numel() == 0 for g in getattr(kernels, name)(*mine, (False, False)))
+    assert all(g.numel() == 0 for g in gradients((False, False)))

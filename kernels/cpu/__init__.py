@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import tiles
 from ..aten import correlation_layout, gram_layout, terms
 from ..precision import OPERAND_DTYPE, accumulation_dtype
 from .memory import POOL
@@ -132,6 +133,26 @@ def gram_pair(
     return grams, grams.new_zeros(2), inner
 
 
+def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+    n = z.shape[0]
+    side = tiles.side(n, precision)
+    packed = POOL.empty((tiles.count(n, precision), side, side), accumulation_dtype(precision))
+    torch.ops.barlow_fast_cpu.gram_tiles(
+        _rows(z), statistics.contiguous(), _OPERAND[precision], packed
+    )
+    return packed
+
+
+def gram_from_tiles(
+    packed: Tensor, centres: Tensor, n: int, d: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    grams = POOL.empty(*gram_layout(n, precision))
+    torch.ops.barlow_fast_cpu.gram_from_tiles(
+        packed.contiguous(), centres.contiguous(), _OPERAND[precision], grams
+    )
+    return grams, grams.new_zeros(2)
+
+
 def gram_gradients(
     z_a: Tensor,
     z_b: Tensor,
@@ -145,6 +166,8 @@ def gram_gradients(
     eps: float,
     precision: str,
     need: tuple[bool, bool],
+    dimensions: int | None = None,
+    projected: bool = True,
 ) -> tuple[Tensor, Tensor]:
     grad_a, grad_b = _gradients(z_a, z_b, need)
     torch.ops.barlow_fast_cpu.gram_gradients(
@@ -159,6 +182,8 @@ def gram_gradients(
         offset,
         eps,
         _OPERAND[precision],
+        dimensions or z_a.shape[1],
+        projected,
         grad_a,
         grad_b,
     )

@@ -170,16 +170,24 @@ Element operand_of(int64_t code) {
 Element accumulation_of(Element operand) { return operand == Element::f64 ? Element::f64 : Element::f32; }
 size_t bytes_of(Element accumulation) { return accumulation == Element::f64 ? 8 : 4; }
 
+// The mean, rstd and shift in the first rows of `statistics`, which has `rows` rows.
+Norm norm_of(const Tensor& statistics, int64_t rows, int64_t d, Element accumulation) {
+  check_shape(statistics, "statistics", rows, d);
+  STD_TORCH_CHECK(element_of(statistics) == accumulation, "barlow_fast: statistics must have the accumulation type");
+  const char* base = static_cast<const char*>(statistics.const_data_ptr());
+  const size_t row = static_cast<size_t>(d) * bytes_of(accumulation);
+  return Norm{base, base + row, base + 2 * row};
+}
+
+// Both views' rows and the diagonal of C.
 struct Statistics {
   Norm norm_a, norm_b;
   const void* diagonal;
 
   Statistics(const Tensor& statistics, int64_t d, Element accumulation) {
-    check_shape(statistics, "statistics", 7, d);
-    STD_TORCH_CHECK(element_of(statistics) == accumulation, "barlow_fast: statistics must have the accumulation type");
-    const char* base = static_cast<const char*>(statistics.const_data_ptr());
+    norm_a = norm_of(statistics, 7, d, accumulation);
     const size_t row = static_cast<size_t>(d) * bytes_of(accumulation);
-    norm_a = Norm{base, base + row, base + 2 * row};
+    const char* base = static_cast<const char*>(norm_a.mean);
     norm_b = Norm{base + 3 * row, base + 4 * row, base + 5 * row};
     diagonal = base + 6 * row;
   }
@@ -294,24 +302,68 @@ std::vector<Turn> turns(const Output& out_a, const Output& out_b, bool one_at_a_
 
 // ---- Gram form ----------------------------------------------------------------------------------------------------
 
-// How the triangle of each K is cut: square blocks of rows, and parts of the summed columns with a partial K each.
+// How the triangle of each view's K is cut: square blocks of rows, and parts of the summed columns with a partial K
+// each.
 struct GramCut {
   int64_t block, blocks, pairs, parts, columns;
 
-  GramCut(int64_t n, int64_t d) {
+  GramCut(int64_t views, int64_t n, int64_t d) {
     // Partial matrices stay within the size of the inputs.
     const int64_t wanted = threads() == 1 ? 1 : 4 * threads(), most_parts = std::max<int64_t>(1, std::min(d / n, d / 256));
     for (block = 512; block > 128; block /= 2) {
-      if (2 * pairs_of(n) * most_parts >= wanted) break;
+      if (views * pairs_of(n) * most_parts >= wanted) break;
     }
     blocks = ceil_div(n, block);
     pairs = pairs_of(n);
-    parts = std::clamp<int64_t>(ceil_div(wanted, 2 * pairs), 1, most_parts);
+    parts = std::clamp<int64_t>(ceil_div(wanted, views * pairs), 1, most_parts);
     columns = round_up(ceil_div(d, parts), 64);
     parts = ceil_div(d, columns);
   }
   int64_t pairs_of(int64_t n) const { return ceil_div(n, block) * (ceil_div(n, block) + 1) / 2; }
 };
+
+// K of one view: the memory of its parts, the first of which is the output.
+struct PartialGram {
+  View z;
+  Norm norm;
+  std::vector<void*> parts;
+};
+
+// The lower triangles of every view's K, in parts still to be added up: `elements` values each, in tiles of `side`
+// (contract.h, GramTask). Parts beyond the first live in call_scratch.
+void multiply_grams(std::vector<PartialGram>& grams, int64_t n, int64_t d, int64_t side, int64_t elements,
+                    Element operand) {
+  const int64_t views = static_cast<int64_t>(grams.size());
+  const GramCut cut(views, n, d);
+  const size_t bytes = static_cast<size_t>(elements) * bytes_of(accumulation_of(operand));
+  char* extra = static_cast<char*>(call_scratch.get(static_cast<size_t>(views * (cut.parts - 1)) * bytes + 64));
+  for (PartialGram& gram : grams) {
+    for (int64_t p = 1; p < cut.parts; ++p, extra += bytes) gram.parts.push_back(extra);
+  }
+  // Pairs off the diagonal are twice the work: they go first.
+  std::vector<std::pair<int64_t, int64_t>> pairs;
+  for (int64_t i = 0; i < cut.blocks; ++i) {
+    for (int64_t j = 0; j < i; ++j) pairs.emplace_back(i, j);
+  }
+  for (int64_t i = 0; i < cut.blocks; ++i) pairs.emplace_back(i, i);
+  run_tasks(cut.pairs * views * cut.parts, [&](int64_t index) {
+    const auto [i, j] = pairs[static_cast<size_t>(index / (views * cut.parts))];
+    const PartialGram& gram = grams[static_cast<size_t>(index / cut.parts % views)];
+    const int64_t part = index % cut.parts;
+    const GramTask task{gram.z,
+                        gram.norm,
+                        i * cut.block,
+                        std::min(n, (i + 1) * cut.block),
+                        j * cut.block,
+                        std::min(n, (j + 1) * cut.block),
+                        part * cut.columns,
+                        std::min(d, (part + 1) * cut.columns),
+                        gram.parts[static_cast<size_t>(part)],
+                        side,
+                        operand};
+    primitives().gram(task, task_scratch.get(primitives().gram_scratch(task)));
+  });
+}
 
 void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, int64_t operand_code, Tensor gram_a,
                Tensor gram_b, Tensor inner) {
@@ -321,56 +373,100 @@ void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, i
   const Statistics s(statistics, d, accumulation);
   check_shape(gram_a, "gram_a", n, n);
   check_shape(gram_b, "gram_b", n, n);
-  const View views[2] = {view_of(z_a, "z_a"), view_of(z_b, "z_b")};
-  const Norm norms[2] = {s.norm_a, s.norm_b};
-  const GramCut cut(n, d);
-  const size_t bytes = static_cast<size_t>(n * n) * bytes_of(accumulation);
+  std::vector<PartialGram> grams{{view_of(z_a, "z_a"), s.norm_a, {gram_a.mutable_data_ptr()}},
+                                 {view_of(z_b, "z_b"), s.norm_b, {gram_b.mutable_data_ptr()}}};
   TrimOnExit trim;
-  char* extra = static_cast<char*>(call_scratch.get(static_cast<size_t>(2 * (cut.parts - 1)) * bytes + 64));
-  std::vector<void*> parts[2];
-  for (int view = 0; view < 2; ++view) {
-    parts[view].push_back((view ? gram_b : gram_a).mutable_data_ptr());
-    for (int64_t p = 1; p < cut.parts; ++p) {
-      parts[view].push_back(extra + static_cast<size_t>(view * (cut.parts - 1) + p - 1) * bytes);
-    }
-  }
-  // Pairs off the diagonal are twice the work: they go first.
-  std::vector<std::pair<int64_t, int64_t>> pairs;
-  for (int64_t i = 0; i < cut.blocks; ++i) {
-    for (int64_t j = 0; j < i; ++j) pairs.emplace_back(i, j);
-  }
-  for (int64_t i = 0; i < cut.blocks; ++i) pairs.emplace_back(i, i);
-  run_tasks(cut.pairs * 2 * cut.parts, [&](int64_t index) {
-    const auto [i, j] = pairs[static_cast<size_t>(index / (2 * cut.parts))];
-    const int64_t view = index / cut.parts % 2, part = index % cut.parts;
-    const GramTask task{views[view],
-                        norms[view],
-                        i * cut.block,
-                        std::min(n, (i + 1) * cut.block),
-                        j * cut.block,
-                        std::min(n, (j + 1) * cut.block),
-                        part * cut.columns,
-                        std::min(d, (part + 1) * cut.columns),
-                        parts[view][static_cast<size_t>(part)],
-                        n,
-                        operand};
-    primitives().gram(task, task_scratch.get(primitives().gram_scratch(task)));
-  });
+  multiply_grams(grams, n, d, n, n * n, operand);
   const int64_t rows = 64, row_blocks = ceil_div(n, rows);
   run_tasks(2 * row_blocks, [&](int64_t index) {
     const int64_t view = index % 2, row = (row_blocks - 1 - index / 2) * rows;  // the long rows first
-    primitives().symmetrise({parts[view].data(), cut.parts, n, row, std::min(n, row + rows), parts[view][0], accumulation});
+    const std::vector<void*>& parts = grams[static_cast<size_t>(view)].parts;
+    primitives().symmetrise({parts.data(), static_cast<int64_t>(parts.size()), n, row, std::min(n, row + rows), parts[0],
+                             accumulation});
   });
   std::vector<double> sums(static_cast<size_t>(row_blocks));
   run_tasks(row_blocks, [&](int64_t i) {
     const int64_t row = i * rows, count = (std::min(n, row + rows) - row) * n;
     const size_t at = static_cast<size_t>(row * n) * bytes_of(accumulation);
-    sums[static_cast<size_t>(i)] = primitives().inner(static_cast<const char*>(parts[0][0]) + at,
-                                                      static_cast<const char*>(parts[1][0]) + at, count, accumulation);
+    sums[static_cast<size_t>(i)] = primitives().inner(static_cast<const char*>(grams[0].parts[0]) + at,
+                                                      static_cast<const char*>(grams[1].parts[0]) + at, count,
+                                                      accumulation);
   });
   double total = 0;
   for (const double sum : sums) total += sum;
   *static_cast<double*>(inner.mutable_data_ptr()) = total;
+}
+
+// Rows of a tile of one view's K, or of both (tiles.py).
+int64_t side_of(const Tensor& tiles, int64_t views, int64_t n, Element operand) {
+  const int64_t dims = tiles.dim(), side = tiles.size(dims - 1), blocks = ceil_div(n, std::max<int64_t>(side, 1));
+  const bool fits = dims == (views == 1 ? 3 : 4) && (views == 1 || tiles.size(0) == views) &&
+                    tiles.size(dims - 3) == blocks * (blocks + 1) / 2 && tiles.size(dims - 2) == side;
+  STD_TORCH_CHECK(tiles.is_cpu() && fits && tiles.is_contiguous(),
+                  "barlow_fast: tiles must be a contiguous CPU tensor as tiles.py lays it out");
+  STD_TORCH_CHECK(side % primitives().geometry(operand).panel == 0 && 128 % side == 0,
+                  "barlow_fast: tiles of ", side, " rows do not divide the blocks of a product");
+  return side;
+}
+
+// function(number over all views, view, first row, first column) for every tile.
+template <class Function>
+void run_tiles(int64_t views, int64_t n, int64_t side, const Function& function) {
+  const int64_t blocks = ceil_div(n, side), count = blocks * (blocks + 1) / 2;
+  std::vector<std::pair<int64_t, int64_t>> places;
+  for (int64_t i = 0; i < blocks; ++i) {
+    for (int64_t j = 0; j <= i; ++j) places.emplace_back(i * side, j * side);
+  }
+  run_tasks(views * count, [&](int64_t index) {
+    const auto [row, column] = places[static_cast<size_t>(index % count)];
+    function(index, index / count, row, column);
+  });
+}
+
+void gram_tiles(const Tensor& z, const Tensor& statistics, int64_t operand_code, Tensor tiles) {
+  const int64_t n = z.size(0), d = z.size(1);
+  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
+  const int64_t side = side_of(tiles, 1, n, operand);
+  STD_TORCH_CHECK(element_of(tiles) == accumulation, "barlow_fast: tiles must have the accumulation type");
+  std::vector<PartialGram> grams{
+      {view_of(z, "z"), norm_of(statistics, 3, d, accumulation), {tiles.mutable_data_ptr()}}};
+  TrimOnExit trim;
+  multiply_grams(grams, n, d, side, tiles.numel(), operand);
+  const std::vector<void*>& parts = grams[0].parts;
+  const size_t bytes = static_cast<size_t>(side * side) * bytes_of(accumulation);
+  run_tiles(1, n, side, [&](int64_t index, int64_t, int64_t row, int64_t column) {
+    std::vector<const void*> tile;
+    for (const void* part : parts) tile.push_back(static_cast<const char*>(part) + static_cast<size_t>(index) * bytes);
+    char* out = static_cast<char*>(parts[0]) + static_cast<size_t>(index) * bytes;
+    primitives().finish_tile({tile.data(), static_cast<int64_t>(tile.size()), side, std::min(side, n - row),
+                              row == column, out, accumulation});
+  });
+}
+
+void gram_from_tiles(const Tensor& packed, const Tensor& centres, int64_t operand_code, Tensor grams) {
+  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
+  STD_TORCH_CHECK(grams.is_cpu() && grams.dim() == 3 && grams.size(0) == 2 && grams.size(1) == grams.size(2) &&
+                      grams.is_contiguous() && element_of(grams) == accumulation,
+                  "barlow_fast: grams must be a contiguous CPU tensor of 2 x N x N in the accumulation type");
+  STD_TORCH_CHECK(centres.is_cpu() && centres.numel() == 2 && centres.is_contiguous() &&
+                      element_of(centres) == accumulation,
+                  "barlow_fast: centres must be two contiguous values in the accumulation type");
+  const int64_t n = grams.size(1), side = side_of(packed, 2, n, operand);
+  const Element type = element_of(packed);
+  constexpr size_t sizes[] = {8, 4, 2, 2};
+  const size_t tile_bytes = static_cast<size_t>(side * side) * sizes[static_cast<int>(type)];
+  const size_t gram_bytes = static_cast<size_t>(n * n) * bytes_of(accumulation);
+  const void* from = centres.const_data_ptr();
+  const double centre[2] = {accumulation == Element::f64 ? static_cast<const double*>(from)[0]
+                                                         : static_cast<const float*>(from)[0],
+                            accumulation == Element::f64 ? static_cast<const double*>(from)[1]
+                                                         : static_cast<const float*>(from)[1]};
+  const char* tiles = static_cast<const char*>(packed.const_data_ptr());
+  char* out = static_cast<char*>(grams.mutable_data_ptr());
+  run_tiles(2, n, side, [&](int64_t index, int64_t view, int64_t row, int64_t column) {
+    primitives().unpack_tile({tiles + static_cast<size_t>(index) * tile_bytes, type, side, n, row, column, centre[view],
+                              out + static_cast<size_t>(view) * gram_bytes, accumulation});
+  });
 }
 
 template <class A>
@@ -389,7 +485,8 @@ double centre_of(const Tensor& gram, Element accumulation) {
 
 void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, const Tensor& gram_a,
                     const Tensor& gram_b, const Tensor& grad_scale, double coefficient, double slope, double offset,
-                    double eps, int64_t operand_code, Tensor grad_a, Tensor grad_b) {
+                    double eps, int64_t operand_code, int64_t dimensions, bool projected, Tensor grad_a,
+                    Tensor grad_b) {
   check_pair(z_a, z_b);
   const int64_t n = z_a.size(0), d = z_a.size(1);
   const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
@@ -400,15 +497,15 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   const size_t bytes = primitives().packed_gram_bytes(n, operand);
   const Output out_a = output_of(grad_a, "grad_a", n, d), out_b = output_of(grad_b, "grad_b", n, d);
   const double centre[2] = {centre_of(gram_a, accumulation), centre_of(gram_b, accumulation)};
-  // No element of K exceeds N * D (precision.py, gram_scale).
+  // No element of K exceeds N times the columns that it was summed over (precision.py, gram_scale).
   float half_scale = 1;
-  for (double largest = static_cast<double>(n) * d; largest > 32768; largest /= 2) half_scale /= 2;
+  for (double largest = static_cast<double>(n) * dimensions; largest > 32768; largest /= 2) half_scale /= 2;
   const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
   int64_t columns = 2 * geometry.panel;
   if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
   const GramGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal, nullptr,
                               nullptr, {}, {}, n, 0, 0, coefficient, slope, offset, eps, centre[0], centre[1],
-                              scalar_of(grad_scale), operand, too_large_to_keep(out_a, n * d)};
+                              scalar_of(grad_scale), operand, too_large_to_keep(out_a, n * d), projected};
   TrimOnExit trim;
   for (const Turn& turn : turns(out_a, out_b, 2 * n > d)) {
     char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
@@ -531,10 +628,12 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
   m.def(
       "gram_pair(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) gram_a, Tensor(b!) gram_b, "
       "Tensor(c!) inner) -> ()");
+  m.def("gram_tiles(Tensor z, Tensor statistics, int operand, Tensor(a!) tiles) -> ()");
+  m.def("gram_from_tiles(Tensor packed, Tensor centres, int operand, Tensor(a!) grams) -> ()");
   m.def(
       "gram_gradients(Tensor z_a, Tensor z_b, Tensor statistics, Tensor gram_a, Tensor gram_b, Tensor grad_scale, "
-      "float coefficient, float slope, float offset, float eps, int operand, Tensor(a!) grad_a, Tensor(b!) grad_b) "
-      "-> ()");
+      "float coefficient, float slope, float offset, float eps, int operand, int dimensions, bool projected, "
+      "Tensor(a!) grad_a, Tensor(b!) grad_b) -> ()");
   m.def(
       "correlation(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) matrix, Tensor(b!) squares) "
       "-> ()");
@@ -554,6 +653,8 @@ STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {
   m.impl("standardisation", TORCH_BOX(&barlow_fast::standardisation));
   m.impl("standardise", TORCH_BOX(&barlow_fast::standardise));
   m.impl("gram_pair", TORCH_BOX(&barlow_fast::gram_pair));
+  m.impl("gram_tiles", TORCH_BOX(&barlow_fast::gram_tiles));
+  m.impl("gram_from_tiles", TORCH_BOX(&barlow_fast::gram_from_tiles));
   m.impl("gram_gradients", TORCH_BOX(&barlow_fast::gram_gradients));
   m.impl("correlation", TORCH_BOX(&barlow_fast::correlation));
   m.impl("correlation_gradients", TORCH_BOX(&barlow_fast::correlation_gradients));

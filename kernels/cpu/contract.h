@@ -63,22 +63,44 @@ struct StandardiseTask {
   int64_t d, row_begin, row_end;
 };
 
-// out[i, j] = sum over columns [column_begin, column_end) of z_hat[i, .] z_hat[j, .] for i in [i_begin, i_end),
-// j in [j_begin, j_end); where both ranges are the same only j <= i (rounded up to whole tiles) is computed.
+// K[i, j] = sum over columns [column_begin, column_end) of z_hat[i, .] z_hat[j, .] for i in [i_begin, i_end),
+// j in [j_begin, j_end); where both ranges are the same only j <= i (rounded up to whole register tiles) is computed.
+// out: K by the tiles of tiles.py with `side` rows each, a multiple of a panel that divides where ranges begin; or with
+// side = N its one tile, the whole matrix row by row.
 struct GramTask {
   View z;
   Norm norm;
   int64_t i_begin, i_end, j_begin, j_end, column_begin, column_end;
   void* out;
-  int64_t out_stride;
+  int64_t side;
   Element operand;
 };
 
-// Sums `parts` lower triangles into the full symmetric matrix, for one block of rows; returns the rows' share of
-// <K_a, K_b> when both are given.
+// Sums `parts` lower triangles into the full symmetric matrix, for one block of rows.
 struct SymmetriseTask {
   const void* const* parts;
   int64_t part_count, n, row_begin, row_end;
+  void* out;
+  Element accumulation;
+};
+
+// One tile of K with `rows` rows within N: sums `parts` into it, completes it where it lies on the diagonal, and writes
+// the zeros beyond N.
+struct FinishTileTask {
+  const void* const* parts;
+  int64_t part_count, side, rows;
+  bool diagonal;
+  void* out;
+  Element accumulation;
+};
+
+// A tile of K - centre * identity, of any type, to its place at (row, column) of the whole matrix and to its mirror
+// image.
+struct UnpackTileTask {
+  const void* tile;
+  Element type;
+  int64_t side, n, row, column;
+  double centre;
   void* out;
   Element accumulation;
 };
@@ -104,7 +126,8 @@ struct GramGradientTask {
   int64_t n, column_begin, column_end;
   double coefficient, slope, offset, eps, centre_a, centre_b, grad_scale;
   Element operand;
-  bool stream;  // write the gradients past the caches
+  bool stream;     // write the gradients past the caches
+  bool projected;  // through the norm's backward
 };
 
 // out[i, j] = sum over rows [row_begin, row_end) of z_hat_a[., i] z_hat_b[., j], for i and j in their ranges.
@@ -171,6 +194,8 @@ struct Primitives {
   size_t (*gram_scratch)(const GramTask&);
   void (*gram)(const GramTask&, void* scratch);
   void (*symmetrise)(const SymmetriseTask&);
+  void (*finish_tile)(const FinishTileTask&);
+  void (*unpack_tile)(const UnpackTileTask&);
   double (*inner)(const void* x, const void* y, int64_t n, Element accumulation);
   void (*pack_gram)(const PackGramTask&);
   size_t (*gram_gradient_scratch)(const GramGradientTask&);

@@ -65,6 +65,13 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
   }
 }
 
+// Where K[row, column] lies in memory that is laid out in tiles of `side` (GramTask).
+template <class A>
+BARLOW_FAST_INLINE A* in_tiles(A* out, int64_t side, int64_t row, int64_t column) {
+  const int64_t i = row / side, j = column / side;
+  return out + (i * (i + 1) / 2 + j) * side * side + row % side * side + column % side;
+}
+
 template <class Op, Element E>
 void gram_in(const GramTask& task, void* scratch) {
   using A = Acc<Op>;
@@ -73,7 +80,7 @@ void gram_in(const GramTask& task, void* scratch) {
   const GramScratch<Op> s(arena, task);
   const int64_t rows = task.i_end - task.i_begin, columns = task.j_end - task.j_begin;
   const bool diagonal = task.i_begin == task.j_begin;
-  A* out = static_cast<A*>(task.out) + task.i_begin * task.out_stride + task.j_begin;
+  A* out = static_cast<A*>(task.out);
   for (int64_t column = task.column_begin; column < task.column_end; column += s.depth) {
     const int64_t count = smaller(s.depth, task.column_end - column);
     const int64_t units = round_up(count, kDepthStep<Op>) / Op::kDepth;
@@ -84,16 +91,16 @@ void gram_in(const GramTask& task, void* scratch) {
       const Unit<Op>* right = s.right + j * units;
       for (int64_t i = diagonal ? j : 0; i < rows; i += kTileRows) {
         const Unit<Op>* left = s.left + i / panel * panel * units + i % panel;
-        A* to = out + i * task.out_stride + j;
+        A* to = in_tiles(out, task.side, task.i_begin + i, task.j_begin + j);
         if (diagonal && i + kTileRows <= j + lanes) {
           // This tile's right half lies above the diagonal.
           Vector<A> tile[kTileRows][1];
           multiply<Op, kTileRows, 1>(units, left, 1, panel, right, tile);
-          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.out_stride);
+          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.side);
         } else {
           Vector<A> tile[kTileRows][2];
           multiply<Op, kTileRows, 2>(units, left, 1, panel, right, tile);
-          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.out_stride);
+          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.side);
         }
       }
     }
@@ -138,6 +145,72 @@ void symmetrise_in(const SymmetriseTask& task) {
 void symmetrise(const SymmetriseTask& task) {
   task.accumulation == Element::f64 ? symmetrise_in<double>(task) : symmetrise_in<float>(task);
 }
+
+// ---- K as tiles ---------------------------------------------------------------------------------------------------
+
+template <class A>
+void finish_tile_in(const FinishTileTask& task) {
+  A* out = static_cast<A*>(task.out);
+  const int64_t side = task.side, rows = task.rows;
+  if (task.diagonal) {
+    symmetrise_in<A>({task.parts, task.part_count, side, 0, rows, task.out, task.accumulation});
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = rows; c < side; ++c) out[r * side + c] = 0;
+    }
+  } else {
+    for (int64_t p = 1; p < task.part_count; ++p) {
+      const A* __restrict part = static_cast<const A*>(task.parts[p]);
+      for (int64_t k = 0; k < rows * side; ++k) out[k] += part[k];
+    }
+  }
+  for (int64_t k = rows * side; k < side * side; ++k) out[k] = 0;
+}
+
+void finish_tile(const FinishTileTask& task) {
+  task.accumulation == Element::f64 ? finish_tile_in<double>(task) : finish_tile_in<float>(task);
+}
+
+template <class A, Element E>
+void unpack_tile_in(const UnpackTileTask& task) {
+  constexpr int lanes = kLanes<A>;
+  const auto* tile = static_cast<const typename ElementOf<E>::type*>(task.tile);
+  A* out = static_cast<A*>(task.out);
+  const int64_t n = task.n, rows = smaller(task.side, n - task.row), columns = smaller(task.side, n - task.column);
+  for (int64_t r = 0; r < rows; r += lanes) {
+    for (int64_t c = 0; c < columns; c += lanes) {
+      Vector<A> square[lanes];
+      BARLOW_FAST_UNROLL
+      for (int k = 0; k < lanes; ++k) square[k] = load_elements<A, E>(tile + (r + k) * task.side + c);
+      const auto put = [&](int64_t row, int64_t column, int64_t height, int64_t width) {
+        for (int k = 0; k < smaller(lanes, height); ++k) {
+          store_some<A, sizeof(A) == 8 ? Element::f64 : Element::f32>(out + (row + k) * n + column, square[k], width);
+        }
+      };
+      put(task.row + r, task.column + c, rows - r, columns - c);
+      if (task.row == task.column) continue;
+      transpose<A>(square);
+      put(task.column + c, task.row + r, columns - c, rows - r);
+    }
+  }
+  if (task.row != task.column) return;
+  for (int64_t i = task.row; i < task.row + rows; ++i) out[i * n + i] += static_cast<A>(task.centre);
+}
+
+template <Element E>
+void unpack_tile_from(const UnpackTileTask& task) {
+  task.accumulation == Element::f64 ? unpack_tile_in<double, E>(task) : unpack_tile_in<float, E>(task);
+}
+
+void unpack_tile(const UnpackTileTask& task) {
+  switch (task.type) {
+    case Element::f64: return unpack_tile_from<Element::f64>(task);
+    case Element::f32: return unpack_tile_from<Element::f32>(task);
+    case Element::bf16: return unpack_tile_from<Element::bf16>(task);
+    case Element::f16: return unpack_tile_from<Element::f16>(task);
+  }
+}
+
+// ---- <K_a, K_b> ---------------------------------------------------------------------------------------------------
 
 template <class A>
 double inner_in(const A* x, const A* y, int64_t count) {
@@ -286,7 +359,8 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
 }
 
 // From product = K' z_hat of one panel to dL/dz: G = coefficient * product + w * other, its projection, the norm's
-// backward (kernels/README.md, equation 6; the last term of `projection` puts back what centring took out).
+// backward (kernels/README.md, equation 6; the term of the centre puts back what centring took out: all of it, or with
+// the norm's backward what that would not have removed).
 template <class Op, Element E>
 void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view, int64_t p) {
   using A = Acc<Op>;
@@ -321,7 +395,8 @@ void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<O
   const double centre = view ? task.centre_a : task.centre_b;
   for (int64_t c = 0; c < count; ++c) {
     const double square = static_cast<double>(rstd[c]) * rstd[c];
-    projection[c] = static_cast<A>(total[c] / task.n - task.coefficient * centre * task.eps * square);
+    const double taken = task.coefficient * centre;
+    projection[c] = static_cast<A>(task.projected ? total[c] / task.n - taken * task.eps * square : -taken);
   }
   const Output& out = view ? task.grad_b : task.grad_a;
   Vector<A> f[2], t[2];

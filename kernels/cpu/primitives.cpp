@@ -101,6 +101,8 @@ constexpr Primitives kTable = {
     gram_scratch,
     gram,
     symmetrise,
+    finish_tile,
+    unpack_tile,
     inner,
     pack_gram,
     gram_gradient_scratch,

@@ -5,7 +5,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import check_correlation, check_gram, check_moments, prepared
+from contract import (
+    check_correlation,
+    check_dominating_sample,
+    check_gram,
+    check_moments,
+    check_one_row,
+    check_tiles,
+    prepared,
+)
 from embeddings import AWKWARD_SHAPES, draw
 
 from barlow_fast.kernels import KERNEL_SETS, aten, load, why_unusable
@@ -65,6 +73,42 @@ def test_gram(kernels, shape, precision):
     check_gram(kernels, prepared(shape, precision), precision)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
+@pytest.mark.usefixtures("poisoned")
+def test_one_row(kernels, dtype, precision):
+    for d in (1, 37, 150):
+        check_one_row(kernels, d, dtype, precision)
+
+
+@pytest.mark.parametrize("shape", [*AWKWARD_SHAPES, (300, 1)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.usefixtures("poisoned")
+def test_tiles(kernels, shape, precision):
+    check_tiles(kernels, prepared(shape, precision), precision)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
+@pytest.mark.usefixtures("poisoned")
+def test_tiles_of_every_input_type(kernels, dtype, precision):
+    check_tiles(kernels, prepared((70, 45), precision, dtype), precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.usefixtures("poisoned")
+def test_tiles_of_more_than_one_block(kernels, precision):
+    """Several square blocks, or several parts of the summed index, with remainders."""
+    for shape in ((700, 90), (140, 1100)):
+        check_tiles(kernels, prepared(shape, precision), precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.usefixtures("poisoned")
+def test_one_sample_that_dominates(kernels, precision):
+    check_dominating_sample(kernels, precision)
+
+
 @pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 @pytest.mark.usefixtures("poisoned")
@@ -90,6 +134,7 @@ def test_any_number_of_threads(threads):
         torch.set_num_threads(threads)
         check_gram(cpu_kernels, wide, "fp32")
         check_correlation(cpu_kernels, narrow, "fp32")
+        check_tiles(cpu_kernels, wide, "fp32")
     finally:
         torch.set_num_threads(before)
 
@@ -120,6 +165,15 @@ def test_native_checks_refuse_wrong_shapes():
         )
     with pytest.raises(RuntimeError, match="unknown operand type"):
         torch.ops.barlow_fast_cpu.column_moments(z, z, 9, torch.empty(5, 12, dtype=torch.float64))
+    statistics = torch.zeros(3, 12)
+    with pytest.raises(RuntimeError, match=r"as tiles\.py lays it out"):
+        torch.ops.barlow_fast_cpu.gram_tiles(z, statistics, 1, torch.empty(2, 64, 64))
+    with pytest.raises(RuntimeError, match="tiles of 8 rows do not divide the blocks"):
+        torch.ops.barlow_fast_cpu.gram_tiles(z, statistics, 1, torch.empty(1, 8, 8))
+    with pytest.raises(RuntimeError, match="the accumulation type"):
+        torch.ops.barlow_fast_cpu.gram_from_tiles(
+            torch.empty(2, 1, 64, 64), torch.zeros(2), 0, torch.empty(2, 8, 8)
+        )
 
 
 def test_sets_are_named_and_refused_with_a_reason():
