@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import ops, plan
+from .distributed import cost
 from .kernels.precision import PRECISIONS
 
 STATISTICS = ("global", "local")
@@ -56,6 +57,7 @@ def barlow_twins_loss(
     process_group: Any = None,
     statistics: str = "global",
     gradient: str = "exact",
+    layout: str = "auto",
     return_terms: bool = False,
 ) -> Tensor | tuple[Tensor, Terms]:
     """The exact Barlow Twins loss of two batches of embeddings.
@@ -80,8 +82,17 @@ def barlow_twins_loss(
             fp64) always.
         form: 'gram' (N x N), 'correlation' (D x D) or 'auto' (the one with less work).
         backend: 'triton', 'cpu', 'aten' or 'auto' (the first usable one).
-        process_group: None or a group of one rank: the batch is this process's own.
-        statistics, gradient: semantics across ranks, without effect on one rank.
+        process_group: None: the batch is this process's own. 'world', a
+            `torch.distributed.ProcessGroup` or a 1-D `DeviceMesh`: the batch is that of all its
+            ranks together, each passing its own rows, of which it may have more or fewer than
+            others, or none. All ranks must call, and go backward, alike.
+        statistics: mean and variance over the rows of all ranks ('global', as the original with
+            SyncBN) or over each rank's own ('local', as lightly and solo-learn).
+        gradient: 'exact': the mean of all ranks' parameter gradients, which
+            DistributedDataParallel and FSDP take, is the gradient of the global loss. 'official':
+            it is 1/W of that, as in the original implementation.
+        layout: how ranks share the work: 'features', 'rows' (both Gram form), 'correlation', or
+            'auto' (the fastest by `explain`'s model).
         return_terms: also return `Terms`.
 
     Returns:
@@ -90,30 +101,62 @@ def barlow_twins_loss(
     Raises:
         TypeError: inputs that are not tensors or not floating point; options of the wrong type.
         ValueError: mismatched shapes or devices, N < 2, D < 1, unknown or out-of-range options.
-        RuntimeError: a backend that was asked for cannot run here; second derivatives.
-        NotImplementedError: a process group of more than one rank.
+        RuntimeError: a backend that was asked for cannot run here; second derivatives; another rank
+            has stopped.
+        Of a group, all ranks raise what one of them finds wrong, or in what their calls differ.
     """
-    z_a, z_b = _as_matrices(z_a, z_b)
-    if not torch.compiler.is_compiling():
-        check_options(
-            lambd, scale, eps, precision, form, backend, process_group, statistics, gradient
-        )
-    if precision == "auto" and z_a.dtype != torch.float64:
-        precision = _autocast_precision(z_a.device.type)
-    arguments = (z_a, z_b, lambd, eps, form, precision, backend)
-    if torch.compiler.is_compiling():
-        loss, on_diagonal, off_diagonal, *_ = ops.forward_op(*arguments)
-        on_diagonal, off_diagonal = on_diagonal.detach(), off_diagonal.detach()
+    if process_group is not None:
+        loss, on_diagonal, off_diagonal = _of_group(
+            z_a, z_b, process_group, lambd=lambd, scale=scale, eps=eps, precision=precision,
+            form=form, backend=backend, statistics=statistics, gradient=gradient, layout=layout,
+        )  # fmt: skip
     else:
-        loss, on_diagonal, off_diagonal = ops.BarlowTwinsFunction.apply(*arguments)
+        z_a, z_b = _as_matrices(z_a, z_b, at_least=2)
+        if not torch.compiler.is_compiling():
+            check_options(
+                lambd, scale, eps, precision, form, backend, None, statistics, gradient, layout
+            )
+        loss, on_diagonal, off_diagonal = _of_one_process(
+            z_a, z_b, lambd, eps, form, _given_precision(z_a, precision), backend
+        )
     if scale != 1.0:
         loss = loss * scale
     if not return_terms:
         return loss
-    d = z_a.shape[1]
+    d = z_a.shape[-1]
     return loss, Terms(
         on_diagonal, off_diagonal, on_diagonal / d, off_diagonal / max(d * (d - 1), 1)
     )
+
+
+def _of_one_process(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if not torch.compiler.is_compiling():
+        return ops.BarlowTwinsFunction.apply(*arguments)
+    loss, on_diagonal, off_diagonal, *_ = ops.forward_op(*arguments)
+    return loss, on_diagonal.detach(), off_diagonal.detach()
+
+
+# Exchanges between processes stay out of compiled graphs, where they could change their order.
+@torch.compiler.disable
+def _of_group(
+    z_a: Tensor, z_b: Tensor, process_group: Any, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .distributed import autograd, groups
+
+    group = groups.resolve(process_group)
+    error = None
+    try:
+        check_options(process_group=process_group, **options)
+        z_a, z_b = _as_matrices(z_a, z_b, at_least=0 if group else 2)
+        options["precision"] = _given_precision(z_a, options["precision"])
+    except (TypeError, ValueError) as problem:
+        if group is None:
+            raise
+        error = problem  # not before the other ranks know
+    if group is not None:
+        return autograd.forward(z_a, z_b, error, group, **options)
+    names = ("lambd", "eps", "form", "precision", "backend")
+    return _of_one_process(z_a, z_b, *(options[name] for name in names))
 
 
 def check_options(
@@ -126,6 +169,7 @@ def check_options(
     process_group: Any,
     statistics: str,
     gradient: str,
+    layout: str,
 ) -> None:
     """Raises the error that `barlow_twins_loss` documents for the first bad option."""
     for name, value in (("lambd", lambd), ("scale", scale), ("eps", eps)):
@@ -142,15 +186,14 @@ def check_options(
         raise ValueError(f"statistics must be one of {STATISTICS}, got {statistics!r}")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}")
-    if process_group is not None and process_group.size() > 1:
-        raise NotImplementedError(
-            f"process_group has {process_group.size()} ranks; this version computes the loss of "
-            "one rank's batch. "
-            "Pass process_group=None for the local loss."
-        )
+    cost.check(layout, form)
+    if process_group is not None:
+        from .distributed import groups
+
+        groups.check(process_group)
 
 
-def _as_matrices(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
+def _as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
@@ -172,7 +215,7 @@ def _as_matrices(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"D, the last size, must be at least 1, got shape {tuple(z_a.shape)}")
     if z_a.dim() > 2:
         z_a, z_b = z_a.flatten(0, -2), z_b.flatten(0, -2)
-    if z_a.shape[0] < 2:
+    if z_a.shape[0] < at_least:
         raise ValueError(
             f"the loss needs at least 2 samples to standardise over, got N = {z_a.shape[0]} "
             "(a last batch of one? use drop_last=True)"
@@ -183,8 +226,14 @@ def _as_matrices(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
     return z_a, z_b
 
 
-def _autocast_precision(device_type: str) -> str:
-    """What autocast asks for; 'auto' outside of it: then the operator decides when it runs."""
-    if not torch.is_autocast_enabled(device_type):
-        return "auto"
+def _given_precision(z: Tensor, precision: str) -> str:
+    """`precision`, or what autocast asks for; 'auto' outside of it: then the operator decides when
+    it runs."""
+    device_type = z.device.type
+    if (
+        precision != "auto"
+        or z.dtype == torch.float64
+        or not torch.is_autocast_enabled(device_type)
+    ):
+        return precision
     return plan.AUTOCAST_PRECISION[torch.get_autocast_dtype(device_type)]

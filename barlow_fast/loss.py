@@ -31,10 +31,11 @@ class BarlowTwinsLoss(nn.Module):
         process_group: Any = None,
         statistics: str = "global",
         gradient: str = "exact",
+        layout: str = "auto",
     ) -> None:
         super().__init__()
         check_options(
-            lambd, scale, eps, precision, form, backend, process_group, statistics, gradient
+            lambd, scale, eps, precision, form, backend, process_group, statistics, gradient, layout
         )
         self.lambd = lambd
         self.scale = scale
@@ -45,6 +46,7 @@ class BarlowTwinsLoss(nn.Module):
         self.process_group = process_group
         self.statistics = statistics
         self.gradient = gradient
+        self.layout = layout
 
     def forward(
         self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
@@ -61,12 +63,19 @@ class BarlowTwinsLoss(nn.Module):
             process_group=self.process_group,
             statistics=self.statistics,
             gradient=self.gradient,
+            layout=self.layout,
             return_terms=return_terms,
         )
 
     def extra_repr(self) -> str:
-        return (
+        text = (
             f"lambd={self.lambd}, scale={self.scale}, eps={self.eps}, "
             f"precision={self.precision!r}, "
             f"form={self.form!r}, backend={self.backend!r}"
         )
+        if self.process_group is not None:
+            text += (
+                f", statistics={self.statistics!r}, gradient={self.gradient!r}, "
+                f"layout={self.layout!r}"
+            )
+        return text

@@ -30,8 +30,8 @@ def forward(
     The last three are what `backward` needs: (7, D) statistics and, by form, both Gram matrices and
     their centres or the zeroed C and its (2, D) squared sums, laid out as the kernel set likes.
     """
-    form, precision, backend = _resolve(z_a, form, precision, backend)
-    with _without_autocast(z_a.device.type):
+    form, precision, backend = resolve(z_a, form, precision, backend)
+    with without_autocast(z_a.device.type):
         return FORM[form].forward(load(backend), z_a, z_b, lambd, eps, precision)
 
 
@@ -51,15 +51,15 @@ def backward(
     need_b: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
-    form, precision, backend = _resolve(z_a, form, precision, backend)
+    form, precision, backend = resolve(z_a, form, precision, backend)
     saved, need = (statistics, matrix, companion), (need_a, need_b)
-    with _without_autocast(z_a.device.type):
+    with without_autocast(z_a.device.type):
         return FORM[form].backward(
             load(backend), z_a, z_b, saved, grad, lambd, eps, precision, need
         )
 
 
-def _resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, str, str]:
+def resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, str, str]:
     """The choices that are left to the time the operator runs; pure but for the global matmul
     precision."""
     backend = plan.choose_backend(backend, z.device)
@@ -70,7 +70,7 @@ def _resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, s
     return form, plan.executed_precision(precision, z.device.type), backend
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager:
+def without_autocast(device_type: str) -> AbstractContextManager:
     """The operand type is decided: autocast must not cast the products of plain torch a second
     time."""
     if torch.is_autocast_enabled(device_type):
@@ -133,7 +133,7 @@ backward_op = torch.library.custom_op(f"barlow_fast::backward_{LAYOUT}", backwar
 @forward_op.register_fake
 def _(z_a, z_b, lambd, eps, form, precision, backend):
     n, d = z_a.shape
-    form, precision, backend = _resolve(z_a, form, precision, backend)
+    form, precision, backend = resolve(z_a, form, precision, backend)
     dtype = accumulation_dtype(precision)
     scalars = [z_a.new_empty((), dtype=dtype) for _ in range(3)]
     statistics = z_a.new_empty((7, d), dtype=dtype)

@@ -28,6 +28,7 @@ def test_public_names_and_signature():
         "lambd": 0.0051, "scale": 1.0, "eps": 1e-5,
         "precision": "auto", "form": "auto", "backend": "auto",
         "process_group": None, "statistics": "global", "gradient": "exact",
+        "layout": "auto",
     }  # fmt: skip
 
 
@@ -190,6 +191,12 @@ def test_bad_inputs(arguments, error, words):
         ({"lambd": torch.tensor(0.1)}, TypeError, "lambd must be a Python number.*Tensor"),
         ({"lambd": True}, TypeError, "lambd must be a Python number.*bool"),
         ({"backend": "triton"}, RuntimeError, "backend='triton' cannot be used here"),
+        ({"layout": "columns"}, ValueError, "layout must be one of"),
+        (
+            {"layout": "rows", "form": "correlation"},
+            ValueError,
+            "layout='rows' computes the gram form, but form='correlation'",
+        ),
     ],
 )
 def test_bad_options(options, error, words, views):
@@ -199,13 +206,19 @@ def test_bad_options(options, error, words, views):
         BarlowTwinsLoss(**options)(*views)
 
 
-def test_more_than_one_rank_is_refused(views):
-    class TwoRanks:
-        def size(self):
-            return 2
+@pytest.mark.parametrize("criterion", [barlow_twins_loss, BarlowTwinsLoss])
+def test_process_groups_of_the_wrong_kind(criterion, views):
+    arguments = views if criterion is barlow_twins_loss else ()
+    with pytest.raises(TypeError, match="process_group must be None, 'world', a torch.*got int"):
+        criterion(*arguments, process_group=3)
 
-    with pytest.raises(NotImplementedError, match="2 ranks"):
-        BarlowTwinsLoss(process_group=TwoRanks())
+
+def test_world_without_torch_distributed(views):
+    criterion = BarlowTwinsLoss(process_group="world")
+    assert pickle.loads(pickle.dumps(criterion)).process_group == "world"
+    assert "layout='auto'" in repr(criterion)
+    with pytest.raises(RuntimeError, match="call torch.distributed.init_process_group first"):
+        criterion(*views)
 
 
 def test_differing_dtypes_are_promoted(views, backend):

@@ -1,0 +1,135 @@
+"""The loss of all ranks of a group as one differentiable function.
+
+    agree on the call -> choose a layout -> forward; backward of the same layout
+
+Gradients. With `exact`, a rank's gradient is W times its part of the derivative of the global
+loss, so that the mean over ranks that DistributedDataParallel and FSDP take is the derivative
+itself; with `official`, it is that part alone, whose mean is 1/W of it, as in the original
+implementation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..kernels import load
+from . import agreement, correlation, cost, features, rows
+from .call import Call
+from .collectives import total
+from .groups import Group, node
+
+LAYOUT = {"features": features, "rows": rows, "correlation": correlation}
+
+
+def forward(
+    z_a: Tensor | None,
+    z_b: Tensor | None,
+    error: Exception | None,
+    group: Group,
+    *,
+    lambd: float,
+    scale: float,
+    eps: float,
+    precision: str,
+    form: str,
+    layout: str,
+    backend: str,
+    statistics: str,
+    gradient: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, on_diagonal, off_diagonal) of the rows of all ranks, without `scale`.
+
+    z_a, z_b: (n_r, D) rows of this rank, checked; None where `error` says what was wrong with them.
+
+    Raises:
+        ValueError, TypeError: on all ranks, what was wrong on one of them, or what they disagree
+            about.
+        RuntimeError: a rank has stopped.
+    """
+    shared = None
+    if error is None:
+        try:
+            cost.check(layout, form)
+            _, precision, backend = ops.resolve(z_a, "gram", precision, backend)
+        except (ValueError, RuntimeError) as problem:
+            error = problem
+        else:
+            differentiable = torch.is_grad_enabled()
+            shared = agreement.Call(
+                z_a.shape[1], str(z_a.dtype), z_a.device.type, lambd, scale, eps, precision, form,
+                layout, statistics, gradient, z_a.requires_grad and differentiable,
+                z_b.requires_grad and differentiable,
+            )  # fmt: skip
+    own = 0 if error else z_a.shape[0]
+    agreed = agreement.agree(shared, own, node(), error, group)
+    _check_rows(agreed.rows, statistics)
+    network = cost.network_of(z_a.device.type, agreed.nodes, precision)
+    chosen = cost.choose_layout(
+        layout, form, agreed.rows, z_a.shape[1], z_a.dtype, precision, network
+    )
+    call = Call(
+        load(backend), group, agreed.rows, z_a.shape[1], z_a.dtype, lambd, eps, precision,
+        statistics,
+    )  # fmt: skip
+    return DistributedLoss.apply(z_a, z_b, call, chosen, gradient == "exact")
+
+
+def _check_rows(rows: tuple[int, ...], statistics: str) -> None:
+    if sum(rows) < 2:
+        raise ValueError(
+            f"the loss needs at least 2 samples to standardise over, got {sum(rows)} on all ranks "
+            "together"
+        )
+    if statistics == "local" and min(rows) < 2:
+        raise ValueError(
+            f"statistics='local' needs at least 2 samples on each rank, got {min(rows)} on rank "
+            f"{rows.index(min(rows))}"
+        )
+
+
+class DistributedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z_a, z_b, call: Call, layout: str, exact: bool):
+        need = any(ctx.needs_input_grad[:2])
+        with ops.without_autocast(z_a.device.type):
+            outputs, (tensors, pending) = LAYOUT[layout].forward(call, z_a, z_b, need)
+        if pending is not None and _capturing(z_a):
+            pending.wait()  # forward and backward may become graphs of their own
+        ctx.save_for_backward(*tensors)
+        ctx.pending, ctx.call, ctx.layout, ctx.exact = pending, call, layout, exact
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        need = ctx.needs_input_grad[:2]
+        gradients = DistributedGradient.apply(
+            grad, ctx.call, ctx.layout, ctx.exact, ctx.pending, need, *ctx.saved_tensors
+        )
+        return *gradients, None, None, None
+
+
+class DistributedGradient(torch.autograd.Function):
+    """The backward pass as a node of its own: differentiating it again is refused in words."""
+
+    @staticmethod
+    def forward(ctx, grad, call, layout, exact, pending, need, *tensors):
+        # All ranks' losses are one number, and each may enter that rank's objective with a weight
+        # of its own: the derivative is that of the sum of all.
+        scale = total("scale", grad.reshape(1).double(), call.group)
+        if not exact:
+            scale = scale / call.group.size
+        with ops.without_autocast(grad.device.type):
+            return LAYOUT[layout].backward(
+                call, (tensors, pending), scale.reshape(()).to(grad.dtype), need
+            )
+
+    @staticmethod
+    def backward(ctx, *_):
+        ops.refuse_double_backward()
+
+
+def _capturing(z: Tensor) -> bool:
+    return z.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,48 @@
+"""What a layout knows of the call that it serves."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import KernelSet
+from .groups import Group
+
+
+@dataclass(frozen=True)
+class Call:
+    kernels: KernelSet
+    group: Group
+    rows: tuple[int, ...]  # samples of each rank
+    d: int
+    dtype: torch.dtype  # of the embeddings
+    lambd: float
+    eps: float
+    precision: str
+    statistics: str  # 'global' or 'local'
+
+    @property
+    def n(self) -> int:
+        """Samples of all ranks."""
+        return sum(self.rows)
+
+    @property
+    def own_rows(self) -> int:
+        return self.rows[self.group.rank]
+
+    @property
+    def is_global(self) -> bool:
+        return self.statistics == "global"
+
+    def counts(self, like: Tensor) -> Tensor:
+        """(W, 1, 1) float64: the samples of each rank."""
+        return _counts(self.rows, like.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _counts(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Cached, because a copy to a GPU would wait for it."""
+    return torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1).to(device)

@@ -1,0 +1,122 @@
+"""The exchanges that the layouts are made of, all asynchronous, on process groups of any backend.
+
+Two patterns carry everything: an all-to-all and an all-gather. Both move bytes, whatever their
+type, so no backend's list of types matters. Sums over ranks are an all-to-all whose parts each rank
+adds up itself: parts may then travel in half precision and still be added in float32, in the order
+of ranks, so that all ranks hold the same bits; on gloo that also sends half of what its
+reduce-scatter does.
+
+Nothing here is differentiable: the layouts' autograd function calls it on detached tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .groups import Group
+from .traffic import record
+
+
+class Transfer:
+    """An exchange under way; `wait` may be called again."""
+
+    def __init__(self, work: Any, output: Tensor, kept: Tensor) -> None:
+        self._work, self._output, self._kept = work, output, kept
+
+    def wait(self) -> Tensor:
+        """What has arrived. On a GPU only the current stream waits."""
+        if self._work is not None:
+            with explained():
+                self._work.wait()
+            self._work = self._kept = None
+        return self._output
+
+
+class explained:
+    """Says what an error of an exchange means for the loss."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RuntimeError):
+            raise RuntimeError(
+                "barlow_fast: an exchange between the ranks of process_group failed. A rank has "
+                "stopped, or did not call the loss (and its backward) as often as the others did "
+                f"within the group's timeout. The backend says: {error}"
+            ) from error
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.reshape(-1).view(torch.uint8)
+
+
+def all_to_all(
+    step: str,
+    send: Tensor,
+    send_counts: Sequence[int],
+    receive_counts: Sequence[int],
+    group: Group,
+) -> Transfer:
+    """Sends consecutive pieces of the contiguous `send`, one to each rank; receives theirs in the
+    order of ranks, flat. Counts are elements."""
+    size = send.element_size()
+    output = send.new_empty(sum(receive_counts))
+    with explained():
+        work = dist.all_to_all_single(
+            _bytes(output),
+            _bytes(send),
+            [size * count for count in receive_counts],
+            [size * count for count in send_counts],
+            group=group.handle,
+            async_op=True,
+        )
+    record(step, size * (sum(send_counts) - send_counts[group.rank]))
+    return Transfer(work, output, send)
+
+
+def all_gather(step: str, share: Tensor, group: Group) -> Transfer:
+    """(W, *share.shape): equally shaped shares of all ranks, in the order of ranks."""
+    share = share.contiguous()
+    output = share.new_empty((group.size, *share.shape))
+    with explained():
+        if group.through_host:
+            # gloo's own all-gather takes three times as long as this (two ranks, 16 MiB).
+            copies = share.expand(output.shape).contiguous()
+            work = dist.all_to_all_single(
+                _bytes(output), _bytes(copies), group=group.handle, async_op=True
+            )
+        else:
+            copies = share
+            work = dist.all_gather_into_tensor(
+                _bytes(output), _bytes(share), group=group.handle, async_op=True
+            )
+    record(step, share.nbytes * (group.size - 1))
+    return Transfer(work, output, copies)
+
+
+def total(step: str, values: Tensor, group: Group) -> Tensor:
+    """The sum of small tensors over all ranks: added in the order of ranks, equal bits on all."""
+    return all_gather(step, values, group).wait().sum(0)
+
+
+class Reduction:
+    """A sum over ranks of equally shaped (rows, ...) parts, of which each rank gets some rows."""
+
+    def __init__(self, step: str, part: Tensor, group: Group) -> None:
+        self.rows = -(-part.shape[0] // group.size)
+        missing = group.size * self.rows - part.shape[0]
+        if missing:
+            part = torch.cat((part, part.new_zeros(missing, *part.shape[1:])))
+        counts = [part.numel() // group.size] * group.size
+        self._shape = (group.size, self.rows, *part.shape[1:])
+        self._transfer = all_to_all(step, part.contiguous(), counts, counts, group)
+
+    def wait(self, dtype: torch.dtype) -> Tensor:
+        """(ceil(rows / W), ...): this rank's rows of the sum, added in `dtype`."""
+        return self._transfer.wait().view(self._shape).sum(0, dtype=dtype)

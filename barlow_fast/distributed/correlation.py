@@ -1,0 +1,116 @@
+"""The correlation matrix of all rows, summed over ranks (correlation form, for N > D).
+
+    C of own rows  --all-to-all, added, all-gather-->  C of all rows
+    gradients of own rows from C, at home
+
+Each rank adds up some rows of C and takes their squares there; C travels twice in halves, as in any
+all-reduce, but only once where no gradient is wanted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels.precision import accumulation_dtype
+from . import statistics, wire
+from .call import Call
+from .collectives import Reduction, Transfer, all_gather, total
+
+Saved = tuple[tuple[Tensor, ...], Transfer | None]
+
+
+def forward(
+    call: Call, z_a: Tensor, z_b: Tensor, need: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], Saved]:
+    """((loss, on_diagonal, off_diagonal), what `backward` takes)."""
+    moments = statistics.own_moments(call, z_a, z_b)
+    columns = statistics.of_columns(call, statistics.send_moments(call, moments))
+    rows = statistics.of_rows(call, moments, columns)
+    dtype = accumulation_dtype(call.precision)
+    if call.own_rows:
+        matrix, _ = call.kernels.correlation(z_a, z_b, rows, call.precision)
+    else:
+        shape, kept = call.kernels.correlation_layout(call.d, call.precision)
+        matrix = torch.zeros(shape, dtype=kept, device=z_a.device)
+    part = matrix[:, : call.d].to(dtype)
+    if call.is_global and matrix.dtype == dtype:
+        part.mul_(call.own_rows / call.n)  # nobody else needs it
+    else:
+        part = part * (call.own_rows / call.n)
+    wire_dtype = wire.matrix_dtype(call.precision)
+    share = Reduction("matrices", part.to(wire_dtype), call.group).wait(dtype)
+    del part
+    # One row at a time in the accumulation type: D^2 values are never widened at once.
+    row_squares = torch.linalg.vecdot(share, share).double()
+    column_squares = torch.linalg.vecdot(share, share, dim=0).double()
+    scalars = torch.cat((columns.sums, row_squares.sum()[None], column_squares))
+    summed = total("terms", scalars, call.group)
+    outputs = call.kernels.terms(
+        summed[None, :2], summed[2:3], 1, False, call.lambd, call.precision
+    )
+    if not need:
+        return outputs, ((), None)
+    gathered_rows = all_gather("terms", row_squares, call.group).wait().flatten()[: call.d]
+    squares = torch.stack((gathered_rows, summed[3:]))
+    transfer = all_gather("matrices", share.to(wire_dtype), call.group)
+    tensors = (z_a, z_b, rows, squares)
+    if not call.is_global:
+        tensors += (matrix, statistics.own(call, moments)[6])
+    return outputs, (tensors, transfer)
+
+
+def backward(
+    call: Call, saved: Saved, scale: Tensor, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """dL/dz_a, dL/dz_b of this rank's rows, times `scale`."""
+    (z_a, z_b, rows, squares, *own), transfer = saved
+    if not call.own_rows:
+        return tuple(z if needed else None for z, needed in zip((z_a, z_b), need, strict=True))
+    n, lambd = call.n, call.lambd
+    coefficient, slope, offset = 2 * lambd / n, 2 / n, -2 / n
+    summed = transfer.wait().flatten(0, 1)[: call.d]
+    matrix = _in_layout(call, summed)
+    if own:
+        coefficient, matrix, squares = _local_projection(
+            call, matrix, summed, *own, rows[6], coefficient, slope, offset
+        )
+    grads = call.kernels.correlation_gradients(
+        z_a, z_b, rows, matrix, squares, scale, coefficient, slope, offset, call.precision, need
+    )
+    return tuple(g if needed else None for g, needed in zip(grads, need, strict=True))
+
+
+def _in_layout(call: Call, summed: Tensor) -> Tensor:
+    """C as the kernel set keeps it: its type, rows padded with zeros."""
+    (rows, width), dtype = call.kernels.correlation_layout(call.d, call.precision)
+    matrix = wire.to_operand(summed, call.precision).to(dtype)
+    if (rows, width) == matrix.shape:
+        return matrix
+    return torch.nn.functional.pad(matrix, (0, width - call.d, 0, rows - call.d))
+
+
+def _local_projection(
+    call: Call,
+    matrix: Tensor,
+    summed: Tensor,
+    own_matrix: Tensor,
+    own_diagonal: Tensor,
+    diagonal: Tensor,
+    coefficient: float,
+    slope: float,
+    offset: float,
+) -> tuple[float, Tensor, Tensor]:
+    """(coefficient, matrix, squares) whose projections are those of this rank's own norm.
+
+    mean_n(G_a z_hat_a) over own rows is coefficient sum_j C_ij C'_ij + w C'_ii with C' of own rows.
+    The kernels compute coefficient squares + w C_ii: squares make up for the difference.
+    """
+    if coefficient == 0:  # then C has no part in the gradient, and any factor will do
+        coefficient, matrix = 1.0, torch.zeros_like(matrix)
+        summed = matrix[:, : call.d]
+    own_matrix = own_matrix[:, : call.d].to(accumulation_dtype(call.precision))
+    summed = summed.to(own_matrix.dtype)
+    rest = (slope * diagonal.double() + offset) * (own_diagonal - diagonal).double() / coefficient
+    squares = [torch.linalg.vecdot(summed, own_matrix, dim=dim).double() for dim in (1, 0)]
+    return coefficient, matrix, torch.stack(squares) + rest

@@ -1,0 +1,175 @@
+"""Features for samples: each rank computes with all rows of some columns (Gram form).
+
+    own rows, all columns  --all-to-all-->  all rows, own columns
+    K_a, K_b over own columns  --summed over ranks, as tiles-->  K_a, K_b
+    dL/dz of own columns  --all-to-all-->  dL/dz of own rows
+
+Global statistics need no exchange beyond the moments, which travel beside the embeddings: they are
+columns' own. Local ones standardise before the rows are sent, and differentiate after the gradients
+came home. While one view travels the other one is computed with, forward and backward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import tiles
+from ..kernels.precision import accumulation_dtype, gram_scale
+from . import shards, statistics, wire
+from .call import Call
+from .collectives import Reduction, Transfer, all_gather, all_to_all, total
+from .norm import differentiate_norm
+
+# What `backward` takes besides tensors: the matrices, which are still on their way.
+Saved = tuple[tuple[Tensor, ...], Transfer | None]
+
+
+def forward(
+    call: Call, z_a: Tensor, z_b: Tensor, need: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], Saved]:
+    """((loss, on_diagonal, off_diagonal), what `backward` takes)."""
+    moments = statistics.own_moments(call, z_a, z_b)
+    moments_transfer = statistics.send_moments(call, moments)
+    home = None if call.is_global else statistics.own(call, moments)
+    dtype = wire.embedding_dtype(z_a.dtype, call.precision)
+    encoded = call.is_global and dtype != z_a.dtype
+    transfers = []
+    for view, z in enumerate((z_a, z_b)):
+        if home is not None:
+            z = call.kernels.standardise(z, *home[3 * view : 3 * view + 3], call.precision)
+        elif encoded:
+            mean, deviation = wire.spread(moments, torch.tensor(call.own_rows))
+            z = wire.encode(call.kernels, z, mean[view], deviation[view], call.precision)
+        transfers.append(_send(call, z))
+    columns = statistics.of_columns(call, moments_transfer)
+    views, reductions = [], []
+    for view, transfer in enumerate(transfers):
+        z = transfer.wait().view(call.n, columns.parts.shape[2])
+        if encoded:
+            mean, deviation = wire.spread(columns.parts, call.counts(columns.parts))
+            z = wire.decode(z, mean[:, view], deviation[:, view], call.rows, call.dtype)
+        elif z.dtype == torch.float16 and call.dtype != torch.float16:
+            z = z.to(call.dtype)  # its gradient is returned in its type and has no known range
+        views.append(z)
+        rows = columns.statistics[3 * view : 3 * view + 3]
+        reductions.append(_add_up(call, z, rows, columns.centres[view]))
+    outputs, shares, centres = _finish(call, columns, reductions)
+    if not need:
+        return outputs, ((), None)
+    matrices = all_gather("matrices", _for_wire(call, torch.stack(shares)), call.group)
+    tensors = (*views, columns.statistics, centres)
+    if home is not None:
+        tensors += (z_a, z_b, home)
+    return outputs, (tensors, matrices)
+
+
+def _send(call: Call, z: Tensor) -> Transfer:
+    widths = shards.widths(call.d, call.group.size)
+    width = widths[call.group.rank]
+    return all_to_all(
+        "embeddings",
+        wire.by_columns(z, call.group.size),
+        [call.own_rows * w for w in widths],
+        [rows * width for rows in call.rows],
+        call.group,
+    )
+
+
+def _add_up(call: Call, z: Tensor, rows: Tensor, centre: Tensor) -> Reduction:
+    """Starts the sum of one view's K' = K - centre I over all ranks."""
+    if z.shape[1] == 0:
+        b = tiles.side(call.n, call.precision)
+        count = tiles.count(call.n, call.precision)
+        packed = z.new_zeros((count, b, b), dtype=accumulation_dtype(call.precision))
+    else:
+        packed = call.kernels.gram_tiles(z, rows, call.precision)
+    diagonal = shards.diagonal_of_tiles(call.n, call.precision, z.device)
+    packed.view(-1)[diagonal] -= centre.to(packed.dtype)
+    return Reduction("matrices", _for_wire(call, packed.flatten(0, 1)), call.group)
+
+
+def _for_wire(call: Call, packed: Tensor) -> Tensor:
+    if call.precision == "fp16":
+        packed = packed * gram_scale(call.n, call.d, call.precision)
+    return packed.to(wire.matrix_dtype(call.precision))
+
+
+def _from_wire(call: Call, packed: Tensor) -> Tensor:
+    scale = gram_scale(call.n, call.d, call.precision)
+    return packed if scale == 1 else packed.float() / scale
+
+
+def _finish(
+    call: Call, columns: statistics.Columns, reductions: list[Reduction]
+) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor], Tensor]:
+    """The loss and its terms, this rank's rows of K'_a and K'_b, and the centres that they lack."""
+    dtype = accumulation_dtype(call.precision)
+    shares = [_from_wire(call, reduction.wait(dtype)) for reduction in reductions]
+    share = shards.share_of_tiles(
+        call.n, call.precision, call.group.rank, call.group.size, shares[0].device
+    )
+    inner = torch.linalg.vecdot(*shares).double() @ share.weights
+    traces = [x.view(-1)[share.diagonal].sum(dtype=torch.float64) for x in shares]
+    # What was subtracted was rounded to the accumulation type.
+    centres = columns.centres.to(dtype).double()
+    scalars = torch.cat((columns.sums, centres, torch.stack((inner, *traces))))
+    on, squares, c_a, c_b, inner, trace_a, trace_b = total("terms", scalars, call.group).unbind()
+    inner = inner + c_a * trace_b + c_b * trace_a + call.n * c_a * c_b
+    outputs = call.kernels.terms(
+        torch.stack((on, squares))[None], inner[None], call.n**2, True, call.lambd, call.precision
+    )
+    return outputs, shares, torch.stack((c_a, c_b)).to(dtype)
+
+
+def backward(
+    call: Call, saved: Saved, scale: Tensor, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """dL/dz_a, dL/dz_b of this rank's rows, times `scale`."""
+    (z_a, z_b, columns, centres, *home), matrices = saved
+    n, lambd = call.n, call.lambd
+    coefficient, slope, offset = 2 * lambd / n**2, (2 - 2 * lambd) / n, -2 / n
+    grams = None
+    if z_a.shape[1]:
+        shares = matrices.wait().transpose(0, 1).flatten(1, 2)  # (2, W * rows, B)
+        b, count = tiles.side(n, call.precision), tiles.count(n, call.precision)
+        packed = shares[:, : count * b].unflatten(1, (count, b))
+        grams = call.kernels.gram_from_tiles(
+            _from_wire(call, packed), centres, n, call.d, call.precision
+        )
+    transfers: list[Transfer | None] = []
+    for view in range(2):
+        if not need[view]:
+            transfers.append(None)
+            continue
+        grad = z_a
+        if grams is not None:
+            only = (view == 0, view == 1)
+            grad = call.kernels.gram_gradients(
+                z_a, z_b, columns, *grams, scale, coefficient, slope, offset, call.eps,
+                call.precision, only, dimensions=call.d, projected=call.is_global,
+            )[view]  # fmt: skip
+        transfers.append(_send_home(call, grad))
+    return tuple(
+        None if transfer is None else _arrived(call, transfer, view, home)
+        for view, transfer in enumerate(transfers)
+    )
+
+
+def _send_home(call: Call, grad: Tensor) -> Transfer:
+    widths = shards.widths(call.d, call.group.size)
+    return all_to_all(
+        "gradients",
+        grad.to(wire.gradient_dtype(call.dtype, call.precision)),
+        [rows * widths[call.group.rank] for rows in call.rows],
+        [call.own_rows * width for width in widths],
+        call.group,
+    )
+
+
+def _arrived(call: Call, transfer: Transfer, view: int, home: list[Tensor]) -> Tensor:
+    grad = wire.from_columns(transfer.wait(), call.own_rows, call.d, call.group.size)
+    if home:
+        z, statistics_of_view = home[view], home[2][3 * view : 3 * view + 3]
+        grad = differentiate_norm(grad, z, statistics_of_view)
+    return grad.to(call.dtype)

@@ -1,0 +1,111 @@
+"""Which ranks compute one loss together, and how they reach each other."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+WORLD = "world"
+
+# Groups of CPU tensors made beside groups that have none; each lives as long as its partner.
+_companions: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Group:
+    """A process group with what every exchange asks of it."""
+
+    handle: Any  # torch.distributed.ProcessGroup
+    rank: int  # within the group
+    size: int
+
+    @property
+    def through_host(self) -> bool:
+        """Whether data go through gloo."""
+        return dist.get_backend(self.handle) == dist.Backend.GLOO
+
+
+def check(process_group: Any) -> None:
+    """TypeError unless `process_group` is something that `resolve` takes."""
+    if process_group is None or process_group == WORLD or _is_group(process_group):
+        return
+    if process_group is dist.GroupMember.NON_GROUP_MEMBER:
+        return  # an error of the call, not of the type: `resolve` tells it
+    if hasattr(process_group, "get_group"):
+        if process_group.ndim != 1:
+            raise TypeError(
+                f"process_group must be a 1-D DeviceMesh, got {process_group.ndim} dimensions; "
+                "pass mesh['name']"
+            )
+        return
+    raise TypeError(
+        "process_group must be None, 'world', a torch.distributed.ProcessGroup or a 1-D "
+        f"DeviceMesh, got {type(process_group).__name__}"
+    )
+
+
+def _is_group(value: Any) -> bool:
+    return dist.is_available() and isinstance(value, dist.ProcessGroup)
+
+
+def resolve(process_group: Any) -> Group | None:
+    """The group that `process_group` stands for; None where this process is alone.
+
+    Raises:
+        TypeError: something else than None, 'world', a process group or a 1-D device mesh.
+        RuntimeError: 'world' before torch.distributed was initialised.
+        ValueError: a group that this process is not a member of.
+    """
+    if process_group is None:
+        return None
+    check(process_group)
+    if isinstance(process_group, str):
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                "process_group='world' needs torch.distributed: call "
+                "torch.distributed.init_process_group first, or pass process_group=None for the "
+                "loss of this process alone"
+            )
+        process_group = dist.group.WORLD
+    elif process_group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("this process is not a member of the process_group that it was given")
+    elif not _is_group(process_group):
+        process_group = process_group.get_group()
+    rank, size = process_group.rank(), process_group.size()
+    return Group(process_group, rank, size) if size > 1 else None
+
+
+def host_group(group: Group) -> Any:
+    """A process group of the same ranks that takes CPU tensors: the group itself or, beside NCCL, a
+    gloo group that is made once, by all ranks, with the same timeout."""
+    if any(device.type == "cpu" for device in group.handle._device_types):
+        return group.handle
+    companion = _companions.get(group.handle)
+    if companion is None:
+        companion = dist.new_group(
+            dist.get_process_group_ranks(group.handle),
+            timeout=_timeout(group.handle),
+            backend="gloo",
+            use_local_synchronization=True,
+        )
+        _companions[group.handle] = companion
+    return companion
+
+
+def _timeout(handle: Any) -> Any:
+    """The group's timeout; None, torch's default, where this version of torch does not tell."""
+    try:
+        return handle._get_backend(torch.device("cuda")).options._timeout
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def node() -> int:
+    """A number that processes of one machine share: what is between nodes is slower."""
+    return int.from_bytes(hashlib.blake2b(socket.gethostname().encode(), digest_size=8).digest())
