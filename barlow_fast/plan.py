@@ -8,10 +8,11 @@ costs.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from .distributed import cost as distribution
 from .kernels import KERNEL_SETS, why_unusable
 from .kernels.precision import OPERAND_DTYPE, PRECISIONS, accumulation_dtype
 
@@ -53,15 +54,30 @@ class Plan:
     backend: str
     costs: dict[str, Cost]
     reasons: dict[str, str]
+    world_size: int = 1
+    layout: str | None = None  # across ranks; None on one
+    layout_costs: dict[str, distribution.LayoutCost] = field(default_factory=dict)
+    layout_seconds: dict[str, float] = field(default_factory=dict)  # modelled, not measured
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
         lines = [f"Barlow Twins loss of two {self.n} x {self.d} {name} embeddings on {self.device}"]
-        for key in ("form", "precision", "backend"):
-            lines.append(f"  {key:<10} {getattr(self, key):<12} {self.reasons[key]}")
-        for form, cost in self.costs.items():
-            lines.append(f"  cost of {form}: {cost}{'  <- chosen' if form == self.form else ''}")
+        if self.layout is not None:
+            lines[0] += f", over {self.world_size} ranks"
+        for key in ("layout", "form", "precision", "backend"):
+            if getattr(self, key) is not None:
+                lines.append(f"  {key:<10} {getattr(self, key):<12} {self.reasons[key]}")
+        if self.layout is None:
+            for form, cost in self.costs.items():
+                lines.append(f"  cost of {form}: {cost}{_mark(form == self.form)}")
+        for layout, cost in self.layout_costs.items():
+            seconds = f"{1e3 * self.layout_seconds[layout]:.3g} ms modelled"
+            lines.append(f"  cost of {layout}: {cost}; {seconds}{_mark(layout == self.layout)}")
         return "\n".join(lines)
+
+
+def _mark(chosen: bool) -> str:
+    return "  <- chosen" if chosen else ""
 
 
 def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: int = 4) -> Cost:
@@ -148,25 +164,40 @@ def explain(
     form: str = "auto",
     precision: str = "auto",
     backend: str = "auto",
+    layout: str = "auto",
+    world_size: int = 1,
+    nodes: int = 1,
+    network: distribution.Network | None = None,
 ) -> Plan:
     """What `barlow_twins_loss` would do for two (n, d) embeddings, and why.
 
     Args:
-        n: samples in the batch.
+        n: samples in the batch, of all ranks together.
         d: embedding dimensions.
         dtype: dtype of the embeddings.
         device: device of the embeddings.
         autocast: the autocast dtype that will be active, or None.
-        form, precision, backend: as given to the loss.
+        form, precision, backend, layout: as given to the loss.
+        world_size: ranks of the process group; they are taken to have equally many samples.
+        nodes: machines that the ranks are spread over.
+        network: what to assume of ranks and links; None for what the loss itself assumes of
+            `device` and `nodes`. The loss always chooses by that.
 
     Raises:
-        ValueError: an unknown form, precision or backend, n < 2 or d < 1.
+        ValueError: an unknown form, precision, backend or layout, n < 2, d < 1, world_size < 1 or
+            nodes not in 1...world_size.
         RuntimeError: a backend that was asked for cannot be used on `device`.
     """
     if n < 2 or d < 1:
         raise ValueError(f"n must be at least 2 and d at least 1, got n={n}, d={d}")
+    if not 1 <= nodes <= world_size:
+        raise ValueError(
+            "world_size must be at least 1 and nodes between 1 and it, got "
+            f"world_size={world_size}, nodes={nodes}"
+        )
     check_choice("form", form, FORMS)
     check_choice("precision", precision, PRECISIONS)
+    distribution.check(layout, form)
     device = torch.device(device)
     matmul = torch.get_float32_matmul_precision()
     chosen_backend = choose_backend(backend, device)
@@ -183,7 +214,39 @@ def explain(
         "precision": why_precision,
         "backend": "asked for" if backend != "auto" else _backend_reason(chosen_backend, device),
     }
-    return Plan(n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons)
+    plan = Plan(n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons)
+    if world_size == 1:
+        return plan
+    network = network or distribution.network_of(device.type, nodes, executed)
+    return _distributed(plan, form, layout, world_size, network)
+
+
+def _distributed(
+    plan: Plan, form: str, layout: str, world_size: int, network: distribution.Network
+) -> Plan:
+    """The plan with a layout, and the form that it computes."""
+    each, more = divmod(plan.n, world_size)
+    rows = tuple(each + (rank < more) for rank in range(world_size))
+    shape = (rows, plan.d, plan.dtype, plan.precision)
+    chosen = distribution.choose_layout(layout, form, *shape, network)
+    costs = {name: distribution.cost(name, *shape) for name in distribution.LAYOUTS}
+    seconds = {name: cost.seconds(network, world_size) for name, cost in costs.items()}
+    reason = distribution.DESCRIPTION[chosen]
+    reason += "; asked for" if layout != "auto" else "; fastest by the model"
+    if layout == "auto" and form != "auto":
+        reason += f" of the {form} form"
+    reasons = plan.reasons | {"layout": reason}
+    if form == "auto":
+        reasons["form"] = "the layout's"
+    return replace(
+        plan,
+        form=distribution.FORM_OF_LAYOUT[chosen],
+        reasons=reasons,
+        world_size=world_size,
+        layout=chosen,
+        layout_costs=costs,
+        layout_seconds=seconds,
+    )
 
 
 def _form_reason(other: str, ratio: float) -> str:

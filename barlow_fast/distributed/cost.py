@@ -6,6 +6,7 @@ with what is counted on the wire); the seconds are a model, and only their order
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +30,8 @@ class Network:
     """What ranks are made of and joined by, as far as the choice of a layout goes."""
 
     bandwidth: float  # bytes per second that a rank sends while it receives as many
-    latency: float  # seconds before the first byte of an exchange
-    per_rank: float  # further seconds for each rank that an all-to-all addresses
+    latency: float  # seconds before the first byte of an exchange, or of a step of a tree
+    per_rank: float  # further seconds for each rank that an exchange addresses
     matmul: float  # operations per second of a rank's matrix products
     memory: float  # bytes per second of a rank's memory
 
@@ -66,22 +67,24 @@ class LayoutCost:
 
     flops: float  # operations of the matrix products
     sent: int  # bytes that the rank sends to others
-    exchanges: int  # one after the other
+    exchanges: int  # all-to-alls and all-gathers: every rank addresses every other
+    sums: int  # of a few numbers over all ranks: trees
     kept: int  # bytes held from forward to backward, beside the inputs
 
     def seconds(self, network: Network, ranks: int) -> float:
-        """What the model makes of it: nothing overlaps; kept matrices pass through memory."""
+        """What the model makes of it: nothing overlaps; what is kept is written and read twice."""
         return (
             self.flops / network.matmul
             + self.sent / network.bandwidth
             + self.exchanges * (network.latency + (ranks - 1) * network.per_rank)
+            + self.sums * network.latency * (1 + math.log2(ranks))
             + 4 * self.kept / network.memory
         )
 
     def __str__(self) -> str:
         return (
             f"{self.flops / 1e9:.4g} GFLOP, {self.sent / 2**20:.4g} MiB sent in {self.exchanges} "
-            f"exchanges, {self.kept / 2**20:.4g} MiB kept, per rank"
+            f"exchanges and {self.sums} sums, {self.kept / 2**20:.4g} MiB kept, per rank"
         )
 
 
@@ -111,17 +114,17 @@ def cost(
         sent = moments + 2 * own * (d - width) * embedding + 2 * (n - own) * width * gradient
         sent += 2 * others * share + 2 * others * share + 7 * 8 * others + 8 * others
         kept = 2 * n * width * dtype.itemsize + 2 * ranks * share
-        return LayoutCost(6.0 * n * n * width, sent, 7, kept)
+        return LayoutCost(6.0 * n * n * width, sent, 8, 2, kept)
     if layout == "rows":
         most = max(rows)
         sent = moments + gathered + 2 * others * most * d * operand
         sent += 5 * 8 * others + 2 * 8 * d * others + 8 * others
         kept = 2 * ranks * most * d * operand + 2 * own * ranks * most * operand
-        return LayoutCost(8.0 * own * ranks * most * d, sent, 6, kept)
+        return LayoutCost(8.0 * own * ranks * most * d, sent, 4, 3, kept)
     share = -(-d // ranks) * d * matrix
     sent = moments + gathered + 2 * others * share + 8 * (3 + d) * others
     sent += -(-d // ranks) * 8 * others + 8 * others
-    return LayoutCost(6.0 * own * d * d, sent, 7, ranks * share)
+    return LayoutCost(6.0 * own * d * d, sent, 5, 2, ranks * share)
 
 
 def choose_layout(
