@@ -21,6 +21,10 @@ rely on.
 * `correlation_gradients`: dL/dz of both views from that matrix; the norm's backward included
 * `terms`: the loss and its two terms from the sums of the above
 
+And one that feeds the loss instead of computing it:
+
+* `photometric`: a view's colours, blur and normalisation, from cropped bytes to an encoder's input
+
 The mathematics, with the reasons for the zeroed diagonal and for Gram centring, is in
 kernels/README.md.
 
@@ -200,6 +204,13 @@ class KernelSet(Protocol):
         on_diagonal is the sum of `sums[:, 0]`; off_diagonal is sum(parts) / divisor, less the sum
         of `sums[:, 1]` where the parts include the diagonal; loss = on + lambd * off.
         """
+        ...
+
+    def photometric(
+        self, crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """(B, C, H, W) of `dtype`, channels-last, from (B, H, W, C) uint8 and (B, PARAMETERS)
+        float32: `photometry.py` says what each does, in which order and arithmetic."""
         ...
 
 

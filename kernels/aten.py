@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from . import tiles
+from .photometry import photometric
 from .precision import OPERAND_DTYPE, accumulation_dtype, gram_scale
+
+__all__ = ["photometric"]
 
 NAME = "aten"
 
