@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ def warmup(
     shapes: Iterable[tuple[int, int]],
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cuda",
-    **options: str,
+    **options: Any,
 ) -> None:
     """Runs the loss forward and backward once per shape: no later step waits for a compiler.
 
@@ -26,7 +27,8 @@ def warmup(
             falls into another bucket of the configuration table.
         dtype: dtype of the embeddings; call under autocast for what runs under autocast.
         device: where the embeddings will be.
-        options: `precision`, `form` and `backend` as given to the loss.
+        options: `precision`, `form`, `backend` and so on, as given to the loss. With
+            `process_group`, all ranks call, with shapes of their own rows.
 
     Raises:
         ValueError: a shape that the loss refuses.
