@@ -67,13 +67,14 @@ def forward(
     _check_rows(agreed.rows, statistics)
     network = cost.network_of(z_a.device.type, agreed.nodes, precision)
     chosen = cost.choose_layout(
-        layout, form, agreed.rows, z_a.shape[1], z_a.dtype, precision, network
+        layout, form, agreed.rows, z_a.shape[1], z_a.dtype, precision, network, statistics
     )
     call = Call(
         load(backend), group, agreed.rows, z_a.shape[1], z_a.dtype, lambd, eps, precision,
         statistics,
     )  # fmt: skip
-    return DistributedLoss.apply(z_a, z_b, call, chosen, gradient == "exact")
+    need = shared.z_a_requires_grad or shared.z_b_requires_grad
+    return DistributedLoss.apply(z_a, z_b, call, chosen, gradient == "exact", need)
 
 
 def _check_rows(rows: tuple[int, ...], statistics: str) -> None:
@@ -91,13 +92,13 @@ def _check_rows(rows: tuple[int, ...], statistics: str) -> None:
 
 class DistributedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z_a, z_b, call: Call, layout: str, exact: bool):
-        need = any(ctx.needs_input_grad[:2])
+    def forward(ctx, z_a, z_b, call: Call, layout: str, exact: bool, need: bool):
+        # Not ctx.needs_input_grad: under no_grad it is what the inputs would need without.
         with ops.without_autocast(z_a.device.type):
             outputs, (tensors, pending) = LAYOUT[layout].forward(call, z_a, z_b, need)
         if pending is not None and _capturing(z_a):
             pending.wait()  # forward and backward may become graphs of their own
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(z_a, z_b, *tensors)
         ctx.pending, ctx.call, ctx.layout, ctx.exact = pending, call, layout, exact
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
@@ -108,14 +109,17 @@ class DistributedLoss(torch.autograd.Function):
         gradients = DistributedGradient.apply(
             grad, ctx.call, ctx.layout, ctx.exact, ctx.pending, need, *ctx.saved_tensors
         )
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 class DistributedGradient(torch.autograd.Function):
-    """The backward pass as a node of its own: differentiating it again is refused in words."""
+    """The backward pass as a node of its own: differentiating it again is refused in words.
+
+    z_a and z_b are what it would be differentiated by; layouts have what they use in `tensors`.
+    """
 
     @staticmethod
-    def forward(ctx, grad, call, layout, exact, pending, need, *tensors):
+    def forward(ctx, grad, call, layout, exact, pending, need, z_a, z_b, *tensors):
         # All ranks' losses are one number, and each may enter that rank's objective with a weight
         # of its own: the derivative is that of the sum of all.
         scale = total("scale", grad.reshape(1).double(), call.group)

@@ -89,7 +89,13 @@ class LayoutCost:
 
 
 def cost(
-    layout: str, rows: tuple[int, ...], d: int, dtype: torch.dtype, precision: str, rank: int = 0
+    layout: str,
+    rows: tuple[int, ...],
+    d: int,
+    dtype: torch.dtype,
+    precision: str,
+    rank: int = 0,
+    statistics: str = "global",
 ) -> LayoutCost:
     """The cost of a layout for `rank`, with both inputs' gradients wanted.
 
@@ -97,6 +103,7 @@ def cost(
         rows: samples of each rank.
         d: embedding dimensions.
         dtype: dtype of the embeddings.
+        statistics: 'global' or 'local'.
     """
     ranks, n, own = len(rows), sum(rows), rows[rank]
     widths = shards.widths(d, ranks)
@@ -104,12 +111,16 @@ def cost(
     matrix = wire.matrix_dtype(precision).itemsize
     wide, operand = accumulation_dtype(precision).itemsize, OPERAND_DTYPE[precision].itemsize
     moments = 5 * 8 * (d - width)
-    # Each rank's columns of the (7, D) statistics are gathered where rows are standardised at home.
-    gathered = 7 * wide * max(widths) * others
+    # Where rows are standardised at home, each rank's columns of the (7, D) statistics are gathered:
+    # but of local ones only C_ii.
+    is_global = statistics == "global"
+    gathered = (7 if is_global else 1) * wide * max(widths) * others
     if layout == "features":
         b = tiles.side(n, precision)
         share = -(-tiles.count(n, precision) * b // ranks) * b * matrix
-        embedding = wire.embedding_dtype(dtype, precision).itemsize
+        embedding = operand  # local statistics have standardised them
+        if is_global:
+            embedding = wire.embedding_dtype(dtype, precision).itemsize
         gradient = wire.gradient_dtype(dtype, precision).itemsize
         sent = moments + 2 * own * (d - width) * embedding + 2 * (n - own) * width * gradient
         sent += 2 * others * share + 2 * others * share + 7 * 8 * others + 8 * others
@@ -118,9 +129,10 @@ def cost(
     if layout == "rows":
         most = max(rows)
         sent = moments + gathered + 2 * others * most * d * operand
-        sent += 5 * 8 * others + 2 * 8 * d * others + 8 * others
+        sent += 5 * 8 * others + 8 * others
+        sent += 2 * 8 * d * others if is_global else 0  # projections: own ones are known at home
         kept = 2 * ranks * most * d * operand + 2 * own * ranks * most * operand
-        return LayoutCost(8.0 * own * ranks * most * d, sent, 4, 3, kept)
+        return LayoutCost(8.0 * own * ranks * most * d, sent, 4, 3 if is_global else 2, kept)
     share = -(-d // ranks) * d * matrix
     sent = moments + gathered + 2 * others * share + 8 * (3 + d) * others
     sent += -(-d // ranks) * 8 * others + 8 * others
@@ -135,6 +147,7 @@ def choose_layout(
     dtype: torch.dtype,
     precision: str,
     network: Network,
+    statistics: str = "global",
 ) -> str:
     """`layout` unless it is 'auto', else the one of the form ('auto': of any) that the model finds
     fastest.
@@ -150,7 +163,8 @@ def choose_layout(
     most = rows.index(max(rows))
 
     def seconds(candidate: str) -> float:
-        return cost(candidate, rows, d, dtype, precision, most).seconds(network, len(rows))
+        each = cost(candidate, rows, d, dtype, precision, most, statistics)
+        return each.seconds(network, len(rows))
 
     return min(fitting, key=seconds)
 
