@@ -111,8 +111,8 @@ def cost(
     matrix = wire.matrix_dtype(precision).itemsize
     wide, operand = accumulation_dtype(precision).itemsize, OPERAND_DTYPE[precision].itemsize
     moments = 5 * 8 * (d - width)
-    # Where rows are standardised at home, each rank's columns of the (7, D) statistics are gathered:
-    # but of local ones only C_ii.
+    # Where rows are standardised at home, the (7, D) statistics are gathered, from each rank its
+    # columns; of local ones only C_ii.
     is_global = statistics == "global"
     gathered = (7 if is_global else 1) * wide * max(widths) * others
     if layout == "features":

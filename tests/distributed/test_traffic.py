@@ -1,0 +1,69 @@
+"""Bytes: the model against those counted, and those counted against the loopback device's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from whole import LAYOUTS, own, views
+
+from barlow_fast import barlow_twins_loss
+from barlow_fast.distributed import cost, count_traffic
+
+# Rows of four ranks (the first W of them count) and D: also several tiles of each side.
+SHAPES = (
+    ((8, 8, 8, 8), 40),
+    ((3, 7, 2, 5), 61),
+    ((9, 30, 4, 11), 3),
+    ((70, 64, 65, 81), 300),
+    ((140, 160, 120, 3), 96),
+)
+TYPES = (
+    (torch.float64, "fp64"),
+    (torch.float32, "fp32"),
+    (torch.float32, "bf16"),
+    (torch.float32, "fp16"),
+    (torch.bfloat16, "bf16"),
+    (torch.float16, "fp16"),
+    (torch.float32, "fp64"),
+    (torch.bfloat16, "fp32"),
+    (torch.float64, "fp32"),
+    (torch.float64, "bf16"),
+    (torch.float64, "fp16"),
+)
+TRANSMITTED = Path("/sys/class/net/lo/statistics/tx_bytes")
+
+
+def sent(group, rows, d, dtype, options):
+    pair = [own(z, rows, group.rank()) for z in views("random", rows, d, dtype=dtype)]
+    with count_traffic() as traffic:
+        barlow_twins_loss(*pair, process_group=group, **options).backward()
+    return dict(traffic.by_step), traffic.sent
+
+
+def sent_of_all(group, layout, statistics):
+    size = group.size()
+    return [
+        sent(
+            group,
+            rows[:size],
+            d,
+            dtype,
+            {"layout": layout, "statistics": statistics, "precision": precision},
+        )
+        for rows, d in SHAPES
+        for dtype, precision in TYPES
+    ]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("statistics", ["global", "local"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_model_is_exact(layout, statistics, ranks, pool):
+    cases = [(rows[:ranks], d, *types) for rows, d in SHAPES for types in TYPES]
+    for rank, counted in enumerate(pool.run(sent_of_all, ranks, layout, statistics)):
+        for (rows, d, dtype, precision), (by_step, total) in zip(cases, counted, strict=True):
+            assert sum(by_step.values()) == total
+            model = cost.cost(layout, rows, d, dtype, precision, rank, statistics).sent
+            assert total == model, (rank, rows, d, dtype, precision, by_step)
