@@ -28,26 +28,39 @@ DIGITS_TRAIN = 1197
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images in memory. Labels never reach the training; they score the features."""
+    """Images in memory, or mapped from files. Labels never reach the training; they score the
+    features, and may be missing."""
 
     name: str
     source: str  # where the images came from, for the log
     train_images: Tensor  # (N, C, H, W) uint8
-    train_labels: Tensor  # (N,) int64
+    train_labels: Tensor | None  # (N,) int64
     test_images: Tensor
-    test_labels: Tensor
+    test_labels: Tensor | None
     classes: int
+    unlabelled_images: Tensor | None = None  # a third split, of images that nobody labelled
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for part in ("train", "test"):
-            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+        for part in ("train", "test", "unlabelled"):
+            images = getattr(self, f"{part}_images")
+            labels = getattr(self, f"{part}_labels", None)
+            if images is None:
+                continue
             if images.dtype != torch.uint8 or images.dim() != 4:
                 raise ValueError(
                     f"{part}_images must be (N, C, H, W) uint8, "
                     f"got {tuple(images.shape)} {images.dtype}"
                 )
-            if labels.shape != images.shape[:1]:
+            if labels is not None and labels.shape != images.shape[:1]:
                 raise ValueError(f"{len(images)} {part} images but {len(labels)} labels")
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} class names for {self.classes} classes")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The parts that there are, of 'train', 'test' and 'unlabelled'."""
+        return ("train", "test") + (() if self.unlabelled_images is None else ("unlabelled",))
 
     @property
     def channels(self) -> int:

@@ -1,0 +1,308 @@
+"""Images that cannot be read: what is found wrong with them, and what is done about it.
+
+Every image file goes through `decode`, and its size through `header_size`. Both take bytes that
+nobody vouches for: what is wrong comes out as a `BadImageError` that names the image, never as a
+crash, a wait, an image made up from the half that was there, or a process without memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import stat
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LOG = logging.getLogger("barlow_fast.data")
+
+# PIL's own limit, beyond which it refuses to open: 537 MB once decoded to three bytes per pixel.
+MAX_PIXELS = 178_956_970
+# Of an encoded file. 16-bit colour without compression at `MAX_PIXELS` takes 1.1e9.
+MAX_BYTES = 2**31
+
+# Content decides which of these reads a file, whatever its name says. PIL knows forty more, some of
+# which start other programs or are no pictures at all: they are not for files of unknown origin.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+
+POLICIES = ("error", "skip")
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """One image that cannot be read."""
+
+    index: int  # its sample number in the source; -1 where there is none
+    identity: str  # path, or shard:member, printable
+    reason: str  # one line
+
+    def __str__(self) -> str:
+        return f"{self.identity}: {self.reason}"
+
+
+class BadImageError(ValueError):
+    """An image that cannot be read; `image` says which and why. Survives the way between
+    processes."""
+
+    def __init__(self, image: BadImage) -> None:
+        super().__init__(image)
+        self.image = image
+
+    def __str__(self) -> str:
+        return str(self.image)
+
+
+class BadImages:
+    """What is done about bad images, and the record of them.
+
+    Each is reported once, in a warning of the logger `barlow_fast.data`, however many epochs meet
+    it. Memory is bounded: of the first `limit` images the whole record is kept, of the others
+    their number.
+
+    Args:
+        policy: 'error': the first bad image raises; 'skip': it is recorded, and its sample left
+            out.
+        limit: how many are kept in `images`.
+
+    Raises:
+        ValueError: another policy.
+    """
+
+    def __init__(self, policy: str = "error", limit: int = 1000) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"on_bad_image must be one of {', '.join(POLICIES)}, got {policy!r}")
+        self.policy = policy
+        self.limit = limit
+        self.images: list[BadImage] = []
+        self.encounters = 0  # every time that one was met, in every epoch
+        self._known: set[tuple[int, str]] = set()
+        self._full = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def add(self, image: BadImage) -> None:
+        """Records a bad image, or raises `BadImageError` under the policy 'error'."""
+        if self.policy == "error":
+            raise BadImageError(image)
+        self.encounters += 1
+        key = (image.index, image.identity)
+        if key in self._known or self._full:
+            return
+        if len(self.images) == self.limit:
+            self._full = True
+            LOG.warning("more than %d bad images: further ones are not listed", self.limit)
+            return
+        self._known.add(key)
+        self.images.append(image)
+        LOG.warning("left out: %s", image)
+
+
+def decode(
+    encoded: bytes, identity: str, index: int = -1, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The image in the bytes of a file, as 8-bit RGB.
+
+    Converted as torchvision's image folders convert: palettes are looked up, CMYK is turned to
+    RGB, gray is repeated, alpha is dropped, of an animation the first frame is taken, and EXIF's
+    orientation is not applied. One thing differs: 16-bit gray is scaled to 8 bits. PIL would clip
+    it, which turns every value above 255 of 65535 to white, and hence most images to a white
+    rectangle.
+
+    Args:
+        encoded: the whole file.
+        identity: what messages call it.
+        index: its sample number.
+        max_pixels: the largest image; read from the header, before anything is decoded.
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        BadImageError: empty, truncated, damaged, no image, of a format outside `FORMATS`, too
+            large, or without a defined white.
+        ModuleNotFoundError: Pillow is missing.
+    """
+    with guard(identity, index), _open(io.BytesIO(encoded), max_pixels) as image:
+        image.load()
+        return _rgb(image)
+
+
+def header_size(
+    file: bytes | BinaryIO, identity: str, index: int = -1, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """(height, width) in pixels of the image that `decode` would give, from the header alone.
+
+    Args:
+        file: the bytes, or a seekable binary file, of which only the header is read.
+        identity, index, max_pixels: as for `decode`.
+
+    Raises:
+        BadImageError, ModuleNotFoundError: as `decode`, as far as the header shows it.
+    """
+    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    with guard(identity, index), _open(stream, max_pixels) as image:
+        return image.height, image.width
+
+
+def read_file(path: str | bytes, identity: str, index: int = -1) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        BadImageError: missing, not permitted, a folder, a device or a pipe (which could keep a
+            reader waiting for ever), or larger than any image.
+    """
+    with guard(identity, index), open_regular(path) as file:
+        return file.read(MAX_BYTES)
+
+
+def open_regular(path: str | bytes) -> BinaryIO:
+    """Opens a file for reading, unbuffered; anything but a regular file is refused, without
+    waiting.
+
+    Raises:
+        Unreadable: not a regular file, or larger than `MAX_BYTES`.
+        OSError: it cannot be opened.
+    """
+    # Opening a pipe waits for its other end unless told not to.
+    descriptor = os.open(
+        path,
+        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0),
+    )
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise Unreadable("is a folder")
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise Unreadable(f"has {status.st_size} bytes, more than any image here may have")
+        return os.fdopen(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+class Unreadable(ValueError):
+    """Why an image cannot be read, before it is known which image it is."""
+
+
+class guard:
+    """Turns whatever goes wrong inside into a `BadImageError`.
+
+    Whatever: decoders of damaged bytes raise OSError, SyntaxError, ValueError, struct.error,
+    IndexError, EOFError, zlib.error and more, and a list of them would be one short. Only
+    MemoryError passes: sizes are checked first, so it is the machine's state and not the image's.
+    """
+
+    def __init__(self, identity: str, index: int) -> None:
+        self.identity, self.index = identity, index
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(
+            error, (BadImageError, MemoryError, ModuleNotFoundError)
+        ):
+            return
+        raise BadImageError(BadImage(self.index, self.identity, _reason(error))) from error
+
+
+def _reason(error: Exception) -> str:
+    """One line of at most 200 characters."""
+    if isinstance(error, Unreadable):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = f"{error}" or type(error).__name__
+    return printable(" ".join(text.split()))[:200]
+
+
+def _open(stream: BinaryIO, max_pixels: int) -> Image.Image:
+    """The image with its header read, its size checked and nothing decoded."""
+    pil = pillow()
+    try:
+        image = pil.open(stream, formats=FORMATS)
+    except pil.DecompressionBombError as error:
+        raise Unreadable(
+            f"has more than the {2 * pil.MAX_IMAGE_PIXELS} pixels that PIL opens"
+        ) from error
+    except pil.DecompressionBombWarning as warning:
+        # Only where warnings have been made errors.
+        raise Unreadable(f"has more than {pil.MAX_IMAGE_PIXELS} pixels") from warning
+    except pil.UnidentifiedImageError as error:
+        raise Unreadable(_not_an_image(stream)) from error
+    if image.width * image.height > max_pixels:
+        raise Unreadable(
+            f"has {image.height} x {image.width} pixels, more than {max_pixels} are not decoded"
+        )
+    return image
+
+
+def _not_an_image(stream: BinaryIO) -> str:
+    stream.seek(0)
+    start = stream.read(8)
+    if not start:
+        return "is empty"
+    return (
+        f"is none of {', '.join(FORMATS)}, or its header is damaged (starts with {start.hex(' ')})"
+    )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _eight_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise Unreadable("holds floating-point pixels, for which no white is defined")
+    # Alpha is dropped here, so a palette's transparency says nothing; PIL would warn about it.
+    image.info.pop("transparency", None)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray as 8-bit gray, 65535 as 255, rounded to nearest (as DALI has it)."""
+    import numpy as np
+
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise Unreadable("holds 32-bit pixels beyond 0 to 65535, for which no white is defined")
+    return pillow().fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def printable(name: str | bytes) -> str:
+    """A file's name that fits a line of text: control characters and bytes that are no UTF-8 are
+    written as escapes."""
+    text = os.fsencode(name) if isinstance(name, str) else name
+    text = text.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@functools.cache
+def pillow() -> ModuleType:
+    """PIL.Image with the readers of `FORMATS`; sought when the first image is read, so that arrays
+    need no Pillow."""
+    try:
+        from PIL import (  # noqa: F401
+            BmpImagePlugin,
+            GifImagePlugin,
+            Image,
+            JpegImagePlugin,
+            PngImagePlugin,
+            PpmImagePlugin,
+            TiffImagePlugin,
+            WebPImagePlugin,
+        )
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "image files are read with Pillow: pip install 'barlow-fast[train]'", name="PIL"
+        ) from error
+    return Image

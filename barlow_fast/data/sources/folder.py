@@ -1,0 +1,237 @@
+"""Images as files in a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..faults import (
+    MAX_PIXELS,
+    decode,
+    guard,
+    header_size,
+    open_regular,
+    printable,
+    read_file,
+)
+from .names import Names, fingerprint
+from .sizes import SizeCache
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LOG = logging.getLogger("barlow_fast.data")
+
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+)
+
+# How many files lie between two reports of a scan's progress, and seconds between two lines of
+# log where nobody listens to it.
+REPORT_EVERY = 4096
+LOG_EVERY = 10.0
+
+
+class FolderSource:
+    """All images below a folder, however deep, sorted by the bytes of their relative path (with
+    '/' on every system).
+
+    A file is taken by its extension, one of `EXTENSIONS` in any case; what it holds is seen when
+    it is read. Names that start with a dot are hidden and left out, as are files with other
+    extensions, which `ignored` counts.
+
+    With images inside sub-folders each first-level folder that holds some is a class, numbered
+    in the order of their names; images directly in the root then have no label. Without such
+    folders nothing has.
+
+    Symbolic links to files and folders are followed while they stay below the root. One that leads
+    out of it is an error, unless `allow_symlinks`: silently following reads what nobody meant to
+    train on, silently ignoring loses images. A link back to a folder that it lies in is an error.
+
+    Args:
+        root: the folder.
+        allow_symlinks: whether links may lead out of it.
+        max_pixels: the largest image that is decoded.
+        progress: called now and then during the scan with the number of images found so far.
+
+    Raises:
+        ValueError: not a folder, no images in it, or a link as described.
+        OSError: a sub-folder cannot be listed.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        allow_symlinks: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.name = printable(str(root))
+        self.max_pixels = max_pixels
+        if not self.root.is_dir():
+            problem = "is not a folder" if os.path.lexists(self.root) else "does not exist"
+            raise ValueError(f"{self.name} {problem}")
+        self._root = os.fsencode(self.root)
+        found, self.ignored = _scan(self._root, allow_symlinks, progress)
+        if not found:
+            raise ValueError(
+                f"{self.name} holds no images: no file below it ends with {' '.join(EXTENSIONS)}"
+            )
+        found.sort()
+        self._names = Names.of([name for name, _ in found])
+        self._bytes = np.fromiter((size for _, size in found), np.int64, len(found))
+        self.classes, self._labels = _classes(found)
+        self._sizes = SizeCache(len(found), self._size)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def label(self, index: int) -> int:
+        return -1 if self._labels is None else int(self._labels[index])
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self._labels
+
+    def path(self, index: int) -> str:
+        """The file's path, as `open` takes it."""
+        return os.fsdecode(self._path(index))
+
+    def identity(self, index: int) -> str:
+        return printable(self._path(index))
+
+    def encoded(self, index: int) -> bytes:
+        return read_file(self._path(index), self.identity(index), index)
+
+    def image(self, index: int) -> Image.Image:
+        return decode(self.encoded(index), self.identity(index), index, self.max_pixels)
+
+    def sizes(self, indices: np.ndarray) -> np.ndarray:
+        return self._sizes(indices)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._names, self._bytes, self._labels)
+
+    def _path(self, index: int) -> bytes:
+        if not 0 <= index < len(self._names):
+            raise IndexError(f"{self.name} has {len(self)} images, none of number {index}")
+        return os.path.join(self._root, self._names[index])
+
+    def _size(self, index: int) -> tuple[int, int]:
+        identity = self.identity(index)
+        with guard(identity, index), open_regular(self._path(index)) as file:
+            return header_size(file, identity, index, self.max_pixels)
+
+
+def _scan(
+    root: bytes, allow_symlinks: bool, progress: Callable[[int], None] | None
+) -> tuple[list[tuple[bytes, int]], int]:
+    """((relative path, bytes) of every image, number of other files). A size that cannot be told,
+    as of a broken link, is -1: reading the image will say what is wrong."""
+    home = os.path.realpath(root)
+    endings = tuple(ending.encode() for ending in EXTENSIONS)
+    found: list[tuple[bytes, int]] = []
+    ignored = 0
+    # Folders to be listed: path relative to the root, and the real paths of it and of all that it
+    # lies in, links followed.
+    waiting = [(b"", (home,))]
+    last = time.monotonic()
+    while waiting:
+        folder, chain = waiting.pop()
+        with _listing(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                name = folder + b"/" + entry.name if folder else entry.name
+                real = os.path.join(chain[-1], entry.name)
+                if entry.is_symlink():
+                    real = _followed(entry, home, chain, allow_symlinks)
+                if _is_folder(entry):
+                    waiting.append((name, (*chain, real)))
+                elif entry.name.lower().endswith(endings):
+                    found.append((name, _bytes(entry)))
+                    if len(found) % REPORT_EVERY == 0:
+                        if progress is not None:
+                            progress(len(found))
+                        elif time.monotonic() - last > LOG_EVERY:
+                            last = time.monotonic()
+                            LOG.info("%s: %d images so far", printable(root), len(found))
+                else:
+                    ignored += 1
+    if progress is not None:
+        progress(len(found))
+    return found, ignored
+
+
+def _listing(folder: bytes):
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, printable(folder)) from error
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be entered
+        return False
+
+
+def _bytes(entry: os.DirEntry[bytes]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return -1
+
+
+def _followed(
+    entry: os.DirEntry[bytes], home: bytes, chain: tuple[bytes, ...], allow_symlinks: bool
+) -> bytes:
+    """The real path that a link leads to.
+
+    Raises:
+        ValueError: out of `home` without permission, or back to a folder of `chain`.
+    """
+    real = os.path.realpath(entry.path)
+    if not (allow_symlinks or _below(real, home)):
+        raise ValueError(
+            f"{printable(entry.path)} is a link that leads out of {printable(home)}, to "
+            f"{printable(real)}: allow it with allow_symlinks=True (--allow-symlinks)"
+        )
+    if _is_folder(entry) and any(_below(folder, real) for folder in chain):
+        raise ValueError(
+            f"{printable(entry.path)} is a link to a folder that it lies in, {printable(real)}"
+        )
+    return real
+
+
+def _below(path: bytes, folder: bytes) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, b""))
+
+
+def _classes(found: list[tuple[bytes, int]]) -> tuple[list[str] | None, np.ndarray | None]:
+    folders = [name.partition(b"/")[0] if b"/" in name else None for name, _ in found]
+    classes = sorted({folder for folder in folders if folder is not None})
+    if not classes:
+        return None, None
+    number: dict[bytes | None, int] = {folder: i for i, folder in enumerate(classes)}
+    number[None] = -1
+    labels = np.fromiter((number[folder] for folder in folders), np.int64, len(folders))
+    return [printable(folder) for folder in classes], labels
