@@ -1,17 +1,26 @@
-"""Images and their two views: data sets in memory, the view specification, its rendering."""
+"""Images and their views: data sets in memory, the view specification, its rendering."""
 
 from .datasets import DATASETS, ImageDataset, load
+from .order import Position, Shard, batches, batches_per_epoch, order
+from .presets import PRESETS, Views
 from .render import render
-from .views import PRESETS, ViewParameters, ViewSpecification, draw, order
+from .views import ViewParameters, ViewSpecification, draw
+from .windows import windows
 
 __all__ = [
     "DATASETS",
     "PRESETS",
     "ImageDataset",
+    "Position",
+    "Shard",
     "ViewParameters",
     "ViewSpecification",
+    "Views",
+    "batches",
+    "batches_per_epoch",
     "draw",
     "load",
     "order",
     "render",
+    "windows",
 ]

@@ -85,7 +85,7 @@ class Trainer:
         self.device = torch.device(device)
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self.hooks = list(hooks)
-        self.views = VIEW_PRESETS[dataset.name]
+        self.views = VIEW_PRESETS[dataset.name].views
         self.mean, self.std = dataset.normalisation()
         self.images = dataset.train_images.to(self.device)
         # channels_last makes the small convolutions of a CPU twice as fast, and is what tensor

@@ -179,8 +179,8 @@ def test_an_impossible_specification_is_refused(wrong):
 
 
 def test_digits_are_never_mirrored():
-    assert all(view.flip == 0 for view in PRESETS["digits"])
-    assert all(view.flip == 0.5 for view in PRESETS["fashion-mnist"])
+    assert all(view.flip == 0 for view in PRESETS["digits"].views)
+    assert all(view.flip == 0.5 for view in PRESETS["fashion-mnist"].views)
 
 
 def test_two_views_of_a_batch_are_drawn_quickly():

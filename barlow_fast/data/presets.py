@@ -1,0 +1,259 @@
+"""The views of a data set: presets, and YAML files for everything else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import reprlib
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .views import ViewSpecification
+
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Views:
+    """All that is done to an image before an encoder sees it: one specification per view, then
+    (value - mean) / std.
+
+    `mean` and `std` have a number per channel, one or three, where white is 1.
+
+    Raises:
+        ValueError: no views, views of the wrong type, or `mean` and `std` that do not belong
+            together; the message begins with the field's name.
+    """
+
+    name: str
+    views: tuple[ViewSpecification, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name must be a word, got {reprlib.repr(self.name)}")
+        for field in ("views", "mean", "std"):
+            values = getattr(self, field)
+            if not isinstance(values, tuple | list):
+                raise ValueError(f"{field} must be a list, got {reprlib.repr(values)}")
+            object.__setattr__(self, field, tuple(values))
+        if not self.views or not all(isinstance(v, ViewSpecification) for v in self.views):
+            raise ValueError("views must be at least one view specification")
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            if len(values) not in (1, 3) or not all(_in_unit(value) for value in values):
+                raise ValueError(
+                    f"{field} must be one or three numbers in [0, 1], got {reprlib.repr(values)}"
+                )
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} channels and std has {len(self.std)}; they must agree"
+            )
+        if min(self.std) == 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the views and their normalisation.
+
+        The name is a label and does not count. Only what differs from a specification's defaults
+        does, so a field that is added later, with a default that changes nothing, leaves old
+        fingerprints as they are.
+        """
+        changed = [
+            {k: v for k, v in _plain(view).items() if v != _DEFAULTS[k]} for view in self.views
+        ]
+        content = json.dumps(
+            {"views": changed, "mean": list(self.mean), "std": list(self.std)}, sort_keys=True
+        )
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """All fields of all views as YAML, which `from_yaml` reads back to an equal `Views`.
+
+        Raises:
+            ImportError: PyYAML is missing (`pip install barlow-fast[train]`).
+        """
+        import yaml
+
+        content = {
+            "name": self.name,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "views": [_plain(view) for view in self.views],
+        }
+        return yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Views:
+        """Views from YAML, with the keys `name`, `mean`, `std` and `views`, a list of mappings from
+        a `ViewSpecification`'s fields to values; fields that are left out have their defaults.
+
+        Anchors and merge keys (`<<: *first`) work, so a second view needs to say only what differs.
+
+        Args:
+            source: a path, or a string: a file's name if it ends in .yaml or .yml, else the YAML
+                itself.
+
+        Raises:
+            ValueError: not YAML, a key that is unknown, missing or twice there, a value of the
+                wrong type or out of its range; the message names file and key.
+            OSError: the file cannot be read.
+            ImportError: PyYAML is missing (`pip install barlow-fast[train]`).
+        """
+        origin = "YAML"
+        if isinstance(source, Path) or source.endswith(YAML_SUFFIXES):
+            origin = str(source)
+            try:
+                source = Path(source).read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{origin}: not a text in UTF-8 ({error})") from error
+        try:
+            return cls(**_arguments(_parse(source)))
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+
+
+def _in_unit(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+# What PyYAML writes and JSON sorts: pairs as lists.
+def _plain(view: ViewSpecification) -> dict[str, Any]:
+    values = {field.name: getattr(view, field.name) for field in fields(view)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+_DEFAULTS = _plain(ViewSpecification())
+
+
+def _parse(text: str) -> Any:
+    """The content of a YAML text; ValueError for text that is not YAML, and for keys that are there
+    twice, of which YAML parsers silently take the last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{twice[0]}: twice in one mapping{node.start_mark}")
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError("not YAML that anybody needs: it is nested too deeply") from error
+
+
+def _arguments(content: Any) -> dict[str, Any]:
+    """What `Views` takes, from the content of a file."""
+    _check_keys(content, Views, "")
+    if not isinstance(content["views"], list):
+        raise ValueError(f"views: must be a list, got {reprlib.repr(content['views'])}")
+    views = []
+    for number, view in enumerate(content["views"]):
+        place = f"views[{number}]"
+        _check_keys(view, ViewSpecification, f"{place}.")
+        try:
+            views.append(ViewSpecification(**view))
+        except ValueError as error:
+            raise ValueError(f"{place}.{error}") from error
+    return {**content, "views": tuple(views)}
+
+
+def _check_keys(content: Any, kind: type, place: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{place.rstrip('.') or 'the whole'} must be a mapping of names to values, "
+            f"got {reprlib.repr(content)}"
+        )
+    known = {field.name: field for field in fields(kind)}
+    for key in content:
+        if key not in known:
+            raise ValueError(
+                f"{place}{reprlib.repr(key) if not isinstance(key, str) else key[:80]}: "
+                f"unknown; there are {', '.join(known)}"
+            )
+    for name, field in known.items():
+        if field.default is MISSING and name not in content:
+            raise ValueError(f"{place}{name}: missing")
+
+
+def _two_views(
+    first: dict[str, Any], second: dict[str, Any], **both: Any
+) -> tuple[ViewSpecification, ViewSpecification]:
+    return ViewSpecification(**both, **first), ViewSpecification(**both, **second)
+
+
+# Colour changes of Grill et al., *Bootstrap Your Own Latent* (NeurIPS 2020), appendix B, as Zbontar
+# et al., *Barlow Twins* (ICML 2021), section 2.2, take them over.
+_COLOUR: dict[str, Any] = {
+    "flip": 0.5,
+    "jitter": 0.8,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "random_order": True,
+    "grayscale": 0.2,
+}
+_RANDOM_RESIZED_CROP: dict[str, Any] = {"crop_area": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)}
+
+# The two views differ, as in the paper: there one is blurred always and the other seldom, and only
+# the other is solarized.
+PRESETS: dict[str, Views] = {
+    "imagenet": Views(
+        "imagenet",
+        _two_views(
+            {"blur": 1.0},
+            {"blur": 0.1, "solarize": 0.2},
+            size=224,
+            blur_sigma=(0.1, 2.0),
+            **_RANDOM_RESIZED_CROP,
+            **_COLOUR,
+        ),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    ),
+    # 32 x 32 pixels bear no blur.
+    "cifar": Views(
+        "cifar",
+        _two_views({}, {"solarize": 0.2}, size=32, **_RANDOM_RESIZED_CROP, **_COLOUR),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "fashion-mnist": Views(
+        "fashion-mnist",
+        _two_views(
+            {"blur": 0.5},
+            {"blur": 0.1, "erase": 0.2},
+            crop_area=(0.3, 1.0),
+            crop_ratio=(0.75, 1.33),
+            flip=0.5,
+            brightness=0.4,
+            contrast=0.4,
+        ),
+        mean=(0.2860,),
+        std=(0.3530,),
+    ),
+    # Mirrored digits are other characters, so no flip; 8 x 8 pixels bear no blur.
+    "digits": Views(
+        "digits",
+        _two_views(
+            {},
+            {"erase": 0.3},
+            crop_area=(0.6, 1.2),
+            crop_ratio=(0.75, 1.33),
+            rotation=15,
+            shear=20,
+            brightness=0.3,
+            contrast=0.3,
+        ),
+        mean=(0.3064,),
+        std=(0.3753,),
+    ),
+}

@@ -1,0 +1,92 @@
+"""Crop windows in pixels.
+
+The rule is RandomResizedCrop's (Szegedy et al., *Going Deeper with Convolutions*, CVPR 2015, as
+torchvision words it): a window of random area and shape is tried until one fits into the image, ten
+times at most; after that a central one takes as much of the image as the shapes allow.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .views import ViewParameters, ViewSpecification
+
+
+def windows(
+    parameters: ViewParameters,
+    specification: ViewSpecification,
+    heights: np.ndarray | int,
+    widths: np.ndarray | int,
+) -> np.ndarray:
+    """The part of each image that its view shows.
+
+    Args:
+        parameters: B rows, drawn from `specification`.
+        specification: one that shows an upright window: no rotation, no shear, no zooming out.
+        heights, widths: of the images, in pixels: (B,) integers, or one for all.
+
+    Returns:
+        (B, 4) int32: top, left, height, width. The window lies within its image and has at least
+        one pixel. A specification that does not crop gives whole images.
+
+    Raises:
+        ValueError: a specification whose views are warped; parameters that were drawn from
+            another; an image without pixels.
+    """
+    if specification.warped:
+        raise ValueError(
+            "a view that is turned, sheared or zoomed out has no window of whole pixels"
+        )
+    count = len(parameters)
+    heights, widths = (np.broadcast_to(np.asarray(s, np.int64), count) for s in (heights, widths))
+    if count and min(heights.min(), widths.min()) < 1:
+        raise ValueError("an image has no pixels")
+    found = np.stack((heights, widths), 1)
+    if specification.crops:
+        if not parameters.tries.shape[1]:
+            raise ValueError("the parameters were drawn from a specification that does not crop")
+        found = _sizes(parameters.tries, specification, heights, widths)
+    centred = found[:, 0] < 0
+    found = np.abs(found)
+    room = np.stack((heights, widths), 1) - found
+    # A number in (0, 1) times the places that the window can take; float64 keeps the product below
+    # their number.
+    corner = (parameters.place.astype(np.float64) * (room + 1)).astype(np.int64)
+    corner = np.where(centred[:, None], room // 2, corner)
+    return np.concatenate((corner, found), 1).astype(np.int32)
+
+
+def _sizes(
+    tries: np.ndarray, specification: ViewSpecification, heights: np.ndarray, widths: np.ndarray
+) -> np.ndarray:
+    """(B, 2) int64 heights and widths of the windows; negative where none fitted, for a central
+    one."""
+    low, high = specification.crop_area
+    low_ratio, high_ratio = (math.log(ratio) for ratio in specification.crop_ratio)
+    found = np.zeros((len(tries), 2), np.int64)
+    rows = np.arange(len(tries))
+    # Most rows are done after the first attempt, so each attempt looks at what is left. In float64:
+    # its rounding does not depend on the machine's vector instructions to a degree that could move
+    # a pixel.
+    for attempt in range(tries.shape[1]):
+        u = tries[rows, attempt].astype(np.float64)
+        area = (heights[rows] * widths[rows]) * (low + (high - low) * u[:, 0])
+        ratio = np.exp(low_ratio + (high_ratio - low_ratio) * u[:, 1])
+        height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        fits = (height > 0) & (height <= heights[rows]) & (width > 0) & (width <= widths[rows])
+        found[rows[fits], 0], found[rows[fits], 1] = height[fits], width[fits]
+        rows = rows[~fits]
+        if not len(rows):
+            return found
+    height, width = heights[rows], widths[rows]
+    narrow, wide = specification.crop_ratio
+    shape = width / height
+    # Extreme ratios could round a side of a tiny image to nothing.
+    cut_height = np.maximum(np.rint(width / narrow), 1)
+    cut_width = np.maximum(np.rint(height * wide), 1)
+    found[rows, 0] = -np.where(shape < narrow, cut_height, height)
+    found[rows, 1] = -np.where(shape > wide, cut_width, width)
+    return found
