@@ -37,6 +37,7 @@ format: install
 bench: install
 	$(BIN)/python -m bench compilation
 	$(BIN)/python -m bench loss
+	$(BIN)/python -m bench distributed
 	$(BIN)/python -m bench memory
 	$(BIN)/python -m bench report
 

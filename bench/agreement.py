@@ -135,7 +135,7 @@ def check_timed(outcome: Outcome, true: Outcome, variant: Variant) -> str | None
     found = errors(outcome, true)
     if found.within(variant.tolerance, variant.tolerance):
         return None
-    return _describe(variant.name, outcome, found, variant.tolerance, variant.tolerance)
+    return describe(variant.name, outcome, found, variant.tolerance, variant.tolerance)
 
 
 def _problem(
@@ -149,10 +149,11 @@ def _problem(
     found = errors(outcome, true)
     if found.within(loss, gradient):
         return None
-    return f"{n} x {d} " + _describe(variant.name, outcome, found, loss, gradient)
+    return f"{n} x {d} " + describe(variant.name, outcome, found, loss, gradient)
 
 
-def _describe(name: str, outcome: Outcome, found: Errors, loss: float, gradient: float) -> str:
+def describe(name: str, outcome: Outcome, found: Errors, loss: float, gradient: float) -> str:
+    """What is wrong with an outcome, in words."""
     return (
         f"{name}: loss {outcome.loss.item():.6g} is off by {found.loss:.2g} (allowed {loss:.2g}), "
         f"gradients by {found.gradient:.2g} (allowed {gradient:.2g})"

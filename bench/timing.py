@@ -12,16 +12,18 @@ WARM_UPS = 2  # after the first call, which may compile
 
 @dataclass(frozen=True)
 class Budget:
-    """How often to time: `repeats` if given, else for `seconds`, within FEWEST and MOST times."""
+    """How often to time: `repeats` if given, else for `seconds`, from `fewest` to `most` times."""
 
     seconds: float = 1.0
     repeats: int | None = None
+    fewest: int = FEWEST
+    most: int = MOST
 
     def count(self, estimate: float) -> int:
         """Repeats of a candidate that takes `estimate` seconds."""
         if self.repeats is not None:
             return self.repeats
-        return min(max(round(self.seconds / max(estimate, 1e-6)), FEWEST), MOST)
+        return min(max(round(self.seconds / max(estimate, 1e-6)), self.fewest), self.most)
 
 
 def warm_up(action: Callable[[], float], enough: float) -> float:

@@ -1,0 +1,132 @@
+"""What is compared across ranks: each layout of barlow_fast, and the all-reduce of C."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import barlow_fast
+from barlow_fast.distributed import LAYOUTS, cost
+from bench.inputs import VARIANTS, Variant
+from bench.peers import LAMBD
+from bench.ranks import official
+
+OURS = "ours-"
+OFFICIAL = "official"
+PROCESS_BYTES = 512 << 20  # torch and its threads, before anything is computed
+# What `precision="auto"` makes of the inputs of a variant.
+PRECISION = {"fp32": "fp32", "bf16-autocast": "bf16"}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute the loss of all ranks, called by every one of them with its own rows.
+
+    Attributes:
+        name: what `--peers` and the results call it.
+        title: what the tables call it.
+        source: where it comes from.
+        loss: (z_a, z_b, rows of all ranks) -> scalar.
+        layout: that of barlow_fast; None for others.
+        exact: whether each rank's gradient is W times its part of the derivative (whose mean over
+            ranks is the derivative), rather than that part.
+        dtypes: variants it takes part in.
+        matrices: D x D matrices of the wire type alive on a rank at the worst moment.
+    """
+
+    name: str
+    title: str
+    source: str
+    loss: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    layout: str | None
+    exact: bool
+    dtypes: tuple[str, ...]
+    matrices: float
+
+    def working_bytes(self, n: int, d: int, ranks: int) -> int:
+        """Memory of one rank at its worst moment, in float32, roughly: its process, embeddings,
+        gradients and copies of them in flight, and D x D matrices."""
+        rows = 12 * n // ranks + (4 * n if self.layout == "rows" else 0)
+        return PROCESS_BYTES + int(4 * d * (rows + self.matrices * d))
+
+
+def layout_loss(layout: str, z_a: Tensor, z_b: Tensor, rows: Sequence[int]) -> Tensor:
+    """As a user calls it, on the default kernels."""
+    return barlow_fast.barlow_twins_loss(z_a, z_b, LAMBD, process_group="world", layout=layout)
+
+
+def official_loss(z_a: Tensor, z_b: Tensor, rows: Sequence[int]) -> Tensor:
+    """The all-reduce of C."""
+    return official.AllReducedCorrelation.apply(z_a, z_b, sum(rows))
+
+
+def discover() -> dict[str, Implementation]:
+    """All of them by name, ours first."""
+    found = [
+        Implementation(
+            name=OURS + layout,
+            title=f"barlow_fast, `{layout}`",
+            source=f"barlow_fast {barlow_fast.__version__}, layout='{layout}'",
+            loss=functools.partial(layout_loss, layout),
+            layout=layout,
+            exact=True,
+            dtypes=tuple(PRECISION),
+            matrices=3.5 if layout == "correlation" else 0.0,
+        )
+        for layout in LAYOUTS
+    ]
+    found.append(
+        Implementation(
+            name=OFFICIAL,
+            title="all-reduce of C",
+            source="the formulation of the authors' code (Zbontar et al., ICML 2021) on several "
+            "ranks, gradients by hand, C in place",
+            loss=official_loss,
+            layout=None,
+            exact=False,
+            dtypes=("fp32",),
+            matrices=2.0,
+        )
+    )
+    return {each.name: each for each in found}
+
+
+def choose(names: str | None) -> list[Implementation]:
+    """Those of a comma-separated list, all of them for None; ValueError for an unknown name."""
+    known = discover()
+    wanted = list(known) if names is None else [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"unknown peer {name!r}; known are {', '.join(known)}")
+    return [each for name, each in known.items() if name in wanted]
+
+
+def variants(names: str | None) -> list[Variant]:
+    """Those of a comma-separated list of PRECISION, all of them for None; ValueError for others."""
+    wanted = list(PRECISION) if names is None else [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in PRECISION:
+            raise ValueError(f"unknown dtype {name!r}; known are {', '.join(PRECISION)}")
+    return [VARIANTS[name] for name in PRECISION if name in wanted]
+
+
+def split(n: int, ranks: int) -> list[int]:
+    """Rows of each rank: as equal as can be."""
+    return [n // ranks + (rank < n % ranks) for rank in range(ranks)]
+
+
+def automatic(rows: Sequence[int], d: int, variant: Variant) -> str:
+    """The layout that `layout="auto"` takes on ranks of one machine without GPUs."""
+    precision = PRECISION[variant.name]
+    network = cost.network_of("cpu", 1, precision)
+    return cost.choose_layout("auto", "auto", tuple(rows), d, variant.dtype, precision, network)
+
+
+def own_rows(z: Tensor, rows: Sequence[int], rank: int) -> Tensor:
+    """A leaf with the rows of one rank."""
+    first = sum(rows[:rank])
+    return torch.clone(z[first : first + rows[rank]]).requires_grad_()

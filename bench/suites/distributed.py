@@ -1,0 +1,280 @@
+"""Time and bytes on the wire of one forward and backward pass across ranks of one machine.
+
+Ranks are processes joined by gloo over the loopback. Bytes are counted twice: by the package itself
+(`count_traffic`; a formula for others), and by the operating system.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from bench import provenance, results
+from bench.inputs import VARIANTS, Variant, parse_shapes
+from bench.optional import Console, typer
+from bench.ranks import implementations, measurement, official, processes
+from bench.ranks.implementations import OFFICIAL, Implementation
+from bench.results import Row
+from bench.timing import Budget
+
+SECTION = "Across ranks: forward + backward"
+SHAPES, QUICK_SHAPES = "2048x8192,2048x16384", "512x2048,512x4096"
+RANKS = "2,4"
+SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each implementation, ranks, shape and dtype
+FEWEST, MOST = 2, 10
+DEADLINE = 240.0  # seconds, for one shape on so many ranks
+MEMORY_SHARE = 0.85  # of the memory that is free
+MEMORY = Path("/proc/meminfo")
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def command(
+    shapes: Annotated[
+        str | None, typer.Option(help=f"N of all ranks together. Default: {SHAPES}.")
+    ] = None,
+    ranks: Annotated[str, typer.Option(help="Numbers of processes.")] = RANKS,
+    dtypes: Annotated[
+        str | None, typer.Option(help="Of fp32, bf16-autocast. Default: both.")
+    ] = None,
+    peers: Annotated[str | None, typer.Option(help="Names, comma-separated. Default: all.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for each peer at each shape, ranks and dtype.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Repeats, instead of --seconds.", min=1)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small shapes, little time.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
+        ),
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds after which the ranks of one shape are ended.")
+    ] = DEADLINE,
+) -> None:
+    """Time the loss across ranks, and count what travels, against the all-reduce of C."""
+    try:
+        chosen_shapes = parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES))
+        counts = parse_ranks(ranks)
+        variants, chosen = implementations.variants(dtypes), implementations.choose(peers)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if out is None and not quick:
+        out = results.default_file()
+    budget = Budget(seconds or (QUICK_SECONDS if quick else SECONDS), repeats, FEWEST, MOST)
+    failures = measure(chosen_shapes, counts, variants, chosen, budget, out, deadline)
+    if failures:
+        console.print(f"[bold red]failed, not timed: {len(failures)}[/]")
+        raise typer.Exit(1)
+
+
+def parse_ranks(text: str) -> list[int]:
+    """'2,4' -> [2, 4]; ValueError for anything else than numbers of at least 2."""
+    counts = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if min(counts) < 2:
+        raise ValueError(f"ranks are numbers of at least 2, such as 2,4; got {text!r}")
+    return counts
+
+
+def measure(
+    shapes: list[tuple[int, int]],
+    ranks: list[int],
+    variants: list[Variant],
+    peers: list[Implementation],
+    budget: Budget,
+    out: Path | None,
+    deadline: float,
+) -> list[str]:
+    """Runs the suite. Returns what failed, in words; none of that was timed."""
+    origin = provenance.collect()
+    console.print(
+        f"{origin['cpu']}, {origin['cores']} cores, torch {origin['torch']}, "
+        f"kernels {origin['instruction_set']}, commit {origin['commit']}"
+    )
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for n, d in shapes:
+            data = Path(folder) / "embeddings.pt"
+            measurement.prepare(n, d, data)
+            for count in ranks:
+                rows, failed = _measure_ranks(n, d, count, variants, peers, budget, data, deadline)
+                for problem in failed:
+                    console.print(f"[bold red]{problem}[/]")
+                failures += failed
+                rows = [row | {"provenance": origin} for row in rows]
+                for row in rows:
+                    console.print(_line_of(row))
+                if out is not None and rows:
+                    results.merge(out, rows)
+    return failures
+
+
+def _measure_ranks(
+    n: int,
+    d: int,
+    ranks: int,
+    variants: list[Variant],
+    peers: list[Implementation],
+    budget: Budget,
+    data: Path,
+    deadline: float,
+) -> tuple[list[Row], list[str]]:
+    """(rows, failures) of one shape on so many ranks."""
+    problems = {peer.name: does_not_fit(peer, n, d, ranks) for peer in peers}
+    usable = [peer for peer in peers if problems[peer.name] is None]
+    skipped = [
+        {
+            "suite": "distributed", "n": n, "d": d, "dtype": variant.name, "ranks": ranks,
+            "peer": peer.name, "layout": peer.layout, "source": peer.source,
+            "problem": problems[peer.name],
+        }
+        for variant, peer in itertools.product(variants, peers)
+        if peer not in usable and variant.name in peer.dtypes
+    ]  # fmt: skip
+    written = data.with_name("results.json")
+    task = measurement.Task(
+        n, d, tuple(variants), tuple(peer.name for peer in usable), budget, data, written
+    )
+    try:
+        processes.run(measurement.measure, ranks, (task,), deadline)
+    except (RuntimeError, TimeoutError) as error:
+        return skipped, [f"{n} x {d} on {ranks} ranks: {error}"]
+    found = json.loads(written.read_text())
+    failures = [f"{ranks} ranks, {name}: {text}" for name, text in found["failures"].items()]
+    return found["rows"] + skipped, failures
+
+
+def does_not_fit(peer: Implementation, n: int, d: int, ranks: int) -> str | None:
+    """Why the ranks would not fit into free memory together; None where they do, or where the
+    system does not tell."""
+    if not MEMORY.exists():
+        return None
+    free = int(re.search(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text())[1]) << 10
+    needed = ranks * peer.working_bytes(n, d, ranks)
+    if needed <= MEMORY_SHARE * free:
+        return None
+    return (
+        f"would need about {needed / 2**30:.0f} GiB on all ranks together, "
+        f"{free / 2**30:.0f} GiB are free"
+    )
+
+
+def _line_of(row: Row) -> str:
+    name = f"{row['n']} x {row['d']} {row['dtype']}, {row['ranks']} ranks, {row['peer']}"
+    if "problem" in row:
+        return f"[yellow]{name}: {row['problem']}[/]"
+    wire = "" if row["wire_bytes"] is None else f", {_mib(row['wire_bytes'])} by the system"
+    return (
+        f"{name}{' (auto)' if row['auto'] else ''}: {_seconds(row['median_s'])} s, "
+        f"{_mib(row['counted_bytes'])} MiB sent per rank{wire}"
+    )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _mib(value: int) -> str:
+    return f"{value / 2**20:.1f}"
+
+
+def tables(rows: list[Row], brief: bool) -> str:
+    """Markdown of one machine's rows: a table for each dtype; percentiles unless `brief`."""
+    parts = [_reading(rows)]
+    for variant in VARIANTS.values():
+        groups: dict[tuple[int, int, int], dict[str, Row]] = {}
+        for row in sorted(rows, key=lambda row: (row["n"], row["d"], row["ranks"])):
+            if row["dtype"] == variant.name:
+                key = row["n"], row["d"], row["ranks"]
+                groups.setdefault(key, {})[row["peer"]] = row
+        if groups:
+            parts += [f"**{variant.title}**", _table(groups, variant, brief)]
+            parts += [text for text in (_summary(groups),) if text]
+    return "\n\n".join(parts)
+
+
+def _reading(rows: list[Row]) -> str:
+    threads = sorted({(row["ranks"], row["threads"]) for row in rows if "threads" in row})
+    each = ", ".join(f"{ranks} ranks of {count}" for ranks, count in threads)
+    return (
+        f"One forward and backward pass over N samples spread evenly over ranks, which are "
+        f"processes of this machine joined by gloo over the loopback (threads: {each}). Seconds "
+        "are medians of the slowest rank. MiB are what one rank sends: counted by "
+        "`barlow_fast.distributed.count_traffic`, or for the all-reduce of C by the formula of a "
+        "ring, 2 (W - 1) / W · D² elements; and *by the system*, what the loopback sent during "
+        "the whole pass, headers included, divided by W. *auto* marks the layout that "
+        '`layout="auto"` takes. The all-reduce of C is written to be lean (`ranks/official.py`): '
+        "C is the only D × D matrix it holds, and it passes over it a few times where the authors' "
+        "code under autograd does so dozens of times."
+    )
+
+
+def _table(
+    groups: dict[tuple[int, int, int], dict[str, Row]], variant: Variant, brief: bool
+) -> str:
+    titles = {name: each.title for name, each in implementations.discover().items()}
+    itemsize = 2 if variant.autocast else variant.dtype.itemsize
+    heads = ["N × D", "ranks", "implementation", "s", "MiB sent", "by the system", "fewer bytes"]
+    if not brief:
+        heads[4:4] = ["p20", "p80", "repeats"]
+    lines = [_line(heads), _line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
+    for (n, d, ranks), group in groups.items():
+        all_reduce = official.wire_bytes(d, ranks, itemsize)
+        for name, title in titles.items():
+            if name not in group:
+                continue
+            row = group[name]
+            cells = [f"{n} × {d}", str(ranks), title]
+            if "problem" in row:
+                lines.append(_line([*cells, f"– ({row['problem']})", *["–"] * (len(heads) - 4)]))
+                continue
+            if row["auto"]:
+                cells[2] += " (auto)"
+            cells.append(
+                f"**{_seconds(row['median_s'])}**" if row["auto"] else _seconds(row["median_s"])
+            )
+            if not brief:
+                cells += [_seconds(row["p20_s"]), _seconds(row["p80_s"]), str(row["repeats"])]
+            cells.append(_mib(row["counted_bytes"]))
+            cells.append("–" if row["wire_bytes"] is None else _mib(row["wire_bytes"]))
+            ratio = all_reduce / row["counted_bytes"]
+            cells.append("" if name == OFFICIAL else f"{ratio:.1f}×")
+            lines.append(_line(cells))
+    text = "\n".join(lines)
+    if itemsize == 2:
+        text += "\n\nFewer bytes than an all-reduce of C in two bytes an element would send."
+    return text
+
+
+def _summary(groups: dict[tuple[int, int, int], dict[str, Row]]) -> str:
+    """What the largest shape comes to, and where the all-reduce is faster."""
+    faster, slower = [], []
+    for (n, d, ranks), group in groups.items():
+        ours = next((row for row in group.values() if row.get("auto")), None)
+        other = group.get(OFFICIAL, {})
+        if ours is None or "median_s" not in other:
+            continue
+        ratio = other["median_s"] / ours["median_s"]
+        fewer = other["counted_bytes"] / ours["counted_bytes"]
+        where = f"{n} × {d} on {ranks} ranks"
+        if ratio >= 1:
+            faster.append(f"{where} {ratio:.1f}× as fast with {fewer:.1f}× fewer bytes")
+        else:
+            slower.append(f"{where} ({1 / ratio:.2f}× the time)")
+    parts = []
+    if faster:
+        parts.append('Against the all-reduce of C, `layout="auto"` is: ' + "; ".join(faster) + ".")
+    if slower:
+        parts.append("It is slower at: " + "; ".join(slower) + ".")
+    return " ".join(parts)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,219 @@
+"""The suite `distributed`: agreement first, bytes counted twice, processes that always end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from typer.testing import CliRunner
+
+from barlow_fast.distributed import LAYOUTS, cost
+from bench import report, results
+from bench.__main__ import app
+from bench.inputs import VARIANTS
+from bench.ranks import implementations, measurement, official, processes
+from bench.ranks.implementations import OFFICIAL, PRECISION
+from bench.suites import distributed
+from bench.timing import Budget
+
+SECONDS = 240.0  # for processes to start and to compute something small, on a busy machine
+# At N = 2048 and D = 16384 in float32, how many times fewer bytes than the all-reduce of C.
+TARGETS = {2: 7, 4: 10}
+
+
+def row(peer, seconds, sent, wire=None, **changes):
+    layout = peer.removeprefix("ours-") if peer != OFFICIAL else None
+    return {
+        "suite": "distributed", "n": 64, "d": 256, "dtype": "fp32", "ranks": 2, "threads": 1,
+        "peer": peer, "layout": layout, "auto": layout == "features", "source": "", "repeats": 3,
+        "median_s": seconds, "p20_s": seconds * 0.9, "p80_s": seconds * 1.1,
+        "counted_bytes": sent, "counted_by_step": None, "wire_bytes": wire,
+    } | changes  # fmt: skip
+
+
+def test_a_ring_sends_two_times_w_minus_one_w_ths():
+    assert official.wire_bytes(16384, 2, 4) == 2**30
+    assert official.wire_bytes(16384, 4, 4) == 1.5 * 2**30
+
+
+@pytest.mark.parametrize("ranks", TARGETS)
+def test_target_of_bytes_by_the_model(ranks):
+    rows = tuple(implementations.split(2048, ranks))
+    layout = implementations.automatic(rows, 16384, VARIANTS["fp32"])
+    found = cost.cost(layout, rows, 16384, torch.float32, "fp32")
+    assert official.wire_bytes(16384, ranks, 4) >= TARGETS[ranks] * found.sent
+
+
+def committed():
+    rows = [r for path in results.FOLDER.glob("cpu-*.jsonl") for r in results.read(path)]
+    rows = [r for r in rows if r["suite"] == "distributed"]
+    if not rows:
+        pytest.skip("no rows across ranks are committed yet")
+    return rows
+
+
+@pytest.mark.parametrize("ranks", TARGETS)
+def test_target_of_bytes_in_the_committed_rows(ranks):
+    key = {"n": 2048, "d": 16384, "dtype": "fp32", "ranks": ranks}
+    rows = [r for r in committed() if all(r[k] == v for k, v in key.items())]
+    ours = next(r for r in rows if r.get("auto"))
+    other = official.wire_bytes(16384, ranks, 4)
+    assert other >= TARGETS[ranks] * ours["counted_bytes"]
+    assert other >= TARGETS[ranks] * ours["wire_bytes"] * 0.99  # headers
+    all_reduce = next(r for r in rows if r["peer"] == OFFICIAL)
+    assert all_reduce["counted_bytes"] == other
+
+
+def test_committed_bytes_are_those_of_the_model_and_of_the_system():
+    for r in committed():
+        if "problem" in r:
+            continue
+        if r["layout"] is not None:
+            rows = tuple(implementations.split(r["n"], r["ranks"]))
+            precision = PRECISION[r["dtype"]]
+            found = cost.cost(r["layout"], rows, r["d"], torch.float32, precision)
+            assert r["counted_bytes"] == found.sent
+        # Headers and barriers; the all-reduce also exchanges statistics.
+        assert r["counted_bytes"] <= r["wire_bytes"] <= 1.02 * r["counted_bytes"]
+
+
+def test_a_small_run(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    arguments = ["distributed", "--shapes", "64x512", "--ranks", "2", "--repeats", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--deadline", str(SECONDS), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    rows = results.read(out)
+    assert {(r["peer"], r["dtype"]) for r in rows} == {
+        *((f"ours-{layout}", name) for layout in LAYOUTS for name in PRECISION),
+        (OFFICIAL, "fp32"),
+    }
+    for r in rows:
+        assert 0 < r["p20_s"] <= r["median_s"] <= r["p80_s"]
+        assert r["repeats"] == 2
+        assert r["provenance"]["cpu"]
+        if r["layout"] is None:
+            assert r["counted_bytes"] == official.wire_bytes(512, 2, 4)
+            continue
+        precision = PRECISION[r["dtype"]]
+        found = cost.cost(r["layout"], (32, 32), 512, torch.float32, precision)
+        assert r["counted_bytes"] == sum(r["counted_by_step"].values()) == found.sent
+        if measurement.loopback_bytes() is not None:
+            assert r["wire_bytes"] >= r["counted_bytes"]
+    for name in PRECISION:
+        assert sum(r.get("auto", False) for r in rows if r["dtype"] == name) == 1
+
+
+def wrong_loss(z_a, z_b, rows):
+    return 1.001 * implementations.layout_loss("rows", z_a, z_b, rows)
+
+
+def check_wrong_ones(folder):
+    """Entry of a process: what is said of implementations that are wrong."""
+    group = measurement.Group()
+    right = implementations.discover()["ours-rows"]
+    wrong = {
+        "loss": replace(right, loss=wrong_loss),
+        "gradient": replace(right, exact=False),
+        "nothing": right,
+    }
+    variants = (VARIANTS["fp32"],)
+    found = {name: measurement.check_small(each, variants, group) for name, each in wrong.items()}
+    if group.rank == 0:
+        (folder / "found").write_text(json.dumps(found))
+
+
+def test_wrong_ones_are_named(tmp_path):
+    processes.run(check_wrong_ones, 2, (tmp_path,), SECONDS)
+    found = json.loads((tmp_path / "found").read_text())
+    assert found["nothing"] is None
+    for name in ("loss", "gradient"):
+        assert "off by" in found[name]
+
+
+def stand_still(folder):
+    """Entry of a process that waits for another one in vain."""
+    (folder / str(os.getpid())).touch()
+    if dist.get_rank() == 0:
+        time.sleep(SECONDS)
+    dist.barrier()
+
+
+def raise_on_one_rank(folder):
+    """Entry of a process."""
+    (folder / str(os.getpid())).touch()
+    if dist.get_rank() == 1:
+        raise ArithmeticError("one of them is broken")
+    dist.barrier()
+
+
+@pytest.mark.parametrize(
+    ("entry", "seconds", "error", "text"),
+    [
+        (stand_still, 15.0, TimeoutError, "did not end within 15 s"),
+        (raise_on_one_rank, SECONDS, RuntimeError, "one of them is broken"),
+    ],
+)
+def test_processes_end_whatever_happens(tmp_path, entry, seconds, error, text):
+    with pytest.raises(error, match=text):
+        processes.run(entry, 2, (tmp_path,), seconds)
+    for each in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(each.name), 0)
+
+
+def test_what_does_not_fit_is_a_row_with_its_reason(tmp_path, monkeypatch):
+    memory = tmp_path / "meminfo"
+    memory.write_text("MemTotal: 1 kB\nMemAvailable:    4194304 kB\n")
+    monkeypatch.setattr(distributed, "MEMORY", memory)
+    known = implementations.discover()
+    assert distributed.does_not_fit(known["ours-features"], 2048, 8192, 2) is None
+    assert "4 GiB are free" in distributed.does_not_fit(known[OFFICIAL], 2048, 32768, 2)
+    monkeypatch.setattr(processes, "run", lambda entry, ranks, arguments, seconds: None)
+    (tmp_path / "results.json").write_text('{"rows": [], "failures": {}}')
+    rows, failures = distributed._measure_ranks(
+        2048, 32768, 2, [VARIANTS["fp32"]], [known[OFFICIAL]], Budget(), tmp_path / "data", 1.0
+    )
+    assert failures == []
+    assert [(r["peer"], r["ranks"]) for r in rows] == [(OFFICIAL, 2)]
+    assert "would need about" in rows[0]["problem"]
+    assert "would need about" in distributed.tables(rows, brief=True)
+
+
+def test_tables_tell_both_counts_and_both_outcomes():
+    rows = [
+        row("ours-features", 2.0, 10 << 20, 11 << 20),
+        row("ours-rows", 3.0, 20 << 20),
+        row(OFFICIAL, 10.0, 100 << 20, 101 << 20),
+        row("ours-features", 4.0, 10 << 20, ranks=4),
+        row(OFFICIAL, 2.0, 100 << 20, ranks=4),
+    ]
+    text = distributed.tables(rows, brief=True)
+    assert "| 64 × 256 | 2 | barlow_fast, `features` (auto) | **2** | 10.0 | 11.0 |" in text
+    assert "| 64 × 256 | 2 | barlow_fast, `rows` | 3 | 20.0 | – |" in text
+    assert "64 × 256 on 2 ranks 5.0× as fast with 10.0× fewer bytes" in text
+    assert "slower at: 64 × 256 on 4 ranks (2.00× the time)" in text
+    assert "p80" not in text
+    assert "p80" in distributed.tables(rows, brief=False)
+
+
+def test_rows_of_other_ranks_are_another_group(tmp_path):
+    path = tmp_path / "cpu-example.jsonl"
+    results.merge(path, [row("ours-rows", 1.0, 1), row("ours-rows", 1.0, 1, ranks=4)])
+    results.merge(path, [row("ours-rows", 2.0, 1, ranks=4)])
+    assert [(r["ranks"], r["median_s"]) for r in results.read(path)] == [(2, 1.0), (4, 2.0)]
+
+
+def test_the_readme_has_a_block_for_it():
+    assert "distributed" in report.blocks(report.README.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--ranks", "1"], ["--ranks", "x"], ["--dtypes", "fp8"], ["--peers", "nobody"]]
+)
+def test_bad_options_are_refused_before_anything_runs(arguments):
+    assert CliRunner().invoke(app, ["distributed", *arguments]).exit_code == 2
