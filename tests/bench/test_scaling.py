@@ -1,0 +1,95 @@
+"""The model of GPUs: its arithmetic, its words, and the committed rows and figure."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import report, results
+from bench.__main__ import app
+from bench.ranks import scaling
+from bench.suites import scaling as suite
+
+
+def without_provenance(rows):
+    return [{k: v for k, v in row.items() if k != "provenance"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def modelled():
+    return suite.modelled()
+
+
+def test_all_reduce_by_hand():
+    """On 8 GPUs at N = 2048, D = 8192: 256 samples each, C of 128 MiB in two bytes."""
+    step = scaling.all_reduce(8, 2048, 8192)
+    matrix = 2 * 8192**2
+    assert step.flops == 6 * 256 * 8192**2
+    assert step.sent == 2 * 7 / 8 * matrix
+    bandwidth = scaling.network(8).bandwidth
+    expected = step.flops / 790e12 + 26 * matrix / 3e12 + step.sent / bandwidth
+    assert step.seconds == pytest.approx(expected, abs=2e-5)  # and one latency
+
+
+def test_the_ring_is_as_fast_as_all_links_of_a_machine_or_as_the_links_within():
+    inside, across = scaling.network(8).bandwidth, scaling.network(64).bandwidth
+    assert scaling.ring_bandwidth(8) == inside
+    assert across < scaling.ring_bandwidth(64) <= min(8 * across, inside)
+
+
+def test_three_matrices_of_two_bytes_in_80_gigabytes():
+    fits = {d: scaling.all_reduce(8, 2048, d).fits for d in scaling.DIMENSIONS}
+    assert fits == {d: 3 * 2 * d * d <= 80e9 for d in scaling.DIMENSIONS}
+    assert fits[65536]
+    assert not fits[131072]
+
+
+def test_groups_have_at_least_32_samples_a_gpu_or_the_papers_batch():
+    for gpus, n in scaling.GROUPS:
+        assert n == 2048 or n // gpus >= 32
+    assert {gpus for gpus, n in scaling.GROUPS if n // gpus >= 32} == {8, 64, 512}
+
+
+def test_ours_is_the_choice_of_the_package(modelled):
+    layouts = {row["ours"]["layout"] for row in modelled}
+    assert layouts <= {"features", "rows", "correlation"}
+    # N x N is the larger matrix there.
+    wide = next(row for row in modelled if (row["n"], row["d"]) == (16384, 8192))
+    assert wide["ours"]["layout"] == "correlation"
+
+
+def test_tables_say_modelled_and_tell_where_we_are_slower(modelled):
+    text = suite.tables(modelled, brief=False)
+    assert text.count(": modelled**") == len(scaling.GROUPS)
+    for words in ("790 TFLOP/s", "data sheets, not measured", "does not fit", "favour it"):
+        assert words in text
+    slower = [r for r in modelled if r["ours"]["seconds"] > r["all_reduce"]["seconds"]]
+    assert slower, "the sentence is not tested by these rows"
+    for row in slower:
+        assert f"{row['ranks']} GPUs at N = {row['n']}, D = {row['d']} (" in text
+    assert "nowhere slower" in suite.tables([r for r in modelled if r not in slower], brief=False)
+
+
+def test_the_command_writes_rows_and_a_figure_of_them(tmp_path, modelled):
+    out = tmp_path / "rows.jsonl"
+    result = CliRunner().invoke(app, ["scaling", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    rows = results.read(out)
+    assert without_provenance(rows) == modelled
+    drawing = suite.figure_file(out).read_text()
+    assert suite.mark(rows) in drawing
+    text = report.page(report.machine_files(tmp_path))
+    assert "Modelled, not measured" in text
+    assert "![Modelled seconds per step](scaling.svg)" in text
+
+
+def test_a_figure_of_other_rows_is_told_apart(modelled):
+    changed = [dict(row, n=row["n"] + (i == 0)) for i, row in enumerate(modelled)]
+    assert suite.mark(changed) != suite.mark(modelled)
+
+
+def test_the_committed_rows_and_figure_are_those_of_this_model(modelled):
+    rows = results.read(suite.FILE)
+    again = "run: python -m bench scaling && python -m bench report"
+    assert without_provenance(rows) == modelled, again
+    assert suite.mark(rows) in suite.figure_file(suite.FILE).read_text(), again
