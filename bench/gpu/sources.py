@@ -25,7 +25,14 @@ MEASURED = (
     "bench/gpu/peaks.py",
     "bench/gpu/profile.py",
 )
-TESTED = (*CODE, "tests/*.py", "tests/*kernels*/**/*.py", "tests/loss/**/*.py")
+TESTED = (
+    *CODE,
+    "barlow_fast/distributed/*.py",
+    "tests/*.py",
+    "tests/*kernels*/**/*.py",
+    "tests/loss/**/*.py",
+    "tests/distributed/*gpu*.py",
+)
 SANITIZED = (*CODE, "bench/gpu/exercise.py")
 
 
