@@ -13,14 +13,19 @@ All three draw the same windows, so they show the same crops.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..faults import BadImage
+from ..sources import ArraySource, Source
 
-__all__ = ["Crops", "Renderer"]
+if TYPE_CHECKING:
+    from ..presets import Views
+
+__all__ = ["Crops", "Renderer", "crop_shapes", "without"]
 
 
 class Crops(NamedTuple):
@@ -57,3 +62,42 @@ class Renderer(Protocol):
     def close(self) -> None:
         """Ends what the renderer runs in the background and gives up what is under way. May be
         called again."""
+
+
+def crop_shapes(source: Source, views: Views) -> list[tuple[int, int, int]]:
+    """(H, W, C) of each view's crops, for renderers that cut upright windows.
+
+    Raises:
+        ValueError: a view without a size where the images have no common one, or one that is
+            turned, sheared or zoomed out.
+    """
+    shapes = []
+    for number, specification in enumerate(views.views):
+        if specification.warped:
+            raise ValueError(
+                f"view {number} of {views.name!r} turns, shears or zooms out: only images in "
+                "memory are rendered so (loader='arrays')"
+            )
+        shape = specification.shape
+        if shape is None and isinstance(source, ArraySource):
+            shape = tuple(source.images.shape[1:3])
+        if shape is None:
+            raise ValueError(
+                f"view {number} of {views.name!r} has no size, and the images of {source.name} "
+                "need not be of one size: say size=..."
+            )
+        shapes.append((*shape, len(views.mean)))
+    return shapes
+
+
+def without(crops: Crops, bad: list[tuple[int, BadImage]]) -> Crops:
+    """The batch less the rows that could not be rendered, which are recorded in `Crops.bad`."""
+    if not bad:
+        return crops
+    good = np.delete(np.arange(len(crops.samples)), [row for row, _ in bad])
+    rows = torch.from_numpy(good)
+    return Crops(
+        [view.index_select(0, rows.to(view.device)) for view in crops.crops],
+        crops.samples[good],
+        crops.bad + [image for _, image in bad],
+    )

@@ -1,0 +1,286 @@
+"""Crops of images in memory, a batch at a time, in torch on any device.
+
+PIL resizes with two passes of weighted sums, rows first, and rounds to bytes after each. Here a
+pass is one batched matrix product: every sample has a (pixels of the view, pixels of the image)
+matrix per direction, which is zero outside its window.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..sources import ArraySource
+from ..views import ViewParameters, ViewSpecification, draw
+from ..windows import windows
+from . import Crops
+
+if TYPE_CHECKING:
+    from ..presets import Views
+
+# Matrices of all windows of an extent are kept when they take no more bytes than this, and made for
+# each batch otherwise.
+KEPT_BYTES = 2**24
+# Bytes of float32 that a batch is cut into; small enough for the caches of a core.
+PART_BYTES = 2**21
+
+# PIL keeps weights as whole numbers of this.
+WEIGHT_STEP = 2.0**-22
+
+
+def crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Windows of images, resized as PIL resizes an image that has been cropped first.
+
+    Args:
+        images: (B, H, W, C) uint8, any strides.
+        places: (B, 4) integers: top, left, height, width, within the images (`windows`).
+        size: (height, width) of the crops.
+        interpolation: 'bicubic' (a = -1/2) or 'bilinear', antialiased.
+
+    Returns:
+        (B, *size, C) uint8 on the device of `images`; equal to PIL's but for values that fall on
+        the edge between two levels.
+    """
+    _, height, width, channels = images.shape
+    out = images.new_empty((len(images), *size, channels))
+    row = 4 * channels * max(height, size[0]) * max(width, size[1])
+    step = max(1, PART_BYTES // row)
+    # Whatever precision the encoder is run in, pixels need float32.
+    with torch.autocast(images.device.type, enabled=False), torch.no_grad():
+        for first in range(0, len(images), step):
+            part = slice(first, first + step)
+            top, left, tall, wide = places[part].T
+            down = _matrices(top, tall, size[0], height, interpolation, images.device)
+            across = _matrices(left, wide, size[1], width, interpolation, images.device)
+            _resize(images[part], down, across, out[part])
+    return out
+
+
+def warp(images: Tensor, parameters: ViewParameters, size: tuple[int, int]) -> Tensor:
+    """Turned, sheared and zoomed views, interpolated bilinearly; black outside the image.
+
+    Shrinking is not antialiased: this is for small images that stay about as large as they are.
+
+    Args:
+        images: (B, H, W, C) uint8, any strides.
+        parameters: B rows; window, rotation and shear are looked at.
+        size: (height, width) of the views.
+
+    Returns:
+        (B, *size, C) uint8 on the device of `images`.
+    """
+    count, height, width, channels = images.shape
+    # input = centre + rotation . shear . window . output, with coordinates that run from -1 to 1
+    # over the image; angles are taken in pixels, hence the aspect.
+    aspect = height / width
+    cosine, sine = np.cos(parameters.rotation), np.sin(parameters.rotation)
+    across, down = parameters.width, parameters.height
+    theta = np.empty((count, 2, 3), dtype=np.float32)
+    theta[:, 0, 0] = cosine * across
+    theta[:, 0, 1] = (cosine * parameters.shear - sine) * down * aspect
+    theta[:, 0, 2] = 2 * parameters.left + across - 1
+    theta[:, 1, 0] = sine * across / aspect
+    theta[:, 1, 1] = (cosine + sine * parameters.shear) * down
+    theta[:, 1, 2] = 2 * parameters.top + down - 1
+    with torch.autocast(images.device.type, enabled=False), torch.no_grad():
+        grid = functional.affine_grid(
+            torch.from_numpy(theta).to(images.device),
+            [count, channels, *size],
+            align_corners=False,
+        )
+        planes = images.permute(0, 3, 1, 2).to(torch.float32)
+        planes = functional.grid_sample(planes, grid, mode="bilinear", align_corners=False)
+        return _levels(planes).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def crops_of(
+    images: Tensor, parameters: ViewParameters, specification: ViewSpecification
+) -> Tensor:
+    """What one view shows of each image, whatever its specification: warped or cropped.
+
+    Args:
+        images: (B, H, W, C) uint8, any strides.
+        parameters: B rows, drawn from `specification`.
+        specification: of the view; without a size the views are as large as the images.
+
+    Returns:
+        (B, h, w, C) uint8 on the device of `images`.
+
+    Raises:
+        ValueError: images of another dtype or shape, another number of parameters.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise ValueError(
+            f"images must be (B, H, W, C) uint8, got {tuple(images.shape)} {images.dtype}"
+        )
+    if len(parameters) != len(images):
+        raise ValueError(f"{len(images)} images need as many parameters, got {len(parameters)}")
+    shape = tuple(images.shape[1:3])
+    size = specification.shape or shape
+    if specification.warped:
+        return warp(images, parameters, size)
+    if not specification.crops and size == shape:
+        return images.contiguous()
+    places = windows(parameters, specification, *shape)
+    return crop(images, places, size, specification.interpolation)
+
+
+class ArrayRenderer:
+    """Renders images in memory in the calling process, when a batch is received.
+
+    Args:
+        source: the images.
+        views: what is drawn; the number of its channels may differ from that of the images, which
+            are converted as PIL does.
+        seed: of the parameters.
+        prefetch: how many batches may be under way.
+        device: where the crops are computed; batches are sent there, the images stay.
+    """
+
+    def __init__(
+        self,
+        source: ArraySource,
+        views: Views,
+        *,
+        seed: int = 0,
+        prefetch: int = 2,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._images, self._views, self._seed = source.images, views, seed
+        self._prefetch = prefetch
+        self._device = torch.device(device)
+        self._waiting: deque[tuple[int, np.ndarray]] = deque()
+        self._closed = False
+
+    def submit(self, epoch: int, samples: np.ndarray) -> None:
+        if self._closed:
+            raise RuntimeError("the renderer is closed")
+        if len(self._waiting) == self._prefetch:
+            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
+        self._waiting.append((epoch, samples))
+
+    def receive(self) -> Crops:
+        if not self._waiting:
+            raise RuntimeError("no batch is under way")
+        epoch, samples = self._waiting.popleft()
+        images = self._images.index_select(0, torch.from_numpy(np.asarray(samples, np.int64)))
+        images = with_channels(images.to(self._device), len(self._views.mean))
+        crops = [
+            crops_of(images, draw(view, self._seed, epoch, samples, number), view)
+            for number, view in enumerate(self._views.views)
+        ]
+        return Crops(crops, samples, [])
+
+    def close(self) -> None:
+        self._closed = True
+        self._waiting.clear()
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """(B, H, W, C) uint8 with as many channels as asked for, one or three: gray values for each of
+    three, or the luma of ITU-R 601-2 in 16-bit fixed point, as PIL has it."""
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(*images.shape[:3], 3)
+    red, green, blue = images.to(torch.int32).unbind(-1)
+    luma = red * 19595 + green * 38470 + blue * 7471 + 0x8000
+    return (luma >> 16).to(torch.uint8)[..., None]
+
+
+def _resize(images: Tensor, down: Tensor, across: Tensor, out: Tensor) -> None:
+    """out = bytes(down @ bytes(images @ across^T)), channel by channel.
+
+    images (B, H, W, C) uint8; down (B, h, H), across (B, w, W) float32; out (B, h, w, C) uint8.
+    """
+    count, height, width, channels = images.shape
+    planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    planes = torch.bmm(planes.view(count, channels * height, width), across.mT)
+    planes = _levels(planes).floor_().view(count, channels, height, -1)
+    rows = planes.transpose(1, 2).reshape(count, height, -1)
+    rows = _levels(torch.bmm(down, rows)).view(count, -1, channels, across.shape[1])
+    out.copy_(rows.permute(0, 1, 3, 2))
+
+
+def _levels(sums: Tensor) -> Tensor:
+    """What truncation turns into rounded bytes; halves go up, as PIL has it. In place."""
+    return sums.add_(0.5).clamp_(0, 255)
+
+
+def _matrices(
+    start: np.ndarray,
+    length: np.ndarray,
+    size: int,
+    extent: int,
+    interpolation: str,
+    device: torch.device,
+) -> Tensor:
+    """(B, size, extent) float32 weights that resize windows of one direction.
+
+    start, length: (B,), in pixels of an image of `extent` pixels.
+    """
+    if 8 * size * extent * extent <= KEPT_BYTES:
+        table, which = _all_lengths(size, extent, interpolation, device), length - 1
+    else:
+        lengths, which = np.unique(length, return_inverse=True)
+        table = torch.from_numpy(_table(lengths, size, extent, interpolation)).to(device)
+    # Row [which, :, extent - start:] of the table is what is wanted: a view of all shifts makes
+    # that an index.
+    shape = (len(table), extent + 1, size, extent)
+    shifts = table.as_strided(shape, (table.stride(0), 1, table.stride(1), 1))
+    at = torch.from_numpy(np.stack((which, extent - start)).astype(np.int64)).to(device)
+    return shifts[at[0], at[1]]
+
+
+@functools.lru_cache(maxsize=8)
+def _all_lengths(size: int, extent: int, interpolation: str, device: torch.device) -> Tensor:
+    lengths = np.arange(1, extent + 1)
+    return torch.from_numpy(_table(lengths, size, extent, interpolation)).to(device)
+
+
+def _table(lengths: np.ndarray, size: int, extent: int, interpolation: str) -> np.ndarray:
+    """(U, size, at least 2 extent) float32: weights of windows of each length that begin at
+    `extent`.
+
+    The filter is stretched by the factor that the window shrinks by, and cut at the window's
+    border, where its weights still sum to one.
+    """
+    radius, kernel = _KERNELS[interpolation]
+    scale = (lengths / size)[:, None]  # window pixels per view pixel
+    stretch = np.maximum(scale, 1)
+    support = radius * stretch
+    centre = (np.arange(size) + 0.5) * scale
+    first = np.maximum(np.trunc(centre - support + 0.5), 0).astype(np.int64)
+    end = np.minimum(np.trunc(centre + support + 0.5), lengths[:, None]).astype(np.int64)
+    taps = first[..., None] + np.arange((end - first).max())
+    weights = kernel((taps + 0.5 - centre[..., None]) / stretch[..., None])
+    weights *= taps < end[..., None]
+    weights /= weights.sum(-1, keepdims=True)
+    weights = np.floor(weights / WEIGHT_STEP + 0.5) * WEIGHT_STEP
+    # Columns for taps beyond the window, which have no weight.
+    table = np.zeros((*first.shape, 2 * extent + taps.shape[-1]), np.float32)
+    np.put_along_axis(table, taps + extent, weights.astype(np.float32), -1)
+    return table
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution (1981) with a = -1/2."""
+    a = -0.5
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+# name -> (radius in pixels of the coarser grid, weights at a distance)
+_KERNELS = {"bicubic": (2.0, _cubic), "bilinear": (1.0, _triangle)}

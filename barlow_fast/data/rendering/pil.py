@@ -1,0 +1,121 @@
+"""Crops by Pillow, in this process: torchvision's `RandomResizedCrop`, to the bit.
+
+The window is cut out first and then resized. `Image.resize(box=...)` would do both at once, but its
+filter reaches over the window's border into the rest of the image, and the outermost pixels differ.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..faults import BadImage, BadImageError, pillow
+from ..sources import Source
+from ..views import draw
+from ..windows import windows
+from . import Crops, crop_shapes, without
+
+if TYPE_CHECKING:
+    from ..presets import Views
+
+
+def crop_rows(
+    source: Source,
+    views: Views,
+    seed: int,
+    epoch: int,
+    samples: np.ndarray,
+    out: list[np.ndarray],
+) -> list[tuple[int, BadImage]]:
+    """Renders samples into rows: each image is read and decoded once for all of its views.
+
+    Args:
+        source: of the images.
+        views: what is drawn.
+        seed, epoch: of the parameters.
+        samples: (B,) sample numbers.
+        out: one (B, H, W, C) uint8 array per view, to be filled.
+
+    Returns:
+        (row, what is wrong) of each image that could not be read; its rows are left as they were.
+    """
+    specifications = views.views
+    drawn = [draw(s, seed, epoch, samples, number) for number, s in enumerate(specifications)]
+    resampling = pillow().Resampling
+    filters = {"bicubic": resampling.BICUBIC, "bilinear": resampling.BILINEAR}
+    bad = []
+    for row, sample in enumerate(samples.tolist()):
+        try:
+            image = source.image(sample)
+        except BadImageError as error:
+            bad.append((row, error.image))
+            continue
+        mode = "L" if out[0].shape[-1] == 1 else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
+        for specification, parameters, rows in zip(specifications, drawn, out, strict=True):
+            # Row by row: the size is known once the image is decoded, and the windows of a whole
+            # batch would need every header to be read ahead.
+            top, left, height, width = windows(
+                parameters[row : row + 1], specification, image.height, image.width
+            )[0].tolist()
+            view = image
+            if (height, width) != (image.height, image.width):
+                view = view.crop((left, top, left + width, top + height))
+            size = rows.shape[1:3]
+            if (view.height, view.width) != size:
+                view = view.resize(size[::-1], filters[specification.interpolation])
+            rows[row] = np.asarray(view).reshape(rows.shape[1:])
+    return bad
+
+
+class PilRenderer:
+    """Renders in the calling process, when a batch is received.
+
+    Args:
+        source: any; arrays are taken image by image.
+        views: what is drawn; only windows that are upright (`windows`).
+        seed: of the parameters.
+        prefetch: how many batches may be under way.
+
+    Raises:
+        ValueError: views that need another renderer.
+        ModuleNotFoundError: Pillow is missing.
+    """
+
+    def __init__(self, source: Source, views: Views, *, seed: int = 0, prefetch: int = 2) -> None:
+        pillow()
+        self._source, self._views, self._seed = source, views, seed
+        self._shapes = crop_shapes(source, views)
+        self._prefetch = prefetch
+        self._waiting: deque[tuple[int, np.ndarray]] = deque()
+        self._closed = False
+
+    def submit(self, epoch: int, samples: np.ndarray) -> None:
+        if self._closed:
+            raise RuntimeError("the renderer is closed")
+        if len(self._waiting) == self._prefetch:
+            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
+        self._waiting.append((epoch, samples))
+
+    def receive(self) -> Crops:
+        if not self._waiting:
+            raise RuntimeError("no batch is under way")
+        epoch, samples = self._waiting.popleft()
+        crops = [torch.empty(len(samples), *shape, dtype=torch.uint8) for shape in self._shapes]
+        bad = crop_rows(
+            self._source,
+            self._views,
+            self._seed,
+            epoch,
+            samples,
+            [view.numpy() for view in crops],
+        )
+        return without(Crops(crops, samples, []), bad)
+
+    def close(self) -> None:
+        self._closed = True
+        self._waiting.clear()

@@ -1,0 +1,280 @@
+"""Crops by Pillow in worker processes.
+
+Pixels are never sent: a worker writes its rows into memory that it shares with this process, and
+gets no more than the numbers of the samples. That memory is a fixed number of slots of one batch
+each, so what is rendered ahead is bounded.
+
+Processes are spawned, not forked: a fork copies locks that other threads of this process hold
+(torch's, CUDA's, DALI's), and a worker could wait for them for ever; and no server process stays
+behind as `forkserver` would leave one. Each worker has a pipe of its own, because a queue that all
+share stays locked when a worker is killed that was just reading from it. The end of that pipe is
+how either side learns that the other is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+import traceback
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..faults import BadImage, pillow
+from ..sources import Source
+from . import Crops, crop_shapes, without
+from .pil import crop_rows
+
+if TYPE_CHECKING:
+    from ..presets import Views
+
+LOG = logging.getLogger("barlow_fast.data")
+
+# Seconds: between two looks at whether the parent still lives, until a wait is remarked upon, until
+# a process whose pipe has ended must have an exit code.
+LOOK_EVERY = 2.0
+REMARK_AFTER = 60.0
+PATIENCE = 5.0
+
+
+class Slots:
+    """Shared memory for a fixed number of batches: sample numbers and crops.
+
+    The memory is a file without a name, so nothing of it can be left behind, however the processes
+    end.
+
+    Args:
+        count: how many.
+        batch_size: the largest batch.
+        shapes: (H, W, C) of each view.
+        memory: as another process made it; None to make it.
+    """
+
+    def __init__(self, count, batch_size, shapes, memory=None) -> None:
+        self.arguments = (count, batch_size, shapes)
+        pixels = [batch_size * int(np.prod(shape)) for shape in shapes]
+        each = 8 * batch_size + sum(pixels)
+        each += -each % 8  # sample numbers stay aligned
+        if memory is None:
+            memory = multiprocessing.get_context("spawn").RawArray("B", count * each)
+        self.memory = memory
+        buffer = torch.frombuffer(memory, dtype=torch.uint8)
+        self.samples, self.crops = [], []
+        for slot in buffer.split(each):
+            samples, *views = slot[: 8 * batch_size + sum(pixels)].split([8 * batch_size, *pixels])
+            self.samples.append(samples.view(torch.int64).numpy())
+            self.crops.append(
+                [v.view(batch_size, *shape) for v, shape in zip(views, shapes, strict=True)]
+            )
+
+
+@dataclass
+class _Batch:
+    """One under way."""
+
+    slot: int
+    samples: np.ndarray
+    waiting: set[int]  # workers that have not answered yet
+    bad: list[tuple[int, BadImage]] = field(default_factory=list)
+    failure: str = ""  # traceback of what went wrong in a worker, apart from images
+
+
+class WorkerRenderer:
+    """Renders in `workers` processes, each a part of every batch.
+
+    They start with the first batch, in a few seconds, and live until `close`, the end of this
+    object or the end of this process, whatever ends it.
+
+    Args:
+        source: any that can be pickled.
+        views: what is drawn; only windows that are upright (`windows`).
+        batch_size: the largest batch.
+        seed: of the parameters.
+        workers: how many processes.
+        prefetch: how many batches may be under way. Memory: (prefetch + 1) batches of crops.
+
+    Raises:
+        ValueError: views that need another renderer; no workers.
+        ModuleNotFoundError: Pillow is missing.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        workers: int = 2,
+        prefetch: int = 2,
+    ) -> None:
+        pillow()
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        self._task = (source, views, seed)
+        self._workers = workers
+        self._batch_size = batch_size
+        self._shapes = crop_shapes(source, views)
+        self._prefetch = prefetch
+        self._slots: Slots | None = None
+        self._free: list[int] = []
+        self._shown: int | None = None  # the slot whose batch was handed out last
+        self._under_way: deque[_Batch] = deque()
+        self._processes: list[multiprocessing.Process] = []
+        self._pipes: list[Connection] = []
+        self._closed = False
+        self._finalizer = weakref.finalize(self, _end, self._processes, self._pipes)
+
+    def submit(self, epoch: int, samples: np.ndarray) -> None:
+        if self._closed:
+            raise RuntimeError("the renderer is closed")
+        if len(self._under_way) == self._prefetch:
+            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
+        if self._slots is None:
+            self._start()
+        slot = self._free.pop()
+        self._slots.samples[slot][: len(samples)] = samples
+        batch = _Batch(slot, samples, set())
+        bounds = [len(samples) * n // self._workers for n in range(self._workers + 1)]
+        self._under_way.append(batch)
+        for worker, (first, end) in enumerate(itertools.pairwise(bounds)):
+            if first == end:
+                continue
+            batch.waiting.add(worker)
+            # A task is a few dozen bytes and no more than `prefetch` wait, so the pipe never fills
+            # and this never waits.
+            try:
+                self._pipes[worker].send((slot, first, end, epoch))
+            except OSError:
+                self._died(worker)
+
+    def receive(self) -> Crops:
+        if self._closed:
+            raise RuntimeError("the renderer is closed")
+        if not self._under_way:
+            raise RuntimeError("no batch is under way")
+        if self._shown is not None:
+            self._free.append(self._shown)
+            self._shown = None
+        batch = self._under_way[0]
+        while batch.waiting:
+            self._collect(batch.waiting)
+        self._under_way.popleft()
+        self._shown = batch.slot
+        if batch.failure:
+            raise RuntimeError(f"a data worker failed:\n{batch.failure}")
+        crops = [view[: len(batch.samples)] for view in self._slots.crops[batch.slot]]
+        return without(Crops(crops, batch.samples, []), sorted(batch.bad, key=lambda item: item[0]))
+
+    def close(self) -> None:
+        self._closed = True
+        self._under_way.clear()
+        self._slots = None
+        self._finalizer()
+
+    @property
+    def processes(self) -> list[int]:
+        """The workers' process numbers."""
+        return [process.pid for process in self._processes]
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        # One more than may be under way: the batch that was handed out last.
+        self._slots = Slots(self._prefetch + 1, self._batch_size, self._shapes)
+        self._free = list(range(self._prefetch + 1))
+        for number in range(self._workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work,
+                args=(theirs, self._slots.memory, self._slots.arguments, *self._task),
+                name=f"barlow_fast data worker {number}",
+                daemon=True,
+            )
+            self._processes.append(process)
+            self._pipes.append(ours)
+            process.start()
+            # With this end closed, the worker's death closes the last one and ends our wait.
+            theirs.close()
+
+    def _collect(self, workers: set[int]) -> None:
+        """Takes in what has come from any of `workers`, after waiting for it."""
+        pipes = {self._pipes[worker]: worker for worker in workers}
+        while not (ready := wait(list(pipes), timeout=REMARK_AFTER)):
+            LOG.warning(
+                "waiting for %d data workers for more than %d s: is the storage of %s slow?",
+                len(pipes),
+                REMARK_AFTER,
+                self._task[0].name,
+            )
+        for pipe in ready:
+            worker = pipes[pipe]
+            try:
+                slot, bad, failure = pipe.recv()
+            except (EOFError, OSError):
+                self._died(worker)
+            # A worker answers in the order of its tasks, but may be ahead of the others.
+            batch = next(b for b in self._under_way if b.slot == slot)
+            batch.waiting.discard(worker)
+            batch.bad += bad
+            batch.failure = batch.failure or failure
+
+    def _died(self, worker: int) -> None:
+        process = self._processes[worker]
+        process.join(PATIENCE)
+        pid, code = process.pid, process.exitcode
+        self.close()
+        why = f"exit code {code}"
+        if code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                why += f", {signal.Signals(-code).name}"
+        if code == -9:
+            why += "; the kernel ends processes like this when memory runs out"
+        raise RuntimeError(f"data worker {worker} (process {pid}) died: {why}") from None
+
+
+def _end(processes: list[multiprocessing.Process], pipes: list[Connection]) -> None:
+    """Ends the workers, at once: they hold nothing that would have to be put in order first."""
+    for pipe in pipes:
+        pipe.close()
+    for process in processes:
+        if process.pid is not None:
+            process.kill()
+    for process in processes:
+        if process.pid is not None:
+            process.join()
+            process.close()
+    processes.clear()
+    pipes.clear()
+
+
+def _work(pipe: Connection, memory, arguments: tuple, source: Source, views: Views, seed: int):
+    """A worker's life: rows of slots, until the pipe closes."""
+    # Ctrl-C reaches the whole process group; what to do about it is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    slots = Slots(*arguments, memory=memory)
+    crops = [[view.numpy() for view in views_of_slot] for views_of_slot in slots.crops]
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            # A dead parent closes the pipe, unless a process that it forked still holds its end.
+            while not pipe.poll(LOOK_EVERY):
+                if os.getppid() != parent:
+                    return
+            slot, first, end, epoch = pipe.recv()
+            bad, failure = [], ""
+            try:
+                rows = [view[first:end] for view in crops[slot]]
+                found = crop_rows(source, views, seed, epoch, slots.samples[slot][first:end], rows)
+                bad = [(first + row, image) for row, image in found]
+            except Exception:
+                failure = traceback.format_exc()
+            pipe.send((slot, bad, failure))
