@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -616,6 +617,133 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   }
 }
 
+// ---- views ----------------------------------------------------------------------------------------------------------
+
+// Columns of `parameters`: the enumeration of photometry.py.
+enum Parameter {
+  kFlip, kOrder, kBrightness, kContrast, kSaturation, kHue, kGray, kBlurSigma, kSolarize, kEraseTop, kEraseLeft,
+  kEraseBottom, kEraseRight, kParameters
+};
+constexpr float kLargestSigma = 8;
+constexpr int64_t kLargestRadius = 32;
+
+int64_t blur_radius(float sigma) { return static_cast<int64_t>(std::ceil(4 * static_cast<double>(sigma))); }
+
+// The permutation of that number among those of four operations in lexicographic order.
+std::array<int, 4> order_of(int number) {
+  std::array<int, 4> order{0, 1, 2, 3};
+  while (number-- > 0) std::next_permutation(order.begin(), order.end());
+  return order;
+}
+
+void check_parameters(const float* row, int64_t index) {
+  const auto refuse = [&](const char* what, float value) {
+    STD_TORCH_CHECK(false, "barlow_fast: row ", index, " of parameters: ", what, ", got ", value);
+  };
+  for (int k : {kFlip, kGray, kSolarize, kEraseTop, kEraseLeft, kEraseBottom, kEraseRight}) {
+    if (std::isnan(row[k])) refuse("no column may be NaN", row[k]);
+  }
+  if (!(row[kOrder] >= -1 && row[kOrder] < 24) || row[kOrder] != std::floor(row[kOrder])) {
+    refuse("the order must be a whole number from -1 to 23", row[kOrder]);
+  }
+  if (!(row[kBlurSigma] >= 0 && row[kBlurSigma] <= kLargestSigma)) {
+    refuse("the blur's sigma must be 0 to 8", row[kBlurSigma]);
+  }
+  if (row[kOrder] < 0) return;
+  for (int k : {kBrightness, kContrast, kSaturation}) {
+    if (!std::isfinite(row[k])) refuse("factors of brightness, contrast and saturation must be finite", row[k]);
+  }
+  if (!(std::fabs(row[kHue]) <= 0.5f)) refuse("hue must be -0.5 to 0.5 turns", row[kHue]);
+}
+
+// The first whole pixel at or behind a border.
+int64_t pixel_of(float border, int64_t size) {
+  return static_cast<int64_t>(std::ceil(std::clamp(border, 0.0f, static_cast<float>(size))));
+}
+
+// The task of an image that has these parameters; what depends on the weights' address is left to the caller.
+PhotometricTask photometric_task(const float* row, int64_t height, int64_t width, int64_t channels) {
+  PhotometricTask task{};
+  task.height = height;
+  task.width = width;
+  task.channels = channels;
+  task.flip = row[kFlip] > 0.5f;
+  task.gray = row[kGray] > 0.5f;
+  if (row[kOrder] >= 0) {
+    for (int operation : order_of(static_cast<int>(row[kOrder]))) {
+      const Jitter jitter = static_cast<Jitter>(operation);
+      const bool colour = jitter == Jitter::saturation || jitter == Jitter::hue;
+      const float factor = row[kBrightness + operation];
+      if ((colour && channels == 1) || factor == (jitter == Jitter::hue ? 0.0f : 1.0f)) continue;
+      task.operations[task.operation_count] = jitter;
+      task.factors[task.operation_count++] = factor;
+    }
+  }
+  task.radius = blur_radius(row[kBlurSigma]);
+  task.threshold = row[kSolarize] / 255;
+  task.solarize = task.threshold < 1.001f;  // rounding in the blur may leave slightly more than white
+  task.erase_top = pixel_of(row[kEraseTop], height);
+  task.erase_bottom = pixel_of(row[kEraseBottom], height);
+  task.erase_left = pixel_of(row[kEraseLeft], width);
+  task.erase_right = pixel_of(row[kEraseRight], width);
+  return task;
+}
+
+// The Gaussian's weights from its middle to one end; both sides together sum to 1.
+void blur_weights(float sigma, int64_t radius, float* weights) {
+  double whole[kLargestRadius + 1], sum = 0;
+  for (int64_t k = 0; k <= radius; ++k) {
+    const double at = static_cast<double>(k) / static_cast<double>(sigma);
+    whole[k] = std::exp(-0.5 * at * at);
+    sum += k == 0 ? whole[k] : 2 * whole[k];
+  }
+  for (int64_t k = 0; k <= radius; ++k) weights[k] = static_cast<float>(whole[k] / sum);
+}
+
+void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& mean, const Tensor& std, Tensor out) {
+  STD_TORCH_CHECK(crops.is_cpu() && crops.dim() == 4 && crops.scalar_type() == ScalarType::Byte &&
+                      crops.is_contiguous() && (crops.size(3) == 1 || crops.size(3) == 3),
+                  "barlow_fast: crops must be a contiguous uint8 CPU tensor of B x H x W x 1 or 3");
+  const int64_t count = crops.size(0), height = crops.size(1), width = crops.size(2), channels = crops.size(3);
+  check_shape(parameters, "parameters", count, kParameters);
+  STD_TORCH_CHECK(parameters.scalar_type() == ScalarType::Float, "barlow_fast: parameters must be float32");
+  for (const Tensor* x : {&mean, &std}) {
+    STD_TORCH_CHECK(x->is_cpu() && x->dim() == 1 && x->size(0) == channels && x->is_contiguous() &&
+                        x->scalar_type() == ScalarType::Float,
+                    "barlow_fast: mean and std must be contiguous float32 CPU tensors of ", channels);
+  }
+  STD_TORCH_CHECK(out.is_cpu() && out.dim() == 4 && out.is_contiguous() && out.size(0) == count &&
+                      out.size(1) == height && out.size(2) == width && out.size(3) == channels &&
+                      element_of(out) != Element::f64,
+                  "barlow_fast: out must be a contiguous CPU tensor of the shape of crops, of 32 or 16 bits");
+  STD_TORCH_CHECK(width <= INT32_MAX && height <= INT32_MAX, "barlow_fast: crops are too large");
+  const float* rows = static_cast<const float*>(parameters.const_data_ptr());
+  for (int64_t i = 0; i < count; ++i) check_parameters(rows + i * kParameters, i);
+  const int64_t values = height * width * channels;
+  if (count * values == 0) return;
+  const float* deviation = static_cast<const float*>(std.const_data_ptr());
+  const Element type = element_of(out);
+  float scale[3];
+  for (int64_t c = 0; c < channels; ++c) scale[c] = 1 / deviation[c];
+  const uint8_t* from = static_cast<const uint8_t*>(crops.const_data_ptr());
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  const bool stream = too_large_to_keep({to, 0, type}, count * values);
+  run_tasks(count, [&](int64_t i) {
+    const float* row = rows + i * kParameters;
+    PhotometricTask task = photometric_task(row, height, width, channels);
+    task.crop = from + i * values;
+    task.out = to + i * values * (type == Element::f32 ? 4 : 2);
+    task.type = type;
+    task.mean = static_cast<const float*>(mean.const_data_ptr());
+    task.scale = scale;
+    task.stream = stream;
+    float weights[kLargestRadius + 1];
+    if (task.radius > 0) blur_weights(row[kBlurSigma], task.radius, weights);
+    task.weights = weights;
+    primitives().photometric(task, task_scratch.get(primitives().photometric_scratch(task)));
+  });
+}
+
 }  // namespace
 }  // namespace barlow_fast
 
@@ -641,6 +769,7 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
       "correlation_gradients(Tensor z_a, Tensor z_b, Tensor statistics, Tensor matrix, Tensor squares, "
       "Tensor grad_scale, float coefficient, float slope, float offset, int operand, Tensor(a!) grad_a, "
       "Tensor(b!) grad_b) -> ()");
+  m.def("photometric(Tensor crops, Tensor parameters, Tensor mean, Tensor std, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CompositeExplicitAutograd, m) {
@@ -658,4 +787,5 @@ STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {
   m.impl("gram_gradients", TORCH_BOX(&barlow_fast::gram_gradients));
   m.impl("correlation", TORCH_BOX(&barlow_fast::correlation));
   m.impl("correlation_gradients", TORCH_BOX(&barlow_fast::correlation_gradients));
+  m.impl("photometric", TORCH_BOX(&barlow_fast::photometric));
 }

@@ -176,6 +176,27 @@ struct CorrelationGradientTask {
   bool stream;  // write the gradients past the caches
 };
 
+enum class Jitter : int { brightness = 0, contrast = 1, saturation = 2, hue = 3 };
+
+// One image of photometry.py: (height, width, channels) bytes to as many values of `type`.
+struct PhotometricTask {
+  const uint8_t* crop;
+  void* out;
+  Element type;
+  int64_t height, width, channels;
+  const float* mean;   // of each channel
+  const float* scale;  // one over the standard deviation of each channel
+  bool flip, gray, solarize;
+  int operation_count;  // in this order, without those that change nothing
+  Jitter operations[4];
+  float factors[4];      // of these operations; of a hue the turns
+  const float* weights;  // of the blur: the middle one and those to one side of it
+  int64_t radius;        // 0: no blur
+  float threshold;
+  int64_t erase_top, erase_left, erase_bottom, erase_right;
+  bool stream;  // write past the caches
+};
+
 // Sizes the scheduler needs to cut work and hand out memory; all in elements unless named bytes.
 struct Geometry {
   int64_t panel;      // columns (or rows) of a packed panel
@@ -206,6 +227,8 @@ struct Primitives {
   void (*pack_matrix)(const PackMatrixTask&);
   size_t (*correlation_gradient_scratch)(const CorrelationGradientTask&);
   void (*correlation_gradient)(const CorrelationGradientTask&, void* scratch);
+  size_t (*photometric_scratch)(const PhotometricTask&);
+  void (*photometric)(const PhotometricTask&, void* scratch);
 };
 
 const Primitives* primitives_baseline();

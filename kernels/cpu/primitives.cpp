@@ -20,6 +20,7 @@ namespace {
 #include "moments.h"
 #include "gram.h"
 #include "correlation.h"
+#include "photometric.h"
 
 // Calls function<Op>(arguments) for the operand type: bf16 as pairs where the CPU multiplies them, else, like f16, as
 // float32 values rounded to it.
@@ -113,6 +114,8 @@ constexpr Primitives kTable = {
     pack_matrix,
     correlation_gradient_scratch,
     correlation_gradient,
+    photometric_scratch,
+    photometric,
 };
 
 }  // namespace
