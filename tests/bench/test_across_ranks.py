@@ -64,7 +64,8 @@ def test_target_of_bytes_in_the_committed_rows(ranks):
     ours = next(r for r in rows if r.get("auto"))
     other = official.wire_bytes(16384, ranks, 4)
     assert other >= TARGETS[ranks] * ours["counted_bytes"]
-    assert other >= TARGETS[ranks] * ours["wire_bytes"] * 0.99  # headers
+    if ours["wire_bytes"] is not None:
+        assert other >= TARGETS[ranks] * ours["wire_bytes"] * 0.99  # headers
     all_reduce = next(r for r in rows if r["peer"] == OFFICIAL)
     assert all_reduce["counted_bytes"] == other
 
@@ -78,10 +79,13 @@ def test_committed_bytes_are_those_of_the_model_and_of_the_system():
             precision = PRECISION[r["dtype"]]
             found = cost.cost(r["layout"], rows, r["d"], torch.float32, precision)
             assert r["counted_bytes"] == found.sent
+        if r["wire_bytes"] is None:
+            continue
         # Headers and barriers; the all-reduce also exchanges statistics.
         assert r["counted_bytes"] <= r["wire_bytes"] <= 1.02 * r["counted_bytes"]
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = ["distributed", "--shapes", "64x512", "--ranks", "2", "--repeats", "2"]
@@ -127,6 +131,7 @@ def check_wrong_ones(folder):
         (folder / "found").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_wrong_ones_are_named(tmp_path):
     processes.run(check_wrong_ones, 2, (tmp_path,), SECONDS)
     found = json.loads((tmp_path / "found").read_text())
@@ -151,6 +156,7 @@ def raise_on_one_rank(folder):
     dist.barrier()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "seconds", "error", "text"),
     [

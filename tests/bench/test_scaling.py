@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from bench import report, results
 from bench.__main__ import app
-from bench.ranks import scaling
+from bench.ranks import figure, scaling
 from bench.suites import scaling as suite
 
 
@@ -83,7 +83,8 @@ def test_the_command_writes_rows_and_a_figure_of_them(tmp_path, modelled):
     assert "![Modelled seconds per step](scaling.svg)" in text
 
 
-def test_a_figure_of_other_rows_is_told_apart(modelled):
+def test_a_figure_changes_only_with_its_rows(modelled):
+    assert figure.draw(modelled, "mark") == figure.draw(modelled, "mark")
     changed = [dict(row, n=row["n"] + (i == 0)) for i, row in enumerate(modelled)]
     assert suite.mark(changed) != suite.mark(modelled)
 
