@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import glob
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..faults import MAX_PIXELS, printable
 from .arrays import ArraySource
 from .folder import FolderSource
+from .shards import PARTIAL, ShardSource
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ArraySource", "FolderSource", "Source"]
+__all__ = ["ArraySource", "FolderSource", "ShardSource", "Source", "open_source"]
 
 
 @runtime_checkable
@@ -57,3 +63,53 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """A hash of names, sizes in bytes and labels, not of the files' contents: equal on every
         machine that has the same files."""
+
+
+def open_source(
+    spec: str | Path,
+    split: str | None = None,
+    *,
+    data_dir: Path | None = None,
+    allow_symlinks: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    progress: Callable[[int], None] | None = None,
+) -> Source:
+    """The source that a word or a path stands for.
+
+    Args:
+        spec: the name of a data set of `DATASETS` (a folder of that name is `./name`), a folder of
+            images, a folder of tar files, one tar file, or a glob pattern of tar files.
+        split: of a named data set 'train' (the default), 'test' or 'unlabelled'; of a folder its
+            sub-folder of that name.
+        data_dir: where the files of a named data set lie, as `load` takes it.
+        allow_symlinks, max_pixels, progress: as `FolderSource` and `ShardSource` take them.
+
+    Raises:
+        ValueError: nothing of that kind is there, or it is damaged.
+        OSError: it cannot be read.
+    """
+    from ..datasets import DATASETS, load
+
+    text = str(spec)
+    if isinstance(spec, str) and text in DATASETS:
+        return ArraySource.of_dataset(load(text, data_dir), split or "train")
+    if data_dir is not None:
+        raise ValueError(f"a data directory belongs to a named data set, not to {printable(text)}")
+    path = Path(spec)
+    if split is not None:
+        path = path / split
+    tar_files = text.endswith(".tar") or "://" in text or text.startswith("pipe:")
+    if not path.is_dir() and (tar_files or (not path.exists() and glob.has_magic(text))):
+        if split is not None:
+            raise ValueError(f"{printable(text)} has no splits: name the tar files of one")
+        return ShardSource(text, max_pixels=max_pixels, progress=progress)
+    endings = (".tar", f".tar{PARTIAL}")
+    if path.is_dir() and any(name.endswith(endings) for name in os.listdir(path)):
+        return ShardSource(path, max_pixels=max_pixels, progress=progress)
+    if not path.exists() and os.sep not in text and split is None:
+        raise ValueError(
+            f"{printable(text)} is neither a path nor a data set; there are {', '.join(DATASETS)}"
+        )
+    return FolderSource(
+        path, allow_symlinks=allow_symlinks, max_pixels=max_pixels, progress=progress
+    )

@@ -98,7 +98,7 @@ class FolderSource:
         self._names = Names.of([name for name, _ in found])
         self._bytes = np.fromiter((size for _, size in found), np.int64, len(found))
         self.classes, self._labels = _classes(found)
-        self._sizes = SizeCache(len(found), self._size)
+        self._sizes = SizeCache(len(found))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -124,7 +124,7 @@ class FolderSource:
         return decode(self.encoded(index), self.identity(index), index, self.max_pixels)
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
-        return self._sizes(indices)
+        return self._sizes.get(indices, self._size)
 
     def fingerprint(self) -> str:
         return fingerprint(self._names, self._bytes, self._labels)

@@ -1,0 +1,139 @@
+"""Where the files of a tar archive lie in it.
+
+Python's `tarfile` stops without a word at a damaged header that is not the first one, which would
+lose the rest of a shard. Here every byte up to the end marker is accounted for, or the archive is
+refused.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BLOCK = tarfile.BLOCKSIZE
+ZEROS = bytes(BLOCK)
+
+# Of the headers that carry a long name; a name has 4096 bytes at most on Linux.
+LONGEST_EXTENSION = 2**20
+
+PAX_LOCAL, PAX_GLOBAL = tarfile.XHDTYPE, tarfile.XGLTYPE
+LONG_NAME, LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+# Without contents, and nothing is lost with them.
+SKIPPED = (tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+
+
+_POSITION = threading.Lock()
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Up to `size` bytes from `offset` on. The file's position, which threads and forked processes
+    share, is left alone, except on Windows, which cannot and locks it."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    with _POSITION:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+class Member(NamedTuple):
+    """A file in an archive."""
+
+    name: bytes
+    offset: int  # of its first byte in the archive
+    size: int  # bytes
+
+
+def members(descriptor: int, path: str) -> Iterator[Member]:
+    """The files of a tar archive (ustar, GNU or PAX), in its order, from their headers alone.
+
+    Args:
+        descriptor: of the archive, open for reading; its position is neither used nor moved.
+        path: for messages.
+
+    Raises:
+        ValueError: a damaged header, a member beyond the end of the file, a missing end marker, a
+            link or a sparse file; the message names the archive and the byte.
+    """
+    length = os.fstat(descriptor).st_size
+    offset = 0
+    long_name: bytes | None = None
+    extension: dict[bytes, bytes] = {}
+    while True:
+        header = read_at(descriptor, BLOCK, offset)
+        if header == ZEROS:
+            return
+        if len(header) < BLOCK:
+            raise ValueError(
+                f"{path}: ends at byte {length} without an end marker: it has been cut short"
+            )
+        info = _parse(header, path, offset)
+        name = info.name.encode("utf-8", "surrogateescape")
+        start, size = offset + BLOCK, info.size
+        if info.type in FILES:
+            name = extension.get(b"path", long_name or name)
+            size = _number(extension.get(b"size"), size, path, offset)
+        elif info.type in SKIPPED:
+            size = 0
+        if size < 0 or start + size > length:
+            raise ValueError(
+                f"{path}: at byte {offset}: a member of {size} bytes where {length - start} are "
+                "left: the shard is damaged or has been cut short"
+            )
+        offset = start + -(-size // BLOCK) * BLOCK
+        if info.type in (PAX_LOCAL, LONG_NAME):
+            content = _extension(descriptor, start, size, path)
+            if info.type == PAX_LOCAL:
+                extension = _pax(content, path, start)
+            else:
+                long_name = content.rstrip(b"\0")
+            continue
+        if info.type in (PAX_GLOBAL, LONG_LINK):
+            continue
+        if info.type in FILES:
+            yield Member(name, start, size)
+        elif info.type not in SKIPPED:
+            kind = "a link" if info.islnk() or info.issym() else f"of type {info.type!r}"
+            raise ValueError(
+                f"{path}: at byte {start - BLOCK}: a member that is {kind}: shards hold files only"
+            )
+        long_name, extension = None, {}
+
+
+def _parse(header: bytes, path: str, offset: int) -> tarfile.TarInfo:
+    try:
+        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise ValueError(f"{path}: at byte {offset}: damaged tar header ({error})") from error
+
+
+def _extension(descriptor: int, start: int, size: int, path: str) -> bytes:
+    if size > LONGEST_EXTENSION:
+        raise ValueError(f"{path}: at byte {start}: a name of {size} bytes")
+    return read_at(descriptor, size, start)
+
+
+def _pax(content: bytes, path: str, start: int) -> dict[bytes, bytes]:
+    """Records '<length> <key>=<value>\\n', the length counting itself."""
+    found = {}
+    while content.rstrip(b"\0"):
+        digits, space, _ = content.partition(b" ")
+        length = _number(digits, 0, path, start)
+        record = content[len(digits) + 1 : length]
+        key, equals, value = record.partition(b"=")
+        if not space or not equals or length > len(content) or not value.endswith(b"\n"):
+            raise ValueError(f"{path}: at byte {start}: damaged PAX header")
+        found[key] = value[:-1]
+        content = content[length:]
+    return found
+
+
+def _number(digits: bytes | None, default: int, path: str, offset: int) -> int:
+    if digits is None:
+        return default
+    if not digits.isdigit() or len(digits) > 18:
+        raise ValueError(f"{path}: at byte {offset}: damaged PAX header")
+    return int(digits)
