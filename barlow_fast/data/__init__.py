@@ -1,6 +1,7 @@
 """Images and their views: data sets in memory, the view specification, its rendering."""
 
 from .datasets import DATASETS, ImageDataset, load
+from .loader import Batch, ViewLoader
 from .order import Position, Shard, batches, batches_per_epoch, order
 from .presets import PRESETS, Views
 from .render import render
@@ -10,9 +11,11 @@ from .windows import windows
 __all__ = [
     "DATASETS",
     "PRESETS",
+    "Batch",
     "ImageDataset",
     "Position",
     "Shard",
+    "ViewLoader",
     "ViewParameters",
     "ViewSpecification",
     "Views",

@@ -1,0 +1,434 @@
+"""Batches of views, ready for an encoder: the part of the pipeline that a training loop sees."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..plan import choose_backend
+from .faults import BadImage, BadImageError, BadImages
+from .order import Position, Shard, batches, batches_per_epoch
+from .presets import Views
+from .rendering import Crops, Renderer, dali
+from .rendering.arrays import ArrayRenderer
+from .rendering.pil import PilRenderer
+from .rendering.workers import WorkerRenderer
+from .sources import ArraySource, Source
+from .views import draw
+
+LOG = logging.getLogger("barlow_fast.data")
+
+LOADERS = ("arrays", "pil", "dali")
+
+# What must be equal for a state to be continued, with the words that name it in a refusal.
+IDENTITY = {
+    "seed": "seed",
+    "samples": "number of images",
+    "images": "fingerprint of the images' names, sizes and labels",
+    "views": "fingerprint of the views' specification",
+    "global_batch_size": "batch size over all ranks",
+    "drop_last": "drop_last",
+}
+
+# Processes of Pillow that are started unless somebody asks for more: each takes a few hundred MB.
+MOST_PROCESSES = 16
+
+
+class Batch(NamedTuple):
+    """What one rank sees in one step."""
+
+    views: tuple[Tensor, ...]  # each (B, C, H, W), channels-last, on the loader's device
+    index: Tensor  # (B,) int64 sample numbers, on the device
+    label: Tensor  # (B,) int64, -1 where there is none, on the device
+
+
+class ViewLoader:
+    """Iterates over the views of a source.
+
+        with ViewLoader(source, PRESETS["imagenet"], 256) as loader:
+            for _ in range(epochs):
+                for (view_a, view_b), index, label in loader:
+                    ...
+
+    Every view is a pure function of (seed, epoch, sample, number of the view), and the order of
+    samples one of (seed, epoch). So the same views come from any number of workers and ranks, and
+    from any batch size; and to go on where another run stopped takes a position, not a generator's
+    state.
+
+    One iteration yields the rest of the current epoch, from the loader's position on, and moves it:
+    after a `break` the next iteration goes on with the batch that follows, after the last batch
+    with the next epoch.
+
+    Args:
+        source: of images; see `open_source`.
+        views: what is drawn from each image.
+        batch_size: samples per batch of this rank.
+        seed: in [0, 2**64).
+        rank, ranks: which part of every global batch is ours (`batches`).
+        loader: 'arrays', 'pil', 'dali', or 'auto': arrays for images in memory, DALI for files
+            where it can be used, else Pillow. Crops of DALI and Pillow differ in about one of ten
+            thousand values by more than two levels.
+        workers: processes of Pillow (0: none, the calling process renders), or threads of DALI;
+            None for as many as this rank's share of the machine's cores.
+        device: where the views are wanted.
+        dtype: of the views: float32, bfloat16 or float16.
+        drop_last: whether an epoch's remainder that fills no global batch is left out.
+        on_bad_image: 'error': an image that cannot be read raises; 'skip': it is left out of its
+            batch, which is shorter then, and reported once. No other takes its place, so ranks may
+            differ in batch size.
+        prefetch: how many batches are rendered ahead; memory is bounded by it.
+
+    Attributes:
+        chosen: 'arrays', 'pil' or 'dali'.
+        reason: why, in one line.
+
+    Raises:
+        ValueError: an argument out of its range, fewer images than one global batch, views that
+            the loader cannot render.
+        ImportError: the loader that was asked for cannot be used here.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        loader: str = "auto",
+        workers: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        drop_last: bool = True,
+        on_bad_image: str = "error",
+        prefetch: int = 2,
+    ) -> None:
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+        if prefetch < 1:
+            raise ValueError(f"prefetch must be at least 1, got {prefetch}")
+        if workers is not None and workers < 0:
+            raise ValueError(f"workers must be at least 0, got {workers}")
+        self.source, self.views = source, views
+        self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
+        self.shard = Shard(rank, ranks)
+        self.device, self.dtype = torch.device(device), dtype
+        self.prefetch = prefetch
+        self._bad = BadImages(on_bad_image)
+        # Refuses what cannot be cut into batches before anything is started.
+        batches(seed, 0, len(source), batch_size, self.shard, drop_last)
+        if not len(self):
+            raise ValueError(
+                f"{source.name} has {len(source)} images, fewer than one batch of "
+                f"{batch_size * ranks}"
+            )
+        self.chosen, self.reason = choose_loader(loader, source, views)
+        self._renderer = self._build_renderer(workers)
+        LOG.info("loader: %s (%s)", self.chosen, self.reason)
+        self._position = Position()
+        self._under_way: deque[np.ndarray] = deque()
+        self._iteration = 0
+        self._closed = False
+        self._labels = source.labels
+        # A set that was built without this kernel leaves it to plain torch.
+        plain = kernels.load("aten").photometric
+        chosen = kernels.load(choose_backend("auto", self.device))
+        self._photometric = getattr(chosen, "photometric", plain)
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device)
+            for values in (views.mean, views.std)
+        )
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            stream = getattr(self._renderer, "stream", None)
+            self._stream = stream or torch.cuda.Stream(self.device)
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return batches_per_epoch(
+            len(self.source), self.batch_size, self.shard.ranks, self.drop_last
+        )
+
+    @property
+    def epoch(self) -> int:
+        """That of the batch that comes next."""
+        return self._position.epoch
+
+    @property
+    def bad_images(self) -> list[BadImage]:
+        """Those that were skipped, each once."""
+        return self._bad.images
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the beginning of an epoch, unless the loader is in it already: an epoch that was
+        resumed in its middle goes on there."""
+        if epoch != self.epoch:
+            self._position = Position(epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the epoch.
+
+        Raises:
+            BadImageError: when its batch is due, an image that cannot be read, under the policy
+                'error'; under 'skip', a batch of which no image can be read.
+            RuntimeError: a worker died, the loader is closed, or another iteration has begun.
+        """
+        if self._closed:
+            raise RuntimeError("the loader is closed")
+        self._discard()
+        self._iteration += 1
+        return self._rest_of_epoch(self._iteration, self._position)
+
+    def _rest_of_epoch(self, iteration: int, start: Position) -> Iterator[Batch]:
+        samples = batches(
+            self.seed,
+            start.epoch,
+            len(self.source),
+            self.batch_size,
+            self.shard,
+            self.drop_last,
+            start.batch,
+        )
+        # On a GPU one batch more is finished than was asked for: sending and colouring it then
+        # overlaps with the caller's step, even if that waits for its results.
+        lead = 1 if self._stream is None else 2
+        ready: deque[tuple[Batch, torch.cuda.Event | None]] = deque()
+        for number in range(start.batch, len(self)):
+            if iteration != self._iteration:
+                raise RuntimeError("another iteration over this loader has begun")
+            if self._closed:
+                raise RuntimeError("the loader is closed")
+            while len(ready) < min(lead, len(self) - number):
+                ready.append(self._next(start.epoch, samples))
+            batch = self._taken_over(*ready.popleft())
+            last = number + 1 == len(self)
+            self._position = Position(start.epoch + last, 0 if last else number + 1)
+            yield batch
+
+    def _next(
+        self, epoch: int, samples: Iterator[np.ndarray]
+    ) -> tuple[Batch, torch.cuda.Event | None]:
+        """The batch that was submitted first, finished, and what to wait for before using it."""
+        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
+            self._fill(epoch, samples)
+            crops = self._receive()
+            # Before this process is busy itself.
+            self._fill(epoch, samples)
+            batch = self._finished(epoch, crops)
+        return batch, self._stream.record_event() if self._stream else None
+
+    def _fill(self, epoch: int, samples: Iterator[np.ndarray]) -> None:
+        while len(self._under_way) < self.prefetch:
+            some = next(samples, None)
+            if some is None:
+                return
+            # An epoch's remainder may leave a rank without a sample.
+            if len(some):
+                self._renderer.submit(epoch, some)
+            self._under_way.append(some)
+
+    def _receive(self) -> Crops:
+        samples = self._under_way.popleft()
+        if not len(samples):
+            return self._no_crops()
+        crops = self._renderer.receive()
+        for image in crops.bad:
+            self._bad.add(image)
+        if not len(crops.samples):
+            first = crops.bad[0]
+            reason = f"{first.reason}; nor can any other of the {len(samples)} images of its batch"
+            raise BadImageError(BadImage(first.index, first.identity, reason))
+        return crops
+
+    def _no_crops(self) -> Crops:
+        shapes = [view.shape or tuple(self.source.images.shape[1:3]) for view in self.views.views]
+        channels = len(self.views.mean)
+        crops = [
+            torch.empty(0, *shape, channels, dtype=torch.uint8, device=self.device)
+            for shape in shapes
+        ]
+        return Crops(crops, np.empty(0, np.int64), [])
+
+    def _finished(self, epoch: int, crops: Crops) -> Batch:
+        """The photometric part."""
+        views = []
+        for number, (view, pixels) in enumerate(zip(self.views.views, crops.crops, strict=True)):
+            parameters = draw(view, self.seed, epoch, crops.samples, number)
+            rows = torch.from_numpy(parameters.photometric_rows(*pixels.shape[1:3]))
+            pixels, rows = self._sent(pixels), self._sent(rows)
+            views.append(self._photometric(pixels, rows, self._mean, self._std, self.dtype))
+        index = torch.from_numpy(crops.samples)
+        label = torch.full_like(index, -1)
+        if self._labels is not None:
+            label = torch.from_numpy(np.asarray(self._labels)[crops.samples])
+        return Batch(tuple(views), self._sent(index), self._sent(label))
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """On the loader's device. A copy from pinned memory does not wait for it."""
+        if tensor.device.type == self.device.type:
+            return tensor
+        if self._stream is not None:
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=self._stream is not None)
+
+    def _taken_over(self, batch: Batch, done: torch.cuda.Event | None) -> Batch:
+        """The batch, for use on the caller's current stream."""
+        if done is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(done)
+            for tensor in (*batch.views, batch.index, batch.label):
+                tensor.record_stream(stream)
+        return batch
+
+    def _discard(self) -> None:
+        """Waits for what an iteration that was not finished left under way."""
+        while self._under_way:
+            if len(self._under_way.popleft()):
+                # What was wrong with it is nobody's business any more.
+                with contextlib.suppress(RuntimeError):
+                    self._renderer.receive()
+
+    def _build_renderer(self, workers: int | None) -> Renderer:
+        settings = {"seed": self.seed, "prefetch": self.prefetch}
+        cores = cores_of_rank()
+        if self.chosen == "arrays":
+            return ArrayRenderer(self.source, self.views, device=self.device, **settings)
+        if self.chosen == "dali":
+            threads = cores if workers is None else max(workers, 1)
+            device = self.device if self.device.type == "cuda" else "cpu"
+            return dali.DaliRenderer(
+                self.source,
+                self.views,
+                self.batch_size,
+                threads=threads,
+                device=device,
+                **settings,
+            )
+        if workers == 0:
+            return PilRenderer(self.source, self.views, **settings)
+        workers = min(cores, MOST_PROCESSES) if workers is None else workers
+        return WorkerRenderer(self.source, self.views, self.batch_size, workers=workers, **settings)
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What `IDENTITY` lists."""
+        return {
+            "seed": self.seed,
+            "samples": len(self.source),
+            "images": self.source.fingerprint(),
+            "views": self.views.fingerprint(),
+            "global_batch_size": self.batch_size * self.shard.ranks,
+            "drop_last": self.drop_last,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, in plain values, equal on all ranks: the batches handed out so
+        far are behind it, those rendered ahead are not."""
+        return {
+            "epoch": self._position.epoch,
+            "batch": self._position.batch,
+            "ranks": self.shard.ranks,
+            "loader": self.chosen,
+            "fingerprint": dict(self._identity),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` was taken; the next iteration starts there.
+
+        Raises:
+            ValueError: not such a state, or it comes from other images, views, seed, batch size
+                over all ranks or `drop_last`; or, in the middle of an epoch, from another number of
+                ranks. The message names what differs; the loader stays where it is.
+        """
+        missing = [name for name in ("epoch", "batch", "ranks", "fingerprint") if name not in state]
+        if missing:
+            raise ValueError(f"not the state of a loader: it lacks {', '.join(missing)}")
+        theirs = state["fingerprint"]
+        differing = [
+            f"{words}: {theirs.get(name)!r} there, {self._identity[name]!r} here"
+            for name, words in IDENTITY.items()
+            if theirs.get(name) != self._identity[name]
+        ]
+        if differing:
+            raise ValueError(f"the state belongs to another run ({'; '.join(differing)})")
+        position = Position(state["epoch"], state["batch"])
+        if position.batch >= len(self):
+            raise ValueError(f"batch {position.batch} of an epoch that has {len(self)}")
+        if state["ranks"] != self.shard.ranks and position.batch:
+            raise ValueError(
+                f"the number of ranks changes between epochs only: {state['ranks']} there, "
+                f"{self.shard.ranks} here, at batch {position.batch} of epoch {position.epoch}"
+            )
+        if state.get("loader", self.chosen) != self.chosen:
+            LOG.warning(
+                "views were rendered by %s and now are by %s: their crops may differ by a level",
+                state["loader"],
+                self.chosen,
+            )
+        self._position = position
+
+    def close(self) -> None:
+        """Ends workers and threads, and frees their memory. May be called again."""
+        self._closed = True
+        self._under_way.clear()
+        self._renderer.close()
+
+    def __enter__(self) -> ViewLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def choose_loader(loader: str, source: Source, views: Views) -> tuple[str, str]:
+    """(loader, reason): one of `LOADERS`.
+
+    Raises:
+        ValueError: an unknown loader, or one that cannot render this source.
+        ImportError: DALI was asked for and cannot be used here.
+    """
+    if loader not in ("auto", *LOADERS):
+        raise ValueError(f"loader must be one of {('auto', *LOADERS)}, got {loader!r}")
+    arrays = isinstance(source, ArraySource)
+    if loader == "arrays" and not arrays:
+        raise ValueError(
+            f"loader='arrays' is for images in memory; {source.name} holds files: use 'auto'"
+        )
+    if loader != "auto":
+        problem = dali.why_unusable() if loader == "dali" else None
+        if problem is not None:
+            raise ImportError(f"loader='dali' cannot be used here: {problem}")
+        return loader, "asked for"
+    if arrays:
+        return "arrays", "images in memory"
+    if len(views.mean) != 3:
+        return "pil", "not dali: it decodes files to three channels, the views have one"
+    problem = dali.why_unusable()
+    if problem is not None:
+        return "pil", f"not dali: {problem}"
+    return "dali", "files, and NVIDIA DALI can be used here"
+
+
+def cores_of_rank() -> int:
+    """Cores that this process may use, shared evenly with the other ranks of this machine, at least
+    1."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    # As torchrun tells it to the processes that it starts.
+    ranks_here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(cores // int(ranks_here) if ranks_here.isdigit() and int(ranks_here) else cores, 1)
