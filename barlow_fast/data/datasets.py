@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from .idx import read_idx
+from .records import CIFAR_10, CIFAR_100, CifarFiles, cifar, stl10
 
 # Where Debian's package `dataset-fashion-mnist` puts its files.
 SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+# Where downloads go when no folder is given.
+CACHE = Path.home() / ".cache" / "barlow_fast"
 
 FASHION_MNIST_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -160,7 +164,7 @@ def _fashion_mnist_folder(data_dir: Path | None) -> Path:
             raise FileNotFoundError(f"{data_dir} does not hold Fashion-MNIST; it needs {names}")
     elif _find(SYSTEM_FASHION_MNIST, FASHION_MNIST_FILES["train"][0]) is not None:
         return SYSTEM_FASHION_MNIST
-    return _download(data_dir or Path.home() / ".cache" / "barlow_fast")
+    return _download(data_dir or CACHE)
 
 
 def _download(root: Path) -> Path:
@@ -197,7 +201,44 @@ def _read_pair(folder: Path, images_name: str, labels_name: str) -> tuple[Tensor
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels).to(torch.int64)
 
 
+def load_cifar10(data_dir: Path | None = None) -> ImageDataset:
+    """CIFAR-10, 60 000 colour images of 32 x 32 pixels in 10 classes, from the binary version's
+    files in `data_dir`, or downloaded."""
+    return _from_cifar("cifar10", CIFAR_10, data_dir)
+
+
+def load_cifar100(data_dir: Path | None = None) -> ImageDataset:
+    """CIFAR-100, the same with 100 classes; the labels are the fine ones."""
+    return _from_cifar("cifar100", CIFAR_100, data_dir)
+
+
+def _from_cifar(name: str, layout: CifarFiles, data_dir: Path | None) -> ImageDataset:
+    folder, train, test, names = cifar(layout, data_dir, CACHE)
+    return ImageDataset(
+        name, f"from {folder}", *train, *test, classes=layout.classes, class_names=names
+    )
+
+
+def load_stl10(data_dir: Path | None = None) -> ImageDataset:
+    """STL-10, colour images of 96 x 96 pixels: 5000 and 8000 labelled ones in 10 classes, and
+    100 000 without labels, from the binary files in `data_dir` or torchvision's download. The
+    images are mapped from their files (3 GB), not read."""
+    folder, train, test, unlabelled, names = stl10(data_dir, CACHE)
+    return ImageDataset(
+        "stl10",
+        f"from {folder}",
+        *train,
+        *test,
+        classes=10,
+        unlabelled_images=unlabelled,
+        class_names=names,
+    )
+
+
 DATASETS: dict[str, Callable[[Path | None], ImageDataset]] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "stl10": load_stl10,
 }
