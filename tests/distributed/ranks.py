@@ -1,8 +1,9 @@
 """Real processes joined by gloo, started once: each runs named functions when it is told to.
 
-Starting torch takes seconds, a call of a running process milliseconds. A function that fails or
-does not come back ends all processes of the pool, by their handles, and with them whatever the
-others were waiting for; the next call starts new ones.
+Starting torch takes seconds, a call of a running process milliseconds. All processes are forked off
+one that has imported torch and started no thread. A function that fails or does not come back ends
+all processes of the pool, by their handles, and with them whatever the others were waiting for; the
+next call starts new ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ SIZE = 4
 GROUPS = ((0, 1), (0, 1, 2), (0, 1, 2, 3), (0,), (1, 3), (0, 2))
 TIMEOUT = datetime.timedelta(seconds=40)  # of the groups
 GRACE = 5.0  # seconds for the other ranks once one has failed
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["torch.distributed", "barlow_fast", "pytest"])
 
 # In a rank's process: its groups, of which it may or may not be a member.
 groups: dict[tuple[int, ...], Any] = {}
@@ -46,7 +51,7 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self._processes: list[multiprocessing.Process] = []
+        self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -106,7 +111,6 @@ class Pool:
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")
-        context = multiprocessing.get_context("spawn")
         for rank in range(SIZE):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, store, theirs), daemon=True)
@@ -169,7 +173,6 @@ def in_processes(
 ) -> list[tuple[Any, int]]:
     """What `function(rank, *arguments)` returned in processes that are ranks of a world of their
     own, for tests that end them: (None where the process has not come so far, its exit code)."""
-    context = multiprocessing.get_context("spawn")
     processes, connections = [], []
     for rank in range(size):
         ours, theirs = context.Pipe()

@@ -1,0 +1,384 @@
+"""Pieces without a process group: how work is dealt out, what is packed for the wire, how moments
+merge, which layout is chosen, what errors say."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from embeddings import draw
+
+from barlow_fast.distributed import agreement, collectives, cost, groups, shards, statistics, wire
+from barlow_fast.distributed.cost import Network
+from barlow_fast.distributed.groups import Group
+from barlow_fast.distributed.norm import differentiate_norm
+from barlow_fast.distributed.traffic import count_traffic, record
+from barlow_fast.kernels import aten, tiles
+
+CPU = torch.device("cpu")
+LOCAL = Network(300e9, 15e-6, 0.5e-6, 100e12, 3e12)
+
+
+# --- shards and tiles ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 8, 64])
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 31, 64, 100, 513, 2048, 8192, 8191])
+def test_columns_are_dealt_out_evenly(d, ranks):
+    pieces = shards.columns(d, ranks)
+    assert len(pieces) == ranks
+    covered = [column for begin, end in pieces for column in range(begin, end)]
+    assert covered == list(range(d))
+    widths = shards.widths(d, ranks)
+    assert sum(widths) == d
+    assert max(widths) <= 1.125 * d / ranks + 1
+    if d >= 8 * 64 * ranks:
+        assert all(begin % 64 == 0 for begin, _ in pieces)
+
+
+def symmetric(n: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, n, dtype=torch.float64, generator=generator)
+    return x + x.T
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+@pytest.mark.parametrize("n", [2, 63, 64, 65, 128, 200, 257, 300])
+def test_diagonal_of_tiles(n, precision):
+    x = symmetric(n, n)
+    positions = shards.diagonal_of_tiles(n, precision, CPU)
+    assert torch.equal(tiles.pack(x, precision).view(-1)[positions], x.diagonal())
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("n", [2, 64, 130, 300])
+def test_shares_of_tiles_add_up_to_the_matrix(n, ranks, precision):
+    """<X, Y> and both traces from every rank's rows of packed tiles."""
+    x, y = symmetric(n, 1), symmetric(n, 2)
+    side = tiles.side(n, precision)
+    packed = [tiles.pack(matrix, precision).view(-1, side) for matrix in (x, y)]
+    held = -(-packed[0].shape[0] // ranks)
+    inner, traces = 0.0, torch.zeros(2, dtype=torch.float64)
+    for rank in range(ranks):
+        share = shards.share_of_tiles(n, precision, rank, ranks, CPU)
+        assert share.weights.shape == (held,)
+        rows = []
+        for matrix in packed:
+            piece = matrix[rank * held : (rank + 1) * held]
+            # What fills up the last shares must not count, whatever it is.
+            rows.append(torch.nn.functional.pad(piece, (0, 0, 0, held - len(piece)), value=7.0))
+        inner += float(torch.linalg.vecdot(*rows) @ share.weights)
+        traces += torch.stack([r.view(-1)[share.diagonal].sum() for r in rows])
+    assert inner == pytest.approx(float((x * y).sum()), rel=1e-12)
+    torch.testing.assert_close(traces, torch.stack((x.trace(), y.trace())))
+
+
+# --- wire ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("d", [1, 4, 37, 1100])
+def test_columns_packed_and_unpacked(d, ranks):
+    x = torch.arange(6.0 * d).view(6, d)
+    flat = wire.by_columns(x, ranks)
+    for (begin, end), piece in zip(
+        shards.columns(d, ranks),
+        flat.split([6 * width for width in shards.widths(d, ranks)]),
+        strict=True,
+    ):
+        assert torch.equal(piece.view(6, -1), x[:, begin:end])
+    assert torch.equal(wire.from_columns(flat, 6, d, ranks), x)
+    assert torch.equal(wire.by_columns(x.T.contiguous().T, ranks), flat)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "embedding", "gradient"),
+    [
+        (torch.float64, "fp64", torch.float64, torch.float64),
+        (torch.float32, "fp32", torch.float32, torch.float32),
+        (torch.float32, "tf32", torch.float32, torch.float32),
+        (torch.float32, "bf16", torch.bfloat16, torch.bfloat16),
+        (torch.float32, "fp16", torch.float16, torch.float32),
+        (torch.bfloat16, "bf16", torch.bfloat16, torch.bfloat16),
+        (torch.float16, "fp16", torch.float16, torch.float16),
+        (torch.bfloat16, "fp32", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_types_on_the_wire(dtype, precision, embedding, gradient):
+    assert wire.embedding_dtype(dtype, precision) == embedding
+    assert wire.gradient_dtype(dtype, precision) == gradient
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_embeddings_survive_half_precision(precision):
+    """Means a thousand times the deviations, deviations over eight decades, constant columns."""
+    rows, d = (24, 0, 40), 50
+    z, _ = draw("badly_scaled", sum(rows), d, seed=3)
+    z[:, 7] = 2.5
+    encoded, parts = [], []
+    for block in z.split(list(rows)):
+        empty = torch.zeros(5, d, dtype=torch.float64)
+        moments = aten.column_moments(block, block, precision) if len(block) else empty
+        parts.append(moments)
+        mean, deviation = wire.spread(moments, torch.tensor(len(block)))
+        encoded.append(wire.encode(aten, block, mean[0], deviation[0], precision))
+    assert encoded[0].dtype == wire.embedding_dtype(torch.float32, precision)
+    counts = torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1)
+    mean, deviation = wire.spread(torch.stack(parts), counts)
+    decoded = wire.decode(torch.cat(encoded), mean[:, 0], deviation[:, 0], rows, torch.float32)
+    assert torch.equal(decoded[:, 7], z[:, 7])
+    spread = z.double().std(0).clamp_min(1e-30)
+    # Of the deviation, not of the mean: and what float32 itself loses of such a mean.
+    error = (decoded.double() - z.double()).abs() / (spread + 1e-6 * z.double().abs())
+    assert float(error[:, spread > 1e-20].max()) < 8 * torch.finfo(encoded[0].dtype).eps
+
+
+# --- statistics ------------------------------------------------------------------------------
+
+
+def test_merged_moments_are_those_of_all_rows():
+    rows = (5, 0, 1, 30)
+    z_a, z_b = draw("badly_scaled", sum(rows), 20, seed=1, dtype=torch.float64)
+    parts = [
+        aten.column_moments(a, b, "fp64") if len(a) else torch.zeros(5, 20, dtype=torch.float64)
+        for a, b in zip(z_a.split(list(rows)), z_b.split(list(rows)), strict=True)
+    ]
+    counts = torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1)
+    merged = statistics.merge(torch.stack(parts), counts, sum(rows))
+    torch.testing.assert_close(merged, aten.column_moments(z_a, z_b, "fp64"), rtol=1e-9, atol=0)
+
+
+def test_backward_of_the_norm():
+    z, other = (x.requires_grad_() for x in draw("random", 12, 7, dtype=torch.float64))
+    hat = (z - z.mean(0)) * (z.var(0, unbiased=False) + 1e-5).rsqrt()
+    grad = (other - other.mean(0)).detach()  # as the loss's: columns sum to zero
+    want = torch.autograd.grad(hat, z, grad)[0]
+    moments = aten.column_moments(z.detach(), z.detach(), "fp64")
+    rows = aten.standardisation(moments, 12, 1e-5, "fp64")[0][0:3]
+    torch.testing.assert_close(differentiate_norm(grad, z.detach(), rows), want)
+
+
+# --- cost ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "d", "form", "expected"),
+    [
+        ((512,) * 4, 8192, "auto", "features"),
+        ((512,) * 4, 8192, "gram", "features"),
+        ((512,) * 4, 8192, "correlation", "correlation"),
+        ((4096,) * 4, 128, "auto", "correlation"),
+        ((16384,) * 2, 256, "auto", "correlation"),
+        ((8, 8), 256, "gram", "rows"),  # nothing to compute: messages are what counts
+    ],
+)
+def test_the_layout_that_fits(rows, d, form, expected):
+    arguments = (rows, d, torch.float32, "fp32", LOCAL)
+    assert cost.choose_layout("auto", form, *arguments) == expected
+    assert cost.choose_layout("correlation", "auto", *arguments) == "correlation"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("nodes", [1, 4])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
+def test_default_networks(device, nodes, precision):
+    """Whatever is assumed of the machine, what is far from a limit is clear."""
+    network = cost.network_of(device, nodes, precision)
+    for rows, d, expected in (((512,) * 4, 16384, "features"), ((8192,) * 4, 128, "correlation")):
+        chosen = cost.choose_layout("auto", "auto", rows, d, torch.float32, precision, network)
+        assert chosen == expected
+
+
+def test_the_choice_does_not_depend_on_the_rank():
+    """It is taken for the rank with most rows, which all ranks know."""
+    for rows in ((100, 3, 50, 9), (3, 100, 9, 50), (9, 3, 50, 100)):
+        most = rows.index(max(rows))
+        seconds = {
+            name: cost.cost(name, rows, 600, torch.float32, "fp32", most).seconds(LOCAL, 4)
+            for name in cost.LAYOUTS
+        }
+        chosen = cost.choose_layout("auto", "auto", rows, 600, torch.float32, "fp32", LOCAL)
+        assert chosen == min(seconds, key=seconds.get)
+
+
+@pytest.mark.parametrize("layout", cost.LAYOUTS)
+def test_a_slower_machine_takes_longer(layout):
+    each = cost.cost(layout, (64,) * 4, 1024, torch.float32, "fp32")
+    base = each.seconds(LOCAL, 4)
+    values = {name: getattr(LOCAL, name) for name in LOCAL.__dataclass_fields__}
+    for name, value in values.items():
+        slower = value * 2 if name in ("latency", "per_rank") else value / 2
+        assert each.seconds(Network(**(values | {name: slower})), 4) > base
+    assert "MiB sent" in str(each)
+
+
+@pytest.mark.parametrize("name", ["bandwidth", "matmul", "memory", "latency", "per_rank"])
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_networks_that_cannot_be(name, value):
+    values = {field: getattr(LOCAL, field) for field in LOCAL.__dataclass_fields__}
+    with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
+        Network(**(values | {name: value}))
+
+
+def test_a_network_without_latency_is_fine():
+    assert Network(1e9, 0.0, 0.0, 1e12, 1e9).latency == 0
+
+
+def test_layouts_and_forms_that_do_not_exist():
+    with pytest.raises(ValueError, match=r"layout must be one of \('auto', 'features'.*'ring'"):
+        cost.check("ring", "auto")
+    with pytest.raises(ValueError, match="'correlation' computes the correlation form"):
+        cost.check("correlation", "gram")
+    for layout, form in (("auto", "gram"), ("rows", "gram"), ("features", "auto")):
+        cost.check(layout, form)
+
+
+# --- groups, agreement, exchanges ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [3, "World", [0, 1], object()])
+def test_things_that_are_no_group(value):
+    with pytest.raises(TypeError, match=f"process_group must be.*got {type(value).__name__}"):
+        groups.check(value)
+
+
+def test_groups_before_torch_distributed_was_initialised():
+    groups.check(None)
+    groups.check("world")
+    assert groups.resolve(None) is None
+    with pytest.raises(RuntimeError, match="init_process_group first"):
+        groups.resolve("world")
+
+
+def test_node_is_a_number_of_the_machine(monkeypatch):
+    here = groups.node()
+    assert here == groups.node()
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    assert groups.node() != here
+    assert 0 <= groups.node() < 2**64
+
+
+CALL = agreement.Call(
+    8192, "torch.float32", "cpu", 0.0051, 1.0, 1e-5, "fp32", "auto", "auto", "global", "exact",
+    True, True,
+)  # fmt: skip
+
+
+def test_reports_have_room_for_every_call():
+    """All floats with all their digits, the longest names."""
+    longest = agreement.Call(
+        2**40, "torch.bfloat16", "cuda", -1.2345678901234567e-300, -1.2345678901234567e-300,
+        1.2345678901234567e-300, "bf16", "correlation", "correlation", "global", "official",
+        False, False,
+    )  # fmt: skip
+    assert len(longest.encoded()) + agreement._HEADER.size <= agreement._LENGTH
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """`agree` of one rank among others that report what is given."""
+
+    def run(others, call=CALL, rows=4, error=None):
+        def exchange(report, group):
+            return [report, *others]
+
+        monkeypatch.setattr(agreement, "_exchange", exchange)
+        return agreement.agree(call, rows, 1, error, Group(None, 0, 1 + len(others)))
+
+    return run
+
+
+def report(call=CALL, rows=7, node=2, kind=0, text=None):
+    payload = call.encoded() if text is None else text.encode()
+    return (agreement._HEADER.pack(rows, node, kind) + payload).ljust(agreement._LENGTH, b"\0")
+
+
+def test_ranks_learn_rows_and_nodes(told):
+    agreed = told([report(), report(rows=0, node=1), report(rows=2**40)])
+    assert agreed.rows == (4, 7, 0, 2**40)
+    assert agreed.nodes == 2
+
+
+def test_differences_are_listed_by_value(told):
+    other = replace(CALL, lambd=0.1, layout="rows")
+    with pytest.raises(ValueError, match="called differently") as raised:
+        told([report(), report(other), report(other)])
+    assert str(raised.value).endswith(
+        "lambd: 0.0051 on ranks 0, 1, 0.1 on ranks 2, 3; "
+        "layout: 'auto' on ranks 0, 1, 'rows' on ranks 2, 3"
+    )
+
+
+def test_many_ranks_are_not_all_listed(told):
+    with pytest.raises(ValueError, match=r"12 on ranks 1, 2, 3, 4, 5, 6, 7, 8, \.\.\.$"):
+        told([report(replace(CALL, dimensions=12))] * 20)
+
+
+@pytest.mark.parametrize(("kind", "error"), [(1, TypeError), (2, ValueError), (3, RuntimeError)])
+def test_errors_of_others(kind, error, told):
+    with pytest.raises(error, match=r"^rank 2 of process_group: no such thing$"):
+        told([report(), report(kind=kind, text="no such thing")])
+
+
+def test_an_error_of_its_own_comes_first(told):
+    mine = ValueError("mine")
+    with pytest.raises(ValueError, match=r"^mine$") as raised:
+        told([report(kind=1, text="another's")], call=None, error=mine)
+    assert raised.value is mine
+
+
+def test_long_errors_are_cut(told):
+    """Also within a character of several bytes."""
+    with pytest.raises(ValueError, match=r"^ä+$"):
+        told([report()], call=None, error=ValueError("ä" * 1000))
+    cut = ("x" + "ä" * 1000).encode()[: agreement.MESSAGE_BYTES]
+    header = agreement._HEADER.pack(0, 1, 2)
+    with pytest.raises(ValueError, match="rank 1 of process_group: x") as raised:
+        told([(header + cut).ljust(agreement._LENGTH, b"\0")])
+    assert str(raised.value).endswith("ä\ufffd")
+
+
+def test_errors_of_exchanges_are_explained():
+    words = r"A rank has stopped.*The backend says: reset by peer"
+    with pytest.raises(RuntimeError, match=words), collectives.explained():
+        raise RuntimeError("reset by peer")
+    with pytest.raises(KeyError), collectives.explained():
+        raise KeyError("something else")
+
+
+# --- traffic ---------------------------------------------------------------------------------
+
+
+def test_counters_nest():
+    record("embeddings", 1)
+    with count_traffic() as outer:
+        record("embeddings", 2**20)
+        with count_traffic() as inner:
+            record("matrices", 10)
+            thread = threading.Thread(target=record, args=("matrices", 5))
+            thread.start()
+            thread.join()
+        record("terms", 3)
+    record("embeddings", 7)
+    assert dict(inner.by_step) == {"matrices": 15}
+    assert dict(outer.by_step) == {"embeddings": 2**20, "matrices": 15, "terms": 3}
+    assert (inner.sent, outer.sent) == (15, 2**20 + 18)
+    assert str(outer).startswith("1.00 MiB sent\n  embeddings")
+
+
+def test_counters_close_when_the_body_fails():
+    with pytest.raises(KeyError), count_traffic() as traffic:
+        raise KeyError
+    record("terms", 3)
+    assert traffic.sent == 0
+
+
+def test_two_counters_that_counted_the_same_are_two():
+    with count_traffic() as outer:
+        with count_traffic():
+            pass
+        record("terms", 3)
+    assert outer.sent == 3

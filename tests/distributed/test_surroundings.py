@@ -1,0 +1,169 @@
+"""Inside what training scripts wrap around a loss: accumulation, FSDP, compiled models,
+checkpointed activations, AMP."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_parameters import BOUND, FEATURES, UNEQUAL, D, alone, assert_equal, encoder, images
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from whole import EPS, LAMBDA, LAYOUTS, terms
+
+from barlow_fast import BarlowTwinsLoss, barlow_twins_loss
+
+
+def loss_of(z, group, layout, **options):
+    return barlow_twins_loss(
+        *z.chunk(2), LAMBDA, eps=EPS, process_group=group, layout=layout, **options
+    )
+
+
+def accumulated(group, rows, layout):
+    """Two steps' gradients, of which only the second is averaged by DDP with both in it."""
+    model = DistributedDataParallel(encoder(), process_group=group)
+    x = torch.cat(images(rows, group.rank()))
+    with model.no_sync():
+        loss_of(model(x), group, layout).backward()
+    loss_of(model(2 * x), group, layout).backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_accumulation(layout, pool):
+    rows = UNEQUAL[:3]
+    model = encoder()
+    for factor in (1, 2):
+        loss, *_ = terms(*(model(factor * x) for x in images(rows)), rows, "global")
+        loss.backward()
+    for grads in pool.run(accumulated, 3, rows, layout):
+        for got, p in zip(grads, model.parameters(), strict=True):
+            assert float((got - p.grad).norm()) < BOUND * float(p.grad.norm())
+
+
+def sharded(group, rows, layout):
+    from torch.distributed.fsdp import fully_shard
+
+    model = encoder()
+    mesh = DeviceMesh.from_group(group, "cpu")
+    for layer in model:
+        if list(layer.parameters()):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    loss = loss_of(model(torch.cat(images(rows, group.rank()))), mesh, layout)
+    loss.backward()
+    return loss.detach(), *(p.grad.full_tensor() for p in model.parameters())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fully_sharded_parameters(layout, pool):
+    if not hasattr(torch.distributed.fsdp, "fully_shard"):
+        pytest.skip("this torch has no fully_shard")
+    rows = UNEQUAL[:2]
+    assert_equal(pool.run(sharded, 2, rows, layout), alone(rows, "global"), 1.0)
+
+
+def compiled(group, rows, layout, backend, whole):
+    """One step of a compiled model, or of model and loss compiled together."""
+    torch.compiler.reset()
+    model = DistributedDataParallel(encoder(), process_group=group)
+
+    def step(x):
+        return loss_of(model(x), group, layout)
+
+    run = torch.compile(step, backend=backend) if whole else step
+    if not whole:
+        model = torch.compile(model, backend=backend)
+    loss = run(torch.cat(images(rows, group.rank())))
+    loss.backward()
+    return loss.detach(), *(p.grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["model", "model and loss"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled(layout, whole, pool):
+    rows = UNEQUAL[:2]
+    found = pool.run(compiled, 2, rows, layout, "aot_eager", whole, limit=120)
+    assert_equal(found, alone(rows, "global"), 1.0)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(pool):
+    rows = UNEQUAL[:2]
+    found = pool.run(compiled, 2, rows, "features", "inductor", True, limit=240)
+    assert_equal(found, alone(rows, "global"), 1.0)
+
+
+def checkpointed(group, rows, layout, with_loss):
+    """The encoder is run again in the backward pass; with the loss, all of its exchanges are."""
+    model = DistributedDataParallel(encoder(), process_group=group)
+    x = torch.cat(images(rows, group.rank()))
+
+    def step(x):
+        return loss_of(model.module(x), group, layout)
+
+    if with_loss:
+        loss = checkpoint(step, x, use_reentrant=False)
+        loss.backward()
+        for p in model.parameters():
+            dist.all_reduce(p.grad, group=group)
+            p.grad /= group.size()
+    else:
+        loss = loss_of(checkpoint(model, x, use_reentrant=False), group, layout)
+        loss.backward()
+    return loss.detach(), *(p.grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("with_loss", [False, True], ids=["model", "model and loss"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_checkpointed_activations(layout, with_loss, pool):
+    rows = UNEQUAL[:2]
+    found = pool.run(checkpointed, 2, rows, layout, with_loss)
+    assert_equal(found, alone(rows, "global"), 1.0)
+
+
+def with_scaler(group, layout):
+    """Losses of some steps in float16 under a GradScaler; parameters at the end."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(torch.nn.Linear(FEATURES, 4 * D), process_group=group)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    criterion = BarlowTwinsLoss(LAMBDA, process_group=group, layout=layout)
+    x_a, x_b = (view.float() for view in images((24, 40), group.rank()))
+    losses = []
+    for _ in range(12):
+        with torch.autocast("cpu", torch.float16):
+            loss = criterion(model(x_a), model(x_b))
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    return losses, scaler.get_scale(), [p.detach() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_grad_scaler_trains(layout, pool):
+    (losses, scale, parameters), other = pool.run(with_scaler, 2, layout)
+    assert scale >= 2048
+    assert losses[-1] < losses[0]
+    assert (losses, scale) == other[:2]
+    for mine, theirs in zip(parameters, other[2], strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def without_data(group, layout):
+    """What a rank that runs out of data does: it takes part with no rows."""
+    model = DistributedDataParallel(encoder(), process_group=group)
+    rows = (6, 0, 7)
+    x = torch.cat(images(rows, group.rank()))
+    loss = loss_of(model(x), group, layout)
+    loss.backward()
+    return loss.detach(), *(p.grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_rank_that_has_run_out_of_data(layout, pool):
+    assert_equal(pool.run(without_data, 3, layout), alone((6, 0, 7), "global"), 1.0)
