@@ -121,7 +121,7 @@ def cost(
         embedding = operand  # local statistics have standardised them
         if is_global:
             embedding = wire.embedding_dtype(dtype, precision).itemsize
-        gradient = wire.gradient_dtype(dtype, precision).itemsize
+        gradient = wire.gradient_dtype(dtype, precision, statistics).itemsize
         sent = moments + 2 * own * (d - width) * embedding + 2 * (n - own) * width * gradient
         sent += 2 * others * share + 2 * others * share + 7 * 8 * others + 8 * others
         kept = 2 * n * width * dtype.itemsize + 2 * ranks * share

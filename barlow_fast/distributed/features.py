@@ -49,8 +49,8 @@ def forward(
         if encoded:
             mean, deviation = wire.spread(columns.parts, call.counts(columns.parts))
             z = wire.decode(z, mean[:, view], deviation[:, view], call.rows, call.dtype)
-        elif z.dtype == torch.float16 and call.dtype != torch.float16:
-            z = z.to(call.dtype)  # its gradient is returned in its type and has no known range
+        elif home is not None and z.dtype == torch.float16:
+            z = z.float()  # its gradient is returned in its type and has no known range
         views.append(z)
         rows = columns.statistics[3 * view : 3 * view + 3]
         reductions.append(_add_up(call, z, rows, columns.centres[view]))
@@ -160,7 +160,7 @@ def _send_home(call: Call, grad: Tensor) -> Transfer:
     widths = shards.widths(call.d, call.group.size)
     return all_to_all(
         "gradients",
-        grad.to(wire.gradient_dtype(call.dtype, call.precision)),
+        grad.to(wire.gradient_dtype(call.dtype, call.precision, call.statistics)),
         [rows * widths[call.group.rank] for rows in call.rows],
         [call.own_rows * width for width in widths],
         call.group,

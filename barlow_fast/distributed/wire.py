@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import KernelSet
-from ..kernels.precision import OPERAND_DTYPE
+from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
 from . import shards
 
 HALF = ("bf16", "fp16")
@@ -24,8 +24,11 @@ def embedding_dtype(dtype: torch.dtype, precision: str) -> torch.dtype:
     return OPERAND_DTYPE[precision] if precision in HALF and dtype.itemsize > 2 else dtype
 
 
-def gradient_dtype(dtype: torch.dtype, precision: str) -> torch.dtype:
-    """Gradients have no known range: what float16 cannot hold stays float32."""
+def gradient_dtype(dtype: torch.dtype, precision: str, statistics: str) -> torch.dtype:
+    """Gradients have no known range: what float16 cannot hold stays float32. Under local statistics
+    that holds for float16 embeddings' too, whose norm is differentiated only where they arrive."""
+    if dtype == torch.float16 and statistics == "local":
+        return torch.float32
     return torch.bfloat16 if precision == "bf16" and dtype.itemsize > 2 else dtype
 
 
@@ -45,7 +48,7 @@ def encode(
     kernels: KernelSet, z: Tensor, mean: Tensor, deviation: Tensor, precision: str
 ) -> Tensor:
     """(z - mean) / deviation in the operand type; `decode` undoes it but for the rounding."""
-    wide = torch.promote_types(z.dtype, torch.float32)
+    wide = accumulation_dtype(precision)  # of the statistics that kernels take
     rounded = mean.to(wide)
     rstd, shift = 1 / deviation, (mean - rounded) / deviation
     return kernels.standardise(z, rounded, rstd.to(wide), shift.to(wide), precision)

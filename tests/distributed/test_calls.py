@@ -365,6 +365,28 @@ def test_nan_and_infinity_of_one_rank_never_give_a_finite_number(bad, layout, st
             assert not any(finite), (dtype, precision)
 
 
+def scaled_up(group, rows, factor, layout, statistics, dtype):
+    """Gradients at the loss scale that GradScaler starts with."""
+    z_a, z_b = (factor * z for z in views("random", rows, D))
+    pair = [own(z.to(dtype), rows, group.rank()) for z in (z_a, z_b)]
+    loss = loss_of(group, *pair, layout=layout, statistics=statistics, precision="fp16")
+    return torch.autograd.grad(loss * 65536.0, pair)
+
+
+@pytest.mark.parametrize("statistics", ["global", "local"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 100.0), (torch.float32, 1.0)])
+def test_nothing_overflows_at_the_initial_loss_scale(dtype, factor, layout, statistics, pool):
+    """What the embeddings' gradients can hold, all that comes before them can too."""
+    rows = (4, 3)
+    pair = [(factor * z).to(dtype) for z in views("random", rows, D)]
+    exact = differentiated(*pair, rows, statistics)
+    found = pool.run(scaled_up, 2, rows, factor, layout, statistics, dtype)
+    for view in (0, 1):
+        got = torch.cat([values[view] for values in found]).double() / 2 / 65536
+        assert_close(got, exact[3 + view], 2e-3)
+
+
 # --- the same bits ---------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from whole import LAYOUTS, computed, differentiated, views
+from whole import LAYOUTS, computed, differentiated, terms, views
 
 # Rows of four ranks (the first W of them count) and D: both sides of N = D, columns that do not
 # divide by W, fewer columns than ranks, one column, several tiles of K.
@@ -35,6 +35,83 @@ def assert_equal(found: list, rows: tuple[int, ...], d: int, statistics: str) ->
         got = torch.cat([values[view] for values in found]) / len(rows)
         error = float((got - exact[view]).norm() / exact[view].norm())
         assert error < BOUND, f"gradient {view - 3} for rows {rows}, D = {d}: {error:.3g}"
+
+
+# Types of the embeddings and precisions, with what both round to.
+LESSER = (
+    (torch.float64, "fp32", 1e-5),
+    (torch.float64, "bf16", 2e-2),
+    (torch.float64, "fp16", 2e-3),
+    (torch.float32, "fp64", 1e-6),
+    (torch.float32, "fp32", 1e-5),
+    (torch.float32, "bf16", 2e-2),
+    (torch.float32, "fp16", 2e-3),
+    (torch.bfloat16, "fp64", 2e-2),
+    (torch.bfloat16, "fp32", 2e-2),
+    (torch.bfloat16, "bf16", 2e-2),
+    (torch.bfloat16, "fp16", 2e-2),
+    (torch.float16, "fp64", 2e-3),
+    (torch.float16, "fp32", 2e-3),
+    (torch.float16, "bf16", 2e-2),
+    (torch.float16, "fp16", 2e-3),
+)
+
+
+def in_types(group, rows, d, options):
+    """With every type and precision; and gradients of embeddings have their type."""
+    found = []
+    for dtype, precision, _ in LESSER:
+        z_a, z_b = views("random", rows, d, dtype=dtype)
+        values = computed(group, z_a, z_b, rows, precision=precision, **options)
+        wide = torch.float64 if precision == "fp64" else torch.float32
+        types = [value.dtype for value in values]
+        found.append((types == [wide] * 3 + [dtype] * 2, values))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "d", "statistics"),
+    [
+        ((6, 0, 3), 50, "global"),
+        ((0, 11, 1), 4, "global"),
+        ((9, 5, 7), 50, "local"),
+        ((9, 8, 21), 7, "local"),
+    ],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_types_and_precisions(layout, rows, d, statistics, backend, pool):
+    """Also of ranks that have one row, or none. The numerics gate is stricter."""
+    options = {"layout": layout, "statistics": statistics, "backend": backend}
+    by_rank = pool.run(in_types, 3, rows, d, options)
+    for (dtype, precision, bound), *found in zip(LESSER, *by_rank, strict=True):
+        exact = differentiated(*views("random", rows, d, dtype=dtype), rows, statistics)
+        assert all(typed for typed, _ in found), (dtype, precision)
+        loss = found[0][1][0]
+        assert abs(float(loss) - float(exact[0])) < bound * float(exact[0]), (dtype, precision)
+        for view in (3, 4):
+            got = torch.cat([values[view] for _, values in found]).double() / 3
+            error = float((got - exact[view]).norm() / exact[view].norm())
+            assert error < bound, (dtype, precision, error)
+
+
+def with_weight(group, lambd, rows, d, options):
+    return computed(group, *views("random", rows, d), rows, lambd, **options)
+
+
+@pytest.mark.parametrize("lambd", [0.0, 1.0, -0.5])
+@pytest.mark.parametrize("statistics", ["global", "local"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_of_the_off_diagonal_term(layout, statistics, lambd, pool):
+    rows, d = (7, 4, 12), 15
+    options = {"layout": layout, "statistics": statistics}
+    a, b = (z.requires_grad_() for z in views("random", rows, d))
+    loss, *_ = terms(a, b, rows, statistics, lambd)
+    exact = torch.autograd.grad(loss, (a, b))
+    found = pool.run(with_weight, 3, lambd, rows, d, options)
+    assert abs(float(found[0][0]) - loss.item()) < BOUND * d
+    for view in (0, 1):
+        got = torch.cat([values[3 + view] for values in found]) / 3
+        assert float((got - exact[view]).norm()) < BOUND * float(exact[view].norm())
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
