@@ -93,7 +93,8 @@ class Group:
 
 
 def measure(task: Task) -> None:
-    """The entry of each process; rank 0 leaves {'rows': [...], 'failures': {...}}."""
+    """The entry of each process; rank 0 leaves {'rows': [...], 'failures': {...}}, anew after each
+    variant, so that what is finished survives whatever comes later."""
     group = Group()
     known = implementations.discover()
     peers = [known[name] for name in task.peers]
@@ -106,8 +107,10 @@ def measure(task: Task) -> None:
     for variant in task.variants:
         usable = [p for p in peers if p.name not in failures and variant.name in p.dtypes]
         rows += _measure_group(task, variant, usable, group, failures)
-    if group.rank == 0:
-        task.results.write_text(json.dumps({"rows": rows, "failures": failures}))
+        if group.rank == 0:
+            partial = task.results.with_suffix(".partial")
+            partial.write_text(json.dumps({"rows": rows, "failures": failures}))
+            partial.replace(task.results)
 
 
 def bound(peer: Implementation, rows: list[int]) -> Loss:

@@ -142,12 +142,16 @@ def _measure_ranks(
     task = measurement.Task(
         n, d, tuple(variants), tuple(peer.name for peer in usable), budget, data, written
     )
+    failures = []
+    written.unlink(missing_ok=True)
     try:
         processes.run(measurement.measure, ranks, (task,), deadline)
     except (RuntimeError, TimeoutError) as error:
-        return skipped, [f"{n} x {d} on {ranks} ranks: {error}"]
+        failures.append(f"{n} x {d} on {ranks} ranks: {error}")
+    if not written.exists():
+        return skipped, failures
     found = json.loads(written.read_text())
-    failures = [f"{ranks} ranks, {name}: {text}" for name, text in found["failures"].items()]
+    failures += [f"{ranks} ranks, {name}: {text}" for name, text in found["failures"].items()]
     return found["rows"] + skipped, failures
 
 

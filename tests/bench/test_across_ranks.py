@@ -180,7 +180,6 @@ def test_what_does_not_fit_is_a_row_with_its_reason(tmp_path, monkeypatch):
     assert distributed.does_not_fit(known["ours-features"], 2048, 8192, 2) is None
     assert "4 GiB are free" in distributed.does_not_fit(known[OFFICIAL], 2048, 32768, 2)
     monkeypatch.setattr(processes, "run", lambda entry, ranks, arguments, seconds: None)
-    (tmp_path / "results.json").write_text('{"rows": [], "failures": {}}')
     rows, failures = distributed._measure_ranks(
         2048, 32768, 2, [VARIANTS["fp32"]], [known[OFFICIAL]], Budget(), tmp_path / "data", 1.0
     )
@@ -188,6 +187,23 @@ def test_what_does_not_fit_is_a_row_with_its_reason(tmp_path, monkeypatch):
     assert [(r["peer"], r["ranks"]) for r in rows] == [(OFFICIAL, 2)]
     assert "would need about" in rows[0]["problem"]
     assert "would need about" in distributed.tables(rows, brief=True)
+
+
+def test_what_was_finished_survives_a_failure(tmp_path, monkeypatch):
+    known = implementations.discover()["ours-rows"]
+    finished = {"rows": [row("ours-rows", 1.0, 1)], "failures": {OFFICIAL: "off by 1"}}
+
+    def break_off(entry, ranks, arguments, seconds):
+        arguments[0].results.write_text(json.dumps(finished))
+        raise TimeoutError("time is up")
+
+    monkeypatch.setattr(processes, "run", break_off)
+    (tmp_path / "results.json").write_text("of an earlier run")
+    rows, failures = distributed._measure_ranks(
+        64, 256, 2, [VARIANTS["fp32"]], [known], Budget(), tmp_path / "data", 1.0
+    )
+    assert rows == finished["rows"]
+    assert failures == ["64 x 256 on 2 ranks: time is up", f"2 ranks, {OFFICIAL}: off by 1"]
 
 
 def test_tables_tell_both_counts_and_both_outcomes():
