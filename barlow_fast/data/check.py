@@ -1,0 +1,73 @@
+"""Which images of a source cannot be read: what `barlow-fast data check` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .faults import BadImage, BadImageError
+from .parallel import in_order
+from .sources import Source
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Decodes one image as training would; a callable that travels to worker processes."""
+
+    source: Source
+
+    def __call__(self, index: int) -> BadImage | None:
+        try:
+            self.source.image(index)
+        except BadImageError as error:
+            return error.image
+        return None
+
+
+def bad_images(
+    source: Source,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[BadImage]:
+    """The images that cannot be read, in the source's order, each decoded as a whole.
+
+    Args:
+        source: whose.
+        workers: processes; None for as many as are worth it, 0 for this one alone.
+        progress: called after each image with the number of those done.
+
+    Raises:
+        RuntimeError: a worker process died; the message names where.
+    """
+    for done, bad in enumerate(in_order(source, Attempt(source), workers), 1):
+        if progress is not None:
+            progress(done)
+        if bad is not None:
+            yield bad
+
+
+def write_report(path: Path, source: Source, found: Iterable[BadImage]) -> Iterator[BadImage]:
+    """Passes bad images on while it writes them as JSON: {"source", "images", "bad": [{"index",
+    "identity", "reason"}]}. The file appears when the last one has passed, and memory does not
+    grow with their number.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            head = {"source": source.name, "images": len(source)}
+            file.write(json.dumps(head)[:-1] + ', "bad": [')
+            separator = "\n"
+            for bad in found:
+                file.write(separator + json.dumps(vars(bad)))
+                separator = ",\n"
+                yield bad
+            file.write("]}\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
