@@ -106,18 +106,20 @@ def barlow_twins_loss(
         Of a group, all ranks raise what one of them finds wrong, or in what their calls differ.
     """
     if process_group is not None:
-        loss, on_diagonal, off_diagonal = _of_group(
+        from .distributed import entry
+
+        loss, on_diagonal, off_diagonal = entry.of_group(
             z_a, z_b, process_group, lambd=lambd, scale=scale, eps=eps, precision=precision,
             form=form, backend=backend, statistics=statistics, gradient=gradient, layout=layout,
         )  # fmt: skip
     else:
-        z_a, z_b = _as_matrices(z_a, z_b, at_least=2)
+        z_a, z_b = as_matrices(z_a, z_b, at_least=2)
         if not torch.compiler.is_compiling():
             check_options(
                 lambd, scale, eps, precision, form, backend, None, statistics, gradient, layout
             )
-        loss, on_diagonal, off_diagonal = _of_one_process(
-            z_a, z_b, lambd, eps, form, _given_precision(z_a, precision), backend
+        loss, on_diagonal, off_diagonal = of_one_process(
+            z_a, z_b, lambd, eps, form, given_precision(z_a, precision), backend
         )
     if scale != 1.0:
         loss = loss * scale
@@ -129,34 +131,11 @@ def barlow_twins_loss(
     )
 
 
-def _of_one_process(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def of_one_process(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not torch.compiler.is_compiling():
         return ops.BarlowTwinsFunction.apply(*arguments)
     loss, on_diagonal, off_diagonal, *_ = ops.forward_op(*arguments)
     return loss, on_diagonal.detach(), off_diagonal.detach()
-
-
-# Exchanges between processes stay out of compiled graphs, where they could change their order.
-@torch.compiler.disable
-def _of_group(
-    z_a: Tensor, z_b: Tensor, process_group: Any, **options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    from .distributed import autograd, groups
-
-    group = groups.resolve(process_group)
-    error = None
-    try:
-        check_options(process_group=process_group, **options)
-        z_a, z_b = _as_matrices(z_a, z_b, at_least=0 if group else 2)
-        options["precision"] = _given_precision(z_a, options["precision"])
-    except (TypeError, ValueError) as problem:
-        if group is None:
-            raise
-        error = problem  # not before the other ranks know
-    if group is not None:
-        return autograd.forward(z_a, z_b, error, group, **options)
-    names = ("lambd", "eps", "form", "precision", "backend")
-    return _of_one_process(z_a, z_b, *(options[name] for name in names))
 
 
 def check_options(
@@ -193,7 +172,7 @@ def check_options(
         groups.check(process_group)
 
 
-def _as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
+def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
@@ -226,7 +205,7 @@ def _as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tenso
     return z_a, z_b
 
 
-def _given_precision(z: Tensor, precision: str) -> str:
+def given_precision(z: Tensor, precision: str) -> str:
     """`precision`, or what autocast asks for; 'auto' outside of it: then the operator decides when
     it runs."""
     device_type = z.device.type
