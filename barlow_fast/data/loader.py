@@ -243,7 +243,7 @@ class ViewLoader:
     def _receive(self) -> Crops:
         samples = self._under_way.popleft()
         if not len(samples):
-            return self._no_crops()
+            return Crops([], samples, [])
         crops = self._renderer.receive()
         for image in crops.bad:
             self._bad.add(image)
@@ -253,17 +253,10 @@ class ViewLoader:
             raise BadImageError(BadImage(first.index, first.identity, reason))
         return crops
 
-    def _no_crops(self) -> Crops:
-        shapes = [view.shape or tuple(self.source.images.shape[1:3]) for view in self.views.views]
-        channels = len(self.views.mean)
-        crops = [
-            torch.empty(0, *shape, channels, dtype=torch.uint8, device=self.device)
-            for shape in shapes
-        ]
-        return Crops(crops, np.empty(0, np.int64), [])
-
     def _finished(self, epoch: int, crops: Crops) -> Batch:
         """The photometric part."""
+        if not len(crops.samples):
+            return self._empty()
         views = []
         for number, (view, pixels) in enumerate(zip(self.views.views, crops.crops, strict=True)):
             parameters = draw(view, self.seed, epoch, crops.samples, number)
@@ -275,6 +268,15 @@ class ViewLoader:
         if self._labels is not None:
             label = torch.from_numpy(np.asarray(self._labels)[crops.samples])
         return Batch(tuple(views), self._sent(index), self._sent(label))
+
+    def _empty(self) -> Batch:
+        views = []
+        for view in self.views.views:
+            shape = view.shape or tuple(self.source.images.shape[1:3])
+            empty = torch.empty(0, len(self.views.mean), *shape, dtype=self.dtype)
+            views.append(empty.to(self.device, memory_format=torch.channels_last))
+        none = torch.empty(0, dtype=torch.int64, device=self.device)
+        return Batch(tuple(views), none, none.clone())
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """On the loader's device. A copy from pinned memory does not wait for it."""

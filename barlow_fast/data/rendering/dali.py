@@ -9,6 +9,10 @@ DALI loses the whole batch when one image cannot be decoded. So headers are look
 and when a batch is lost all the same it is run again in halves until the culprits stand alone. An
 image that DALI does not decode, or not as Pillow does, is rendered by Pillow. Whether it is depends
 on the image alone: the same sample shows the same crop in whatever batch it comes.
+
+On a CPU images are decoded to the very same bytes as by Pillow, and resized to within a level; more
+in the outermost ring of pixels of crops that are much smaller than their windows, where DALI takes
+the border to go on for ever and Pillow leaves the outside out.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ def why_unusable() -> str | None:
     try:
         import nvidia.dali.fn as _  # noqa: F401
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.dali"):
+        if error.name in ("nvidia", "nvidia.dali", "nvidia.dali.fn"):
             return "NVIDIA DALI is not installed; pip install 'barlow-fast[dali]'"
         return f"NVIDIA DALI cannot be imported ({' '.join(str(error).split())})"
     return None
@@ -267,14 +271,15 @@ class _Engine:
         by_dali = [row for row in readable if self.route[samples[row]] == BY_DALI]
         by_pil = [row for row in readable if self.route[samples[row]] != BY_DALI]
         rows = np.array(by_dali, np.int64)
-        heights, widths = self.sizes[samples[rows]].T
-        cut = [
-            windows(draw(view, self.seed, epoch, samples[rows], number), view, heights, widths)
-            for number, view in enumerate(self.views.views)
-        ]
-        batch = _Batch(epoch, samples, rows, [read[row] for row in by_dali], cut, by_pil, bad)
+        batch = _Batch(epoch, samples, rows, [read[row] for row in by_dali], [], by_pil, bad)
         if by_dali:
-            self.graph.start(batch.images, cut)
+            some = samples[rows]
+            heights, widths = self.sizes[some].T
+            batch.cut = [
+                windows(draw(view, self.seed, epoch, some, number), view, heights, widths)
+                for number, view in enumerate(self.views.views)
+            ]
+            self.graph.start(batch.images, batch.cut)
         self.running.append(batch)
 
     def read(self, samples: np.ndarray) -> list[np.ndarray | BadImage]:

@@ -4,11 +4,12 @@ Pixels are never sent: a worker writes its rows into memory that it shares with 
 gets no more than the numbers of the samples. That memory is a fixed number of slots of one batch
 each, so what is rendered ahead is bounded.
 
-Processes are spawned, not forked: a fork copies locks that other threads of this process hold
-(torch's, CUDA's, DALI's), and a worker could wait for them for ever; and no server process stays
-behind as `forkserver` would leave one. Each worker has a pipe of its own, because a queue that all
-share stays locked when a worker is killed that was just reading from it. The end of that pipe is
-how either side learns that the other is gone.
+Workers are not forked from this process: a fork copies locks that other threads hold (torch's,
+CUDA's, DALI's), and a worker could wait for them for ever. They are forked from Python's fork
+server, where there is one, which is started without threads and imports torch once for all of them
+instead of once for each; elsewhere they are spawned. Each worker has a pipe of its own, because a
+queue that all share stays locked when a worker is killed that was just reading from it. The end of
+that pipe is how either side learns that the other is gone.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("barlow_fast.data")
 
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
 # Seconds: between two looks at whether the parent still lives, until a wait is remarked upon, until
 # a process whose pipe has ended must have an exit code.
 LOOK_EVERY = 2.0
@@ -65,7 +68,7 @@ class Slots:
         each = 8 * batch_size + sum(pixels)
         each += -each % 8  # sample numbers stay aligned
         if memory is None:
-            memory = multiprocessing.get_context("spawn").RawArray("B", count * each)
+            memory = multiprocessing.get_context(START).RawArray("B", count * each)
         self.memory = memory
         buffer = torch.frombuffer(memory, dtype=torch.uint8)
         self.samples, self.crops = [], []
@@ -92,7 +95,8 @@ class WorkerRenderer:
     """Renders in `workers` processes, each a part of every batch.
 
     They start with the first batch, in a few seconds, and live until `close`, the end of this
-    object or the end of this process, whatever ends it.
+    object or the end of this process, whatever ends it. (Python's fork server and its resource
+    tracker stay until the end of this process.)
 
     Args:
         source: any that can be pickled.
@@ -187,7 +191,9 @@ class WorkerRenderer:
         return [process.pid for process in self._processes]
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START)
+        if START == "forkserver":
+            context.set_forkserver_preload([crop_rows.__module__])
         # One more than may be under way: the batch that was handed out last.
         self._slots = Slots(self._prefetch + 1, self._batch_size, self._shapes)
         self._free = list(range(self._prefetch + 1))

@@ -1,0 +1,240 @@
+"""Crops by Pillow: torchvision's, from any number of processes, which never outlive their use."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from photographs import MEAN, PHOTOGRAPHS, STD, UNSEEN, cropping, photograph, photographs
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as torchvision
+
+from barlow_fast.data import Views, draw, windows
+from barlow_fast.data.rendering import Crops, crop_shapes
+from barlow_fast.data.rendering.pil import PilRenderer
+from barlow_fast.data.rendering.workers import WorkerRenderer
+from barlow_fast.data.sources import ArraySource, FolderSource
+from barlow_fast.data.views import ViewSpecification
+
+VIEWS = Views("crops", (cropping(48), cropping((40, 56), interpolation="bilinear")), MEAN, STD)
+
+SECONDS = 60  # that anything may take on a busy machine before it counts as hanging
+
+
+def rendered(renderer, batches: list[np.ndarray], epoch: int = 0) -> list[Crops]:
+    """All batches, two under way, copied: a renderer's tensors live until the next `receive`."""
+    received = []
+    for number, samples in enumerate(batches):
+        renderer.submit(epoch, samples)
+        if number:
+            received.append(copied(renderer.receive()))
+    return [*received, copied(renderer.receive())]
+
+
+def copied(crops: Crops) -> Crops:
+    return Crops([view.clone() for view in crops.crops], crops.samples, crops.bad)
+
+
+def assert_same(ours: list[Crops], theirs: list[Crops]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a.samples, b.samples)
+        assert a.bad == b.bad
+        for view, other in zip(a.crops, b.crops, strict=True):
+            assert torch.equal(view, other)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, waiting for it if need be."""
+    for _ in range(SECONDS * 10):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def shared_memory() -> list[str]:
+    """The files behind the memory that this process shares through Python's `multiprocessing`."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return [line.split(maxsplit=5)[5] for line in maps if "/pym-" in line]
+
+
+def test_crops_are_torchvisions(tmp_path):
+    for number, path in enumerate(PHOTOGRAPHS):
+        (tmp_path / f"{number}.jpg").write_bytes(path.read_bytes())
+    source = FolderSource(tmp_path)
+    samples = np.arange(3)
+    for epoch in range(5):
+        renderer = PilRenderer(source, VIEWS, seed=7)
+        (crops,) = rendered(renderer, [samples], epoch)
+        for number, specification in enumerate(VIEWS.views):
+            parameters = draw(specification, 7, epoch, samples, number)
+            for sample in range(3):
+                image = photograph(sample)
+                row = parameters[sample : sample + 1]
+                top, left, height, width = windows(row, specification, image.height, image.width)[
+                    0
+                ].tolist()
+                expected = torchvision.resized_crop(
+                    image,
+                    top,
+                    left,
+                    height,
+                    width,
+                    specification.shape,
+                    InterpolationMode(specification.interpolation),
+                )
+                np.testing.assert_array_equal(crops.crops[number][sample], np.asarray(expected))
+
+
+def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
+    """`Image.resize(box=...)` would: its filter reaches over the border."""
+    specification = cropping(16)
+    parameters = draw(specification, 0, 0, np.arange(1), 0)
+    top, left, height, width = windows(parameters, specification, 90, 80)[0].tolist()
+    pixels = np.full((90, 80, 3), 255, np.uint8)
+    pixels[top : top + height, left : left + width] = 0
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    renderer = PilRenderer(FolderSource(tmp_path), Views("one", (specification,), MEAN, STD))
+    (crops,) = rendered(renderer, [np.arange(1)])
+    assert (height, width) != (90, 80)
+    assert not crops.crops[0].any()
+
+
+def test_one_channel(tmp_path):
+    source = FolderSource(photographs(tmp_path / "photographs", 3))
+    views = Views("gray", (ViewSpecification(size=(30, 20), **UNSEEN),), (0.5,), (0.25,))
+    (crops,) = rendered(PilRenderer(source, views), [np.arange(3)])
+    assert crops.crops[0].shape == (3, 30, 20, 1)
+    expected = source.image(1).convert("L").resize((20, 30), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(crops.crops[0][1, ..., 0], np.asarray(expected))
+
+
+def test_workers_render_what_one_process_does_and_leave_nothing(tmp_path):
+    source = FolderSource(photographs(tmp_path / "photographs", 23))
+    Path(source.path(4)).write_bytes(b"")
+    Path(source.path(11)).write_bytes(Path(source.path(10)).read_bytes()[:-600])
+    order = np.random.default_rng(0).permutation(23)
+    batches = [order[:8], order[8:16], order[16:], order[:1], order[:8][::-1].copy()]
+    assert not shared_memory()
+    # Python keeps pieces of memory below 4 MB for the next who asks, so there is room for more.
+    workers = WorkerRenderer(source, VIEWS, 512, seed=3, workers=2)
+    ours = rendered(workers, batches, epoch=2)
+    theirs = rendered(PilRenderer(source, VIEWS, seed=3), batches, epoch=2)
+    assert_same(ours, theirs)
+    bad = {image.index for crops in ours for image in crops.bad}
+    assert bad == {4, 11}
+    assert not bad & {int(n) for crops in ours for n in crops.samples}
+    # A file without a name: not even kill -9 leaves it behind.
+    assert shared_memory()
+    assert all(name.endswith("(deleted)") for name in shared_memory())
+    pids = workers.processes
+    assert len(pids) == 2
+    workers.close()
+    assert all(gone(pid) for pid in pids)
+    gc.collect()
+    assert not shared_memory()
+    with pytest.raises(RuntimeError, match="closed"):
+        workers.submit(0, order[:8])
+    workers.close()
+
+
+def test_a_killed_worker_is_an_error_that_says_so(tmp_path):
+    source = FolderSource(photographs(tmp_path / "photographs", 8))
+    renderer = WorkerRenderer(source, VIEWS, 8, workers=1)
+    (pid,) = rendered_pids(renderer)
+    os.kill(pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=rf"worker 0 \(process {pid}\) died: exit code -9, SIGK"):
+        # It may be noticed when a task is sent, or when its result is waited for.
+        rendered(renderer, [np.arange(8)])
+    assert time.monotonic() - start < SECONDS
+    with pytest.raises(RuntimeError, match="closed"):
+        renderer.submit(0, np.arange(8))
+
+
+def test_a_forgotten_renderer_ends_its_workers(tmp_path):
+    source = FolderSource(photographs(tmp_path / "photographs", 8))
+    renderer = WorkerRenderer(source, VIEWS, 8, workers=1)
+    (pid,) = rendered_pids(renderer)
+    del renderer
+    gc.collect()
+    assert gone(pid)
+
+
+def rendered_pids(renderer: WorkerRenderer) -> list[int]:
+    """The workers' process numbers, once they have proved to work."""
+    rendered(renderer, [np.arange(8)])
+    return renderer.processes
+
+
+ORPHANS = """
+import sys, time
+import numpy as np
+from photographs import MEAN, STD, cropping
+from barlow_fast.data import Views
+from barlow_fast.data.rendering.workers import WorkerRenderer
+from barlow_fast.data.sources import FolderSource
+
+if __name__ == "__main__":
+    views = Views("crops", (cropping(48),), MEAN, STD)
+    renderer = WorkerRenderer(FolderSource(sys.argv[1]), views, 8, workers=1)
+    renderer.submit(0, np.arange(8))
+    renderer.receive()
+    print(*renderer.processes, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    folder = photographs(tmp_path / "photographs", 8)
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    with subprocess.Popen(
+        [sys.executable, script, folder],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    ) as parent:
+        try:
+            pids = [int(pid) for pid in parent.stdout.readline().split()]
+        finally:
+            parent.kill()
+    assert len(pids) == 1
+    assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("build", [PilRenderer, lambda *a: WorkerRenderer(*a, 8)])
+def test_no_more_batches_than_were_agreed_on(tmp_path, build, monkeypatch):
+    monkeypatch.setattr(WorkerRenderer, "_start", lambda self: None)
+    renderer = build(FolderSource(photographs(tmp_path / "photographs", 4)), VIEWS)
+    with pytest.raises(RuntimeError, match="no batch is under way"):
+        renderer.receive()
+
+
+def test_what_cannot_be_rendered_is_refused(tmp_path):
+    files = FolderSource(photographs(tmp_path / "photographs", 2))
+    arrays = ArraySource(np.zeros((4, 9, 7, 3), np.uint8))
+    unsized = Views("unsized", (ViewSpecification(),), MEAN, STD)
+    turned = Views("turned", (ViewSpecification(rotation=5, size=8),), MEAN, STD)
+    with pytest.raises(ValueError, match=r"view 0 of 'unsized' has no size"):
+        crop_shapes(files, unsized)
+    assert crop_shapes(arrays, unsized) == [(9, 7, 3)]
+    with pytest.raises(ValueError, match=r"view 0 of 'turned' turns"):
+        crop_shapes(files, turned)
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        WorkerRenderer(files, VIEWS, 4, workers=0)
