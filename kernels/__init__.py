@@ -55,6 +55,9 @@ class KernelSet(Protocol):
     the other is returned empty. The matrices are handed from a set's forward primitive to its own
     backward primitive and to nobody else: `gram_layout` and `correlation_layout` say what shape and
     dtype the set keeps them in.
+
+    Ranks of a group call with some rows, or some columns, of a whole: one row has moments, and the
+    Gram primitives take N > D as well.
     """
 
     def column_moments(self, z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:

@@ -104,6 +104,20 @@ def gram_pair(
     return _gram.gram_pair(_rows(z_a), _rows(z_b), statistics, sums, precision)
 
 
+def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+    if precision == "fp64":
+        return aten.gram_tiles(z, statistics, precision)
+    return _gram.gram_tiles(_rows(z), statistics.contiguous(), precision)
+
+
+def gram_from_tiles(
+    packed: Tensor, centres: Tensor, n: int, d: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    if precision == "fp64":
+        return aten.gram_from_tiles(packed, centres, n, d, precision)
+    return _gram.gram_from_tiles(packed.contiguous(), centres, n, d, precision)
+
+
 def gram_gradients(
     z_a: Tensor,
     z_b: Tensor,
@@ -117,6 +131,8 @@ def gram_gradients(
     eps: float,
     precision: str,
     need: tuple[bool, bool],
+    dimensions: int | None = None,
+    projected: bool = True,
 ) -> tuple[Tensor, Tensor]:
     kernels = aten if precision == "fp64" else _gram_gradients
     return kernels.gram_gradients(
@@ -132,6 +148,8 @@ def gram_gradients(
         eps,
         precision,
         need,
+        dimensions,
+        projected,
     )
 
 

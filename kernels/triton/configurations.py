@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from .. import tiles
 from ..precision import OPERAND_DTYPE
 from .launch import Device, cdiv, round_up
 
@@ -132,6 +133,7 @@ class CorrelationGradients(NamedTuple):
 
 STANDARDISE = Elementwise(16, 128, 4)
 PROJECT = Elementwise(32, 128, 4)
+UNPACK_STRIP = 32  # rows of a tile that one program takes to its place
 
 # Operand families; MIXED: half-precision operands made from float32 inputs, where it has a row of
 # its own.
@@ -242,11 +244,21 @@ def row_of(
     return kernel, architecture, fitting[bucket], bucket
 
 
-def blocks(kernel: str, device: Device, precision: str, dtype: torch.dtype, size: int) -> Product:
-    """The row for a device: a tuned one where there is one, else the table's; cut to size where the
-    device has less shared memory than the architecture's largest part."""
+def blocks(
+    kernel: str,
+    device: Device,
+    precision: str,
+    dtype: torch.dtype,
+    size: int,
+    side: int | None = None,
+) -> Product:
+    """The row for a device: a tuned one where there is one (with `side`, one of so many rows), else
+    the table's; cut to size where the device has less shared memory than the architecture's largest
+    part."""
     key = row_of(kernel, device.architecture, precision, dtype, size)
     row = override.get(key) or tuned(device.name).get(key) or TABLE[key]
+    if side not in (None, row.block_m):
+        row = TABLE[key]
     while shared_memory(row, device.architecture, precision, dtype) > device.shared_memory:
         if row.block_k > 16:
             row = row._replace(block_k=row.block_k // 2)
@@ -306,18 +318,21 @@ def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
 
 
 @functools.lru_cache(maxsize=256)
-def gram(device: Device, n: int, d: int, dtype: torch.dtype, precision: str) -> Gram:
-    """Tiles of the lower triangle, cut so that the last wave is full."""
-    row = blocks("gram", device, precision, dtype, n)
+def gram(
+    device: Device, n: int, d: int, dtype: torch.dtype, precision: str, packed: bool = False
+) -> Gram:
+    """Tiles of the lower triangle, cut so that the last wave is full. `packed`: of one view, and
+    all of them go through memory, in the blocks of `tiles.py`."""
+    row = blocks("gram", device, precision, dtype, n, tiles.side(n, precision) if packed else None)
     block, fused = row.block_m, row.path == "fused"
     side = cdiv(n, block)
-    tiles = side * (side + 1) // 2
     depth_of_sum = d if fused else round_up(d, SUM_ALIGNMENT)
     # Fused, both views meet where the parts are added up, so every tile goes that way.
-    through_memory = fused or (device.architecture == 100 and TRITON < FINISHES_ON_BLACKWELL)
+    unfinished = device.architecture == 100 and TRITON < FINISHES_ON_BLACKWELL
     whole, split, splits, depth = _cut(
-        tiles, 2 if fused else 1, depth_of_sum, row.block_k, block * block * 4,
-        2 * n * d * dtype.itemsize, device.processors, split_all=through_memory,
+        side * (side + 1) // 2, 2 if fused and not packed else 1, depth_of_sum, row.block_k,
+        block * block * 4, 2 * n * d * dtype.itemsize, device.processors,
+        split_all=packed or fused or unfinished,
     )  # fmt: skip
     strip = _strip(block, split, device.processors)
     return Gram(

@@ -1,8 +1,8 @@
 """The symmetric Gram pair: K_a and K_b by the tiles on and below the diagonal, and <K_a, K_b>.
 
-Two kernels. `gram_kernel` multiplies; a tile that one program sums whole is finished by it
-(*whole* tiles), the tiles of the last, incomplete wave are split over D instead so that they fill
-the device too (*split* tiles), and `gram_finish_kernel` adds their parts in a fixed order. Small N
+`gram_kernel` multiplies; a tile that one program sums whole is finished by it (*whole* tiles), the
+tiles of the last, incomplete wave are split over D instead so that they fill the device too
+(*split* tiles), and `gram_finish_kernel` adds their parts in a fixed order. Small N
 has split tiles only, and there both views run in one launch from the raw embeddings, standardised
 on their way into the product.
 
@@ -10,6 +10,9 @@ What is stored is K' = scale (K - c I) in the operand type, which is what the gr
 with: c is the mean of K's diagonal, known from the statistics before any product
 (kernels/README.md, Gram centring), and scale is a power of two that keeps float16 in range.
 The inner product is taken of the float32 sums, plus the part that c leaves out.
+
+For matrices that are sums over several devices, the parts of split tiles are what leaves this set
+(`gram_tiles`), and `gram_unpack_kernel` makes K' of what comes back (`gram_from_tiles`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import aten
+from .. import aten, tiles
 from ..precision import OPERAND_DTYPE, gram_scale
 from . import configurations
 from .arithmetic import (
@@ -159,7 +162,8 @@ def gram_kernel(
     with 1 they write K'_b and the inner product with the K'_a that is there.
     CHUNK: the sum over D is taken in chunks of so many columns that are added in float32, because
     the accumulators of tensor cores truncate; 0 for one chunk.
-    workspace: (views, split tiles, splits, BLOCK, BLOCK) float32.
+    workspace: (views, split tiles, splits, BLOCK, BLOCK) float32; what lies beyond row and column N
+    means nothing.
     """
     program = tl.program_id(0)
     launched_view = tl.program_id(1)
@@ -328,6 +332,35 @@ def gram_dense_kernel(
         tl.store(inner + program, _inner(first, value, rows, columns, n, weight))
 
 
+@triton.jit(do_not_specialize=["n", "tiles"])
+def gram_unpack_kernel(
+    packed,
+    grams,
+    n,
+    width,
+    tiles,
+    scale,
+    BLOCK: tl.constexpr,
+    STRIP: tl.constexpr,
+    ROUND: tl.constexpr,
+):
+    """K' of both views from STRIP rows of a tile that is centred already.
+
+    packed: (2, tiles, BLOCK, BLOCK).
+    """
+    STRIPS: tl.constexpr = BLOCK // STRIP
+    tile = tl.program_id(0) // STRIPS
+    local_rows = tl.program_id(0) % STRIPS * STRIP + tl.arange(0, STRIP)
+    local_columns = tl.arange(0, BLOCK)
+    view = tl.program_id(1)
+    i, j = triangle(tile)
+    at = packed + (view * tiles + tile).to(tl.int64) * BLOCK * BLOCK
+    value = tl.load(at + local_rows[:, None] * BLOCK + local_columns[None, :]).to(tl.float32)
+    gram = grams + view * n.to(tl.int64) * width
+    rows, columns = i * BLOCK + local_rows, j * BLOCK + local_columns
+    _store_pair(gram, value, rows, columns, n, width, 0.0, scale, i != j, ROUND)
+
+
 def layout(n: int, precision: str) -> tuple[tuple[int, int], torch.dtype]:
     """Shape and dtype of a stored K': rows are padded with zeros to whole blocks of a product."""
     return (n, round_up(n, configurations.SUM_ALIGNMENT)), OPERAND_DTYPE[precision]
@@ -363,6 +396,58 @@ def gram_pair(
     else:
         _multiply(config, z_a, z_b, statistics, sums, outputs, n, precision, 0, 2)
     return outputs
+
+
+def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+    """(T, B, B) float32; the contract's primitive."""
+    n, d = z.shape
+    config = configurations.gram(device_of(z), n, d, z.dtype, precision, packed=True)
+    if config.path != "fused":
+        z = operand(z, statistics, precision)[:, : round_up(d, configurations.SUM_ALIGNMENT)]
+        if config.path == "cublas":
+            return tiles.pack(library_product(z, z.T, precision), precision)
+    workspace = _workspace(config, 1, z.device)
+    # What finishes tiles has nothing to do: its arguments need the right types only.
+    nothing = workspace.view(torch.float64)
+    outputs = (workspace.view(OPERAND_DTYPE[precision]), workspace, nothing)
+    width = layout(n, precision)[0][1]
+    _launch_products(
+        config, z, z, statistics, nothing, outputs, workspace, width, n, precision, 0, 1
+    )
+    parts = workspace.view(config.split, config.splits, config.block, config.block)
+    packed = parts.sum(1) if config.splits > 1 else workspace
+    rest = n % config.block
+    if rest:
+        # Not in the kernel: its accumulator leaves no registers for a mask.
+        packed[-cdiv(n, config.block) :, rest:].zero_()
+        packed[-1, :, rest:].zero_()
+    return packed
+
+
+def gram_from_tiles(
+    packed: Tensor, centres: Tensor, n: int, d: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    """(grams, centres); the contract's primitive."""
+    shape, dtype = layout(n, precision)
+    grams = torch.empty((2, *shape), dtype=dtype, device=packed.device)
+    _, count, block, _ = packed.shape
+    strip = configurations.UNPACK_STRIP
+    launch(
+        gram_unpack_kernel,
+        (count * (block // strip), 2),
+        packed,
+        grams,
+        n,
+        shape[1],
+        count,
+        gram_scale(n, d, precision),
+        BLOCK=block,
+        STRIP=strip,
+        ROUND=precision == "tf32",
+        warps=4,
+        moved=packed.nbytes + grams.nbytes,
+    )
+    return grams, centres.to(torch.float32)
 
 
 def _multiply_by_library(
@@ -419,51 +504,12 @@ def _multiply(
 ) -> None:
     """The products of one view or of both, and their split tiles' sums."""
     grams, centres, inner = outputs
-    d, width, count = z_a.shape[1], grams.shape[2], sums.shape[0]
-    scale = gram_scale(n, statistics.shape[1], precision)
-    slots = views * config.split * config.splits
-    workspace = torch.empty(
-        (slots, config.block, config.block), dtype=torch.float32, device=z_a.device
-    )
-    matrix_bytes = grams[0].nbytes
-    bulk = config.path == "bulk"
-    launch(
-        gram_kernel,
-        (config.whole + config.split * config.splits, views),
-        described(z_a, config.block, config.block_k) if bulk else z_a,
-        z_b,
-        statistics,
-        sums,
-        grams,
-        centres,
-        inner,
-        workspace,
-        n,
-        d,
-        z_a.stride(0),
-        z_b.stride(0),
-        width,
-        config.whole,
-        config.splits,
-        config.depth,
-        count,
-        first_view,
-        scale,
-        BLOCK=config.block,
-        BLOCK_K=config.block_k,
-        CHUNK=config.chunk,
-        PRECISION=precision,
-        STORED=config.path != "fused",
-        BULK=bulk,
-        EVEN=d % config.block_k == 0,
-        FINISH=config.whole > 0,
-        ROUND=precision == "tf32",
-        warps=config.warps,
-        stages=config.stages,
-        flops=views * n * n * d,
-        moved=views * n * d * z_a.element_size()
-        + (views * matrix_bytes if config.whole else workspace.nbytes),
-    )
+    width = grams.shape[2]
+    workspace = _workspace(config, views, z_a.device)
+    _launch_products(
+        config, z_a, z_b, statistics, sums, outputs, workspace, width, n, precision, first_view,
+        views,
+    )  # fmt: skip
     if config.split:
         launch(
             gram_finish_kernel,
@@ -478,12 +524,72 @@ def _multiply(
             config.whole,
             config.splits,
             config.split,
-            count,
-            scale,
+            sums.shape[0],
+            gram_scale(n, statistics.shape[1], precision),
             BLOCK=config.block,
             STRIP=config.strip,
             VIEWS="both" if views == 2 else ("first", "second")[first_view],
             ROUND=precision == "tf32",
             warps=4,
-            moved=workspace.nbytes + (0 if config.whole else views * matrix_bytes),
+            moved=workspace.nbytes + (0 if config.whole else views * grams[0].nbytes),
         )
+
+
+def _workspace(config: configurations.Gram, views: int, device: torch.device) -> Tensor:
+    """Memory for the parts of the split tiles."""
+    slots = views * config.split * config.splits
+    return torch.empty((slots, config.block, config.block), dtype=torch.float32, device=device)
+
+
+def _launch_products(
+    config: configurations.Gram,
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    sums: Tensor,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    workspace: Tensor,
+    width: int,
+    n: int,
+    precision: str,
+    first_view: int,
+    views: int,
+) -> None:
+    """Whole tiles to their place, the parts of split ones to the workspace."""
+    d = z_a.shape[1]
+    whole_bytes = views * n * width * OPERAND_DTYPE[precision].itemsize if config.whole else 0
+    bulk = config.path == "bulk"
+    launch(
+        gram_kernel,
+        (config.whole + config.split * config.splits, views),
+        described(z_a, config.block, config.block_k) if bulk else z_a,
+        z_b,
+        statistics,
+        sums,
+        *outputs,
+        workspace,
+        n,
+        d,
+        z_a.stride(0),
+        z_b.stride(0),
+        width,
+        config.whole,
+        config.splits,
+        config.depth,
+        sums.shape[0],
+        first_view,
+        gram_scale(n, statistics.shape[1], precision),
+        BLOCK=config.block,
+        BLOCK_K=config.block_k,
+        CHUNK=config.chunk,
+        PRECISION=precision,
+        STORED=config.path != "fused",
+        BULK=bulk,
+        EVEN=d % config.block_k == 0,
+        FINISH=config.whole > 0,
+        ROUND=precision == "tf32",
+        warps=config.warps,
+        stages=config.stages,
+        flops=views * n * n * d,
+        moved=views * n * d * z_a.element_size() + (whole_bytes or workspace.nbytes),
+    )

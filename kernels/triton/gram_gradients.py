@@ -8,6 +8,7 @@
 product.) Up to a few hundred samples a program owns all rows of its columns: q is a sum over its
 own accumulator, and the gradient is written once by the launch that makes it. Above that, tiles
 write the gradient without the part of q, and their column sums; a second pass takes that part out.
+Where the norm's backward is not asked for, p = -coefficient c: what centring took out.
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ def _column_half(
     other_stride,
     coefficient,
     centre,
+    centring,
+    returned,
     slope,
     offset,
+    projected,
     scale,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -68,7 +72,8 @@ def _column_half(
     rstd = tl.load(mine + d + columns, mask=inside, other=0.0)
     diagonal = tl.load(statistics + 6 * d + columns, mask=inside, other=0.0)
     weight = slope * diagonal + offset
-    projection = coefficient * q + weight * diagonal - centre * rstd * rstd
+    projection = projected * (coefficient * q + weight * diagonal)
+    projection -= centre * (centring * rstd * rstd + returned)
     g = coefficient * product + weight[None, :] * theirs - own * projection[None, :]
     store_rows(grad, g * (rstd * scale)[None, :], row, column, n, d, ROWS, COLUMNS)
 
@@ -91,18 +96,17 @@ def gram_columns_kernel(
     first_view,
     coefficient,
     centring,
+    returned,
     slope,
     offset,
+    projected,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """All N <= ROWS rows of COLUMNS columns of one view's gradient.
-
-    coefficient: the contract's, divided by the scale that K' is stored with.
-    centring: the contract's coefficient times eps.
-    """
+    """All N <= ROWS rows of COLUMNS columns of one view's gradient; its numbers are those of
+    `Coefficients`."""
     view = first_view + tl.program_id(1)
     column = tl.program_id(0) * COLUMNS
     columns = column + tl.arange(0, COLUMNS)
@@ -130,14 +134,15 @@ def gram_columns_kernel(
         y = standardised(tl.load(z + at, mask=inside[None, :], other=0.0), mean, rstd, shift)
         product = multiply(stored(x), to_operand(y, PRECISION), product, PRECISION)
 
-    centre = centring * tl.load(centres + 1 - view)
+    centre = tl.load(centres + 1 - view)
     scale = tl.load(grad_scale).to(tl.float32)
     left_half, right_half = halves(product, ROWS, COLUMNS)
     for half in tl.static_range(2):
         part = left_half if half == 0 else right_half
         _column_half(
             part, z, other, statistics, view, grad, column + half * (COLUMNS // 2), n, d, stride,
-            other_stride, coefficient, centre, slope, offset, scale, ROWS, COLUMNS // 2,
+            other_stride, coefficient, centre, centring, returned, slope, offset, projected, scale,
+            ROWS, COLUMNS // 2,
         )  # fmt: skip
 
 
@@ -160,6 +165,7 @@ def _tile_piece(
     coefficient,
     slope,
     offset,
+    projected,
     scale,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -174,7 +180,7 @@ def _tile_piece(
     c = tl.load(diagonal + columns, mask=inside, other=0.0)
     weight = slope * c + offset
     factor = tl.load(statistics + d + columns, mask=inside, other=0.0) * scale
-    g = coefficient * product + weight[None, :] * (theirs - own * c[None, :])
+    g = coefficient * product + weight[None, :] * (theirs - own * (projected * c)[None, :])
     store_rows(grad, g * factor[None, :], row, column, n, d, ROWS, COLUMNS)
 
 
@@ -218,6 +224,7 @@ def _tile(
     coefficient,
     slope,
     offset,
+    projected,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -265,12 +272,13 @@ def _tile(
                 _tile_piece(
                     piece, z, other, statistics, other_statistics, diagonal, grad, sums, row,
                     at + quarter * (BLOCK_N // 4), n, d, stride, other_stride, coefficient, slope,
-                    offset, scale, BLOCK_M, BLOCK_N // 4,
+                    offset, projected, scale, BLOCK_M, BLOCK_N // 4,
                 )  # fmt: skip
         else:
             _tile_piece(
                 piece, z, other, statistics, other_statistics, diagonal, grad, sums, row, at, n, d,
-                stride, other_stride, coefficient, slope, offset, scale, BLOCK_M, BLOCK_N // 2,
+                stride, other_stride, coefficient, slope, offset, projected, scale, BLOCK_M,
+                BLOCK_N // 2,
             )  # fmt: skip
 
 
@@ -295,6 +303,7 @@ def gram_tiles_kernel(
     coefficient,
     slope,
     offset,
+    projected,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -309,8 +318,8 @@ def gram_tiles_kernel(
     hat: z_hat in the operand type, as `operand` lays it out; with BULK, it and K' are descriptors,
     for the bulk copy engine of Hopper and later. sums_of_columns: (row tiles, D) float32. The term
     of C_ii is taken out here, where it is still exact, because it nearly cancels when the views
-    agree. PERSISTENT: programs stay and take one tile after the other, so that the loads of the
-    next run beside the end of the last.
+    agree; where `projected` is 0 there is none. PERSISTENT: programs stay and take one tile after
+    the other, so that the loads of the next run beside the end of the last.
     """
     if PERSISTENT:
         tiles = tl.cdiv(n, BLOCK_M) * tl.cdiv(d, BLOCK_N)
@@ -318,14 +327,16 @@ def gram_tiles_kernel(
             _tile(
                 tile, z, other, hat, statistics, other_statistics, gram, grad_scale, grad,
                 sums_of_columns, n, d, stride, other_stride, hat_stride, width, diagonal,
-                coefficient, slope, offset, BLOCK_M, BLOCK_N, BLOCK_K, CHUNK, PRECISION, BULK,
+                coefficient, slope, offset, projected, BLOCK_M, BLOCK_N, BLOCK_K, CHUNK, PRECISION,
+                BULK,
             )  # fmt: skip
     else:
         tile = tl.program_id(0)
         _tile(
             tile, z, other, hat, statistics, other_statistics, gram, grad_scale, grad,
             sums_of_columns, n, d, stride, other_stride, hat_stride, width, diagonal,
-            coefficient, slope, offset, BLOCK_M, BLOCK_N, BLOCK_K, CHUNK, PRECISION, BULK,
+            coefficient, slope, offset, projected, BLOCK_M, BLOCK_N, BLOCK_K, CHUNK, PRECISION,
+            BULK,
         )  # fmt: skip
 
 
@@ -343,10 +354,12 @@ def gram_project_kernel(
     row_tiles,
     coefficient,
     centring,
+    returned,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Takes z_hat (coefficient q - centring c rstd^2) out of the gradient that the tiles wrote."""
+    """Takes z_hat (coefficient q - c (centring rstd^2 + returned)) out of what the tiles wrote; the
+    coefficient is 0 if not projected."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     inside = columns < d
@@ -355,7 +368,7 @@ def gram_project_kernel(
     for tile in range(row_tiles):
         q += tl.load(sums_of_columns + tile * d + columns, mask=inside, other=0.0)
     rstd = tl.load(statistics + d + columns, mask=inside, other=0.0)
-    projection = coefficient * (q / n) - centring * tl.load(centre) * rstd * rstd
+    projection = coefficient * (q / n) - tl.load(centre) * (centring * rstd * rstd + returned)
     hat = standardised(
         tl.load(z + rows * stride + columns[None, :], mask=valid, other=0.0),
         tl.load(statistics + columns, mask=inside, other=0.0),
@@ -388,8 +401,10 @@ def gram_product_kernel(
     first,
     coefficient,
     centring,
+    returned,
     slope,
     offset,
+    projected,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -420,7 +435,8 @@ def gram_product_kernel(
     c = tl.load(diagonal + columns, mask=inside, other=0.0)
     rstd = tl.load(statistics + d + columns, mask=inside, other=0.0)
     weight = slope * c + offset
-    projection = coefficient * (q / n) + weight * c - centring * tl.load(centre) * rstd * rstd
+    projection = projected * (coefficient * (q / n) + weight * c)
+    projection -= tl.load(centre) * (centring * rstd * rstd + returned)
     factor = rstd * tl.load(grad_scale).to(tl.float32)
     for row in range(0, n, ROWS):
         rows = row + tl.arange(0, ROWS)
@@ -458,6 +474,8 @@ def gram_gradients(
     eps: float,
     precision: str,
     need: tuple[bool, bool],
+    dimensions: int | None = None,
+    projected: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """dL/dz_a, dL/dz_b; the contract's primitive."""
     n, d = z_a.shape
@@ -467,7 +485,12 @@ def gram_gradients(
         for needed in need
     )
     coefficients = Coefficients(
-        coefficient / gram_scale(n, d, precision), coefficient * eps, slope, offset
+        coefficient / gram_scale(n, dimensions or d, precision),
+        coefficient * eps if projected else 0.0,
+        0.0 if projected else coefficient,
+        slope,
+        offset,
+        float(projected),
     )
     if config.path != "owned":
         by_path = _by_library if config.path == "cublas" else _by_tiles
@@ -509,12 +532,15 @@ def gram_gradients(
 
 
 class Coefficients(NamedTuple):
-    """The contract's numbers as the kernels take them."""
+    """The contract's numbers as the kernels take them. Floats, so that no value of them compiles
+    another kernel."""
 
     coefficient: float  # divided by the scale that K' is stored with
-    centring: float  # the contract's coefficient times eps
+    centring: float  # the contract's coefficient times eps, or 0 if not projected
+    returned: float  # 0, or if not projected the contract's coefficient
     slope: float
     offset: float
+    projected: float  # 1 or 0
 
 
 class Side(NamedTuple):
@@ -549,7 +575,7 @@ def _by_tiles(
     coefficients: Coefficients,
     precision: str,
 ) -> None:
-    """Tiles of the product with all but q, then q."""
+    """Tiles of the product with all but q and c, then these."""
     n, d = side.z.shape
     hat = operand(side.z, side.own, precision)
     row_tiles = cdiv(n, config.block_m)
@@ -580,6 +606,7 @@ def _by_tiles(
         coefficients.coefficient,
         coefficients.slope,
         coefficients.offset,
+        coefficients.projected,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
@@ -606,8 +633,9 @@ def _by_tiles(
         d,
         side.z.stride(0),
         row_tiles,
-        coefficients.coefficient,
+        coefficients.coefficient * coefficients.projected,
         coefficients.centring,
+        coefficients.returned,
         ROWS=project.rows,
         COLUMNS=project.columns,
         warps=project.warps,

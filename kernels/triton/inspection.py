@@ -140,7 +140,8 @@ def _tensor_core(ptx: str) -> tuple[str, str]:
 
 
 class Case(NamedTuple):
-    """A step of the loss whose launches are looked at."""
+    """A step of the loss whose launches are looked at. The form 'tiles' is 'gram' where K is a sum
+    over the columns of several devices."""
 
     form: str
     n: int
@@ -171,6 +172,10 @@ OPERANDS = (
     (torch.float32, "fp32"),
 )
 EXTRA = (
+    Case("tiles", 256, 2048, torch.bfloat16, "bf16"),
+    Case("tiles", 2048, 1024, torch.bfloat16, "bf16"),
+    Case("tiles", 2048, 1024, torch.float32, "tf32"),
+    Case("tiles", 2048, 1024, torch.float32, "fp32"),
     Case("gram", 256, 8192, torch.float16, "fp16"),
     Case("correlation", 4096, 512, torch.float16, "fp16"),
 )
@@ -233,6 +238,16 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
             kernels.gram_gradients(
                 z, z, statistics, grams, centres, grad_scale, 1e-5, 0.1, 0.1, 1e-5,
                 case.precision, need,
+            )  # fmt: skip
+        elif case.form == "tiles":
+            packed = kernels.gram_tiles(z, statistics[0:3], case.precision)
+            packed = packed.new_empty((2, *packed.shape), dtype=case.dtype)
+            grams, centres = kernels.gram_from_tiles(
+                packed, statistics.new_empty(2), case.n, 8 * case.d, case.precision
+            )
+            kernels.gram_gradients(
+                z, z, statistics, grams, centres, grad_scale, 1e-5, 0.1, 0.1, 1e-5,
+                case.precision, need, 8 * case.d, False,
             )  # fmt: skip
         else:
             matrix, squares = kernels.correlation(z, z, statistics, case.precision)

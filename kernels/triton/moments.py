@@ -130,8 +130,9 @@ def moments_kernel(
         squares_a += x * x
         squares_b += y * y
         products += x * y
-        at_a += ROWS * stride_a.to(tl.int64)
-        at_b += ROWS * stride_b.to(tl.int64)
+        # A stride of 1 (D = 1) is a plain number to the compiler, and has no type to convert.
+        at_a += tl.full([], ROWS, tl.int64) * stride_a
+        at_b += tl.full([], ROWS, tl.int64) * stride_b
 
     count = (last - first).to(tl.float64)
     rest_a = tl.sum(sum_a, axis=0).to(tl.float64)

@@ -57,13 +57,30 @@ def test_resources_of_every_kernel(compiled):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("tiles", 300, 1, torch.float32, "bf16"),
+        Case("gram", 2, 1, torch.bfloat16, "bf16"),
+        Case("correlation", 3000, 1, torch.float32, "fp32"),
+    ],
+    ids=str,
+)
+def test_one_column(case):
+    """Integers equal to 1, such as a row stride then, are constants to the compiler."""
+    for launch in record_step(case, REFERENCE_DEVICES[90]):
+        assert inspection.compile_launch(launch, 90).asm["ptx"]
+
+
 def test_the_survey_reaches_every_row_of_the_table():
     for device in REFERENCE_DEVICES.values():
         architecture = device.architecture
         used = set()
         for case in inspection.cases():
-            size = case.n if case.form == "gram" else case.d
-            for kernel in (case.form, f"{case.form}_gradients"):
+            form, size = case.form, case.d
+            if form != "correlation":
+                form, size = "gram", case.n
+            for kernel in (form, f"{form}_gradients"):
                 row = configurations.row_of(kernel, architecture, case.precision, case.dtype, size)
                 used.add(row)
             record_step(case, device)

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
-from contract import Case, check_correlation, check_gram, check_moments, prepared
+from contract import (
+    Case,
+    check_correlation,
+    check_dominating_sample,
+    check_gram,
+    check_moments,
+    check_one_row,
+    check_tiles,
+    prepared,
+)
 from gate import (
     EPS,
     LAMBDA,
@@ -89,6 +98,7 @@ def room() -> Iterator[Callable[[float], None]]:
 def test_moments(shape, dtype):
     """One part of the rows, or several that are merged."""
     check_moments(triton_kernels, case_of(shape, "fp32", dtype), "fp32")
+    check_one_row(triton_kernels, shape[1], dtype, "fp32", DEVICE)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -104,6 +114,21 @@ def test_gram(shape, precision):
     """Every bucket of N, by the paths that the table gives them."""
     case = case_of(shape, precision)
     check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", [(60, 1500), (250, 1500), (1200, 70), (300, 1)], ids=str)
+@pytest.mark.usefixtures("poisoned")
+def test_tiles(shape, precision):
+    """As ranks have them: more columns than samples, or few."""
+    case = case_of(shape, precision)
+    check_tiles(triton_kernels, case, precision, gram_scale(*shape, precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.usefixtures("poisoned")
+def test_one_sample_that_dominates(precision):
+    check_dominating_sample(triton_kernels, precision, DEVICE)
 
 
 @pytest.fixture
@@ -136,6 +161,7 @@ def test_paths_that_the_table_may_not_take(product, gradients, precision, use):
     plan = configurations.gram(device_of(case.z_a), *shape, FLOAT, precision)
     assert plan.path == product
     check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
+    check_tiles(triton_kernels, case, precision, gram_scale(*shape, precision))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -12,7 +12,16 @@ import os
 
 import pytest
 import torch
-from contract import EPS, check_correlation, check_gram, check_moments, prepared
+from contract import (
+    EPS,
+    check_correlation,
+    check_dominating_sample,
+    check_gram,
+    check_moments,
+    check_one_row,
+    check_tiles,
+    prepared,
+)
 from embeddings import AWKWARD_SHAPES, KINDS, draw
 from gate import assert_within_gate
 
@@ -75,6 +84,32 @@ def test_awkward_shapes(shape, precision):
     check_both(prepared(shape, precision), precision)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_row(dtype):
+    for d in (1, 37):
+        check_one_row(triton_kernels, d, dtype, "fp32")
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 1), (13, 7), (64, 64), (65, 129), (300, 1), (257, 130), (33, 1025)], ids=str
+)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tiles(shape, precision):
+    check_tiles(
+        triton_kernels, prepared(shape, precision), precision, gram_scale(*shape, precision)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tiles_of_every_input_type(dtype):
+    check_tiles(triton_kernels, prepared((70, 45), "bf16", dtype), "bf16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_one_sample_that_dominates(precision):
+    check_dominating_sample(triton_kernels, precision)
+
+
 @pytest.mark.parametrize("parts", ["one", "many"])
 def test_moments_in_row_parts(parts, monkeypatch):
     """Long columns are cut into parts that are merged; badly scaled ones stay accurate."""
@@ -115,6 +150,7 @@ def test_paths_of_large_gram_products(path, shape, precision, monkeypatch):
     assert (plan.whole > 0) == (shape[0] > 60)
     assert (plan.splits > 1) == (shape[0] == 60)
     check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
+    check_tiles(triton_kernels, case, precision, gram_scale(*shape, precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -129,6 +165,7 @@ def test_paths_of_large_gram_gradients(block_n, path, precision, monkeypatch):
     for shape in ((70, 140), (130, 300)):
         case = prepared(shape, precision)
         check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
+    check_tiles(triton_kernels, prepared((70, 140), precision), precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -10,6 +10,7 @@ import torch
 import triton
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
+from barlow_fast.kernels import tiles  # noqa: E402
 from barlow_fast.kernels.triton import configurations, inspection, tuning  # noqa: E402
 from barlow_fast.kernels.triton.configurations import LARGE, TABLE, Product  # noqa: E402
 from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
@@ -84,6 +85,47 @@ def test_every_tile_is_computed_once(n, processors):
             assert plan.split == 0 or (plan.splits - 1) * plan.depth * plan.block_k < d
             assert plan.splits * plan.depth * plan.block_k >= d
             assert plan.block % plan.strip == 0
+
+
+@pytest.mark.parametrize("capability", sorted(REFERENCE_DEVICES))
+@pytest.mark.parametrize("n", [2, 64, 256, 300, 1500, 5000])
+def test_tiles_that_leave_the_set(n, capability):
+    """The contract's side, every part in memory, and no more of them than the inputs allow, also
+    where a device holds few columns of many samples."""
+    device = REFERENCE_DEVICES[capability]
+    for d in (1, 40, 512, 8192):
+        for dtype, precision in inspection.OPERANDS:
+            plan = configurations.gram(device, n, d, dtype, precision, packed=True)
+            assert plan.block == tiles.side(n, precision)
+            assert plan.whole == 0
+            assert plan.split == tiles.count(n, precision)
+            assert (plan.splits - 1) * plan.depth * plan.block_k < d
+            assert plan.splits * plan.depth * plan.block_k >= d
+            parts = plan.split * plan.splits * plan.block**2 * 4
+            allowed = max(n * d * dtype.itemsize, configurations.SMALL_WORKSPACE)
+            assert plan.splits == 1 or parts <= allowed
+
+
+def test_tuned_rows_do_not_change_the_tiles(monkeypatch):
+    """What ranks exchange does not depend on what one of them measured."""
+    other = Product(128, 128, 64, 8, 3, "stored")
+    monkeypatch.setitem(configurations.override, KEY, other)
+    assert configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16").block == 128
+    plan = configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16", packed=True)
+    assert (plan.block, plan.path) == (64, "fused")
+    # A row with the right blocks serves.
+    monkeypatch.setitem(configurations.override, KEY, Product(64, 64, 32, 4, 5, "stored"))
+    configurations.forget_plans()
+    plan = configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16", packed=True)
+    assert (plan.block_k, plan.stages, plan.path) == (32, 5, "stored")
+
+
+@pytest.mark.parametrize(("n", "d"), [(256, 2048), (2048, 1024), (2048, 64), (300, 1)])
+def test_launches_with_tiles(n, d):
+    """One product a view, and one launch that makes both matrices of what comes back."""
+    names = [x.name for x in record_step(Case("tiles", n, d, torch.bfloat16, "bf16"), H100)]
+    assert names.count("gram_kernel") == names.count("gram_unpack_kernel") == 1
+    assert "gram_finish_kernel" not in names
 
 
 def test_memory_beyond_inputs_stays_below_the_inputs(monkeypatch):
