@@ -229,7 +229,9 @@ def _distributed(
     rows = tuple(each + (rank < more) for rank in range(world_size))
     shape = (rows, plan.d, plan.dtype, plan.precision)
     chosen = distribution.choose_layout(layout, form, *shape, network)
-    costs = {name: distribution.cost(name, *shape) for name in distribution.LAYOUTS}
+    costs = {
+        name: distribution.cost(name, *shape, trees=network.trees) for name in distribution.LAYOUTS
+    }
     seconds = {name: cost.seconds(network, world_size) for name, cost in costs.items()}
     reason = distribution.DESCRIPTION[chosen]
     reason += "; asked for" if layout != "auto" else "; fastest by the model"

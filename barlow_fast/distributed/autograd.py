@@ -71,10 +71,15 @@ def forward(
     )
     call = Call(
         load(backend), group, agreed.rows, z_a.shape[1], z_a.dtype, lambd, eps, precision,
-        statistics,
+        statistics, uses_trees(group, z_a, agreed.nodes),
     )  # fmt: skip
     need = shared.z_a_requires_grad or shared.z_b_requires_grad
     return DistributedLoss.apply(z_a, z_b, call, chosen, gradient == "exact", need)
+
+
+def uses_trees(group: Group, z: Tensor, nodes: int) -> bool:
+    """Whether sums over ranks are the backend's own: NCCL's, between machines."""
+    return nodes > 1 and not group.through_host(z)
 
 
 def _check_rows(rows: tuple[int, ...], statistics: str) -> None:

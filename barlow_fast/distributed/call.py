@@ -23,6 +23,7 @@ class Call:
     eps: float
     precision: str
     statistics: str  # 'global' or 'local'
+    trees: bool = False  # sums over ranks are the backend's (`collectives.Reduction`)
 
     @property
     def n(self) -> int:

@@ -1,10 +1,12 @@
 """The exchanges that the layouts are made of, all asynchronous, on process groups of any backend.
 
-Two patterns carry everything: an all-to-all and an all-gather. Both move bytes, whatever their
-type, so no backend's list of types matters. Sums over ranks are an all-to-all whose parts each rank
-adds up itself: parts may then travel in half precision and still be added in float32, in the order
-of ranks, so that all ranks hold the same bits; on gloo that also sends half of what its
-reduce-scatter does.
+Two patterns carry nearly everything: an all-to-all and an all-gather. Both move bytes, whatever
+their type, so no backend's list of types matters. Sums over ranks are an all-to-all whose parts
+each rank adds up itself: parts may then travel in half precision and still be added in float32, in
+the order of ranks, so that all ranks hold the same bits; on gloo that also sends half of what its
+reduce-scatter does. Between machines that would be the wrong way: every byte of an all-to-all goes
+over its sender's own link, while the rings and trees of NCCL send each byte between two machines
+once, over all links together. There sums are NCCL's, in float32.
 
 Nothing here is differentiable: the layouts' autograd function calls it on detached tensors.
 """
@@ -113,17 +115,46 @@ def total(step: str, values: Tensor, group: Group) -> Tensor:
 
 
 class Reduction:
-    """A sum over ranks of equally shaped (rows, ...) parts, of which each rank gets some rows."""
+    """A sum over ranks of equally shaped (rows, ...) parts, of which each rank adds up some rows.
 
-    def __init__(self, step: str, part: Tensor, group: Group) -> None:
-        self.rows = -(-part.shape[0] // group.size)
-        missing = group.size * self.rows - part.shape[0]
+    Directly: an all-to-all of parts in the type `wire`, added in the type of `part`. With `trees`,
+    which the backend lays along the links between machines: an all-reduce in the type of `part`,
+    after which every rank has all rows.
+    """
+
+    def __init__(
+        self, step: str, part: Tensor, wire: torch.dtype, group: Group, trees: bool
+    ) -> None:
+        self._dtype, self._group, self._step = part.dtype, group, step
+        rows = -(-part.shape[0] // group.size)
+        self._shape = (group.size, rows, *part.shape[1:])
+        part = part if trees else part.to(wire)
+        missing = group.size * rows - part.shape[0]
         if missing:
             part = torch.cat((part, part.new_zeros(missing, *part.shape[1:])))
-        counts = [part.numel() // group.size] * group.size
-        self._shape = (group.size, self.rows, *part.shape[1:])
-        self._transfer = all_to_all(step, part.contiguous(), counts, counts, group)
+        self.whole = None
+        if trees:
+            self.whole = part.contiguous()
+            with explained():
+                work = dist.all_reduce(self.whole, group=group.handle, async_op=True)
+            record(step, 2 * (group.size - 1) * (part.nbytes // group.size))
+            self._transfer = Transfer(work, self.whole, self.whole)
+        else:
+            counts = [part.numel() // group.size] * group.size
+            self._transfer = all_to_all(step, part.contiguous(), counts, counts, group)
 
-    def wait(self, dtype: torch.dtype) -> Tensor:
-        """(ceil(rows / W), ...): this rank's rows of the sum, added in `dtype`."""
-        return self._transfer.wait().view(self._shape).sum(0, dtype=dtype)
+    def share(self) -> Tensor:
+        """(ceil(rows / W), ...): this rank's rows of the sum, in the type of the part."""
+        arrived = self._transfer.wait().view(self._shape)
+        if self.whole is not None:
+            return arrived[self._group.rank]
+        return arrived.sum(0, dtype=self._dtype)
+
+
+def gather_shares(step: str, shares: Sequence[Tensor], sums: Sequence[Reduction]) -> Transfer:
+    """(W, len(shares), rows, ...): all rows of several sums, from `Reduction.share` of each, which
+    may have been rounded for the way; what every rank has already does not travel again."""
+    if all(reduction.whole is not None for reduction in sums):
+        whole = [reduction.whole.view(reduction._shape) for reduction in sums]
+        return Transfer(None, torch.stack(whole, 1).to(shares[0].dtype), None)
+    return all_gather(step, torch.stack(list(shares)), sums[0]._group)

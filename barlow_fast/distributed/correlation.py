@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.precision import accumulation_dtype
 from . import statistics, wire
 from .call import Call
-from .collectives import Reduction, Transfer, all_gather, total
+from .collectives import Reduction, Transfer, all_gather, gather_shares, total
 
 Saved = tuple[tuple[Tensor, ...], Transfer | None]
 
@@ -25,8 +25,7 @@ def forward(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Saved]:
     """((loss, on_diagonal, off_diagonal), what `backward` takes)."""
     moments = statistics.own_moments(call, z_a, z_b)
-    columns = statistics.of_columns(call, statistics.send_moments(call, moments))
-    rows = statistics.of_rows(call, moments, columns)
+    rows, sums, _ = statistics.of_rows(call, moments)
     dtype = accumulation_dtype(call.precision)
     if call.own_rows:
         matrix, _ = call.kernels.correlation(z_a, z_b, rows, call.precision)
@@ -38,26 +37,38 @@ def forward(
         part.mul_(call.own_rows / call.n)  # nobody else needs it
     else:
         part = part * (call.own_rows / call.n)
+    of_own_rows = () if call.is_global else (matrix, statistics.own(call, moments)[6])
     wire_dtype = wire.matrix_dtype(call.precision)
-    share = Reduction("matrices", part.to(wire_dtype), call.group).wait(dtype)
-    del part
-    # One row at a time in the accumulation type: D^2 values are never widened at once.
-    row_squares = torch.linalg.vecdot(share, share).double()
-    column_squares = torch.linalg.vecdot(share, share, dim=0).double()
-    scalars = torch.cat((columns.sums, row_squares.sum()[None], column_squares))
-    summed = total("terms", scalars, call.group)
+    reduction = Reduction("matrices", part, wire_dtype, call.group, call.trees)
+    del part, matrix  # D x D each: not while their sum comes in
+    share = reduction.share()
+    if call.trees:
+        # Every rank has all of C and of the diagonal: nobody has to be asked.
+        on_diagonal, diagonal_squares = sums * call.group.size
+        row_squares, column_squares = _squares(reduction.whole[: call.d])
+        off_diagonal = row_squares.sum()
+    else:
+        row_squares, column_squares = _squares(share)
+        scalars = torch.cat((sums, row_squares.sum()[None], column_squares))
+        summed = total("terms", scalars, call.group)
+        (on_diagonal, diagonal_squares, off_diagonal), column_squares = summed[:3], summed[3:]
     outputs = call.kernels.terms(
-        summed[None, :2], summed[2:3], 1, False, call.lambd, call.precision
-    )
+        torch.stack((on_diagonal, diagonal_squares))[None], off_diagonal[None], 1, False,
+        call.lambd, call.precision,
+    )  # fmt: skip
     if not need:
         return outputs, ((), None)
-    gathered_rows = all_gather("terms", row_squares, call.group).wait().flatten()[: call.d]
-    squares = torch.stack((gathered_rows, summed[3:]))
-    transfer = all_gather("matrices", share.to(wire_dtype), call.group)
-    tensors = (z_a, z_b, rows, squares)
-    if not call.is_global:
-        tensors += (matrix, statistics.own(call, moments)[6])
-    return outputs, (tensors, transfer)
+    if not call.trees:
+        row_squares = all_gather("terms", row_squares, call.group).wait().flatten()[: call.d]
+    transfer = gather_shares("matrices", [share.to(wire_dtype)], [reduction])
+    squares = torch.stack((row_squares, column_squares))
+    return outputs, ((z_a, z_b, rows, squares, *of_own_rows), transfer)
+
+
+def _squares(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column sums of squares, float64; added up in the matrix's own type, because D^2
+    values are better not widened at once."""
+    return tuple(torch.linalg.vecdot(matrix, matrix, dim=dim).double() for dim in (1, 0))
 
 
 def backward(
@@ -69,7 +80,7 @@ def backward(
         return tuple(z if needed else None for z, needed in zip((z_a, z_b), need, strict=True))
     n, lambd = call.n, call.lambd
     coefficient, slope, offset = 2 * lambd / n, 2 / n, -2 / n
-    summed = transfer.wait().flatten(0, 1)[: call.d]
+    summed = transfer.wait().flatten(0, 2)[: call.d]
     matrix = _in_layout(call, summed)
     if own:
         coefficient, matrix, squares = _local_projection(

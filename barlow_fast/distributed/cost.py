@@ -29,14 +29,16 @@ DESCRIPTION = {
 class Network:
     """What ranks are made of and joined by, as far as the choice of a layout goes."""
 
-    bandwidth: float  # bytes per second that a rank sends while it receives as many
+    bandwidth: float  # bytes per second that a rank sends to others while it receives as many
+    shared_bandwidth: float  # the same in rings and trees, which use all links of a machine at once
     latency: float  # seconds before the first byte of an exchange, or of a step of a tree
     per_rank: float  # further seconds for each rank that an exchange addresses
     matmul: float  # operations per second of a rank's matrix products
     memory: float  # bytes per second of a rank's memory
+    trees: bool = False  # sums over ranks are the backend's own
 
     def __post_init__(self) -> None:
-        for name in ("bandwidth", "matmul", "memory"):
+        for name in ("bandwidth", "shared_bandwidth", "matmul", "memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("latency", "per_rank"):
@@ -52,13 +54,14 @@ _CPU_MATMUL = {"bf16": 200e9, "fp16": 100e9, "tf32": 100e9, "fp32": 100e9, "fp64
 
 def network_of(device_type: str, nodes: int, precision: str) -> Network:
     """What is assumed of a group: NVLink within a machine (450 GB/s each way by the data sheet,
-    three quarters of it in use), 400 Gbit/s per GPU between machines; a loopback or Ethernet, and a
-    few cores per rank, on CPUs."""
+    three quarters of it in use); between machines 400 Gbit/s per GPU, of eight GPUs together for
+    rings and trees; a loopback or Ethernet, and a few cores per rank, on CPUs."""
     if device_type != "cuda":
-        return Network(1e9, 1e-4, 2e-5, _CPU_MATMUL[precision], 10e9)
+        return Network(1e9, 1e9, 1e-4, 2e-5, _CPU_MATMUL[precision], 10e9)
+    matmul = _GPU_MATMUL[precision]
     if nodes <= 1:
-        return Network(340e9, 15e-6, 0.5e-6, _GPU_MATMUL[precision], 3e12)
-    return Network(40e9, 25e-6, 1.5e-6, _GPU_MATMUL[precision], 3e12)
+        return Network(340e9, 340e9, 15e-6, 0.5e-6, matmul, 3e12)
+    return Network(40e9, 320e9, 25e-6, 1.5e-6, matmul, 3e12, trees=True)
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,23 @@ class LayoutCost:
     """One forward + backward pass of one rank in one layout."""
 
     flops: float  # operations of the matrix products
-    sent: int  # bytes that the rank sends to others
-    exchanges: int  # all-to-alls and all-gathers: every rank addresses every other
-    sums: int  # of a few numbers over all ranks: trees
+    exchanged: int  # bytes that the rank sends in all-to-alls
+    spread: int  # bytes that it sends in all-gathers and sums
+    exchanges: int  # all-to-alls and all-gathers: every rank is addressed by every other
+    sums: int  # over all ranks, by trees where there are any
     kept: int  # bytes held from forward to backward, beside the inputs
+
+    @property
+    def sent(self) -> int:
+        """All bytes that the rank sends to others."""
+        return self.exchanged + self.spread
 
     def seconds(self, network: Network, ranks: int) -> float:
         """What the model makes of it: nothing overlaps; what is kept is written and read twice."""
         return (
             self.flops / network.matmul
-            + self.sent / network.bandwidth
+            + self.exchanged / network.bandwidth
+            + self.spread / network.shared_bandwidth
             + self.exchanges * (network.latency + (ranks - 1) * network.per_rank)
             + self.sums * network.latency * (1 + math.log2(ranks))
             + 4 * self.kept / network.memory
@@ -96,6 +106,7 @@ def cost(
     precision: str,
     rank: int = 0,
     statistics: str = "global",
+    trees: bool = False,
 ) -> LayoutCost:
     """The cost of a layout for `rank`, with both inputs' gradients wanted.
 
@@ -104,39 +115,59 @@ def cost(
         d: embedding dimensions.
         dtype: dtype of the embeddings.
         statistics: 'global' or 'local'.
+        trees: sums over ranks are the backend's own, as between machines.
     """
     ranks, n, own = len(rows), sum(rows), rows[rank]
-    widths = shards.widths(d, ranks)
-    width, others = widths[rank], ranks - 1
+    width, others, is_global = shards.widths(d, ranks)[rank], ranks - 1, statistics == "global"
     matrix = wire.matrix_dtype(precision).itemsize
     wide, operand = accumulation_dtype(precision).itemsize, OPERAND_DTYPE[precision].itemsize
+
+    def summed(values: int) -> int:
+        """Bytes of a sum of float64 vectors."""
+        return 2 * others * 8 * values // ranks if trees else 8 * values * others
+
+    scale = summed(1)
     moments = 5 * 8 * (d - width)
-    # Where rows are standardised at home, the (7, D) statistics are gathered, from each rank its
-    # columns; of local ones only C_ii.
-    is_global = statistics == "global"
-    gathered = (7 if is_global else 1) * wide * max(widths) * others
     if layout == "features":
-        b = tiles.side(n, precision)
-        share = -(-tiles.count(n, precision) * b // ranks) * b * matrix
+        b, count = tiles.side(n, precision), tiles.count(n, precision)
+        share = -(-count * b // ranks) * b
         embedding = operand  # local statistics have standardised them
         if is_global:
             embedding = wire.embedding_dtype(dtype, precision).itemsize
         gradient = wire.gradient_dtype(dtype, precision, statistics).itemsize
-        sent = moments + 2 * own * (d - width) * embedding + 2 * (n - own) * width * gradient
-        sent += 2 * others * share + 2 * others * share + 7 * 8 * others + 8 * others
-        kept = 2 * n * width * dtype.itemsize + 2 * ranks * share
-        return LayoutCost(6.0 * n * n * width, sent, 8, 2, kept)
+        exchanged = moments + 2 * own * (d - width) * embedding + 2 * (n - own) * width * gradient
+        spread = summed(7) + scale
+        kept = 2 * n * width * dtype.itemsize + 2 * ranks * share * matrix
+        flops = 6.0 * n * n * width
+        if trees:
+            spread += 2 * 2 * others * share * wide
+            return LayoutCost(flops, exchanged, spread, 5, 4, kept)
+        exchanged += 2 * others * share * matrix
+        spread += 2 * others * share * matrix
+        return LayoutCost(flops, exchanged, spread, 8, 2, kept)
+    if trees:
+        exchanged, exchanges, sums = 0, 0, 2 if is_global else 1
+        spread = (summed(2 * d) + summed(3 * d)) if is_global else summed(3 * d)
+    else:
+        # The (7, D) statistics are gathered, from each rank its columns; of local ones only C_ii.
+        exchanged, exchanges, sums = moments, 2, 0
+        spread = (7 if is_global else 1) * wide * max(shards.widths(d, ranks)) * others
     if layout == "rows":
         most = max(rows)
-        sent = moments + gathered + 2 * others * most * d * operand
-        sent += 5 * 8 * others + 8 * others
-        sent += 2 * 8 * d * others if is_global else 0  # projections: own ones are known at home
+        spread += 2 * others * most * d * operand + summed(5) + scale
+        spread += summed(2 * d) if is_global else 0  # projections: own ones are known at home
         kept = 2 * ranks * most * d * operand + 2 * own * ranks * most * operand
-        return LayoutCost(8.0 * own * ranks * most * d, sent, 4, 3 if is_global else 2, kept)
-    share = -(-d // ranks) * d * matrix
-    sent = moments + gathered + 2 * others * share + 8 * (3 + d) * others
-    sent += -(-d // ranks) * 8 * others + 8 * others
-    return LayoutCost(6.0 * own * d * d, sent, 5, 2, ranks * share)
+        flops = 8.0 * own * ranks * most * d
+        sums += 3 if is_global else 2
+        return LayoutCost(flops, exchanged, spread, exchanges + 2, sums, kept)
+    share = -(-d // ranks) * d
+    flops, kept = 6.0 * own * d * d, ranks * share * matrix
+    if trees:
+        spread += 2 * others * share * wide + scale
+        return LayoutCost(flops, exchanged, spread, exchanges, sums + 2, kept)
+    exchanged += others * share * matrix
+    spread += others * share * matrix + summed(3 + d) + -(-d // ranks) * 8 * others + scale
+    return LayoutCost(flops, exchanged, spread, exchanges + 3, sums + 2, kept)
 
 
 def choose_layout(
@@ -163,7 +194,7 @@ def choose_layout(
     most = rows.index(max(rows))
 
     def seconds(candidate: str) -> float:
-        each = cost(candidate, rows, d, dtype, precision, most, statistics)
+        each = cost(candidate, rows, d, dtype, precision, most, statistics, network.trees)
         return each.seconds(network, len(rows))
 
     return min(fitting, key=seconds)

@@ -18,7 +18,7 @@ from ..kernels import tiles
 from ..kernels.precision import accumulation_dtype, gram_scale
 from . import shards, statistics, wire
 from .call import Call
-from .collectives import Reduction, Transfer, all_gather, all_to_all, total
+from .collectives import Reduction, Transfer, all_to_all, gather_shares, total
 from .norm import differentiate_norm
 
 # What `backward` takes besides tensors: the matrices, which are still on their way.
@@ -57,7 +57,9 @@ def forward(
     outputs, shares, centres = _finish(call, columns, reductions)
     if not need:
         return outputs, ((), None)
-    matrices = all_gather("matrices", _for_wire(call, torch.stack(shares)), call.group)
+    wire_dtype = wire.matrix_dtype(call.precision)
+    rounded = [(share * _scale(call)).to(wire_dtype) for share in shares]
+    matrices = gather_shares("matrices", rounded, reductions)
     tensors = (*views, columns.statistics, centres)
     if home is not None:
         tensors += (z_a, z_b, home)
@@ -86,18 +88,14 @@ def _add_up(call: Call, z: Tensor, rows: Tensor, centre: Tensor) -> Reduction:
         packed = call.kernels.gram_tiles(z, rows, call.precision)
     diagonal = shards.diagonal_of_tiles(call.n, call.precision, z.device)
     packed.view(-1)[diagonal] -= centre.to(packed.dtype)
-    return Reduction("matrices", _for_wire(call, packed.flatten(0, 1)), call.group)
+    packed = packed.flatten(0, 1) * _scale(call) if _scale(call) != 1 else packed.flatten(0, 1)
+    wire_dtype = wire.matrix_dtype(call.precision)
+    return Reduction("matrices", packed, wire_dtype, call.group, call.trees)
 
 
-def _for_wire(call: Call, packed: Tensor) -> Tensor:
-    if call.precision == "fp16":
-        packed = packed * gram_scale(call.n, call.d, call.precision)
-    return packed.to(wire.matrix_dtype(call.precision))
-
-
-def _from_wire(call: Call, packed: Tensor) -> Tensor:
-    scale = gram_scale(call.n, call.d, call.precision)
-    return packed if scale == 1 else packed.float() / scale
+def _scale(call: Call) -> float:
+    """What matrices are multiplied with while they travel: float16 could not hold them."""
+    return gram_scale(call.n, call.d, call.precision)
 
 
 def _finish(
@@ -105,7 +103,7 @@ def _finish(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor], Tensor]:
     """The loss and its terms, this rank's rows of K'_a and K'_b, and the centres that they lack."""
     dtype = accumulation_dtype(call.precision)
-    shares = [_from_wire(call, reduction.wait(dtype)) for reduction in reductions]
+    shares = [reduction.share() / _scale(call) for reduction in reductions]
     share = shards.share_of_tiles(
         call.n, call.precision, call.group.rank, call.group.size, shares[0].device
     )
@@ -134,9 +132,9 @@ def backward(
         shares = matrices.wait().transpose(0, 1).flatten(1, 2)  # (2, W * rows, B)
         b, count = tiles.side(n, call.precision), tiles.count(n, call.precision)
         packed = shares[:, : count * b].unflatten(1, (count, b))
-        grams = call.kernels.gram_from_tiles(
-            _from_wire(call, packed), centres, n, call.d, call.precision
-        )
+        if _scale(call) != 1:
+            packed = packed.float() / _scale(call)
+        grams = call.kernels.gram_from_tiles(packed, centres, n, call.d, call.precision)
     transfers: list[Transfer | None] = []
     for view in range(2):
         if not need[view]:

@@ -25,8 +25,7 @@ def forward(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Saved]:
     """((loss, on_diagonal, off_diagonal), what `backward` takes)."""
     moments = statistics.own_moments(call, z_a, z_b)
-    columns = statistics.of_columns(call, statistics.send_moments(call, moments))
-    rows = statistics.of_rows(call, moments, columns)
+    rows, sums, parts_of_centres = statistics.of_rows(call, moments)
     transfers = [
         _gather(call, call.kernels.standardise(z, *rows[3 * v : 3 * v + 3], call.precision))
         for v, z in enumerate((z_a, z_b))
@@ -40,7 +39,7 @@ def forward(
         grams.append(product(own, everything[-1].T, call.precision))
     inner = torch.linalg.vecdot(*grams).double().sum()
     # What has to leave K's diagonal before it is rounded: the same number on all ranks.
-    scalars = torch.cat((columns.sums, columns.centres, inner[None]))
+    scalars = torch.cat((sums, parts_of_centres, inner[None]))
     on, squares, *centres, inner = total("terms", scalars, call.group).unbind()
     outputs = call.kernels.terms(
         torch.stack((on, squares))[None], inner[None], call.n**2, True, call.lambd, call.precision

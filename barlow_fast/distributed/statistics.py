@@ -14,7 +14,7 @@ from torch import Tensor
 from ..kernels.precision import accumulation_dtype
 from . import shards, wire
 from .call import Call
-from .collectives import Transfer, all_gather, all_to_all
+from .collectives import Transfer, all_gather, all_to_all, total
 
 
 class Columns(NamedTuple):
@@ -79,8 +79,19 @@ def merge(parts: Tensor, counts: Tensor, n: int) -> Tensor:
     return torch.cat((means, squares, comoment[None]))
 
 
-def of_rows(call: Call, moments: Tensor, columns: Columns) -> Tensor:
-    """(7, D) statistics that standardise this rank's own rows; C_ii over all rows in row 6."""
+class Rows(NamedTuple):
+    """Statistics of all columns, for this rank's own rows."""
+
+    statistics: Tensor  # (7, D): what standardises them; C_ii over the rows of all ranks in row 6
+    sums: Tensor  # (2,) float64: what this rank adds to sum (C_ii - 1)^2 and sum C_ii^2
+    centres: Tensor  # (2,) float64: what it adds to the mean over all rows of sum_i z_hat_i^2
+
+
+def of_rows(call: Call, moments: Tensor) -> Rows:
+    """Statistics of all columns from this rank's moments and those of the others."""
+    if call.trees:
+        return _by_sums(call, moments)
+    columns = of_columns(call, send_moments(call, moments))
     width = max(shards.widths(call.d, call.group.size))
     padded = torch.nn.functional.pad(columns.statistics, (0, width - columns.statistics.shape[1]))
     if not call.is_global:
@@ -91,9 +102,36 @@ def of_rows(call: Call, moments: Tensor, columns: Columns) -> Tensor:
         for rank, (begin, end) in enumerate(shards.columns(call.d, call.group.size))
     ]
     shared = torch.cat(pieces, dim=1)
+    if not call.is_global:
+        shared = torch.cat((own(call, moments)[:6], shared))
+    return Rows(shared, columns.sums, columns.centres)
+
+
+def _by_sums(call: Call, moments: Tensor) -> Rows:
+    """The same by sums of whole vectors over all ranks: more bytes, but no message from each rank
+    to each other."""
+    rows, n = call.own_rows, call.n
     if call.is_global:
-        return shared
-    return torch.cat((own(call, moments)[:6], shared))
+        means = total("statistics", rows * moments[:2], call.group) / n
+        delta = moments[:2] - means
+        squares = moments[2:4] + rows * delta.square()
+        comoment = moments[4] + rows * delta[0] * delta[1]
+        rest = total("statistics", torch.cat((squares, comoment[None])), call.group)
+        merged = torch.cat((means, rest))
+        statistics, sums = call.kernels.standardisation(merged, n, call.eps, call.precision)
+        sums = sums[:, :2].sum(0)
+        squares = 1 - call.eps * statistics[1:5:3].double().square()
+    else:
+        variance = moments[2:4] / max(rows, 1)
+        rstd = (variance + call.eps).rsqrt()
+        diagonal = moments[4] / n * rstd[0] * rstd[1]
+        squares = rows / n * variance * rstd.square()
+        summed = total("statistics", torch.cat((diagonal[None], squares)), call.group)
+        diagonal, squares = summed[0], summed[1:]
+        sums = torch.stack(((diagonal - 1).square().sum(), diagonal.square().sum()))
+        statistics = own(call, moments)
+        statistics = torch.cat((statistics[:6], diagonal[None].to(statistics.dtype)))
+    return Rows(statistics, sums / call.group.size, squares.sum(1) / call.group.size)
 
 
 def own(call: Call, moments: Tensor) -> Tensor:
