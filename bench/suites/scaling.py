@@ -89,29 +89,29 @@ def tables(rows: list[Row], brief: bool) -> str:
 
 def _assumptions() -> str:
     inside, across = (scaling.network(gpus) for gpus in (8, 64))
-    ring = scaling.ring_bandwidth(64)
     return (
         "Seconds of one forward and backward pass of the loss alone, embeddings in bfloat16, "
         "nothing overlapped. What both are assumed to reach: "
         f"{inside.matmul / 1e12:.0f} TFLOP/s in products and {inside.memory / 1e12:.1f} TB/s of "
         "memory, both measured on an H100 (not by this suite). Links are assumed after data "
         f"sheets, not measured: {inside.bandwidth / 1e9:.0f} GB/s each way for each GPU among the "
-        f"{scaling.GPUS_PER_NODE} of a machine, {across.bandwidth / 1e9:.0f} GB/s between "
-        "machines.\n\n"
+        f"{scaling.GPUS_PER_NODE} of a machine; between machines {across.bandwidth / 1e9:.0f} GB/s "
+        f"for what a GPU sends to others, {across.shared_bandwidth / 1e9:.0f} GB/s in rings and "
+        "trees, which leave a machine through all links at once. A sum or an all-reduce takes "
+        f"1 + log2 W steps of {across.latency * 1e6:.0f} µs ({inside.latency * 1e6:.0f} within a "
+        "machine).\n\n"
         '*barlow_fast*: the layout that `layout="auto"` takes, by the model with which it takes it '
         "(`barlow_fast/distributed/cost.py`): operations, bytes, "
         f"{across.latency * 1e6:.0f} µs ({inside.latency * 1e6:.0f} within a machine) for each "
-        f"exchange and each step of a tree, {across.per_rank * 1e6:.1f} µs "
-        f"({inside.per_rank * 1e6:.1f}) for each further rank that an exchange addresses. Between "
-        "machines every byte is taken to go over a GPU's own link.\n\n"
+        f"exchange and {across.per_rank * 1e6:.1f} µs ({inside.per_rank * 1e6:.1f}) for each "
+        "further rank that it addresses; steps of sums as above.\n\n"
         "*All-reduce of C*: C in two bytes an element, as under autocast; 6·n·D² operations for n "
         f"samples of a rank; {scaling.PASSES} passes over D × D in two bytes, as few as were "
-        "counted of a public implementation in eager torch; a ring, 2 (W − 1) / W · D² elements "
-        f"sent, at {inside.bandwidth / 1e9:.0f} GB/s within a machine and at {ring / 1e9:.0f} GB/s "
-        "between machines, which it leaves through all links at once; one latency. It *does not "
-        f"fit* where {scaling.MATRICES} D × D matrices of two bytes exceed "
-        f"{scaling.MEMORY / 1e9:.0f} GB (eager torch was counted to hold 4). These choices favour "
-        "it."
+        "counted of a public implementation in eager torch; an all-reduce, 2 (W − 1) / W · D² "
+        f"elements sent; the latency of {scaling.SUMS} sums: C, and the statistics of two views "
+        "forward and backward (SyncBatchNorm), whose bytes are left out. It *does not fit* where "
+        f"{scaling.MATRICES} D × D matrices of two bytes exceed {scaling.MEMORY / 1e9:.0f} GB "
+        "(eager torch was counted to hold 4)."
     )
 
 

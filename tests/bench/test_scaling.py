@@ -28,13 +28,8 @@ def test_all_reduce_by_hand():
     assert step.sent == 2 * 7 / 8 * matrix
     bandwidth = scaling.network(8).bandwidth
     expected = step.flops / 790e12 + 26 * matrix / 3e12 + step.sent / bandwidth
-    assert step.seconds == pytest.approx(expected, abs=2e-5)  # and one latency
-
-
-def test_the_ring_is_as_fast_as_all_links_of_a_machine_or_as_the_links_within():
-    inside, across = scaling.network(8).bandwidth, scaling.network(64).bandwidth
-    assert scaling.ring_bandwidth(8) == inside
-    assert across < scaling.ring_bandwidth(64) <= min(8 * across, inside)
+    expected += 5 * (1 + 3) * 15e-6  # steps of trees
+    assert step.seconds == pytest.approx(expected)
 
 
 def test_three_matrices_of_two_bytes_in_80_gigabytes():
@@ -61,13 +56,14 @@ def test_ours_is_the_choice_of_the_package(modelled):
 def test_tables_say_modelled_and_tell_where_we_are_slower(modelled):
     text = suite.tables(modelled, brief=False)
     assert text.count(": modelled**") == len(scaling.GROUPS)
-    for words in ("790 TFLOP/s", "data sheets, not measured", "does not fit", "favour it"):
+    for words in ("790 TFLOP/s", "data sheets, not measured", "does not fit", "SyncBatchNorm"):
         assert words in text
-    slower = [r for r in modelled if r["ours"]["seconds"] > r["all_reduce"]["seconds"]]
-    assert slower, "the sentence is not tested by these rows"
-    for row in slower:
-        assert f"{row['ranks']} GPUs at N = {row['n']}, D = {row['d']} (" in text
-    assert "nowhere slower" in suite.tables([r for r in modelled if r not in slower], brief=False)
+    assert all(r["ours"]["seconds"] <= r["all_reduce"]["seconds"] for r in modelled)
+    assert "nowhere slower" in text
+    row = modelled[0]
+    slower = dict(row, ours=dict(row["ours"], seconds=3 * row["all_reduce"]["seconds"]))
+    text = suite.tables([slower, *modelled[1:]], brief=False)
+    assert f"slower on {row['ranks']} GPUs at N = {row['n']}, D = {row['d']} (3.0× the" in text
 
 
 def test_the_command_writes_rows_and_a_figure_of_them(tmp_path, modelled):
