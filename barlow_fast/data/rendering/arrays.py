@@ -1,8 +1,12 @@
 """Crops of images in memory, a batch at a time, in torch on any device.
 
-PIL resizes with two passes of weighted sums, rows first, and rounds to bytes after each. Here a
-pass is one batched matrix product: every sample has a (pixels of the view, pixels of the image)
-matrix per direction, which is zero outside its window.
+PIL resizes with two passes of weighted sums and rounds to bytes after each. Here a pass is one
+batched matrix product: every sample has a (pixels of the view, pixels of the image) matrix per
+direction, which is zero outside its window.
+
+PIL's weights are whole numbers of 2**-22, too fine for float32 to add up without rounding. They are
+split into two parts whose sums with bytes are exact. So a crop is PIL's to the bit, and does not
+depend on the order in which a machine's matrix product adds, hence not on the batch either.
 """
 
 from __future__ import annotations
@@ -30,12 +34,17 @@ KEPT_BYTES = 2**24
 # Bytes of float32 that a batch is cut into; small enough for the caches of a core.
 PART_BYTES = 2**21
 
-# PIL keeps weights as whole numbers of this.
-WEIGHT_STEP = 2.0**-22
+# A weight is whole + rest / SPLIT, in units of 1 / SPLIT: 22 bits in two parts of 11. Up to 32 taps
+# of the second part, times a byte, stay below 2**24.
+SPLIT = 2**11
 
 
 def crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
     """Windows of images, resized as PIL resizes an image that has been cropped first.
+
+    The order of the two passes is that of Pillow 13, whichever is installed: rows first, except
+    where the height shrinks by more than twice the pixels that the width does. Pillow before 13
+    always has rows first, which differs by rounding, and by clipping at sharp edges.
 
     Args:
         images: (B, H, W, C) uint8, any strides.
@@ -44,15 +53,34 @@ def crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolatio
         interpolation: 'bicubic' (a = -1/2) or 'bilinear', antialiased.
 
     Returns:
-        (B, *size, C) uint8 on the device of `images`; equal to PIL's but for values that fall on
-        the edge between two levels.
+        (B, *size, C) uint8 on the device of `images`. Equal to PIL's while a side shrinks by less
+        than a factor of eight; beyond that within one level.
     """
+    shrinks = places[:, 2:] - size
+    columns_first = (shrinks[:, 0] > 0) & (shrinks[:, 0] > 2 * shrinks[:, 1])
+    if not columns_first.any():
+        return _crop(images, places, size, interpolation)
+    out = images.new_empty((len(images), *size, images.shape[-1]))
+    for turned in (False, True):
+        rows = np.flatnonzero(columns_first == turned)
+        at = torch.from_numpy(rows).to(images.device)
+        group, where = images.index_select(0, at), places[rows]
+        if turned:
+            group, where = group.transpose(1, 2), where[:, [1, 0, 3, 2]]
+            out[at] = _crop(group, where, size[::-1], interpolation).transpose(1, 2)
+        else:
+            out[at] = _crop(group, where, size, interpolation)
+    return out
+
+
+def _crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
+    """`crop` with rows first."""
     _, height, width, channels = images.shape
     out = images.new_empty((len(images), *size, channels))
-    row = 4 * channels * max(height, size[0]) * max(width, size[1])
+    row = 8 * channels * max(height, size[0]) * max(width, size[1])
     step = max(1, PART_BYTES // row)
     # Whatever precision the encoder is run in, pixels need float32.
-    with torch.autocast(images.device.type, enabled=False), torch.no_grad():
+    with torch.autocast(images.device.type, enabled=False):
         for first in range(0, len(images), step):
             part = slice(first, first + step)
             top, left, tall, wide = places[part].T
@@ -75,28 +103,35 @@ def warp(images: Tensor, parameters: ViewParameters, size: tuple[int, int]) -> T
     Returns:
         (B, *size, C) uint8 on the device of `images`.
     """
-    count, height, width, channels = images.shape
+    count, height, width, _ = images.shape
     # input = centre + rotation . shear . window . output, with coordinates that run from -1 to 1
     # over the image; angles are taken in pixels, hence the aspect.
     aspect = height / width
     cosine, sine = np.cos(parameters.rotation), np.sin(parameters.rotation)
     across, down = parameters.width, parameters.height
-    theta = np.empty((count, 2, 3), dtype=np.float32)
-    theta[:, 0, 0] = cosine * across
-    theta[:, 0, 1] = (cosine * parameters.shear - sine) * down * aspect
-    theta[:, 0, 2] = 2 * parameters.left + across - 1
-    theta[:, 1, 0] = sine * across / aspect
-    theta[:, 1, 1] = (cosine + sine * parameters.shear) * down
-    theta[:, 1, 2] = 2 * parameters.top + down - 1
-    with torch.autocast(images.device.type, enabled=False), torch.no_grad():
-        grid = functional.affine_grid(
-            torch.from_numpy(theta).to(images.device),
-            [count, channels, *size],
-            align_corners=False,
-        )
-        planes = images.permute(0, 3, 1, 2).to(torch.float32)
+    theta = np.empty((2, 3, count, 1, 1), dtype=np.float32)
+    theta[0, 0, :, 0, 0] = cosine * across
+    theta[0, 1, :, 0, 0] = (cosine * parameters.shear - sine) * down * aspect
+    theta[0, 2, :, 0, 0] = 2 * parameters.left + across - 1
+    theta[1, 0, :, 0, 0] = sine * across / aspect
+    theta[1, 1, :, 0, 0] = (cosine + sine * parameters.shear) * down
+    theta[1, 2, :, 0, 0] = 2 * parameters.top + down - 1
+    y, x = (
+        ((2 * torch.arange(n, dtype=torch.float32) + 1) / n - 1).to(images.device) for n in size
+    )
+    # Element by element, where a matrix product's rounding could depend on the batch.
+    grid = torch.stack(
+        [
+            per_x * x + per_y * y[:, None] + shift
+            for per_x, per_y, shift in torch.from_numpy(theta).to(images.device)
+        ],
+        -1,
+    )
+    planes = images.permute(0, 3, 1, 2).to(torch.float32)
+    with torch.autocast(images.device.type, enabled=False):
         planes = functional.grid_sample(planes, grid, mode="bilinear", align_corners=False)
-        return _levels(planes).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    levels = planes.add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous()
 
 
 def crops_of(
@@ -197,20 +232,26 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
 def _resize(images: Tensor, down: Tensor, across: Tensor, out: Tensor) -> None:
     """out = bytes(down @ bytes(images @ across^T)), channel by channel.
 
-    images (B, H, W, C) uint8; down (B, h, H), across (B, w, W) float32; out (B, h, w, C) uint8.
+    images (B, H, W, C) uint8; down (B, 2 h, H), across (B, 2 w, W) as `_matrices` makes them; out
+    (B, h, w, C) uint8.
     """
     count, height, width, channels = images.shape
+    tall, wide = out.shape[1:3]
     planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    planes = torch.bmm(planes.view(count, channels * height, width), across.mT)
-    planes = _levels(planes).floor_().view(count, channels, height, -1)
-    rows = planes.transpose(1, 2).reshape(count, height, -1)
-    rows = _levels(torch.bmm(down, rows)).view(count, -1, channels, across.shape[1])
-    out.copy_(rows.permute(0, 1, 3, 2))
+    sums = torch.bmm(planes.view(count, channels * height, width), across.mT)
+    planes = _levels(sums.view(count, channels, height, 2, wide), 3)
+    rows = planes.transpose(1, 2).reshape(count, height, channels * wide)
+    levels = _levels(torch.bmm(down, rows).view(count, 2, tall, channels, wide), 1)
+    # As bytes before channels come last: four times less to move in small steps.
+    torch.stack(levels.to(torch.uint8).unbind(2), -1, out=out)
 
 
-def _levels(sums: Tensor) -> Tensor:
-    """What truncation turns into rounded bytes; halves go up, as PIL has it. In place."""
-    return sums.add_(0.5).clamp_(0, 255)
+def _levels(sums: Tensor, dimension: int) -> Tensor:
+    """Whole numbers from 0 to 255, as float32, from the two sums along a dimension: rounded, with
+    halves upwards."""
+    whole, rest = sums.unbind(dimension)
+    levels = whole + rest.floor_()
+    return levels.add_(SPLIT // 2).mul_(1 / SPLIT).floor_().clamp_(0, 255)
 
 
 def _matrices(
@@ -221,18 +262,18 @@ def _matrices(
     interpolation: str,
     device: torch.device,
 ) -> Tensor:
-    """(B, size, extent) float32 weights that resize windows of one direction.
+    """(B, 2 size, extent) float32 weights that resize windows of one direction: the whole parts,
+    then the rests.
 
     start, length: (B,), in pixels of an image of `extent` pixels.
     """
-    if 8 * size * extent * extent <= KEPT_BYTES:
+    if 16 * size * extent * extent <= KEPT_BYTES:
         table, which = _all_lengths(size, extent, interpolation, device), length - 1
     else:
         lengths, which = np.unique(length, return_inverse=True)
         table = torch.from_numpy(_table(lengths, size, extent, interpolation)).to(device)
-    # Row [which, :, extent - start:] of the table is what is wanted: a view of all shifts makes
-    # that an index.
-    shape = (len(table), extent + 1, size, extent)
+    # Columns from extent - start on are what is wanted: a view of all shifts makes that an index.
+    shape = (len(table), extent + 1, 2 * size, extent)
     shifts = table.as_strided(shape, (table.stride(0), 1, table.stride(1), 1))
     at = torch.from_numpy(np.stack((which, extent - start)).astype(np.int64)).to(device)
     return shifts[at[0], at[1]]
@@ -245,8 +286,8 @@ def _all_lengths(size: int, extent: int, interpolation: str, device: torch.devic
 
 
 def _table(lengths: np.ndarray, size: int, extent: int, interpolation: str) -> np.ndarray:
-    """(U, size, at least 2 extent) float32: weights of windows of each length that begin at
-    `extent`.
+    """(U, 2 size, at least 2 extent) float32: weights of windows of each length that begin at
+    column `extent`; the whole parts, then the rests.
 
     The filter is stretched by the factor that the window shrinks by, and cut at the window's
     border, where its weights still sum to one.
@@ -262,11 +303,14 @@ def _table(lengths: np.ndarray, size: int, extent: int, interpolation: str) -> n
     weights = kernel((taps + 0.5 - centre[..., None]) / stretch[..., None])
     weights *= taps < end[..., None]
     weights /= weights.sum(-1, keepdims=True)
-    weights = np.floor(weights / WEIGHT_STEP + 0.5) * WEIGHT_STEP
+    # Halves away from zero, as C rounds.
+    weights = np.trunc(weights * SPLIT**2 + np.copysign(0.5, weights))
+    whole = np.floor(weights / SPLIT)
     # Columns for taps beyond the window, which have no weight.
-    table = np.zeros((*first.shape, 2 * extent + taps.shape[-1]), np.float32)
-    np.put_along_axis(table, taps + extent, weights.astype(np.float32), -1)
-    return table
+    table = np.zeros((len(lengths), 2, size, 2 * extent + taps.shape[-1]), np.float32)
+    np.put_along_axis(table[:, 0], taps + extent, whole, -1)
+    np.put_along_axis(table[:, 1], taps + extent, weights / SPLIT - whole, -1)
+    return table.reshape(len(lengths), 2 * size, -1)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
