@@ -673,8 +673,9 @@ PhotometricTask photometric_task(const float* row, int64_t height, int64_t width
     for (int operation : order_of(static_cast<int>(row[kOrder]))) {
       const Jitter jitter = static_cast<Jitter>(operation);
       const bool colour = jitter == Jitter::saturation || jitter == Jitter::hue;
-      const float factor = row[kBrightness + operation];
+      float factor = row[kBrightness + operation];
       if ((colour && channels == 1) || factor == (jitter == Jitter::hue ? 0.0f : 1.0f)) continue;
+      if (jitter == Jitter::hue && factor < 1.0f / 6) factor += 1;
       task.operations[task.operation_count] = jitter;
       task.factors[task.operation_count++] = factor;
     }

@@ -189,7 +189,7 @@ struct PhotometricTask {
   bool flip, gray, solarize;
   int operation_count;  // in this order, without those that change nothing
   Jitter operations[4];
-  float factors[4];      // of these operations; of a hue the turns
+  float factors[4];      // of these operations; of the hue the turns, from 1/6 to 7/6
   const float* weights;  // of the blur: the middle one and those to one side of it
   int64_t radius;        // 0: no blur
   float threshold;

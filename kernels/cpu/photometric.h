@@ -61,6 +61,8 @@ BARLOW_FAST_INLINE Vector<float> from_bytes(Vector<int32_t> bytes) {
   return x * most + x * rest;
 }
 
+constexpr int64_t kReadAhead = 2048;  // bytes: what is worked on within a memory access's time
+
 // Reads kLanes pixels of a row, mirrored or not.
 template <int C>
 class Reader {
@@ -83,6 +85,8 @@ class Reader {
 
   // Pixels x, x + 1, ... of the mirrored row or the row itself, of which `count` > 0 are there; the others are black.
   BARLOW_FAST_INLINE Pixels<C> read(const uint8_t* row, int64_t width, int64_t x) const {
+    // Of a mirrored image pixels are read backwards and rows forwards, which the hardware does not foresee.
+    __builtin_prefetch(row + C * x + kReadAhead);
     const int64_t count = width - x;
     if (count >= kLanes<float>) return read_whole(row + C * (flip_ ? count - kLanes<float> : x));
     uint8_t buffer[C * kLanes<float>] = {};
@@ -152,41 +156,74 @@ BARLOW_FAST_INLINE Vector<float> gray_of(const Pixels<C>& pixels) {
   }
 }
 
-// Turns the hue by `turns`, at most one half. The angle in sixths of a circle is (g - b) / chroma about red, (b - r) /
+// Turns the hue by `turns`, from 1/6 to 7/6. The angle in sixths of a circle is (g - b) / chroma about red, (b - r) /
 // chroma about green (2) and (r - g) / chroma about blue (4); a channel is below the value by a part of the chroma that
-// rises and falls linearly with the angle's distance from the channel's own.
+// rises and falls linearly with the angle's distance from the channel's own. Angles begin at -1: turned, at 0.
 BARLOW_FAST_INLINE void turn_hue(Pixels<3>& pixels, float turns) {
   const Vector<float> red = pixels.channel[0], green = pixels.channel[1], blue = pixels.channel[2];
-  const Vector<float> zero{}, one = broadcast(1.0f);
   const Vector<float> value = maximum(maximum(red, green), blue);
   const Vector<float> chroma = value - minimum(minimum(red, green), blue);
   const auto is_red = value == red, is_green = value == green;
   const Vector<float> difference = is_red ? green - blue : is_green ? blue - red : red - green;
-  const Vector<float> centre = is_red ? zero : is_green ? broadcast(2.0f) : broadcast(4.0f);
-  Vector<float> turned = (centre + difference / (chroma == zero ? one : chroma)) * (1.0f / 6) + turns;
-  turned = turned < zero ? turned + one : turned;
-  turned = turned >= one ? turned - one : turned;
-  turned *= 6.0f;
+  const float sixths = 6 * turns;
+  const Vector<float> centre =
+      is_red ? broadcast(sixths) : is_green ? broadcast(sixths + 2) : broadcast(sixths + 4);
+  // Of a gray pixel the difference is zero too.
+  Vector<float> turned = centre + difference / maximum(chroma, broadcast(1e-30f));
+  turned = turned >= 6.0f ? turned - 6.0f : turned;
   pixels.channel[0] = value - chroma * within_unit(2.0f - magnitude(turned - 3.0f));
   pixels.channel[1] = value - chroma * within_unit(magnitude(turned - 2.0f) - 1.0f);
   pixels.channel[2] = value - chroma * within_unit(magnitude(turned - 4.0f) - 1.0f);
 }
 
-// The first `count` operations of the image; the branches are the same for all of its pixels.
+constexpr int kBlock = 8;  // vectors of pixels that go through the colour operations together
+
+// The first `count` operations of the image on `vectors` vectors of pixels. Operation by operation: there is enough to
+// do side by side in each, and nothing to choose within.
 template <int C>
-BARLOW_FAST_INLINE void jitter(Pixels<C>& pixels, const PhotometricTask& task, int count, float mean_gray) {
+BARLOW_FAST_INLINE void jitter(Pixels<C>* block, int vectors, const PhotometricTask& task, int count, float mean_gray) {
   for (int i = 0; i < count; ++i) {
     const float factor = task.factors[i];
-    Vector<float> other{};
     switch (task.operations[i]) {
       case Jitter::hue:
-        if constexpr (C == 3) turn_hue(pixels, factor);
-        continue;
-      case Jitter::brightness: break;
-      case Jitter::contrast: other = broadcast((1 - factor) * mean_gray); break;
-      case Jitter::saturation: other = (1 - factor) * gray_of(pixels); break;
+        if constexpr (C == 3) {
+          for (int v = 0; v < vectors; ++v) turn_hue(block[v], factor);
+        }
+        break;
+      case Jitter::saturation:
+        for (int v = 0; v < vectors; ++v) {
+          const Vector<float> gray = (1 - factor) * gray_of(block[v]);
+          for (int c = 0; c < C; ++c) block[v].channel[c] = within_unit(block[v].channel[c] * factor + gray);
+        }
+        break;
+      case Jitter::brightness:
+      case Jitter::contrast: {
+        const float gray = task.operations[i] == Jitter::contrast ? (1 - factor) * mean_gray : 0.0f;
+        for (int v = 0; v < vectors; ++v) {
+          for (int c = 0; c < C; ++c) block[v].channel[c] = within_unit(block[v].channel[c] * factor + gray);
+        }
+        break;
+      }
     }
-    for (int c = 0; c < C; ++c) pixels.channel[c] = within_unit(pixels.channel[c] * factor + other);
+  }
+}
+
+// Row y after the first `count` operations: hands function(x, pixels) a vector of them at a time.
+template <int C, class Function>
+BARLOW_FAST_INLINE void colour_row(const PhotometricTask& task, const Reader<C>& reader, int64_t y, int count,
+                                   float mean_gray, const Function& function) {
+  constexpr int lanes = kLanes<float>;
+  const uint8_t* row = task.crop + y * task.width * C;
+  if (count == 0) {
+    for (int64_t x = 0; x < task.width; x += lanes) function(x, reader.read(row, task.width, x));
+    return;
+  }
+  for (int64_t begin = 0; begin < task.width; begin += kBlock * lanes) {
+    const int vectors = static_cast<int>(smaller(kBlock, (task.width - begin + lanes - 1) / lanes));
+    Pixels<C> block[kBlock];
+    for (int v = 0; v < vectors; ++v) block[v] = reader.read(row, task.width, begin + v * lanes);
+    jitter(block, vectors, task, count, mean_gray);
+    for (int v = 0; v < vectors; ++v) function(begin + v * lanes, block[v]);
   }
 }
 
@@ -196,13 +233,8 @@ template <int C>
 float mean_gray_after(const PhotometricTask& task, const Reader<C>& reader, int count) {
   double total = 0;
   for (int64_t y = 0; y < task.height; ++y) {
-    const uint8_t* row = task.crop + y * task.width * C;
     Vector<float> sum{};
-    for (int64_t x = 0; x < task.width; x += kLanes<float>) {
-      Pixels<C> pixels = reader.read(row, task.width, x);
-      jitter(pixels, task, count, 0.0f);
-      sum += gray_of(pixels);
-    }
+    colour_row(task, reader, y, count, 0.0f, [&](int64_t, const Pixels<C>& pixels) { sum += gray_of(pixels); });
     total += sum_lanes<float>(sum);
   }
   return static_cast<float>(total / static_cast<double>(task.height * task.width));
@@ -288,15 +320,9 @@ void sharp_image(const PhotometricTask& task) {
   const Reader<C> reader(task.flip);
   const float mean_gray = mean_gray_of(task, reader);
   for (int64_t y = 0; y < task.height; ++y) {
-    const uint8_t* row = task.crop + y * task.width * C;
-    for (int64_t x = 0; x < task.width; x += kLanes<float>) {
-      Pixels<C> pixels = reader.read(row, task.width, x);
-      jitter(pixels, task, task.operation_count, mean_gray);
-      if constexpr (C > 1) {
-        if (task.gray) pixels = all_channels<C>(Pixels<1>{{gray_of(pixels)}});
-      }
-      finish<C, E>(pixels, task, y, x);
-    }
+    colour_row(task, reader, y, task.operation_count, mean_gray, [&](int64_t x, const Pixels<C>& pixels) {
+      finish<C, E>(task.gray ? all_channels<C>(Pixels<1>{{gray_of(pixels)}}) : pixels, task, y, x);
+    });
   }
 }
 
@@ -348,13 +374,56 @@ BARLOW_FAST_INLINE void add_borders(float* row, int64_t width, int64_t radius) {
   }
 }
 
-BARLOW_FAST_INLINE void blur_sideways(const float* row, int64_t width, const float* weights, int64_t radius,
-                                      float* out) {
+// A row that has borders, in whole vectors, blurred along itself.
+BARLOW_FAST_INLINE void blur_sideways_by_loads(const float* row, int64_t width, const float* weights, int64_t radius,
+                                               float* out) {
   for (int64_t x = 0; x < width; x += kLanes<float>) {
     Vector<float> sum = load(row + x) * weights[0];
     for (int64_t k = 1; k <= radius; ++k) sum += (load(row + x - k) + load(row + x + k)) * weights[k];
     store(out + x, sum);
   }
+}
+
+#if defined(__AVX512F__)
+// The same for each of the distances 1 + Before. A load that is not aligned reads two lines of the cache here,
+// so neighbours are shifted out of three vectors in registers instead.
+template <int... Before>
+void blur_sideways_by_shifts(const float* row, int64_t width, const float* weights, float* out,
+                             std::integer_sequence<int, Before...>) {
+  const Vector<float> weight[] = {broadcast(weights[1 + Before])...};
+  const Vector<float> middle = broadcast(weights[0]);
+  Vector<float> left = load(row - kLanes<float>), here = load(row);
+  for (int64_t x = 0; x < width; x += kLanes<float>) {
+    const Vector<float> right = load(row + x + kLanes<float>);
+    const __m512i a = (__m512i)left, b = (__m512i)here, c = (__m512i)right;
+    Vector<float> sum = here * middle;
+    ((sum += ((Vector<float>)_mm512_alignr_epi32(b, a, 15 - Before) +
+              (Vector<float>)_mm512_alignr_epi32(c, b, 1 + Before)) * weight[Before]), ...);
+    store(out + x, sum);
+    left = here;
+    here = right;
+  }
+}
+#endif
+
+BARLOW_FAST_INLINE void blur_sideways(const float* row, int64_t width, const float* weights, int64_t radius,
+                                      float* out) {
+#if defined(__AVX512F__)
+#define BARLOW_FAST_SHIFTS(r) \
+  case r: return blur_sideways_by_shifts(row, width, weights, out, std::make_integer_sequence<int, r>{})
+  switch (radius) {
+    BARLOW_FAST_SHIFTS(1);
+    BARLOW_FAST_SHIFTS(2);
+    BARLOW_FAST_SHIFTS(3);
+    BARLOW_FAST_SHIFTS(4);
+    BARLOW_FAST_SHIFTS(5);
+    BARLOW_FAST_SHIFTS(6);
+    BARLOW_FAST_SHIFTS(7);
+    BARLOW_FAST_SHIFTS(8);
+  }
+#undef BARLOW_FAST_SHIFTS
+#endif
+  blur_sideways_by_loads(row, width, weights, radius, out);
 }
 
 // Columns x, x + 1, ... of two neighbouring output rows, from one plane of the rows about them: `rows` points to the
@@ -388,16 +457,13 @@ void blurred_image(const PhotometricTask& task, void* memory) {
   int64_t made = 0;
   for (int64_t y = 0; y < height; y += kBlurredRows) {
     for (const int64_t needed = smaller(height, y + radius + kBlurredRows); made < needed; ++made) {
-      const uint8_t* row = task.crop + made * task.width * C;
-      for (int64_t x = 0; x < task.width; x += kLanes<float>) {
-        Pixels<C> pixels = reader.read(row, task.width, x);
-        jitter(pixels, task, task.operation_count, mean_gray);
+      colour_row(task, reader, made, task.operation_count, mean_gray, [&](int64_t x, const Pixels<C>& pixels) {
         if constexpr (P == C) {
           for (int c = 0; c < C; ++c) store(sharp + c * scratch.sharp_row + x, pixels.channel[c]);
         } else {
           store(sharp + x, gray_of(pixels));
         }
-      }
+      });
       float* to = scratch.ring + made % scratch.ring_rows * P * width;
       for (int p = 0; p < P; ++p) {
         float* plane = sharp + p * scratch.sharp_row;
@@ -422,7 +488,7 @@ void blurred_image(const PhotometricTask& task, void* memory) {
   }
 }
 
-// ---- one image -------------------------------------------------------------------------------------------------------
+// ---- one image ------------------------------------------------------------------------------------------------------
 
 size_t photometric_scratch(const PhotometricTask& task) {
   if (task.radius == 0) return 0;
