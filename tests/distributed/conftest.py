@@ -19,9 +19,9 @@ def pool() -> Iterator[Pool]:
     pool.close()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Many small products of this process, between calls of others that want its cores."""
+    """The many small products of this process are taken beside others that want its cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

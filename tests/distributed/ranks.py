@@ -1,9 +1,9 @@
 """Real processes joined by gloo, started once: each runs named functions when it is told to.
 
 Starting torch takes seconds, a call of a running process milliseconds. All processes are forked off
-one that has imported torch and started no thread. A function that fails or does not come back ends
-all processes of the pool, by their handles, and with them whatever the others were waiting for; the
-next call starts new ones.
+one that has imported torch, its compiler included, and has started no thread. A function that fails
+or does not come back ends all processes of the pool, by their handles, and with them whatever the
+others were waiting for; the next call starts new ones.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SIZE = 4
 # The groups of the pool, by the ranks of the world in them.
 GROUPS = ((0, 1), (0, 1, 2), (0, 1, 2, 3), (0,), (1, 3), (0, 2))
 TIMEOUT = datetime.timedelta(seconds=40)  # of the groups
-GRACE = 5.0  # seconds for the other ranks once one has failed
+GRACE = 3.0  # seconds for the other ranks once one has failed
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch.distributed", "barlow_fast", "pytest"])
+context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "barlow_fast", "pytest"])
 
 # In a rank's process: its groups, of which it may or may not be a member.
 groups: dict[tuple[int, ...], Any] = {}

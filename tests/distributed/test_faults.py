@@ -18,7 +18,7 @@ from whole import LAYOUTS
 
 from barlow_fast import barlow_twins_loss
 
-TIMEOUT = 6.0  # of the group that computes; the tests' own deadline is far beyond
+TIMEOUT = 5.0  # of the group that computes; the tests' own deadline is far beyond
 LIMIT = 90.0
 WORDS = "an exchange between the ranks of process_group failed"
 
@@ -39,13 +39,13 @@ def attempt(rank, size, store, victim, moment, layout):
         if rank == victim and moment == "before the loss":
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == victim and moment == "never calls":
-            time.sleep(TIMEOUT + 5)
+            time.sleep(TIMEOUT + 3)
             return None
         loss = barlow_twins_loss(z_a, z_b, process_group=group, layout=layout)
         if rank == victim and moment == "before backward":
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == victim and moment == "never goes backward":
-            time.sleep(TIMEOUT + 5)
+            time.sleep(TIMEOUT + 3)
             return None
         loss.backward()
     except RuntimeError as error:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from whole import LAYOUTS, computed, differentiated, terms, views
 
+from barlow_fast.distributed import autograd
+
 # Rows of four ranks (the first W of them count) and D: both sides of N = D, columns that do not
 # divide by W, fewer columns than ranks, one column, several tiles of K.
 EQUAL = (((5, 5, 5, 5), 24), ((5, 5, 5, 5), 31), ((40, 40, 40, 40), 3), ((9, 9, 9, 9), 1))
@@ -19,8 +21,11 @@ def case(group, kind, rows, d, options):
     return computed(group, *views(kind, rows, d), rows, **options)
 
 
-def sequence(group, cases, options):
-    return [case(group, "correlated", rows, d, options) for rows, d in cases]
+def sequence(group, cases, options, trees=False):
+    with pytest.MonkeyPatch.context() as patch:
+        if trees:
+            patch.setattr(autograd, "uses_trees", lambda *_: True)
+        return [case(group, "correlated", rows, d, options) for rows, d in cases]
 
 
 def assert_equal(found: list, rows: tuple[int, ...], d: int, statistics: str) -> None:
@@ -57,8 +62,15 @@ LESSER = (
 )
 
 
-def in_types(group, rows, d, options):
+def in_types(group, rows, d, options, trees):
     """With every type and precision; and gradients of embeddings have their type."""
+    with pytest.MonkeyPatch.context() as patch:
+        if trees:
+            patch.setattr(autograd, "uses_trees", lambda *_: True)
+        return in_each_type(group, rows, d, options)
+
+
+def in_each_type(group, rows, d, options):
     found = []
     for dtype, precision, _ in LESSER:
         z_a, z_b = views("random", rows, d, dtype=dtype)
@@ -79,10 +91,11 @@ def in_types(group, rows, d, options):
     ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_types_and_precisions(layout, rows, d, statistics, backend, pool):
+@pytest.mark.parametrize("trees", [False, True], ids=["direct", "trees"])
+def test_types_and_precisions(trees, layout, rows, d, statistics, backend, pool):
     """Also of ranks that have one row, or none. The numerics gate is stricter."""
     options = {"layout": layout, "statistics": statistics, "backend": backend}
-    by_rank = pool.run(in_types, 3, rows, d, options)
+    by_rank = pool.run(in_types, 3, rows, d, options, trees)
     for (dtype, precision, bound), *found in zip(LESSER, *by_rank, strict=True):
         exact = differentiated(*views("random", rows, d, dtype=dtype), rows, statistics)
         assert all(typed for typed, _ in found), (dtype, precision)
@@ -122,5 +135,18 @@ def test_equals_one_process(layout, statistics, ranks, backend, pool):
     cases = [(rows[:ranks], d) for rows, d in every]
     options = {"layout": layout, "statistics": statistics, "backend": backend}
     by_rank = pool.run(sequence, ranks, cases, options)
+    for (rows, d), *found in zip(cases, *by_rank, strict=True):
+        assert_equal(found, rows, d, statistics)
+
+
+@pytest.mark.parametrize("ranks", [3, 4])
+@pytest.mark.parametrize("statistics", ["global", "local"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_with_sums_of_the_backend(layout, statistics, ranks, pool):
+    """As between machines: all-reduces take the place of all-to-alls of parts."""
+    every = UNEQUAL + (FEW if statistics == "global" else ())
+    cases = [(rows[:ranks], d) for rows, d in every]
+    options = {"layout": layout, "statistics": statistics}
+    by_rank = pool.run(sequence, ranks, cases, options, trees=True)
     for (rows, d), *found in zip(cases, *by_rank, strict=True):
         assert_equal(found, rows, d, statistics)
