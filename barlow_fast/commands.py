@@ -8,18 +8,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from .cli import missing_libraries
+from .data_commands import data
+from .exits import FAILURE, INTERRUPTED
+from .exits import fail as _fail
 
 if TYPE_CHECKING:
     from .data import ImageDataset
     from .training import PretrainConfig, Trainer
-
-USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The exact Barlow Twins loss, and the training that goes with it.",
 )
+app.add_typer(data, name="data")
 
 
 @app.callback()
@@ -310,8 +312,3 @@ def _stop_on_interrupt(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
-    print(message, file=sys.stderr)
-    raise typer.Exit(code)

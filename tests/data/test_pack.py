@@ -78,6 +78,7 @@ def test_members_are_named_for_any_reader(tmp_path: Path, folder: FolderSource):
     assert all(name.count(".") == 1 and len(name) < 100 and name.isascii() for name in names)
 
 
+@pytest.mark.slow
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path, folder: FolderSource):
     for name, workers in (("one", 0), ("two", 0), ("three", 2)):
         pack(folder, tmp_path / name, size=16, workers=workers)
@@ -245,6 +246,7 @@ def test_what_reads_back_as_something_else_is_no_pack(tmp_path: Path, folder, mo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_pack_that_is_killed_leaves_nothing_that_opens(tmp_path: Path, folder):
     code = (
         "import sys, time\n"
@@ -308,12 +310,14 @@ def children() -> set[str]:
     return {line for line in listing.splitlines() if "spawn_main" in line}
 
 
+@pytest.mark.slow
 def test_results_come_in_order_from_any_number_of_processes():
     expected = [i * i for i in range(100)]
     assert list(in_order(numbers(100), Square(), 0)) == expected
     assert list(in_order(numbers(100), Square(), 2)) == expected
 
 
+@pytest.mark.slow
 def test_what_a_task_raises_is_raised_here_and_no_process_stays():
     before = children()
     with pytest.raises(ValueError, match="five"):
@@ -327,6 +331,7 @@ def test_what_a_task_raises_is_raised_here_and_no_process_stays():
     assert children() <= before
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_reported_and_not_waited_for():
     with pytest.raises(RuntimeError, match=r"died at or after image \d+, numbers\[\d+\]"):
         list(in_order(numbers(100), Die(), 1))

@@ -1,0 +1,298 @@
+"""A sheet of originals and their views: what `barlow-fast data show` does."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .. import kernels
+from ..kernels.photometry import ORDERS
+from ..plan import choose_backend
+from .faults import BadImage, BadImageError, pillow, printable
+from .order import order
+from .presets import Views
+from .rendering.arrays import ArrayRenderer
+from .rendering.pil import PilRenderer
+from .sources import ArraySource, Source
+from .views import ViewParameters, ViewSpecification, draw
+from .windows import windows
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+MOST = 64
+
+# All in pixels of the sheet.
+TILE, GAP, MARGIN, TEXT = 176, 10, 92, 10
+LINE = TEXT + 3
+PER_BLOCK = 8
+NARROWEST = 520  # what the legend needs
+
+BACKGROUND, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+# One per view: the frame on the original and around the view. Told apart by colour-blind eyes too.
+FRAMES = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
+
+LETTERS = "bcsh"  # brightness, contrast, saturation, hue
+LEGEND = (
+    "crop: width x height at left, top; b brightness, c contrast, s saturation, h hue, "
+    "in the order of their use"
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One sample of a sheet."""
+
+    index: int
+    original: Image.Image
+    frames: list[tuple[int, int, int, int] | None]  # top, left, height, width; None: warped
+    views: list[Image.Image]
+    texts: list[list[str]]  # lines per view
+
+
+def sheet(
+    source: Source, views: Views, count: int = 8, *, seed: int = 0, epoch: int = 0
+) -> tuple[Image.Image, list[BadImage]]:
+    """The first samples of an epoch, each with its views as the encoder sees them, before mean and
+    deviation are taken out.
+
+    A column per sample; rows are labelled: the original with the frames of its views, then each
+    view with what was drawn for it.
+
+    Args:
+        source: of the images.
+        views: what is drawn.
+        count: samples, 1 to `MOST`; all when the source has fewer.
+        seed, epoch: as in training.
+
+    Returns:
+        (the sheet, RGB; the images that could not be read, which it lacks).
+
+    Raises:
+        ValueError: a number out of its range, views that this source cannot show.
+        BadImageError: none of the samples can be read.
+        ModuleNotFoundError: Pillow is missing.
+    """
+    if not 1 <= count <= MOST:
+        raise ValueError(f"count must be in [1, {MOST}], got {count}")
+    pillow()
+    samples = order(seed, epoch, len(source))[:count]
+    shown, bad = _rendered(source, views, samples, seed, epoch)
+    if not shown:
+        raise BadImageError(bad[0])
+    title = f"{views.name}, seed {seed}, epoch {epoch}: {source.name}"
+    return _drawn(source, title, shown), bad
+
+
+def write_sheet(path: Path, image: Image.Image) -> None:
+    """Writes a sheet as PNG, whole or not at all.
+
+    Raises:
+        ValueError: a name that does not end in .png.
+        OSError: it cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{printable(str(path))}: the sheet is a PNG: give a name that ends so")
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(stream.getvalue())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _rendered(
+    source: Source, views: Views, samples: np.ndarray, seed: int, epoch: int
+) -> tuple[list[Shown], list[BadImage]]:
+    kind = ArrayRenderer if isinstance(source, ArraySource) else PilRenderer
+    renderer = kind(source, views, seed=seed)
+    renderer.submit(epoch, samples)
+    crops, samples, bad = renderer.receive()
+    renderer.close()
+    if not len(samples):
+        return [], bad
+    chosen = kernels.load(choose_backend("auto", torch.device("cpu")))
+    photometric = getattr(chosen, "photometric", kernels.load("aten").photometric)
+    channels = len(views.mean)
+    zero, one = torch.zeros(channels), torch.ones(channels)
+    pictures = []
+    for number, (specification, pixels) in enumerate(zip(views.views, crops, strict=True)):
+        parameters = draw(specification, seed, epoch, samples, number)
+        rows = torch.from_numpy(parameters.photometric_rows(*pixels.shape[1:3]))
+        finished = photometric(pixels, rows, zero, one, torch.float32)
+        levels = (finished * 255).round().clamp(0, 255).to(torch.uint8)
+        pictures.append(levels.permute(0, 2, 3, 1).contiguous().numpy())
+    shown = []
+    for row, index in enumerate(samples.tolist()):
+        original = source.image(index).convert("RGB")
+        frames, texts = [], []
+        for number, specification in enumerate(views.views):
+            mine = draw(specification, seed, epoch, samples[row : row + 1], number)
+            frame = None
+            if not specification.warped:
+                frame = tuple(
+                    windows(mine, specification, original.height, original.width)[0].tolist()
+                )
+            frames.append(frame)
+            texts.append(describe(specification, mine, frame))
+        images = [_picture(view[row]) for view in pictures]
+        shown.append(Shown(index, original, frames, images, texts))
+    return shown, bad
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """(H, W, C) uint8 as RGB."""
+    image = pillow().fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return image.convert("RGB")
+
+
+def describe(
+    specification: ViewSpecification,
+    parameters: ViewParameters,
+    frame: tuple[int, int, int, int] | None,
+) -> list[str]:
+    """What one view's parameters do to it, in short lines, in the order in which it is done.
+
+    Args:
+        specification: of the view.
+        parameters: one row.
+        frame: top, left, height, width in pixels of the image; None: the view is warped.
+    """
+    p = parameters
+    if frame is not None:
+        top, left, height, width = frame
+        lines = [f"crop {width} x {height} at {left}, {top}"]
+    else:
+        lines = [
+            f"crop {p.width[0]:.0%} x {p.height[0]:.0%}",
+            f"turn {np.rad2deg(p.rotation[0]):+.0f}°, "
+            f"shear {np.rad2deg(np.arctan(p.shear[0])):+.0f}°",
+        ]
+    if p.flip[0]:
+        lines.append("mirrored")
+    if specification.jitters and p.order[0] < 0:
+        lines.append("colours kept")
+    elif specification.jitters:
+        values = (p.brightness[0], p.contrast[0], p.saturation[0], p.hue[0])
+        words = [
+            f"h {value:+.2f}" if which == 3 else f"{LETTERS[which]} {value:.2f}"
+            for which, value in ((which, values[which]) for which in ORDERS[int(p.order[0])])
+            if value != (0 if which == 3 else 1)
+        ]
+        lines.append(", ".join(words))
+    effects = []
+    if p.grayscale[0]:
+        effects.append("gray")
+    if p.blur_sigma[0] > 0:
+        effects.append(f"blur {p.blur_sigma[0]:.2f}")
+    if p.solarize[0]:
+        effects.append(f"solarized at {int(p.solarize_threshold[0])}")
+    if p.erase_side[0] > 0:
+        effects.append(f"erased {p.erase_side[0]:.0%}")
+    if effects:
+        lines.append(", ".join(effects))
+    return lines
+
+
+def _drawn(source: Source, title: str, shown: list[Shown]) -> Image.Image:
+    from PIL import ImageDraw, ImageFont
+
+    try:
+        font = ImageFont.load_default(TEXT)
+    except (ImportError, TypeError):  # built without FreeType, or older than its sizes
+        font = ImageFont.load_default()
+    columns = min(PER_BLOCK, len(shown))
+    blocks = [shown[i : i + columns] for i in range(0, len(shown), columns)]
+    # As tall as the longest text of each row needs.
+    lines = [2] + [max(len(s.texts[v]) for s in shown) for v in range(len(shown[0].views))]
+    heights = [TILE + LINE * n + GAP for n in lines]
+    top = GAP + 2 * LINE + GAP
+    width = max(NARROWEST, MARGIN + columns * (TILE + GAP))
+    canvas = pillow().new("RGB", (width, top + len(blocks) * (sum(heights) + GAP)), BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((GAP, GAP), _short(pen, font, title, width - 2 * GAP), INK, font)
+    pen.text((GAP, GAP + LINE), LEGEND, FAINT, font)
+    y = top
+    for block in blocks:
+        for row, height in enumerate(heights):
+            _label(pen, font, row, y)
+            for column, sample in enumerate(block):
+                x = MARGIN + column * (TILE + GAP)
+                if row == 0:
+                    _original(canvas, pen, sample, x, y)
+                    identity = source.identity(sample.index)
+                    text = [_short(pen, font, identity, TILE), _class(source, sample.index)]
+                else:
+                    tile = _fitted(sample.views[row - 1])
+                    canvas.paste(tile, (x, y))
+                    edge = (x - 1, y - 1, x + tile.width, y + tile.height)
+                    pen.rectangle(edge, outline=FRAMES[(row - 1) % len(FRAMES)])
+                    text = sample.texts[row - 1]
+                for number, line in enumerate(text):
+                    pen.text((x, y + TILE + 1 + LINE * number), line, FAINT, font)
+            y += height
+        y += GAP
+    return canvas
+
+
+def _label(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont, row: int, y: int) -> None:
+    text = "original" if row == 0 else f"view {row}"
+    colour = INK if row == 0 else FRAMES[(row - 1) % len(FRAMES)]
+    pen.text((GAP, y + TILE // 2), text, colour, font)
+
+
+def _original(canvas: Image.Image, pen: ImageDraw.ImageDraw, sample: Shown, x: int, y: int) -> None:
+    """The original and, in the colours of the views, the windows that they show."""
+    tile = _fitted(sample.original)
+    canvas.paste(tile, (x, y))
+    across, down = tile.width / sample.original.width, tile.height / sample.original.height
+    for number, frame in enumerate(sample.frames):
+        if frame is None:
+            continue
+        top, left, height, width = frame
+        corners = (
+            x + round(left * across),
+            y + round(top * down),
+            x + round((left + width) * across) - 1,
+            y + round((top + height) * down) - 1,
+        )
+        pen.rectangle(corners, outline=FRAMES[number % len(FRAMES)])
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    """As large as fits into a tile. Small images keep their pixels visible."""
+    scale = TILE / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    resampling = pillow().Resampling
+    return image.resize(size, resampling.NEAREST if scale > 1 else resampling.LANCZOS)
+
+
+def _short(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont, text: str, width: int) -> str:
+    """The end of a text, as much as fits."""
+    text = _latin(text)
+    if pen.textlength(text, font) <= width:
+        return text
+    while text and pen.textlength("..." + text, font) > width:
+        text = text[1:]
+    return "..." + text
+
+
+def _latin(text: str) -> str:
+    """What PIL's own font can draw."""
+    return text.encode("latin-1", "replace").decode("latin-1")
+
+
+def _class(source: Source, index: int) -> str:
+    label = source.label(index)
+    if label < 0:
+        return ""
+    name = f" {source.classes[label]}" if source.classes else ""
+    return _latin(f"class {label}{name}")

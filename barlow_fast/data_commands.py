@@ -1,0 +1,216 @@
+"""`barlow-fast data`: images looked over, packed and shown. Imports of heavy libraries wait until a
+command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .cli import missing_libraries
+from .exits import FAILURE, INTERRUPTED, fail
+
+if TYPE_CHECKING:
+    from .data.faults import BadImage
+    from .data.sources import Source
+
+# Rows of the table of bad images; a file has room for all.
+ROWS = 100
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+data = typer.Typer(no_args_is_help=True, help="Look over, pack and show images.")
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of images, a folder or pattern of tar files, or a data set's name.",
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    str | None, typer.Option(help="Of a data set: train, test, unlabelled; of a folder: its own.")
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of a named data set's files.")]
+Symlinks = Annotated[
+    bool, typer.Option("--allow-symlinks", help="Follow links that lead out of the folder.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes; 0: none but this one. Default: as many as are worth it."),
+]
+
+
+@data.command()
+def check(
+    source: SourceArgument,
+    split: Split = None,
+    data_dir: DataDir = None,
+    allow_symlinks: Symlinks = False,
+    workers: Workers = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all bad images to this file.")
+    ] = None,
+) -> None:
+    """Decode every image and list those that cannot be read; exit status 1 if there are any."""
+    console = Console(highlight=False, soft_wrap=True)
+    with _failures():
+        from .data.check import bad_images, write_report
+
+        images = _open(console, source, split, data_dir, allow_symlinks)
+        with _bar(console, "checking", len(images)) as done:
+            found = bad_images(images, workers, done)
+            if json_file is not None:
+                found = write_report(json_file, images, found)
+            kept = list(islice(found, ROWS))
+            bad = len(kept) + sum(1 for _ in found)
+        if bad:
+            _table(console, kept)
+            if bad > len(kept):
+                console.print(f"and {bad - len(kept):,} more (--json FILE lists them all)")
+        console.print(f"{bad:,} of {_number(len(images), 'image')} cannot be read")
+        if getattr(images, "ignored", 0):
+            console.print(f"not looked at: {_number(images.ignored, 'file')} of other extensions")
+    if bad:
+        raise typer.Exit(FAILURE)
+
+
+@data.command()
+def pack(
+    source: SourceArgument,
+    target: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    size: Annotated[
+        int | None, typer.Option(help="Resize images whose shorter side has more pixels.")
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Of the JPEGs of resized images.")] = 95,
+    shard_bytes: Annotated[str, typer.Option(help="Largest shard, such as 256M.")] = "256M",
+    on_bad_image: Annotated[str, typer.Option(help="error or skip.")] = "error",
+    split: Split = None,
+    data_dir: DataDir = None,
+    allow_symlinks: Symlinks = False,
+    workers: Workers = None,
+) -> None:
+    """Pack images into tar shards that train as they are."""
+    console = Console(highlight=False, soft_wrap=True)
+    with _failures():
+        from .data.pack import pack
+
+        limit = _bytes(shard_bytes)
+        images = _open(console, source, split, data_dir, allow_symlinks)
+        with _bar(console, "packing", len(images)) as done:
+            packed = pack(
+                images,
+                target,
+                size=size,
+                quality=quality,
+                shard_bytes=limit,
+                on_bad_image=on_bad_image,
+                workers=workers,
+                progress=done,
+            )
+        console.print(
+            f"{_number(packed.images, 'image')} ({packed.resized:,} resized, "
+            f"{packed.left_out:,} left out) in {_number(packed.shards, 'shard')}, "
+            f"{packed.bytes:,} bytes, read back and compared: {target}",
+            markup=False,
+        )
+
+
+@data.command()
+def show(
+    source: SourceArgument,
+    preset: Annotated[str, typer.Option(help="A preset's name, or a YAML file.")],
+    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
+    count: Annotated[int, typer.Option(help="How many images.")] = 8,
+    seed: Annotated[int, typer.Option(help="As in training.")] = 0,
+    epoch: Annotated[int, typer.Option(help="As in training.")] = 0,
+    split: Split = None,
+    data_dir: DataDir = None,
+    allow_symlinks: Symlinks = False,
+) -> None:
+    """Draw a sheet of images and their views: what the encoder sees."""
+    console = Console(highlight=False, soft_wrap=True)
+    with _failures():
+        from .data import PRESETS, Views
+        from .data.show import sheet, write_sheet
+
+        if preset not in PRESETS and not preset.endswith((".yaml", ".yml")):
+            raise ValueError(
+                f"--preset must be one of {', '.join(PRESETS)} or a .yaml file, got {preset!r}"
+            )
+        views = PRESETS[preset] if preset in PRESETS else Views.from_yaml(Path(preset))
+        images = _open(console, source, split, data_dir, allow_symlinks)
+        picture, bad = sheet(images, views, count, seed=seed, epoch=epoch)
+        write_sheet(output, picture)
+        if bad:
+            _table(console, bad)
+        console.print(f"{output}", markup=False)
+
+
+def _open(
+    console: Console, spec: str, split: str | None, data_dir: Path | None, allow_symlinks: bool
+) -> Source:
+    """The source, with its number of images and classes told."""
+    from .data.sources import open_source
+
+    with _bar(console, "looking", None) as found:
+        images = open_source(
+            spec, split, data_dir=data_dir, allow_symlinks=allow_symlinks, progress=found
+        )
+    classes = f" in {_number(len(images.classes), 'class')}" if images.classes else ""
+    console.print(f"{images.name}: {_number(len(images), 'image')}{classes}", markup=False)
+    return images
+
+
+@contextlib.contextmanager
+def _bar(console: Console, words: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Progress on a terminal; nothing elsewhere, where a log would fill with it."""
+    if not console.is_terminal:
+        yield lambda done: None
+        return
+    columns = (TextColumn(words), BarColumn(bar_width=24), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _table(console: Console, bad: list[BadImage]) -> None:
+    """Identity and reason in two columns. Names of files are text, never markup."""
+    width = min(max(len(image.identity) for image in bad), 80)
+    for image in bad:
+        console.print(f"{image.identity:<{width}}  {image.reason}", markup=False)
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" + ("" if count == 1 else "es" if thing.endswith("s") else "s")
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"--shard-bytes takes a number such as 1000000, 64M or 1G, got {text!r}")
+    return int(match[1]) * UNITS[match[2].upper()]
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """What can go wrong in a command, as one line and an exit status."""
+    from .data.faults import BadImageError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(missing_libraries([str(error.name)]), FAILURE)
+    except KeyboardInterrupt:
+        fail("barlow-fast: interrupted", INTERRUPTED)
+    except (BadImageError, RuntimeError) as error:
+        fail(f"barlow-fast: {error}", FAILURE)
+    except (ValueError, OSError) as error:
+        fail(f"barlow-fast: {error}")

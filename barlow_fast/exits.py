@@ -1,0 +1,16 @@
+"""How a command ends when it cannot do what was asked."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
+    """Says why on standard error and leaves with an exit status."""
+    print(message, file=sys.stderr)
+    raise typer.Exit(code)
