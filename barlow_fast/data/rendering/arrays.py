@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 # Matrices of all windows of an extent are kept when they take no more bytes than this, and made for
 # each batch otherwise.
 KEPT_BYTES = 2**24
-# Bytes of float32 that a batch is cut into; small enough for the caches of a core.
-PART_BYTES = 2**21
+# Bytes of float32 that a batch is cut into: small enough for the caches of a core, and for an
+# allocator that gives larger pieces back to the system each time.
+PART_BYTES = 2**18
 
-# A weight is whole + rest / SPLIT, in units of 1 / SPLIT: 22 bits in two parts of 11. Up to 32 taps
-# of the second part, times a byte, stay below 2**24.
+# A weight is whole + rest / SPLIT, both multiples of 1 / SPLIT and rest in [0, 1): 22 bits in two
+# parts of 11. Sums of up to 32 rests times a byte need no more than float32's 24.
 SPLIT = 2**11
 
 
@@ -232,26 +233,27 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
 def _resize(images: Tensor, down: Tensor, across: Tensor, out: Tensor) -> None:
     """out = bytes(down @ bytes(images @ across^T)), channel by channel.
 
-    images (B, H, W, C) uint8; down (B, 2 h, H), across (B, 2 w, W) as `_matrices` makes them; out
+    images (B, H, W, C) uint8; down (B, H, 2 h), across (B, W, 2 w) as `_matrices` makes them; out
     (B, h, w, C) uint8.
     """
     count, height, width, channels = images.shape
     tall, wide = out.shape[1:3]
     planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    sums = torch.bmm(planes.view(count, channels * height, width), across.mT)
-    planes = _levels(sums.view(count, channels, height, 2, wide), 3)
+    sums = torch.bmm(planes.view(count, channels * height, width), across)
+    planes = _rounded(sums.view(count, channels, height, 2, wide), 3).floor_()
     rows = planes.transpose(1, 2).reshape(count, height, channels * wide)
-    levels = _levels(torch.bmm(down, rows).view(count, 2, tall, channels, wide), 1)
+    sums = torch.bmm(down.mT, rows)
+    levels = _rounded(sums.view(count, 2, tall, channels, wide), 1).to(torch.uint8)
     # As bytes before channels come last: four times less to move in small steps.
-    torch.stack(levels.to(torch.uint8).unbind(2), -1, out=out)
+    torch.stack(levels.unbind(2), -1, out=out)
 
 
-def _levels(sums: Tensor, dimension: int) -> Tensor:
-    """Whole numbers from 0 to 255, as float32, from the two sums along a dimension: rounded, with
-    halves upwards."""
+def _rounded(sums: Tensor, dimension: int) -> Tensor:
+    """What becomes a byte by leaving out its fraction, from both sums along a dimension; halves are
+    rounded upwards."""
     whole, rest = sums.unbind(dimension)
-    levels = whole + rest.floor_()
-    return levels.add_(SPLIT // 2).mul_(1 / SPLIT).floor_().clamp_(0, 255)
+    # Exact: the carry from the rests is a whole number, and the total has 11 bits of fraction.
+    return torch.add(whole, rest.floor_(), alpha=1 / SPLIT).add_(0.5).clamp_(0, 255)
 
 
 def _matrices(
@@ -262,8 +264,8 @@ def _matrices(
     interpolation: str,
     device: torch.device,
 ) -> Tensor:
-    """(B, 2 size, extent) float32 weights that resize windows of one direction: the whole parts,
-    then the rests.
+    """(B, extent, 2 size) float32 weights that resize windows of one direction: a column per pixel
+    of the view for the whole parts, then one for the rests.
 
     start, length: (B,), in pixels of an image of `extent` pixels.
     """
@@ -272,11 +274,12 @@ def _matrices(
     else:
         lengths, which = np.unique(length, return_inverse=True)
         table = torch.from_numpy(_table(lengths, size, extent, interpolation)).to(device)
-    # Columns from extent - start on are what is wanted: a view of all shifts makes that an index.
-    shape = (len(table), extent + 1, 2 * size, extent)
-    shifts = table.as_strided(shape, (table.stride(0), 1, table.stride(1), 1))
-    at = torch.from_numpy(np.stack((which, extent - start)).astype(np.int64)).to(device)
-    return shifts[at[0], at[1]]
+    # Rows extent - start to 2 extent - start of a window's table are what is wanted, one piece of
+    # memory.
+    rows, columns = table.shape[1:]
+    pieces = table.as_strided((table.shape[0] * rows - extent + 1, extent * columns), (columns, 1))
+    at = torch.from_numpy((which * rows + extent - start).astype(np.int64)).to(device)
+    return pieces.index_select(0, at).view(-1, extent, columns)
 
 
 @functools.lru_cache(maxsize=8)
@@ -286,8 +289,8 @@ def _all_lengths(size: int, extent: int, interpolation: str, device: torch.devic
 
 
 def _table(lengths: np.ndarray, size: int, extent: int, interpolation: str) -> np.ndarray:
-    """(U, 2 size, at least 2 extent) float32: weights of windows of each length that begin at
-    column `extent`; the whole parts, then the rests.
+    """(U, at least 2 extent, 2 size) float32: weights of windows of each length that begin at row
+    `extent`; columns as `_matrices` has them.
 
     The filter is stretched by the factor that the window shrinks by, and cut at the window's
     border, where its weights still sum to one.
@@ -306,11 +309,12 @@ def _table(lengths: np.ndarray, size: int, extent: int, interpolation: str) -> n
     # Halves away from zero, as C rounds.
     weights = np.trunc(weights * SPLIT**2 + np.copysign(0.5, weights))
     whole = np.floor(weights / SPLIT)
-    # Columns for taps beyond the window, which have no weight.
-    table = np.zeros((len(lengths), 2, size, 2 * extent + taps.shape[-1]), np.float32)
-    np.put_along_axis(table[:, 0], taps + extent, whole, -1)
-    np.put_along_axis(table[:, 1], taps + extent, weights / SPLIT - whole, -1)
-    return table.reshape(len(lengths), 2 * size, -1)
+    # Rows for taps beyond the window, which have no weight.
+    table = np.zeros((len(lengths), 2 * extent + taps.shape[-1], 2, size), np.float32)
+    taps = np.moveaxis(taps, 2, 1) + extent
+    for part, values in enumerate((whole / SPLIT, weights / SPLIT - whole)):
+        np.put_along_axis(table[:, :, part], taps, np.moveaxis(values, 2, 1), 1)
+    return table.reshape(*table.shape[:2], 2 * size)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
