@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 CHUNK = 8
 
 # Below this many images per process, starting it (importing torch) takes longer than it saves.
-WORTH_A_PROCESS = 500
+WORTH_A_PROCESS = 2000
 
 # How many chunks per process are under way or wait to be fetched: the bound on memory.
 AHEAD = 3
