@@ -307,5 +307,13 @@ def test_without_dali(monkeypatch):
     monkeypatch.delitem(sys.modules, "nvidia.dali.fn", raising=False)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     assert "pip install 'barlow-fast[dali]'" in module.why_unusable()
+    with pytest.raises(ImportError, match="not installed"):
+        DaliRenderer(ArraySource(np.zeros((2, 8, 8, 3), np.uint8)), VIEWS, 2)
     monkeypatch.setattr(sys, "platform", "darwin")
     assert "Linux" in module.why_unusable()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_without_a_device():
+    assert module.why_unusable() is None
+    assert "cannot use cuda:0 (" in module.why_unusable("cuda:0")

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.loader import Batch, choose_loader, cores_of_rank
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.pil import PilRenderer
-from barlow_fast.data.sources import ArraySource, FolderSource
+from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource
 
 VIEWS = colouring(48)
 
@@ -154,6 +155,21 @@ def test_views_depend_on_no_batch_size_and_no_rank(source, settings):
         assert ours.keys() == expected.keys()
         for index, views in ours.items():
             assert all(torch.equal(x, y) for x, y in zip(views, expected[index], strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings", [*FILE_LOADERS, pytest.param({"loader": "pil", "workers": 1}, id="worker")]
+)
+def test_shards_show_the_views_of_the_folder_that_they_hold(source, tmp_path, settings):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for index in range(len(source)):
+            tar.add(source.path(index), f"{index:04d}.jpg")
+    shards = ShardSource(tmp_path)
+    expected = by_sample(one_epoch(source, loader=settings["loader"], workers=0))
+    ours = by_sample(one_epoch(shards, **settings))
+    assert ours.keys() == expected.keys()
+    for index, views in ours.items():
+        assert all(torch.equal(x, y) for x, y in zip(views, expected[index], strict=True))
 
 
 def test_workers_change_nothing(source):
@@ -447,24 +463,28 @@ def test_a_batch_that_is_lost_as_a_whole_is_an_error(tmp_path):
 
 
 def test_auto_says_what_it_chose(source, monkeypatch, caplog):
-    assert choose_loader("auto", arrays(), VIEWS) == ("arrays", "images in memory")
-    monkeypatch.setattr(dali, "why_unusable", lambda: None)
-    assert choose_loader("auto", source, VIEWS)[0] == "dali"
     gray = Views("gray", (cropping(8),), (0.5,), (0.5,))
-    assert choose_loader("auto", source, gray)[0] == "pil"
-    monkeypatch.setattr(dali, "why_unusable", lambda: "it is not there")
-    assert choose_loader("auto", source, VIEWS) == ("pil", "not dali: it is not there")
-    with pytest.raises(ImportError, match="loader='dali' cannot be used here: it is not there"):
+    assert choose_loader("auto", arrays(), VIEWS) == ("arrays", "images in memory")
+    assert choose_loader("auto", arrays(), VIEWS, "cuda")[0] == "arrays"
+    monkeypatch.setattr(dali, "why_unusable", lambda device: None)
+    assert choose_loader("auto", source, VIEWS)[0] == "pil"
+    assert choose_loader("auto", source, VIEWS, "cuda")[0] == "dali"
+    assert choose_loader("auto", source, gray, "cuda")[0] == "pil"
+    assert choose_loader("dali", source, VIEWS) == ("dali", "asked for")
+    monkeypatch.setattr(dali, "why_unusable", lambda device: f"not for {device}")
+    assert choose_loader("auto", source, VIEWS, "cuda") == ("pil", "not dali: not for cuda")
+    with pytest.raises(ImportError, match="loader='dali' cannot be used here: not for cpu"):
         choose_loader("dali", source, VIEWS)
     with pytest.raises(ValueError, match="loader='arrays' is for images in memory"):
         choose_loader("arrays", source, VIEWS)
     with pytest.raises(ValueError, match="'torch'"):
         choose_loader("torch", source, VIEWS)
-    with caplog.at_level(logging.INFO, "barlow_fast.data"):
-        with ViewLoader(source, VIEWS, 4, workers=0) as loader:
-            assert loader.chosen == "pil"
-            assert "it is not there" in loader.reason
-        assert "loader: pil (not dali: it is not there)" in caplog.text
+    with (
+        caplog.at_level(logging.INFO, "barlow_fast.data"),
+        ViewLoader(source, VIEWS, 4, workers=0) as loader,
+    ):
+        assert loader.chosen == "pil"
+        assert f"loader: pil ({loader.reason})" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -53,17 +53,32 @@ PIXEL = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)
 UNKNOWN, BY_DALI, BY_PIL = range(3)
 
 
-def why_unusable() -> str | None:
-    """None when DALI can be used here, else the reason why not, in one line."""
+def why_unusable(device: torch.device | str = "cpu") -> str | None:
+    """None when DALI can be used here, for crops on `device`, else the reason why not, in one
+    line."""
     if sys.platform != "linux":
         return "NVIDIA DALI exists for Linux only"
     try:
-        import nvidia.dali.fn as _  # noqa: F401
+        from nvidia.dali import Pipeline, fn
     except ImportError as error:
         if error.name in ("nvidia", "nvidia.dali", "nvidia.dali.fn"):
             return "NVIDIA DALI is not installed; pip install 'barlow-fast[dali]'"
-        return f"NVIDIA DALI cannot be imported ({' '.join(str(error).split())})"
+        return f"NVIDIA DALI cannot be imported ({_in_one_line(error)})"
+    device = torch.device(device)
+    if device.type == "cuda":
+        # A package for another CUDA than the driver's is importable, and fails here.
+        try:
+            pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device.index or 0)
+            with pipeline:
+                pipeline.set_outputs(fn.constant(idata=[0]).gpu())
+            pipeline.build()
+        except RuntimeError as error:
+            return f"NVIDIA DALI cannot use {device} ({_in_one_line(error)})"
     return None
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def decoded_alike(encoded: bytes) -> bool:
@@ -408,7 +423,8 @@ class DaliRenderer:
         prefetch: int = 2,
         device: torch.device | str = "cpu",
     ) -> None:
-        problem = why_unusable()
+        device = torch.device(device)
+        problem = why_unusable(device)
         if problem is not None:
             raise ImportError(problem)
         arrays = isinstance(source, ArraySource)
@@ -420,7 +436,6 @@ class DaliRenderer:
                     "use loader='pil'"
                 )
         shapes = crop_shapes(source, views)
-        device = torch.device(device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._prefetch = prefetch
         self._count = 0  # batches under way
