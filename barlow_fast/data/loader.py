@@ -241,10 +241,12 @@ class ViewLoader:
             self._under_way.append(some)
 
     def _receive(self) -> Crops:
-        samples = self._under_way.popleft()
+        samples = self._under_way[0]
+        # A wait that Ctrl-C ends has received nothing.
+        crops = self._renderer.receive() if len(samples) else Crops([], samples, [])
+        self._under_way.popleft()
         if not len(samples):
-            return Crops([], samples, [])
-        crops = self._renderer.receive()
+            return crops
         for image in crops.bad:
             self._bad.add(image)
         if not len(crops.samples):
@@ -263,7 +265,8 @@ class ViewLoader:
             rows = torch.from_numpy(parameters.photometric_rows(*pixels.shape[1:3]))
             pixels, rows = self._sent(pixels), self._sent(rows)
             views.append(self._photometric(pixels, rows, self._mean, self._std, self.dtype))
-        index = torch.from_numpy(crops.samples)
+        # A copy: the samples are a piece of the epoch's order.
+        index = torch.tensor(crops.samples)
         label = torch.full_like(index, -1)
         if self._labels is not None:
             label = torch.from_numpy(np.asarray(self._labels)[crops.samples])

@@ -19,8 +19,6 @@ PHOTOGRAPHS = (
     Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg",
 )
 
-UNSEEN = {"brightness": 0.1}
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -52,7 +50,6 @@ def photographs(folder: Path, count: int, longest: int = 160) -> Path:
 
 def cropping(size: int | tuple[int, int] = 48, **more: object) -> ViewSpecification:
     """RandomResizedCrop with its usual distributions, and whatever else is asked for."""
-    more = {**UNSEEN, **more}
     return ViewSpecification(crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), size=size, **more)
 
 

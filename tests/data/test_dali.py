@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photographs import MEAN, PHOTOGRAPHS, STD, UNSEEN, cropping, encoded, photograph, photographs
+from photographs import MEAN, PHOTOGRAPHS, STD, cropping, encoded, photograph, photographs
 from PIL import Image
 
 from barlow_fast.data import Views, ViewSpecification
@@ -111,7 +111,7 @@ def test_whole_images_are_bit_for_bit_what_pillow_decodes(tmp_path, name):
     data = {**ALIKE, **BY_PILLOW}[name]
     (tmp_path / name).write_bytes(data)
     expected = np.asarray(decode(data, name))
-    whole = Views("whole", (ViewSpecification(size=expected.shape[:2], **UNSEEN),), MEAN, STD)
+    whole = Views("whole", (ViewSpecification(size=expected.shape[:2]),), MEAN, STD)
     renderer = DaliRenderer(FolderSource(tmp_path), whole, 1, threads=1)
     (crops,) = rendered(renderer, [np.arange(1)])
     renderer.close()

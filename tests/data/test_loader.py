@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photographs import MEAN, STD, UNSEEN, colouring, cropping, photographs
+from photographs import MEAN, STD, colouring, cropping, photographs
 
 from barlow_fast import kernels
 from barlow_fast.data import ViewLoader, Views, ViewSpecification, draw
@@ -25,6 +25,7 @@ from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.loader import Batch, choose_loader, cores_of_rank
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.pil import PilRenderer
+from barlow_fast.data.rendering.workers import WorkerRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource
 
 VIEWS = colouring(48)
@@ -123,6 +124,32 @@ def test_a_set_without_the_kernel_leaves_it_to_plain_torch(monkeypatch):
     monkeypatch.delattr(cpu, "photometric", raising=False)
     for a, b in zip(expected, one_epoch(arrays()), strict=True):
         torch.testing.assert_close(a.views[0], b.views[0], atol=0.1 / 255 / min(STD), rtol=0)
+
+
+def test_a_batch_is_its_owners():
+    with ViewLoader(arrays(), VIEWS, 4) as loader:
+        expected = list(loader)
+        loader.set_epoch(0)
+        for batch, other in zip(loader, expected, strict=True):
+            assert torch.equal(batch.index, other.index)
+            for tensor in (*batch.views, batch.index, batch.label):
+                tensor.zero_()
+        assert loader.source.labels.any()
+
+
+def test_an_interrupted_wait_loses_nothing(source, monkeypatch):
+    receive = WorkerRenderer.receive
+    with ViewLoader(source, VIEWS, 4, seed=9, drop_last=False, loader="pil", workers=1) as loader:
+
+        def interrupted(self):
+            monkeypatch.setattr(WorkerRenderer, "receive", receive)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(WorkerRenderer, "receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(loader)
+        ours = list(loader)
+    assert_same_batches(ours, one_epoch(source, loader="pil", workers=0))
 
 
 def test_labels(source):
@@ -289,7 +316,7 @@ def test_a_second_iteration_ends_the_first():
 
 
 def changed(**fields) -> Views:
-    views = (ViewSpecification(**{"size": 8, **UNSEEN, **fields}),) * 2
+    views = (ViewSpecification(**{"size": 8, **fields}),) * 2
     return Views("changed", views, MEAN, STD)
 
 

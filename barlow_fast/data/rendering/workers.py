@@ -136,7 +136,7 @@ class WorkerRenderer:
         self._processes: list[multiprocessing.Process] = []
         self._pipes: list[Connection] = []
         self._closed = False
-        self._finalizer = weakref.finalize(self, _end, self._processes, self._pipes)
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._processes, self._pipes)
 
     def submit(self, epoch: int, samples: np.ndarray) -> None:
         if self._closed:
@@ -247,8 +247,11 @@ class WorkerRenderer:
         raise RuntimeError(f"data worker {worker} (process {pid}) died: {why}") from None
 
 
-def _end(processes: list[multiprocessing.Process], pipes: list[Connection]) -> None:
+def _end(owner: int, processes: list[multiprocessing.Process], pipes: list[Connection]) -> None:
     """Ends the workers, at once: they hold nothing that would have to be put in order first."""
+    # A process that was forked from the owner has copies of everything, but no say in it.
+    if os.getpid() != owner:
+        return
     for pipe in pipes:
         pipe.close()
     for process in processes:
