@@ -126,17 +126,6 @@ def test_a_set_without_the_kernel_leaves_it_to_plain_torch(monkeypatch):
         torch.testing.assert_close(a.views[0], b.views[0], atol=0.1 / 255 / min(STD), rtol=0)
 
 
-def test_a_batch_is_its_owners():
-    with ViewLoader(arrays(), VIEWS, 4) as loader:
-        expected = list(loader)
-        loader.set_epoch(0)
-        for batch, other in zip(loader, expected, strict=True):
-            assert torch.equal(batch.index, other.index)
-            for tensor in (*batch.views, batch.index, batch.label):
-                tensor.zero_()
-        assert loader.source.labels.any()
-
-
 def test_an_interrupted_wait_loses_nothing(source, monkeypatch):
     receive = WorkerRenderer.receive
     with ViewLoader(source, VIEWS, 4, seed=9, drop_last=False, loader="pil", workers=1) as loader:
