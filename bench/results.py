@@ -33,7 +33,7 @@ def read(path: Path) -> list[Row]:
 
 def group(row: Row) -> tuple:
     """Rows of one group are comparable: taken in turns, in one run."""
-    return row["suite"], row["n"], row["d"], row["dtype"], row.get("ranks")
+    return row["suite"], row["n"], row["d"], row["dtype"], row.get("ranks"), row.get("case")
 
 
 def merge(path: Path, rows: Iterable[Row]) -> None:

@@ -1,0 +1,63 @@
+"""Images to load: JPEG files cut out of photographs that come with libraries, and random pixels."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+DISTINCT, FILES = 300, 12_800
+WIDTHS, HEIGHTS = (460, 541), (370, 431)  # half-open
+LEAST_SHARE = 0.6  # of a photograph's sides, in a piece
+QUALITY = 90
+PIXELS = 20_000  # images of random pixels
+
+
+def sources() -> list[Path]:
+    """Three photographs: two of scikit-learn, one of matplotlib.
+
+    Raises:
+        FileNotFoundError: one of these libraries is not installed.
+    """
+    found = []
+    for package, folder, names in (
+        ("sklearn", "datasets/images", ("china.jpg", "flower.jpg")),
+        ("matplotlib", "mpl-data/sample_data", ("grace_hopper.jpg",)),
+    ):
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(f"photographs are taken from {package}, which is not installed")
+        found += [Path(spec.origin).parent / folder / name for name in names]
+    return found
+
+
+def photographs(folder: Path, distinct: int = DISTINCT, files: int = FILES) -> Path:
+    """Fills `folder` with `files` JPEG files of about 500 x 400 pixels, `distinct` of which differ.
+
+    The others are further names of the same files, so that an epoch is long enough to have a steady
+    state: the disk's cache holds all of them anyway.
+    """
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    originals = [Image.open(path).convert("RGB") for path in sources()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(distinct):
+        image = originals[number % len(originals)]
+        share = generator.uniform(LEAST_SHARE, 1, 2) * (image.width, image.height)
+        width, height = share.astype(int).tolist()
+        left = int(generator.integers(0, image.width - width + 1))
+        top = int(generator.integers(0, image.height - height + 1))
+        size = int(generator.integers(*WIDTHS)), int(generator.integers(*HEIGHTS))
+        piece = image.resize(size, box=(left, top, left + width, top + height))
+        piece.save(folder / f"{number:06d}.jpg", quality=QUALITY)
+    for number in range(distinct, files):
+        (folder / f"{number:06d}.jpg").hardlink_to(folder / f"{number % distinct:06d}.jpg")
+    return folder
+
+
+def pixels(side: int, channels: int, count: int = PIXELS) -> np.ndarray:
+    """(count, side, side, channels) uint8, uniform."""
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (count, side, side, channels), dtype=np.uint8)

@@ -1,0 +1,175 @@
+"""Feeds in turns: each in processes of its own, which stand still while another one is timed.
+
+Loaders work ahead in the background. So a feed and all of its workers form a group of processes
+that the system stops (SIGSTOP) after its turn and lets go on (SIGCONT) at its next one, where it
+finds its queues as it left them. POSIX only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+WARM_UPS = 8  # batches before the first turn: more than any feed has ready ahead
+SKIPPED = 4  # batches at the beginning of a turn
+FEWEST = 4  # batches that are timed
+DEADLINE = 120.0  # seconds for a process to start, or for a turn beyond its time
+
+Opener = Callable[..., AbstractContextManager[Iterator[int]]]
+
+
+class FeedError(Exception):
+    """A feed that raised, died or stood still."""
+
+
+class Runner:
+    """One feed in a process group of its own.
+
+    Args:
+        name: for messages.
+        opener: called with `arguments` in the new process; yields counts without an end.
+        arguments: must be picklable.
+        cores: that the processes may use.
+        deadline: in seconds, for the start, and for a turn beyond its time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        opener: Opener,
+        arguments: tuple[Any, ...],
+        cores: set[int] | None,
+        deadline: float = DEADLINE,
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name, self.deadline = name, deadline
+        self._connection, other = context.Pipe()
+        # Not a daemon, which could not have workers; `end` is called whatever happens.
+        self._process = context.Process(target=_serve, args=(other, opener, arguments, cores))
+        self._process.start()
+        other.close()
+
+    def wait_until_ready(self) -> None:
+        """Until the first batches have come; then it stands still.
+
+        Raises:
+            FeedError: they do not come.
+        """
+        self._answer(self.deadline)
+        self._signal(signal.SIGSTOP)
+
+    def turn(self, seconds: float) -> float:
+        """Counts per second of one turn of about so many seconds.
+
+        Raises:
+            FeedError: it fails.
+        """
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):
+            self._connection.send(seconds)
+        count, elapsed = self._answer(seconds + self.deadline)
+        self._signal(signal.SIGSTOP)
+        return count / elapsed
+
+    def end(self) -> None:
+        """Kills the group. May be called again, at any time."""
+        self._connection.close()
+        self._signal(signal.SIGKILL)
+        # It may not have become a group yet.
+        self._process.kill()
+        self._process.join()
+
+    def _answer(self, seconds: float) -> Any:
+        wait([self._connection, self._process.sentinel], seconds)
+        # Workers keep the other end of the pipe open when their parent has died.
+        if not self._connection.poll():
+            if self._process.exitcode is None:
+                raise FeedError(f"did not answer within {seconds:.0f} s")
+            raise FeedError(f"died with exit status {self._process.exitcode}")
+        try:
+            kind, content = self._connection.recv()
+        except EOFError:
+            self._process.join(seconds)
+            raise FeedError(f"died with exit status {self._process.exitcode}") from None
+        if kind == "failed":
+            raise FeedError(content)
+        return content
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+def race(
+    runners: list[Runner], rounds: int, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Counts per second of every turn, and what failed: name -> reason; that has no times.
+
+    The runners take turns in an order shuffled anew each round, so that whatever disturbs the
+    machine for a while disturbs all alike. All of them are ended, whatever happens.
+    """
+    rates: dict[str, list[float]] = {runner.name: [] for runner in runners}
+    failures: dict[str, str] = {}
+    generator = random.Random(0)
+    try:
+        _try(runners, failures, Runner.wait_until_ready)
+        for _ in range(rounds):
+            order = [runner for runner in runners if runner.name not in failures]
+            generator.shuffle(order)
+            _try(order, failures, lambda runner: rates[runner.name].append(runner.turn(seconds)))
+    finally:
+        for runner in runners:
+            runner.end()
+    return {name: found for name, found in rates.items() if name not in failures}, failures
+
+
+def _try(runners: list[Runner], failures: dict[str, str], action: Callable[[Runner], None]) -> None:
+    for runner in runners:
+        try:
+            action(runner)
+        except FeedError as error:
+            failures[runner.name] = str(error)
+            runner.end()
+
+
+def _serve(
+    connection: Connection, opener: Opener, arguments: tuple[Any, ...], cores: set[int] | None
+) -> None:
+    """A feed's process. It ends with the pipe; and where it stands still when its parent dies, the
+    system lets it go on and hangs up, because its group is orphaned then."""
+    os.setpgid(0, 0)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        try:
+            with opener(*arguments) as counts:
+                for _ in range(WARM_UPS):
+                    next(counts)
+                connection.send(("ready", None))
+                while True:
+                    connection.send(("timed", _timed(counts, connection.recv())))
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception as error:  # whatever a feed raises, the others are still to be timed
+            connection.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def _timed(counts: Iterator[int], seconds: float) -> tuple[int, float]:
+    """(count, seconds). An even number of batches, because two workers finish them in pairs."""
+    for _ in range(SKIPPED):
+        next(counts)
+    total, number, start = 0, 0, time.perf_counter()
+    while True:
+        total += next(counts)
+        number += 1
+        elapsed = time.perf_counter() - start
+        if number >= FEWEST and number % 2 == 0 and elapsed >= seconds:
+            return total, elapsed

@@ -1,0 +1,302 @@
+"""The suite `views`: agreement first, the same work for all, processes that always end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("torchvision")
+
+from test_report import ORIGIN, PEAKS
+
+from barlow_fast.data import PRESETS, ViewLoader, Views
+from barlow_fast.data.sources import ArraySource, FolderSource
+from bench import report, results
+from bench.__main__ import app
+from bench.suites import views as suite
+from bench.views import agreement, feeds, images, recipes, turns
+from bench.views.feeds import CASES, OFFICIAL
+
+SECONDS = 240.0  # for processes to start on a busy machine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return images.photographs(tmp_path_factory.mktemp("jpeg"), distinct=6, files=9)
+
+
+def small(case="photographs", **changes):
+    return replace(CASES[case], batch_size=4, **changes)
+
+
+def test_photographs_are_of_the_stated_size_and_differ(folder):
+    from PIL import Image
+
+    paths = sorted(folder.iterdir())
+    assert len(paths) == 9
+    assert len({path.read_bytes() for path in paths}) == 6
+    for path in paths:
+        width, height = Image.open(path).size
+        assert 460 <= width <= 540
+        assert 370 <= height <= 430
+
+
+def test_the_recipe_has_the_parameters_of_the_paper():
+    first, second = recipes.official(PRESETS["imagenet"], 224).transforms
+    names = [type(step).__name__ for step in first.transforms]
+    assert names == [
+        "RandomResizedCrop", "RandomHorizontalFlip", "RandomApply", "RandomGrayscale", "Blur",
+        "ToTensor", "Normalize",
+    ]  # fmt: skip
+    crop, flip, jitter, gray, blur = first.transforms[:5]
+    assert (tuple(crop.scale), crop.size) == ((0.08, 1.0), (224, 224))
+    assert crop.interpolation.value == "bicubic"
+    assert (flip.p, jitter.p, gray.p, blur.probability) == (0.5, 0.8, 0.2, 1.0)
+    colour = jitter.transforms[0]
+    assert colour.brightness == pytest.approx((0.6, 1.4))
+    assert colour.saturation == pytest.approx((0.8, 1.2))
+    assert colour.hue == pytest.approx((-0.1, 0.1))
+    assert blur.sigma == (0.1, 2.0)
+    assert second.transforms[4].probability == 0.1
+    solarize = second.transforms[5]
+    assert (solarize.probability, solarize.threshold) == (0.2, 128)
+
+
+def test_every_feed_makes_the_same_kind_of_views(folder):
+    """In this process: what each yields is checked by `open_feed` itself."""
+    for case in (small(), small("arrays-28")):
+        for name in case.feeds:
+            if feeds.unavailable(name) is None and not name.startswith("crops"):
+                with feeds.open_feed(name, case, folder) as counts:
+                    assert [next(counts) for _ in range(3)] == [4] * 3
+
+
+@pytest.mark.parametrize("loader", ["pil", "dali"])
+def test_ours_agrees_with_torchvision_on_photographs(folder, loader):
+    if feeds.unavailable(f"ours-{loader}") is not None:
+        pytest.skip(feeds.unavailable(f"ours-{loader}"))
+    workers = 0 if loader == "pil" else 1
+    source = FolderSource(folder)
+    with ViewLoader(source, PRESETS["imagenet"], 8, loader=loader, workers=workers) as feed:
+        batch = next(iter(feed))
+        assert agreement.problem(feed, batch) is None
+        wrong = batch._replace(views=(batch.views[0], batch.views[0]))
+        assert "view 1 of sample" in agreement.problem(feed, wrong)
+        nothing = batch._replace(views=tuple(view * float("nan") for view in batch.views))
+        assert "nan levels" in agreement.problem(feed, nothing)
+
+
+def test_ours_agrees_with_torchvision_on_small_images():
+    for case in (CASES["arrays-32"], CASES["arrays-28"]):
+        source = ArraySource(images.pixels(case.side, len(case.views.mean), 32))
+        with ViewLoader(source, case.views, 32) as feed:
+            assert agreement.problem(feed, next(iter(feed))) is None
+
+
+def test_a_feed_that_disagrees_is_not_timed(folder, monkeypatch):
+    monkeypatch.setattr(agreement, "BOUND", 1e-9)
+    case = small("arrays-28")
+    with (
+        feeds.open_feed("ours-arrays", case, None) as counts,
+        pytest.raises(feeds.DisagreementError, match="levels from torchvision's"),
+    ):
+        next(counts)
+
+
+def test_views_of_another_size_are_refused(folder):
+    case = small(side=96)
+    with (
+        feeds.open_feed("ours-pil", case, folder) as counts,
+        pytest.raises(feeds.DisagreementError, match="views are"),
+    ):
+        next(counts)
+
+
+# Openers of processes. They are imported there by name.
+
+
+@contextlib.contextmanager
+def counting(step: float):
+    def counts():
+        while True:
+            time.sleep(step)
+            yield 10
+
+    yield counts()
+
+
+@contextlib.contextmanager
+def with_a_worker(file):
+    worker = os.fork()
+    if not worker:
+        time.sleep(1000)
+        os._exit(0)
+    file.write_text(str(worker))
+    yield iter(lambda: 1, 2)
+
+
+@contextlib.contextmanager
+def raising():
+    raise ValueError("no such image")
+    yield
+
+
+@contextlib.contextmanager
+def dying():
+    os._exit(7)
+    yield
+
+
+def gone(process: int) -> bool:
+    for _ in range(100):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            if state == "Z":
+                return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.slow
+def test_feeds_take_turns_and_failures_are_named(tmp_path):
+    file = tmp_path / "worker"
+    runners = [
+        turns.Runner("slow", counting, (0.02,), None, SECONDS),
+        turns.Runner("worker", with_a_worker, (file,), None, SECONDS),
+        turns.Runner("raising", raising, (), None, SECONDS),
+        turns.Runner("dying", dying, (), None, SECONDS),
+    ]
+    rates, failures = turns.race(runners, 2, 0.2)
+    assert failures == {"raising": "ValueError: no such image", "dying": "died with exit status 7"}
+    assert {name: len(found) for name, found in rates.items()} == {"slow": 2, "worker": 2}
+    assert 0 < min(rates["slow"]) <= max(rates["slow"]) <= 10 / 0.02
+    assert gone(int(file.read_text()))
+
+
+@pytest.mark.slow
+def test_a_feed_that_stands_still_is_ended(tmp_path):
+    runner = turns.Runner("stuck", counting, (1000.0,), None, deadline=15.0)
+    rates, failures = turns.race([runner], 1, 0.1)
+    assert rates == {}
+    assert failures == {"stuck": "did not answer within 15 s"}
+    assert not runner._process.is_alive()
+
+
+@pytest.mark.slow
+def test_a_small_run(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    arguments = ["views", "--cases", "arrays-28,kernel", "--feeds", "ours-arrays,kernel-aten"]
+    arguments += ["--seconds", "0.1", "--rounds", "1", "--deadline", str(SECONDS)]
+    result = CliRunner().invoke(app, [*arguments, "--quick", "--out", str(out)])
+    # --quick has no kernel-aten.
+    assert result.exit_code == 2
+    assert "unknown feed 'kernel-aten'" in result.output
+    arguments[4] = "ours-arrays"
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    (row,) = results.read(out)
+    assert (row["case"], row["peer"], row["unit"]) == ("arrays-28", "ours-arrays", "images")
+    assert 0 < row["p20_per_s"] <= row["median_per_s"] <= row["p80_per_s"]
+    assert row["provenance"]["command"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "films"], "unknown case 'films'"),
+        (["--feeds", "tape"], "unknown feed 'tape'"),
+    ],
+)
+def test_unknown_names_are_refused(arguments, message):
+    result = CliRunner().invoke(app, ["views", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output.replace("\n", " ")
+
+
+def made_up(case, peer, rate):
+    found = suite.row(CASES[case], peer, [0.9 * rate, rate, 1.1 * rate], PEAKS["copy_gbps"])
+    return found | {"peaks": PEAKS, "provenance": ORIGIN}
+
+
+def test_tables_tell_ratios_and_targets():
+    rows = [
+        made_up("photographs", "ours-dali", 400.0),
+        made_up("photographs", OFFICIAL, 200.0),
+        made_up("photographs", "lightly", 500.0),
+        made_up("photographs", "crops-dali", 600.0),
+        made_up("arrays-32", "ours-arrays", 4000.0),
+        made_up("arrays-32", OFFICIAL, 1000.0),
+        made_up("kernel", "kernel-cpu", 1000.0),
+    ]
+    text = suite.tables(rows, brief=True)
+    assert "| barlow_fast, DALI on the CPU | **400** | 2.00× |" in text
+    assert "| lightly | 500 | 2.50× |" in text
+    assert "| DALI: decoded and cropped only | 600 |  |" in text
+    assert "The target of 1.7 times the official recipe is met." in text
+    assert "Slower: barlow_fast, DALI on the CPU than lightly." in text
+    assert "The target of 5 times the official recipe is missed (4.00 times)." in text
+    share = 224 * 224 * 3 * 5 * 1000 / 1e9 / PEAKS["copy_gbps"]
+    assert f"| barlow_fast | 1,000 | {share:.0%} |" in text
+    assert "| official recipe | 200 | 180 | 220 | 3 |" not in text
+    assert "| official recipe | 200 | " in suite.tables(rows, brief=False)
+
+
+def test_rows_of_cases_are_groups_of_their_own(tmp_path):
+    file = tmp_path / "cpu-example.jsonl"
+    results.merge(file, [made_up("photographs", OFFICIAL, 200.0), made_up("kernel", "a", 1.0)])
+    results.merge(file, [made_up("kernel", "b", 2.0)])
+    assert [row["peer"] for row in results.read(file)] == [OFFICIAL, "b"]
+    text = report.page(report.machine_files(tmp_path))
+    assert f"## {suite.SECTION}" in text
+    assert "copy 20.0 GB/s" in text
+
+
+def test_committed_rows_meet_the_targets_or_say_so():
+    rows = [r for path in results.FOLDER.glob("cpu-*.jsonl") for r in results.read(path)]
+    rows = [r for r in rows if r["suite"] == "views"]
+    if not rows:
+        pytest.skip("no rows of views are committed yet")
+    text = suite.tables(rows, brief=True)
+    for case in {r["case"] for r in rows}:
+        found = {r["peer"]: r["median_per_s"] for r in rows if r["case"] == case}
+        ours = [rate for name, rate in found.items() if name.startswith("ours-")]
+        target = CASES[case].target
+        if target is not None:
+            met = max(ours) >= target * found[OFFICIAL]
+            said = f"The target of {target:g} times the official recipe {'is met' if met else ''}"
+            assert said in text
+        if "kernel-cpu" in found:
+            (row,) = (r for r in rows if r["peer"] == "kernel-cpu")
+            moved = feeds.kernel_bytes(CASES[case]) * row["median_per_s"] / 1e9
+            fraction = moved / row["peaks"]["copy_gbps"]
+            assert row["fraction_of_copy"] == pytest.approx(fraction, rel=2e-3)
+
+
+def test_erased_black_and_flipped_as_the_rows_say():
+    """The yardstick itself, by hand."""
+    from PIL import Image
+
+    pixels = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
+    views = Views("plain", (PRESETS["imagenet"].views[0],), (0.5,) * 3, (0.5,) * 3)
+    parameters = feeds.draw(views.views[0], 0, 0, np.arange(1), 0)
+    row = parameters.photometric_rows(5, 5)[0]
+    column = agreement.Parameter
+    row[:] = 0
+    row[column.ORDER], row[column.FLIP], row[column.SOLARIZE] = -1, 1, 256
+    row[column.ERASE_BOTTOM], row[column.ERASE_RIGHT] = 2, 3
+    got = agreement.finished(Image.fromarray(pixels), row)
+    want = torch.from_numpy(pixels[:, ::-1].copy()).permute(2, 0, 1) / 255
+    want[:, :2, :3] = 0
+    torch.testing.assert_close(got, want)
