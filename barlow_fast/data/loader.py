@@ -265,7 +265,7 @@ class ViewLoader:
             rows = torch.from_numpy(parameters.photometric_rows(*pixels.shape[1:3]))
             pixels, rows = self._sent(pixels), self._sent(rows)
             views.append(self._photometric(pixels, rows, self._mean, self._std, self.dtype))
-        # A copy: who keeps an index should not keep the whole epoch's order, of which this is a piece.
+        # A copy: this is a piece of the epoch's order, all of which it would keep alive.
         index = torch.tensor(crops.samples)
         label = torch.full_like(index, -1)
         if self._labels is not None:
