@@ -53,6 +53,38 @@ def blur_radius(sigma: float) -> int:
     return math.ceil(4 * sigma)
 
 
+def check_arguments(
+    crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
+) -> None:
+    """What a kernel set asks of the arguments of `photometric`, their values aside.
+
+    Raises:
+        TypeError: crops that are not uint8, another dtype than float32, bfloat16 and float16, or
+            parameters, mean or std that are not floating point.
+        ValueError: a shape or device that does not fit.
+    """
+    if crops.dtype != torch.uint8:
+        raise TypeError(f"crops must be uint8, got {crops.dtype}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+    if crops.dim() != 4 or crops.shape[3] not in (1, 3):
+        raise ValueError(f"crops must be (B, H, W, 1 or 3), got {tuple(crops.shape)}")
+    wanted = {
+        "parameters": (parameters, (crops.shape[0], PARAMETERS)),
+        "mean": (mean, (crops.shape[3],)),
+        "std": (std, (crops.shape[3],)),
+    }
+    for name, (x, shape) in wanted.items():
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+        if tuple(x.shape) != shape:
+            raise ValueError(
+                f"{name} must be {shape} for crops of {tuple(crops.shape)}, got {tuple(x.shape)}"
+            )
+        if x.device != crops.device:
+            raise ValueError(f"{name} must be on {crops.device}, is on {x.device}")
+
+
 def photometric(
     crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
 ) -> Tensor:

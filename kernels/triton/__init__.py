@@ -17,6 +17,7 @@ from . import correlation_gradients as _correlation_gradients
 from . import gram as _gram
 from . import gram_gradients as _gram_gradients
 from . import moments as _moments
+from . import photometric as _photometric
 from . import standardise as _standardise
 from . import terms as _terms
 from .arithmetic import INTERPRETED
@@ -206,3 +207,9 @@ def terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = aten if precision == "fp64" else _terms
     return kernels.terms(sums, parts, divisor, diagonal_included, lambd, precision)
+
+
+def photometric(
+    crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
+) -> Tensor:
+    return _photometric.photometric(crops, parameters, mean, std, dtype)

@@ -63,6 +63,15 @@ class Elementwise(NamedTuple):
     warps: int
 
 
+class Colours(NamedTuple):
+    """`pixels` that one program takes at a time; at most so many `parts` of an image, a power of
+    two, are summed apart."""
+
+    pixels: int
+    parts: int
+    warps: int
+
+
 class Product(NamedTuple):
     """A row of the table: the blocks of one product, and how it gets its operands.
 
@@ -133,6 +142,8 @@ class CorrelationGradients(NamedTuple):
 
 STANDARDISE = Elementwise(16, 128, 4)
 PROJECT = Elementwise(32, 128, 4)
+COLOURS = Colours(512, 32, 4)
+BLUR = Elementwise(32, 32, 4)  # square: neighbours on either side are read once more
 UNPACK_STRIP = 32  # rows of a tile that one program takes to its place
 
 # Operand families; MIXED: half-precision operands made from float32 inputs, where it has a row of

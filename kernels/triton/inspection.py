@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..photometry import PARAMETERS
 from . import configurations
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 
@@ -42,6 +43,7 @@ _TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.int32: "i32",
+    torch.uint8: "u8",
 }
 
 
@@ -141,7 +143,11 @@ def _tensor_core(ptx: str) -> tuple[str, str]:
 
 class Case(NamedTuple):
     """A step of the loss whose launches are looked at. The form 'tiles' is 'gram' where K is a sum
-    over the columns of several devices."""
+    over the columns of several devices.
+
+    The forms 'views' and 'gray views' are the photometric part of N views of D x D pixels with
+    three channels or one, to be `dtype`; nothing there has a precision.
+    """
 
     form: str
     n: int
@@ -179,6 +185,13 @@ EXTRA = (
     Case("gram", 256, 8192, torch.float16, "fp16"),
     Case("correlation", 4096, 512, torch.float16, "fp16"),
 )
+VIEWS = (
+    Case("views", 256, 224, torch.bfloat16, "bf16"),
+    Case("views", 256, 224, torch.float32, "fp32"),
+    Case("views", 256, 96, torch.float16, "fp16"),
+    Case("views", 256, 99, torch.bfloat16, "bf16"),
+    Case("gray views", 256, 28, torch.bfloat16, "bf16"),
+)
 # Rows that do not start at 16 bytes are read element by element, and registers go to addresses.
 UNALIGNED = (
     Case("gram", 250, 1001, torch.float32, "fp32"),
@@ -191,6 +204,7 @@ def cases() -> list[Case]:
     """All shapes in all operand types, and what they leave out."""
     return [Case(*shape, *operands) for shape in SHAPES for operands in OPERANDS] + [
         *EXTRA,
+        *VIEWS,
         *UNALIGNED,
     ]
 
@@ -228,6 +242,8 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
     """The launches of one forward and backward pass, planned for `device`; nothing runs."""
     from .. import triton as kernels
 
+    if case.form in ("views", "gray views"):
+        return _record_views(case, device)
     z = torch.empty(case.n, case.d, dtype=case.dtype, device="meta")
     grad_scale = torch.empty((), device="meta")
     with recording(device) as record:
@@ -256,6 +272,18 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
                 z, z, statistics, matrix, squares, grad_scale, 1e-5, 0.1, 0.1,
                 case.precision, need,
             )  # fmt: skip
+    return record.launches
+
+
+def _record_views(case: Case, device: Device) -> list[Launch]:
+    from .. import triton as kernels
+
+    channels = 3 if case.form == "views" else 1
+    crops = torch.empty(case.n, case.d, case.d, channels, dtype=torch.uint8, device="meta")
+    parameters = torch.empty(case.n, PARAMETERS, device="meta")
+    statistics = torch.empty(2, channels, device="meta")
+    with recording(device) as record:
+        kernels.photometric(crops, parameters, *statistics.clone().unbind(), case.dtype)
     return record.launches
 
 

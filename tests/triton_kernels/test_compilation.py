@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from barlow_fast.kernels.photometry import PARAMETERS  # noqa: E402
 from barlow_fast.kernels.triton import configurations, inspection  # noqa: E402
 from barlow_fast.kernels.triton import launch as launch_module  # noqa: E402
 from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
@@ -63,6 +64,8 @@ def test_resources_of_every_kernel(compiled):
         Case("tiles", 300, 1, torch.float32, "bf16"),
         Case("gram", 2, 1, torch.bfloat16, "bf16"),
         Case("correlation", 3000, 1, torch.float32, "fp32"),
+        Case("views", 1, 1, torch.float32, "fp32"),
+        Case("gray views", 1, 1, torch.bfloat16, "bf16"),
     ],
     ids=str,
 )
@@ -76,7 +79,7 @@ def test_the_survey_reaches_every_row_of_the_table():
     for device in REFERENCE_DEVICES.values():
         architecture = device.architecture
         used = set()
-        for case in inspection.cases():
+        for case in set(inspection.cases()) - set(inspection.VIEWS):
             form, size = case.form, case.d
             if form != "correlation":
                 form, size = "gram", case.n
@@ -167,6 +170,8 @@ def kernels_as_launched(monkeypatch):
         Case("gram", 2048, 4096, torch.float32, "tf32"),
         Case("gram", 520, 700, torch.float32, "fp32"),
         Case("correlation", 4096, 64, torch.float16, "fp16"),
+        Case("views", 2, 64, torch.bfloat16, "bf16"),
+        Case("gray views", 1, 5, torch.float32, "fp32"),
     ],
     ids=str,
 )
@@ -184,6 +189,12 @@ def test_launches_compile_to_what_was_inspected(case, kernels_as_launched):
 
 def run_step(case):
     """The calls of `inspection.record_step`, on tensors with memory."""
+    if case.form.endswith("views"):
+        channels = 3 if case.form == "views" else 1
+        crops = torch.zeros(case.n, case.d, case.d, channels, dtype=torch.uint8)
+        parameters, one = torch.zeros(case.n, PARAMETERS), torch.ones(channels)
+        triton_kernels.photometric(crops, parameters, one, one, case.dtype)
+        return
     z = torch.zeros(case.n, case.d, dtype=case.dtype)
     one, precision = torch.ones(()), case.precision
     rows, sums = triton_kernels.statistics(z, z, 1e-5, precision)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+import photometric_contract
 import pytest
 import torch
 from contract import (
@@ -27,6 +28,7 @@ from gate import assert_within_gate
 
 from barlow_fast import barlow_twins_loss
 from barlow_fast.kernels import aten
+from barlow_fast.kernels.photometry import Parameter
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
 from barlow_fast.kernels.precision import gram_scale  # noqa: E402
@@ -244,3 +246,132 @@ def test_equal_runs_give_equal_bits():
         runs.append((loss.detach(), a.grad))
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
+
+
+# ---- views: few and small ones; a device has the whole contract (test_gpu_photometric.py) -------
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "channels", "dtype"),
+    [
+        (8, (1, 1), 3, torch.float32),
+        (8, (7, 5), 3, torch.bfloat16),
+        (8, (7, 5), 1, torch.float16),
+        (3, (33, 31), 3, torch.float32),
+    ],
+    ids=str,
+)
+def test_photometric(count, size, channels, dtype):
+    images = photometric_contract.crops(count, size, channels)
+    parameters = photometric_contract.drawn(count, size)
+    flipped = photometric_contract.check(triton_kernels, images, parameters, CPU, dtype)
+    assert flipped <= 2
+
+
+def test_photometric_in_every_order():
+    photometric_contract.check_orders(triton_kernels, 3, CPU)
+
+
+def test_photometric_of_several_tiles():
+    """More pixels than one program takes, of the sums before a contrast too."""
+    size = (37, 70)
+    parameters = photometric_contract.drawn(2, size, seed=1)
+    parameters[:, Parameter.ORDER] = torch.tensor((22.0, 5.0))
+    parameters[:, Parameter.BLUR_SIGMA] = torch.tensor((0.0, 1.2))
+    parameters[:, Parameter.GRAY] = 0
+    images = photometric_contract.crops(2, size, 3)
+    assert photometric_contract.check(triton_kernels, images, parameters, CPU) <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20), (2, 2), (17, 3)], ids=str)
+def test_photometric_blurs_larger_than_the_image(size):
+    parameters = photometric_contract.plain(3)
+    parameters[:, Parameter.BLUR_SIGMA] = torch.tensor((1e-30, 1.9, 8))
+    images = photometric_contract.crops(3, size, 1)
+    photometric_contract.check(triton_kernels, images, parameters, CPU)
+
+
+def test_photometric_divides_bytes_as_plain_torch():
+    """To the bit: thresholds of solarizing are compared with them."""
+    images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    arguments = (images, photometric_contract.plain(1), torch.zeros(1), torch.ones(1))
+    got = triton_kernels.photometric(*arguments, torch.float32)
+    assert torch.equal(got, aten.photometric(*arguments, torch.float32))
+    levels = torch.tensor((0, 1, 77, 128, 254, 255, 255.5))
+    parameters = photometric_contract.plain(len(levels))
+    parameters[:, Parameter.SOLARIZE] = levels
+    images = images.expand(len(levels), -1, -1, -1)
+    assert photometric_contract.check(triton_kernels, images, parameters, CPU) == 0
+
+
+def test_photometric_bits_depend_on_the_image_alone():
+    size = (13, 45)
+    images = photometric_contract.crops(4, size, 3)
+    parameters = photometric_contract.drawn(4, size)
+    parameters[:, Parameter.ORDER] = torch.tensor((-1.0, 3.0, 9.0, 20.0))
+    parameters[:, Parameter.BLUR_SIGMA] = torch.tensor((0.0, 0.8, 0.0, 0.4))
+    whole = photometric_contract.photometric(triton_kernels, images, parameters, CPU)
+    for rows in (slice(2, 4), slice(1, 2)):
+        some = photometric_contract.photometric(triton_kernels, images[rows], parameters[rows], CPU)
+        assert torch.equal(some, whole[rows])
+
+
+def test_photometric_of_any_layout_and_type():
+    size = (6, 5)
+    images = photometric_contract.crops(2, size, 3)
+    parameters = photometric_contract.drawn(2, size)
+    statistics = photometric_contract.statistics(3)
+    parameters[:, Parameter.BLUR_SIGMA] = torch.tensor((0.0, 0.6))
+    want = triton_kernels.photometric(images, parameters, *statistics, torch.float32)
+    planar = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    wider = torch.cat((parameters, parameters), 1)[:, : parameters.shape[1]]
+    wide = (x.double() for x in (wider, *statistics))
+    assert torch.equal(triton_kernels.photometric(planar, *wide, torch.float32), want)
+
+
+def test_photometric_of_nothing():
+    photometric_contract.check_empty(triton_kernels, 3, CPU)
+
+
+def test_photometric_parameters_that_nobody_can_check():
+    """On a device values are not looked at: out of range they are the nearest that is, and what is
+    not a number stays in its own image."""
+    images = photometric_contract.crops(4, (6, 9), 3)
+    parameters = photometric_contract.plain(4)
+    parameters[1:3, Parameter.ORDER] = torch.tensor((float("nan"), 99.0))
+    parameters[2, Parameter.BRIGHTNESS] = 0.5
+    parameters[2, Parameter.BLUR_SIGMA] = 20
+    parameters[3, Parameter.BLUR_SIGMA] = float("nan")
+    valid = parameters.clone()
+    valid[1:3, Parameter.ORDER] = torch.tensor((-1.0, 23.0))
+    valid[2:4, Parameter.BLUR_SIGMA] = torch.tensor((8.0, 0.0))
+    got = photometric_contract.photometric(triton_kernels, images, parameters, CPU)
+    want = photometric_contract.photometric(triton_kernels, images, valid, CPU)
+    assert torch.equal(got, want)
+    parameters[3, Parameter.ORDER] = 0
+    parameters[3, Parameter.SATURATION] = float("nan")
+    got = photometric_contract.photometric(triton_kernels, images, parameters, CPU)
+    assert torch.equal(got[:3], want[:3])
+
+
+def test_photometric_arguments_that_do_not_fit_are_refused():
+    images, parameters = photometric_contract.crops(2, (4, 5), 3), photometric_contract.plain(2)
+    mean, std = photometric_contract.statistics(3)
+    run = triton_kernels.photometric
+    with pytest.raises(TypeError, match=r"crops must be uint8, got torch\.float32"):
+        run(images.float(), parameters, mean, std, torch.float32)
+    with pytest.raises(TypeError, match=r"dtype must be .*, got torch\.float64"):
+        run(images, parameters, mean, std, torch.float64)
+    with pytest.raises(TypeError, match=r"parameters must be floating point, got torch\.int64"):
+        run(images, parameters.long(), mean, std, torch.float32)
+    with pytest.raises(ValueError, match=r"crops must be \(B, H, W, 1 or 3\), got \(2, 4, 5\)"):
+        run(images[..., 0], parameters, mean, std, torch.float32)
+    with pytest.raises(ValueError, match=r"parameters must be \(2, 13\) .*, got \(1, 13\)"):
+        run(images, parameters[:1], mean, std, torch.float32)
+    with pytest.raises(ValueError, match="mean must be on cpu, is on meta"):
+        run(images, parameters, mean.to("meta"), std, torch.float32)
+    large = torch.empty(1, 1 << 15, 1 << 15, 3, dtype=torch.uint8, device="meta")
+    with pytest.raises(ValueError, match="take images of up to"):
+        run(large, *(x.to("meta") for x in (parameters[:1], mean, std)), torch.float32)
