@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import reprlib
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from .views import ViewSpecification
+from .views import ViewSpecification, shown
 
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -33,11 +34,11 @@ class Views:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"name must be a word, got {reprlib.repr(self.name)}")
+            raise ValueError(f"name must be a word, got {shown(self.name)}")
         for field in ("views", "mean", "std"):
             values = getattr(self, field)
             if not isinstance(values, tuple | list):
-                raise ValueError(f"{field} must be a list, got {reprlib.repr(values)}")
+                raise ValueError(f"{field} must be a list, got {shown(values)}")
             object.__setattr__(self, field, tuple(values))
         if not self.views or not all(isinstance(v, ViewSpecification) for v in self.views):
             raise ValueError("views must be at least one view specification")
@@ -45,7 +46,7 @@ class Views:
             values = getattr(self, field)
             if len(values) not in (1, 3) or not all(_in_unit(value) for value in values):
                 raise ValueError(
-                    f"{field} must be one or three numbers in [0, 1], got {reprlib.repr(values)}"
+                    f"{field} must be one or three numbers in [0, 1], got {shown(values)}"
                 )
         if len(self.mean) != len(self.std):
             raise ValueError(
@@ -62,11 +63,15 @@ class Views:
         fingerprints as they are.
         """
         changed = [
-            {k: v for k, v in _plain(view).items() if v != _DEFAULTS[k]} for view in self.views
+            {
+                field.name: getattr(view, field.name)
+                for field in fields(view)
+                if getattr(view, field.name) != field.default
+            }
+            for view in self.views
         ]
-        content = json.dumps(
-            {"views": changed, "mean": list(self.mean), "std": list(self.std)}, sort_keys=True
-        )
+        content = {"views": changed, "mean": self.mean, "std": self.std}
+        content = json.dumps(_plain(content, float), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
@@ -79,11 +84,14 @@ class Views:
 
         content = {
             "name": self.name,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "views": [_plain(view) for view in self.views],
+            "mean": self.mean,
+            "std": self.std,
+            "views": tuple(
+                {field.name: getattr(view, field.name) for field in fields(view)}
+                for view in self.views
+            ),
         }
-        return yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+        return yaml.safe_dump(_plain(content), sort_keys=False, default_flow_style=None)
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Views:
@@ -116,16 +124,19 @@ class Views:
 
 
 def _in_unit(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-# What PyYAML writes and JSON sorts: pairs as lists.
-def _plain(view: ViewSpecification) -> dict[str, Any]:
-    values = {field.name: getattr(view, field.name) for field in fields(view)}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-_DEFAULTS = _plain(ViewSpecification())
+def _plain(value: Any, whole: Callable[[Any], Any] = int) -> Any:
+    """The same in types that YAML and JSON know; whole numbers become what `whole` makes of them,
+    because 1 and 1.0 are the same view."""
+    if isinstance(value, dict):
+        return {key: _plain(entry, whole) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry, whole) for entry in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    return whole(value) if isinstance(value, Integral) else float(value)
 
 
 def _parse(text: str) -> Any:
@@ -153,7 +164,7 @@ def _arguments(content: Any) -> dict[str, Any]:
     """What `Views` takes, from the content of a file."""
     _check_keys(content, Views, "")
     if not isinstance(content["views"], list):
-        raise ValueError(f"views: must be a list, got {reprlib.repr(content['views'])}")
+        raise ValueError(f"views: must be a list, got {shown(content['views'])}")
     views = []
     for number, view in enumerate(content["views"]):
         place = f"views[{number}]"
@@ -169,13 +180,13 @@ def _check_keys(content: Any, kind: type, place: str) -> None:
     if not isinstance(content, dict):
         raise ValueError(
             f"{place.rstrip('.') or 'the whole'} must be a mapping of names to values, "
-            f"got {reprlib.repr(content)}"
+            f"got {shown(content)}"
         )
     known = {field.name: field for field in fields(kind)}
     for key in content:
         if key not in known:
             raise ValueError(
-                f"{place}{reprlib.repr(key) if not isinstance(key, str) else key[:80]}: "
+                f"{place}{shown(key) if not isinstance(key, str) else key[:80]}: "
                 f"unknown; there are {', '.join(known)}"
             )
     for name, field in known.items():

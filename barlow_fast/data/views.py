@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import reprlib
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
@@ -73,6 +74,17 @@ _NO_JITTER = -1  # in place of an index into `ORDERS`
 _NEVER = 256  # a threshold that no level reaches
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def shown(value: object) -> str:
+    """A value in an error message, cut short: values come from files, where a few lines of
+    references can stand for a billion numbers."""
+    return _SHORT.repr(value)
+
+
 @dataclass(frozen=True)
 class ViewSpecification:
     """The distributions that one view's parameters are drawn from.
@@ -111,7 +123,7 @@ class ViewSpecification:
     def __post_init__(self) -> None:
         for name in ("flip", "blur", "solarize", "erase", "jitter", "grayscale"):
             if not 0 <= self._number(name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+                raise ValueError(f"{name} is a probability, got {shown(getattr(self, name))}")
         for name in ("crop_area", "crop_ratio", "blur_sigma", "erase_area"):
             low, high = self._pair(name)
             if not 0 < low <= high < math.inf:
@@ -127,7 +139,9 @@ class ViewSpecification:
             ("shear", 89),
         ):
             if not 0 <= self._number(name) <= limit:
-                raise ValueError(f"{name} must be in [0, {limit}], got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be in [0, {limit}], got {shown(getattr(self, name))}"
+                )
         # What the photometric kernels have room for; four standard deviations on either side are
         # looked at.
         if self.blur_sigma[1] > LARGEST_SIGMA:
@@ -137,27 +151,27 @@ class ViewSpecification:
         if not _whole(self.solarize_threshold) or not 0 <= self.solarize_threshold <= 255:
             raise ValueError(
                 "solarize_threshold must be a whole number in [0, 255], "
-                f"got {self.solarize_threshold!r}"
+                f"got {shown(self.solarize_threshold)}"
             )
         if not isinstance(self.random_order, bool):
-            raise ValueError(f"random_order must be true or false, got {self.random_order!r}")
-        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"random_order must be true or false, got {shown(self.random_order)}")
+        if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise ValueError(
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}, "
-                f"got {self.interpolation!r}"
+                f"got {shown(self.interpolation)}"
             )
         self._check_size()
 
     def _number(self, name: str) -> float:
         value = getattr(self, name)
         if not _real(value):
-            raise ValueError(f"{name} must be a number, got {value!r}")
+            raise ValueError(f"{name} must be a number, got {shown(value)}")
         return value
 
     def _pair(self, name: str) -> tuple[float, float]:
         value = getattr(self, name)
         if not isinstance(value, tuple | list) or len(value) != 2 or not all(map(_real, value)):
-            raise ValueError(f"{name} must be two numbers, (low, high), got {value!r}")
+            raise ValueError(f"{name} must be two numbers, (low, high), got {shown(value)}")
         # A list would make the specification unhashable.
         object.__setattr__(self, name, tuple(value))
         return getattr(self, name)
@@ -170,7 +184,8 @@ class ViewSpecification:
             len(sides) != 2 or not all(_whole(side) and side > 0 for side in sides)
         ):
             raise ValueError(
-                f"size must be pixels, or (height, width) in pixels, or none, got {self.size!r}"
+                "size must be pixels, or (height, width) in pixels, or none, "
+                f"got {shown(self.size)}"
             )
 
     @property
@@ -308,7 +323,7 @@ def draw(
     u = dict(zip(DRAWS, numbers, strict=False))
     top, left, height, width = _window(specification, u)
     erase_top, erase_left, erase_side = _erased_square(specification, u)
-    jittered = u["jitter"] < specification.jitter if specification.jitters else np.False_
+    jittered = u["jitter"] < (specification.jitter if specification.jitters else 0)
     return ViewParameters(
         top,
         left,
