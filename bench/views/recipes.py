@@ -141,4 +141,6 @@ def loader(dataset: Dataset, batch_size: int, workers: int) -> DataLoader:
         num_workers=workers,
         drop_last=True,
         persistent_workers=True,
+        # The default of Linux until Python 3.14; a process that was spawned would spawn its own.
+        multiprocessing_context="fork",
     )

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from typing import Any
 WARM_UPS = 8  # batches before the first turn: more than any feed has ready ahead
 SKIPPED = 4  # batches at the beginning of a turn
 FEWEST = 4  # batches that are timed
+LOOK_EVERY = 0.5  # seconds
 DEADLINE = 120.0  # seconds for a process to start, or for a turn beyond its time
 
 Opener = Callable[..., AbstractContextManager[Iterator[int]]]
@@ -143,9 +145,10 @@ def _try(runners: list[Runner], failures: dict[str, str], action: Callable[[Runn
 def _serve(
     connection: Connection, opener: Opener, arguments: tuple[Any, ...], cores: set[int] | None
 ) -> None:
-    """A feed's process. It ends with the pipe; and where it stands still when its parent dies, the
-    system lets it go on and hangs up, because its group is orphaned then."""
+    """A feed's process. It ends with the pipe, or soon after its parent; where it stands still when
+    its parent dies, the system lets it go on and hangs up, because its group is orphaned then."""
     os.setpgid(0, 0)
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     if cores is not None:
         os.sched_setaffinity(0, cores)
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -160,6 +163,13 @@ def _serve(
             raise
         except Exception as error:  # whatever a feed raises, the others are still to be timed
             connection.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def _follow(parent: int) -> None:
+    """Kills the group when its parent has gone, whatever the feed is busy with."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _timed(counts: Iterator[int], seconds: float) -> tuple[int, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -183,6 +185,27 @@ def test_feeds_take_turns_and_failures_are_named(tmp_path):
     assert {name: len(found) for name, found in rates.items()} == {"slow": 2, "worker": 2}
     assert 0 < min(rates["slow"]) <= max(rates["slow"]) <= 10 / 0.02
     assert gone(int(file.read_text()))
+
+
+def killed_in_its_turn(file):
+    """Entry of a process that starts a feed and dies."""
+    runner = turns.Runner("worker", with_a_worker, (file,), None, SECONDS)
+    runner.wait_until_ready()
+    if file.name == "going":
+        runner._signal(signal.SIGCONT)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["standing", "going"])
+def test_feeds_end_with_the_benchmark(tmp_path, name):
+    process = multiprocessing.get_context("spawn").Process(
+        target=killed_in_its_turn, args=(tmp_path / name,)
+    )
+    process.start()
+    process.join(SECONDS)
+    assert process.exitcode == -signal.SIGKILL
+    assert gone(int((tmp_path / name).read_text()))
 
 
 @pytest.mark.slow
