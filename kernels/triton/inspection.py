@@ -281,9 +281,9 @@ def _record_views(case: Case, device: Device) -> list[Launch]:
     channels = 3 if case.form == "views" else 1
     crops = torch.empty(case.n, case.d, case.d, channels, dtype=torch.uint8, device="meta")
     parameters = torch.empty(case.n, PARAMETERS, device="meta")
-    statistics = torch.empty(2, channels, device="meta")
+    mean, std = (torch.empty(channels, device="meta") for _ in range(2))
     with recording(device) as record:
-        kernels.photometric(crops, parameters, *statistics.clone().unbind(), case.dtype)
+        kernels.photometric(crops, parameters, mean, std, case.dtype)
     return record.launches
 
 

@@ -338,7 +338,8 @@ def photometric_sideways_kernel(
         inside = (y < height) & (x < width)
         line = planes + plane * (height * width) + tl.minimum(y, height - 1) * width
         radius = _radius(sigma)
-        value = tl.load(line + tl.minimum(x, width - 1))
+        column = tl.minimum(x, width - 1)
+        value = tl.load(line + column)
         total = tl.full([], 1.0, tl.float32)
         for k in range(1, radius + 1):
             weight = _weight(k, sigma)
@@ -346,8 +347,11 @@ def photometric_sideways_kernel(
             after = tl.load(line + _mirrored(x + k, width, radius))
             value += (before + after) * weight
             total += 2 * weight
+        # Of the clamped columns the compiler does not know that they are neighbours. Else a thread
+        # would own four of them, to store them at once, and a warp's loads of any other column,
+        # one value each, would lie 16 bytes apart.
         to = out + plane * (height * width)
-        tl.store(to + y * width + x, value / total, mask=inside)
+        tl.store(to + y * width + column, value / total, mask=inside)
 
 
 @triton.jit
