@@ -319,7 +319,7 @@ def draw(
     # Numbers that the specification does not use are not drawn, and stay at 0: nothing reads them.
     numbers = np.zeros((_ALL_BLOCKS, 4, len(samples)), np.float32)
     numbers[blocks] = uniform(words).swapaxes(0, 1)
-    numbers = numbers.reshape(-1, len(samples))
+    numbers = numbers.reshape(4 * _ALL_BLOCKS, len(samples))
     u = dict(zip(DRAWS, numbers, strict=False))
     top, left, height, width = _window(specification, u)
     erase_top, erase_left, erase_side = _erased_square(specification, u)

@@ -144,7 +144,11 @@ class Trainer:
         normalised."""
         view_a, view_b = (
             render(
-                images, draw(view, self.config.seed, epoch, samples, number), self.mean, self.std
+                images,
+                draw(view, self.config.seed, epoch, samples, number),
+                view,
+                self.mean,
+                self.std,
             )
             for number, view in enumerate(self.views)
         )
