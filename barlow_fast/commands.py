@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -19,8 +20,7 @@ from .exits import FAILURE, INTERRUPTED
 from .exits import fail as _fail
 
 if TYPE_CHECKING:
-    from .data import ImageDataset
-    from .training import PretrainConfig, Trainer
+    from .training import Feeding, PretrainConfig, Trainer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,10 +61,30 @@ def tune(context: typer.Context) -> None:
 @app.command()
 def pretrain(
     dataset: Annotated[
-        str | None, typer.Option(help="digits (comes with the install) or fashion-mnist.")
+        str | None,
+        typer.Option(
+            help="digits (comes with the install), fashion-mnist, cifar10, cifar100 or stl10."
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data set's files, or to download them to.")
+    ] = None,
+    files: Annotated[
+        str | None,
+        typer.Option("--data", help="A folder of images or of tar shards, instead of a data set."),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, cifar, another preset, or a YAML file. Default: the data set's."
+        ),
+    ] = None,
+    on_bad_image: Annotated[
+        str, typer.Option(help="error or skip, where an image cannot be read.")
+    ] = "error",
+    loader: Annotated[str, typer.Option(help="auto, arrays, pil or dali.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes or threads that read images.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
@@ -95,7 +115,8 @@ def pretrain(
     """Pretrain an encoder on images without labels; the defaults take a minute on two cores."""
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
     choices = {
-        "dataset": dataset,
+        "dataset": dataset if files is None else _absolute(files),
+        "views": _absolute(views) if views and views.endswith((".yaml", ".yml")) else views,
         "epochs": epochs,
         "batch_size": batch_size,
         "projector": _widths(projector),
@@ -106,13 +127,24 @@ def pretrain(
         "backend": backend,
     }
     try:
+        if files is not None and (dataset is not None or data_dir is not None):
+            raise ValueError("--data is instead of a data set: give no --dataset and no --data-dir")
+        from .training import Feeding
+
+        feeding = Feeding(loader, workers, on_bad_image)
         config = _configuration(choices, dim, resume)
-        trainer, folder = _prepare(config, data_dir, device, out, resume, console)
+        trainer, folder = _prepare(config, data_dir, feeding, device, out, resume, console)
     except ModuleNotFoundError as error:
         _fail(missing_libraries([str(error.name)]), FAILURE)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         _fail(f"barlow-fast: {error}")
-    _train(trainer, folder, console)
+    with trainer:
+        _train(trainer, folder, console)
+
+
+def _absolute(path: str) -> str:
+    """Of files, so that a run may be resumed from anywhere."""
+    return path if "://" in path or path.startswith("pipe:") else os.path.abspath(path)
 
 
 def _widths(text: str | None) -> tuple[int, ...] | None:
@@ -134,11 +166,11 @@ def _configuration(choices: dict, dim: int | None, resume: Path | None) -> Pretr
     if resume is not None:
         base = PretrainConfig.from_dict(load_checkpoint(resume)["config"])
     else:
-        base = configure(choices["dataset"] or "digits")
+        base = configure(_preset(choices["dataset"] or "digits"))
     if dim is not None:
         choices["projector"] = (*base.projector[:-1], dim)
     if resume is None:
-        return configure(base.dataset, **{k: v for k, v in choices.items() if k != "dataset"})
+        return configure(_preset(base.dataset), **choices)
     differing = [
         f"{name} is {getattr(base, name)!r} there, {value!r} was asked for"
         for name, value in choices.items()
@@ -151,9 +183,21 @@ def _configuration(choices: dict, dim: int | None, resume: Path | None) -> Pretr
     return base
 
 
+def _preset(dataset: str) -> str:
+    """The preset of the settings for a data set's name or the path of files."""
+    from .training.config import FILES
+
+    return FILES.dataset if _is_path(dataset) else dataset
+
+
+def _is_path(dataset: str) -> bool:
+    return os.path.isabs(dataset) or "://" in dataset or dataset.startswith("pipe:")
+
+
 def _prepare(
     config: PretrainConfig,
     data_dir: Path | None,
+    feeding: Feeding,
     device: str,
     out: Path | None,
     resume: Path | None,
@@ -161,16 +205,22 @@ def _prepare(
 ) -> tuple[Trainer, Path]:
     """Everything that can fail before the first step; says what is about to happen."""
     from .data import load
+    from .data.sources import open_source
     from .training import JsonLinesLog, Trainer
     from .training.report import ProgressReport
 
     chosen_device = _device(device)
-    data = load(config.dataset, data_dir)
-    trainer = Trainer(config, data, chosen_device)
-    _describe(trainer, data, console)
-    if resume is not None:
-        trainer.resume(resume)
-    folder = _output_folder(out, config.dataset, resume)
+    files = _is_path(config.dataset)
+    data = open_source(config.dataset) if files else load(config.dataset, data_dir)
+    trainer = Trainer(config, data, chosen_device, feeding=feeding)
+    try:
+        if resume is not None:
+            trainer.resume(resume)
+        _describe(trainer, console)
+        folder = _output_folder(out, _name(config), resume)
+    except BaseException:
+        trainer.close()
+        raise
     trainer.checkpoint_path = folder / "checkpoint.pt"
     trainer.hooks = [JsonLinesLog(folder / "log.jsonl"), ProgressReport(console)]
     console.print(f"results   {folder}")
@@ -211,6 +261,14 @@ def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:
     return out
 
 
+def _name(config: PretrainConfig) -> str:
+    """Of the data, for people and for folders."""
+    if not _is_path(config.dataset):
+        return config.dataset
+    path = Path(config.dataset)
+    return path.name if path.is_dir() and path.name else "files"
+
+
 def _fresh_folder(parent: Path, name: str) -> Path:
     number = 1
     while (folder := parent / (f"{name}-{number}" if number > 1 else name)).exists():
@@ -218,7 +276,7 @@ def _fresh_folder(parent: Path, name: str) -> Path:
     return folder
 
 
-def _describe(trainer: Trainer, data: ImageDataset, console: Console) -> None:
+def _describe(trainer: Trainer, console: Console) -> None:
     import torch
 
     from . import explain
@@ -228,7 +286,14 @@ def _describe(trainer: Trainer, data: ImageDataset, console: Console) -> None:
         sum(p.numel() for p in part.parameters())
         for part in (trainer.model.encoder, trainer.model.projector)
     ]
-    console.print(f"data      {data}")
+    described = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
+    console.print(f"data      {described}", markup=False)
+    console.print(
+        f"views     {trainer.views.name}, by {trainer.loader.chosen} ({trainer.loader.reason})",
+        markup=False,
+    )
+    if not trainer.scores:
+        console.print("k-NN      is skipped: it takes labelled images for training and for tests")
     console.print(
         f"encoder   convolutions of width {'-'.join(map(str, config.encoder_widths))}, "
         f"{trainer.model.encoder.features} features, {sizes[0]:,} parameters"
@@ -248,6 +313,7 @@ def _describe(trainer: Trainer, data: ImageDataset, console: Console) -> None:
 
 def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     """Runs the training and reports; a run that does not finish exits with its code."""
+    from .data.faults import BadImageError
     from .training import TrainingDiverged, TrainingInterrupted
 
     start = time.perf_counter()
@@ -255,6 +321,12 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         with _stop_on_interrupt(trainer):
             trainer.run()
         scores, figure = _finish(trainer, folder)
+    except BadImageError as error:
+        _fail(
+            f"barlow-fast: {error}. --on-bad-image skip goes on without such images, "
+            "`barlow-fast data check` lists them all",
+            FAILURE,
+        )
     except TrainingDiverged as error:
         _fail(f"barlow-fast: {error}", FAILURE)
     except TrainingInterrupted as error:
@@ -266,10 +338,13 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     except OSError as error:
         _fail(f"barlow-fast: cannot write the results: {error}", FAILURE)
     after = trainer.history[-1]["knn"]
-    console.print(
-        f"k-NN      {100 * scores['before']:.2f} % with random weights -> {100 * after:.2f} % "
-        f"after training (raw pixels: {100 * scores['raw']:.2f} %)"
-    )
+    if after is not None:
+        console.print(
+            f"k-NN      {100 * scores['before']:.2f} % with random weights -> {100 * after:.2f} % "
+            f"after training (raw pixels: {100 * scores['raw']:.2f} %)"
+        )
+    if trainer.loader.bad_images:
+        console.print(f"skipped   {len(trainer.loader.bad_images)} images that cannot be read")
     seconds = time.perf_counter() - start
     console.print(f"finished  in {seconds:.0f} s")
     for name, path in (
@@ -280,7 +355,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         console.print(f"{name:<9} {path}")
 
 
-def _finish(trainer: Trainer, folder: Path) -> tuple[dict[str, float], Path]:
+def _finish(trainer: Trainer, folder: Path) -> tuple[dict[str, float | None], Path]:
     from .training.figure import draw_figure
 
     scores = {name: trainer.before[name] for name in ("raw", "before")}
@@ -288,7 +363,7 @@ def _finish(trainer: Trainer, folder: Path) -> tuple[dict[str, float], Path]:
     config = trainer.config
     draw_figure(
         figure,
-        f"Barlow Twins on {config.dataset}: batches of {config.batch_size}, "
+        f"Barlow Twins on {_name(config)}: batches of {config.batch_size}, "
         f"{config.projector[-1]} dimensions, {config.epochs} epochs",
         trainer.history,
         scores,

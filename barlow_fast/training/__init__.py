@@ -2,6 +2,7 @@
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import PRESETS, PretrainConfig, configure
+from .feeding import Feeding
 from .hooks import Hook, JsonLinesLog
 from .loop import Trainer, TrainingDiverged, TrainingInterrupted
 from .model import BarlowTwinsModel, Projector, SmallEncoder, build_model
@@ -10,6 +11,7 @@ from .schedule import learning_rate
 __all__ = [
     "PRESETS",
     "BarlowTwinsModel",
+    "Feeding",
     "Hook",
     "JsonLinesLog",
     "PretrainConfig",

@@ -18,7 +18,8 @@ class PretrainConfig:
         ValueError: a value out of its range; the message names it.
     """
 
-    dataset: str = "digits"
+    dataset: str = "digits"  # a name, or the path of files
+    views: str = ""  # a preset's name, or a YAML file; empty: those of the data set
     epochs: int = 100
     batch_size: int = 128
     encoder_widths: tuple[int, ...] = (32, 64, 128)
@@ -93,21 +94,44 @@ PRESETS: dict[str, PretrainConfig] = {
         evaluate_every=1,
         neighbours=20,
     ),
+    **{
+        name: PretrainConfig(
+            dataset=name,
+            epochs=20,
+            batch_size=256,
+            encoder_widths=(32, 64, 128, 256),
+            warmup_epochs=2,
+            evaluate_every=5,
+            neighbours=20,
+        )
+        for name in ("cifar10", "cifar100", "stl10")
+    },
 }
 
+# For photographs: the encoder has a stage for each halving from 224 pixels down to 14.
+FILES = PretrainConfig(
+    dataset="files",
+    epochs=20,
+    batch_size=64,
+    encoder_widths=(16, 32, 64, 128, 256),
+    warmup_epochs=2,
+    evaluate_every=1,
+)
 
-def configure(dataset: str, **choices: Any) -> PretrainConfig:
-    """The preset of a data set with some values replaced; a choice of None keeps the preset's.
+
+def configure(preset: str, **choices: Any) -> PretrainConfig:
+    """The preset of a data set, or 'files', with some values replaced; a choice of None keeps the
+    preset's.
 
     A run shorter than the preset's warm-up has a warm-up as long as itself.
 
     Raises:
         ValueError: no preset of that name, or a value out of its range.
     """
-    if dataset not in PRESETS:
-        raise ValueError(f"unknown data set {dataset!r}; there are {', '.join(PRESETS)}")
-    preset = PRESETS[dataset]
+    if preset != FILES.dataset and preset not in PRESETS:
+        raise ValueError(f"unknown data set {preset!r}; there are {', '.join(PRESETS)}")
+    base = PRESETS.get(preset, FILES)
     chosen = {name: value for name, value in choices.items() if value is not None}
-    if "warmup_epochs" not in chosen and chosen.get("epochs", preset.epochs) >= 1:
-        chosen["warmup_epochs"] = min(preset.warmup_epochs, chosen.get("epochs", preset.epochs))
-    return replace(preset, **chosen)
+    if "warmup_epochs" not in chosen and chosen.get("epochs", base.epochs) >= 1:
+        chosen["warmup_epochs"] = min(base.warmup_epochs, chosen.get("epochs", base.epochs))
+    return replace(base, **chosen)

@@ -15,7 +15,7 @@ def draw_figure(
     path: Path,
     title: str,
     history: list[Record],
-    scores: dict[str, float],
+    scores: dict[str, float | None],
     before: Tensor,
     after: Tensor,
 ) -> None:
@@ -25,7 +25,8 @@ def draw_figure(
         path: the file.
         title: one line.
         history: the trainer's records, in order.
-        scores: k-NN accuracies in [0, 1] of `raw` pixels and of the encoder `before` training.
+        scores: k-NN accuracies in [0, 1] of `raw` pixels and of the encoder `before` training; None
+            where nothing was scored.
         before, after: (d, d) parts of the cross-correlation matrix C of two views of test images.
 
     Raises:
@@ -60,7 +61,12 @@ def _draw_terms(axes, history: list[Record]) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _draw_scores(axes, history: list[Record], scores: dict[str, float]) -> None:
+def _draw_scores(axes, history: list[Record], scores: dict[str, float | None]) -> None:
+    if scores["before"] is None:
+        axes.set_title("k-NN accuracy: no labelled test images", fontsize=11)
+        axes.set_xlabel("epoch")
+        axes.set_yticks([])
+        return
     scored = [(0, scores["before"])]
     scored += [(r["epoch"], r["knn"]) for r in history if r["knn"] is not None]
     epochs, accuracies = zip(*scored, strict=True)

@@ -8,7 +8,7 @@ import copy
 import platform
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from .. import BarlowTwinsLoss, __version__, reference
-from ..data import PRESETS as VIEW_PRESETS
-from ..data import ImageDataset, draw, order, render
+from ..data import Batch, ImageDataset, ViewLoader
+from ..data.sources import ArraySource, Source
 from ..evaluation import extract_features, knn_accuracy
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import PretrainConfig
+from .feeding import Feeding, choose_views
 from .hooks import Hook, Record
 from .model import build_model
 from .schedule import learning_rate
 
-# Views for measuring C are drawn from an epoch that no training reaches.
-MEASURED_EPOCH = 2**32 - 1
+# Views for measuring C are drawn from an epoch that no training reaches, with one after it.
+MEASURED_EPOCH = 2**32 - 2
 MEASURED_SAMPLES = 512
 MEASURED_DIMENSIONS = 64
 
@@ -41,57 +42,61 @@ class TrainingInterrupted(Exception):
 
 
 class Trainer:
-    """Pretrains an encoder on a data set in memory.
+    """Pretrains an encoder on a data set in memory, or on image files.
 
         trainer = Trainer(configure("digits"), load("digits"), checkpoint_path="checkpoint.pt")
         trainer.run()
         trainer.model.encoder
 
     Sample order and views are pure functions of (seed, epoch), so the state is: weights,
-    optimizer, step. A run that stops at any step and resumes on the same CPU ends with the same
-    bits as one that never stopped.
+    optimizer, step and the loader's position. A run that stops at any step and resumes on the same
+    CPU ends with the same bits as one that never stopped.
 
     Args:
         config: the run.
-        dataset: images in memory.
+        data: images in memory with labels, or any source of images: then nothing is scored, and
+            `knn` is None throughout.
         device: where to compute.
         checkpoint_path: written after every epoch that is scored, and at a stop; None to write
             none.
         hooks: see `Hook`.
+        feeding: how images are read; worker processes end with `close`, or with the trainer as a
+            context manager.
 
     Raises:
-        ValueError: a batch larger than the data set; no view preset for the data set; an unknown
-            loss backend.
+        ValueError: a batch larger than the data set; no views for the data, or views that do not
+            fit it; an unknown loss backend.
         RuntimeError: a loss backend that cannot run here.
+        ImportError: a loader that cannot be used here.
     """
 
     def __init__(
         self,
         config: PretrainConfig,
-        dataset: ImageDataset,
+        data: ImageDataset | Source,
         device: torch.device | str = "cpu",
         checkpoint_path: Path | str | None = None,
         hooks: Iterable[Hook] = (),
+        feeding: Feeding | None = None,
     ) -> None:
-        if config.batch_size > len(dataset.train_images):
+        in_memory = isinstance(data, ImageDataset)
+        self.dataset = data if in_memory else None
+        self.source = ArraySource.of_dataset(data) if in_memory else data
+        self.views = choose_views(config.views, data)
+        if config.batch_size > len(self.source):
             raise ValueError(
-                f"batch_size {config.batch_size} is larger than the data set: {dataset.name} has "
-                f"{len(dataset.train_images)} training images"
+                f"batch_size {config.batch_size} is larger than the data set: {data.name} has "
+                f"{len(self.source)} training images"
             )
-        if dataset.name not in VIEW_PRESETS:
-            raise ValueError(f"no views are specified for data set {dataset.name!r}")
         self.config = config
-        self.dataset = dataset
+        self.feeding = feeding or Feeding()
         self.device = torch.device(device)
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self.hooks = list(hooks)
-        self.views = VIEW_PRESETS[dataset.name].views
-        self.mean, self.std = dataset.normalisation()
-        self.images = dataset.train_images.to(self.device)
         # channels_last makes the small convolutions of a CPU twice as fast, and is what tensor
         # cores want.
         self.model = build_model(
-            dataset.channels,
+            len(self.views.mean),
             config.encoder_widths,
             config.projector,
             config.seed,
@@ -99,7 +104,9 @@ class Trainer:
         ).to(self.device, memory_format=torch.channels_last)
         self.optimizer = self.build_optimizer()
         self.criterion = BarlowTwinsLoss(lambd=config.lambd, backend=config.backend)
-        self.steps_per_epoch = len(dataset.train_images) // config.batch_size
+        # Last, because it may start processes.
+        self.loader = self.build_loader(self.source, config.batch_size)
+        self.steps_per_epoch = len(self.loader)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step = 0
         self.history: list[Record] = []
@@ -107,7 +114,7 @@ class Trainer:
         self.stop_requested = False
         self._totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._seconds = 0.0
-        self._order: tuple[int, np.ndarray] | None = None
+        self._batches: Iterator[Batch] = iter(())
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on weight matrices and filters only."""
@@ -129,30 +136,39 @@ class Trainer:
         """The epoch that `step` belongs to, from 0."""
         return self.step // self.steps_per_epoch
 
-    def batch(self) -> np.ndarray:
-        """The samples of the current step: (batch_size,) int64 indices. The epoch's remainder is
-        left out."""
-        if self._order is None or self._order[0] != self.epoch:
-            self._order = (self.epoch, order(self.config.seed, self.epoch, len(self.images)))
-        position = self.step % self.steps_per_epoch * self.config.batch_size
-        return self._order[1][position : position + self.config.batch_size]
-
-    def render_views(
-        self, images: Tensor, samples: np.ndarray, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        """Two views of (B, C, H, W) uint8 images that are samples number `samples`; float32,
-        normalised."""
-        view_a, view_b = (
-            render(
-                images,
-                draw(view, self.config.seed, epoch, samples, number),
-                view,
-                self.mean,
-                self.std,
-            )
-            for number, view in enumerate(self.views)
+    def build_loader(self, source: Source, batch_size: int, **changes: Any) -> ViewLoader:
+        """Batches of this run's views."""
+        return ViewLoader(
+            source,
+            self.views,
+            batch_size,
+            seed=self.config.seed,
+            device=self.device,
+            **{**self.feeding.arguments(), **changes},
         )
-        return view_a, view_b
+
+    def next_batch(self) -> Batch:
+        """The views of the current step. The epoch's remainder is left out.
+
+        Raises:
+            BadImageError: an image cannot be read and is not to be skipped.
+            RuntimeError: a worker died.
+        """
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = iter(self.loader)
+            batch = next(self._batches)
+        return batch
+
+    def close(self) -> None:
+        """Ends the loader's processes. May be called again."""
+        self.loader.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of encoder, projector and loss."""
@@ -171,9 +187,7 @@ class Trainer:
                 before.
         """
         self.set_learning_rate()
-        samples = self.batch()
-        images = self.images[torch.from_numpy(samples).to(self.device)]
-        view_a, view_b = self.render_views(images, samples, self.epoch)
+        view_a, view_b = self.next_batch().views
         with self.autocast():
             z_a, z_b = self.model(view_a, view_b)
             loss, terms = self.criterion(z_a, z_b, return_terms=True)
@@ -274,15 +288,29 @@ class Trainer:
         for hook in self.hooks:
             getattr(hook, moment)(self, *details)
 
-    def score(self, encoder: nn.Module | None = None) -> float:
+    @property
+    def scores(self) -> bool:
+        """Whether there are labelled images to score features on."""
+        return self.dataset is not None and None not in (
+            self.dataset.train_labels,
+            self.dataset.test_labels,
+        )
+
+    def score(self, encoder: nn.Module | None = None) -> float | None:
         """k-NN accuracy, in [0, 1], of the encoder's features: neighbours among training images,
-        scored on test images.
+        scored on test images. None where there are no labels.
 
         `nn.Flatten()` in place of the encoder scores the raw pixels.
         """
+        if not self.scores:
+            return None
+        mean, std = (
+            torch.tensor(values, device=self.device).view(-1, 1, 1)
+            for values in (self.views.mean, self.views.std)
+        )
         encoder = self.model.encoder if encoder is None else encoder
         train, test = (
-            extract_features(encoder, images, self.mean, self.std, self.device)
+            extract_features(encoder, images, mean, std, self.device)
             for images in (
                 self.dataset.train_images[: self.config.neighbour_images],
                 self.dataset.test_images,
@@ -298,12 +326,20 @@ class Trainer:
 
     @torch.inference_mode()
     def correlation(self) -> Tensor:
-        """The first dimensions of C on test images: (d, d) float32 on the CPU, d = min(64, D).
+        """The first dimensions of C on test images, or where there are none on one batch of
+        training images: (d, d) float32 on the CPU, d = min(64, D).
 
         As the loss sees it: batch norm uses these images' statistics. The model stays as it is.
         """
-        images = self.dataset.test_images[:MEASURED_SAMPLES].to(self.device)
-        views = self.render_views(images, np.arange(len(images)), MEASURED_EPOCH)
+        if self.dataset is not None:
+            images = self.dataset.test_images[:MEASURED_SAMPLES].movedim(1, -1)
+            source, count = ArraySource(images), len(images)
+        else:
+            source, count = self.source, self.config.batch_size
+        # An image that cannot be read is the training's business.
+        with self.build_loader(source, count, loader="auto", on_bad_image="skip") as loader:
+            loader.set_epoch(MEASURED_EPOCH)
+            views = next(iter(loader)).views
         # A copy, because batch norm in training mode would move its running statistics.
         model = copy.deepcopy(self.model).train()
         z_a, z_b = (z[:, :MEASURED_DIMENSIONS].float() for z in model(*views))
@@ -332,13 +368,16 @@ class Trainer:
     def fingerprint(self) -> Record:
         """What must not change between a stop and a resume: the training images and how views are
         drawn from them."""
-        images = self.dataset.train_images.contiguous()
-        return {
-            "name": self.dataset.name,
-            "shape": list(images.shape),
-            "crc32": zlib.crc32(images.numpy().data),
-            "views": [repr(view) for view in self.views],
+        found = {
+            "name": self.source.name,
+            "images": self.source.fingerprint(),
+            "views": self.views.fingerprint(),
         }
+        if self.dataset is not None:
+            # Of all pixels, where the source looks at some.
+            images = self.dataset.train_images.contiguous()
+            found |= {"shape": list(images.shape), "crc32": zlib.crc32(images.numpy().data)}
+        return found
 
     def save(self) -> None:
         """Writes the checkpoint, unless there is no path for it.
@@ -359,6 +398,7 @@ class Trainer:
             **self.provenance(),
             "step": self.step,
             "epoch": self.epoch,
+            "loader": self.loader.state_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "totals": self._totals.cpu(),
@@ -389,6 +429,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the checkpoint does not fit the model: {error}") from error
+        self.loader.load_state_dict(state["loader"])
+        self._batches = iter(())
         self.step = state["step"]
         self._totals = state["totals"].to(self.device)
         self._seconds = state["seconds"]

@@ -62,15 +62,15 @@ class ProgressReport(Hook):
         )
 
     def epoch_ended(self, trainer: Trainer, record: Record) -> None:
-        if record["knn"] is None:
+        if record["knn"] is None and trainer.scores:
             return
+        score = "" if record["knn"] is None else f"k-NN {100 * record['knn']:5.2f} %  "
         done = trainer.step - self.first_step
         left = (time.perf_counter() - self.start) / done * (trainer.total_steps - trainer.step)
         self.console.print(
             f"epoch {record['epoch']:>4}/{trainer.config.epochs}  loss {record['loss']:8.2f}  "
             f"on {record['on_diagonal_mean']:.4f}  off {record['off_diagonal_mean']:.5f}  "
-            f"k-NN {100 * record['knn']:5.2f} %  {record['images_per_second']:,.0f} images/s  "
-            f"{left:.0f} s left",
+            f"{score}{record['images_per_second']:,.0f} images/s  {left:.0f} s left",
             highlight=False,
             soft_wrap=True,
         )

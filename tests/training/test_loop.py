@@ -8,7 +8,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -109,13 +108,9 @@ def test_history_has_every_epoch_and_adds_up(small_config, small_digits):
 
 def test_an_epoch_visits_no_sample_twice(small_config, small_digits):
     trainer = Trainer(small_config, small_digits)
-    visited = []
-    for step in range(trainer.steps_per_epoch):
-        trainer.step = step
-        visited.append(trainer.batch())
-    assert len(np.unique(np.concatenate(visited))) == 192
-    trainer.step = trainer.steps_per_epoch
-    assert not np.array_equal(trainer.batch(), visited[0])
+    visited = [trainer.next_batch().index for _ in range(trainer.steps_per_epoch)]
+    assert len(torch.cat(visited).unique()) == 192
+    assert not torch.equal(trainer.next_batch().index, visited[0])
 
 
 def test_the_measured_matrix_leaves_the_model_alone(small_config, small_digits):
@@ -154,7 +149,7 @@ def test_another_seed_is_another_run(small_config, small_digits):
     a = Trainer(small_config, small_digits)
     b = Trainer(replace(small_config, seed=1), small_digits)
     assert not torch.equal(*(next(t.model.parameters()) for t in (a, b)))
-    assert not np.array_equal(a.batch(), b.batch())
+    assert not torch.equal(a.next_batch().index, b.next_batch().index)
 
 
 @pytest.mark.parametrize(

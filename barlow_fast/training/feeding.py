@@ -1,0 +1,74 @@
+"""What feeds a run: which views of its images, and how they are read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..data import PRESETS, ImageDataset, Views
+from ..data.presets import YAML_SUFFIXES
+from ..data.sources import Source
+
+# 96 x 96 pixels are photographs, only smaller.
+_STL10 = Views(
+    "stl10",
+    tuple(replace(view, size=96) for view in PRESETS["imagenet"].views),
+    PRESETS["imagenet"].mean,
+    PRESETS["imagenet"].std,
+)
+
+# Of data sets that have none of their own name.
+VIEWS_OF = {"cifar10": PRESETS["cifar"], "cifar100": PRESETS["cifar"], "stl10": _STL10}
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """How images are read. The resulting weights do not depend on it, except for images that
+    cannot be read, and for roundings between loaders.
+
+    See `ViewLoader` for the values.
+    """
+
+    loader: str = "auto"
+    workers: int | None = None
+    on_bad_image: str = "error"
+
+    def arguments(self) -> dict[str, Any]:
+        """For `ViewLoader`."""
+        return asdict(self)
+
+
+def choose_views(name: str, data: ImageDataset | Source) -> Views:
+    """The views of a run.
+
+    Args:
+        name: a preset, a YAML file, or empty for those of the data set.
+        data: what they are drawn from.
+
+    Raises:
+        ValueError: no such views, not two of them, or another number of channels than a data set
+            in memory has.
+        OSError: the file cannot be read.
+    """
+    if name.endswith(YAML_SUFFIXES):
+        views = Views.from_yaml(Path(name))
+    else:
+        known = PRESETS | VIEWS_OF
+        if name and name not in PRESETS:
+            raise ValueError(
+                f"--views must be one of {', '.join(PRESETS)} or a .yaml file, got {name!r}"
+            )
+        if (name or data.name) not in known:
+            raise ValueError(
+                f"no views are specified for {data.name!r}: choose --views, "
+                f"one of {', '.join(PRESETS)} or a .yaml file"
+            )
+        views = known[name or data.name]
+    if len(views.views) != 2:
+        raise ValueError(f"the loss compares two views, {views.name!r} has {len(views.views)}")
+    if isinstance(data, ImageDataset) and data.channels != len(views.mean):
+        raise ValueError(
+            f"views {views.name!r} have {len(views.mean)} channels, {data.name} has {data.channels}"
+        )
+    return views

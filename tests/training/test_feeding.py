@@ -1,0 +1,214 @@
+"""Training fed by the loader: from files, with bad ones among them, resumed in mid-epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_loop import StopAfter, assert_same_state
+from typer.testing import CliRunner
+
+from barlow_fast.commands import app
+from barlow_fast.data import PRESETS, Views, ViewSpecification
+from barlow_fast.data.faults import BadImageError
+from barlow_fast.data.sources import FolderSource
+from barlow_fast.training import Feeding, Trainer, TrainingInterrupted, configure, load_checkpoint
+from barlow_fast.training.feeding import choose_views
+
+SMALL = ["--epochs", "2", "--batch-size", "8", "--projector", "16-32", "--loader", "pil"]
+SMALL += ["--workers", "0"]
+
+VIEWS = Views(
+    "small",
+    (ViewSpecification(crop_area=(0.3, 1.0), flip=0.5, size=32),) * 2,
+    (0.5,) * 3,
+    (0.25,) * 3,
+)
+IN_PROCESS = Feeding(loader="pil", workers=0)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """20 JPEG files."""
+    pil = pytest.importorskip("PIL.Image")
+    generator = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(20):
+        pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        pil.fromarray(pixels).resize((48, 40)).save(images / f"{number:02d}.jpg")
+    return images
+
+
+@pytest.fixture
+def views(tmp_path) -> Path:
+    pytest.importorskip("yaml")
+    file = tmp_path / "small.yaml"
+    file.write_text(VIEWS.to_yaml())
+    return file
+
+
+@pytest.fixture
+def config(views):
+    return configure(
+        "files",
+        views=str(views),
+        epochs=2,
+        batch_size=8,
+        encoder_widths=(8, 16),
+        projector=(16, 32),
+        warmup_epochs=1,
+    )
+
+
+def spoil(folder: Path) -> Path:
+    file = folder / "07.jpg"
+    file.write_bytes(file.read_bytes()[:100])
+    return file
+
+
+def pretrain(*arguments: object):
+    return CliRunner().invoke(app, ["pretrain", *map(str, arguments)])
+
+
+def test_files_train_and_nothing_is_scored(folder, config):
+    with Trainer(config, FolderSource(folder), feeding=IN_PROCESS) as trainer:
+        assert not trainer.scores
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.run()
+    assert trainer.steps_per_epoch == 2
+    assert [record["knn"] for record in trainer.history] == [None, None]
+    assert trainer.before["raw"] is None
+    assert trainer.before["correlation"].shape == (32, 32)
+    after = list(trainer.model.parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.ndim > 1)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_on_files_resumes_with_the_same_bits(folder, config, tmp_path, stop):
+    """In the middle of an epoch and between two, with other workers than before."""
+    path = tmp_path / "checkpoint.pt"
+    source = FolderSource(folder)
+    with Trainer(config, source, feeding=IN_PROCESS) as whole:
+        whole.run()
+    hooks = [StopAfter(stop)]
+    with (
+        Trainer(config, source, "cpu", path, hooks, IN_PROCESS) as stopped,
+        pytest.raises(TrainingInterrupted),
+    ):
+        stopped.run()
+    state = load_checkpoint(path)
+    assert (state["loader"]["epoch"], state["loader"]["batch"]) == divmod(stop, 2)
+    with Trainer(config, source, "cpu", path, (), Feeding("pil", 1 if stop == 1 else 0)) as resumed:
+        resumed.resume(path)
+        resumed.run()
+    ours, theirs = resumed.state_dict(), whole.state_dict()
+    ours.pop("torch_rng_state"), theirs.pop("torch_rng_state")
+    assert_same_state(ours, theirs)
+
+
+def test_a_checkpoint_of_other_files_or_views_is_refused(folder, config):
+    with Trainer(config, FolderSource(folder), feeding=IN_PROCESS) as trainer:
+        state = trainer.state_dict()
+    (folder / "19.jpg").unlink()
+    with (
+        Trainer(config, FolderSource(folder), feeding=IN_PROCESS) as other,
+        pytest.raises(ValueError, match=r"other images or views.*images"),
+    ):
+        other.load_state_dict(state)
+    Path(config.views).write_text(replace(VIEWS, std=(0.3,) * 3).to_yaml())
+    with (
+        Trainer(config, FolderSource(folder), feeding=IN_PROCESS) as other,
+        pytest.raises(ValueError, match=r"other images or views.*views"),
+    ):
+        other.load_state_dict(state)
+
+
+def test_a_bad_image_is_skipped_or_an_error(folder, config):
+    bad = spoil(folder)
+    source = FolderSource(folder)
+    # 20 images, 16 of which are in an epoch: one of the two has this one at the latest.
+    config = replace(config, epochs=6)
+    with Trainer(config, source, feeding=replace(IN_PROCESS, on_bad_image="skip")) as trainer:
+        trainer.run()
+        assert [image.identity for image in trainer.loader.bad_images] == [str(bad)]
+        assert np.isfinite(trainer.history[-1]["loss"])
+    with (
+        Trainer(config, source, feeding=IN_PROCESS) as trainer,
+        pytest.raises(BadImageError, match=r"07\.jpg"),
+    ):
+        trainer.run()
+
+
+def test_the_command_trains_on_files(folder, views, tmp_path):
+    out = tmp_path / "out"
+    result = pretrain("--data", folder, "--views", views, *SMALL, "--out", out)
+    assert result.exit_code == 0, result.output
+    for part in ("20 training images", "views     small, by pil (asked for)", "is skipped"):
+        assert part in result.output, part
+    assert "random weights" not in result.output
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    # The checkpoint knows where files and views are.
+    result = pretrain("--resume", out / "checkpoint.pt")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_command_names_a_bad_image(folder, views, tmp_path):
+    spoil(folder)
+    arguments = ["--data", folder, "--views", views, *SMALL, "--epochs", "6"]
+    result = pretrain(*arguments, "--out", tmp_path / "a")
+    assert result.exit_code == 1
+    assert "07.jpg" in result.stderr
+    assert "--on-bad-image skip" in result.stderr
+    assert "Traceback" not in result.output
+    result = pretrain(*arguments, "--on-bad-image", "skip", "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert "skipped   1 images" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "FOLDER"], "no views are specified"),
+        (["--data", "FOLDER", "--views", "fog"], "--views must be one of"),
+        (["--data", "FOLDER", "--views", "none.yaml"], "none.yaml"),
+        (["--data", "FOLDER", "--dataset", "digits"], "--data is instead of a data set"),
+        (["--data", "FOLDER/none", "--views", "cifar"], "none"),
+        (
+            ["--data", "FOLDER", "--views", "cifar", "--batch-size", "8", "--loader", "arrays"],
+            "images in memory",
+        ),
+        (
+            ["--data", "FOLDER", "--views", "cifar", "--batch-size", "8", "--on-bad-image", "hide"],
+            "hide",
+        ),
+        (["--data", "FOLDER", "--views", "cifar"], "batch_size 64 is larger"),
+        (["--views", "cifar"], "views 'cifar' have 3 channels, digits has 1"),
+        (["--loader", "tape"], "loader must be one of"),
+    ],
+)
+def test_impossible_feeding_is_one_line(folder, tmp_path, arguments, message):
+    arguments = [part.replace("FOLDER", str(folder)) for part in arguments]
+    result = pretrain(*arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_sets_have_views_of_their_own(small_digits):
+    for name, preset, channels in (("cifar10", "cifar", 3), ("digits", "digits", 1)):
+        images = small_digits.train_images.expand(-1, channels, -1, -1)
+        found = choose_views("", replace(small_digits, name=name, train_images=images))
+        assert found is PRESETS[preset]
+    images = small_digits.train_images.expand(-1, 3, -1, -1)
+    found = choose_views("", replace(small_digits, name="stl10", train_images=images))
+    assert {view.size for view in found.views} == {96}
+    one = Views("one", VIEWS.views[:1], VIEWS.mean, VIEWS.std)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "one", one)
+        with pytest.raises(ValueError, match="two views, 'one' has 1"):
+            choose_views("one", replace(small_digits, train_images=images))
