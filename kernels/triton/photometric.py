@@ -316,11 +316,14 @@ def _mirrored(at, size, radius):
 
 @triton.jit
 def _tile(tile, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(y, x) of a tile of an image, a column and a row."""
+    """(y, x) of the pixels of a tile of an image, row by row.
+
+    One dimension: of two, Triton 3.6 lays neighbouring threads along columns where it does not see
+    which elements are neighbours in memory, and none of their loads would be shared.
+    """
     across = tl.cdiv(width, COLUMNS)
-    y = tile // across * ROWS + tl.arange(0, ROWS)
-    x = tile % across * COLUMNS + tl.arange(0, COLUMNS)
-    return y[:, None], x[None, :]
+    at = tl.arange(0, ROWS * COLUMNS)
+    return tile // across * ROWS + at // COLUMNS, tile % across * COLUMNS + at % COLUMNS
 
 
 @triton.jit(do_not_specialize=["tiles"])
