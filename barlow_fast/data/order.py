@@ -40,7 +40,7 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order in which an epoch visits its samples: a permutation of [0, count), int64, pure in
     (seed, epoch).
 
-    1.3 million samples take a few hundredths of a second. Independent of every view's parameters.
+    1.3 million samples take less than a tenth of a second. Independent of every view's parameters.
 
     Raises:
         ValueError: seed not in [0, 2**64), epoch not in [0, 2**32), count not in [0, 2**32).

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barlow_fast.data import Position, Shard, batches, batches_per_epoch, order
@@ -42,10 +42,10 @@ def test_old_seeds_have_their_old_order():
 def test_an_epoch_of_imagenet_is_ordered_quickly():
     best = math.inf
     for epoch in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         order(0, epoch, 1_281_167)
-        best = min(best, time.perf_counter() - start)
-    # A few hundredths of a second on a machine that has nothing else to do.
+        best = min(best, time.process_time() - start)
+    # Less than a tenth of a second of processor time, which others on the machine cannot take.
     assert best < 0.6
 
 
@@ -66,6 +66,7 @@ def whole_epoch(seed, epoch, count, batch_size, ranks, drop_last) -> list[list[n
     ]
 
 
+@settings(deadline=None)  # other processes may hold the cores
 @given(**EPOCHS, drop_last=st.booleans())
 def test_nothing_is_lost_or_repeated(seed, epoch, count, batch_size, ranks, drop_last):
     parts = whole_epoch(seed, epoch, count, batch_size, ranks, drop_last)
@@ -85,6 +86,7 @@ def test_nothing_is_lost_or_repeated(seed, epoch, count, batch_size, ranks, drop
             assert max(sizes) <= batch_size
 
 
+@settings(deadline=None)  # other processes may hold the cores
 @given(**EPOCHS, drop_last=st.booleans(), smaller=st.integers(1, 6))
 def test_global_batches_do_not_depend_on_the_ranks(
     seed, epoch, count, batch_size, ranks, drop_last, smaller
@@ -98,6 +100,7 @@ def test_global_batches_do_not_depend_on_the_ranks(
             np.testing.assert_array_equal(np.concatenate(step), whole)
 
 
+@settings(deadline=None)  # other processes may hold the cores
 @given(**EPOCHS, drop_last=st.booleans(), data=st.data())
 def test_starting_later_is_skipping(seed, epoch, count, batch_size, ranks, drop_last, data):
     rank = data.draw(st.integers(0, ranks - 1))
