@@ -117,9 +117,9 @@ def statistics(z_a: Tensor, z_b: Tensor, eps: float, precision: str) -> tuple[Te
 
 def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
     out = POOL.empty(tuple(z.shape), OPERAND_DTYPE[precision])
-    torch.ops.barlow_fast_cpu.standardise(
-        _rows(z), mean.contiguous(), rstd.contiguous(), shift.contiguous(), out
-    )
+    dtype = accumulation_dtype(precision)  # the kernel takes the vectors at their word
+    vectors = (vector.to(dtype).contiguous() for vector in (mean, rstd, shift))
+    torch.ops.barlow_fast_cpu.standardise(_rows(z), *vectors, out)
     return out
 
 
