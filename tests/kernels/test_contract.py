@@ -183,3 +183,15 @@ def test_sets_are_named_and_refused_with_a_reason():
     assert "CPU tensors" in why_unusable("cpu", torch.device("cuda"))
     with pytest.raises(ValueError, match="backend must be one of"):
         load("cudnn")
+
+
+@native
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_standardise_takes_vectors_of_any_type(precision, dtype):
+    z = torch.randn(9, 21, dtype=torch.float64)
+    vectors = [torch.rand(21, dtype=dtype) for _ in range(3)]
+    wide = torch.float64 if precision == "fp64" else torch.float32
+    want = aten.standardise(z, *(v.to(wide) for v in vectors), precision)
+    got = cpu_kernels.standardise(z, *vectors, precision)
+    torch.testing.assert_close(got, want, rtol=1e-2 if precision == "bf16" else 1e-5, atol=1e-5)
