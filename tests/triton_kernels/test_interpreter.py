@@ -93,7 +93,7 @@ def test_one_row(dtype):
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 1), (13, 7), (64, 64), (65, 129), (300, 1), (257, 130), (33, 1025)], ids=str
+    "shape", [(2, 1), (13, 7), (64, 64), (65, 129), (300, 1), (33, 600)], ids=str
 )
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_tiles(shape, precision):
