@@ -81,7 +81,7 @@ def gram_pair(
     grams = torch.empty(shape, dtype=dtype, device=z_a.device)
     for gram, z, rows in zip(grams, (z_a, z_b), (statistics[0:3], statistics[3:6]), strict=True):
         hat = standardise(z, *rows, precision)
-        gram.copy_(_product(hat, hat.T, precision))
+        gram.copy_(product(hat, hat.T, precision))
     # Row by row in the accumulation type, then in float64: the N^2 values are never widened at
     # once.
     inner = torch.linalg.vecdot(*grams).double()
@@ -90,7 +90,7 @@ def gram_pair(
 
 def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
     hat = standardise(z, *statistics, precision)
-    return tiles.pack(_product(hat, hat.T, precision), precision)
+    return tiles.pack(product(hat, hat.T, precision), precision)
 
 
 def gram_from_tiles(
@@ -134,8 +134,8 @@ def gram_gradients(
         centred = gram.clone()
         centred.diagonal().sub_(centre)
         scale = gram_scale(hat.shape[0], dimensions or hat.shape[1], precision)
-        product = _product(_cast(centred * scale, precision), _cast(hat, precision), precision)
-        g = coefficient / scale * product + weight * other
+        moved = product(_cast(centred * scale, precision), _cast(hat, precision), precision)
+        g = coefficient / scale * moved + weight * other
         projection = -coefficient * centre
         if projected:
             projection = (g * hat).mean(0) + projection * eps * rstd.square()
@@ -156,7 +156,7 @@ def correlation(
 ) -> tuple[Tensor, Tensor]:
     hat_a = standardise(z_a, *statistics[0:3], precision)
     hat_b = standardise(z_b, *statistics[3:6], precision)
-    matrix = _product(hat_a.T, hat_b, precision).div_(z_a.shape[0])
+    matrix = product(hat_a.T, hat_b, precision).div_(z_a.shape[0])
     matrix.fill_diagonal_(0)
     squares = matrix.square()
     return matrix, torch.stack(
@@ -191,7 +191,7 @@ def correlation_gradients(
         rstd: Tensor,
         dtype: torch.dtype,
     ) -> Tensor:
-        g = coefficient * _product(_cast(other, precision), right, precision) + weight * other
+        g = coefficient * product(_cast(other, precision), right, precision) + weight * other
         return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
 
     grad_a, grad_b = z_a.new_empty(0), z_b.new_empty(0)
@@ -223,7 +223,7 @@ def _cast(x: Tensor, precision: str) -> Tensor:
     return x.to(OPERAND_DTYPE[precision])
 
 
-def _product(left: Tensor, right: Tensor, precision: str) -> Tensor:
+def product(left: Tensor, right: Tensor, precision: str) -> Tensor:
     """left @ right, accumulated and returned in the accumulation type of `precision`."""
     if precision in ("bf16", "fp16"):
         if left.is_cuda:

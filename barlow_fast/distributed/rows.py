@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.aten import _product as product
+from ..kernels.aten import product
 from ..kernels.precision import accumulation_dtype, gram_scale
 from . import statistics, wire
 from .call import Call

@@ -487,7 +487,7 @@ def library_product(left: Tensor, right: Tensor, precision: str) -> Tensor:
     """left @ right in float32 by torch, with operands of `precision`."""
     if left.is_meta:
         return left.new_empty((left.shape[0], right.shape[1]), dtype=torch.float32)
-    return aten._product(left, right, precision)
+    return aten.product(left, right, precision)
 
 
 def _multiply(
