@@ -209,7 +209,7 @@ def test_bad_options(options, error, words, views):
 @pytest.mark.parametrize("criterion", [barlow_twins_loss, BarlowTwinsLoss])
 def test_process_groups_of_the_wrong_kind(criterion, views):
     arguments = views if criterion is barlow_twins_loss else ()
-    with pytest.raises(TypeError, match="process_group must be None, 'world', a torch.*got int"):
+    with pytest.raises(TypeError, match=r"process_group must be None, 'world', a torch.*got int"):
         criterion(*arguments, process_group=3)
 
 
@@ -217,7 +217,7 @@ def test_world_without_torch_distributed(views):
     criterion = BarlowTwinsLoss(process_group="world")
     assert pickle.loads(pickle.dumps(criterion)).process_group == "world"
     assert "layout='auto'" in repr(criterion)
-    with pytest.raises(RuntimeError, match="call torch.distributed.init_process_group first"):
+    with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group first"):
         criterion(*views)
 
 
