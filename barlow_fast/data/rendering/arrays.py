@@ -76,18 +76,31 @@ def crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolatio
 
 def _crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
     """`crop` with rows first."""
-    _, height, width, channels = images.shape
-    out = images.new_empty((len(images), *size, channels))
-    row = 8 * channels * max(height, size[0]) * max(width, size[1])
-    step = max(1, PART_BYTES // row)
+    count, height, width, channels = images.shape
+    tall, wide = size
+    out = images.new_empty((count, tall, wide, channels))
+    sample = 8 * channels * max(height, tall) * max(width, wide)
+    step = min(max(1, PART_BYTES // sample), max(count, 1))
+    # The same memory for all parts: an allocator may give it back to the system in between, and
+    # fetching it page by page again takes as long as the arithmetic.
+    scratch = tuple(
+        torch.empty(step, *shape, device=images.device)
+        for shape in (
+            (channels, height, width),
+            (channels, height, 2, wide),
+            (height, channels, wide),
+            (2, tall, channels, wide),
+            (tall, channels, wide),
+        )
+    )
     # Whatever precision the encoder is run in, pixels need float32.
     with torch.autocast(images.device.type, enabled=False):
-        for first in range(0, len(images), step):
-            part = slice(first, first + step)
-            top, left, tall, wide = places[part].T
-            down = _matrices(top, tall, size[0], height, interpolation, images.device)
-            across = _matrices(left, wide, size[1], width, interpolation, images.device)
-            _resize(images[part], down, across, out[part])
+        for first in range(0, count, step):
+            part = slice(first, min(first + step, count))
+            top, left, heights, widths = places[part].T
+            down = _matrices(top, heights, tall, height, interpolation, images.device)
+            across = _matrices(left, widths, wide, width, interpolation, images.device)
+            _resize(images[part], down, across, out[part], scratch)
     return out
 
 
@@ -230,30 +243,33 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
     return (luma >> 16).to(torch.uint8)[..., None]
 
 
-def _resize(images: Tensor, down: Tensor, across: Tensor, out: Tensor) -> None:
+def _resize(
+    images: Tensor, down: Tensor, across: Tensor, out: Tensor, scratch: tuple[Tensor, ...]
+) -> None:
     """out = bytes(down @ bytes(images @ across^T)), channel by channel.
 
     images (B, H, W, C) uint8; down (B, H, 2 h), across (B, W, 2 w) as `_matrices` makes them; out
-    (B, h, w, C) uint8.
+    (B, h, w, C) uint8; scratch: float32, as `_crop` lays it out.
     """
-    count, height, width, channels = images.shape
-    tall, wide = out.shape[1:3]
-    planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    sums = torch.bmm(planes.view(count, channels * height, width), across)
-    planes = _rounded(sums.view(count, channels, height, 2, wide), 3).floor_()
-    rows = planes.transpose(1, 2).reshape(count, height, channels * wide)
-    sums = torch.bmm(down.mT, rows)
-    levels = _rounded(sums.view(count, 2, tall, channels, wide), 1).to(torch.uint8)
+    count = len(images)
+    planes, row_sums, rows, column_sums, columns = (piece[:count] for piece in scratch)
+    planes.copy_(images.permute(0, 3, 1, 2))
+    torch.bmm(planes.flatten(1, 2), across, out=row_sums.view(count, -1, across.shape[2]))
+    _round(row_sums, 3, rows.transpose(1, 2))
+    rows.floor_()
+    torch.bmm(down.mT, rows.flatten(2), out=column_sums.view(count, down.shape[2], -1))
+    _round(column_sums, 1, columns)
     # As bytes before channels come last: four times less to move in small steps.
-    torch.stack(levels.unbind(2), -1, out=out)
+    torch.stack(columns.to(torch.uint8).unbind(2), -1, out=out)
 
 
-def _rounded(sums: Tensor, dimension: int) -> Tensor:
-    """What becomes a byte by leaving out its fraction, from both sums along a dimension; halves are
-    rounded upwards."""
+def _round(sums: Tensor, dimension: int, out: Tensor) -> None:
+    """Adds up both sums along a dimension; `out` then becomes bytes by leaving out its fractions,
+    with halves rounded upwards."""
     whole, rest = sums.unbind(dimension)
     # Exact: the carry from the rests is a whole number, and the total has 11 bits of fraction.
-    return torch.add(whole, rest.floor_(), alpha=1 / SPLIT).add_(0.5).clamp_(0, 255)
+    torch.add(whole, rest.floor_(), alpha=1 / SPLIT, out=out)
+    out.add_(0.5).clamp_(0, 255)
 
 
 def _matrices(
