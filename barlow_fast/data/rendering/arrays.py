@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 # Matrices of all windows of an extent are kept when they take no more bytes than this, and made for
 # each batch otherwise.
 KEPT_BYTES = 2**24
-# Bytes of float32 that a batch is cut into: small enough for the caches of a core, and for an
-# allocator that gives larger pieces back to the system each time.
-PART_BYTES = 2**18
+# Bytes that a part of a batch takes in each step: small enough for the caches of a few cores.
+PART_BYTES = 2**20
 
 # A weight is whole + rest / SPLIT, both multiples of 1 / SPLIT and rest in [0, 1): 22 bits in two
 # parts of 11. Sums of up to 32 rests times a byte need no more than float32's 24.
@@ -84,7 +83,7 @@ def _crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolati
     # The same memory for all parts: an allocator may give it back to the system in between, and
     # fetching it page by page again takes as long as the arithmetic.
     scratch = tuple(
-        torch.empty(step, *shape, device=images.device)
+        torch.empty(step, *shape, dtype=torch.float32, device=images.device)
         for shape in (
             (channels, height, width),
             (channels, height, 2, wide),
