@@ -151,17 +151,19 @@ def _serve(
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     if cores is not None:
         os.sched_setaffinity(0, cores)
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        try:
-            with opener(*arguments) as counts:
-                for _ in range(WARM_UPS):
-                    next(counts)
-                connection.send(("ready", None))
-                while True:
-                    connection.send(("timed", _timed(counts, connection.recv())))
-        except (EOFError, BrokenPipeError):
-            raise
-        except Exception as error:  # whatever a feed raises, the others are still to be timed
+    try:
+        with opener(*arguments) as counts:
+            for _ in range(WARM_UPS):
+                next(counts)
+            connection.send(("ready", None))
+            while True:
+                connection.send(("timed", _timed(counts, connection.recv())))
+    except (EOFError, BrokenPipeError):
+        # Nobody listens any more. This may be seen before `_follow` looks again, and what the feed
+        # started must not outlive it.
+        os.killpg(0, signal.SIGKILL)
+    except Exception as error:  # whatever a feed raises, the others are still to be timed
+        with contextlib.suppress(BrokenPipeError):
             connection.send(("failed", f"{type(error).__name__}: {error}"))
 
 
