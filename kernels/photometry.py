@@ -54,9 +54,16 @@ def blur_radius(sigma: float) -> int:
 
 
 def check_arguments(
-    crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
+    crops: Tensor,
+    parameters: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    place: str | None = None,
 ) -> None:
     """What a kernel set asks of the arguments of `photometric`, their values aside.
+
+    place: what to call the device of `crops`; None for its own name.
 
     Raises:
         TypeError: crops that are not uint8, another dtype than float32, bfloat16 and float16, or
@@ -82,7 +89,7 @@ def check_arguments(
                 f"{name} must be {shape} for crops of {tuple(crops.shape)}, got {tuple(x.shape)}"
             )
         if x.device != crops.device:
-            raise ValueError(f"{name} must be on {crops.device}, is on {x.device}")
+            raise ValueError(f"{name} must be on {place or crops.device}, is on {x.device}")
 
 
 def photometric(

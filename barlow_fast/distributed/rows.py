@@ -16,6 +16,7 @@ from ..kernels.precision import accumulation_dtype, gram_scale
 from . import statistics, wire
 from .call import Call
 from .collectives import Transfer, all_gather, total
+from .norm import standardised
 
 Saved = tuple[tuple[Tensor, ...], None]
 
@@ -71,7 +72,7 @@ def backward(
     n, lambd = call.n, call.lambd
     coefficient = 2 * lambd / n**2
     weight = (2 - 2 * lambd) / n * rows[6] - 2 / n
-    hats = [_hat(z, rows[3 * v : 3 * v + 3]) for v, z in enumerate((z_a, z_b))]
+    hats = [standardised(z, rows[3 * v : 3 * v + 3]) for v, z in enumerate((z_a, z_b))]
     products: list[Tensor | None] = [None, None]
     for view, (gram, everything) in enumerate(((gram_b, all_a), (gram_a, all_b))):
         if need[view]:
@@ -105,8 +106,3 @@ def backward(
         g = p.add_(weight * hats[1 - view]).sub_(own * projection)
         grads[view] = g.mul_(rstd * scale).to(call.dtype)
     return tuple(grads)
-
-
-def _hat(z: Tensor, rows: Tensor) -> Tensor:
-    mean, rstd, shift = rows
-    return (z.to(mean.dtype) - mean).mul_(rstd).sub_(shift)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import tiles
 from ..aten import correlation_layout, gram_layout, terms
-from ..photometry import PARAMETERS
+from ..photometry import check_arguments
 from ..precision import OPERAND_DTYPE, accumulation_dtype
 from .memory import POOL
 
@@ -245,38 +245,14 @@ def photometric(
         ValueError: a shape or device that does not fit.
         RuntimeError: parameters out of range; names the row.
     """
-    _check_photometric(crops, parameters, mean, std, dtype)
+    check_arguments(crops, parameters, mean, std, dtype, place="the CPU")
+    if not crops.is_cpu:
+        raise ValueError(f"crops must be on the CPU, is on {crops.device}")
     out = POOL.empty(tuple(crops.shape), dtype)
     torch.ops.barlow_fast_cpu.photometric(
         crops.contiguous(), *(x.float().contiguous() for x in (parameters, mean, std)), out
     )
     return out.permute(0, 3, 1, 2)
-
-
-def _check_photometric(
-    crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
-) -> None:
-    if crops.dtype != torch.uint8:
-        raise TypeError(f"crops must be uint8, got {crops.dtype}")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
-    if crops.dim() != 4 or crops.shape[3] not in (1, 3):
-        raise ValueError(f"crops must be (B, H, W, 1 or 3), got {tuple(crops.shape)}")
-    wanted = {
-        "parameters": (parameters, (crops.shape[0], PARAMETERS)),
-        "mean": (mean, (crops.shape[3],)),
-        "std": (std, (crops.shape[3],)),
-    }
-    for name, (x, shape) in wanted.items():
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {x.dtype}")
-        if tuple(x.shape) != shape:
-            raise ValueError(
-                f"{name} must be {shape} for crops of {tuple(crops.shape)}, got {tuple(x.shape)}"
-            )
-    for name, x in {"crops": crops, "parameters": parameters, "mean": mean, "std": std}.items():
-        if x.device.type != "cpu":
-            raise ValueError(f"{name} must be on the CPU, is on {x.device}")
 
 
 def _gradients(z_a: Tensor, z_b: Tensor, need: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
