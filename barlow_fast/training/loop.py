@@ -20,11 +20,11 @@ from .. import BarlowTwinsLoss, __version__, reference
 from ..data import Batch, ImageDataset, ViewLoader
 from ..data.sources import ArraySource, Source
 from ..evaluation import extract_features, knn_accuracy
+from ..models import build_model
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import PretrainConfig
 from .feeding import Feeding, choose_views
 from .hooks import Hook, Record
-from .model import build_model
 from .schedule import learning_rate
 
 # Views for measuring C are drawn from an epoch that no training reaches, with one after it.
