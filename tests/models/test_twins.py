@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from barlow_fast.models import Projector, SmallEncoder, build_model
+from barlow_fast.models import Projector, SmallEncoder, build_model, build_twins
 
 
 @pytest.mark.parametrize("size", [8, 12, 28, 64])
@@ -54,3 +54,45 @@ def test_widths_must_be_positive(wrong: tuple):
         SmallEncoder(1, wrong)
     with pytest.raises(ValueError, match="positive"):
         Projector(8, wrong)
+
+
+def test_one_pass_shares_batch_statistics():
+    a, b = torch.rand(6, 1, 8, 8), 5 * torch.rand(6, 1, 8, 8)
+    model = build_twins(channels=1, encoder_widths=(4,), projector=(8,), one_pass=True).train()
+    together = torch.cat(model(a, b))
+    expected = model.projector(model.encoder(torch.cat((a, b))))
+    torch.testing.assert_close(together, expected)
+    apart = build_twins(channels=1, encoder_widths=(4,), projector=(8,)).train()
+    assert not torch.allclose(together, torch.cat(apart(a, b)))
+
+
+def test_one_pass_and_two_agree_in_eval_mode():
+    a, b = torch.rand(5, 1, 8, 8), torch.rand(3, 1, 8, 8)
+    one, two = (
+        build_twins(channels=1, encoder_widths=(4,), projector=(8, 6), one_pass=flag).eval()
+        for flag in (True, False)
+    )
+    for together, alone in zip(one(a, b), two(a, b), strict=True):
+        assert together.shape == alone.shape
+        torch.testing.assert_close(together, alone)
+
+
+def test_build_model_is_build_twins_with_the_compact_encoder():
+    old, new = (
+        build_model(2, (4, 6), (8,), 5),
+        build_twins(channels=2, encoder_widths=(4, 6), projector=(8,), seed=5),
+    )
+    for key, value in old.state_dict().items():
+        assert torch.equal(value, new.state_dict()[key])
+
+
+def test_twins_of_a_backbone_depend_on_the_seed_alone():
+    pytest.importorskip("torchvision")
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first = build_twins("resnet18", image_size=32, projector=(8,), seed=7)
+    assert torch.equal(torch.rand(1), expected)
+    second = build_twins("resnet18", image_size=32, projector=(8,), seed=7)
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key])
