@@ -172,8 +172,10 @@ def test_a_report_that_is_broken_off_does_not_appear(tmp_path: Path):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_check_with_all_its_processes(tmp_path: Path):
-    photo = photographs()[0]
-    folder = write_folder(tmp_path, {f"{i}.jpg": photo for i in range(400)})
+    folder = write_folder(tmp_path, {"0.jpg": photographs()[0]})
+    # So many that the check is under way for seconds, however late the signal is sent.
+    for number in range(1, 4000):
+        os.link(folder / "0.jpg", folder / f"{number}.jpg")
     process = subprocess.Popen(
         [sys.executable, "-m", "barlow_fast.cli", "data", "check", folder, "--workers", "2"],
         stdout=subprocess.PIPE,
@@ -182,7 +184,7 @@ def test_ctrl_c_ends_a_check_with_all_its_processes(tmp_path: Path):
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert "400 images" in process.stdout.readline()
+    assert "4,000 images" in process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
