@@ -7,9 +7,24 @@ vote for their class with weight exp(s / temperature).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from .baselines import random_weights, raw_pixels
+from .features import AVERAGE_POOL, features_of_source
+from .images import ImageFormat, Reading, check_fits
+from .scores import ENCODER, PIXELS, RANDOM, TOP, Accuracy, Evaluation, Score, collected
+from .splits import LabelledSplits
+
+# As MMSelfSup reports.
+NEIGHBOURS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+
+# Of the similarities of one chunk.
+SIMILARITY_BYTES = 2**28
 
 
 @torch.inference_mode()
@@ -18,7 +33,7 @@ def knn_predict(
     train_labels: Tensor,
     test_features: Tensor,
     k: int = 20,
-    temperature: float = 0.07,
+    temperature: float = TEMPERATURE,
     chunk: int = 512,
 ) -> Tensor:
     """The predicted class of each test sample.
@@ -38,6 +53,215 @@ def knn_predict(
     Raises:
         ValueError: shapes that do not fit, no training samples, k < 1 or temperature <= 0.
     """
+    _check(train_features, train_labels, test_features, (k,), temperature)
+    k = min(k, len(train_features))
+    predictions = [
+        votes[0].argmax(dim=1)
+        for votes in _votes(train_features, train_labels, test_features, (k,), temperature, chunk)
+    ]
+    return torch.cat(predictions) if predictions else train_labels.new_empty(0, dtype=torch.int64)
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    k: int = 20,
+    temperature: float = TEMPERATURE,
+) -> float:
+    """The share of test samples, in [0, 1], whose class `knn_predict` gets right.
+
+    Raises:
+        ValueError: as `knn_predict`; no test samples, or not as many test labels.
+    """
+    if test_labels.shape != test_features.shape[:1] or not len(test_labels):
+        raise ValueError(f"{len(test_features)} test features, {len(test_labels)} labels")
+    predictions = knn_predict(train_features, train_labels, test_features, k, temperature)
+    return (predictions == test_labels).double().mean().item()
+
+
+@torch.inference_mode()
+def knn_scores(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    neighbours: Sequence[int] = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    chunk: int | None = None,
+) -> dict[int, Accuracy]:
+    """Accuracy for several k from one pass over the similarities.
+
+    A class is among the best five only if one of the neighbours voted for it.
+
+    Args:
+        train_features, train_labels, test_features: as for `knn_predict`.
+        test_labels: (M,) integers.
+        neighbours: values of k.
+        temperature: as for `knn_predict`.
+        chunk: test samples compared at once; None for as many as 256 MiB of similarities hold, at
+            most 512.
+
+    Returns:
+        {k: accuracy}, in the order of `neighbours`.
+
+    Raises:
+        ValueError: as `knn_predict`; a k above the number of training samples, no test samples.
+    """
+    _check(train_features, train_labels, test_features, neighbours, temperature)
+    if test_labels.shape != test_features.shape[:1] or not len(test_labels):
+        raise ValueError(f"{len(test_features)} test features, {len(test_labels)} labels")
+    count = len(train_features)
+    if max(neighbours) > count:
+        raise ValueError(f"k = {max(neighbours)} neighbours of {count} training images")
+    if chunk is None:
+        chunk = min(max(SIMILARITY_BYTES // (4 * count), 1), 512)
+    hits = dict.fromkeys(neighbours, 0)
+    top_hits = dict(hits)
+    parts = _votes(train_features, train_labels, test_features, neighbours, temperature, chunk)
+    classes = 0
+    for truth, votes_of_part in zip(test_labels.split(chunk), parts, strict=True):
+        for k, votes in zip(neighbours, votes_of_part, strict=True):
+            classes = votes.shape[1]
+            hits[k] += (votes.argmax(dim=1) == truth).sum()
+            most, best = votes.topk(min(TOP, classes), dim=1)
+            top_hits[k] += ((best == truth[:, None]) & (most > 0)).sum()
+    total = len(test_labels)
+    return {
+        k: Accuracy(int(hits[k]) / total, int(top_hits[k]) / total if classes > TOP else None)
+        for k in neighbours
+    }
+
+
+def evaluate_knn(
+    encoder: nn.Module,
+    splits: LabelledSplits,
+    form: ImageFormat,
+    reading: Reading | None = None,
+    *,
+    neighbours: Sequence[int] | None = None,
+    temperature: float = TEMPERATURE,
+    seeds: Sequence[int] = (0,),
+    random: bool = False,
+    baselines: bool = False,
+    adapt: bool = False,
+) -> Evaluation:
+    """k-NN accuracy of an encoder's features.
+
+    Args:
+        encoder: maps (B, C, H, W) float32 to (B, F); moved to the device of `reading`, and
+            otherwise left as it is.
+        splits: of the images.
+        form: what the encoder takes.
+        reading: device, workers, policy for bad images, progress; None for the defaults.
+        neighbours: values of k; None for those of 10, 20, 100, 200 that the training images allow.
+        temperature: of the votes.
+        seeds: of random weights, one run each. The encoder itself has one run: nothing here is
+            random.
+        random: whether random weights take the encoder's place.
+        baselines: whether rows of random weights and of raw pixels are added.
+        adapt: whether images in memory may be resized and change their channels.
+
+    Raises:
+        ValueError: images that do not fit the encoder, k out of its range, no seeds.
+        BadImageError: an image that cannot be read, under the policy 'error'.
+    """
+    reading = reading or Reading()
+    check_seeds(seeds)
+    neighbours = chosen_neighbours(neighbours, splits)
+    for source in (splits.train, splits.test):
+        check_fits(source, form, adapt)
+    rows: list[Score] = []
+    for kind, encoders in subjects(encoder, seeds, random, baselines):
+        runs = []
+        for subject in encoders:
+            train, test = (
+                features_of_source(
+                    subject.to(reading.device), source, form, reading, words=f"{kind}, {part}"
+                )
+                for source, part in ((splits.train, "train"), (splits.test, "test"))
+            )
+            runs.append(
+                knn_scores(
+                    train[0][AVERAGE_POOL],
+                    train[1],
+                    test[0][AVERAGE_POOL],
+                    test[1],
+                    neighbours,
+                    temperature,
+                )
+            )
+        rows += [collected(kind, f"k = {k}", [run[k] for run in runs]) for k in neighbours]
+    return Evaluation(
+        "knn",
+        splits.name,
+        len(splits.train),
+        len(splits.test),
+        splits.classes,
+        tuple(rows),
+        len(reading.bad),
+        {
+            "neighbours": list(neighbours),
+            "temperature": temperature,
+            "seeds": list(seeds),
+            **splits.notes,
+        },
+    )
+
+
+def subjects(
+    encoder: nn.Module,
+    seeds: Sequence[int],
+    random: bool,
+    baselines: bool,
+    pixels: bool = True,
+) -> Iterator[tuple[str, Iterator[nn.Module]]]:
+    """(kind of features, the encoders of its runs): of the encoder one, of random weights one per
+    seed, of raw pixels one."""
+    if not random:
+        yield ENCODER, iter([encoder])
+    if random or baselines:
+        # One at a time: each is a copy.
+        yield RANDOM, (random_weights(encoder, seed) for seed in seeds)
+    if baselines and pixels:
+        yield PIXELS, iter([raw_pixels()])
+
+
+def chosen_neighbours(neighbours: Sequence[int] | None, splits: LabelledSplits) -> tuple[int, ...]:
+    """The values of k, each once; for None those of `NEIGHBOURS` that the training images allow.
+
+    Raises:
+        ValueError: no k, or one out of its range; before hours of features rather than after them.
+    """
+    count = len(splits.train)
+    if neighbours is None:
+        neighbours = [k for k in NEIGHBOURS if k <= count] or [count]
+    if not neighbours or min(neighbours) < 1 or max(neighbours) > count:
+        raise ValueError(
+            f"k must be between 1 and the {count} training images, "
+            f"got {', '.join(map(str, neighbours)) or 'none'}"
+        )
+    return tuple(dict.fromkeys(neighbours))
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuses what gives no run.
+
+    Raises:
+        ValueError: no seeds, or a negative one.
+    """
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds must be at least one whole number from 0, got {tuple(seeds)}")
+
+
+def _check(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    neighbours: Sequence[int],
+    temperature: float,
+) -> None:
     if train_features.dim() != 2 or test_features.dim() != 2:
         raise ValueError(
             "features must be (N, F), "
@@ -50,40 +274,33 @@ def knn_predict(
         )
     if train_labels.shape != train_features.shape[:1] or not len(train_labels):
         raise ValueError(f"{len(train_features)} training features, {len(train_labels)} labels")
-    if k < 1 or temperature <= 0:
+    if not neighbours or min(neighbours) < 1 or temperature <= 0:
         raise ValueError(
-            f"k must be at least 1 and temperature above 0, got k={k}, temperature={temperature}"
+            "k must be at least 1 and temperature above 0, "
+            f"got k={', '.join(map(str, neighbours))}, temperature={temperature}"
         )
-    k = min(k, len(train_features))
-    classes = int(train_labels.max()) + 1
-    train = functional.normalize(train_features.float(), dim=1)
-    labels = train_labels.to(torch.int64)
-    predictions = []
-    for part in test_features.split(chunk):
-        similarities = functional.normalize(part.float(), dim=1) @ train.T
-        nearest, indices = similarities.topk(k, dim=1)
-        # Relative to the nearest, so that a low temperature cannot overflow; the order of the
-        # votes is the same.
-        weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(part), classes).scatter_add_(1, labels[indices], weights)
-        predictions.append(votes.argmax(dim=1))
-    return torch.cat(predictions) if predictions else labels.new_empty(0)
 
 
-def knn_accuracy(
+def _votes(
     train_features: Tensor,
     train_labels: Tensor,
     test_features: Tensor,
-    test_labels: Tensor,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> float:
-    """The share of test samples, in [0, 1], whose class `knn_predict` gets right.
-
-    Raises:
-        ValueError: as `knn_predict`; no test samples, or not as many test labels.
-    """
-    if test_labels.shape != test_features.shape[:1] or not len(test_labels):
-        raise ValueError(f"{len(test_features)} test features, {len(test_labels)} labels")
-    predictions = knn_predict(train_features, train_labels, test_features, k, temperature)
-    return (predictions == test_labels).double().mean().item()
+    neighbours: Sequence[int],
+    temperature: float,
+    chunk: int,
+) -> Iterator[list[Tensor]]:
+    """For each chunk of test samples, one (chunk, classes) tensor of votes per k."""
+    classes = int(train_labels.max()) + 1
+    train = functional.normalize(train_features.float(), dim=1)
+    labels = train_labels.to(torch.int64)
+    for part in test_features.split(chunk):
+        similarities = functional.normalize(part.float(), dim=1) @ train.T
+        nearest, indices = similarities.topk(max(neighbours), dim=1)
+        # Relative to the nearest, so that a low temperature cannot overflow; the order of the
+        # votes is the same.
+        weights = ((nearest - nearest[:, :1]) / temperature).exp()
+        named = labels[indices]
+        yield [
+            weights.new_zeros(len(part), classes).scatter_add_(1, named[:, :k], weights[:, :k])
+            for k in neighbours
+        ]

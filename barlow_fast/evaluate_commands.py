@@ -1,0 +1,505 @@
+"""`barlow-fast evaluate`: what pretrained encoders are worth. Imports of heavy libraries wait until
+a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .cli import missing_libraries
+from .exits import FAILURE, INTERRUPTED, fail
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation, ImageFormat, LabelledSplits, Score
+
+FORMAT, VERSION = "barlow_fast.evaluation", 1
+
+evaluate = typer.Typer(
+    no_args_is_help=True,
+    help="Judge pretrained encoders: k-NN, linear, finetuned, on other images.",
+)
+
+Checkpoints = Annotated[
+    list[Path],
+    typer.Argument(
+        help="A checkpoint or an exported encoder; of several, such as those of several "
+        "pretraining seeds, mean ± std is over all.",
+        show_default=False,
+    ),
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or stl10.")
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of a named data set's files.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder with train/ and val/ or test/, or one of classes, which is split here."
+    ),
+]
+TestFraction = Annotated[float, typer.Option(help="Of a folder of classes: the share that scores.")]
+SplitSeed = Annotated[int, typer.Option(help="Of a folder of classes: of that split.")]
+Symlinks = Annotated[
+    bool, typer.Option("--allow-symlinks", help="Follow links that lead out of the folder.")
+]
+EncoderName = Annotated[
+    str | None, typer.Option(help="The architecture, where the file does not say.")
+]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Pixels a side. Default: what the encoder was trained on.")
+]
+Seeds = Annotated[str, typer.Option(help="One run each, such as 0,1,2.")]
+Random = Annotated[
+    bool, typer.Option("--random", help="The same architecture with random weights instead.")
+]
+Baselines = Annotated[
+    bool, typer.Option("--baselines", help="Also random weights and, where frozen, raw pixels.")
+]
+OnBadImage = Annotated[str, typer.Option(help="error or skip, where an image cannot be read.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that read files.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Chunk = Annotated[int, typer.Option(min=1, help="Images per pass where nothing is trained.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write all numbers and settings to this file.")
+]
+Neighbours = Annotated[
+    str | None, typer.Option("--k", help="Neighbours that vote. Default: 10,20,100,200.")
+]
+Temperature = Annotated[float, typer.Option(help="Of the votes.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Default: the protocol's.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all commands are told."""
+
+    checkpoints: Sequence[Path]
+    dataset: str | None
+    data_dir: Path | None
+    data: Path | None
+    test_fraction: float
+    split_seed: int
+    allow_symlinks: bool
+    encoder: str | None
+    image_size: int | None
+    seeds: str
+    random: bool
+    baselines: bool
+    on_bad_image: str
+    workers: int | None
+    device: str
+    chunk: int
+    json_file: Path | None
+
+
+@evaluate.command()
+def knn(
+    checkpoints: Checkpoints,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    data: Data = None,
+    k: Neighbours = None,
+    temperature: Temperature = 0.07,
+    test_fraction: TestFraction = 0.2,
+    split_seed: SplitSeed = 0,
+    allow_symlinks: Symlinks = False,
+    encoder: EncoderName = None,
+    image_size: ImageSize = None,
+    seeds: Seeds = "0",
+    random: Random = False,
+    baselines: Baselines = False,
+    on_bad_image: OnBadImage = "error",
+    workers: Workers = None,
+    device: Device = "auto",
+    chunk: Chunk = 256,
+    json_file: JsonFile = None,
+) -> None:
+    """Accuracy of the k nearest neighbours on frozen features: trains nothing."""
+    request = _request(locals())
+    with _failures():
+        from .evaluation import evaluate_knn
+
+        neighbours = None if k is None else _numbers(k, "--k")
+        _run(request, evaluate_knn, {"neighbours": neighbours, "temperature": temperature})
+
+
+@evaluate.command()
+def linear(
+    checkpoints: Checkpoints,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    data: Data = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="augmented: the official protocol, SGD on random crops; cached: logistic "
+            "regression on features computed once; auto: cached for images in memory."
+        ),
+    ] = "auto",
+    stages: Annotated[
+        bool,
+        typer.Option("--stages", help="Also on every stage of the encoder, in the same pass."),
+    ] = False,
+    stage_dimensions: Annotated[
+        int, typer.Option(min=1, help="Numbers that are kept of a stage's map, about.")
+    ] = 9000,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 256,
+    lr: Annotated[float, typer.Option(help="Of the output's classifier, in augmented.")] = 0.3,
+    stage_lr: Annotated[float, typer.Option(help="Of the stages' classifiers.")] = 0.01,
+    test_fraction: TestFraction = 0.2,
+    split_seed: SplitSeed = 0,
+    allow_symlinks: Symlinks = False,
+    encoder: EncoderName = None,
+    image_size: ImageSize = None,
+    seeds: Seeds = "0",
+    random: Random = False,
+    baselines: Baselines = False,
+    on_bad_image: OnBadImage = "error",
+    workers: Workers = None,
+    device: Device = "auto",
+    chunk: Chunk = 256,
+    json_file: JsonFile = None,
+) -> None:
+    """Accuracy of a linear classifier on frozen features."""
+    request = _request(locals())
+    with _failures():
+        from .evaluation import AVERAGE_POOL, LinearSettings, evaluate_linear
+
+        settings = LinearSettings(
+            epochs=LinearSettings.epochs if epochs is None else epochs,
+            batch_size=batch_size,
+            learning_rate=lr,
+            stage_learning_rate=stage_lr,
+        )
+        choices = {
+            "features": features,
+            "names": None if stages else (AVERAGE_POOL,),
+            "dimensions": stage_dimensions,
+            "settings": settings,
+        }
+        _run(request, evaluate_linear, choices)
+
+
+@evaluate.command()
+def finetune(
+    checkpoints: Checkpoints,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    data: Data = None,
+    fraction: Annotated[
+        float, typer.Option(help="Of the labels to learn from: 0.01, 0.1, 1 or any other.")
+    ] = 0.01,
+    subset_seed: Annotated[int, typer.Option(min=0, help="Which labels these are.")] = 0,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 256,
+    lr_backbone: Annotated[float, typer.Option(help="Of the encoder.")] = 0.005,
+    lr_classifier: Annotated[float, typer.Option(help="Of the classifier.")] = 0.5,
+    weight_decay: Annotated[float, typer.Option(help="Of all weights.")] = 0.0,
+    test_fraction: TestFraction = 0.2,
+    split_seed: SplitSeed = 0,
+    allow_symlinks: Symlinks = False,
+    encoder: EncoderName = None,
+    image_size: ImageSize = None,
+    seeds: Seeds = "0",
+    random: Random = False,
+    baselines: Baselines = False,
+    on_bad_image: OnBadImage = "error",
+    workers: Workers = None,
+    device: Device = "auto",
+    chunk: Chunk = 256,
+    json_file: JsonFile = None,
+) -> None:
+    """Accuracy after training all weights on a part of the labels."""
+    request = _request(locals())
+    with _failures():
+        from .evaluation import FinetuneSettings, evaluate_finetune
+
+        settings = FinetuneSettings(
+            epochs=FinetuneSettings.epochs if epochs is None else epochs,
+            batch_size=batch_size,
+            backbone_learning_rate=lr_backbone,
+            classifier_learning_rate=lr_classifier,
+            weight_decay=weight_decay,
+        )
+        choices = {"fraction": fraction, "subset_seed": subset_seed, "settings": settings}
+        _run(request, evaluate_finetune, choices)
+
+
+@evaluate.command()
+def transfer(
+    checkpoints: Checkpoints,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    data: Data = None,
+    k: Neighbours = None,
+    temperature: Temperature = 0.07,
+    test_fraction: TestFraction = 0.2,
+    split_seed: SplitSeed = 0,
+    allow_symlinks: Symlinks = False,
+    encoder: EncoderName = None,
+    image_size: ImageSize = None,
+    seeds: Seeds = "0",
+    random: Random = False,
+    baselines: Baselines = False,
+    on_bad_image: OnBadImage = "error",
+    workers: Workers = None,
+    device: Device = "auto",
+    chunk: Chunk = 256,
+    json_file: JsonFile = None,
+) -> None:
+    """k-NN and linear accuracy on images of another kind, resized and converted to fit."""
+    request = _request(locals())
+    with _failures():
+        from .evaluation import evaluate_transfer
+
+        neighbours = None if k is None else _numbers(k, "--k")
+        _run(request, evaluate_transfer, {"neighbours": neighbours, "temperature": temperature})
+
+
+def _request(options: dict[str, Any]) -> Request:
+    return Request(**{name: options[name] for name in Request.__dataclass_fields__})
+
+
+def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[str, Any]) -> None:
+    """Evaluates every checkpoint, prints a table, writes the JSON."""
+    from .checkpoints import load_encoder
+    from .evaluation import Reading, merged
+
+    console = Console(highlight=False, soft_wrap=True)
+    seeds = _numbers(request.seeds, "--seeds")
+    if request.random and len(request.checkpoints) > 1:
+        raise ValueError("--random needs the architecture alone: give one checkpoint")
+    if request.json_file is not None:
+        _check_writable(request.json_file)
+    device = _device(request.device)
+    splits = _splits(request)
+    console.print(f"data      {splits}", markup=False)
+    start = time.perf_counter()
+    found, used = [], []
+    with _bar(console) as progress:
+        reading = Reading(device, request.chunk, request.workers, request.on_bad_image, progress)
+        for number, path in enumerate(request.checkpoints):
+            named = {} if request.encoder is None else {"encoder": request.encoder}
+            pretrained = load_encoder(path, **named)
+            form = _form(pretrained, request.image_size)
+            used.append({"path": str(path), "sha256": _sha256(path), "name": pretrained.name})
+            if pretrained.name != used[0]["name"]:
+                raise ValueError(
+                    f"{path} is a {pretrained.name}, {request.checkpoints[0]} a {used[0]['name']}: "
+                    "evaluate encoders of one architecture together"
+                )
+            found.append(
+                protocol(
+                    pretrained.encoder,
+                    splits,
+                    form,
+                    reading,
+                    seeds=seeds,
+                    random=request.random,
+                    # They do not depend on what an encoder has learned: once is enough.
+                    baselines=request.baselines and number == 0,
+                    **choices,
+                )
+            )
+    result = merged(found)
+    for entry in used:
+        console.print(
+            f"encoder   {entry['path']} ({entry['name']}, sha256 {entry['sha256'][:12]})",
+            markup=False,
+        )
+    console.print(_table(result))
+    if result.skipped:
+        console.print(f"skipped   {result.skipped} images that cannot be read")
+    if request.json_file is not None:
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            **result.to_dict(),
+            "encoders": used,
+            "input": _plain(form),
+            "seconds": round(time.perf_counter() - start, 3),
+            "versions": _versions(device),
+        }
+        _write_json(request.json_file, content)
+        console.print(f"written   {request.json_file}", markup=False)
+
+
+def _splits(request: Request) -> LabelledSplits:
+    from .data import load
+    from .evaluation import dataset_splits, folder_splits
+
+    if (request.dataset is None) == (request.data is None):
+        raise ValueError("give either --dataset NAME or --data FOLDER: images with labels")
+    if request.dataset is not None:
+        return dataset_splits(load(request.dataset, request.data_dir))
+    if request.data_dir is not None:
+        raise ValueError("--data-dir belongs to --dataset, not to --data")
+    return folder_splits(
+        request.data,
+        test_fraction=request.test_fraction,
+        seed=request.split_seed,
+        allow_symlinks=request.allow_symlinks,
+    )
+
+
+def _form(pretrained: Any, image_size: int | None) -> ImageFormat:
+    from .evaluation import ImageFormat
+
+    return ImageFormat(
+        size=pretrained.image_size if image_size is None else image_size,
+        channels=pretrained.channels,
+        mean=pretrained.mean,
+        std=pretrained.std,
+    )
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("--device cuda: torch finds no CUDA device")
+    return "cuda" if name == "auto" and available else name.replace("auto", "cpu")
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"{option} takes whole numbers such as 0,1,2, got {text!r}")
+    return numbers
+
+
+def _table(result: Evaluation) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="")
+    for name in ("features", "classifier"):
+        table.add_column(name)
+    for name in ("top-1 %", "top-5 %", "runs"):
+        table.add_column(name, justify="right")
+    for row in result.scores:
+        table.add_row(
+            row.features,
+            row.classifier,
+            _percent(row),
+            "" if row.top5 is None else _percent(replace(row, top1=row.top5)),
+            str(len(row.top1)),
+        )
+    return table
+
+
+def _percent(row: Score) -> str:
+    spread = "" if row.std is None else f" ± {100 * row.std:.2f}"
+    return f"{100 * row.mean:.2f}{spread}"
+
+
+@contextlib.contextmanager
+def _bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress on a terminal; nothing elsewhere, where a log would fill with it."""
+    if not console.is_terminal:
+        yield lambda words, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        shown = ""
+
+        def update(words: str, done: int, total: int) -> None:
+            nonlocal shown
+            if words != shown:
+                shown = words
+                progress.reset(task, total=total, description=words)
+            progress.update(task, completed=done)
+
+        yield update
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _versions(device: str) -> dict[str, str]:
+    """What computed the numbers."""
+    import torch
+
+    from . import __version__
+
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
+    return {
+        "barlow_fast": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device} ({name or platform.machine()})",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _plain(form: ImageFormat) -> dict[str, Any]:
+    return {name: getattr(form, name) for name in ("size", "channels", "mean", "std")}
+
+
+def _check_writable(path: Path) -> None:
+    """Hours of evaluation should not end at a folder that is not there."""
+    if path.is_dir():
+        raise ValueError(f"--json {path} is a folder, not a file")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"--json {path}: its folder does not exist or cannot be written")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """The whole file or none."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """What can go wrong in a command, as one line and an exit status."""
+    from .data.faults import BadImageError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(missing_libraries([str(error.name)]), FAILURE)
+    except KeyboardInterrupt:
+        fail("barlow-fast: interrupted", INTERRUPTED)
+    except BadImageError as error:
+        fail(
+            f"barlow-fast: {error}. --on-bad-image skip goes on without such images, "
+            "`barlow-fast data check` lists them all",
+            FAILURE,
+        )
+    except RuntimeError as error:
+        fail(f"barlow-fast: {error}", FAILURE)
+    except (ValueError, OSError) as error:
+        fail(f"barlow-fast: {error}")

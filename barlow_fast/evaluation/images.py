@@ -1,0 +1,274 @@
+"""Images on their way into an encoder that is being judged: as they are for tests, cropped and
+mirrored where a classifier is trained.
+
+Source of the sizes and of the crops: Zbontar et al., *Barlow Twins* (ICML 2021), appendix A.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import ViewLoader, Views, ViewSpecification
+from ..data.faults import BadImage, BadImageError, BadImages, pillow
+from ..data.parallel import in_order
+from ..data.rendering.arrays import crop, with_channels
+from ..data.sources import ArraySource, Source
+
+# A photograph's shorter side before the middle is cut out: 256 for 224 pixels.
+MARGIN = 256 / 224
+# Up to this size pictures fill their frame, and no border is cut off.
+SMALL = 64
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(words: str, done: int, total: int) -> None:
+    """A `Progress` that nobody watches: what is being done, images or steps done, of how many."""
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What an encoder takes: (B, channels, *size) float32, (value - mean) / std where white is 1.
+
+    Args:
+        size: (height, width) in pixels, one number for a square, or None: images in memory as they
+            are (files have no common size, and need one).
+        channels: 1 or 3.
+        mean, std: of every channel, or one number for all.
+
+    Raises:
+        ValueError: another number of channels, a size below 1, mean and std that do not fit.
+    """
+
+    size: int | tuple[int, int] | None = None
+    channels: int = 3
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {self.channels}")
+        sides = (self.size,) * 2 if isinstance(self.size, int) else self.size
+        if sides is not None and (len(sides) != 2 or min(sides) < 1):
+            raise ValueError(f"size must be pixels or (height, width), got {self.size}")
+        object.__setattr__(self, "size", None if sides is None else tuple(map(int, sides)))
+        for name in ("mean", "std"):
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float64).flatten().tolist()
+            if len(value) not in (1, self.channels):
+                raise ValueError(
+                    f"{name} has {len(value)} numbers for an encoder of {self.channels} channels"
+                )
+            object.__setattr__(self, name, tuple(value * (self.channels // len(value))))
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> float32 with `mean` and `std` taken out, on the same device."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, and what was wrong with them.
+
+    Args:
+        device: where the encoder is.
+        chunk: images per pass where none is trained.
+        workers: processes that decode files; 0: none but this one; None: as many as are worth it.
+        on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out.
+        progress: called with what is being done, how many images or steps are done and of how many.
+    """
+
+    device: torch.device | str = "cpu"
+    chunk: int = 256
+    workers: int | None = None
+    on_bad_image: str = "error"
+    progress: Progress = silent
+    bad: BadImages = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+        object.__setattr__(self, "bad", BadImages(self.on_bad_image))
+
+
+class Pictures(NamedTuple):
+    """Some images of a source, as they are."""
+
+    images: Tensor  # (B, C, H, W) uint8
+    labels: Tensor  # (B,) int64
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """Reads image `index` of a source as (H, W, C) uint8; travels to worker processes.
+
+    The shorter side is resized (bilinear, antialiased) to `MARGIN` times the size, or for sizes up
+    to `SMALL` to the size, and the middle is cut out.
+    """
+
+    source: Source
+    size: tuple[int, int]
+    channels: int
+
+    def __call__(self, index: int) -> np.ndarray | BadImage:
+        try:
+            image = self.source.image(index)
+        except BadImageError as error:
+            return error.image
+        mode = "L" if self.channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
+        height, width = self.size
+        margin = MARGIN if min(self.size) > SMALL else 1.0
+        scale = max(height * margin / image.height, width * margin / image.width)
+        # The side that decides comes out exact, whatever the product rounds to.
+        tall = max(math.floor(image.height * scale + 0.5), height)
+        wide = max(math.floor(image.width * scale + 0.5), width)
+        if (tall, wide) != (image.height, image.width):
+            image = image.resize((wide, tall), pillow().Resampling.BILINEAR)
+        top, left = (tall - height) // 2, (wide - width) // 2
+        image = image.crop((left, top, left + width, top + height))
+        return np.array(image).reshape(height, width, self.channels)
+
+
+def check_fits(source: Source, form: ImageFormat, adapt: bool = False) -> None:
+    """Refuses images that an encoder was not made for.
+
+    Args:
+        source: of the images. Files are read in any size and colour.
+        form: what the encoder takes.
+        adapt: whether images in memory may be resized and change their channels.
+
+    Raises:
+        ValueError: as described, or files for an encoder that has no size.
+    """
+    if not isinstance(source, ArraySource):
+        if form.size is None:
+            raise ValueError(
+                f"{source.name} holds files of any size, and the encoder's input size is unknown: "
+                "give an image size"
+            )
+        return
+    if adapt:
+        return
+    height, width, channels = source.images.shape[1:]
+    hint = "; `barlow-fast evaluate transfer` resizes and converts (adapt=True)"
+    if channels != form.channels:
+        raise ValueError(
+            f"{source.name} has images of {channels} channels, the encoder takes {form.channels}"
+            + hint
+        )
+    if form.size is not None and (height, width) != form.size:
+        raise ValueError(
+            f"{source.name} has images of {height} x {width} pixels, the encoder was trained on "
+            f"{form.size[0]} x {form.size[1]}" + hint
+        )
+
+
+def pictures(
+    source: Source, form: ImageFormat, reading: Reading, words: str = "reading"
+) -> Iterator[Pictures]:
+    """All images of a source in its order, without augmentation, `reading.chunk` at a time.
+
+    Images in memory are resized as a whole where the encoder has another size; files as
+    `CentreCrop` does.
+
+    Raises:
+        BadImageError: an image that cannot be read, under the policy 'error', or none that can.
+        RuntimeError: a worker process died.
+    """
+    labels = torch.from_numpy(np.asarray(source.labels, np.int64))
+    if isinstance(source, ArraySource):
+        for first in range(0, len(source), reading.chunk):
+            part = slice(first, first + reading.chunk)
+            images = with_channels(source.images[part].to(reading.device), form.channels)
+            shape = tuple(images.shape[1:3])
+            if form.size is not None and shape != form.size:
+                whole = np.tile(np.array([0, 0, *shape]), (len(images), 1))
+                images = crop(images, whole, form.size, "bilinear")
+            yield Pictures(images.permute(0, 3, 1, 2), labels[part])
+            reading.progress(words, min(first + reading.chunk, len(source)), len(source))
+        return
+    task = CentreCrop(source, form.size, form.channels)
+    rows: list[np.ndarray] = []
+    numbers: list[int] = []
+    read, last = 0, None
+    for number, result in enumerate(in_order(source, task, reading.workers)):
+        if isinstance(result, BadImage):
+            reading.bad.add(result)
+            last = result
+        else:
+            rows.append(result)
+            numbers.append(number)
+            read += 1
+        if rows and (len(rows) == reading.chunk or number + 1 == len(source)):
+            images = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
+            yield Pictures(images, labels[numbers])
+            rows, numbers = [], []
+        reading.progress(words, number + 1, len(source))
+    if not read:
+        raise BadImageError(
+            BadImage(-1, source.name, f"no image can be read, nor {last.identity}: {last.reason}")
+        )
+
+
+# RandomResizedCrop with its usual distributions and a mirror, nothing else.
+CROP_AND_FLIP = ViewSpecification(
+    crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bilinear"
+)
+# Mirrored digits are other characters, and small pictures of one thing in the middle lose it in a
+# small crop.
+AUGMENTATIONS = {
+    "digits": ViewSpecification(crop_area=(0.6, 1.0), crop_ratio=(3 / 4, 4 / 3)),
+    "fashion-mnist": ViewSpecification(crop_area=(0.3, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.5),
+}
+
+
+def training_crops(
+    source: Source,
+    form: ImageFormat,
+    reading: Reading,
+    batch_size: int,
+    seed: int,
+    augmentation: ViewSpecification = CROP_AND_FLIP,
+) -> ViewLoader:
+    """Batches of one randomly cropped and mirrored view, shuffled in every epoch.
+
+    Args:
+        source: of the images.
+        form: what the encoder takes.
+        reading: device, workers and policy.
+        batch_size: images per step; all of them where there are fewer.
+        seed: of order and crops.
+        augmentation: what is drawn; its size is replaced by the encoder's.
+    """
+    from dataclasses import replace
+
+    size = form.size
+    if size is None:
+        size = tuple(source.images.shape[1:3])
+    view = replace(augmentation, size=tuple(size))
+    batch_size = min(batch_size, len(source))
+    # A last batch of one image has no batch statistics.
+    lonely = len(source) % batch_size == 1 and len(source) > batch_size
+    return ViewLoader(
+        source,
+        Views("evaluation", (view,), form.mean, form.std),
+        batch_size,
+        seed=seed,
+        workers=reading.workers,
+        device=reading.device,
+        drop_last=lonely,
+        on_bad_image=reading.on_bad_image,
+    )
