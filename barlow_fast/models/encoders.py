@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .small import SmallEncoder
 
-STEMS = ("auto", "imagenet", "small", "small-padding-2")
+STEMS = ("auto", "imagenet", "small", "small-padding-2", "small-without-relu")
 SMALL_IMAGE = 64  # pixels a side up to which stem='auto' keeps the resolution
 TIMM = "timm:"
 # Given to a network that is to lose its head, so that the head is found by its size.
@@ -87,7 +87,8 @@ def build_encoder(
             made for it; others are only tried with it.
         stem: of a ResNet. 'imagenet': 7 x 7 convolution with stride 2 and max-pool, as published;
             'small': 3 x 3 with stride 1 and no max-pool, which keeps the resolution of small
-            images; 'auto': 'small' up to 64 pixels. 'small-padding-2' is solo-learn's variant.
+            images; 'auto': 'small' up to 64 pixels. 'small-padding-2' is solo-learn's variant,
+            'small-without-relu' that of lightly's CIFAR-10 benches; both for reading their files.
             Other networks have one stem: 'auto' and 'imagenet' are the same there.
         widths: of the stages of `small`.
         grid: positions a side that `small` keeps.
@@ -255,8 +256,13 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
 
 
 def _from_timm(name: str, channels: int, image_size: int) -> tuple[nn.Module, str | None]:
-    import timm
-
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"encoder 'timm:{name}' needs {error.name}: pip install 'barlow-fast[timm]'",
+            name=error.name,
+        ) from error
     names = timm.list_models()
     if name.split(".", 1)[0] not in names:
         raise ValueError(_unknown(name, names, True))
@@ -295,6 +301,9 @@ def _set_stem(network: nn.Module, name: str, stem: str, channels: int, image_siz
     )
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
+    if stem == "small-without-relu":
+        # torchvision's name, or timm's.
+        setattr(network, "relu" if hasattr(network, "relu") else "act1", nn.Identity())
     return stem
 
 

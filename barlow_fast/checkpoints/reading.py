@@ -1,0 +1,153 @@
+"""Files of weights that strangers wrote: read without running what is in them, and without
+believing how large they say they are."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# torch stores without compression, so what a file unpacks to is what it weighs.
+UNPACKED_LIMIT = 2
+SAFETENSORS_HEADER_LIMIT = 100_000_000
+
+
+def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """The content of a torch or safetensors file, with tensors on the CPU, and a safetensors
+    file's metadata (None: a torch file).
+
+    Tensors, plain values, plain containers and `argparse.Namespace` are all that is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, not a file of weights, with objects of other classes in it, or
+            unpacking to much more than it weighs.
+        ModuleNotFoundError: a safetensors file, and safetensors is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if _is_safetensors(path):
+        return _read_safetensors(path)
+    _check_archive(path)
+    try:
+        # A Namespace takes attributes and does nothing: the settings that trainers store.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path)) from error
+    except Exception as error:
+        # Damage shows as whatever the reader stumbles over.
+        raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, not a dict of weights or a checkpoint"
+        )
+    return dict(content), None
+
+
+def check_tensors(state: Mapping[str, Any], path: Path | str) -> dict[str, Tensor]:
+    """`state`, if it is names and tensors of numbers that the file holds in full.
+
+    Raises:
+        ValueError: something else, or tensors that claim more elements than there are.
+    """
+    claimed = 0
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise ValueError(f"{path}: {key!r} is not a dense tensor with data")
+        size = value.numel() * value.element_size()
+        claimed += size
+        # An expanded tensor is large without weight.
+        if size > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path}: {key!r} claims {size} bytes and has {value.untyped_storage().nbytes()}"
+            )
+    weight = Path(path).stat().st_size
+    if claimed > UNPACKED_LIMIT * weight + 2**20:
+        raise ValueError(f"{path} claims {claimed} bytes of weights and has {weight}")
+    return dict(state)
+
+
+def optional_library(name: str, extra: str, purpose: str) -> ModuleType:
+    """The module `name`.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{purpose} needs {error.name}: pip install 'barlow-fast[{extra}]'", name=error.name
+        ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        start = stream.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return len(start) == 9 and start[8:] == b"{" and length < SAFETENSORS_HEADER_LIMIT
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    library = optional_library("safetensors", "export", "a .safetensors file")
+    try:
+        with library.safe_open(path, framework="pt", device="cpu") as opened:
+            metadata = dict(opened.metadata() or {})
+            # Sorted by the file: names are all that counts here.
+            return {key: opened.get_tensor(key) for key in opened.keys()}, metadata  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """torch writes checksums and, on reading, does not look at all of them."""
+    if not zipfile.is_zipfile(path):
+        return
+    weight = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > UNPACKED_LIMIT * weight + 2**20:
+                raise ValueError(
+                    f"{path} is not a readable checkpoint: it unpacks to {unpacked} bytes and has "
+                    f"{weight}"
+                )
+            damaged = archive.testzip()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is not a readable checkpoint: {damaged} fails its checksum")
+
+
+def _refusal(path: Path) -> str:
+    try:
+        # Looks at the pickle without running it.
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:
+        found = []
+    named = f" ({', '.join(sorted(found)[:5])})" if found else ""
+    # torch's own text advises to turn the protection off.
+    return (
+        f"{path} is refused: it holds objects whose loading could run code{named}. Where its "
+        "source is trusted, load it there and save its tensors alone"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0] or type(error).__name__

@@ -1,0 +1,84 @@
+"""`barlow-fast export`: an encoder in a file for others. Imports of heavy libraries wait until the
+command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .cli import missing_libraries
+from .exits import FAILURE, INTERRUPTED, fail
+
+
+def export(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Of this program, the official code, solo-learn, lightly, mmselfsup, VISSL, "
+            "torchvision or timm.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="torchvision, timm, safetensors or onnx. Default: by the file's extension "
+            "(.pth and .pt: torchvision)."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="The architecture, where the checkpoint does not tell it: convnext_tiny"),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Of the images, if they must be so many.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels a side, where the checkpoint does not tell it."),
+    ] = None,
+) -> None:
+    """Write the encoder of a checkpoint for other programs; read it back and compare."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        from .checkpoints import FORMATS, load_encoder
+        from .checkpoints import export as write
+        from .checkpoints.exporting import SUFFIXES
+
+        format = format or SUFFIXES.get(out.suffix.lower())
+        if format not in FORMATS:
+            raise ValueError(
+                f"--format must be one of {', '.join(FORMATS)}, got {format or 'none'} for {out}"
+            )
+        loaded = load_encoder(checkpoint, encoder=encoder, channels=channels, image_size=image_size)
+        console.print(
+            f"{checkpoint}: {loaded.name} of a {loaded.format} checkpoint, "
+            f"{loaded.features:,} features, {loaded.channels} x {loaded.image_size} x "
+            f"{loaded.image_size} images",
+            markup=False,
+        )
+        assumed = loaded.metadata["assumed"]
+        if assumed:
+            known = ", ".join(f"{name} {getattr(loaded, name)}" for name in assumed)
+            console.print(f"not in the checkpoint, assumed: {known}", markup=False)
+        write(loaded, out, format)
+        console.print(
+            f"{out}: {format}, {out.stat().st_size:,} bytes, read back and compared", markup=False
+        )
+    except ModuleNotFoundError as error:
+        # Those of optional formats say which extra brings them.
+        names_extra = "barlow-fast[" in str(error)
+        fail(
+            f"barlow-fast: {error}" if names_extra else missing_libraries([str(error.name)]),
+            FAILURE,
+        )
+    except KeyboardInterrupt:
+        fail("barlow-fast: interrupted", INTERRUPTED)
+    except RuntimeError as error:
+        fail(f"barlow-fast: {error}", FAILURE)
+    except (ValueError, OSError) as error:
+        fail(f"barlow-fast: {error}")

@@ -1,0 +1,60 @@
+"""A ResNet-18 with weights that show every mistake, and its features of two images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from scrambled import scramble
+from torch import Tensor, nn
+
+torchvision = pytest.importorskip("torchvision")
+
+
+class Truth(NamedTuple):
+    state: dict[str, Tensor]
+    images: Tensor
+    features: Tensor
+
+
+@pytest.fixture(scope="session")
+def resnet18() -> Truth:
+    """torchvision's own, without its head."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None)
+    network.fc = nn.Identity()
+    scramble(network)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        return Truth(network.state_dict(), images, network(images))
+
+
+@pytest.fixture(scope="session")
+def small_resnet18() -> Callable[[int], Truth]:
+    """With a 3 x 3 stem of the given padding and no max-pool."""
+
+    def make(padding: int) -> Truth:
+        torch.manual_seed(0)
+        network = torchvision.models.resnet18(weights=None)
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=padding, bias=False)
+        network.maxpool = network.fc = nn.Identity()
+        scramble(network)
+        images = torch.randn(2, 3, 16, 16)
+        with torch.no_grad():
+            return Truth(network.state_dict(), images, network(images))
+
+    return make
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[Any], Path]:
+    """Writes anything with torch.save."""
+
+    def save(content: Any, name: str = "checkpoint.pth") -> Path:
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return save

@@ -1,0 +1,254 @@
+"""Each peer's layout, built as its documentation has it, gives the same features."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scrambled import scramble
+from torch import Tensor, nn
+
+from barlow_fast.checkpoints import load_encoder, load_projector
+from barlow_fast.checkpoints.layouts import PRETRAIN, infer_resnet
+from barlow_fast.models import Projector, build_encoder, build_twins
+
+Save = Callable[..., Path]
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def projector(biases: tuple[bool, bool, bool] = (False, False, False)) -> nn.Sequential:
+    torch.manual_seed(1)
+    return scramble(
+        nn.Sequential(
+            nn.Linear(512, 8, bias=biases[0]), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Linear(8, 8, bias=biases[1]), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Linear(8, 6, bias=biases[2]),
+        )
+    )  # fmt: skip
+
+
+NECK = {"0": "fc0", "1": "bn0", "3": "fc1", "4": "bn1", "6": "fc2"}
+
+
+def official(state: dict) -> tuple[Any, nn.Module]:
+    head = projector()
+    bn = nn.BatchNorm1d(6, affine=False)
+    model = {
+        **under("module.backbone.", state),
+        **under("module.projector.", head.state_dict()),
+        **under("module.bn.", bn.state_dict()),
+    }
+    return {"epoch": 3, "model": model, "optimizer": {"state": {}, "param_groups": []}}, head
+
+
+def solo(state: dict) -> tuple[Any, nn.Module]:
+    head = projector((True, True, True))
+    weights = {
+        **under("backbone.", state),
+        **under("projector.", head.state_dict()),
+        **under("classifier.", nn.Linear(512, 10).state_dict()),
+    }
+    return {"state_dict": weights, "epoch": 3, "args": Namespace(method="barlow_twins")}, head
+
+
+def lightly(state: dict) -> tuple[Any, nn.Module]:
+    head = projector((False, False, True))
+    weights = {
+        **under("backbone.", state),
+        **under("projection_head.layers.", head.state_dict()),
+        **under("online_classifier.linear.", nn.Linear(512, 10).state_dict()),
+    }
+    return {"state_dict": weights, "epoch": 3, "pytorch-lightning_version": "2.4"}, head
+
+
+def mmselfsup(state: dict) -> tuple[Any, nn.Module]:
+    head = projector()
+    neck = {
+        f"neck.{NECK[key.split('.')[0]]}.{key.split('.')[1]}": value
+        for key, value in head.state_dict().items()
+    }
+    bn = under("head.bn.", nn.BatchNorm1d(6, affine=False).state_dict())
+    return {"meta": {"epoch": 3}, "state_dict": {**under("backbone.", state), **neck, **bn}}, head
+
+
+def vissl(state: dict) -> tuple[Any, None]:
+    trunk = under("_feature_blocks.", state)
+    model = {"trunk": trunk, "heads": {"0.clf.0.weight": torch.rand(4, 512)}}
+    return {"classy_state_dict": {"base_model": {"model": model}}, "iteration": 7}, None
+
+
+def bare(state: dict) -> tuple[Any, None]:
+    return dict(state), None
+
+
+def with_classifier(state: dict) -> tuple[Any, None]:
+    return {**state, **under("fc.", nn.Linear(512, 1000).state_dict())}, None
+
+
+PEERS = {
+    "official": (official, "official"),
+    "solo-learn": (solo, "solo-learn"),
+    "lightly": (lightly, "lightly"),
+    "mmselfsup": (mmselfsup, "mmselfsup"),
+    "vissl": (vissl, "vissl"),
+    "resnet50.pth": (bare, "torchvision"),
+    "whole torchvision": (with_classifier, "torchvision"),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_features_and_embeddings_are_the_peers(peer: str, resnet18, saved: Save):
+    make, layout = PEERS[peer]
+    content, head = make(resnet18.state)
+    path = saved(content)
+    state = torch.random.get_rng_state()
+    loaded = load_encoder(path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (loaded.format, loaded.name) == (layout, "resnet18")
+    assert (loaded.features, loaded.channels, loaded.image_size) == (512, 3, 224)
+    assert not loaded.encoder.training
+    assert "mean" in loaded.metadata["assumed"]
+    with torch.no_grad():
+        features = loaded.encoder(resnet18.images)
+        assert torch.equal(features, resnet18.features)
+        if head is None:
+            assert loaded.projector is None
+            with pytest.raises(ValueError, match="no projector"):
+                load_projector(path)
+        else:
+            embeddings = load_projector(path)(features)
+            assert torch.equal(embeddings, head(resnet18.features))
+            assert torch.equal(embeddings, loaded.projector(features))
+
+
+def test_a_projector_without_biases_is_ours(resnet18, saved: Save):
+    content, _ = official(resnet18.state)
+    assert isinstance(load_projector(saved(content)), Projector)
+
+
+def test_what_the_file_says_beside_its_weights(resnet18, saved: Save):
+    content, _ = solo(resnet18.state)
+    metadata = load_encoder(saved(content)).metadata
+    assert (metadata["epoch"], metadata["settings"]) == (3, {"method": "barlow_twins"})
+
+
+def test_an_encoder_in_a_sequence_gets_its_names_back(resnet18, saved: Save):
+    # lightly's examples: nn.Sequential(*list(resnet.children())[:-1])
+    numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    renamed = {}
+    for key, value in resnet18.state.items():
+        first, _, rest = key.partition(".")
+        renamed[f"backbone.{numbers[first]}.{rest}"] = value
+    content = {"state_dict": {**renamed, "projection_head.layers.0.weight": torch.rand(4, 512)}}
+    loaded = load_encoder(saved(content))
+    with torch.no_grad():
+        assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
+        assert loaded.projector(resnet18.features).shape == (2, 4)
+
+
+def test_the_resnet_of_lightlys_small_image_benches(saved: Save):
+    models = pytest.importorskip("lightly.models")
+    torch.manual_seed(0)
+    network = scramble(models.ResNetGenerator("resnet-18"))
+    backbone = nn.Sequential(*list(network.children())[:-1], nn.AdaptiveAvgPool2d(1))
+    images = torch.randn(2, 3, 32, 32)
+    loaded = load_encoder(saved({"state_dict": under("backbone.", backbone.state_dict())}))
+    assert (loaded.name, loaded.features, loaded.image_size) == ("resnet18", 512, 32)
+    with torch.no_grad():
+        expected = backbone.eval()(images).flatten(1)
+        torch.testing.assert_close(loaded.encoder(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "padding"), [(solo, 2), (official, 1), (bare, 1)])
+def test_small_stems_pad_as_their_library_does(make, padding: int, small_resnet18, saved: Save):
+    truth = small_resnet18(padding)
+    loaded = load_encoder(saved(make(truth.state)[0]))
+    assert loaded.image_size == 32
+    with torch.no_grad():
+        assert torch.equal(loaded.encoder(truth.images), truth.features)
+
+
+def test_files_without_counters_of_batch_norms(resnet18, saved: Save):
+    old = {k: v for k, v in resnet18.state.items() if not k.endswith("num_batches_tracked")}
+    loaded = load_encoder(saved(old))
+    with torch.no_grad():
+        assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d"])
+def test_depth_and_width_are_read_off_the_shapes(name: str):
+    with torch.device("meta"):
+        state = build_encoder(name, channels=1).state_dict()
+    assert infer_resnet(state, "small") == (name, "imagenet")
+
+
+def test_timm_and_transformers_are_given_by_name(saved: Save):
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = build_encoder("timm:convnext_atto", image_size=32).eval()
+    head = {"head.fc.weight": torch.rand(10, 320), "head.fc.bias": torch.rand(10)}
+    path = saved({"state_dict": {**network.state_dict(), **head}})
+    with pytest.raises(ValueError, match=r"does not tell its architecture.*give encoder="):
+        load_encoder(path)
+    loaded = load_encoder(path, encoder="timm:convnext_atto", image_size=32)
+    assert (loaded.format, loaded.features, loaded.image_size) == ("timm", 320, 32)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.encoder(images), network(images))
+
+
+def ours(model: nn.Module, config: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "format": PRETRAIN,
+        "version": 1,
+        "config": {"projector": [8, 6], **config},
+        "model": model.state_dict(),
+        "epoch": 2,
+        **more,
+    }
+
+
+IMAGE = {"channels": 1, "size": 12, "mean": [0.25], "std": [0.5]}
+
+
+@pytest.mark.parametrize("encoder", ["small", "resnet18"])
+def test_our_own_checkpoints(encoder: str, saved: Save):
+    sizes = {"encoder_widths": [4, 6], "encoder_grid": 3}
+    model = build_twins(encoder, channels=1, image_size=12, projector=(8, 6), **sizes)
+    scramble(model)
+    path = saved(ours(model, {"encoder": encoder, "stem": "auto", **sizes}, image=IMAGE))
+    loaded = load_encoder(path)
+    assert (loaded.format, loaded.name) == ("barlow_fast", encoder)
+    assert (loaded.channels, loaded.image_size) == (1, 12)
+    assert (loaded.mean, loaded.std) == ((0.25,), (0.5,))
+    assert loaded.metadata["assumed"] == []
+    images = torch.rand(3, 1, 12, 12)
+    with torch.no_grad():
+        features = loaded.encoder(images)
+        assert torch.equal(features, model.encoder(images))
+        assert torch.equal(loaded.projector(features), model(images, images)[0])
+
+
+def test_our_first_checkpoints_told_less(saved: Save):
+    model = build_twins(channels=1, encoder_widths=(4, 6), projector=(8, 6))
+    loaded = load_encoder(saved(ours(model, {"encoder_widths": [4, 6], "encoder_grid": 2})))
+    assert (loaded.name, loaded.channels, loaded.mean, loaded.std) == ("small", 1, (0.0,), (1.0,))
+    assert loaded.metadata["assumed"] == ["image_size", "mean", "std"]
+
+
+def test_the_trainers_files_are_recognised(tmp_path: Path):
+    checkpoint = pytest.importorskip("barlow_fast.training.checkpoint")
+    model = build_twins(channels=1, encoder_widths=(4, 6), projector=(8, 6))
+    content = ours(model, {"encoder_widths": [4, 6], "encoder_grid": 2})
+    checkpoint.save_checkpoint(
+        tmp_path / "checkpoint.pt",
+        {key: value for key, value in content.items() if key not in ("format", "version")},
+    )
+    assert load_encoder(tmp_path / "checkpoint.pt").format == "barlow_fast"
