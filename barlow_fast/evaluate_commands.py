@@ -23,6 +23,7 @@ from .cli import missing_libraries
 from .exits import FAILURE, INTERRUPTED, fail
 
 if TYPE_CHECKING:
+    from .checkpoints import Pretrained
     from .evaluation import Evaluation, ImageFormat, LabelledSplits, Score
 
 FORMAT, VERSION = "barlow_fast.evaluation", 1
@@ -294,10 +295,16 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
     with _bar(console) as progress:
         reading = Reading(device, request.chunk, request.workers, request.on_bad_image, progress)
         for number, path in enumerate(request.checkpoints):
-            named = {} if request.encoder is None else {"encoder": request.encoder}
-            pretrained = load_encoder(path, **named)
-            form = _form(pretrained, request.image_size)
-            used.append({"path": str(path), "sha256": _sha256(path), "name": pretrained.name})
+            pretrained = load_encoder(path, encoder=request.encoder, image_size=request.image_size)
+            form = _form(pretrained, splits)
+            used.append(
+                {
+                    "path": str(path),
+                    "sha256": _sha256(path),
+                    "name": pretrained.name,
+                    "assumed": _assumed(pretrained),
+                }
+            )
             if pretrained.name != used[0]["name"]:
                 raise ValueError(
                     f"{path} is a {pretrained.name}, {request.checkpoints[0]} a {used[0]['name']}: "
@@ -322,6 +329,8 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
             f"encoder   {entry['path']} ({entry['name']}, sha256 {entry['sha256'][:12]})",
             markup=False,
         )
+        for name in sorted({"mean", "std"} & set(entry["assumed"])):
+            console.print(f"assumed   {name} {getattr(form, name)}: the file does not tell it")
     console.print(_table(result))
     if result.skipped:
         console.print(f"skipped   {result.skipped} images that cannot be read")
@@ -357,15 +366,22 @@ def _splits(request: Request) -> LabelledSplits:
     )
 
 
-def _form(pretrained: Any, image_size: int | None) -> ImageFormat:
+def _form(pretrained: Pretrained, splits: LabelledSplits) -> ImageFormat:
     from .evaluation import ImageFormat
 
+    # A size that nobody told is no reason to refuse images in memory, or to resize them.
+    guessed = splits.in_memory and "image_size" in _assumed(pretrained)
     return ImageFormat(
-        size=pretrained.image_size if image_size is None else image_size,
+        size=None if guessed else pretrained.image_size,
         channels=pretrained.channels,
         mean=pretrained.mean,
         std=pretrained.std,
     )
+
+
+def _assumed(pretrained: Pretrained) -> list[str]:
+    """What the file did not say about its images."""
+    return list(pretrained.metadata.get("assumed", ()))
 
 
 def _device(name: str) -> str:

@@ -6,9 +6,8 @@ Source of the sizes and of the crops: Zbontar et al., *Barlow Twins* (ICML 2021)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +114,7 @@ class CentreCrop:
     """Reads image `index` of a source as (H, W, C) uint8; travels to worker processes.
 
     The shorter side is resized (bilinear, antialiased) to `MARGIN` times the size, or for sizes up
-    to `SMALL` to the size, and the middle is cut out.
+    to `SMALL` to the size, and the middle is cut out: torchvision's Resize and CenterCrop.
     """
 
     source: Source
@@ -131,13 +130,16 @@ class CentreCrop:
         image = image if image.mode == mode else image.convert(mode)
         height, width = self.size
         margin = MARGIN if min(self.size) > SMALL else 1.0
-        scale = max(height * margin / image.height, width * margin / image.width)
-        # The side that decides comes out exact, whatever the product rounds to.
-        tall = max(math.floor(image.height * scale + 0.5), height)
-        wide = max(math.floor(image.width * scale + 0.5), width)
+        # The side that decides comes out exact; the other is cut to whole pixels, as torchvision
+        # cuts it.
+        tall, wide = round(height * margin), round(width * margin)
+        if tall * image.width >= wide * image.height:
+            wide = tall * image.width // image.height
+        else:
+            tall = wide * image.height // image.width
         if (tall, wide) != (image.height, image.width):
             image = image.resize((wide, tall), pillow().Resampling.BILINEAR)
-        top, left = (tall - height) // 2, (wide - width) // 2
+        top, left = round((tall - height) / 2), round((wide - width) / 2)
         image = image.crop((left, top, left + width, top + height))
         return np.array(image).reshape(height, width, self.channels)
 
@@ -253,8 +255,6 @@ def training_crops(
         seed: of order and crops.
         augmentation: what is drawn; its size is replaced by the encoder's.
     """
-    from dataclasses import replace
-
     size = form.size
     if size is None:
         size = tuple(source.images.shape[1:3])

@@ -1,0 +1,136 @@
+"""Finetuning on a part of the labels, and the results that all protocols give."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from labelled import dataset, equal_states, state_of, stem
+
+from barlow_fast.evaluation import (
+    FinetuneSettings,
+    ImageFormat,
+    Reading,
+    dataset_splits,
+    evaluate_finetune,
+    evaluate_knn,
+    finetune,
+    merged,
+)
+
+FORM = ImageFormat(8, 1, 0.3, 0.25)
+SHORT = FinetuneSettings(epochs=3, batch_size=16)
+
+
+def test_all_weights_and_statistics_change():
+    encoder = stem()
+    encoder[0].weight.requires_grad_(False)
+    before = state_of(encoder)
+    classifier = finetune(encoder, dataset_splits(dataset()), FORM, Reading(), SHORT, seed=0)
+    after = state_of(encoder)
+    # A bias in front of batch norm has no gradient, but for rounding.
+    moved = [name for name in before if name not in ("0.bias", "3.bias")]
+    assert len(moved) == len(before) - 2
+    assert not any(torch.equal(before[name], after[name]) for name in moved)
+    assert not encoder[0].weight.requires_grad
+    assert classifier.weight.shape == (4, 16)
+
+
+def test_runs_are_the_same_for_the_same_seed():
+    splits = dataset_splits(dataset())
+    encoders = [stem() for _ in range(3)]
+    heads = [
+        finetune(encoder, splits, FORM, Reading(), SHORT, seed)
+        for encoder, seed in zip(encoders, (0, 0, 1), strict=True)
+    ]
+    assert equal_states(state_of(encoders[0]), state_of(encoders[1]))
+    assert equal_states(state_of(heads[0]), state_of(heads[1]))
+    assert not equal_states(state_of(encoders[0]), state_of(encoders[2]))
+
+
+def test_the_protocol_trains_copies_on_a_part_of_the_labels():
+    encoder = stem().eval()
+    before = state_of(encoder)
+    result = evaluate_finetune(
+        encoder,
+        dataset_splits(dataset(train=200)),
+        FORM,
+        fraction=0.1,
+        settings=SHORT,
+        seeds=(0, 1),
+        baselines=True,
+    )
+    assert equal_states(before, state_of(encoder))
+    assert not encoder.training
+    assert (result.train_images, result.test_images) == (20, 40)
+    assert [(row.features, len(row.top1)) for row in result.scores] == [
+        ("encoder", 2),
+        ("random weights", 2),
+    ]
+    assert result.scores[0].classifier == "finetune on 0.1 of the labels"
+
+
+def test_classes_are_learned_from_all_labels():
+    result = evaluate_finetune(
+        stem(),
+        dataset_splits(dataset(train=160)),
+        FORM,
+        fraction=1,
+        settings=FinetuneSettings(epochs=30, batch_size=16, backbone_learning_rate=0.05),
+        augmentation=_flips(),
+    )
+    # An average over the image cannot tell rows apart; the zero padding at its borders can.
+    assert result.scores[0].mean > 0.45
+    assert result.scores[0].classifier == "finetune"
+
+
+def _flips():
+    from barlow_fast.data import ViewSpecification
+
+    return ViewSpecification(flip=0.5)
+
+
+def test_a_fraction_without_samples_is_refused():
+    with pytest.raises(ValueError, match=r"leaves class 0 and the others without a sample"):
+        evaluate_finetune(stem(), dataset_splits(dataset()), FORM, fraction=0.01)
+
+
+def test_a_training_that_diverges_is_reported():
+    settings = FinetuneSettings(epochs=20, classifier_learning_rate=1e30)
+    with pytest.raises(RuntimeError, match=r"diverged in epoch \d"):
+        evaluate_finetune(stem(), dataset_splits(dataset()), FORM, fraction=1, settings=settings)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="backbone_learning_rate"):
+        FinetuneSettings(backbone_learning_rate=0)
+
+
+def test_results_are_plain_values_with_mean_and_deviation():
+    splits = dataset_splits(dataset())
+    result = evaluate_knn(stem(), splits, FORM, neighbours=(1,), seeds=(0, 1, 2), baselines=True)
+    content = json.loads(json.dumps(result.to_dict()))
+    row = next(row for row in content["scores"] if row["features"] == "random weights")
+    runs = torch.tensor(row["top1"]["runs"], dtype=torch.float64)
+    assert len(runs) == 3
+    assert row["top1"]["mean"] == pytest.approx(runs.mean().item())
+    assert row["top1"]["std"] == pytest.approx(runs.std().item())
+    assert content["scores"][0]["top1"]["std"] is None
+    assert content["settings"]["seeds"] == [0, 1, 2]
+    with pytest.raises(KeyError, match="no score 'k = 9'"):
+        result.score("k = 9")
+
+
+def test_several_encoders_are_runs_of_one_row():
+    splits = dataset_splits(dataset())
+    first = evaluate_knn(stem(0), splits, FORM, neighbours=(1,), baselines=True)
+    second = evaluate_knn(stem(1), splits, FORM, neighbours=(1,))
+    both = merged([first, second])
+    assert both.score("k = 1").top1 == (*first.scores[0].top1, *second.scores[0].top1)
+    assert both.scores[1:] == first.scores[1:]
+    other = evaluate_knn(stem(1), splits, FORM, neighbours=(2,))
+    with pytest.raises(ValueError, match="evaluations differ"):
+        merged([first, other])
+    with pytest.raises(ValueError, match="no evaluations"):
+        merged([])
