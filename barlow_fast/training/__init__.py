@@ -1,23 +1,32 @@
 """Pretraining: the schedule, the loop and its checkpoints."""
 
-from .checkpoint import load_checkpoint, save_checkpoint
-from .config import PRESETS, PretrainConfig, configure
+from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from .config import PretrainConfig
 from .feeding import Feeding
 from .hooks import Hook, JsonLinesLog
+from .lars import LARS, parameter_groups
 from .loop import Trainer, TrainingDiverged, TrainingInterrupted
+from .presets import PRESETS, configure, override
+from .ranks import Ranks, joined
 from .schedule import learning_rate
 
 __all__ = [
+    "LARS",
     "PRESETS",
     "Feeding",
     "Hook",
     "JsonLinesLog",
     "PretrainConfig",
+    "Ranks",
     "Trainer",
     "TrainingDiverged",
     "TrainingInterrupted",
     "configure",
+    "joined",
     "learning_rate",
     "load_checkpoint",
+    "newest_checkpoint",
+    "override",
+    "parameter_groups",
     "save_checkpoint",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from typing import Any
 import torch
 
 FORMAT = "barlow_fast.pretrain"
-VERSION = 1
+VERSION = 2
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
     """Writes `state` to `path` atomically: whatever happens, `path` holds the old file or the
     whole new one.
 
     Args:
         path: the file; its folder must exist.
         state: tensors, numbers, strings, lists and dicts.
+        keep: how many files there may be: the newest, and those before it as NAME-1.pt,
+            NAME-2.pt, ... from new to old.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the old file is untouched.
@@ -36,12 +39,63 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             stream.flush()
             # Without it a power cut can leave the new name on data that never reached the disk.
             os.fsync(stream.fileno())
+        _rotate(path, keep)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def earlier(path: Path, number: int) -> Path:
+    """The file that was at `path` so many savings ago; `path` itself for 0."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
+
+
+def newest_checkpoint(path: Path) -> tuple[Path, list[str]] | None:
+    """What to go on from: `path`, or where it is damaged the newest before it that is whole.
+
+    Returns:
+        That file, and what is wrong with newer ones; None where there is no checkpoint at all.
+
+    Raises:
+        ValueError: there are checkpoints, and none can be read.
+    """
+    complaints: list[str] = []
+    number = 0
+    while earlier(path, number).exists() or number == 0:
+        candidate = earlier(path, number)
+        number += 1
+        if not candidate.exists():
+            continue
+        try:
+            load_checkpoint(candidate)
+        except ValueError as error:
+            complaints.append(str(error))
+            continue
+        return candidate, complaints
+    if complaints:
+        raise ValueError("; ".join(complaints))
+    return None
+
+
+def _rotate(path: Path, keep: int) -> None:
+    """Every older file moves on by one, and the newest gets a second name; `path` stays."""
+    if keep < 2 or not path.exists():
+        return
+    for number in range(keep - 1, 1, -1):
+        if earlier(path, number - 1).exists():
+            os.replace(earlier(path, number - 1), earlier(path, number))
+    linked = path.with_name(f".{path.name}.{os.getpid()}.link")
+    linked.unlink(missing_ok=True)
+    try:
+        os.link(path, linked)
+    except OSError:
+        # A file system without hard links.
+        shutil.copyfile(path, linked)
+    os.replace(linked, earlier(path, 1))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

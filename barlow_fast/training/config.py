@@ -3,66 +3,145 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Optional
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "lars")
+PARALLEL = ("ddp", "fsdp")
+COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
+STEMS = ("auto", "imagenet", "small")
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Everything that the resulting weights depend on, besides the data, the device and the
-    software.
+    software, and how the run is watched.
 
     Raises:
         ValueError: a value out of its range; the message names it.
     """
 
+    # What is learned from.
     dataset: str = "digits"  # a name, or the path of files
     views: str = ""  # a preset's name, or a YAML file; empty: those of the data set
-    epochs: int = 100
-    batch_size: int = 128
-    encoder_widths: tuple[int, ...] = (32, 64, 128)
-    encoder_grid: int = 2
+
+    # The network.
+    encoder: str = "small"  # `small`, or a model of torchvision or timm
+    stem: str = "auto"  # of a ResNet: `imagenet`, `small` (no halving), or by the size of the views
+    encoder_widths: tuple[int, ...] = (32, 64, 128)  # of `small`
+    encoder_grid: int = 2  # of `small`
     projector: tuple[int, ...] = (512, 512, 1024)
+    one_pass: bool = False  # both views in one forward pass, sharing batch norm's statistics
+
+    # The loss.
     lambd: float = 0.0051
-    learning_rate: float = 2e-3  # peak, of AdamW
+    scale: float = 1.0
+    backend: str = "auto"  # kernels of the loss
+
+    # How it is learned.
+    epochs: int = 100
+    batch_size: int = 128  # over all ranks
+    micro_batch_size: Optional[int] = None  # noqa: UP045 - read by OmegaConf; per rank
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-3  # peak, of weights
+    bias_learning_rate: Optional[float] = None  # noqa: UP045 - of biases and norms
+    reference_batch_size: Optional[int] = None  # noqa: UP045 - learning rates are per so many images
+    momentum: float = 0.9  # of LARS
+    trust_coefficient: float = 0.001  # of LARS
     weight_decay: float = 1e-4  # of weights; biases and norms have none
     warmup_epochs: int = 5
+    final_learning_rate: float = 0.001  # of the last step, as a share of the peak
     seed: int = 0
-    precision: str = "auto"  # of encoder, projector and loss: fp32, or bf16 by autocast
-    backend: str = "auto"  # of the loss
+
+    # How it is computed.
+    precision: str = "auto"  # of encoder, projector and loss: fp32, or 16 bits by autocast
+    compile: str = "off"  # torch.compile of encoder and projector: its mode, or `off`
+    checkpoint_activations: bool = False  # compute them again in the backward pass
+    sync_batch_norm: bool = True  # over all ranks
+    parallel: str = "ddp"  # or fsdp, of several ranks
+
+    # How it is watched.
     evaluate_every: int = 10  # epochs between k-NN scores; the last epoch always has one
     neighbours: int = 5
     neighbour_images: int = 10_000  # the first so many training images are the candidates
+    checkpoint_every: Optional[int] = None  # noqa: UP045 - epochs; None: those that are scored
+    checkpoint_minutes: float = 15.0  # and inside an epoch, after so much time
+    keep_checkpoints: int = 2  # the newest and those before it
+
+    # What may differ between a stop and the run that goes on.
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "backend",
+            "compile",
+            "checkpoint_activations",
+            "parallel",
+            "neighbours",
+            "neighbour_images",
+            "evaluate_every",
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+        }
+    )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "encoder_grid", "evaluate_every", "neighbours", "neighbour_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("encoder_widths", "projector"):
+            widths = tuple(getattr(self, name))
+            object.__setattr__(self, name, widths)
+            if not widths or min(widths) < 1:
+                raise ValueError(f"{name} must be positive widths, got {widths}")
+        for name in (
+            "epochs", "encoder_grid", "evaluate_every", "neighbours", "neighbour_images",
+            "keep_checkpoints", "checkpoint_every", "micro_batch_size", "reference_batch_size",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, got {self.batch_size}: "
                 "the loss standardises over the batch"
             )
-        for name in ("encoder_widths", "projector"):
-            widths = getattr(self, name)
-            if not widths or min(widths) < 1:
-                raise ValueError(f"{name} must be positive widths, got {widths}")
-        for name, open_end in (("learning_rate", True), ("lambd", False), ("weight_decay", False)):
+        if self.micro_batch_size == 1:
+            raise ValueError("micro_batch_size must be at least 2: batch norm needs two samples")
+        for name, open_end in (
+            ("learning_rate", True), ("bias_learning_rate", False), ("lambd", False),
+            ("scale", True), ("weight_decay", False), ("trust_coefficient", True),
+            ("checkpoint_minutes", True),
+        ):  # fmt: skip
             value = getattr(self, name)
+            if value is None:
+                continue
             if not math.isfinite(value) or value < 0 or (open_end and value == 0):
                 raise ValueError(
                     f"{name} must be {'positive' if open_end else 'at least 0'}, got {value}"
                 )
+        for name in ("momentum", "final_learning_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be in [0, epochs = {self.epochs}], got {self.warmup_epochs}"
             )
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        for name, accepted in (
+            ("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("parallel", PARALLEL),
+            ("compile", COMPILE), ("stem", STEMS),
+        ):  # fmt: skip
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} must be one of {accepted}, got {getattr(self, name)!r}")
+
+    @property
+    def learning_rates(self) -> tuple[float, float]:
+        """(of weights, of biases and norms) at their peak, for this batch size."""
+        scale = self.batch_size / (self.reference_batch_size or self.batch_size)
+        biases = self.bias_learning_rate
+        return (
+            self.learning_rate * scale,
+            (self.learning_rate if biases is None else biases) * scale,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only, so that a checkpoint loads without running code."""
@@ -80,58 +159,4 @@ class PretrainConfig:
             raise ValueError(
                 f"settings that differ from this version's: {sorted(set(values) ^ names)}"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-PRESETS: dict[str, PretrainConfig] = {
-    "digits": PretrainConfig(),
-    "fashion-mnist": PretrainConfig(
-        dataset="fashion-mnist",
-        epochs=5,
-        batch_size=256,
-        encoder_widths=(16, 32, 64, 128),
-        warmup_epochs=1,
-        evaluate_every=1,
-        neighbours=20,
-    ),
-    **{
-        name: PretrainConfig(
-            dataset=name,
-            epochs=20,
-            batch_size=256,
-            encoder_widths=(32, 64, 128, 256),
-            warmup_epochs=2,
-            evaluate_every=5,
-            neighbours=20,
-        )
-        for name in ("cifar10", "cifar100", "stl10")
-    },
-}
-
-# For photographs: the encoder has a stage for each halving from 224 pixels down to 14.
-FILES = PretrainConfig(
-    dataset="files",
-    epochs=20,
-    batch_size=64,
-    encoder_widths=(16, 32, 64, 128, 256),
-    warmup_epochs=2,
-    evaluate_every=1,
-)
-
-
-def configure(preset: str, **choices: Any) -> PretrainConfig:
-    """The preset of a data set, or 'files', with some values replaced; a choice of None keeps the
-    preset's.
-
-    A run shorter than the preset's warm-up has a warm-up as long as itself.
-
-    Raises:
-        ValueError: no preset of that name, or a value out of its range.
-    """
-    if preset != FILES.dataset and preset not in PRESETS:
-        raise ValueError(f"unknown data set {preset!r}; there are {', '.join(PRESETS)}")
-    base = PRESETS.get(preset, FILES)
-    chosen = {name: value for name, value in choices.items() if value is not None}
-    if "warmup_epochs" not in chosen and chosen.get("epochs", base.epochs) >= 1:
-        chosen["warmup_epochs"] = min(base.warmup_epochs, chosen.get("epochs", base.epochs))
-    return replace(base, **chosen)
+        return cls(**values)

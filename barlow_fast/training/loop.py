@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import logging
+import math
 import platform
 import time
 import zlib
@@ -16,25 +19,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import BarlowTwinsLoss, __version__, reference
+from .. import BarlowTwinsLoss, __version__
 from ..data import Batch, ImageDataset, ViewLoader
 from ..data.sources import ArraySource, Source
-from ..evaluation import extract_features, knn_accuracy
-from ..models import build_model
+from ..microbatch import backward_in_microbatches
+from ..models import BarlowTwinsModel, build_twins
+from . import parallel
 from .checkpoint import load_checkpoint, save_checkpoint
+from .clock import StepClock
 from .config import PretrainConfig
+from .diagnosis import first_bad_tensor, gradients_finite
+from .estimate import resolved_precision
 from .feeding import Feeding, choose_views
 from .hooks import Hook, Record
-from .schedule import learning_rate
+from .optimizers import build_optimizer, set_learning_rates
+from .ranks import Ranks
+from .watching import Watcher
 
-# Views for measuring C are drawn from an epoch that no training reaches, with one after it.
-MEASURED_EPOCH = 2**32 - 2
-MEASURED_SAMPLES = 512
-MEASURED_DIMENSIONS = 64
+LOG = logging.getLogger("barlow_fast.training")
+
+VALUES = ("loss", "on_diagonal_mean", "off_diagonal_mean")
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or a weight is no longer a finite number."""
+    """The loss, a gradient or a weight is no longer a finite number."""
 
 
 class TrainingInterrupted(Exception):
@@ -42,70 +50,87 @@ class TrainingInterrupted(Exception):
 
 
 class Trainer:
-    """Pretrains an encoder on a data set in memory, or on image files.
+    """Pretrains an encoder on a data set in memory, or on image files, on one or several ranks.
 
         trainer = Trainer(configure("digits"), load("digits"), checkpoint_path="checkpoint.pt")
         trainer.run()
         trainer.model.encoder
 
-    Sample order and views are pure functions of (seed, epoch), so the state is: weights,
-    optimizer, step and the loader's position. A run that stops at any step and resumes on the same
-    CPU ends with the same bits as one that never stopped.
+    Sample order, views and what an encoder draws itself (dropout) are pure functions of (seed,
+    step), so the state is: weights, optimizer, step and the loader's position. A run that stops at
+    any step and resumes on the same CPU ends with the same bits as one that never stopped. For
+    that, torch's global generators are seeded anew at every step.
 
     Args:
         config: the run.
         data: images in memory with labels, or any source of images: then nothing is scored, and
             `knn` is None throughout.
-        device: where to compute.
-        checkpoint_path: written after every epoch that is scored, and at a stop; None to write
-            none.
-        hooks: see `Hook`.
+        device: where to compute; None for that of `ranks`.
+        checkpoint_path: written by the first rank, at the times that `config` tells and at a stop;
+            None to write none.
+        hooks: see `Hook`; the first rank's alone are called.
         feeding: how images are read; worker processes end with `close`, or with the trainer as a
             context manager.
+        ranks: the processes of the run; see `joined`. Every one needs a trainer of its own, with
+            the same settings and data, and calls the same methods.
+
+    Attributes:
+        model: encoder and projector, with torchvision's or timm's names for the encoder.
+        network: what a step calls: `model`, or what wraps it on several ranks.
 
     Raises:
-        ValueError: a batch larger than the data set; no views for the data, or views that do not
-            fit it; an unknown loss backend.
+        ValueError: a batch larger than the data set or one that the ranks cannot share; no views
+            for the data, or views that do not fit it; an unknown encoder or loss backend.
         RuntimeError: a loss backend that cannot run here.
-        ImportError: a loader that cannot be used here.
+        ImportError: a loader that cannot be used here, or the library of an encoder.
     """
 
     def __init__(
         self,
         config: PretrainConfig,
         data: ImageDataset | Source,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         checkpoint_path: Path | str | None = None,
         hooks: Iterable[Hook] = (),
         feeding: Feeding | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks(torch.device(device or "cpu"))
+        self.device = self.ranks.device
         in_memory = isinstance(data, ImageDataset)
         self.dataset = data if in_memory else None
         self.source = ArraySource.of_dataset(data) if in_memory else data
         self.views = choose_views(config.views, data)
-        if config.batch_size > len(self.source):
-            raise ValueError(
-                f"batch_size {config.batch_size} is larger than the data set: {data.name} has "
-                f"{len(self.source)} training images"
-            )
         self.config = config
+        self._check_batch(data.name)
         self.feeding = feeding or Feeding()
-        self.device = torch.device(device)
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self.hooks = list(hooks)
-        # channels_last makes the small convolutions of a CPU twice as fast, and is what tensor
-        # cores want.
-        self.model = build_model(
-            len(self.views.mean),
-            config.encoder_widths,
-            config.projector,
-            config.seed,
-            config.encoder_grid,
-        ).to(self.device, memory_format=torch.channels_last)
-        self.optimizer = self.build_optimizer()
-        self.criterion = BarlowTwinsLoss(lambd=config.lambd, backend=config.backend)
+        self.precision = resolved_precision(config, self.device)
+        self.criterion = BarlowTwinsLoss(
+            lambd=config.lambd,
+            scale=config.scale,
+            backend=config.backend,
+            process_group=None if self.ranks.alone else "world",
+        )
+        self.model = parallel.prepare(self._build_model(), config, self.ranks)
+        self.network = parallel.wrap(self.model, config, self.ranks)
+        self.optimizer = build_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision == torch.float16
+        )
+        self.watcher = Watcher(config, self.views, self.device, self.dataset, self.source)
         # Last, because it may start processes.
-        self.loader = self.build_loader(self.source, config.batch_size)
+        self.loader = ViewLoader(
+            self.source,
+            self.views,
+            config.batch_size // self.ranks.size,
+            seed=config.seed,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
+            device=self.device,
+            **self.feeding.arguments(),
+        )
         self.steps_per_epoch = len(self.loader)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step = 0
@@ -113,39 +138,51 @@ class Trainer:
         self.before: dict[str, Any] = {}
         self.stop_requested = False
         self._totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._images = 0
         self._seconds = 0.0
+        self._shares = dict.fromkeys(StepClock(torch.device("cpu")).read(), 0.0)
+        self._clock = StepClock(self.device)
         self._batches: Iterator[Batch] = iter(())
+        self._unread: tuple[int, _Arriving] | None = None
+        self._first_call = True
 
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; weight decay on weight matrices and filters only."""
-        parameters = list(self.model.parameters())
-        return torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in parameters if p.ndim > 1],
-                    "weight_decay": self.config.weight_decay,
-                },
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.config.learning_rate,
-            fused=True,
+    def _check_batch(self, name: str) -> None:
+        size, ranks = self.config.batch_size, self.ranks.size
+        if size > len(self.source):
+            raise ValueError(
+                f"batch_size {size} is larger than the data set: {name} has "
+                f"{len(self.source)} training images"
+            )
+        if size % ranks:
+            raise ValueError(
+                f"batch_size {size} is that of all ranks, and {ranks} ranks cannot share it "
+                f"equally: take {size - size % ranks or ranks} or {size + ranks - size % ranks}"
+            )
+
+    def _build_model(self) -> BarlowTwinsModel:
+        config = self.config
+        return build_twins(
+            config.encoder,
+            channels=len(self.views.mean),
+            image_size=self.image_size,
+            stem=config.stem,
+            encoder_widths=config.encoder_widths,
+            encoder_grid=config.encoder_grid,
+            projector=config.projector,
+            seed=config.seed,
+            one_pass=config.one_pass,
         )
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the views; of data in memory that are not resized, the images'."""
+        shape = self.views.views[0].shape
+        return max(shape) if shape else max(self.dataset.image_size)
 
     @property
     def epoch(self) -> int:
         """The epoch that `step` belongs to, from 0."""
         return self.step // self.steps_per_epoch
-
-    def build_loader(self, source: Source, batch_size: int, **changes: Any) -> ViewLoader:
-        """Batches of this run's views."""
-        return ViewLoader(
-            source,
-            self.views,
-            batch_size,
-            seed=self.config.seed,
-            device=self.device,
-            **{**self.feeding.arguments(), **changes},
-        )
 
     def next_batch(self) -> Batch:
         """The views of the current step. The epoch's remainder is left out.
@@ -172,59 +209,146 @@ class Trainer:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of encoder, projector and loss."""
-        precision = self.config.precision
-        if precision == "auto":
-            precision = "bf16" if self.device.type == "cuda" else "fp32"
-        if precision == "fp32":
+        if self.precision == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, self.precision)
 
     def train_step(self) -> Record:
         """One batch: views, embeddings, loss, gradient, update. Returns what `Hook.stepped` gets.
 
         Raises:
-            TrainingDiverged: the loss is not finite; the weights are then still those of the step
-                before.
+            TrainingDiverged: the loss or a gradient is not finite. On a CPU the weights are then
+                still those of the step before; on a GPU, which is not waited for, it is found out
+                one step later.
         """
-        self.set_learning_rate()
-        view_a, view_b = self.next_batch().views
-        with self.autocast():
-            z_a, z_b = self.model(view_a, view_b)
-            loss, terms = self.criterion(z_a, z_b, return_terms=True)
-        # On a GPU the check would wait for the device at every step; there it is made at the end
-        # of the epoch.
-        if self.device.type == "cpu":
-            self.check_finite(loss)
+        set_learning_rates(
+            self.optimizer, self.config, self.step, self.total_steps, self.steps_per_epoch
+        )
+        self._clock.start()
+        batch = self.next_batch()
+        self._clock.mark("data")
+        self._seed_generators()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        values = (loss.detach(), terms.on_diagonal_mean, terms.off_diagonal_mean)
+        values = self._backward(batch)
+        self._clock.mark("backward")
+        self._guard(batch, values[0])
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self._clock.mark("update")
         self._totals += torch.stack([value.double() for value in values])
+        self._images += len(batch.index)
         self.step += 1
-        return dict(zip(("loss", "on_diagonal_mean", "off_diagonal_mean"), values, strict=True))
+        return dict(zip(VALUES, values, strict=True))
 
-    def set_learning_rate(self) -> None:
-        rate = learning_rate(
-            self.step,
-            self.total_steps,
-            self.config.learning_rate,
-            self.config.warmup_epochs * self.steps_per_epoch,
+    def _seed_generators(self) -> None:
+        """For dropout and its like: another stream for every step and rank, and the same one when
+        the step is done again."""
+        mixed = np.random.SeedSequence([self.config.seed, self.step, self.ranks.rank])
+        torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> 1))
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients into the parameters; the loss and its terms."""
+        try:
+            values = self._backward_of(batch)
+        except (TrainingDiverged, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if not self._first_call or not parallel.uncompile(self.network, error):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            values = self._backward_of(batch)
+        self._first_call = False
+        return values
+
+    def _backward_of(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        micro = self.config.micro_batch_size
+        if micro is not None and micro < len(batch.index):
+            return self._backward_in_parts(batch, micro)
+        with self.autocast():
+            z_a, z_b = self.network(*batch.views)
+            self._clock.mark("forward")
+            # Cut off from the network, so that the loss's share of the time can be told.
+            leaves = [z.detach().requires_grad_() for z in (z_a, z_b)]
+            loss, terms = self.criterion(*leaves, return_terms=True)
+        gradients = torch.autograd.grad(self.scaler.scale(loss), leaves)
+        self._clock.mark("loss")
+        torch.autograd.backward((z_a, z_b), gradients)
+        return loss.detach(), terms.on_diagonal_mean, terms.off_diagonal_mean
+
+    def _backward_in_parts(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same gradient, a few samples in memory at a time."""
+        phase = "forward"
+
+        def call(*views: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal phase
+            if phase == "loss":
+                self._clock.mark("loss")
+                phase = "backward"
+            return self.network(*views)
+
+        def criterion(*embeddings: Tensor) -> tuple[Tensor, Any]:
+            nonlocal phase
+            self._clock.mark("forward")
+            phase = "loss"
+            return self.criterion(*embeddings, return_terms=True)
+
+        loss, terms = backward_in_microbatches(
+            self.network,
+            batch.views,
+            criterion,
+            micro,
+            call=call,
+            autocast=self.autocast,
+            scaler=self.scaler if self.scaler.is_enabled() else None,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        return loss, terms.on_diagonal_mean, terms.off_diagonal_mean
 
-    def check_finite(self, value: Tensor) -> None:
-        """Raises TrainingDiverged, with step and last checkpoint named, unless all of `value` is
-        finite."""
-        if torch.isfinite(value).all():
+    def _guard(self, batch: Batch, loss: Tensor) -> None:
+        """Stops before numbers that are none reach the weights (on a CPU), or a step after (on a
+        GPU: there the answer of the step before is read, which has arrived by now)."""
+        finite = loss.isfinite().all()
+        if not self.scaler.is_enabled() and not parallel.is_sharded(self.model):
+            # A scaler looks at scaled gradients itself, and overflows are its daily bread.
+            finite = finite & gradients_finite(self.model).to(finite.device)
+        if self.device.type == "cpu":
+            if not finite:
+                self._report(batch, self.step)
             return
+        before, self._unread = self._unread, (self.step, _Arriving(finite))
+        if before is not None and not before[1]:
+            self._report(batch, before[0])
+
+    def _report(self, batch: Batch, step: int) -> None:
+        """Names the first bad step and tensor, and keeps the state from before where it is still
+        there."""
+        culprit = "a tensor that cannot be told any more"
+        with contextlib.suppress(Exception):
+            if not parallel.is_sharded(self.model):
+                culprit = first_bad_tensor(self.plain_model(), batch.views, self.autocast,
+                                           batch.index)  # fmt: skip
         kept = self.checkpoint_path
-        advice = f"; the last good checkpoint is {kept}" if kept and kept.exists() else ""
+        with contextlib.suppress(TrainingDiverged, OSError):
+            if step == self.step:
+                self._rewind_loader()
+                self.save()
+        there = kept is not None and kept.exists()
+        advice = f"; the last good checkpoint is {kept}" if there else ""
         raise TrainingDiverged(
-            f"training diverged at step {self.step + 1} of {self.total_steps} "
-            f"(epoch {self.epoch + 1}): the loss or a weight is not finite. A lower learning rate "
-            f"than {self.config.learning_rate:g} usually helps{advice}"
+            f"training diverged at step {step + 1} of {self.total_steps} "
+            f"(epoch {step // self.steps_per_epoch + 1}): the first value that is not finite is in "
+            f"{culprit}. A lower learning rate than {self.config.learning_rate:g} usually helps"
+            f"{advice}"
         )
+
+    def _rewind_loader(self) -> None:
+        """To the batch of the current step, which was handed out but not learned from."""
+        state = self.loader.state_dict()
+        state["epoch"], state["batch"] = divmod(self.step, self.steps_per_epoch)
+        self.loader.load_state_dict(state)
+        self._batches = iter(())
 
     def run(self) -> None:
         """Trains from the current step to the last.
@@ -235,38 +359,82 @@ class Trainer:
         """
         try:
             if not self.step:
-                self.before = {
-                    "raw": self.score(nn.Flatten()),
-                    "before": self.score(),
-                    "correlation": self.correlation(),
-                }
+                self._measure_before()
+            self._saved_at = time.monotonic()
             self._notify("started")
             while self.step < self.total_steps:
                 self.train_epoch()
         finally:
             self._notify("ended")
 
+    def _measure_before(self) -> None:
+        model = self.plain_model(copied=True)
+        if self.ranks.first:
+            raw, before = self.watcher.score(nn.Flatten()), self.watcher.score(model.encoder)
+            correlation, _ = self.watcher.measure(model)
+            self.before = {"raw": raw, "before": before, "correlation": correlation}
+        self.ranks.barrier()
+
     def train_epoch(self) -> None:
         """The rest of the current epoch, then its record, score and checkpoint."""
         epoch = self.epoch
-        self.model.train()
+        self.network.train()
         start = time.perf_counter()
         while self.step < (epoch + 1) * self.steps_per_epoch:
-            if self.stop_requested:
+            if self._stops():
                 self._seconds += time.perf_counter() - start
+                self._add_shares()
                 self.save()
                 raise TrainingInterrupted(f"stopped after step {self.step} of {self.total_steps}")
             self._notify("stepped", self.train_step())
-        self.check_finite(self._totals)
+            if self._save_is_due():
+                self._seconds += time.perf_counter() - start
+                self._add_shares()
+                self.save()
+                start = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self._seconds += time.perf_counter() - start
+        self._add_shares()
         self.close_epoch(epoch)
+
+    def _stops(self) -> bool:
+        """Whether any rank was asked to stop. Asked together at every step, which costs ranks of
+        CPUs a message and those of GPUs a wait; there at every 16th step."""
+        if self.ranks.alone:
+            return self.stop_requested
+        if self.device.type == "cuda" and self.step % 16:
+            return False
+        return self.ranks.agree(self.stop_requested)
+
+    def _save_is_due(self) -> bool:
+        if self.checkpoint_path is None or self.step % self.steps_per_epoch == 0:
+            return False
+        due = time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes
+        # The clocks of ranks differ: the first one's word goes, and seldom is it asked for.
+        if self.ranks.alone:
+            return due
+        return self.step % 16 == 0 and self.ranks.agree(due and self.ranks.first)
+
+    def _add_shares(self) -> None:
+        for phase, seconds in self._clock.read().items():
+            self._shares[phase] += seconds
 
     def close_epoch(self, epoch: int) -> None:
         """Appends the epoch's record to the history; scores and saves when it is time."""
         loss, on_diagonal, off_diagonal = (self._totals / self.steps_per_epoch).tolist()
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"training diverged in epoch {epoch + 1}: its mean loss is not finite"
+            )
         last = self.step == self.total_steps
         scored = last or (epoch + 1) % self.config.evaluate_every == 0
-        record = {
+        saved = scored
+        if self.config.checkpoint_every is not None:
+            saved = last or (epoch + 1) % self.config.checkpoint_every == 0
+        images = sum(parallel.gather_objects(self._images, self.ranks))
+        busy = max(sum(self._shares.values()), 1e-9)
+        record: Record = {
             "epoch": epoch + 1,
             "step": self.step,
             "loss": loss,
@@ -274,76 +442,69 @@ class Trainer:
             "off_diagonal_mean": off_diagonal,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": self._seconds,
-            "images_per_second": self.steps_per_epoch * self.config.batch_size / self._seconds,
-            "knn": self.score() if scored else None,
+            "images_per_second": images / self._seconds,
+            "data_wait_share": self._shares["data"] / busy,
+            "loss_share": self._shares["loss"] / busy,
+            "knn": None,
         }
+        if scored:
+            record |= self._scored()
         self.history.append(record)
         self._totals.zero_()
-        self._seconds = 0.0
-        if scored:
+        self._images, self._seconds = 0, 0.0
+        self._shares = dict.fromkeys(self._shares, 0.0)
+        if saved:
             self.save()
         self._notify("epoch_ended", record)
 
+    def _scored(self) -> Record:
+        """k-NN and monitors; empty on ranks other than the first, which wait."""
+        model = self.plain_model(copied=True)
+        self._check_weights(model.state_dict())
+        found: Record = {}
+        if self.ranks.first:
+            found["knn"] = self.watcher.score(model.encoder)
+            found |= self.watcher.measure(model)[1]
+        self.ranks.barrier()
+        return found
+
+    def plain_model(self, copied: bool = False) -> BarlowTwinsModel:
+        """Encoder and projector with whole weights and without any exchange between ranks: the
+        model itself where it is so, unless a copy is asked for. Where weights are sharded, all
+        ranks must call it."""
+        if self.ranks.alone and not copied:
+            return self.model
+        if self.ranks.alone:
+            return copy.deepcopy(self.model)
+        plain = self._build_model().to(self.device, memory_format=torch.channels_last)
+        plain.load_state_dict(parallel.model_state(self.model))
+        for ours, theirs in zip(self.model.parameters(), plain.parameters(), strict=True):
+            if not hasattr(ours, "device_mesh"):
+                theirs.grad = ours.grad
+        return plain
+
     def _notify(self, moment: str, *details: Record) -> None:
-        for hook in self.hooks:
-            getattr(hook, moment)(self, *details)
+        if self.ranks.first:
+            for hook in self.hooks:
+                getattr(hook, moment)(self, *details)
 
     @property
     def scores(self) -> bool:
         """Whether there are labelled images to score features on."""
-        return self.dataset is not None and None not in (
-            self.dataset.train_labels,
-            self.dataset.test_labels,
-        )
+        return self.watcher.scores
 
-    def score(self, encoder: nn.Module | None = None) -> float | None:
-        """k-NN accuracy, in [0, 1], of the encoder's features: neighbours among training images,
-        scored on test images. None where there are no labels.
+    def score(self) -> float | None:
+        """k-NN accuracy, in [0, 1], of the encoder's features; None where there are no labels. On
+        several ranks all must call it, and the first one's answer counts."""
+        model = self.plain_model()
+        return self.watcher.score(model.encoder) if self.ranks.first else None
 
-        `nn.Flatten()` in place of the encoder scores the raw pixels.
-        """
-        if not self.scores:
-            return None
-        mean, std = (
-            torch.tensor(values, device=self.device).view(-1, 1, 1)
-            for values in (self.views.mean, self.views.std)
-        )
-        encoder = self.model.encoder if encoder is None else encoder
-        train, test = (
-            extract_features(encoder, images, mean, std, self.device)
-            for images in (
-                self.dataset.train_images[: self.config.neighbour_images],
-                self.dataset.test_images,
-            )
-        )
-        return knn_accuracy(
-            train,
-            self.dataset.train_labels[: len(train)].to(self.device),
-            test,
-            self.dataset.test_labels.to(self.device),
-            k=self.config.neighbours,
-        )
-
-    @torch.inference_mode()
-    def correlation(self) -> Tensor:
+    def correlation(self) -> Tensor | None:
         """The first dimensions of C on test images, or where there are none on one batch of
-        training images: (d, d) float32 on the CPU, d = min(64, D).
-
-        As the loss sees it: batch norm uses these images' statistics. The model stays as it is.
-        """
-        if self.dataset is not None:
-            images = self.dataset.test_images[:MEASURED_SAMPLES].movedim(1, -1)
-            source, count = ArraySource(images), len(images)
-        else:
-            source, count = self.source, self.config.batch_size
-        # An image that cannot be read is the training's business.
-        with self.build_loader(source, count, loader="auto", on_bad_image="skip") as loader:
-            loader.set_epoch(MEASURED_EPOCH)
-            views = next(iter(loader)).views
-        # A copy, because batch norm in training mode would move its running statistics.
-        model = copy.deepcopy(self.model).train()
-        z_a, z_b = (z[:, :MEASURED_DIMENSIONS].float() for z in model(*views))
-        return reference.cross_correlation(z_a, z_b).cpu()
+        training images: (d, d) float32 on the CPU, d = min(64, D). The model stays as it is. On
+        several ranks all must call it; None on all but the first."""
+        model = self.plain_model(copied=True)
+        return self.watcher.measure(model)[0] if self.ranks.first else None
 
     def provenance(self) -> Record:
         """Settings, data, versions and hardware, as plain values."""
@@ -354,7 +515,13 @@ class Trainer:
         )
         return {
             "config": self.config.to_dict(),
-            "dataset": self.fingerprint(),
+            "dataset": self.fingerprint,
+            "image": {
+                "channels": len(self.views.mean),
+                "size": self.image_size,
+                "mean": list(self.views.mean),
+                "std": list(self.views.std),
+            },
             "versions": {
                 "barlow_fast": __version__,
                 # A str subclass, which a checkpoint that loads without running code may not hold.
@@ -363,8 +530,10 @@ class Trainer:
                 "python": platform.python_version(),
             },
             "device": f"{self.device} ({hardware})",
+            "ranks": self.ranks.size,
         }
 
+    @functools.cached_property
     def fingerprint(self) -> Record:
         """What must not change between a stop and a resume: the training images and how views are
         drawn from them."""
@@ -380,63 +549,89 @@ class Trainer:
         return found
 
     def save(self) -> None:
-        """Writes the checkpoint, unless there is no path for it.
+        """Writes the checkpoint, unless there is no path for it. On several ranks all must call it.
 
         Raises:
-            TrainingDiverged: a weight is not finite; the old checkpoint stays.
+            TrainingDiverged: a weight or buffer is not finite; the old checkpoint stays.
             OSError: see `save_checkpoint`.
         """
         if self.checkpoint_path is None:
             return
-        for parameter in self.model.parameters():
-            self.check_finite(parameter.detach())
-        save_checkpoint(self.checkpoint_path, self.state_dict())
+        self._saved_at = time.monotonic()
+        state = self.state_dict()
+        if not self.ranks.first:
+            return
+        self._check_weights(state["model"])
+        save_checkpoint(self.checkpoint_path, state, self.config.keep_checkpoints)
+
+    def _check_weights(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            if not value.isfinite().all():
+                kept = self.checkpoint_path
+                there = kept is not None and kept.exists()
+                raise TrainingDiverged(
+                    f"training diverged by step {self.step} of {self.total_steps}: {name} is not "
+                    f"finite{f'; the last good checkpoint is {kept}' if there else ''}"
+                )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, in plain containers."""
+        """All that a resumed run needs, in plain containers; where weights are sharded, all ranks
+        must call it."""
         return {
             **self.provenance(),
             "step": self.step,
             "epoch": self.epoch,
             "loader": self.loader.state_dict(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": parallel.model_state(self.model),
+            "optimizer": parallel.optimizer_state(self.model, self.optimizer),
+            "scaler": self.scaler.state_dict(),
             "totals": self._totals.cpu(),
+            "images": sum(parallel.gather_objects(self._images, self.ranks)),
             "seconds": self._seconds,
+            "shares": dict(self._shares),
             "history": self.history,
             "before": self.before,
-            # Nothing in this loop draws from it; an encoder with dropout would.
-            "torch_rng_state": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state`, as `state_dict` returned it.
+        """Continues from `state`, as `state_dict` returned it; any number of ranks may go on from
+        the state of another number, between two epochs.
 
         Raises:
             ValueError: it belongs to other settings, other data or another architecture; nothing
                 is loaded then.
         """
-        differing = different_settings(self.config.to_dict(), state["config"])
+        free = self.config.MAY_CHANGE
+        differing = different_settings(
+            {k: v for k, v in self.config.to_dict().items() if k not in free},
+            {k: v for k, v in state["config"].items() if k not in free},
+        )
         if differing:
             raise ValueError(f"the checkpoint was made with other settings: {', '.join(differing)}")
-        if self.fingerprint() != state["dataset"]:
+        if self.fingerprint != state["dataset"]:
             raise ValueError(
                 "the checkpoint was made with other images or views: "
-                + ", ".join(different_settings(self.fingerprint(), state["dataset"]))
+                + ", ".join(different_settings(self.fingerprint, state["dataset"]))
             )
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"the checkpoint does not fit the model: {error}") from error
+        before = self.loader.state_dict()
         self.loader.load_state_dict(state["loader"])
+        try:
+            parallel.load_model_state(self.model, state["model"])
+            parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            self.loader.load_state_dict(before)
+            raise ValueError(f"the checkpoint does not fit the model: {error}") from error
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self._batches = iter(())
         self.step = state["step"]
         self._totals = state["totals"].to(self.device)
+        # Counted once for all ranks.
+        self._images = state["images"] if self.ranks.first else 0
         self._seconds = state["seconds"]
+        self._shares = dict(state["shares"])
         self.history = list(state["history"])
         self.before = state["before"]
-        torch.set_rng_state(state["torch_rng_state"])
 
     def resume(self, path: Path) -> None:
         """Loads the checkpoint at `path`; errors are those of `load_checkpoint` and
@@ -451,3 +646,17 @@ def different_settings(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str
         for name in {**ours, **theirs}
         if ours.get(name) != theirs.get(name)
     ]
+
+
+class _Arriving:
+    """A flag on its way from the GPU; reading it waits for it."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._copy = torch.empty((), dtype=torch.bool, pin_memory=True)
+        self._copy.copy_(value, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def __bool__(self) -> bool:
+        self._event.synchronize()
+        return bool(self._copy)

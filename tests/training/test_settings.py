@@ -31,8 +31,8 @@ def test_learning_rate_warms_up_and_comes_down():
 def test_settings_survive_a_checkpoint():
     for preset in PRESETS.values():
         assert PretrainConfig.from_dict(preset.to_dict()) == preset
-    with pytest.raises(ValueError, match=r"differ.*momentum"):
-        PretrainConfig.from_dict({**PRESETS["digits"].to_dict(), "momentum": 0.9})
+    with pytest.raises(ValueError, match=r"differ.*nesterov"):
+        PretrainConfig.from_dict({**PRESETS["digits"].to_dict(), "nesterov": True})
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_choices_replace_the_preset():
     assert config.epochs == 3
     assert config.lambd == PRESETS["fashion-mnist"].lambd
     assert configure("digits", epochs=1).warmup_epochs == 1
-    with pytest.raises(ValueError, match=r"unknown data set.*digits"):
+    with pytest.raises(ValueError, match=r"unknown preset.*digits"):
         configure("imagenet")
 
 

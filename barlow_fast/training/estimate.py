@@ -1,0 +1,184 @@
+"""What a run needs, before it is begun: steps, memory, and which kernels compute its loss."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import explain
+from ..models import build_twins, checkpoint_activations
+from ..plan import Plan
+from .config import PretrainConfig
+
+# Temporaries of single operations, the allocator's rounding, the libraries' workspaces.
+MARGIN = 1.15
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int  # between forward and backward, of one micro-batch
+    batch: int  # views, and the embeddings with their gradients
+    loss: int
+
+    @property
+    def total(self) -> int:
+        parts = (
+            self.parameters, self.gradients, self.optimizer, self.activations, self.batch, self.loss
+        )  # fmt: skip
+        return int(MARGIN * sum(parts))
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.total / GIB:.2f} GiB: weights {self.parameters / GIB:.2f}, gradients "
+            f"{self.gradients / GIB:.2f}, optimizer {self.optimizer / GIB:.2f}, activations "
+            f"{self.activations / GIB:.2f}, batch {self.batch / GIB:.2f}, loss "
+            f"{self.loss / GIB:.2f}, and {100 * (MARGIN - 1):.0f} % for what is short-lived"
+        )
+
+
+def resolved_precision(config: PretrainConfig, device: torch.device) -> torch.dtype:
+    """The type of autocast, or float32 for none.
+
+    'auto' is bfloat16 on GPUs that compute in it, and float32 elsewhere: also on CPUs with bfloat16
+    instructions, where small convolutions gain nothing from it.
+
+    Raises:
+        ValueError: float16 on a CPU.
+    """
+    if config.precision == "fp16" and device.type != "cuda":
+        raise ValueError("precision fp16 is for GPUs: a CPU computes in fp32 or bf16")
+    if config.precision != "auto":
+        names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return names[config.precision]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def plan_loss(config: PretrainConfig, device: torch.device, ranks: int = 1, nodes: int = 1) -> Plan:
+    """What the loss of this run does; see `explain` for what is raised."""
+    dtype = resolved_precision(config, device)
+    return explain(
+        config.batch_size,
+        config.projector[-1],
+        dtype,
+        device,
+        backend=config.backend,
+        world_size=ranks,
+        nodes=nodes,
+    )
+
+
+def estimate_memory(
+    config: PretrainConfig,
+    channels: int,
+    image_size: int,
+    device: torch.device,
+    ranks: int = 1,
+) -> Memory:
+    """Bytes of a step on one rank, from a forward pass without data (torch's meta device).
+
+    Raises:
+        ValueError: see `build_twins`.
+    """
+    dtype = resolved_precision(config, device)
+    batch = max(1, config.batch_size // ranks)
+    micro = min(batch, config.micro_batch_size or batch)
+    with torch.device("meta"):
+        model = build_twins(
+            config.encoder,
+            channels=channels,
+            image_size=image_size,
+            stem=config.stem,
+            encoder_widths=config.encoder_widths,
+            encoder_grid=config.encoder_grid,
+            projector=config.projector,
+            one_pass=config.one_pass,
+        )
+    if config.checkpoint_activations:
+        checkpoint_activations(model.encoder)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    shards = ranks if config.parallel == "fsdp" and ranks > 1 else 1
+    # Two samples tell what one more adds; activations grow with their number.
+    saved = _saved_bytes(model.train(), channels, image_size, 2)
+    views = 2 * batch * channels * image_size**2 * 4
+    embeddings = 2 * batch * config.projector[-1] * dtype.itemsize
+    plan = plan_loss(config, device)
+    share = 4 / dtype.itemsize
+    return Memory(
+        parameters=weights // shards,
+        gradients=weights // shards,
+        optimizer=(2 if config.optimizer == "adamw" else 1) * weights // shards,
+        activations=int(saved / 2 * micro / share),
+        batch=views + 2 * embeddings,
+        loss=int(plan.costs[plan.form].extra_bytes),
+    )
+
+
+def _saved_bytes(model: torch.nn.Module, channels: int, size: int, batch: int) -> int:
+    """Of what autograd keeps of a forward pass, weights left out; every storage once."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    views = torch.empty(batch, channels, size, size, device="meta")
+    views = views.contiguous(memory_format=torch.channels_last)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        embeddings = model(views, views.clone())
+    del embeddings
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that a new run may take on the device; None where the system does not tell.
+
+    On Linux the smaller of what the machine has free and what the control group allows.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        found.append(limit - int((group / "memory.current").read_text()))
+    return min(found) if found else None
+
+
+def check_memory(memory: Memory, config: PretrainConfig, device: torch.device) -> None:
+    """Raises ValueError, with what would help, where the run does not fit."""
+    available = available_memory(device)
+    if available is None or memory.total <= available:
+        return
+    advice = []
+    if memory.activations > memory.total / 4:
+        advice.append(
+            f"--micro-batch-size {max(2, (config.micro_batch_size or config.batch_size) // 4)} "
+            "(the loss stays that of the whole batch)"
+        )
+        if not config.checkpoint_activations:
+            advice.append("checkpoint_activations=true")
+    if memory.parameters + memory.optimizer > memory.total / 4:
+        advice.append("a narrower --projector")
+    advice.append("a smaller --batch-size")
+    raise ValueError(
+        f"the run does not fit: a step needs {memory}; {device} has "
+        f"{available / GIB:.2f} GiB. What helps: {', '.join(advice)}. --ignore-memory tries anyway"
+    )

@@ -1,0 +1,54 @@
+"""The optimizer of a run's settings."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .config import PretrainConfig
+from .lars import LARS, parameter_groups
+from .schedule import learning_rate
+
+
+def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    """Two groups, weights (more than one dimension) first; biases and norms have no weight decay.
+
+    Raises:
+        ValueError: nothing to train.
+    """
+    weights, biases = config.learning_rates
+    groups = parameter_groups(
+        model, weights_lr=weights, biases_lr=biases, weight_decay=config.weight_decay
+    )
+    if config.optimizer == "lars":
+        return LARS(
+            groups,
+            lr=weights,
+            momentum=config.momentum,
+            trust_coefficient=config.trust_coefficient,
+        )
+    for group in groups:
+        del group["weight_decay_filter"], group["lars_adaptation_filter"]
+    # Sharded parameters have no fused kernel everywhere.
+    sharded = any(hasattr(p, "device_mesh") for p in model.parameters())
+    return torch.optim.AdamW(groups, lr=weights, fused=not sharded)
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer,
+    config: PretrainConfig,
+    step: int,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> None:
+    """Those of a step: a pure function of it."""
+    for group in optimizer.param_groups:
+        # The group of biases may stand alone: told by what it holds, not by its place.
+        of_biases = all(p.ndim <= 1 for p in group["params"])
+        group["lr"] = learning_rate(
+            step,
+            total_steps,
+            config.learning_rates[of_biases],
+            config.warmup_epochs * steps_per_epoch,
+            config.final_learning_rate,
+        )

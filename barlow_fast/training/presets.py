@@ -1,0 +1,186 @@
+"""Settings of whole runs, by name, and how they are changed: YAML files and `name=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from .config import PretrainConfig
+
+# The paper's: section 2.2 and appendix A of Zbontar et al. (ICML 2021), and the authors' code for
+# what the paper leaves out (learning rates are per 256 images).
+_PAPER = PretrainConfig(
+    dataset="files",
+    views="imagenet",
+    encoder="resnet50",
+    projector=(8192, 8192, 8192),
+    epochs=1000,
+    batch_size=2048,
+    optimizer="lars",
+    learning_rate=0.2,
+    bias_learning_rate=0.0048,
+    reference_batch_size=256,
+    weight_decay=1e-6,
+    warmup_epochs=10,
+    evaluate_every=10,
+    neighbours=20,
+    checkpoint_every=1,
+)
+
+# Of small colour images, after solo-learn's settings for CIFAR; the learning rates are the paper's.
+_SMALL_IMAGES = replace(
+    _PAPER,
+    views="",
+    encoder="resnet18",
+    projector=(2048, 2048, 2048),
+    epochs=1000,
+    batch_size=256,
+    weight_decay=1e-4,
+)
+
+PRESETS: dict[str, PretrainConfig] = {
+    "digits": PretrainConfig(),
+    "fashion-mnist": PretrainConfig(
+        dataset="fashion-mnist",
+        epochs=10,
+        batch_size=256,
+        encoder_widths=(16, 32, 64, 128),
+        warmup_epochs=1,
+        evaluate_every=2,
+        neighbours=20,
+    ),
+    "cifar10": replace(_SMALL_IMAGES, dataset="cifar10"),
+    "cifar100": replace(_SMALL_IMAGES, dataset="cifar100"),
+    "stl10": replace(_SMALL_IMAGES, dataset="stl10", epochs=400, weight_decay=1e-5),
+    "imagenet100": replace(
+        _PAPER, encoder="resnet18", projector=(2048, 2048, 2048), epochs=400, batch_size=256
+    ),
+    # 256 images are what one large GPU holds.
+    "imagenet-100ep": replace(_PAPER, epochs=100, batch_size=256, weight_decay=1.5e-6),
+    "imagenet-1000ep": _PAPER,
+    # A first look at any folder of photographs, on a CPU too: an encoder with a stage for each
+    # halving from 224 pixels down to 14.
+    "files": PretrainConfig(
+        dataset="files",
+        epochs=20,
+        batch_size=64,
+        encoder_widths=(16, 32, 64, 128, 256),
+        warmup_epochs=2,
+        evaluate_every=1,
+    ),
+}
+
+
+def preset_of(dataset: str) -> str:
+    """The preset that a data set uses unless another is asked for."""
+    if dataset in PRESETS and PRESETS[dataset].dataset == dataset:
+        return dataset
+    known = [name for name, preset in PRESETS.items() if preset.dataset != "files"]
+    raise ValueError(f"unknown data set {dataset!r}; there are {', '.join(known)}")
+
+
+def configure(preset: str, **choices: Any) -> PretrainConfig:
+    """A preset with some values replaced; a choice of None keeps the preset's.
+
+    A run shorter than the preset's warm-up has a warm-up as long as itself.
+
+    Raises:
+        ValueError: no preset of that name, or a value out of its range.
+    """
+    base = find(preset)
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    return replace(base, **_fitting(base, chosen))
+
+
+def override(
+    base: PretrainConfig, file: Path | None = None, assignments: Sequence[str] = ()
+) -> tuple[PretrainConfig, dict[str, Any]]:
+    """`base` with the values of a YAML file, then with those of `name=value` texts.
+
+    Args:
+        base: the settings to start from.
+        file: a mapping of names of `PretrainConfig` to values; unnamed ones stay as they are.
+        assignments: such as `epochs=20` or `projector=[2048,2048,2048]`.
+
+    Returns:
+        The settings, and the values that were named, as plain containers.
+
+    Raises:
+        ImportError: OmegaConf is not installed.
+        OSError: the file cannot be read.
+        ValueError: not YAML, an unknown name, a value of the wrong type or out of its range.
+    """
+    if file is None and not assignments:
+        return base, {}
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    named: dict[str, Any] = {}
+    settings = OmegaConf.structured(PretrainConfig)
+    OmegaConf.set_readonly(settings, False)
+    settings.merge_with(base.to_dict())
+    try:
+        parts = [] if file is None else [(str(file), OmegaConf.load(file))]
+        for text in assignments:
+            if "=" not in text:
+                raise ValueError(f"settings are given as name=value, got {text!r}")
+            parts.append((repr(text), OmegaConf.from_dotlist([text])))
+        for place, part in parts:
+            values = OmegaConf.to_container(part)
+            if not isinstance(values, dict):
+                raise ValueError(f"{place} must be a mapping of settings to values")
+            values.pop("preset", None)
+            unknown = [name for name in values if name not in settings]
+            if unknown:
+                raise ValueError(f"{place}: {_unknown(str(unknown[0]))}")
+            settings.merge_with(values)
+            named |= values
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).split("\n", 1)[0]) from None
+    except YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    chosen = OmegaConf.to_container(settings)
+    chosen = {name: chosen[name] for name in named}
+    return replace(base, **_fitting(base, chosen)), chosen
+
+
+def preset_in(file: Path) -> str | None:
+    """The preset that a YAML file of settings builds on, if it names one.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: not YAML.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    return values.get("preset") if isinstance(values, dict) else None
+
+
+def find(preset: str) -> PretrainConfig:
+    """The preset of that name; ValueError with all names where there is none."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def _fitting(base: PretrainConfig, chosen: dict[str, Any]) -> dict[str, Any]:
+    epochs = chosen.get("epochs", base.epochs)
+    if "warmup_epochs" in chosen or epochs < 1:
+        return chosen
+    return chosen | {"warmup_epochs": min(base.warmup_epochs, epochs)}
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    names = [field.name for field in fields(PretrainConfig)]
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    return f"unknown setting {name!r}; {hint}"

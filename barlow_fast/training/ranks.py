@@ -1,0 +1,123 @@
+"""The processes of a run: one alone, or those that `torchrun` or SLURM started."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+# Longer than an evaluation on the first rank takes, shorter than a night of waiting for the dead.
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is, and where it computes."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    nodes: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and talks."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    def barrier(self) -> None:
+        """Waits for all."""
+        if not self.alone:
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def agree(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; the same answer everywhere."""
+        if self.alone:
+            return flag
+        seen = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+        return bool(seen.item())
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of 'auto', 'cpu' or 'cuda'.
+
+    Raises:
+        ValueError: another name, no CUDA device, or fewer of them than processes on this machine.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("--device cuda: torch finds no CUDA device")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this machine has no GPU of its own: torch finds "
+            f"{torch.cuda.device_count()}; start as many processes, or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Joins the processes that the environment tells of, and leaves them at the end.
+
+    `torchrun` sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without WORLD_SIZE
+    the process is alone. NCCL between GPUs, gloo between CPUs.
+
+    Raises:
+        ValueError: see `choose_device`; an environment that is incomplete.
+        RuntimeError: the others cannot be reached.
+    """
+    size = _number("WORLD_SIZE", 1)
+    local = _number("LOCAL_RANK", 0)
+    chosen = choose_device(device, local)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size == 1 or dist.is_initialized():
+        started = dist.is_initialized()
+        rank, size = (dist.get_rank(), dist.get_world_size()) if started else (0, 1)
+        yield Ranks(chosen, rank, size, _nodes(size))
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {size} but {', '.join(missing)} is not set: start with torchrun, or "
+            "unset WORLD_SIZE"
+        )
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        timeout=TIMEOUT,
+        device_id=chosen if chosen.type == "cuda" else None,
+    )
+    ranks = Ranks(chosen, dist.get_rank(), size, _nodes(size))
+    # Only after an orderly end: with an error, the others may hang in a collective, and
+    # destroying the group would wait for them instead of telling.
+    yield ranks
+    dist.destroy_process_group()
+
+
+def _nodes(size: int) -> int:
+    return max(1, size // max(1, _number("LOCAL_WORLD_SIZE", size)))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"the environment variable {name} must be a number, got {text!r}"
+        ) from None

@@ -1,0 +1,109 @@
+"""What a run is measured by while it goes on: k-NN scores, C, and signs of collapse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import reference
+from ..data import ImageDataset, ViewLoader, Views
+from ..data.sources import ArraySource, Source
+from ..evaluation import extract_features, knn_accuracy
+from ..models import BarlowTwinsModel
+from .config import PretrainConfig
+from .monitors import collapse_monitors
+
+# Views for measuring C are drawn from an epoch that no training reaches, with one after it.
+MEASURED_EPOCH = 2**32 - 2
+MEASURED_SAMPLES = 512
+MEASURED_DIMENSIONS = 64
+
+
+class Watcher:
+    """Measures models of one run, on one rank.
+
+    Args:
+        config, views, device: of the run.
+        dataset: images in memory, or None.
+        source: of the training images; for the embeddings where there is no data set in memory.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        views: Views,
+        device: torch.device,
+        dataset: ImageDataset | None,
+        source: Source,
+    ) -> None:
+        self.config, self.views, self.device = config, views, device
+        self.dataset, self.source = dataset, source
+
+    @property
+    def scores(self) -> bool:
+        """Whether there are labelled images to score features on."""
+        return self.dataset is not None and None not in (
+            self.dataset.train_labels,
+            self.dataset.test_labels,
+        )
+
+    def score(self, encoder: nn.Module) -> float | None:
+        """k-NN accuracy, in [0, 1], of the encoder's features: neighbours among training images,
+        scored on test images. None where there are no labels."""
+        if not self.scores:
+            return None
+        mean, std = (
+            torch.tensor(values, device=self.device).view(-1, 1, 1)
+            for values in (self.views.mean, self.views.std)
+        )
+        train, test = (
+            extract_features(encoder, images, mean, std, self.device)
+            for images in (
+                self.dataset.train_images[: self.config.neighbour_images],
+                self.dataset.test_images,
+            )
+        )
+        return knn_accuracy(
+            train,
+            self.dataset.train_labels[: len(train)].to(self.device),
+            test,
+            self.dataset.test_labels.to(self.device),
+            k=self.config.neighbours,
+        )
+
+    @torch.inference_mode()
+    def embeddings(self, model: BarlowTwinsModel) -> tuple[Tensor, Tensor]:
+        """(N, D) twice, float32: of two views of up to 512 test images, or where there are none of
+        one batch of training images.
+
+        As the loss sees them: batch norm uses these images' statistics, which move the model's
+        own: hand over a copy.
+        """
+        if self.dataset is not None:
+            images = self.dataset.test_images[:MEASURED_SAMPLES].movedim(1, -1)
+            source, count = ArraySource(images), len(images)
+        else:
+            source, count = self.source, min(self.config.batch_size, MEASURED_SAMPLES)
+        # An image that cannot be read is the training's business.
+        with ViewLoader(
+            source,
+            self.views,
+            count,
+            seed=self.config.seed,
+            device=self.device,
+            on_bad_image="skip",
+        ) as loader:
+            loader.set_epoch(MEASURED_EPOCH)
+            views = next(iter(loader)).views
+        z_a, z_b = (z.float() for z in model.train()(*views))
+        return z_a, z_b
+
+    def measure(self, model: BarlowTwinsModel) -> tuple[Tensor, dict[str, Any]]:
+        """(The first dimensions of C, (d, d) float32 on the CPU with d = min(64, D); see
+        `collapse_monitors`), of a model that this may change."""
+        z_a, z_b = self.embeddings(model)
+        monitors = collapse_monitors(z_a, z_b)
+        parts = (z[:, :MEASURED_DIMENSIONS] for z in (z_a, z_b))
+        return reference.cross_correlation(*parts).cpu(), monitors
