@@ -1,0 +1,208 @@
+"""Exports: what others read from them is the same encoder, and a wrong one gets no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from scrambled import scramble
+from torch import nn
+from typer.testing import CliRunner
+
+from barlow_fast.checkpoints import FORMATS, Pretrained, export, exporting, load_encoder
+from barlow_fast.export_commands import export as export_command
+from barlow_fast.models import build_encoder
+
+Save = Callable[..., Path]
+NEEDED = {"torchvision": (), "timm": (), "safetensors": ("safetensors",)}
+NEEDED["onnx"] = ("onnx", "onnxscript")
+
+
+def pretrained(name: str, size: int = 32, channels: int = 1, **arguments) -> Pretrained:
+    torch.manual_seed(0)
+    encoder = build_encoder(name, image_size=size, channels=channels, **arguments)
+    return Pretrained(
+        encoder=scramble(encoder),
+        name=name,
+        features=encoder.features,
+        channels=channels,
+        image_size=size,
+        mean=(0.25,) * channels,
+        std=(0.5,) * channels,
+        format="barlow_fast",
+        projector=None,
+        metadata={},
+    )
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Pretrained:
+    return pretrained("resnet18")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def need(format: str) -> None:
+    for library in NEEDED[format]:
+        pytest.importorskip(library)
+
+
+def test_torchvision_reads_it(tmp_path: Path):
+    torchvision = pytest.importorskip("torchvision")
+    given = pretrained("resnet18", size=65, channels=3)
+    export(given, tmp_path / "resnet18.pth", "torchvision")
+    network = torchvision.models.resnet18(weights=None)
+    state = torch.load(tmp_path / "resnet18.pth", weights_only=True)
+    missing = network.load_state_dict(state, strict=False)
+    assert missing.missing_keys == ["fc.weight", "fc.bias"]
+    assert not missing.unexpected_keys
+    network.fc = nn.Identity()
+    images = torch.randn(2, 3, 65, 65)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(images), given.encoder(images))
+    assert names(tmp_path) == ["resnet18.pth"]
+
+
+def test_timm_reads_it(tmp_path: Path):
+    timm = pytest.importorskip("timm")
+    given = pretrained("resnet18", size=65, channels=3)
+    export(given, tmp_path / "resnet18.pth", "timm")
+    network = timm.create_model("resnet18", num_classes=0).eval()
+    network.load_state_dict(torch.load(tmp_path / "resnet18.pth", weights_only=True))
+    images = torch.randn(2, 3, 65, 65)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), given.encoder(images))
+
+
+def test_safetensors_tell_all_about_it(resnet: Pretrained, tmp_path: Path):
+    safetensors = pytest.importorskip("safetensors")
+    path = tmp_path / "encoder.safetensors"
+    for given in (resnet, pretrained("small", size=12, widths=(4, 6), grid=3)):
+        export(given, path, "safetensors")
+        loaded = load_encoder(path)
+        assert loaded.format == "safetensors"
+        assert loaded.architecture == given.architecture
+        assert (loaded.mean, loaded.std, loaded.metadata["assumed"]) == ((0.25,), (0.5,), [])
+        images = torch.randn(2, 1, given.image_size, given.image_size)
+        with torch.no_grad():
+            assert torch.equal(loaded.encoder(images), given.encoder(images))
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    assert (metadata["name"], metadata["mean"], metadata["std"]) == ("small", "[0.25]", "[0.5]")
+    assert (metadata["features"], metadata["format"]) == ("54", "pt")
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "squeezenet1_1"])
+def test_onnx_computes_it_for_any_number_of_images(name: str, tmp_path: Path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    given = pretrained(name, size=32)
+    path = tmp_path / "encoder.onnx"
+    export(given, path, "onnx")
+    assert names(tmp_path) == ["encoder.onnx"]
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        images = torch.randn(count, 1, 32, 32)
+        found = torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+        with torch.no_grad():
+            expected = given.encoder(images)
+        assert found.shape == (count, given.features)
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    properties = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+    assert (properties["name"], properties["mean"]) == (name, "[0.25]")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_difference_leaves_no_file_and_the_old_one_as_it_was(
+    format: str, resnet: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    need(format)
+    (tmp_path / "old").write_text("mine")
+    if format == "onnx":
+
+        def other(model: object) -> Callable[[torch.Tensor], object]:
+            return lambda images: torch.rand(len(images), 512).numpy()
+
+        monkeypatch.setattr(exporting, "_onnx_runner", other)
+    else:
+        state = resnet.encoder.state_dict()
+        changed = {key: value.clone() for key, value in state.items()}
+        changed["layer4.1.bn2.bias"] += 1
+        monkeypatch.setattr(exporting, "_state", lambda given: changed)
+    with pytest.raises(RuntimeError, match="computes other features"):
+        export(resnet, tmp_path / "old", format)
+    assert names(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_text() == "mine"
+
+
+def test_what_a_format_cannot_tell(resnet: Pretrained, tmp_path: Path):
+    small = pretrained("small", size=12, widths=(4,))
+    for format in ("torchvision", "timm"):
+        with pytest.raises(ValueError, match=r"has no 'small'|timm has the keys of 'small'"):
+            export(small, tmp_path / "encoder.pth", format)
+    padded = pretrained("resnet18", stem="small-padding-2")
+    with pytest.raises(ValueError, match="stem is 'small-padding-2', which a state dict does not"):
+        export(padded, tmp_path / "encoder.pth", "torchvision")
+    with pytest.raises(ValueError, match=r"format must be one of torchvision.*'keras'"):
+        export(resnet, tmp_path / "encoder.pth", "keras")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        export(resnet, tmp_path / "none" / "encoder.pth", "torchvision")
+    with pytest.raises(ValueError, match="is a folder"):
+        export(resnet, tmp_path, "torchvision")
+    assert names(tmp_path) == []
+
+
+def test_keys_that_timm_does_not_have(tmp_path: Path):
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="cannot be exported as 'timm:vgg11'"):
+        export(pretrained("vgg11"), tmp_path / "encoder.pth", "timm")
+    assert names(tmp_path) == []
+
+
+def run(*arguments: object):
+    app = typer.Typer()
+    app.command()(export_command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command(resnet18, saved: Save, tmp_path: Path):
+    path = saved(resnet18.state)
+    done = run(path, tmp_path / "encoder.pth", "--image-size", 64)
+    assert done.exit_code == 0, done.output
+    assert "resnet18 of a torchvision checkpoint, 512 features, 3 x 64 x 64" in done.output
+    assert "assumed: mean (0.485, 0.456, 0.406), std" in done.output
+    assert "read back and compared" in done.output
+    written = torch.load(tmp_path / "encoder.pth", weights_only=True)
+    assert torch.equal(written["bn1.bias"], resnet18.state["bn1.bias"])
+
+
+def test_the_command_says_what_is_wrong(resnet18, saved: Save, tmp_path: Path):
+    path = saved(resnet18.state)
+    wrong = run(path, tmp_path / "encoder.h5")
+    assert wrong.exit_code == 2
+    assert "--format must be one of torchvision, timm, safetensors, onnx, got none" in wrong.output
+    wrong = run(path, tmp_path / "encoder.pth", "--encoder", "resnet50")
+    assert wrong.exit_code == 2
+    assert "holds a 'resnet18', not a 'resnet50'" in wrong.output
+    wrong = run(tmp_path / "none.pth", tmp_path / "encoder.pth")
+    assert wrong.exit_code == 2
+    assert "no checkpoint at" in wrong.output
+    assert not (tmp_path / "encoder.pth").exists()
+
+
+def test_the_command_names_the_extra_of_a_missing_library(
+    resnet18, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("barlow_fast.checkpoints.reading.importlib.import_module", missing)
+    wrong = run(saved(resnet18.state), tmp_path / "encoder.onnx")
+    assert wrong.exit_code == 1
+    assert "format 'onnx' needs onnx: pip install 'barlow-fast[export]'" in wrong.output
