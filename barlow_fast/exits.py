@@ -7,7 +7,9 @@ from typing import NoReturn
 
 import typer
 
-USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+USAGE_ERROR, FAILURE = 2, 1
+# As shells report a process that a signal ended: 128 + its number.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

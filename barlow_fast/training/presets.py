@@ -91,7 +91,7 @@ def configure(preset: str, **choices: Any) -> PretrainConfig:
     """
     base = find(preset)
     chosen = {name: value for name, value in choices.items() if value is not None}
-    return replace(base, **_fitting(base, chosen))
+    return replace(base, **fitting(base, chosen))
 
 
 def override(
@@ -144,7 +144,7 @@ def override(
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     chosen = OmegaConf.to_container(settings)
     chosen = {name: chosen[name] for name in named}
-    return replace(base, **_fitting(base, chosen)), chosen
+    return replace(base, **fitting(base, chosen)), chosen
 
 
 def preset_in(file: Path) -> str | None:
@@ -170,7 +170,8 @@ def find(preset: str) -> PretrainConfig:
     return PRESETS[preset]
 
 
-def _fitting(base: PretrainConfig, chosen: dict[str, Any]) -> dict[str, Any]:
+def fitting(base: PretrainConfig, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The values chosen, and a warm-up that is no longer than the run."""
     epochs = chosen.get("epochs", base.epochs)
     if "warmup_epochs" in chosen or epochs < 1:
         return chosen

@@ -1,0 +1,535 @@
+"""`barlow-fast pretrain`: from settings to a finished run. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .cli import missing_libraries
+from .exits import FAILURE, INTERRUPTED, TERMINATED, fail
+
+if TYPE_CHECKING:
+    from .data import ImageDataset
+    from .data.sources import Source
+    from .training import Feeding, PretrainConfig, Ranks, Trainer
+
+CHECKPOINT = "checkpoint.pt"
+AUTO = Path("auto")
+
+
+def pretrain(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="Any setting, such as lambd=0.01 or encoder=resnet50; --dry-run shows them all.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings of a whole run, such as cifar10 or imagenet-100ep.")
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="YAML file of settings; `preset:` names what it builds on."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="digits (comes with the install), fashion-mnist, cifar10, cifar100 or stl10."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data set's files, or to download them to.")
+    ] = None,
+    files: Annotated[
+        str | None,
+        typer.Option("--data", help="A folder of images or of tar shards, instead of a data set."),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, cifar, another preset, or a YAML file. Default: the data set's."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="small, or a model of torchvision or timm.")
+    ] = None,
+    on_bad_image: Annotated[
+        str, typer.Option(help="error or skip, where an image cannot be read.")
+    ] = "error",
+    loader: Annotated[str, typer.Option(help="auto, arrays, pil or dali.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes or threads that read images.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step, over all processes.")
+    ] = None,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images in memory at a time; the loss stays that of the whole batch."),
+    ] = None,
+    projector: Annotated[
+        str | None, typer.Option(help="Widths of the projector, such as 512-512-1024.")
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Embedding dimensions: the projector's last width.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of weights.")] = None,
+    lambd: Annotated[float | None, typer.Option(help="Weight of the off-diagonal term.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and views.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results. Default: a new one in runs/.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16, fp16 or auto (bf16 on a GPU, fp32 on a CPU).")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Kernels of the loss: auto, cpu, triton or aten.")
+    ] = None,
+    compile_mode: Annotated[
+        str | None,
+        typer.Option(
+            "--compile", help="off, default, reduce-overhead (CUDA graphs) or max-autotune."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint to continue; its settings are used. auto: that in --out, if any."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the settings, and stop.")
+    ] = False,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="Start even if the estimate says it won't fit.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Pretrain an encoder on images without labels; the defaults take a minute on two cores.
+
+    On several GPUs: torchrun --nproc_per_node 8 -m barlow_fast pretrain ...
+    """
+    choices = {
+        "dataset": dataset if files is None else _absolute(files),
+        "views": _absolute(views) if views and views.endswith((".yaml", ".yml")) else views,
+        "encoder": encoder,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "projector": _widths(projector),
+        "learning_rate": lr,
+        "lambd": lambd,
+        "seed": seed,
+        "precision": precision,
+        "backend": backend,
+        "compile": compile_mode,
+    }
+    try:
+        if files is not None and (dataset is not None or data_dir is not None):
+            raise ValueError("--data is instead of a data set: give no --dataset and no --data-dir")
+        from .training import Feeding, joined
+
+        feeding = Feeding(loader, workers, on_bad_image)
+        if resume == AUTO:
+            resume = _newest(out)
+        config = _configuration(choices, dim, preset, config_file, settings or [], resume)
+    except ModuleNotFoundError as error:
+        fail(missing_libraries([str(error.name)]), FAILURE)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        fail(f"barlow-fast: {error}")
+    with contextlib.ExitStack() as stack:
+        try:
+            ranks = stack.enter_context(joined(device))
+            console = Console(quiet=quiet or not ranks.first, highlight=False, soft_wrap=True)
+            if not ignore_memory or dry_run:
+                _check_memory(config, data_dir, ranks, console, dry_run)
+            if dry_run:
+                return
+            trainer, folder = _prepare(config, data_dir, feeding, ranks, out, resume, console)
+        except ModuleNotFoundError as error:
+            fail(missing_libraries([str(error.name)]), FAILURE)
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            fail(f"barlow-fast: {_of_rank(error)}")
+        stack.enter_context(trainer)
+        _train(trainer, folder, console)
+
+
+def _of_rank(error: Exception) -> str:
+    """The error, with the rank where there are several."""
+    rank = os.environ.get("RANK")
+    return f"rank {rank}: {error}" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else str(error)
+
+
+def _absolute(path: str) -> str:
+    """Of files, so that a run may be resumed from anywhere."""
+    return path if "://" in path or path.startswith("pipe:") else os.path.abspath(path)
+
+
+def _widths(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(width) for width in text.split("-"))
+    except ValueError:
+        fail(f"barlow-fast: --projector takes widths such as 512-512-1024, got {text!r}")
+
+
+def _newest(out: Path | None) -> Path | None:
+    """What `--resume auto` goes on from: None to start anew."""
+    from .training import newest_checkpoint
+
+    if out is None:
+        raise ValueError("--resume auto looks for a checkpoint in --out: give that folder")
+    found = newest_checkpoint(out / CHECKPOINT)
+    if found is None:
+        return None
+    path, complaints = found
+    for complaint in complaints:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"barlow-fast: {complaint}; going on from {path}", markup=False
+        )
+    return path
+
+
+def _configuration(
+    choices: dict[str, Any],
+    dim: int | None,
+    preset: str | None,
+    file: Path | None,
+    assignments: list[str],
+    resume: Path | None,
+) -> PretrainConfig:
+    """The preset, then the YAML file, then the options, then NAME=VALUE; with `resume` the
+    checkpoint's settings, which choices must not contradict."""
+    from .training import PretrainConfig, configure, load_checkpoint, override
+    from .training.presets import find, preset_in
+
+    if dim is not None and choices["projector"] is not None:
+        raise ValueError("--dim and --projector both set the embedding dimensions: give one")
+    if resume is not None:
+        base = PretrainConfig.from_dict(load_checkpoint(resume)["config"])
+        if preset is not None:
+            theirs = find(preset)
+            choices = {**theirs.to_dict(), **{k: v for k, v in choices.items() if v is not None}}
+    else:
+        named = preset or (preset_in(file) if file is not None else None)
+        base = configure(named or _preset(choices["dataset"] or "digits"))
+    overridden, in_file = override(base, file)
+    chosen = in_file | {name: value for name, value in choices.items() if value is not None}
+    if dim is not None:
+        chosen["projector"] = (*overridden.projector[:-1], dim)
+    _, in_arguments = override(base, None, assignments)
+    chosen |= in_arguments
+    if resume is None:
+        config = _replaced(base, chosen)
+        if config.dataset == "files":
+            raise ValueError("this preset is for a folder of images: give it as --data")
+        return config
+    refused = [
+        f"{name} is {getattr(base, name)!r} there, {value!r} was asked for"
+        for name, value in chosen.items()
+        if name not in base.MAY_CHANGE and _differ(value, getattr(base, name))
+    ]
+    if refused:
+        raise ValueError(
+            f"{resume} was made with other settings, which resuming keeps: {'; '.join(refused)}"
+        )
+    return _replaced(base, {k: v for k, v in chosen.items() if k in base.MAY_CHANGE})
+
+
+def _replaced(base: PretrainConfig, chosen: dict[str, Any]) -> PretrainConfig:
+    from dataclasses import replace
+
+    from .training.presets import fitting
+
+    return replace(base, **fitting(base, chosen))
+
+
+def _differ(ours: Any, theirs: Any) -> bool:
+    as_list = (list(v) if isinstance(v, tuple) else v for v in (ours, theirs))
+    return next(as_list) != next(as_list)
+
+
+def _preset(dataset: str) -> str:
+    """The preset of the settings for a data set's name or the path of files."""
+    from .training.presets import preset_of
+
+    return "files" if is_path(dataset) else preset_of(dataset)
+
+
+def is_path(dataset: str) -> bool:
+    """Whether a setting names files rather than a data set."""
+    return os.path.isabs(dataset) or "://" in dataset or dataset.startswith("pipe:")
+
+
+def _load(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> ImageDataset | Source:
+    from .data import load
+    from .data.sources import open_source
+
+    if is_path(config.dataset):
+        return open_source(config.dataset)
+    if ranks.first:
+        data = load(config.dataset, data_dir)
+    # Only one process of a machine may download; the others find the files.
+    ranks.barrier()
+    return data if ranks.first else load(config.dataset, data_dir)
+
+
+def _check_memory(
+    config: PretrainConfig,
+    data_dir: Path | None,
+    ranks: Ranks,
+    console: Console,
+    dry_run: bool,
+) -> None:
+    """Refuses what does not fit before anything large is made; a dry run prints the plan."""
+    from .training.estimate import available_memory, check_memory, estimate_memory, plan_loss
+    from .training.feeding import choose_views
+
+    data = _load(config, data_dir, ranks)
+    views = choose_views(config.views, data)
+    shape = views.views[0].shape
+    size = max(shape) if shape else max(data.image_size)
+    memory = estimate_memory(config, len(views.mean), size, ranks.device, ranks.size)
+    if not dry_run:
+        check_memory(memory, config, ranks.device)
+        return
+    from omegaconf import OmegaConf
+
+    images = len(getattr(data, "train_images", data))
+    steps = images // config.batch_size
+    if not steps:
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the data set: {data.name} has "
+            f"{images} training images"
+        )
+    weights, biases = config.learning_rates
+    available = available_memory(ranks.device)
+    print_ = lambda text: console.print(text, markup=False)  # noqa: E731
+    print_(f"data      {data.name}: {images} training images; views {views.name} of {size} pixels")
+    print_(
+        f"steps     {config.epochs} epochs of {steps}: {config.epochs * steps} in all, "
+        f"{config.batch_size} images x 2 views each on {ranks.size} rank(s)"
+    )
+    print_(
+        f"rates     {config.optimizer}: weights {weights:g}, biases and norms {biases:g} at their "
+        f"peak after {config.warmup_epochs} epochs"
+    )
+    print_(f"memory    {memory}")
+    if available is not None:
+        verdict = "fits" if memory.total <= available else "does not fit"
+        print_(f"          {verdict}: {ranks.device} has {available / 2**30:.2f} GiB")
+    print_(str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)))
+    print_("settings  (a file for --config):")
+    print_(OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).rstrip())
+
+
+def _prepare(
+    config: PretrainConfig,
+    data_dir: Path | None,
+    feeding: Feeding,
+    ranks: Ranks,
+    out: Path | None,
+    resume: Path | None,
+    console: Console,
+) -> tuple[Trainer, Path]:
+    """Everything that can fail before the first step; says what is about to happen."""
+    from .training import JsonLinesLog, Trainer
+    from .training.report import ProgressReport
+
+    data = _load(config, data_dir, ranks)
+    trainer = Trainer(config, data, feeding=feeding, ranks=ranks)
+    try:
+        if resume is not None:
+            trainer.resume(resume)
+        _describe(trainer, console)
+        # Ranks other than the first write nothing; they only have to have a path.
+        folder = _output_folder(out, _name(config), resume) if ranks.first else Path()
+    except BaseException:
+        trainer.close()
+        raise
+    trainer.checkpoint_path = folder / CHECKPOINT
+    trainer.hooks = [JsonLinesLog(folder / "log.jsonl"), ProgressReport(console)]
+    console.print(f"results   {folder}")
+    if resume is not None:
+        console.print(f"resuming  after step {trainer.step} of {trainer.total_steps} ({resume})")
+    return trainer, folder
+
+
+def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:
+    """The folder, created and seen to be writable. Never one that would lose another run's
+    checkpoint."""
+    if out is None:
+        out = resume.parent if resume is not None else _fresh_folder(Path("runs"), dataset)
+    continued = resume is not None and out.resolve() == resume.parent.resolve()
+    if not continued and (out / CHECKPOINT).exists():
+        raise ValueError(
+            f"{out} holds the checkpoint of another run: continue it with "
+            f"--resume {out / CHECKPOINT}, or choose another --out"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to --out {out}: {error.strerror}") from error
+    return out
+
+
+def _name(config: PretrainConfig) -> str:
+    """Of the data, for people and for folders."""
+    if not is_path(config.dataset):
+        return config.dataset
+    path = Path(config.dataset)
+    return path.name if path.is_dir() and path.name else "files"
+
+
+def _fresh_folder(parent: Path, name: str) -> Path:
+    number = 1
+    while (folder := parent / (f"{name}-{number}" if number > 1 else name)).exists():
+        number += 1
+    return folder
+
+
+def _describe(trainer: Trainer, console: Console) -> None:
+    from .training.estimate import plan_loss
+
+    config, ranks = trainer.config, trainer.ranks
+    sizes = [
+        sum(p.numel() for p in part.parameters())
+        for part in (trainer.model.encoder, trainer.model.projector)
+    ]
+    described = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
+    console.print(f"data      {described}", markup=False)
+    console.print(
+        f"views     {trainer.views.name}, by {trainer.loader.chosen} ({trainer.loader.reason})",
+        markup=False,
+    )
+    if not trainer.scores:
+        console.print("k-NN      is skipped: it takes labelled images for training and for tests")
+    name = config.encoder
+    if name == "small":
+        name = f"convolutions of width {'-'.join(map(str, config.encoder_widths))}"
+    console.print(
+        f"encoder   {name}, {trainer.model.encoder.features} features, {sizes[0]:,} parameters"
+    )
+    micro = config.micro_batch_size
+    in_parts = f", {micro} in memory at a time" if micro else ""
+    console.print(
+        f"projector {'-'.join(map(str, config.projector))}, {sizes[1]:,} parameters; "
+        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, "
+        f"{config.batch_size} images x 2 views each{in_parts}"
+    )
+    if not ranks.alone:
+        console.print(
+            f"ranks     {ranks.size} on {ranks.nodes} machine(s), by {config.parallel}, "
+            f"{config.batch_size // ranks.size} images each"
+        )
+    plan = plan_loss(config, trainer.device, ranks.size, ranks.nodes)
+    console.print(str(plan), markup=False)
+
+
+def _train(trainer: Trainer, folder: Path, console: Console) -> None:
+    """Runs the training and reports; a run that does not finish exits with its code."""
+    from .data.faults import BadImageError
+    from .training import TrainingDiverged, TrainingInterrupted
+
+    start = time.perf_counter()
+    signals: list[int] = []
+    try:
+        with _stop_on_signal(trainer, signals):
+            trainer.run()
+        scores, figure = _finish(trainer, folder)
+    except BadImageError as error:
+        fail(
+            f"barlow-fast: {error}. --on-bad-image skip goes on without such images, "
+            "`barlow-fast data check` lists them all",
+            FAILURE,
+        )
+    except TrainingDiverged as error:
+        fail(f"barlow-fast: {error}", FAILURE)
+    except TrainingInterrupted as error:
+        code = TERMINATED if signals and signals[0] == signal.SIGTERM else INTERRUPTED
+        if not trainer.ranks.first:
+            raise typer.Exit(code) from None
+        fail(
+            f"barlow-fast: {error}. Continue with: "
+            f"barlow-fast pretrain --resume {trainer.checkpoint_path}",
+            code,
+        )
+    except OSError as error:
+        fail(f"barlow-fast: cannot write the results: {_of_rank(error)}", FAILURE)
+    except RuntimeError as error:
+        fail(f"barlow-fast: {_of_rank(error)}", FAILURE)
+    if not trainer.ranks.first:
+        return
+    after = trainer.history[-1]["knn"]
+    if after is not None:
+        console.print(
+            f"k-NN      {100 * scores['before']:.2f} % with random weights -> {100 * after:.2f} % "
+            f"after training (raw pixels: {100 * scores['raw']:.2f} %)"
+        )
+    if trainer.loader.bad_images:
+        console.print(f"skipped   {len(trainer.loader.bad_images)} images that cannot be read")
+    seconds = time.perf_counter() - start
+    console.print(f"finished  in {seconds:.0f} s")
+    for name, path in (
+        ("figure", figure),
+        ("weights", trainer.checkpoint_path),
+        ("log", folder / "log.jsonl"),
+    ):
+        console.print(f"{name:<9} {path}")
+
+
+def _finish(trainer: Trainer, folder: Path) -> tuple[dict[str, float | None], Path | None]:
+    from .training.figure import draw_figure
+
+    correlation = trainer.correlation()
+    if correlation is None:
+        return {}, None
+    scores = {name: trainer.before[name] for name in ("raw", "before")}
+    figure = folder / "figure.png"
+    config = trainer.config
+    draw_figure(
+        figure,
+        f"Barlow Twins on {_name(config)}: batches of {config.batch_size}, "
+        f"{config.projector[-1]} dimensions, {config.epochs} epochs",
+        trainer.history,
+        scores,
+        trainer.before["correlation"],
+        correlation,
+    )
+    return scores, figure
+
+
+@contextlib.contextmanager
+def _stop_on_signal(trainer: Trainer, seen: list[int]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM (what SLURM and torchrun send) asks the trainer to stop between
+    two steps; a second one stops at once, unsaved."""
+    previous: dict[int, Any] = {}
+
+    def request(number: int, frame: object) -> None:
+        trainer.stop_requested = True
+        seen.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        previous[each] = signal.signal(each, request)
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
