@@ -77,10 +77,13 @@ def check_training(settings: object) -> None:
     """
     for name, value in asdict(settings).items():
         if name in ("epochs", "batch_size"):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        elif not (value > 0 if name.endswith("learning_rate") else value >= 0) or math.isinf(value):
-            raise ValueError(f"{name} must be a number above 0 or 0, got {value}")
+            accepted, words = value >= 1, "at least 1"
+        elif name.endswith("learning_rate"):
+            accepted, words = 0 < value < math.inf, "a number above 0"
+        else:
+            accepted, words = 0 <= value < math.inf, "a number, at least 0"
+        if not accepted:
+            raise ValueError(f"{name} must be {words}, got {value}")
 
 
 class Standardised(nn.Sequential):
