@@ -130,3 +130,16 @@ def test_shuffled_labels_reach_chance():
 def test_bad_arguments(features, labels, penalty, error, message):
     with pytest.raises(error, match=message):
         fit_logistic(features, labels, 3, penalty)
+
+
+def test_a_large_set_chooses_on_a_part_of_it(monkeypatch: pytest.MonkeyPatch):
+    from barlow_fast.evaluation import logistic
+
+    labels = torch.arange(300) % 3
+    learned, held = logistic._held_out(labels, 0)
+    assert sorted([*learned, *held]) == list(range(300))
+    monkeypatch.setattr(logistic, "MOST_TO_CHOOSE", 50)
+    fewer, same = logistic._held_out(labels, 0)
+    assert len(fewer) == 50
+    assert set(fewer) < set(learned)
+    assert same.tolist() == held.tolist()
