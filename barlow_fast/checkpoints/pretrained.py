@@ -80,11 +80,11 @@ def load_encoder(
     architecture, assumed = _architecture(parts, path, encoder, image_size)
     network, architecture = _filled(architecture, parts, path, channels)
     mean, std, unknown = _normalization(parts, architecture.channels, path)
-    projector = _projector(network.features, parts.projector, path)
+    projector = _projector(int(network.features), parts.projector, path)
     return Pretrained(
         encoder=network,
         name=architecture.name,
-        features=network.features,
+        features=int(network.features),
         channels=architecture.channels,
         image_size=architecture.image_size,
         mean=mean,

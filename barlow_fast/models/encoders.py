@@ -39,6 +39,22 @@ class Architecture:
         return values
 
 
+class FeatureCount(int):
+    """A number of features that leads on to the part of a network that is called `features`:
+    torch.distributed.checkpoint walks from name to name through attributes."""
+
+    part: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.part, name)
+
+    def __reduce__(self) -> tuple:
+        # A copy is a number and no more.
+        return int, (int(self),)
+
+
 class Encoder(nn.Module):
     """A network that calls one of its parts `features`, under our interface: here `features` is
     the number of features.
@@ -53,7 +69,13 @@ class Encoder(nn.Module):
             self.__dict__[own] = getattr(network, own)
         # Past nn.Module's bookkeeping, which would give every name a prefix.
         self.__dict__["network"] = network
-        self.__dict__["features"] = features
+        self._count = features
+
+    @property
+    def features(self) -> int:
+        count = FeatureCount(self._count)
+        count.part = self._modules.get("features")
+        return count
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ def checkpoint_activations(encoder: nn.Module) -> int:
     Gradients are those without it, and so are the running statistics of batch norm: the second
     computation leaves them alone. Dropout draws the same numbers again. Keys of the state dict,
     parameters and hooks stay as they are. A block is what stands in a sequence of the network:
-    residual blocks, transformer blocks, the stages of `SmallEncoder`. Not for use under
-    torch.compile, which decides on its own what to compute again.
+    residual blocks, transformer blocks, the stages of `SmallEncoder`. Works under
+    torch.compile, but for blocks with synchronised norms or norms without a momentum: those keep
+    their activations there.
 
     Raises:
         ValueError: no part of the encoder is a block (such as in a VGG).
@@ -60,14 +61,7 @@ def _forward_block(self: nn.Module, *inputs: Any, **named: Any) -> Any:
     forward = type(self).forward
     if not torch.is_grad_enabled():
         return forward(self, *inputs, **named)
-    return checkpoint(
-        forward,
-        self,
-        *inputs,
-        use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _statistics_kept([self])),
-        **named,
-    )
+    return _twice(forward, [self], self, *inputs, **named)
 
 
 def _forward_by_stage(self: SmallEncoder, images: Tensor) -> Tensor:
@@ -76,20 +70,41 @@ def _forward_by_stage(self: SmallEncoder, images: Tensor) -> Tensor:
     end = 0
     for start, end in _small_stages(self):
         layers = list(self)[start:end]
-        images = checkpoint(
-            _in_turn,
-            layers,
-            images,
-            use_reentrant=False,
-            context_fn=lambda layers=layers: (contextlib.nullcontext(), _statistics_kept(layers)),
-        )
+        images = _twice(_in_turn, layers, layers, images)
     return _in_turn(list(self)[end:], images)
+
+
+def _twice(forward: Callable, modules: list[nn.Module], *inputs: Any, **named: Any) -> Any:
+    """`forward` of the inputs, to be computed again in the backward pass; `modules` are those in
+    it."""
+    if torch.compiler.is_compiling():
+        # It takes no context. What a graph computes again changes no buffers, but a norm that
+        # breaks the graph would be back in plain Python without its context.
+        if not all(map(_compiles_whole, modules)):
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
+    return checkpoint(
+        forward,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(modules)),
+        **named,
+    )
 
 
 def _in_turn(layers: list[nn.Module], images: Tensor) -> Tensor:
     for layer in layers:
         images = layer(images)
     return images
+
+
+def _compiles_whole(module: nn.Module) -> bool:
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return all(
+        isinstance(part, plain) and part.momentum is not None
+        for part in module.modules()
+        if isinstance(part, _NormBase)
+    )
 
 
 @contextlib.contextmanager

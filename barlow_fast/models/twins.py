@@ -77,7 +77,9 @@ def build_twins(
             widths=encoder_widths,
             grid=encoder_grid,
         )
-        return BarlowTwinsModel(network, Projector(network.features, projector), one_pass=one_pass)
+        return BarlowTwinsModel(
+            network, Projector(int(network.features), projector), one_pass=one_pass
+        )
 
 
 def build_model(

@@ -114,6 +114,8 @@ def test_a_network_with_a_part_called_features_keeps_its_names_and_can_be_copied
             parameter.zero_()
         assert torch.equal(encoder(images), before)
         assert not torch.equal(other(images), before)
+    assert copy.deepcopy(nn.Linear(encoder.features, 2)).in_features == 512
+    assert type(copy.deepcopy(encoder.features)) is int
     double = encoder.double()
     assert double(images.double()).dtype == torch.float64
     fresh = build_encoder("squeezenet1_1", image_size=32).double().eval()
@@ -204,3 +206,17 @@ def test_timm(name: str, size: int, features: int, number: int):
     assert len(stages(encoder)) == number
     with pytest.raises(ValueError, match=r"did you mean .*convnext_atto"):
         build_encoder("timm:convnxt_atto")
+
+
+def test_names_can_be_walked_as_checkpoints_of_sharded_models_do():
+    from torch.distributed.checkpoint.state_dict import (
+        get_model_state_dict,
+        set_model_state_dict,
+    )
+
+    encoder = build_encoder("squeezenet1_1", image_size=32)
+    state = get_model_state_dict(encoder)
+    assert list(state) == list(encoder.state_dict())
+    changed = {key: value + 1 for key, value in state.items()}
+    set_model_state_dict(encoder, changed)
+    assert torch.equal(encoder.state_dict()["features.0.bias"], changed["features.0.bias"])

@@ -137,3 +137,21 @@ def test_a_network_without_blocks():
         encoder = build_encoder("vgg11", image_size=64)
     with pytest.raises(ValueError, match="no blocks"):
         checkpoint_activations(encoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["small", "dropout"])
+def test_compiled(name: str):
+    plain = MODELS[name][0](False).eval()
+    for norm in plain.modules():
+        if isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            norm.train()
+    saving = copy.deepcopy(plain)
+    checkpoint_activations(saving.encoder)
+    views = torch.rand(2, 3, 1, 16, 16).unbind()
+    gradients, state = trained_a_step(plain, views)
+    gradients_again, state_again = trained_a_step(torch.compile(saving, backend="aot_eager"), views)
+    for (key, gradient), again in zip(gradients.items(), gradients_again.values(), strict=True):
+        torch.testing.assert_close(again, gradient, msg=key)
+    for (key, value), again in zip(state.items(), state_again.values(), strict=True):
+        torch.testing.assert_close(again, value, msg=key)
