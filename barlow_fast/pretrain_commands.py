@@ -152,11 +152,13 @@ def pretrain(
         try:
             ranks = stack.enter_context(joined(device))
             console = Console(quiet=quiet or not ranks.first, highlight=False, soft_wrap=True)
-            if not ignore_memory or dry_run:
-                _check_memory(config, data_dir, ranks, console, dry_run)
             if dry_run:
+                _print_plan(config, data_dir, ranks, console)
                 return
-            trainer, folder = _prepare(config, data_dir, feeding, ranks, out, resume, console)
+            data = _load(config, data_dir, ranks)
+            if not ignore_memory:
+                _check_memory(config, data, ranks)
+            trainer, folder = _prepare(config, data, feeding, ranks, out, resume, console)
         except ModuleNotFoundError as error:
             fail(missing_libraries([str(error.name)]), FAILURE)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -232,10 +234,7 @@ def _configuration(
     _, in_arguments = override(base, None, assignments)
     chosen |= in_arguments
     if resume is None:
-        config = _replaced(base, chosen)
-        if config.dataset == "files":
-            raise ValueError("this preset is for a folder of images: give it as --data")
-        return config
+        return _replaced(base, chosen)
     refused = [
         f"{name} is {getattr(base, name)!r} there, {value!r} was asked for"
         for name, value in chosen.items()
@@ -277,6 +276,8 @@ def _load(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> ImageD
     from .data import load
     from .data.sources import open_source
 
+    if config.dataset == "files":
+        raise ValueError("this preset is for a folder of images: give it as --data")
     if is_path(config.dataset):
         return open_source(config.dataset)
     if ranks.first:
@@ -286,58 +287,75 @@ def _load(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> ImageD
     return data if ranks.first else load(config.dataset, data_dir)
 
 
-def _check_memory(
-    config: PretrainConfig,
-    data_dir: Path | None,
-    ranks: Ranks,
-    console: Console,
-    dry_run: bool,
-) -> None:
-    """Refuses what does not fit before anything large is made; a dry run prints the plan."""
-    from .training.estimate import available_memory, check_memory, estimate_memory, plan_loss
-    from .training.feeding import choose_views
+def _check_memory(config: PretrainConfig, data: ImageDataset | Source, ranks: Ranks) -> None:
+    """Refuses what does not fit before anything large is made."""
+    from .training.estimate import check_memory, estimate_memory
+    from .training.feeding import choose_views, image_size
 
-    data = _load(config, data_dir, ranks)
     views = choose_views(config.views, data)
-    shape = views.views[0].shape
-    size = max(shape) if shape else max(data.image_size)
+    size = image_size(views, data)
     memory = estimate_memory(config, len(views.mean), size, ranks.device, ranks.size)
-    if not dry_run:
-        check_memory(memory, config, ranks.device)
-        return
+    check_memory(memory, config, ranks.device)
+
+
+def _print_plan(
+    config: PretrainConfig, data_dir: Path | None, ranks: Ranks, console: Console
+) -> None:
+    """What a run would do, and its settings as YAML. Data that are not there are taken to be as
+    large as they are known to be."""
     from omegaconf import OmegaConf
 
-    images = len(getattr(data, "train_images", data))
+    from .training.estimate import available_memory, estimate_memory, plan_loss
+    from .training.feeding import NOMINAL, choose_views, image_size, named_views
+
+    try:
+        if config.dataset == "files":
+            raise ValueError("no --data given")
+        data = _load(config, data_dir, ranks)
+    except (ValueError, OSError) as error:
+        if config.dataset not in NOMINAL:
+            raise
+        images = NOMINAL[config.dataset]
+        views = named_views(config.views or config.dataset)
+        size = max(views.views[0].shape)
+        described = f"{images} training images, as published ({error})"
+    else:
+        images = len(getattr(data, "train_images", data))
+        views = choose_views(config.views, data)
+        size = image_size(views, data)
+        described = f"{data.name}, {images} training images"
     steps = images // config.batch_size
     if not steps:
         raise ValueError(
-            f"batch_size {config.batch_size} is larger than the data set: {data.name} has "
+            f"batch_size {config.batch_size} is larger than the data set: {config.dataset} has "
             f"{images} training images"
         )
+    memory = estimate_memory(config, len(views.mean), size, ranks.device, ranks.size)
     weights, biases = config.learning_rates
-    available = available_memory(ranks.device)
-    print_ = lambda text: console.print(text, markup=False)  # noqa: E731
-    print_(f"data      {data.name}: {images} training images; views {views.name} of {size} pixels")
-    print_(
+    lines = [
+        f"data      {described}; views {views.name} of {size} pixels",
         f"steps     {config.epochs} epochs of {steps}: {config.epochs * steps} in all, "
-        f"{config.batch_size} images x 2 views each on {ranks.size} rank(s)"
-    )
-    print_(
+        f"{config.batch_size} images x 2 views each on {ranks.size} process(es)",
         f"rates     {config.optimizer}: weights {weights:g}, biases and norms {biases:g} at their "
-        f"peak after {config.warmup_epochs} epochs"
-    )
-    print_(f"memory    {memory}")
+        f"peak after {config.warmup_epochs} epochs",
+        f"memory    {memory}",
+    ]
+    available = available_memory(ranks.device)
     if available is not None:
         verdict = "fits" if memory.total <= available else "does not fit"
-        print_(f"          {verdict}: {ranks.device} has {available / 2**30:.2f} GiB")
-    print_(str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)))
-    print_("settings  (a file for --config):")
-    print_(OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).rstrip())
+        lines.append(f"          {verdict}: {ranks.device} has {available / 2**30:.2f} GiB")
+    lines += [
+        str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)),
+        "settings  (a file for --config)",
+        OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).rstrip(),
+    ]
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def _prepare(
     config: PretrainConfig,
-    data_dir: Path | None,
+    data: ImageDataset | Source,
     feeding: Feeding,
     ranks: Ranks,
     out: Path | None,
@@ -348,7 +366,6 @@ def _prepare(
     from .training import JsonLinesLog, Trainer
     from .training.report import ProgressReport
 
-    data = _load(config, data_dir, ranks)
     trainer = Trainer(config, data, feeding=feeding, ranks=ranks)
     try:
         if resume is not None:

@@ -115,7 +115,8 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x_hat, inverse, weight, count)
         ctx.group, ctx.shape = group, x.shape
         ctx.mark_non_differentiable(mean, variance, count)
-        return _back(y, x).to(x.dtype), mean, variance, count
+        # Memory of its own: a ReLU in place may follow, and x̂ is kept for the backward pass.
+        return torch.empty_like(x).copy_(_back(y, x)), mean, variance, count
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -127,7 +128,7 @@ class _Normalise(torch.autograd.Function):
         mean_dy, mean_dy_x = (sums / count).to(dy.dtype).chunk(2)
         dx = dy - mean_dy[:, None] - x_hat * mean_dy_x[:, None]
         factor = inverse if weight is None else inverse * weight
-        dx = _back(dx * factor.to(dx.dtype)[:, None], grad).to(grad.dtype)
+        dx = torch.empty_like(grad).copy_(_back(dx * factor.to(dx.dtype)[:, None], grad))
         if weight is None:
             return dx, None, None, None, None
         return dx, sum_dy_x.to(weight.dtype), sum_dy.to(weight.dtype), None, None
@@ -139,9 +140,6 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _back(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_rows`, in the memory format of `like`."""
+    """The inverse of `_rows`."""
     shape = (like.shape[1], like.shape[0], *like.shape[2:])
-    back = rows.reshape(shape).movedim(0, 1)
-    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
-        return back.contiguous(memory_format=torch.channels_last)
-    return back.contiguous()
+    return rows.reshape(shape).movedim(0, 1)

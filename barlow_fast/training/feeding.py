@@ -21,6 +21,16 @@ _STL10 = Views(
 # Of data sets that have none of their own name.
 VIEWS_OF = {"cifar10": PRESETS["cifar"], "cifar100": PRESETS["cifar"], "stl10": _STL10}
 
+# Training images of data sets that may not be at hand, for plans: as their publishers count them;
+# files stand for ImageNet.
+NOMINAL = {
+    "fashion-mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "stl10": 5_000,
+    "files": 1_281_167,
+}
+
 
 @dataclass(frozen=True)
 class Feeding:
@@ -51,20 +61,16 @@ def choose_views(name: str, data: ImageDataset | Source) -> Views:
             in memory has.
         OSError: the file cannot be read.
     """
-    if name.endswith(YAML_SUFFIXES):
-        views = Views.from_yaml(Path(name))
-    else:
-        known = PRESETS | VIEWS_OF
-        if name and name not in PRESETS:
-            raise ValueError(
-                f"--views must be one of {', '.join(PRESETS)} or a .yaml file, got {name!r}"
-            )
-        if (name or data.name) not in known:
-            raise ValueError(
-                f"no views are specified for {data.name!r}: choose --views, "
-                f"one of {', '.join(PRESETS)} or a .yaml file"
-            )
-        views = known[name or data.name]
+    if not name and data.name not in PRESETS | VIEWS_OF:
+        raise ValueError(
+            f"no views are specified for {data.name!r}: choose --views, "
+            f"one of {', '.join(PRESETS)} or a .yaml file"
+        )
+    if name and name not in PRESETS and not name.endswith(YAML_SUFFIXES):
+        raise ValueError(
+            f"--views must be one of {', '.join(PRESETS)} or a .yaml file, got {name!r}"
+        )
+    views = named_views(name or data.name)
     if len(views.views) != 2:
         raise ValueError(f"the loss compares two views, {views.name!r} has {len(views.views)}")
     if isinstance(data, ImageDataset) and data.channels != len(views.mean):
@@ -72,3 +78,21 @@ def choose_views(name: str, data: ImageDataset | Source) -> Views:
             f"views {views.name!r} have {len(views.mean)} channels, {data.name} has {data.channels}"
         )
     return views
+
+
+def named_views(name: str) -> Views:
+    """The views of a preset, of a data set, or in a YAML file.
+
+    Raises:
+        KeyError: none of these.
+        ValueError, OSError: see `Views.from_yaml`.
+    """
+    if name.endswith(YAML_SUFFIXES):
+        return Views.from_yaml(Path(name))
+    return (PRESETS | VIEWS_OF)[name]
+
+
+def image_size(views: Views, data: ImageDataset | Source) -> int:
+    """Pixels a side of the views; of data in memory that are not resized, the images'."""
+    shape = views.views[0].shape
+    return max(shape) if shape else max(data.image_size)

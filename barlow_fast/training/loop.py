@@ -30,7 +30,7 @@ from .clock import StepClock
 from .config import PretrainConfig
 from .diagnosis import first_bad_tensor, gradients_finite
 from .estimate import resolved_precision
-from .feeding import Feeding, choose_views
+from .feeding import Feeding, choose_views, image_size
 from .hooks import Hook, Record
 from .optimizers import build_optimizer, set_learning_rates
 from .ranks import Ranks
@@ -164,7 +164,7 @@ class Trainer:
         return build_twins(
             config.encoder,
             channels=len(self.views.mean),
-            image_size=self.image_size,
+            image_size=image_size(self.views, self.dataset),
             stem=config.stem,
             encoder_widths=config.encoder_widths,
             encoder_grid=config.encoder_grid,
@@ -172,12 +172,6 @@ class Trainer:
             seed=config.seed,
             one_pass=config.one_pass,
         )
-
-    @property
-    def image_size(self) -> int:
-        """Pixels a side of the views; of data in memory that are not resized, the images'."""
-        shape = self.views.views[0].shape
-        return max(shape) if shape else max(self.dataset.image_size)
 
     @property
     def epoch(self) -> int:
@@ -518,7 +512,7 @@ class Trainer:
             "dataset": self.fingerprint,
             "image": {
                 "channels": len(self.views.mean),
-                "size": self.image_size,
+                "size": image_size(self.views, self.dataset),
                 "mean": list(self.views.mean),
                 "std": list(self.views.std),
             },

@@ -26,12 +26,15 @@ def prepare(model: BarlowTwinsModel, config: PretrainConfig, ranks: Ranks) -> Ba
     """
     # channels_last makes the small convolutions of a CPU twice as fast, and is what tensor cores
     # want.
-    model = model.to(ranks.device, memory_format=torch.channels_last)
+    sharded = not ranks.alone and config.parallel == "fsdp"
+    # FSDP cuts contiguous weights only; the views are channels_last even so.
+    kept = torch.contiguous_format if sharded else torch.channels_last
+    model = model.to(ranks.device, memory_format=kept)
     if not ranks.alone and config.sync_batch_norm:
         model = synchronise(model, ranks.device.type)
     if config.checkpoint_activations:
         checkpoint_activations(model.encoder)
-    if not ranks.alone and config.parallel == "fsdp":
+    if sharded:
         _shard(model, ranks)
     return model
 
@@ -44,7 +47,8 @@ def _shard(model: BarlowTwinsModel, ranks: Ranks) -> None:
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for part in (model.encoder, model.projector):
         for child in part.children():
-            if any(p.requires_grad for p in child.parameters()) and next(child.children(), None):
+            has_parts = next(child.children(), None) is not None
+            if has_parts and any(p.requires_grad for p in child.parameters()):
                 fully_shard(child, mesh=mesh)
         fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -57,9 +61,6 @@ def wrap(model: BarlowTwinsModel, config: PretrainConfig, ranks: Ranks) -> nn.Mo
         network = nn.parallel.DistributedDataParallel(
             model,
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            # With batch norm over all ranks they are equal anyway; without it each rank's own
-            # statistics would be thrown away at every step for those of the first.
-            broadcast_buffers=not config.sync_batch_norm,
             gradient_as_bucket_view=True,
         )
     if config.compile != "off":

@@ -1,0 +1,59 @@
+"""Runs that must be the same on one process and on two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from barlow_fast.data import ImageDataset, load
+from barlow_fast.training import Trainer, configure
+
+CONFIG = configure(
+    "digits",
+    epochs=2,
+    batch_size=32,
+    encoder_widths=(8, 16),
+    projector=(32, 64),
+    warmup_epochs=0,
+    evaluate_every=1,
+    optimizer="lars",
+    learning_rate=0.2,
+)
+
+# On two ranks; alone, `parallel` has no meaning.
+SCENARIOS = {
+    "ddp": {},
+    "fsdp": {"parallel": "fsdp"},
+    "one pass": {"one_pass": True},
+    "recomputed": {"checkpoint_activations": True},
+    "sharded resnet": {"encoder": "resnet18", "parallel": "fsdp"},
+}
+
+
+def digits() -> ImageDataset:
+    """128 training and 60 test images."""
+    whole = load("digits")
+    return replace(
+        whole,
+        train_images=whole.train_images[:128],
+        train_labels=whole.train_labels[:128],
+        test_images=whole.test_images[:60],
+        test_labels=whole.test_labels[:60],
+    )
+
+
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Of the first step, whole, with the loss and the buffers after it."""
+    trainer.network.train()
+    loss = trainer.train_step()["loss"]
+    found = {}
+    for name, parameter in trainer.model.named_parameters():
+        gradient = parameter.grad
+        found[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    for name, buffer in trainer.model.named_buffers():
+        found[name] = buffer
+    return {name: value.detach().clone() for name, value in found.items()} | {
+        "loss": loss.clone() if isinstance(loss, Tensor) else torch.tensor(loss)
+    }

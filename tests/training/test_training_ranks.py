@@ -1,0 +1,104 @@
+"""Two processes, as torchrun starts them, against one with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from scenarios import CONFIG, SCENARIOS, digits, gradients
+
+from barlow_fast.training import Trainer, load_checkpoint
+
+PROGRAM = Path(__file__).parent / "run_on_ranks.py"
+
+
+def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Of two processes on this machine."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+         *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    """The folder with what two processes found."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    folder = tmp_path_factory.mktemp("ranks")
+    done = torchrun(PROGRAM, folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_gradients_are_those_of_one_process_with_the_global_batch(two_ranks: Path, name: str):
+    """Float32 sums in another order; the common error of peers would be a factor of two."""
+    theirs = torch.load(two_ranks / f"{name}.pt", weights_only=True)
+    with Trainer(replace(CONFIG, **SCENARIOS[name]), digits()) as trainer:
+        ours = gradients(trainer)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        error = (theirs[key].double() - value.double()).norm()
+        assert error <= 2e-4 * value.double().norm() + 1e-6, (key, error, value.norm())
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_one_process_goes_on_from_the_checkpoint_of_two(two_ranks: Path, kind: str, tmp_path):
+    state = load_checkpoint(two_ranks / f"whole-{kind}.pt")
+    assert state["ranks"] == 2
+    config = replace(CONFIG, parallel=kind)
+    with Trainer(config, digits()) as whole, Trainer(config, digits()) as resumed:
+        whole.run()
+        resumed.load_state_dict(state)
+        assert resumed.step == state["step"] == whole.step == 8
+        for name, value in whole.model.state_dict().items():
+            error = (state["model"][name].double() - value.double()).norm()
+            assert error <= 1e-2 * value.double().norm() + 1e-4, name
+            assert torch.equal(resumed.model.state_dict()[name], state["model"][name]), name
+        ours, theirs = whole.optimizer.state_dict(), state["optimizer"]
+        assert ours["state"].keys() == theirs["state"].keys()
+        for key, values in ours["state"].items():
+            assert theirs["state"][key]["momentum_buffer"].shape == values["momentum_buffer"].shape
+    for ours, theirs in zip(whole.history, state["history"], strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
+        assert theirs["knn"] is not None
+
+
+def test_a_stop_of_one_rank_stops_all(two_ranks: Path):
+    assert [(two_ranks / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
+    assert load_checkpoint(two_ranks / "stopped.pt")["step"] == 1
+
+
+def test_the_command_line_on_two_ranks(tmp_path: Path):
+    done = torchrun(
+        "-m", "barlow_fast", "pretrain", "--device", "cpu", "--epochs", 2, "--batch-size", 64,
+        "--projector", "32-96", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    # The first rank alone speaks and writes.
+    assert done.stdout.count("results ") == 1
+    assert "ranks     2 on 1 machine(s)" in done.stdout
+    state = load_checkpoint(tmp_path / "out" / "checkpoint.pt")
+    assert state["step"] == 2 * (1197 // 64)
+    assert state["history"][-1]["knn"] > 0.5
+
+
+def test_an_error_of_the_ranks_ends_the_job_with_its_reason(tmp_path: Path):
+    done = torchrun(
+        "-m", "barlow_fast", "pretrain", "--device", "cpu", "--batch-size", 65, "--out", tmp_path
+    )
+    assert done.returncode != 0
+    assert "2 ranks cannot share it equally" in done.stderr
+    assert 'Traceback (most recent call last):\n  File "barlow' not in done.stderr
