@@ -36,15 +36,17 @@ def group(row: Row) -> tuple:
     return row["suite"], row["n"], row["d"], row["dtype"], row.get("ranks"), row.get("case")
 
 
-def merge(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows, which replace whole groups of the file: a group never mixes two runs.
+def merge(path: Path, rows: Iterable[Row], whole: bool = False) -> None:
+    """Writes rows, which replace whole groups of the file: a group never mixes two runs. With
+    `whole`, they replace all rows of their suites, groups that are no more included.
 
     The file is replaced at once, so an interrupted run leaves the groups that it finished and
     nothing broken.
     """
     rows = list(rows)
     replaced = {group(row) for row in rows}
-    kept = [row for row in read(path) if group(row) not in replaced]
+    suites = {row["suite"] for row in rows} if whole else set()
+    kept = [r for r in read(path) if group(r) not in replaced and r["suite"] not in suites]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in (*kept, *rows)))

@@ -18,8 +18,20 @@ from bench.results import Row
 SECTION = "Triton kernels as compiled"
 FILE = results.FOLDER / "compilation.jsonl"
 
-# Steps whose launches are listed one by one: small N, the paper's size, a graph encoder.
-STEPS = (("gram", 256, 8192), ("gram", 2048, 8192), ("correlation", 169343, 256))
+# Steps whose launches are listed one by one: small N, the paper's size, a graph encoder; what one
+# of eight GPUs does when each has a slice of the columns; both views of 256 photographs.
+STEPS = (
+    ("gram", 256, 8192),
+    ("gram", 2048, 8192),
+    ("correlation", 169343, 256),
+    ("tiles", 2048, 1024),
+    ("views", 512, 224),
+)
+TITLES = {
+    "tiles": "{n} × {d}, bfloat16 columns of one of eight GPUs: {count} forward and backward",
+    "views": "The photometric part of {n} views of {d} × {d} × 3, to bfloat16: {count}",
+}
+TITLE = "{n} × {d}, bfloat16 inputs: {count} forward and backward"
 
 # Rates of an H100 for the derived floor of a launch: an 8192^3 bf16 product on random data and a
 # device-to-device copy, as measured on such cards (shared figures, not from this suite).
@@ -45,7 +57,7 @@ def command(
         spills = sum(r.spilled > 0 for _, _, r in found)
         typer.echo(f"sm_{architecture}: {len(found)} kernels, {spills} of them spill")
     rows += launch_rows(origin)
-    results.merge(out, rows)
+    results.merge(out, rows, whole=True)
     typer.echo(f"rows are in {out}; `python -m bench report` makes the tables")
 
 
@@ -64,6 +76,7 @@ def _kernel_row(architecture: int, case, launch, resources, origin: Row) -> Row:
     constants = {k: v for k, v in launch.arguments.items() if k.isupper()}
     return {
         "suite": "compilation",
+        "form": case.form,
         "n": case.n,
         "d": case.d,
         "dtype": f"sm_{architecture}",
@@ -79,7 +92,7 @@ def _kernel_row(architecture: int, case, launch, resources, origin: Row) -> Row:
 
 
 def launch_rows(origin: Row) -> list[Row]:
-    """The launches of whole steps with bfloat16 inputs on the reference H100, in order."""
+    """The launches of whole steps in bfloat16 on the reference H100, in order."""
     import torch
 
     from barlow_fast.kernels.triton import inspection
@@ -92,6 +105,7 @@ def launch_rows(origin: Row) -> list[Row]:
             rows.append(
                 {
                     "suite": "compilation",
+                    "form": form,
                     "n": n,
                     "d": d,
                     "dtype": "launches",
@@ -116,7 +130,7 @@ def origin(rows: list[Row], name: str) -> str:
 
 
 def tables(rows: list[Row], brief: bool) -> str:
-    """Resources by kernel and architecture, and the launches of three steps."""
+    """Resources by kernel and architecture, and the launches of some steps."""
     launches = [row for row in rows if row["dtype"] == "launches"]
     kernels = [row for row in rows if row["dtype"] != "launches"]
     parts = [_summary(kernels)]
@@ -158,8 +172,12 @@ def _spills(variants: list[Row]) -> str:
     spilled = [row for row in variants if row["spilled"]]
     if not spilled:
         return "0"
-    shapes = sorted({f"{row['n']}×{row['d']}" for row in spilled})
+    shapes = sorted({_step(row) for row in spilled})
     return f"up to {max(row['spilled'] for row in spilled)} at {', '.join(shapes)}"
+
+
+def _step(row: Row) -> str:
+    return f"{row.get('form', '')} {row['n']}×{row['d']}".strip()
 
 
 def _details(rows: list[Row]) -> str:
@@ -171,7 +189,7 @@ def _details(rows: list[Row]) -> str:
     for row in rows:
         constants = ", ".join(f"{key}={value}" for key, value in row["constants"].items())
         lines.append(
-            f"| `{row['kernel']}` | {row['dtype']} | {row['n']}×{row['d']} | {row['inputs']} | "
+            f"| `{row['kernel']}` | {row['dtype']} | {_step(row)} | {row['inputs']} | "
             f"{row['precision']} | {constants} | {row['warps']} | {row['stages']} | "
             f"{row['registers']} | {row['spilled']} | {row['shared']} | "
             f"{row['instruction']} {row['operands']} |"
@@ -182,12 +200,14 @@ def _details(rows: list[Row]) -> str:
 def _launches(rows: list[Row]) -> str:
     """What each launch of a step computes and moves, with the floor that this implies."""
     parts = []
-    for n, d in dict.fromkeys((row["n"], row["d"]) for row in rows):
-        step = sorted(
-            (row for row in rows if (row["n"], row["d"]) == (n, d)), key=lambda row: row["index"]
-        )
+    steps: dict[tuple, list[Row]] = {}
+    for row in rows:
+        steps.setdefault((row.get("form"), row["n"], row["d"]), []).append(row)
+    for (form, n, d), step in steps.items():
+        step.sort(key=lambda row: row["index"])
+        count = f"{len(step)} launch{'es' if len(step) > 1 else ''}"
         lines = [
-            f"**{n} × {d}, bfloat16 inputs: {len(step)} launches forward and backward**",
+            f"**{TITLES.get(form, TITLE).format(n=n, d=d, count=count)}**",
             "",
             "| launch | programs | GFLOP | MB | derived floor, µs |",
             "| --- | ---: | ---: | ---: | ---: |",
