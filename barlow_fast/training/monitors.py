@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-# The part of C that is looked at: d² values are enough to see a mean.
+from ..reference import standardise
+
+# The part of C that is looked at: 2048² values are enough to see a mean.
 MOST_DIMENSIONS = 2048
+
+MONITORS = ("embedding_std", "effective_rank", "diagonal_mean", "off_diagonal_abs_mean")
 
 
 @torch.no_grad()
@@ -14,19 +20,20 @@ def collapse_monitors(z_a: Tensor, z_b: Tensor) -> dict[str, float]:
     """Numbers that tell a collapse, from the embeddings of the two views of N images.
 
     Args:
-        z_a, z_b: (N, D) floating point.
+        z_a, z_b: (N, D) floating point, on one device; N of at least 2.
 
     Returns:
         - `embedding_std`: mean over dimensions of the standard deviation of view a's embeddings,
           each of length 1 before, times sqrt(D): about 1 for vectors that fill the sphere, 0 when
           all are one vector (Chen and He, *Exploring Simple Siamese Representation Learning*,
           CVPR 2021, section 4.1);
-        - `effective_rank`: exp of the entropy of the singular values of view a's centred
-          embeddings, at most min(N - 1, D): how many dimensions are in use (Roy and Vetterli,
-          *The Effective Rank*, EUSIPCO 2007);
+        - `effective_rank`: see `effective_rank`, of view a's embeddings;
         - `diagonal_mean`: mean of C_ii, 1 where the views agree;
         - `off_diagonal_abs_mean`: mean |C_ij| over i != j, of the first 2048 dimensions; noise
           alone makes sqrt(2/(pi N)).
+
+        All are NaN where an embedding is not finite: a run that goes wrong is to be told of, not
+        ended by what watches it.
 
     Raises:
         ValueError: shapes that differ, or fewer than two images.
@@ -37,23 +44,60 @@ def collapse_monitors(z_a: Tensor, z_b: Tensor) -> dict[str, float]:
             f"{tuple(z_a.shape)} and {tuple(z_b.shape)}"
         )
     a, b = z_a.double(), z_b.double()
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return dict.fromkeys(MONITORS, math.nan)
     n, d = a.shape
     sphere = torch.nn.functional.normalize(a, dim=1)
-    centred = a - a.mean(0)
-    # By way of the smaller Gram matrix: twenty times faster than a decomposition of the whole, and
-    # what float64 loses by it is 1e-8 of the largest.
-    gram = centred @ centred.T if n <= d else centred.T @ centred
-    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    shares = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    entropy = -torch.xlogy(shares, shares).sum()
-    standard = [(z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() for z in (a, b)]
-    diagonal = (standard[0] * standard[1]).mean(0)
+    hat_a, hat_b = standardise(a), standardise(b)
     used = min(d, MOST_DIMENSIONS)
-    c = standard[0][:, :used].T @ standard[1][:, :used] / n
-    off = c.abs().sum() - c.diagonal().abs().sum()
+    c = hat_a[:, :used].T @ hat_b[:, :used] / n
+    # Taken out before summing, so that a large diagonal cancels nothing.
+    c.fill_diagonal_(0)
     return {
         "embedding_std": (sphere.std(0, unbiased=False).mean() * d**0.5).item(),
-        "effective_rank": entropy.exp().item() if singular.sum() > 0 else 0.0,
-        "diagonal_mean": diagonal.mean().item(),
-        "off_diagonal_abs_mean": (off / max(1, used * (used - 1))).item(),
+        "effective_rank": effective_rank(singular_values(z_a)),
+        "diagonal_mean": (hat_a * hat_b).mean().item(),
+        "off_diagonal_abs_mean": (c.abs().sum() / max(1, used * (used - 1))).item(),
     }
+
+
+@torch.no_grad()
+def singular_values(z: Tensor) -> Tensor:
+    """The singular values of embeddings, from large to small: how much each direction is in use.
+
+    By way of the smaller Gram matrix, which is twenty times faster than a decomposition of the
+    whole; what lies below 1e-7 of the largest is lost by it.
+
+    Args:
+        z: (N, D) floating point and finite; every dimension is centred first.
+
+    Returns:
+        (min(N, D),) float64 on the device of `z`. All 0 where the embeddings differ by no more
+        than the rounding of their dtype.
+    """
+    exact = z.double()
+    n, d = exact.shape
+    centred = exact - exact.mean(0)
+    # The rounding of the inputs, and where they are float64 that of the mean.
+    rounding = max(torch.finfo(z.dtype).eps, 8 * torch.finfo(torch.float64).eps)
+    if centred.norm() <= rounding * exact.norm():
+        return exact.new_zeros(min(n, d))
+    gram = centred @ centred.T if n <= d else centred.T @ centred
+    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+
+
+def effective_rank(values: Tensor) -> float:
+    """How many directions are in use: exp of the entropy of the singular values as shares of
+    their sum, from 1 (one direction) to their number (all alike); 0 where all are 0.
+
+    Source: Roy and Vetterli, *The Effective Rank: A Measure of Effective Dimensionality*, EUSIPCO
+    2007, definition 1.
+
+    Args:
+        values: (K,) floating point, at least 0.
+    """
+    total = values.sum()
+    if not total > 0:
+        return 0.0
+    shares = values / total
+    return torch.special.entr(shares).sum().exp().item()
