@@ -135,8 +135,10 @@ def _architecture(
     name, stem = found or (encoder, "imagenet")
     if encoder is not None and _plain(encoder) != _plain(name):
         raise ValueError(f"{path} holds a {name!r}, not a {encoder!r}")
+    channels = parts.encoder["conv1.weight"].shape[1] if found else 0
     size = image_size or _usual_size(stem)
-    return Architecture(encoder or name, 0, size, stem), [] if image_size else ["image_size"]
+    assumed = [] if image_size else ["image_size"]
+    return Architecture(encoder or name, channels, size, stem), assumed
 
 
 def _plain(name: str) -> str:

@@ -11,8 +11,6 @@ import torch
 from scrambled import scramble
 from torch import Tensor, nn
 
-torchvision = pytest.importorskip("torchvision")
-
 
 class Truth(NamedTuple):
     state: dict[str, Tensor]
@@ -23,11 +21,12 @@ class Truth(NamedTuple):
 @pytest.fixture(scope="session")
 def resnet18() -> Truth:
     """torchvision's own, without its head."""
+    torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     network = torchvision.models.resnet18(weights=None)
     network.fc = nn.Identity()
     scramble(network)
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
         return Truth(network.state_dict(), images, network(images))
 
@@ -35,6 +34,7 @@ def resnet18() -> Truth:
 @pytest.fixture(scope="session")
 def small_resnet18() -> Callable[[int], Truth]:
     """With a 3 x 3 stem of the given padding and no max-pool."""
+    torchvision = pytest.importorskip("torchvision")
 
     def make(padding: int) -> Truth:
         torch.manual_seed(0)

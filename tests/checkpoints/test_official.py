@@ -13,9 +13,12 @@ from torch import nn
 from barlow_fast.checkpoints import load_encoder, load_official, save_official, to_official
 from barlow_fast.models import BarlowTwinsModel, build_twins
 
+pytest.importorskip("torchvision")
+BACKBONE = "shufflenet_v2_x0_5"  # theirs is a ResNet-50; this one is small
+
 
 def twins(seed: int = 0) -> BarlowTwinsModel:
-    return build_twins("resnet18", image_size=224, projector=(8, 8, 6), seed=seed)
+    return build_twins(BACKBONE, image_size=64, projector=(8, 8, 6), seed=seed)
 
 
 class TheirModel(nn.Module):
@@ -24,10 +27,10 @@ class TheirModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torchvision = pytest.importorskip("torchvision")
-        self.backbone = torchvision.models.resnet18(weights=None)
+        self.backbone = torchvision.models.get_model(BACKBONE, weights=None)
         self.backbone.fc = nn.Identity()
         self.projector = nn.Sequential(
-            nn.Linear(512, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Linear(1024, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(),
             nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(),
             nn.Linear(8, 6, bias=False),
         )  # fmt: skip
@@ -136,8 +139,8 @@ def test_our_lars_goes_on_with_their_momentum(tmp_path: Path):
 def test_the_encoder_alone(tmp_path: Path):
     model = scramble(twins())
     save_official(tmp_path / "checkpoint.pth", model, epoch=0)
-    loaded = load_encoder(tmp_path / "checkpoint.pth")
-    assert (loaded.format, loaded.name) == ("official", "resnet18")
+    loaded = load_encoder(tmp_path / "checkpoint.pth", encoder=BACKBONE)
+    assert (loaded.format, loaded.name) == ("official", BACKBONE)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded.encoder(images), model.encoder(images))
@@ -147,7 +150,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path):
     path = tmp_path / "checkpoint.pth"
     model = twins()
     save_official(path, model, epoch=0, optimizer=our_optimizer(model))
-    other = build_twins("resnet18", image_size=224, projector=(8, 8, 7), seed=1)
+    other = build_twins(BACKBONE, image_size=64, projector=(8, 8, 7), seed=1)
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(ValueError, match=r"does not fit the model's projector.*6.weight"):
         load_official(path, other)
