@@ -2,6 +2,7 @@
 
 from .functional import Terms, barlow_twins_loss
 from .loss import BarlowTwinsLoss
+from .microbatch import backward_in_microbatches
 from .plan import Plan, explain
 from .warming import warmup
 
@@ -12,6 +13,7 @@ __all__ = [
     "Plan",
     "Terms",
     "__version__",
+    "backward_in_microbatches",
     "barlow_twins_loss",
     "explain",
     "warmup",

@@ -7,6 +7,8 @@ import sys
 import typer
 
 from .data_commands import data
+from .evaluate_commands import evaluate
+from .export_commands import export
 from .pretrain_commands import pretrain
 
 app = typer.Typer(
@@ -17,6 +19,8 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.command()(pretrain)
+app.add_typer(evaluate, name="evaluate")
+app.command()(export)
 
 
 @app.callback()

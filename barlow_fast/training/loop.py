@@ -222,6 +222,7 @@ class Trainer:
         batch = self.next_batch()
         self._clock.mark("data")
         self._seed_generators()
+        self._keep_buffers()
         self.optimizer.zero_grad(set_to_none=True)
         values = self._backward(batch)
         self._clock.mark("backward")
@@ -236,6 +237,11 @@ class Trainer:
         self._images += len(batch.index)
         self.step += 1
         return dict(zip(VALUES, values, strict=True))
+
+    def _keep_buffers(self) -> None:
+        """Those of before the step, for `_report`; on a GPU it comes too late to need them."""
+        if self.device.type == "cpu":
+            self._buffers = {n: b.clone() for n, b in self.model.named_buffers()}
 
     def _seed_generators(self) -> None:
         """For dropout and its like: another stream for every step and rank, and the same one when
@@ -326,6 +332,8 @@ class Trainer:
         kept = self.checkpoint_path
         with contextlib.suppress(TrainingDiverged, OSError):
             if step == self.step:
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(self._buffers[name])
                 self._rewind_loader()
                 self.save()
         there = kept is not None and kept.exists()

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from barlow_fast.training import checkpoint, load_checkpoint, save_checkpoint
+from barlow_fast.training import (
+    checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 
 def test_round_trip(tmp_path: Path):
@@ -110,3 +115,57 @@ def test_foreign_and_future_checkpoints_are_refused(tmp_path: Path):
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere.pt")
+
+
+def test_older_files_are_kept_and_no_more_than_asked_for(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    for step in range(5):
+        save_checkpoint(path, {"step": step}, keep=3)
+        assert load_checkpoint(path)["step"] == step
+    found = {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()}
+    assert found == {"checkpoint.pt": 4, "checkpoint-1.pt": 3, "checkpoint-2.pt": 2}
+
+
+def test_a_file_system_without_links_keeps_copies(tmp_path: Path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(checkpoint.os, "link", refuse)
+    path = tmp_path / "checkpoint.pt"
+    for step in range(3):
+        save_checkpoint(path, {"step": step}, keep=2)
+    assert load_checkpoint(tmp_path / "checkpoint-1.pt")["step"] == 1
+
+
+def test_the_newest_whole_file_is_found(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    assert newest_checkpoint(path) is None
+    for step in range(3):
+        save_checkpoint(path, {"step": step}, keep=3)
+    assert newest_checkpoint(path) == (path, [])
+    path.write_bytes(path.read_bytes()[:200])
+    found, complaints = newest_checkpoint(path)
+    assert load_checkpoint(found)["step"] == 1
+    assert len(complaints) == 1
+    assert "checkpoint.pt" in complaints[0]
+    path.unlink()
+    assert newest_checkpoint(path)[0] == tmp_path / "checkpoint-1.pt"
+    for old in tmp_path.glob("checkpoint-*.pt"):
+        old.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint-1\.pt.*checkpoint-2\.pt"):
+        newest_checkpoint(path)
+
+
+def test_a_full_disk_leaves_all_files_as_they_were(tmp_path: Path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    for step in range(2):
+        save_checkpoint(path, {"step": step}, keep=2)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, {"step": 2}, keep=2)
+    found = {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()}
+    assert found == {"checkpoint.pt": 1, "checkpoint-1.pt": 0}

@@ -1,0 +1,133 @@
+"""`barlow-fast pretrain` killed without a word, and told to stop: what goes on is the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from barlow_fast.commands import app
+from barlow_fast.training import load_checkpoint
+
+SETTINGS = [
+    "--epochs", "4", "--batch-size", "128", "--projector", "32-96", "evaluate_every=4",
+    "checkpoint_every=1", "checkpoint_minutes=0.0005",
+]  # fmt: skip
+
+
+def pretrain(*arguments: object):
+    return CliRunner().invoke(app, ["pretrain", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict:
+    """The state at the end of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    result = pretrain(*SETTINGS, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return load_checkpoint(folder / "checkpoint.pt")
+
+
+def started(out: Path, until: int, *arguments: object) -> subprocess.Popen:
+    """A process that has saved a checkpoint of step `until` or later."""
+    command = [sys.executable, "-m", "barlow_fast", "pretrain", *SETTINGS, "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    path, deadline = out / "checkpoint.pt", time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if path.exists() and load_checkpoint(path)["step"] >= until:
+            return process
+        if process.poll() is not None:
+            break
+        time.sleep(0.002)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
+
+
+def test_a_run_that_was_killed_twice_ends_with_the_same_bits(tmp_path: Path, whole: dict):
+    """The checkpoint is written about every step, so that it falls in the middle of an epoch."""
+    out = tmp_path / "out"
+    steps = []
+    for until in (5, 22):
+        process = started(out, until, "--resume", "auto")
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        steps.append(load_checkpoint(out / "checkpoint.pt")["step"])
+    assert steps[0] < steps[1] < whole["step"], steps
+    result = pretrain("--resume", "auto", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"resuming  after step {steps[1]} of {whole['step']}" in result.output
+    state = load_checkpoint(out / "checkpoint.pt")
+    assert state["step"] == whole["step"]
+    for name, value in whole["model"].items():
+        assert torch.equal(state["model"][name], value), name
+    for ours, theirs in zip(state["history"], whole["history"], strict=True):
+        assert ours["loss"] == theirs["loss"]
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == [1, 2, 3, 4]
+
+
+def test_sigterm_saves_and_exits_as_terminated(tmp_path: Path):
+    out = tmp_path / "out"
+    process = started(out, 1, "epochs=5000")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"--resume {out / 'checkpoint.pt'}" in errors
+    assert "Traceback" not in errors
+
+
+def test_auto_starts_anew_where_nothing_is(tmp_path: Path):
+    result = pretrain("--resume", "auto", "--out", tmp_path / "new", *SETTINGS[:6], "epochs=1")
+    assert result.exit_code == 0, result.output
+    assert "resuming" not in result.output
+    refused = pretrain("--resume", "auto")
+    assert refused.exit_code == 2
+    assert "give that folder" in refused.stderr
+
+
+def test_what_may_change_may_be_changed_on_resuming(tmp_path: Path):
+    out = tmp_path / "out"
+    assert pretrain(*SETTINGS[:6], "epochs=1", "--out", out).exit_code == 0
+    resumed = pretrain("--resume", out / "checkpoint.pt", "keep_checkpoints=5", "--backend", "aten")
+    assert resumed.exit_code == 0, resumed.output
+    for wrong, message in (("lambd=0.1", "lambd is 0.0051 there"), ("epochs=9", "epochs is 1")):
+        result = pretrain("--resume", out / "checkpoint.pt", wrong)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_a_dry_run_prints_a_plan_and_settings_that_read_back(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = pretrain("--preset", "imagenet-1000ep", "--dry-run", "lambd=0.02")
+    assert result.exit_code == 0, result.output
+    for part in ("625000 in all", "weights 1.6", "about", "GiB", "form       gram", "lambd: 0.02"):
+        assert part in result.output, part
+    assert list(tmp_path.iterdir()) == []
+    text = result.output.split("(a file for --config)\n")[1]
+    (tmp_path / "run.yaml").write_text(text)
+    again = pretrain("--config", "run.yaml", "--dry-run")
+    assert again.output == result.output
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path: Path):
+    result = pretrain("--dim", 2**19, "--projector", f"{2**17}-{2**19}", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    result = pretrain("projector=[131072,131072,131072]", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "the run does not fit" in result.stderr
+    assert "a narrower --projector" in result.stderr
+    assert not (tmp_path / "out").exists()
