@@ -408,9 +408,9 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 def _table(result: Evaluation) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
     for name in ("features", "classifier"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("top-1 %", "top-5 %", "runs"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in result.scores:
         table.add_row(
             row.features,

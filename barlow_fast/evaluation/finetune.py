@@ -158,7 +158,7 @@ def evaluate_finetune(
     chosen = balanced_subset(splits.train.labels, fraction, subset_seed, splits.class_names)
     part = splits if len(chosen) == len(splits.train) else with_training_images(splits, chosen)
     augmentation = augmentation or AUGMENTATIONS.get(splits.name, CROP_AND_FLIP)
-    name = f"finetune on {fraction:.3g} of the labels" if fraction < 1 else "finetune"
+    name = f"finetune, {100 * fraction:.3g} % of labels" if fraction < 1 else "finetune"
     rows = []
     for kind, encoders in subjects(encoder, seeds, random, baselines, pixels=False):
         # The encoder itself starts every run; random weights have drawn their own.

@@ -104,7 +104,7 @@ def test_finetune(small: Path):
         "--device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "finetune on 0.1 of the labels" in result.output
+    assert "finetune, 10 % of labels" in result.output
 
 
 def test_transfer_to_a_folder_of_classes(tmp_path: Path):

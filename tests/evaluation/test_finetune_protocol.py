@@ -68,7 +68,7 @@ def test_the_protocol_trains_copies_on_a_part_of_the_labels():
         ("encoder", 2),
         ("random weights", 2),
     ]
-    assert result.scores[0].classifier == "finetune on 0.1 of the labels"
+    assert result.scores[0].classifier == "finetune, 10 % of labels"
 
 
 def test_classes_are_learned_from_all_labels():
