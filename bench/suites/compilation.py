@@ -43,7 +43,7 @@ def command(
     workers: Annotated[int, typer.Option(help="Processes that compile.", min=1)] = os.cpu_count()
     or 1,
 ) -> None:
-    """Compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU needed."""
+    """Compile every Triton kernel for sm_80, sm_89, sm_90 and sm_100; no GPU needed."""
     try:
         from barlow_fast.kernels.triton import inspection
         from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
