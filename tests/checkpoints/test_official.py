@@ -120,14 +120,15 @@ def test_theirs_is_read_by_ours_and_written_again_as_it_was(tmp_path: Path):
 
 
 def test_our_lars_goes_on_with_their_momentum(tmp_path: Path):
-    lars = pytest.importorskip("barlow_fast.training.lars")
+    from barlow_fast.training.lars import LARS
+
     theirs = scramble(TheirModel())
     their = their_optimizer(theirs)
     model = {f"module.{key}": value for key, value in theirs.state_dict().items()}
     content = {"epoch": 1, "model": model, "optimizer": their.state_dict()}
     torch.save(content, tmp_path / "checkpoint.pth")
     ours = twins(seed=1)
-    optimizer = lars.LARS(ours.parameters(), lr=0.1)
+    optimizer = LARS(ours.parameters(), lr=0.1)
     load_official(tmp_path / "checkpoint.pth", ours, optimizer)
     parameter = ours.projector[1].weight
     before, mu = parameter.detach().clone(), their.state[theirs.projector[1].weight]["mu"]
