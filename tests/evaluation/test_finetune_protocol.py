@@ -24,7 +24,7 @@ SHORT = FinetuneSettings(epochs=3, batch_size=16)
 
 
 def test_all_weights_and_statistics_change():
-    encoder = stem()
+    encoder = stem().eval()
     encoder[0].weight.requires_grad_(False)
     before = state_of(encoder)
     classifier = finetune(encoder, dataset_splits(dataset()), FORM, Reading(), SHORT, seed=0)
@@ -34,6 +34,7 @@ def test_all_weights_and_statistics_change():
     assert len(moved) == len(before) - 2
     assert not any(torch.equal(before[name], after[name]) for name in moved)
     assert not encoder[0].weight.requires_grad
+    assert not any(module.training for module in encoder.modules())
     assert classifier.weight.shape == (4, 16)
 
 
