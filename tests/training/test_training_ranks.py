@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from scenarios import CONFIG, SCENARIOS, digits, gradients
+from typer.testing import CliRunner
 
+from barlow_fast.commands import app
 from barlow_fast.training import Trainer, load_checkpoint
 
 PROGRAM = Path(__file__).parent / "run_on_ranks.py"
@@ -102,3 +106,38 @@ def test_an_error_of_the_ranks_ends_the_job_with_its_reason(tmp_path: Path):
     assert done.returncode != 0
     assert "2 ranks cannot share it equally" in done.stderr
     assert 'Traceback (most recent call last):\n  File "barlow' not in done.stderr
+
+
+def test_sigterm_to_torchrun_saves_where_all_ranks_are(tmp_path: Path):
+    """As a cluster ends a job: the launcher passes the signal on, all ranks stop at one step."""
+    out = tmp_path / "out"
+    settings = ["pretrain", "--device", "cpu", "--batch-size", "64", "--projector", "32-96",
+                "--out", str(out), "epochs=400", "evaluate_every=400",
+                "checkpoint_every=1"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+         "-m", "barlow_fast", *settings],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoint.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert f"--resume {out / 'checkpoint.pt'}" in errors, errors[-3000:]
+    state = load_checkpoint(out / "checkpoint.pt")
+    assert state["ranks"] == 2
+    assert 0 < state["step"] < 400 * (1197 // 64)
+    if state["loader"]["batch"]:
+        # An epoch that two ranks began is for two ranks to end.
+        arguments = ["pretrain", "--resume", str(out / "checkpoint.pt"), "--device", "cpu"]
+        alone = CliRunner().invoke(app, arguments)
+        assert alone.exit_code == 2
+        assert "number of ranks changes between epochs only" in alone.stderr
