@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .data import ImageDataset
     from .data.sources import Source
     from .training import Feeding, PretrainConfig, Ranks, Trainer
+    from .training.reporting import Report
 
 CHECKPOINT = "checkpoint.pt"
 AUTO = Path("auto")
@@ -363,8 +364,9 @@ def _prepare(
     console: Console,
 ) -> tuple[Trainer, Path]:
     """Everything that can fail before the first step; says what is about to happen."""
-    from .training import JsonLinesLog, Trainer
-    from .training.report import ProgressReport
+    from .training import JsonLinesLog, TensorBoardLog, Trainer
+    from .training.reporting import why_no_tensorboard
+    from .training.reporting.progress import ProgressReport
 
     trainer = Trainer(config, data, feeding=feeding, ranks=ranks)
     try:
@@ -378,7 +380,12 @@ def _prepare(
         raise
     trainer.checkpoint_path = folder / CHECKPOINT
     trainer.hooks = [JsonLinesLog(folder / "log.jsonl"), ProgressReport(console)]
-    console.print(f"results   {folder}")
+    console.print(f"results   {folder}", markup=False)
+    missing = why_no_tensorboard()
+    if missing is None:
+        trainer.hooks.append(TensorBoardLog(folder / "tensorboard"))
+    else:
+        console.print(f"watching  {missing}", markup=False)
     if resume is not None:
         console.print(f"resuming  after step {trainer.step} of {trainer.total_steps} ({resume})")
     return trainer, folder
@@ -468,7 +475,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     try:
         with _stop_on_signal(trainer, signals):
             trainer.run()
-        scores, figure = _finish(trainer, folder)
+        report = _finish(trainer, folder)
     except BadImageError as error:
         fail(
             f"barlow-fast: {error}. --on-bad-image skip goes on without such images, "
@@ -495,40 +502,26 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     after = trainer.history[-1]["knn"]
     if after is not None:
         console.print(
-            f"k-NN      {100 * scores['before']:.2f} % with random weights -> {100 * after:.2f} % "
-            f"after training (raw pixels: {100 * scores['raw']:.2f} %)"
+            f"k-NN      {100 * trainer.before['before']:.2f} % with random weights -> "
+            f"{100 * after:.2f} % after training (raw pixels: {100 * trainer.before['raw']:.2f} %)"
         )
     if trainer.loader.bad_images:
         console.print(f"skipped   {len(trainer.loader.bad_images)} images that cannot be read")
     seconds = time.perf_counter() - start
     console.print(f"finished  in {seconds:.0f} s")
-    for name, path in (
-        ("figure", figure),
-        ("weights", trainer.checkpoint_path),
-        ("log", folder / "log.jsonl"),
-    ):
-        console.print(f"{name:<9} {path}")
+    files = {**report.files, "weights": trainer.checkpoint_path, "log": folder / "log.jsonl"}
+    for name, path in files.items():
+        console.print(f"{name:<9} {path}", markup=False)
+    for complaint in report.complaints:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"barlow-fast: {complaint}", markup=False
+        )
 
 
-def _finish(trainer: Trainer, folder: Path) -> tuple[dict[str, float | None], Path | None]:
-    from .training.figure import draw_figure
+def _finish(trainer: Trainer, folder: Path) -> Report:
+    from .training.reporting import report_run
 
-    correlation = trainer.correlation()
-    if correlation is None:
-        return {}, None
-    scores = {name: trainer.before[name] for name in ("raw", "before")}
-    figure = folder / "figure.png"
-    config = trainer.config
-    draw_figure(
-        figure,
-        f"Barlow Twins on {_name(config)}: batches of {config.batch_size}, "
-        f"{config.projector[-1]} dimensions, {config.epochs} epochs",
-        trainer.history,
-        scores,
-        trainer.before["correlation"],
-        correlation,
-    )
-    return scores, figure
+    return report_run(trainer, folder, _name(trainer.config))
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from .config import PretrainConfig
 from .feeding import Feeding
-from .hooks import Hook, JsonLinesLog
+from .hooks import Hook
 from .lars import LARS, parameter_groups
 from .loop import Trainer, TrainingDiverged, TrainingInterrupted
 from .presets import PRESETS, configure, override
 from .ranks import Ranks, joined
+from .reporting import JsonLinesLog, TensorBoardLog
 from .schedule import learning_rate
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "JsonLinesLog",
     "PretrainConfig",
     "Ranks",
+    "TensorBoardLog",
     "Trainer",
     "TrainingDiverged",
     "TrainingInterrupted",

@@ -1,7 +1,8 @@
-"""What a run is measured by while it goes on: k-NN scores, C, and signs of collapse."""
+"""What a run is measured by, while it goes on and at its end: k-NN scores, C, signs of collapse."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +14,25 @@ from ..data.sources import ArraySource, Source
 from ..evaluation import extract_features, knn_accuracy
 from ..models import BarlowTwinsModel
 from .config import PretrainConfig
-from .monitors import collapse_monitors
+from .monitors import collapse_monitors, singular_values
 
 # Views for measuring C are drawn from an epoch that no training reaches, with one after it.
 MEASURED_EPOCH = 2**32 - 2
 MEASURED_SAMPLES = 512
 MEASURED_DIMENSIONS = 64
+# Points of a map of features: enough to see clusters, few enough to lay out in a second.
+MAPPED_IMAGES = 600
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One model of a run, as figures show it; all on the CPU."""
+
+    correlation: Tensor  # (d, d) float32: the first dimensions of C
+    monitors: dict[str, float]  # see `collapse_monitors`
+    singular_values: Tensor  # (K,) float64: of view a's embeddings, from large to small
+    features: Tensor | None  # (N, F) float32: of test images; None without images in memory
+    labels: Tensor | None  # (N,) int64, or None where there are none
 
 
 class Watcher:
@@ -28,6 +42,9 @@ class Watcher:
         config, views, device: of the run.
         dataset: images in memory, or None.
         source: of the training images; for the embeddings where there is no data set in memory.
+
+    Attributes:
+        correlation: what `measure` found last; None before.
     """
 
     def __init__(
@@ -40,6 +57,7 @@ class Watcher:
     ) -> None:
         self.config, self.views, self.device = config, views, device
         self.dataset, self.source = dataset, source
+        self.correlation: Tensor | None = None
 
     @property
     def scores(self) -> bool:
@@ -54,12 +72,8 @@ class Watcher:
         scored on test images. None where there are no labels."""
         if not self.scores:
             return None
-        mean, std = (
-            torch.tensor(values, device=self.device).view(-1, 1, 1)
-            for values in (self.views.mean, self.views.std)
-        )
         train, test = (
-            extract_features(encoder, images, mean, std, self.device)
+            self._features(encoder, images)
             for images in (
                 self.dataset.train_images[: self.config.neighbour_images],
                 self.dataset.test_images,
@@ -72,6 +86,13 @@ class Watcher:
             self.dataset.test_labels.to(self.device),
             k=self.config.neighbours,
         )
+
+    def _features(self, encoder: nn.Module, images: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(values, device=self.device).view(-1, 1, 1)
+            for values in (self.views.mean, self.views.std)
+        )
+        return extract_features(encoder, images, mean, std, self.device)
 
     @torch.inference_mode()
     def embeddings(self, model: BarlowTwinsModel) -> tuple[Tensor, Tensor]:
@@ -105,5 +126,34 @@ class Watcher:
         `collapse_monitors`), of a model that this may change."""
         z_a, z_b = self.embeddings(model)
         monitors = collapse_monitors(z_a, z_b)
-        parts = (z[:, :MEASURED_DIMENSIONS] for z in (z_a, z_b))
-        return reference.cross_correlation(*parts).cpu(), monitors
+        self.correlation = _part_of_c(z_a, z_b)
+        return self.correlation, monitors
+
+    def portrait(self, model: BarlowTwinsModel) -> Portrait:
+        """All that figures show of a model that this may change."""
+        # Before the embeddings, which move the statistics that features are computed with.
+        features = labels = None
+        if self.dataset is not None:
+            chosen = _spread(len(self.dataset.test_images), MAPPED_IMAGES)
+            features = self._features(model.encoder, self.dataset.test_images[chosen]).cpu()
+            if self.dataset.test_labels is not None:
+                labels = self.dataset.test_labels[chosen].cpu()
+        z_a, z_b = self.embeddings(model)
+        finite = bool(z_a.isfinite().all())
+        return Portrait(
+            correlation=_part_of_c(z_a, z_b),
+            monitors=collapse_monitors(z_a, z_b),
+            singular_values=singular_values(z_a).cpu() if finite else torch.zeros(0),
+            features=features,
+            labels=labels,
+        )
+
+
+def _part_of_c(z_a: Tensor, z_b: Tensor) -> Tensor:
+    parts = (z[:, :MEASURED_DIMENSIONS] for z in (z_a, z_b))
+    return reference.cross_correlation(*parts).cpu()
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """At most so many indices, evenly over all: data sets may be sorted by class."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()

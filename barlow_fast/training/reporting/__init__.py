@@ -1,0 +1,17 @@
+"""What people see of a run: a bar while it goes on, logs for programs and for TensorBoard, and at
+the end figures and a page.
+
+Here is what needs torch alone; `progress` needs rich, `figures` matplotlib, `page` jinja2.
+"""
+
+from .finishing import Report, report_run
+from .lines import JsonLinesLog
+from .tensorboard_log import TensorBoardLog, why_no_tensorboard
+
+__all__ = [
+    "JsonLinesLog",
+    "Report",
+    "TensorBoardLog",
+    "report_run",
+    "why_no_tensorboard",
+]

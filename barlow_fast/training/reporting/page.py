@@ -1,0 +1,221 @@
+"""One page that tells a run to somebody who was not there."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...checkpoints.writing import whole_file
+from ..clock import PHASES
+from ..hooks import Record
+from ..watching import Portrait
+from .figures import printable
+from .pace import duration
+from .page_template import TEMPLATE
+
+if TYPE_CHECKING:
+    from ..loop import Trainer
+
+CAPTIONS = {
+    "figure": "The terms of the loss over epochs, the k-NN accuracy, and C of two views of test "
+    "images before and after training; a perfect C is the identity.",
+    "monitors": "Signs of collapse: a rank or a standard deviation that falls towards 0 tells that "
+    "embeddings become one vector or one line.",
+    "map": "Test images, placed so that neighbours in the space of features are neighbours here.",
+}
+# The names of the time table's rows, by phase.
+PHASE_NAMES = {
+    "data": "waiting for views",
+    "forward": "encoder and projector, forward",
+    "loss": "loss and its gradient",
+    "backward": "encoder and projector, backward",
+    "update": "optimizer",
+}
+
+
+def write_page(
+    path: Path,
+    trainer: Trainer,
+    name: str,
+    portraits: dict[str, Portrait],
+    figures: dict[str, Path],
+) -> None:
+    """Writes an HTML file that needs no other: no network, no scripts, pictures inside.
+
+    Args:
+        path: the file, which appears whole or not at all.
+        trainer: of a run that came to its end.
+        name: of the data.
+        portraits: `before` and `after` training, as far as they are there.
+        figures: PNG files by name, see `CAPTIONS`.
+
+    Raises:
+        ImportError: without jinja2.
+        OSError: a file cannot be read or written.
+    """
+    text = render_page(content(trainer, name, portraits, figures))
+    with whole_file(path) as partial:
+        # A path may hold bytes that are no text.
+        partial.write_bytes(text.encode("utf-8", "replace"))
+
+
+def render_page(values: Record) -> str:
+    """The page of `content`'s values; every one of them is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(TEMPLATE).render(values)
+
+
+def content(
+    trainer: Trainer, name: str, portraits: dict[str, Portrait], figures: dict[str, Path]
+) -> Record:
+    """What the page says, as texts and numbers."""
+    config, facts = trainer.config, trainer.provenance()
+    settings = {key: printable(_plain(value)) for key, value in facts["config"].items()}
+    return {
+        "title": f"Barlow Twins on {printable(name)}",
+        "made": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "summary": f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, "
+        f"{config.batch_size} images x 2 views each; {config.encoder} encoder, projector "
+        f"{'-'.join(map(str, config.projector))}",
+        "tiles": _tiles(trainer, portraits),
+        "scores": _scores(trainer),
+        "times": time_table(trainer.history),
+        "history": [_row(record) for record in trainer.history],
+        "any_scored": any(record["knn"] is not None for record in trainer.history),
+        "pictures": [
+            {
+                "source": base64.b64encode(file.read_bytes()).decode("ascii"),
+                "caption": CAPTIONS[key],
+            }
+            for key, file in figures.items()
+            if key in CAPTIONS
+        ],
+        "commands": _commands(trainer.checkpoint_path, config.encoder),
+        "settings": settings,
+        "facts": {key: printable(value) for key, value in _facts(trainer, facts).items()},
+    }
+
+
+def time_table(history: list[Record]) -> list[Record]:
+    """Where the time of a step went, over all epochs: `name`, `share` in [0, 1] and `milliseconds`
+    of a step. Phases whose share the records do not tell are one row, the last."""
+    seconds = sum(record["seconds"] for record in history)
+    steps = history[-1]["step"] if history else 0
+    if not seconds or not steps:
+        return []
+    rows = []
+    for phase in PHASES:
+        key = "data_wait_share" if phase == "data" else f"{phase}_share"
+        if all(key in record for record in history):
+            share = sum(record[key] * record["seconds"] for record in history) / seconds
+            rows.append({"name": PHASE_NAMES[phase], "share": share})
+    rest = 1 - sum(row["share"] for row in rows)
+    if len(rows) < len(PHASES):
+        rows.append({"name": "encoder, projector and optimizer", "share": max(0.0, rest)})
+    return [{**row, "milliseconds": 1000 * row["share"] * seconds / steps} for row in rows]
+
+
+def _tiles(trainer: Trainer, portraits: dict[str, Portrait]) -> list[tuple[str, str, str]]:
+    """(a number, what it is, what to hold against it)."""
+    history = trainer.history
+    seconds = sum(record["seconds"] for record in history)
+    # In one process the loader hands out whole batches.
+    images = trainer.step * trainer.config.batch_size
+    tiles = []
+    last = history[-1] if history else {}
+    if last.get("knn") is not None:
+        before = trainer.before.get("before")
+        against = "" if before is None else f"{100 * before:.1f} % with random weights"
+        tiles.append((f"{100 * last['knn']:.1f} %", "k-NN accuracy", against))
+    if seconds:
+        tiles.append((f"{images / seconds:,.0f}", "images per second", "while training"))
+        tiles.append((duration(seconds), "training", "scores and checkpoints not counted"))
+    if "after" in portraits:
+        rank = portraits["after"].monitors["effective_rank"]
+        against = ""
+        if "before" in portraits:
+            against = f"{portraits['before'].monitors['effective_rank']:.0f} before training"
+        tiles.append((f"{rank:.0f}", "effective rank of embeddings", against))
+    return tiles
+
+
+def _scores(trainer: Trainer) -> list[tuple[str, str]]:
+    if not trainer.scores or not trainer.history:
+        return []
+    rows = (
+        ("the encoder after training", trainer.history[-1]["knn"]),
+        ("the same encoder with random weights", trainer.before.get("before")),
+        ("raw pixels", trainer.before.get("raw")),
+    )
+    return [(what, f"{100 * value:.2f} %") for what, value in rows if value is not None]
+
+
+def _row(record: Record) -> list[str]:
+    knn = record["knn"]
+    rank = record.get("effective_rank")
+    return [
+        str(record["epoch"]),
+        f"{record['loss']:.2f}",
+        f"{record['on_diagonal_mean']:.4f}",
+        f"{record['off_diagonal_mean']:.5f}",
+        "" if knn is None else f"{100 * knn:.2f} %",
+        "" if rank is None else f"{rank:.1f}",
+        f"{record['learning_rate']:.3g}",
+        f"{record['images_per_second']:,.0f}",
+        f"{100 * record['data_wait_share']:.0f} %",
+    ]
+
+
+def _facts(trainer: Trainer, provenance: Record) -> dict[str, str]:
+    from ..estimate import plan_loss
+
+    config, ranks = trainer.config, trainer.ranks
+    source = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
+    views = provenance["dataset"]["views"]
+    facts = {
+        "data": str(source),
+        "views": f"{trainer.views.name}, by {trainer.loader.chosen}"
+        + (f" (fingerprint {views})" if isinstance(views, str) else ""),
+        "precision": str(trainer.precision).removeprefix("torch."),
+        "loss": str(plan_loss(config, trainer.device, ranks.size, ranks.nodes)),
+        "device": provenance["device"],
+        "processes": str(ranks.size),
+        "versions": ", ".join(f"{key} {value}" for key, value in provenance["versions"].items()),
+    }
+    if trainer.loader.bad_images:
+        facts["skipped"] = f"{len(trainer.loader.bad_images)} images that cannot be read"
+    return facts
+
+
+def _commands(checkpoint: Path | None, encoder: str) -> list[tuple[str, str]]:
+    if checkpoint is None:
+        return []
+    file = shlex.quote(str(checkpoint))
+    encoder_file = shlex.quote(str(checkpoint.with_name("encoder.safetensors")))
+    return [
+        (what, printable(command))
+        for what, command in (
+            ("score it by its neighbours", f"barlow-fast evaluate knn {file}"),
+            ("train a linear classifier on it", f"barlow-fast evaluate linear {file}"),
+            (
+                "hand the encoder to other programs",
+                f"barlow-fast export {file} {encoder_file} --format safetensors",
+            ),
+            ("continue it, where it was stopped", f"barlow-fast pretrain --resume {file}"),
+        )
+    ]
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return "-".join(map(str, value))
+    return str(value) if value != "" else "by the data"
