@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test lint format bench gpu wheel clean
+.PHONY: install demo test test-main test-interpreter lint format bench gpu wheel clean
 
 install: $(STAMP)
 
@@ -20,10 +20,16 @@ $(STAMP): $(SOURCES)
 demo: install
 	$(BIN)/barlow-fast pretrain
 
-# The Triton kernels run in Triton's interpreter, which must be on before Triton is imported: a process of its own.
+# Two processes side by side, each on one core or so: the Triton kernels run in Triton's interpreter, which must be on
+# before Triton is imported. Each prints what it has to say when it is done.
 test: install
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-main test-interpreter
+
+test-main: install
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton_kernels/test_interpreter.py
+
+test-interpreter: install
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_kernels/test_interpreter.py
 
 lint: install
 	$(BIN)/ruff check .
