@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python -m bench distributed
 	$(BIN)/python -m bench memory
 	$(BIN)/python -m bench views
+	$(BIN)/python -m bench train
 	$(BIN)/python -m bench report
 
 # Runs from the source tree on a machine without a network: nothing is installed, any Python that has torch will do.

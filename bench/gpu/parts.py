@@ -168,6 +168,7 @@ def tests(context: Context, progress: Progress, seconds: float) -> None:
     def command(left: float) -> list[str]:
         options = ["-m", "gpu", "-p", "bench.gpu.pytest_journal", "-p", "no:cacheprovider"]
         options += ["-q", "-o", "addopts=", "--journal", str(journal)]
+        options += ["--continue-on-collection-errors"]
         options += ["--stop-after", f"{max(left - 30, 1):.0f}"]
         return python("-m", "pytest", *options, *gpu_test_files())
 
@@ -285,9 +286,11 @@ def tuning(context: Context, progress: Progress, seconds: float) -> None:
 PARTS = (
     Part("compile", 90, sources.CODE, compile_kernels),
     Part("doctor", 60, sources.CODE, doctor),
-    Part("tests", 220, sources.TESTED, tests),
+    Part("tests", 220, (*sources.TESTED, *gpu_test_files()), tests),
     Part("loss", 330, sources.MEASURED, suite("loss")),
     Part("memory", 60, sources.MEASURED, suite("memory")),
+    Part("views", 100, sources.VIEWED, suite("views")),
+    Part("train", 300, sources.TRAINED, suite("train")),
     Part("profile", 60, sources.MEASURED, profile),
     Part("sanitizer", 150, sources.SANITIZED, sanitizer),
     Part("tuning", 150, sources.CODE, tuning),

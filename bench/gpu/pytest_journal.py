@@ -8,6 +8,7 @@ on.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from bench.gpu import exits
 from bench.gpu.journal import Journal, finished, lost
 
+OWN = ("barlow_fast", "bench", "kernels")  # not to be missing
 TEXT = 2000  # characters of a failure that are kept
 
 
@@ -70,6 +72,26 @@ class Recorder:
             self.cut = True
             item.session.shouldstop = "time is up; the next run goes on"
         return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """A file that needs a library which this machine lacks is skipped, with that reason."""
+        report = yield
+        call = getattr(report, "call", None)
+        error = call.excinfo.value if report.failed and call and call.excinfo else None
+        cause = (
+            error if isinstance(error, ModuleNotFoundError) else getattr(error, "__cause__", None)
+        )
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            package = cause.name.partition(".")[0]
+            if package not in OWN and importlib.util.find_spec(package) is None:
+                reason = f"{package} is not installed"
+                report.outcome, report.longrepr = "skipped", (str(collector.path), 0, reason)
+                self.journal.start(collector.nodeid)
+                self.journal.end(collector.nodeid, outcome="skipped", seconds=0.0, text=reason)
+        return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keeps the worst of set-up, call and tear-down."""

@@ -25,15 +25,37 @@ MEASURED = (
     "bench/gpu/peaks.py",
     "bench/gpu/profile.py",
 )
+VIEWED = (
+    "kernels/photometry.py",
+    "kernels/aten.py",
+    "kernels/triton/photometric.py",
+    "kernels/triton/launch.py",
+    "barlow_fast/data/**/*.py",
+    "bench/devices.py",
+    "bench/views/*.py",
+    "bench/gpu/views.py",
+    "bench/gpu/peaks.py",
+)
+TRAINED = (
+    *CODE,
+    "barlow_fast/data/**/*.py",
+    "barlow_fast/models/*.py",
+    "barlow_fast/training/**/*.py",
+    "bench/peers/*.py",
+    "bench/training/*.py",
+    "bench/views/*.py",
+    "bench/suites/train.py",
+    "bench/gpu/train.py",
+)
+# And the files that hold the tests, which `parts` finds.
 TESTED = (
     *CODE,
-    "barlow_fast/distributed/*.py",
+    "barlow_fast/**/*.py",
+    "examples/cuda_graph.py",
     "tests/*.py",
     "tests/*kernels*/**/*.py",
-    "tests/loss/**/*.py",
-    "tests/distributed/*gpu*.py",
 )
-SANITIZED = (*CODE, "bench/gpu/exercise.py")
+SANITIZED = (*CODE, "barlow_fast/data/views.py", "bench/gpu/exercise.py")
 
 
 def fingerprint(patterns: tuple[str, ...], root: Path = ROOT) -> str:

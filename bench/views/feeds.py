@@ -131,6 +131,11 @@ TITLES = {
     "crops-pil": "PIL: decoded and cropped only",
     "kernel-cpu": "barlow_fast",
     "kernel-aten": "barlow_fast (aten)",
+    "kernel-triton-sharp-bfloat16": "Triton, without blur, to bfloat16",
+    "kernel-triton-sharp-float32": "Triton, without blur, to float32",
+    "kernel-triton-bfloat16": "Triton, with blur, to bfloat16",
+    "kernel-triton-float32": "Triton, with blur, to float32",
+    "kernel-aten-float32": "plain torch, with blur, to float32",
 }
 PACKAGES = {
     "ours-dali": ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
@@ -208,7 +213,7 @@ def ours(loader: str, case: Case, folder: Path | None) -> Iterator[Iterator[int]
     ) as feed:
 
         def counted() -> Iterator[int]:
-            for number, batch in enumerate(_endless(feed)):
+            for number, batch in enumerate(endless(feed)):
                 if not number:
                     found = agreement.problem(feed, batch)
                     if found is not None:
@@ -234,7 +239,7 @@ def elsewhere(name: str, case: Case, folder: Path | None) -> Iterator[Iterator[i
     feed = recipes.loader(dataset, case.batch_size, WORKERS)
 
     def counted() -> Iterator[int]:
-        for batch in _endless(feed):
+        for batch in endless(feed):
             _check(batch, case)
             yield len(batch[0])
 
@@ -254,7 +259,7 @@ def crops(renderer: str, case: Case, folder: Path | None) -> Iterator[Iterator[i
 
     def counted() -> Iterator[int]:
         under_way = 0
-        for samples in _endless(_Batches(len(source), size)):
+        for samples in endless(_Batches(len(source), size)):
             feed.submit(0, samples)
             under_way += 1
             if under_way == PREFETCH:
@@ -297,9 +302,15 @@ def kernel_arguments(case: Case, folder: Path | None, device: torch.device) -> l
     return found
 
 
-def kernel_bytes(case: Case) -> int:
-    """What a view must move: bytes read once, float32 written once."""
-    return case.side**2 * len(case.views.mean) * (1 + 4)
+def kernel_bytes(case: Case, element_bytes: int = 4) -> int:
+    """What a view must move: bytes read once, values written once."""
+    return case.side**2 * len(case.views.mean) * (1 + element_bytes)
+
+
+def kernel_name(backend: str, sharp: bool, dtype: torch.dtype) -> str:
+    """What the rows of a GPU call a kernel."""
+    kind = "-sharp" if sharp else ""
+    return f"kernel-{backend}{kind}-{str(dtype).removeprefix('torch.')}"
 
 
 class _Batches:
@@ -312,7 +323,7 @@ class _Batches:
         return iter(batches(0, 0, self.count, self.size, Shard(0, 1)))
 
 
-def _endless(epoch: Iterable[Any]) -> Iterator[Any]:
+def endless(epoch: Iterable[Any]) -> Iterator[Any]:
     """Epoch after epoch."""
     return itertools.chain.from_iterable(itertools.repeat(epoch))
 

@@ -89,18 +89,19 @@ def official(views: Views, side: int) -> Transform:
     return Each([view(specification, side, views) for specification in views.views])
 
 
-def lightly(side: int) -> Transform:
+def lightly(side: int, views: Views | None = None) -> Transform:
     """lightly's transform as its documents set it up for Barlow Twins: without blur where images
-    are small."""
+    are small. Gray images are normalised as `views` says, because lightly's numbers are for
+    three channels."""
     from lightly.transforms import BYOLTransform
     from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
 
     if side >= 96:
         return BYOLTransform()
-    return BYOLTransform(
-        BYOLView1Transform(input_size=side, gaussian_blur=0.0),
-        BYOLView2Transform(input_size=side, gaussian_blur=0.0),
-    )
+    changes: dict[str, Any] = {"input_size": side, "gaussian_blur": 0.0}
+    if views is not None and len(views.mean) == 1:
+        changes["normalize"] = {"mean": list(views.mean), "std": list(views.std)}
+    return BYOLTransform(BYOLView1Transform(**changes), BYOLView2Transform(**changes))
 
 
 class Files(Dataset):
@@ -132,7 +133,7 @@ class Pixels(Dataset):
         return self.transform(Image.fromarray(self.images[index]))
 
 
-def loader(dataset: Dataset, batch_size: int, workers: int) -> DataLoader:
+def loader(dataset: Dataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
     """Shuffled, whole batches only; the workers outlive an epoch, which is to its advantage."""
     return DataLoader(
         dataset,
@@ -141,6 +142,7 @@ def loader(dataset: Dataset, batch_size: int, workers: int) -> DataLoader:
         num_workers=workers,
         drop_last=True,
         persistent_workers=True,
+        pin_memory=pin_memory,
         # The default of Linux until Python 3.14; a process that was spawned would spawn its own.
         multiprocessing_context="fork",
     )

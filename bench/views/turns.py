@@ -8,6 +8,7 @@ finds its queues as it left them. POSIX only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import random
@@ -19,13 +20,13 @@ from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-WARM_UPS = 8  # batches before the first turn: more than any feed has ready ahead
-SKIPPED = 4  # batches at the beginning of a turn
+WARM_UPS, SKIPPED = 8, 4  # batches
 FEWEST = 4  # batches that are timed
 LOOK_EVERY = 0.5  # seconds
 DEADLINE = 120.0  # seconds for a process to start, or for a turn beyond its time
 
 Opener = Callable[..., AbstractContextManager[Iterator[int]]]
+Figures = dict[str, float]
 
 
 class FeedError(Exception):
@@ -37,10 +38,18 @@ class Runner:
 
     Args:
         name: for messages.
-        opener: called with `arguments` in the new process; yields counts without an end.
+        opener: called with `arguments` in the new process; yields counts without an end. The
+            iterator may have three more methods: `settle()` waits for what is under way, `report()`
+            tells figures of the time since it was last called, `rest()` gives back what others
+            need while it stands still.
         arguments: must be picklable.
         cores: that the processes may use.
         deadline: in seconds, for the start, and for a turn beyond its time.
+        warm_ups: batches before the first turn: more than it has ready ahead.
+        skipped: batches at the beginning of a turn that are not timed.
+
+    Attributes:
+        reports: figures of every turn; empty where the feed tells none.
     """
 
     def __init__(
@@ -50,12 +59,22 @@ class Runner:
         arguments: tuple[Any, ...],
         cores: set[int] | None,
         deadline: float = DEADLINE,
+        warm_ups: int = WARM_UPS,
+        skipped: int = SKIPPED,
     ) -> None:
-        context = multiprocessing.get_context("spawn")
         self.name, self.deadline = name, deadline
-        self._connection, other = context.Pipe()
+        self.reports: list[Figures] = []
+        self._context = multiprocessing.get_context("spawn")
+        self._task = (opener, arguments, cores, warm_ups, skipped)
+        self._process: multiprocessing.process.BaseProcess | None = None
+
+    def start(self) -> None:
+        """Begins the process, unless it was begun."""
+        if self._process is not None:
+            return
+        self._connection, other = self._context.Pipe()
         # Not a daemon, which could not have workers; `end` is called whatever happens.
-        self._process = context.Process(target=_serve, args=(other, opener, arguments, cores))
+        self._process = self._context.Process(target=_serve, args=(other, *self._task))
         self._process.start()
         other.close()
 
@@ -65,6 +84,7 @@ class Runner:
         Raises:
             FeedError: they do not come.
         """
+        self.start()
         self._answer(self.deadline)
         self._signal(signal.SIGSTOP)
 
@@ -77,12 +97,15 @@ class Runner:
         self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self._connection.send(seconds)
-        count, elapsed = self._answer(seconds + self.deadline)
+        count, elapsed, report = self._answer(seconds + self.deadline)
         self._signal(signal.SIGSTOP)
+        self.reports.append(report)
         return count / elapsed
 
     def end(self) -> None:
         """Kills the group. May be called again, at any time."""
+        if self._process is None:
+            return
         self._connection.close()
         self._signal(signal.SIGKILL)
         # It may not have become a group yet.
@@ -111,39 +134,69 @@ class Runner:
 
 
 def race(
-    runners: list[Runner], rounds: int, seconds: float
+    runners: list[Runner],
+    rounds: int,
+    seconds: float,
+    together: bool = True,
+    moved: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Counts per second of every turn, and what failed: name -> reason; that has no times.
 
     The runners take turns in an order shuffled anew each round, so that whatever disturbs the
     machine for a while disturbs all alike. All of them are ended, whatever happens.
+
+    Args:
+        runners: not yet started, or started.
+        rounds: turns of each.
+        seconds: of a turn.
+        together: start all at once, which is quicker; else one after the other, for those that a
+            device's memory does not hold at the same time.
+        moved: called with the name of a runner that is ready, or had its turn.
     """
     rates: dict[str, list[float]] = {runner.name: [] for runner in runners}
     failures: dict[str, str] = {}
     generator = random.Random(0)
     try:
-        _try(runners, failures, Runner.wait_until_ready)
+        for runner in runners if together else ():
+            runner.start()
+        _try(runners, failures, Runner.wait_until_ready, moved)
         for _ in range(rounds):
             order = [runner for runner in runners if runner.name not in failures]
             generator.shuffle(order)
-            _try(order, failures, lambda runner: rates[runner.name].append(runner.turn(seconds)))
+            turn = functools.partial(_take_turn, rates=rates, seconds=seconds)
+            _try(order, failures, turn, moved)
     finally:
         for runner in runners:
             runner.end()
     return {name: found for name, found in rates.items() if name not in failures}, failures
 
 
-def _try(runners: list[Runner], failures: dict[str, str], action: Callable[[Runner], None]) -> None:
+def _take_turn(runner: Runner, rates: dict[str, list[float]], seconds: float) -> None:
+    rates[runner.name].append(runner.turn(seconds))
+
+
+def _try(
+    runners: list[Runner],
+    failures: dict[str, str],
+    action: Callable[[Runner], None],
+    moved: Callable[[str], None],
+) -> None:
     for runner in runners:
         try:
             action(runner)
+            moved(runner.name)
         except FeedError as error:
             failures[runner.name] = str(error)
             runner.end()
 
 
 def _serve(
-    connection: Connection, opener: Opener, arguments: tuple[Any, ...], cores: set[int] | None
+    connection: Connection,
+    opener: Opener,
+    arguments: tuple[Any, ...],
+    cores: set[int] | None,
+    warm_ups: int,
+    skipped: int,
 ) -> None:
     """A feed's process. It ends with the pipe, or soon after its parent; where it stands still when
     its parent dies, the system lets it go on and hangs up, because its group is orphaned then."""
@@ -153,11 +206,13 @@ def _serve(
         os.sched_setaffinity(0, cores)
     try:
         with opener(*arguments) as counts:
-            for _ in range(WARM_UPS):
+            for _ in range(warm_ups):
                 next(counts)
+            _call(counts, "settle")
+            _call(counts, "rest")
             connection.send(("ready", None))
             while True:
-                connection.send(("timed", _timed(counts, connection.recv())))
+                connection.send(("timed", _timed(counts, connection.recv(), skipped)))
     except (EOFError, BrokenPipeError):
         # Nobody listens any more. This may be seen before `_follow` looks again, and what the feed
         # started must not outlive it.
@@ -174,14 +229,26 @@ def _follow(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _timed(counts: Iterator[int], seconds: float) -> tuple[int, float]:
-    """(count, seconds). An even number of batches, because two workers finish them in pairs."""
-    for _ in range(SKIPPED):
+def _call(counts: Iterator[int], name: str) -> Any:
+    return getattr(counts, name, lambda: None)()
+
+
+def _timed(counts: Iterator[int], seconds: float, skipped: int) -> tuple[int, float, Figures]:
+    """(count, seconds, figures). An even number of batches, because two workers finish them in
+    pairs."""
+    for _ in range(skipped):
         next(counts)
+    _call(counts, "settle")
+    _call(counts, "report")
     total, number, start = 0, 0, time.perf_counter()
     while True:
         total += next(counts)
         number += 1
         elapsed = time.perf_counter() - start
         if number >= FEWEST and number % 2 == 0 and elapsed >= seconds:
-            return total, elapsed
+            break
+    _call(counts, "settle")
+    elapsed = time.perf_counter() - start
+    figures = _call(counts, "report") or {}
+    _call(counts, "rest")
+    return total, elapsed, figures

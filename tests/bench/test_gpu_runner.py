@@ -48,7 +48,8 @@ def test_parts_are_chosen_by_name_with_limits_in_their_usual_order():
     found = runner.chosen("loss=100,doctor")
     assert [(part.name, part.seconds) for part in found] == [("doctor", 60), ("loss", 100.0)]
     assert [part.name for part in runner.chosen("")] == [
-        "compile", "doctor", "tests", "loss", "memory", "profile", "sanitizer", "tuning",
+        "compile", "doctor", "tests", "loss", "memory", "views", "train", "profile", "sanitizer",
+        "tuning",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="unknown part 'coffee'"):
         runner.chosen("coffee")
@@ -256,8 +257,19 @@ def test_the_part_of_the_tests_writes_junit_and_tries_failed_ones_again(tmp_path
 
 def test_files_with_gpu_tests_are_found_without_importing_them():
     found = parts.gpu_test_files()
-    assert "tests/loss/test_gpu.py" in found
+    for path in ("tests/loss/test_gpu.py", "tests/triton_kernels/test_gpu_photometric.py",
+                 "tests/distributed/test_gpu_ranks.py", "tests/training/test_lars.py",
+                 "tests/test_microbatch.py", "tests/data/test_array_rendering.py"):  # fmt: skip
+        assert path in found
     assert "tests/data/test_views.py" not in found
+
+
+def test_a_change_of_a_file_with_gpu_tests_starts_the_tests_anew():
+    (part,) = (part for part in parts.PARTS if part.name == "tests")
+    known = {path for pattern in part.sources for path in sources.ROOT.glob(pattern)}
+    files = ["tests/loss/test_gpu.py", "tests/test_microbatch.py", "tests/training/test_lars.py"]
+    files += ["barlow_fast/training/lars.py", "kernels/triton/photometric.py"]
+    assert {sources.ROOT / file for file in files} <= known
 
 
 def test_a_missing_sanitizer_is_skipped(tmp_path, monkeypatch):

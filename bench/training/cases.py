@@ -1,0 +1,162 @@
+"""What is trained in a comparison: encoder, images, batch."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from barlow_fast.training import PretrainConfig, configure
+
+OURS, LIMIT, OFFICIAL, LIGHTLY = "ours", "limit", "official", "lightly"
+PEERS = (OURS, LIMIT, OFFICIAL, LIGHTLY)
+TITLES = {
+    OURS: "barlow_fast",
+    LIMIT: "barlow_fast, views ready on the device",
+    OFFICIAL: "official recipe",
+    LIGHTLY: "lightly",
+}
+LONG = 1_000_000  # epochs: no run ends
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network on images of one kind.
+
+    Attributes:
+        name: what `--cases` and the rows call it.
+        title: what the tables call it.
+        kind: of the device: 'cpu' or 'cuda'.
+        preset: of the settings.
+        views: preset of the views.
+        side: of the views, in pixels.
+        changes: of the preset's settings.
+        dataset: a data set that is trained on where it is installed; random pixels stand in for it.
+        target: how many times as fast as lightly ours should be.
+        seconds: that the case takes at most, with a machine to itself.
+    """
+
+    name: str
+    title: str
+    kind: str
+    preset: str
+    views: str
+    side: int
+    changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    dataset: str = ""
+    target: float | None = None
+    seconds: float = 100.0
+
+    @property
+    def files(self) -> bool:
+        """Whether the images are files."""
+        return self.views == "imagenet"
+
+    def config(self) -> PretrainConfig:
+        """The settings of all runs of this case: views, optimizer, precision, widths."""
+        changes = dict(self.changes)
+        encoder = changes.get("encoder", "")
+        if encoder and importlib.util.find_spec("torchvision") is None:
+            changes["encoder"] = f"timm:{encoder}"
+        return configure(self.preset, epochs=LONG, views=self.views, **changes)
+
+
+_SMALL = "the compact encoder of preset fashion-mnist"
+CASES = {
+    case.name: case
+    for case in (
+        Case(
+            "fashion-mnist",
+            f"28 × 28 × 1 in memory, {_SMALL}, D = 1024",
+            "cpu",
+            "fashion-mnist",
+            "fashion-mnist",
+            28,
+            dataset="fashion-mnist",
+            target=2.0,
+        ),
+        Case(
+            "arrays-32",
+            f"32 × 32 × 3 in memory, {_SMALL}, D = 1024",
+            "cpu",
+            "fashion-mnist",
+            "cifar",
+            32,
+        ),
+        Case(
+            "resnet50-224",
+            "224 × 224 from JPEG files of about 500 × 400, ResNet-50, D = 8192",
+            "cuda",
+            "imagenet-100ep",
+            "imagenet",
+            224,
+            {"encoder": "resnet50"},
+            seconds=120.0,
+        ),
+        Case(
+            "resnet18-32-2048",
+            "32 × 32 × 3 in memory, ResNet-18, D = 2048",
+            "cuda",
+            "cifar10",
+            "cifar",
+            32,
+            {"encoder": "resnet18"},
+            seconds=70.0,
+        ),
+        Case(
+            "resnet18-32-8192",
+            "32 × 32 × 3 in memory, ResNet-18, D = 8192",
+            "cuda",
+            "cifar10",
+            "cifar",
+            32,
+            {"encoder": "resnet18", "projector": (8192, 8192, 8192)},
+            seconds=70.0,
+        ),
+    )
+}
+QUICK_BATCH = 64
+QUICK = {"cpu": ("fashion-mnist",), "cuda": ("resnet18-32-2048",)}
+
+
+def smaller(case: Case) -> Case:
+    """The same with smaller batches, for a quick look."""
+    return replace(case, changes=case.changes | {"batch_size": QUICK_BATCH})
+
+
+def parse(text: str | None, kind: str, quick: bool = False) -> list[Case]:
+    """Cases of a comma-separated list, or all of a kind of device; ValueError for a name that is
+    unknown there."""
+    known = {name: case for name, case in CASES.items() if case.kind == kind}
+    names = [name.strip() for name in text.split(",")] if text else list(known)
+    if quick and not text:
+        names = list(QUICK[kind])
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown case {name!r}; there are {', '.join(known)}")
+    chosen = [known[name] for name in names]
+    return [smaller(case) for case in chosen] if quick else chosen
+
+
+def choose_peers(text: str | None) -> tuple[str, ...]:
+    """Names of a comma-separated list in their usual order; ValueError for an unknown one."""
+    names = PEERS if text is None else tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in PEERS:
+            raise ValueError(f"unknown implementation {name!r}; there are {', '.join(PEERS)}")
+    return tuple(name for name in PEERS if name in names)
+
+
+def unavailable(peer: str, case: Case) -> str | None:
+    """Why an implementation cannot run here."""
+    encoder = case.config().encoder
+    packages = ["torchvision" if not encoder.startswith("timm:") else "timm"]
+    if encoder == "small":
+        packages = []
+    packages += ["PIL"] if case.files else []
+    packages += ["torchvision", "PIL"] if peer in (OFFICIAL, LIGHTLY) else []
+    packages += ["lightly"] if peer == LIGHTLY else []
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+    return None

@@ -1,0 +1,245 @@
+"""The runs that are compared: each yields, step after step, how many images it learned from.
+
+All train the same network (`build_twins` with the same seed) in the same precision and memory
+format, with the same optimizer at the same batch size. What differs is what feeds it, the loss, and
+the loop around them. A run is opened in a process of its own (`bench.views.turns`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from barlow_fast.data import ImageDataset, load
+from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST
+from barlow_fast.data.loader import cores_of_rank
+from barlow_fast.data.sources import FolderSource
+from barlow_fast.models import BarlowTwinsModel, build_twins
+from barlow_fast.training import Trainer
+from barlow_fast.training.clock import StepClock
+from barlow_fast.training.estimate import resolved_precision
+from barlow_fast.training.feeding import named_views
+from barlow_fast.training.optimizers import build_optimizer
+from bench.peers import lightly as lightly_peer
+from bench.peers import official as official_peer
+from bench.training.cases import LIGHTLY, LIMIT, OURS, Case
+from bench.views import images
+from bench.views.feeds import WORKERS, DisagreementError
+from bench.views.turns import Figures
+
+# Where data sets are that need no download.
+INSTALLED = {"fashion-mnist": SYSTEM_FASHION_MNIST}
+READY = 4  # batches on the device that the limit takes in turns
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of losses; the second rounds to 8 bits
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Steps:
+    """The steps of one run, without an end; see `bench.views.turns.Runner` for the methods."""
+
+    def __init__(self, step: Callable[[], int], clock: StepClock, device: torch.device) -> None:
+        self._step, self._clock, self._device = step, clock, device
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        return self._step()
+
+    def settle(self) -> None:
+        """Until the device is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def report(self) -> Figures:
+        """Shares of the time of the steps since the last report. What is not told apart counts as
+        forward."""
+        seconds = self._clock.read()
+        whole = sum(seconds.values())
+        if not whole:
+            return {}
+        shares = {"data_wait_share": seconds["data"] / whole}
+        if seconds["loss"]:
+            shares["loss_share"] = seconds["loss"] / whole
+        return shares
+
+    def rest(self) -> None:
+        """A device's memory is for whoever has the turn."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def open_run(
+    peer: str, case: Case, device: str, folder: Path | None
+) -> AbstractContextManager[Iterator[int]]:
+    """Images per step, without an end. What runs in the background ends with the context.
+
+    Args:
+        peer: a name of `cases.PEERS`.
+        case: what to train.
+        device: 'cpu' or 'cuda'.
+        folder: of the files, for a case of files.
+
+    Raises:
+        DisagreementError: with the first step, where loss or views are not what they should be.
+    """
+    chosen = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    if peer in (OURS, LIMIT):
+        return ours(case, chosen, folder, ready=peer == LIMIT)
+    return elsewhere(peer, case, chosen, folder)
+
+
+def dataset_of(case: Case) -> ImageDataset:
+    """The data set of a case where it is installed, else random pixels of its shape."""
+    folder = INSTALLED.get(case.dataset)
+    if folder is not None and folder.is_dir():
+        with contextlib.suppress(OSError, ValueError):
+            return load(case.dataset, folder)
+    channels = len(named_views(case.views).mean)
+    pixels = torch.from_numpy(images.pixels(case.side, channels)).permute(0, 3, 1, 2)
+    return ImageDataset("random pixels", "random numbers", pixels, None, pixels[:1], None, 1)
+
+
+@contextlib.contextmanager
+def ours(
+    case: Case, device: torch.device, folder: Path | None, ready: bool
+) -> Iterator[Iterator[int]]:
+    """Our trainer; with `ready`, on a few batches of views that stay on the device."""
+    config = case.config()
+    data = FolderSource(folder) if case.files else dataset_of(case)
+    with Trainer(config, data, device) as trainer:
+        first = trainer.next_batch()
+        _check_views(trainer, first)
+        _check_loss(trainer.criterion, trainer.model, first.views, trainer.autocast)
+        if ready:
+            kept = [first, *(trainer.next_batch() for _ in range(READY - 1))]
+            trainer.next_batch = functools.partial(next, itertools.cycle(kept))
+            trainer.loader.close()
+
+        def step() -> int:
+            trainer.train_step()
+            return config.batch_size
+
+        # Our own clock: the trainer's records are those of whole epochs.
+        yield Steps(step, trainer._clock, device)
+
+
+@contextlib.contextmanager
+def elsewhere(
+    peer: str, case: Case, device: torch.device, folder: Path | None
+) -> Iterator[Iterator[int]]:
+    """torchvision's transforms in a DataLoader, and a loop as short as it can be: the official
+    loss and recipe, or lightly's."""
+    config, views = case.config(), named_views(case.views)
+    model = build_twins(
+        config.encoder,
+        channels=len(views.mean),
+        image_size=case.side,
+        stem=config.stem,
+        encoder_widths=config.encoder_widths,
+        encoder_grid=config.encoder_grid,
+        projector=config.projector,
+        seed=config.seed,
+    ).to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, config)
+    d, precision = config.projector[-1], resolved_precision(config, device)
+    source = lightly_peer if peer == LIGHTLY else official_peer
+    with device:
+        criterion = source.build(config.batch_size, d, torch.float32)
+    clock = StepClock(device)
+
+    def autocast() -> AbstractContextManager:
+        if precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, precision)
+
+    batches = _batches(peer, case, device, folder)
+    started = False
+
+    def step() -> int:
+        nonlocal started
+        clock.start()
+        pair = tuple(
+            view.to(device, memory_format=torch.channels_last, non_blocking=True)
+            for view in next(batches)
+        )
+        clock.mark("data")
+        if not started:
+            _check_loss(criterion, model, pair, autocast)
+            started = True
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            loss = criterion(*model(*pair))
+        loss.backward()
+        optimizer.step()
+        clock.mark("forward")
+        return len(pair[0])
+
+    yield Steps(step, clock, device)
+
+
+def workers(kind: str) -> int:
+    """Processes of a DataLoader: all cores feed a GPU."""
+    return cores_of_rank() if kind == "cuda" else WORKERS
+
+
+def _batches(
+    peer: str, case: Case, device: torch.device, folder: Path | None
+) -> Iterator[list[Tensor]]:
+    """Epoch after epoch of two views."""
+    from bench.views import recipes
+
+    views = named_views(case.views)
+    on_gpu = device.type == "cuda"
+    if peer == LIGHTLY:
+        transform = recipes.lightly(case.side, views)
+    else:
+        transform = recipes.official(views, case.side)
+    if case.files:
+        dataset = recipes.Files(folder, transform)
+    else:
+        pixels = dataset_of(case).train_images.permute(0, 2, 3, 1)
+        dataset = recipes.Pixels(np.ascontiguousarray(pixels.numpy()), transform)
+    count = workers(device.type)
+    feed = recipes.loader(dataset, case.config().batch_size, count, pin_memory=on_gpu)
+    return itertools.chain.from_iterable(itertools.repeat(feed))
+
+
+def _check_views(trainer: Trainer, batch) -> None:
+    """Ours against torchvision's functions, where torchvision is installed."""
+    try:
+        from bench.views import agreement
+    except ModuleNotFoundError:
+        return
+    here = batch._replace(views=tuple(view.cpu() for view in batch.views), index=batch.index.cpu())
+    found = agreement.problem(trainer.loader, here)
+    if found is not None:
+        raise DisagreementError(found)
+
+
+def _check_loss(
+    criterion: Loss,
+    model: BarlowTwinsModel,
+    pair: tuple[Tensor, ...],
+    autocast: Callable[[], AbstractContextManager],
+) -> None:
+    """The loss of the first embeddings, against the same in float64."""
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad(), autocast():
+        z_a, z_b = model(*pair)
+        found = float(criterion(z_a, z_b))
+    model.load_state_dict(kept)  # running statistics have not seen it
+    with torch.no_grad(), z_a.device:
+        exact = official_peer.build(*z_a.shape, torch.float64)(z_a.double(), z_b.double())
+    # Written so that NaN is a problem.
+    if not abs(found - float(exact)) <= CLOSE.get(z_a.dtype, 1e-3) * abs(float(exact)):
+        raise DisagreementError(f"the loss is {found:.6g}, should be {float(exact):.6g}")
