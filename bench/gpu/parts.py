@@ -224,6 +224,8 @@ def suite(module: str) -> Runner:
 
         result = persevere(context, command, seconds, journal)
         judge(progress, result, count_rows(context.rows, module))
+        if result == exits.UNUSABLE:
+            progress.status, progress.detail = SKIPPED, last_line(context.log)
 
     return run
 

@@ -89,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return exits.NO_DEVICE
+    reasons = {cases.unavailable(cases.OURS, case) for case in chosen}
+    if None not in reasons:
+        print("; ".join(sorted(filter(None, reasons))), flush=True)
+        return exits.UNUSABLE
     summary = measure(
         chosen, peers, device, given.out, given.limit, given.resume, given.journal, given.command
     )

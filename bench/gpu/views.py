@@ -101,12 +101,13 @@ def key(case: Case) -> tuple:
 def _rows(
     case: Case, temporary: Path, device: Cpu | Cuda, copy: float
 ) -> tuple[list[Row], dict[str, str]]:
-    if importlib.util.find_spec("PIL") is None and case.files:
+    pillow = importlib.util.find_spec("PIL") is not None
+    if not pillow and case.files and case.unit != "views":
         console.print(f"{case.name} is left out: PIL is not installed", markup=False)
         return [], {}
     try:
         if case.unit == "views":
-            return _kernel_rows(case, temporary, device, copy)
+            return _kernel_rows(case, temporary if pillow else None, device, copy)
         return _loader_rows(case, temporary, device, copy)
     except Exception as error:  # one case does not stop the others
         device.check_alive()
@@ -115,10 +116,13 @@ def _rows(
 
 
 def _kernel_rows(
-    case: Case, temporary: Path, device: Cpu | Cuda, copy: float
+    case: Case, temporary: Path | None, device: Cpu | Cuda, copy: float
 ) -> tuple[list[Row], dict[str, str]]:
     """Triton with and without blur, to both types; plain torch beside it."""
-    folder = images.photographs(temporary / "kernel", min(case.batch_size, 60), case.batch_size)
+    folder = None
+    if temporary is not None:
+        distinct = min(case.batch_size, 60)
+        folder = images.photographs(temporary / "kernel", distinct, case.batch_size)
     arguments = feeds.kernel_arguments(case, folder, device.torch)
     rows, failed = [], {}
     for backend, sharp, dtype in (

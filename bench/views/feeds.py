@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from barlow_fast import kernels
@@ -288,14 +289,21 @@ def kernel(backend: str, case: Case, folder: Path | None) -> Iterator[Iterator[i
 
 
 def kernel_arguments(case: Case, folder: Path | None, device: torch.device) -> list[tuple]:
-    """(crops, rows, mean, std) of each view of one batch."""
-    source, views = _source(case, folder), case.views
-    samples = next(iter(batches(0, 0, len(source), case.batch_size, Shard(0, 1))))
-    renderer = PilRenderer(source, views)
-    renderer.submit(0, samples)
+    """(crops, rows, mean, std) of each view of one batch; without a folder, of random pixels."""
+    views = case.views
+    if folder is None:
+        samples = np.arange(case.batch_size)
+        pixels = images.pixels(case.side, len(views.mean), case.batch_size)
+        crops = [torch.from_numpy(pixels)] * len(views.views)
+    else:
+        source = _source(case, folder)
+        samples = next(iter(batches(0, 0, len(source), case.batch_size, Shard(0, 1))))
+        renderer = PilRenderer(source, views)
+        renderer.submit(0, samples)
+        crops = renderer.receive().crops
     statistics = [torch.tensor(values, device=device) for values in (views.mean, views.std)]
     found = []
-    for number, pixels in enumerate(renderer.receive().crops):
+    for number, pixels in enumerate(crops):
         parameters = draw(views.views[number], 0, 0, samples, number)
         rows = torch.from_numpy(parameters.photometric_rows(*pixels.shape[1:3]))
         found.append((pixels.to(device), rows.to(device), *statistics))

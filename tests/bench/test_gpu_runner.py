@@ -300,6 +300,14 @@ def test_a_suite_is_resumed_after_a_restart_and_judged_by_its_exit(tmp_path, mon
     assert (progress.status, progress.detail) == (PARTIAL, "2 rows, 1 with a problem")
 
 
+def test_a_suite_that_cannot_run_here_is_skipped_with_its_reason(tmp_path, monkeypatch):
+    where, progress = context(tmp_path), Progress()
+    where.log.write_text("...\ntorchvision is not installed\n")
+    monkeypatch.setattr(parts, "persevere", lambda *_, **__: exits.UNUSABLE)
+    parts.suite("train")(where, progress, 100.0)
+    assert (progress.status, progress.detail) == (SKIPPED, "torchvision is not installed")
+
+
 def test_the_source_tree_is_imported_from_anywhere(tmp_path):
     code = (
         "import barlow_fast, barlow_fast.kernels.aten, bench.gpu\n"

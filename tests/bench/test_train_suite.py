@@ -141,6 +141,13 @@ def test_without_torchvision_the_encoder_is_timms(monkeypatch):
     assert cases.unavailable(OFFICIAL, case) == "torchvision is not installed"
 
 
+def test_a_machine_without_any_encoder_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(part.devices, "choose", lambda kind: Cpu())
+    monkeypatch.setattr(cases, "unavailable", lambda peer, case: "timm is not installed")
+    assert part.main(["--out", str(tmp_path / "rows.jsonl")]) == part.exits.UNUSABLE
+    assert capsys.readouterr().out.splitlines()[-1] == "timm is not installed"
+
+
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch):
     """Processes, turns and rows, through the part of `make gpu`, on the CPU."""
