@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import Architecture, Projector, build_encoder
+from ..models.encoders import SMALL_IMAGE
 from .layouts import COUNTERS, Parts, first_few, infer_resnet, take_apart
 from .reading import check_tensors, read_checkpoint
 
@@ -182,7 +183,9 @@ def _told(parts: Parts, path: Path | str) -> Architecture | None:
             f"channels {values[1]}, image_size {values[2]}, grid {grid}"
         )
     if name == "small":
-        return Architecture(name, *values[1:], "small", tuple(widths), grid)
+        if stem == "auto":
+            stem = "small" if values[2] <= SMALL_IMAGE else "imagenet"
+        return Architecture(name, *values[1:], stem, tuple(widths), grid)
     if stem == "auto" and not values[2]:
         # The size is unknown; the shapes decide.
         stem = (infer_resnet(parts.encoder, parts.small_stem) or (name, "imagenet"))[1]

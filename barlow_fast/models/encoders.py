@@ -111,7 +111,8 @@ def build_encoder(
             'small': 3 x 3 with stride 1 and no max-pool, which keeps the resolution of small
             images; 'auto': 'small' up to 64 pixels. 'small-padding-2' is solo-learn's variant,
             'small-without-relu' that of lightly's CIFAR-10 benches; both for reading their files.
-            Other networks have one stem: 'auto' and 'imagenet' are the same there.
+            In `small`, 'imagenet' halves the image in its first stage, and 'auto' goes by the
+            same 64 pixels. Other networks have one stem: 'auto' and 'imagenet' are the same there.
         widths: of the stages of `small`.
         grid: positions a side that `small` keeps.
 
@@ -129,10 +130,10 @@ def build_encoder(
     if name == "small":
         if stem.startswith("small-"):
             raise ValueError(f"stem={stem!r} is for ResNets; encoder 'small' has its own stem")
-        encoder: nn.Module = SmallEncoder(channels, widths, grid)
-        encoder.architecture = Architecture(
-            name, channels, image_size, "small", tuple(widths), grid
-        )
+        if stem == "auto":
+            stem = "small" if image_size <= SMALL_IMAGE else "imagenet"
+        encoder: nn.Module = SmallEncoder(channels, widths, grid, halve_first=stem == "imagenet")
+        encoder.architecture = Architecture(name, channels, image_size, stem, tuple(widths), grid)
         encoder.removed_head = None
         return encoder
     network, head = _network(name, channels, image_size)

@@ -8,24 +8,29 @@ from torch import nn
 
 
 class SmallEncoder(nn.Sequential):
-    """A convolutional encoder for images of 8 to 64 pixels a side: (B, C, H, W) float -> (B,
-    features).
+    """A convolutional encoder for CPUs: (B, C, H, W) float -> (B, features), for 8 pixels a side
+    and more.
 
-    One stage per width: two 3 x 3 convolutions with batch norm and ReLU; all stages but the first
-    start by halving the image. What remains is averaged to grid x grid positions, side by side in
+    One stage per width: two 3 x 3 convolutions with batch norm and ReLU; all stages start by
+    halving the image, the first one only if asked to: at full size it takes most of the time. What remains is averaged to grid x grid positions, side by side in
     the feature: where a stroke is tells a 6 from a 9.
 
     Args:
         channels: of the images.
         widths: of the stages.
         grid: positions a side that are kept; `features` is widths[-1] * grid ** 2.
+        halve_first: whether the first stage halves the image too.
 
     Raises:
         ValueError: no widths, or a width, grid or number of channels below 1.
     """
 
     def __init__(
-        self, channels: int = 1, widths: Sequence[int] = (32, 64, 128), grid: int = 2
+        self,
+        channels: int = 1,
+        widths: Sequence[int] = (32, 64, 128),
+        grid: int = 2,
+        halve_first: bool = False,
     ) -> None:
         if not widths or min(*widths, channels, grid) < 1:
             raise ValueError(
@@ -35,7 +40,7 @@ class SmallEncoder(nn.Sequential):
         layers: list[nn.Module] = []
         for stage, width in enumerate(widths):
             for step in range(2):
-                stride = 2 if stage and not step else 1
+                stride = 2 if (stage or halve_first) and not step else 1
                 layers += [
                     nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
                     nn.BatchNorm2d(width),

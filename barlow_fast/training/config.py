@@ -28,7 +28,7 @@ class PretrainConfig:
 
     # The network.
     encoder: str = "small"  # `small`, or a model of torchvision or timm
-    stem: str = "auto"  # of a ResNet: `imagenet`, `small` (no halving), or by the size of the views
+    stem: str = "auto"  # `imagenet`, `small` (halves less), or by the size of the views
     encoder_widths: tuple[int, ...] = (32, 64, 128)  # of `small`
     encoder_grid: int = 2  # of `small`
     projector: tuple[int, ...] = (512, 512, 1024)

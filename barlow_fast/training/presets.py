@@ -44,9 +44,11 @@ PRESETS: dict[str, PretrainConfig] = {
     "digits": PretrainConfig(),
     "fashion-mnist": PretrainConfig(
         dataset="fashion-mnist",
-        epochs=10,
+        epochs=6,
         batch_size=256,
-        encoder_widths=(16, 32, 64, 128),
+        learning_rate=4e-3,
+        stem="imagenet",
+        encoder_widths=(32, 64, 128),
         warmup_epochs=1,
         evaluate_every=2,
         neighbours=20,
@@ -64,6 +66,7 @@ PRESETS: dict[str, PretrainConfig] = {
     # halving from 224 pixels down to 14.
     "files": PretrainConfig(
         dataset="files",
+        views="imagenet",
         epochs=20,
         batch_size=64,
         encoder_widths=(16, 32, 64, 128, 256),

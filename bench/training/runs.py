@@ -130,7 +130,7 @@ def ours(
             return config.batch_size
 
         # Our own clock: the trainer's records are those of whole epochs.
-        yield Steps(step, trainer._clock, device)
+        yield Steps(step, trainer.clock, device)
 
 
 @contextlib.contextmanager

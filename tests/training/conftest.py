@@ -34,4 +34,5 @@ def small_config() -> PretrainConfig:
         projector=(32, 64),
         warmup_epochs=1,
         evaluate_every=2,
+        precision="fp32",
     )

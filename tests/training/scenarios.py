@@ -20,6 +20,7 @@ CONFIG = configure(
     evaluate_every=1,
     optimizer="lars",
     learning_rate=0.2,
+    precision="fp32",
 )
 
 # On two ranks; alone, `parallel` has no meaning.

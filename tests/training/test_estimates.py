@@ -12,7 +12,7 @@ from barlow_fast.models import build_twins
 from barlow_fast.training import PRESETS, Trainer, configure, estimate
 
 CPU = torch.device("cpu")
-CONFIG = configure("digits", batch_size=64, encoder_widths=(16, 32), projector=(128, 256))
+CONFIG = configure("digits", batch_size=64, encoder_widths=(16, 32), projector=(128, 256), precision="fp32")
 
 
 def kept_bytes(trainer: Trainer) -> int:
@@ -79,4 +79,6 @@ def test_float16_is_for_gpus():
     with pytest.raises(ValueError, match="fp16 is for GPUs"):
         estimate.resolved_precision(replace(CONFIG, precision="fp16"), CPU)
     assert estimate.resolved_precision(CONFIG, CPU) == torch.float32
+    auto = estimate.resolved_precision(replace(CONFIG, precision="auto"), CPU)
+    assert auto in (torch.float32, torch.bfloat16)
     assert estimate.resolved_precision(replace(CONFIG, precision="bf16"), CPU) == torch.bfloat16

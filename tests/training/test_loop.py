@@ -20,7 +20,6 @@ from barlow_fast.training import (
     load_checkpoint,
 )
 
-
 MEASURED_TIMES = {"seconds", "images_per_second", "data_wait_share", "loss_share", "shares"}
 
 

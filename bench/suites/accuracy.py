@@ -1,0 +1,219 @@
+"""What encoders are worth that were trained from start to end: ours, and with lightly's parts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from bench import provenance, results
+from bench.optional import Console, typer
+from bench.results import Row, rounded
+
+SECTION = "Pretraining: accuracy"
+CASE = "fashion-mnist"
+NEIGHBOURS = 20
+OURS, LIGHTLY, RANDOM, PIXELS = "ours", "lightly", "random weights", "raw pixels"
+TITLES = {
+    OURS: "barlow_fast",
+    LIGHTLY: "lightly's loss and transforms",
+    RANDOM: "the same encoder, random weights",
+    PIXELS: "raw pixels",
+}
+SCORES = ("knn", "linear")
+WORDS = {"knn": "k-NN", "linear": "linear"}
+# Points above the untrained encoder; the speed against lightly's.
+TARGETS = {"knn": 3.0, "linear": 2.0}
+SPEED_TARGET = 2.0
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def command(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of Fashion-MNIST's files. Default: Debian's.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
+    epochs: Annotated[int | None, typer.Option(help="Default: the preset's.", min=1)] = None,
+    images: Annotated[
+        int | None, typer.Option(help="The first so many training images alone.", min=512)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON Lines file. Default: this machine's.")
+    ] = None,
+) -> None:
+    """Pretrain on Fashion-MNIST, ours and with lightly's parts, and compare accuracies with random
+    weights and raw pixels."""
+    from barlow_fast.data import load
+
+    try:
+        chosen = [int(seed) for seed in seeds.split(",")]
+        data = load(CASE, data_dir)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    if images is not None:
+        data = replace(
+            data,
+            train_images=data.train_images[:images],
+            train_labels=data.train_labels[:images],
+        )
+    rows = measure(data, chosen, epochs)
+    for each in rows:
+        console.print(line_of(each))
+    results.merge(out or results.default_file(), rows, whole=True)
+
+
+def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
+    """Trains and scores all; one row for each of `TITLES` that can run here."""
+    from barlow_fast.evaluation import random_weights, raw_pixels
+    from barlow_fast.training import configure
+    from bench.training import quality
+
+    config = configure(CASE, epochs=epochs)
+    config = replace(config, evaluate_every=config.epochs)
+    origin = provenance.collect()
+    found: dict[str, list[dict[str, float]]] = {}
+
+    def score(name: str, seed: int, encoder: torch.nn.Module, rate: float | None) -> None:
+        values = _scores(encoder, data, config)
+        values |= {} if rate is None else {"images_per_second": rate}
+        found.setdefault(name, []).append(values)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        console.print(f"{name}, seed {seed}: {shown}")
+
+    architecture = None
+    # In turns, so that a machine that grows busier is so for both.
+    for seed in seeds:
+        for name, train in ((OURS, quality.ours), (LIGHTLY, quality.lightly)):
+            try:
+                encoder, rate = train(replace(config, seed=seed), data, console.print)
+            except ModuleNotFoundError as error:
+                console.print(f"[yellow]{name} is left out: {error}[/]")
+                continue
+            score(name, seed, encoder, rate)
+            architecture = encoder
+    for seed in seeds:
+        score(RANDOM, seed, random_weights(architecture, seed), None)
+    score(PIXELS, 0, raw_pixels(), None)
+    return [row(name, runs, config, len(data.train_images), origin) for name, runs in found.items()]
+
+
+def _scores(encoder: torch.nn.Module, data: Any, config: Any) -> dict[str, float]:
+    """Top-1 in per cent: k-NN with all training images as candidates, and logistic regression on
+    features of the images as they are, whose penalty a held-out part chooses."""
+    from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_knn, evaluate_linear
+    from barlow_fast.training.feeding import choose_views, image_size
+
+    views = choose_views(config.views, data)
+    form = ImageFormat(image_size(views, data), len(views.mean), views.mean, views.std)
+    splits = dataset_splits(data)
+    knn = evaluate_knn(encoder, splits, form, neighbours=(NEIGHBOURS,))
+    linear = evaluate_linear(encoder, splits, form, features="cached")
+    return {"knn": 100 * knn.scores[0].mean, "linear": 100 * linear.scores[0].mean}
+
+
+def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origin: Row) -> Row:
+    """A row of results: means and standard deviations over runs."""
+    found: Row = {
+        "suite": "accuracy",
+        "case": CASE,
+        "n": config.batch_size,
+        "d": config.projector[-1],
+        "dtype": config.precision,
+        "peer": name,
+        "epochs": config.epochs,
+        "images": images,
+        "runs": len(runs),
+        "provenance": origin,
+    }
+    for key in (*SCORES, "images_per_second"):
+        values = [run[key] for run in runs if key in run]
+        found[key] = rounded(statistics.mean(values)) if values else None
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        found[f"{key}_std"] = None if spread is None else rounded(spread)
+    return found
+
+
+def line_of(found: Row) -> str:
+    """A row in words."""
+    rate = found["images_per_second"]
+    parts = [f"k-NN {_shown(found, 'knn')}", f"linear {_shown(found, 'linear')}"]
+    parts += [] if rate is None else [f"{rate:,.0f} images/s"]
+    return f"{TITLES[found['peer']]}: {', '.join(parts)}"
+
+
+def _shown(found: Row, key: str) -> str:
+    spread = found[f"{key}_std"]
+    return f"{found[key]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def tables(rows: list[Row], brief: bool) -> str:
+    """Markdown of one machine's rows."""
+    found = {each["peer"]: each for each in rows}
+    first = rows[0]
+    lines = [
+        "| features | k-NN, % | linear, % | images/s |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, title in TITLES.items():
+        if name in found:
+            each = found[name]
+            rate = each["images_per_second"]
+            speed = "" if rate is None else f"{float(f'{rate:.3g}'):,.0f}"
+            lines.append(
+                f"| {title} | {_shown(each, 'knn')} | {_shown(each, 'linear')} | {speed} |"
+            )
+    text = (
+        f"Fashion-MNIST, {first['images']:,} training images, {first['epochs']} epochs of batches "
+        f"of {first['n']}, {first['d']} dimensions: top-1 on the 10,000 test images, mean ± "
+        f"standard deviation over {max(each['runs'] for each in rows)} seeds of the pretraining. "
+        f"k-NN with k = {NEIGHBOURS} over all training images; linear is logistic regression on "
+        "features of the images as they are. lightly's parts train the same encoder from the same "
+        "weights, with the same optimizer, schedule and precision, views of the same parameters "
+        "(lightly's transforms, and torchvision's erasing, which it lacks) and a `DataLoader` of 2 "
+        "workers. Images per second are of whole epochs, evaluations left out."
+    )
+    return "\n\n".join([text, "\n".join(lines), *([v] if (v := _verdict(found)) else [])])
+
+
+def _verdict(found: dict[str, Row]) -> str:
+    """Which targets are met and which are not."""
+    if OURS not in found:
+        return ""
+    ours, texts = found[OURS], []
+    for key, target in TARGETS.items():
+        if RANDOM in found:
+            gain = ours[key] - found[RANDOM][key]
+            texts.append(
+                f"{WORDS[key]} is {gain:+.1f} points above random weights "
+                f"(target {target:g}: {_met(gain >= target)})"
+            )
+        if PIXELS in found:
+            gain = ours[key] - found[PIXELS][key]
+            texts.append(f"{gain:+.1f} above raw pixels (target 0: {_met(gain > 0)})")
+    if LIGHTLY not in found:
+        return "; ".join(texts) + "."
+    theirs = found[LIGHTLY]
+    for key in SCORES:
+        spreads = ours[f"{key}_std"], theirs[f"{key}_std"]
+        if None not in spreads:
+            gap = ours[key] - theirs[key]
+            error = math.sqrt(spreads[0] ** 2 / ours["runs"] + spreads[1] ** 2 / theirs["runs"])
+            texts.append(
+                f"{WORDS[key]} differs from lightly's by {gap:+.2f} (standard error {error:.2f})"
+            )
+    ratio = ours["images_per_second"] / theirs["images_per_second"]
+    texts.append(
+        f"{ratio:.2f} times lightly's images per second "
+        f"(target {SPEED_TARGET:g}: {_met(ratio >= SPEED_TARGET)})"
+    )
+    return "; ".join(texts) + "."
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "missed"
