@@ -222,6 +222,11 @@ class Trainer:
         self.clock.start()
         batch = self.next_batch()
         self.clock.mark("data")
+        if self.ranks.alone and len(batch.index) < 2:
+            raise RuntimeError(
+                f"step {self.step + 1}: of {self.config.batch_size} images only "
+                f"{len(batch.index)} can be read, and the loss takes two at least"
+            )
         self._seed_generators()
         self._keep_buffers()
         self.optimizer.zero_grad(set_to_none=True)

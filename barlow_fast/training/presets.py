@@ -44,7 +44,7 @@ PRESETS: dict[str, PretrainConfig] = {
     "digits": PretrainConfig(),
     "fashion-mnist": PretrainConfig(
         dataset="fashion-mnist",
-        epochs=6,
+        epochs=4,
         batch_size=256,
         learning_rate=4e-3,
         stem="imagenet",

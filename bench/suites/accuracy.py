@@ -17,7 +17,8 @@ from bench.results import Row, rounded
 
 SECTION = "Pretraining: accuracy"
 CASE = "fashion-mnist"
-NEIGHBOURS = 20
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+PENALTIES = (1e-2, 1e-3, 1e-4)
 OURS, LIGHTLY, RANDOM, PIXELS = "ours", "lightly", "random weights", "raw pixels"
 TITLES = {
     OURS: "barlow_fast",
@@ -106,15 +107,30 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
 def _scores(encoder: torch.nn.Module, data: Any, config: Any) -> dict[str, float]:
     """Top-1 in per cent: k-NN with all training images as candidates, and logistic regression on
     features of the images as they are, whose penalty a held-out part chooses."""
-    from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_knn, evaluate_linear
+    from barlow_fast.evaluation import (
+        AVERAGE_POOL,
+        ImageFormat,
+        Reading,
+        dataset_splits,
+        features_of_source,
+        fit_with_chosen_penalty,
+        knn_scores,
+    )
     from barlow_fast.training.feeding import choose_views, image_size
 
     views = choose_views(config.views, data)
     form = ImageFormat(image_size(views, data), len(views.mean), views.mean, views.std)
     splits = dataset_splits(data)
-    knn = evaluate_knn(encoder, splits, form, neighbours=(NEIGHBOURS,))
-    linear = evaluate_linear(encoder, splits, form, features="cached")
-    return {"knn": 100 * knn.scores[0].mean, "linear": 100 * linear.scores[0].mean}
+    (train, train_labels), (test, test_labels) = (
+        features_of_source(encoder, source, form, Reading())
+        for source in (splits.train, splits.test)
+    )
+    x, test_x = train[AVERAGE_POOL], test[AVERAGE_POOL]
+    knn = knn_scores(x, train_labels, test_x, test_labels, (NEIGHBOURS,), TEMPERATURE)[NEIGHBOURS]
+    linear = fit_with_chosen_penalty(
+        x, train_labels, splits.classes, config.seed, penalties=PENALTIES
+    ).accuracy(test_x, test_labels)
+    return {"knn": 100 * knn.top1, "linear": 100 * linear.top1}
 
 
 def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origin: Row) -> Row:
