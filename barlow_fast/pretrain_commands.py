@@ -510,6 +510,8 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     seconds = time.perf_counter() - start
     console.print(f"finished  in {seconds:.0f} s")
     files = {**report.files, "weights": trainer.checkpoint_path, "log": folder / "log.jsonl"}
+    if (folder / "tensorboard").is_dir():
+        files["curves"] = folder / "tensorboard"
     for name, path in files.items():
         console.print(f"{name:<9} {path}", markup=False)
     for complaint in report.complaints:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,11 +18,12 @@ MONITORS = ("embedding_std", "effective_rank", "diagonal_mean", "off_diagonal_ab
 
 
 @torch.no_grad()
-def collapse_monitors(z_a: Tensor, z_b: Tensor) -> dict[str, float]:
+def collapse_monitors(z_a: Tensor, z_b: Tensor, singular: Tensor | None = None) -> dict[str, float]:
     """Numbers that tell a collapse, from the embeddings of the two views of N images.
 
     Args:
         z_a, z_b: (N, D) floating point, on one device; N of at least 2.
+        singular: `singular_values(z_a)`, where they are at hand: the costly part.
 
     Returns:
         - `embedding_std`: mean over dimensions of the standard deviation of view a's embeddings,
@@ -55,7 +58,7 @@ def collapse_monitors(z_a: Tensor, z_b: Tensor) -> dict[str, float]:
     c.fill_diagonal_(0)
     return {
         "embedding_std": (sphere.std(0, unbiased=False).mean() * d**0.5).item(),
-        "effective_rank": effective_rank(singular_values(z_a)),
+        "effective_rank": effective_rank(singular_values(z_a) if singular is None else singular),
         "diagonal_mean": (hat_a * hat_b).mean().item(),
         "off_diagonal_abs_mean": (c.abs().sum() / max(1, used * (used - 1))).item(),
     }
@@ -83,7 +86,20 @@ def singular_values(z: Tensor) -> Tensor:
     if centred.norm() <= rounding * exact.norm():
         return exact.new_zeros(min(n, d))
     gram = centred @ centred.T if n <= d else centred.T @ centred
-    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+    with _one_thread():
+        return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Of a CPU. A decomposition this small gains nothing by a second one, and where cores are busy
+    threads that wait for one another take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def effective_rank(values: Tensor) -> float:

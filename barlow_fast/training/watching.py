@@ -21,7 +21,7 @@ MEASURED_EPOCH = 2**32 - 2
 MEASURED_SAMPLES = 512
 MEASURED_DIMENSIONS = 64
 # Points of a map of features: enough to see clusters, few enough to lay out in a second.
-MAPPED_IMAGES = 600
+MAPPED_IMAGES = 400
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,12 @@ class Watcher:
             if self.dataset.test_labels is not None:
                 labels = self.dataset.test_labels[chosen].cpu()
         z_a, z_b = self.embeddings(model)
-        finite = bool(z_a.isfinite().all())
+        # Of embeddings that are not finite there are none.
+        singular = singular_values(z_a) if z_a.isfinite().all() else z_a.new_zeros(0)
         return Portrait(
             correlation=_part_of_c(z_a, z_b),
-            monitors=collapse_monitors(z_a, z_b),
-            singular_values=singular_values(z_a).cpu() if finite else torch.zeros(0),
+            monitors=collapse_monitors(z_a, z_b, singular),
+            singular_values=singular.cpu(),
             features=features,
             labels=labels,
         )

@@ -82,7 +82,8 @@ def draw_monitors(
         curve(spread, "embedding_std", "", ON)
         spread.axhline(1, color=GRAY, linestyle="--", label="the sphere is filled")
         _label(spread, r"std per dimension $\times \sqrt{D}$, unit length")
-        spread.set_ylim(bottom=0)
+        # With room above the line that is to be reached.
+        spread.set_ylim(0, max(1.1, 1.1 * spread.dataLim.y1))
         spread.legend(frameon=False, fontsize=9)
         curve(correlation, "diagonal_mean", r"mean of $C_{ii}$", ON)
         curve(correlation, "off_diagonal_abs_mean", r"mean of $|C_{ij}|$, $i \neq j$", OFF)

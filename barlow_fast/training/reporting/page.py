@@ -99,7 +99,10 @@ def content(
         ],
         "commands": _commands(trainer.checkpoint_path, config.encoder),
         "settings": settings,
-        "facts": {key: printable(value) for key, value in _facts(trainer, facts).items()},
+        "facts": {
+            key: "\n".join(map(printable, value.split("\n")))
+            for key, value in _facts(trainer, facts).items()
+        },
     }
 
 

@@ -32,11 +32,15 @@ def project(features: Tensor) -> tuple[Tensor, str]:
     if len(features) >= FEWEST_FOR_TSNE and min(features.shape) > 2 and centred.any():
         try:
             from sklearn.manifold import TSNE
+            from threadpoolctl import threadpool_limits
         except ImportError:
             pass
         else:
             perplexity = min(30, (len(features) - 1) / 3)
-            places = TSNE(perplexity=perplexity, random_state=0).fit_transform(centred.numpy())
+            # A thousand steps of a millisecond each: threads that wait for one another at every
+            # step take ten times as long on cores that are busy.
+            with threadpool_limits(1):
+                places = TSNE(perplexity=perplexity, random_state=0).fit_transform(centred.numpy())
             return torch.as_tensor(places, dtype=torch.float64), "t-SNE"
     return _principal(centred), "principal components"
 
