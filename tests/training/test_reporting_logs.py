@@ -1,0 +1,358 @@
+"""What a run writes while it goes on: lines, TensorBoard's events, the bar and its pace."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from barlow_fast.training import Hook, JsonLinesLog, TensorBoardLog, Trainer
+from barlow_fast.training.reporting import readings, tensorboard_log, why_no_tensorboard
+from barlow_fast.training.reporting.pace import Pace, duration
+from barlow_fast.training.reporting.progress import ProgressReport
+from barlow_fast.training.reporting.readings import StepReadings
+from barlow_fast.training.reporting.tensorboard_log import heat_map
+
+VALUES = ("loss", "on_diagonal_mean", "off_diagonal_mean")
+
+
+class Steps(Hook):
+    """Every step's values, read at once."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[str, float]] = {}
+
+    def stepped(self, trainer, step):
+        self.seen[trainer.step] = {name: value.item() for name, value in step.items()}
+
+
+class KillAt(Hook):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, trainer, step):
+        if trainer.step == self.step:
+            raise KeyboardInterrupt
+
+
+def killed_and_resumed(config, data, path, kill_at: int, hook) -> Steps:
+    """A run whose `hook()` sees it until a step, and another `hook()` the rest from the checkpoint.
+    Returns the values of the second part."""
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, data, "cpu", path, [hook(), KillAt(kill_at)]).run()
+    steps = Steps()
+    resumed = Trainer(config, data, "cpu", path, [hook(), steps])
+    resumed.resume(path)
+    resumed.run()
+    return steps
+
+
+def lines_of(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# Lines.
+
+
+def test_lines_of_steps_hold_what_the_steps_gave(small_config, small_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(readings, "MOST_WAITING", 3)
+    steps, log = Steps(), tmp_path / "log.jsonl"
+    Trainer(small_config, small_digits, hooks=[JsonLinesLog(log, every=2), steps]).run()
+    found = [line for line in lines_of(log) if line["event"] == "step"]
+    assert [line["step"] for line in found] == list(range(2, 25, 2))
+    for line in found:
+        assert {name: line[name] for name in VALUES} == steps.seen[line["step"]]
+        assert line["learning_rate"] > 0
+    everything = lines_of(log)
+    assert [line["step"] for line in everything] == sorted(line["step"] for line in everything)
+
+
+def test_no_lines_of_steps_unless_asked_for(small_config, small_digits, tmp_path):
+    log = tmp_path / "log.jsonl"
+    Trainer(small_config, small_digits, hooks=[JsonLinesLog(log)]).run()
+    assert [line["event"] for line in lines_of(log)] == ["started"] + ["epoch"] * 4
+
+
+def test_resuming_repeats_no_step(small_config, small_digits, tmp_path):
+    """Checkpoints are at steps 12 and 24; the steps to 20 are done twice."""
+    log = tmp_path / "log.jsonl"
+    killed_and_resumed(
+        small_config, small_digits, tmp_path / "c.pt", 20, lambda: JsonLinesLog(log, every=4)
+    )
+    events = [(line["event"], line["step"]) for line in lines_of(log)]
+    assert events == [
+        ("started", 0),
+        ("step", 4),
+        ("epoch", 6),
+        ("step", 8),
+        ("step", 12),
+        ("epoch", 12),
+        ("resumed", 12),
+        ("step", 16),
+        ("epoch", 18),
+        ("step", 20),
+        ("step", 24),
+        ("epoch", 24),
+    ]
+
+
+@pytest.mark.parametrize("lost", ["the file", "the epoch of the checkpoint"])
+def test_epochs_that_the_log_lost_come_from_the_checkpoint(
+    small_config, small_digits, tmp_path, lost
+):
+    log, path = tmp_path / "log.jsonl", tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log), KillAt(13)]).run()
+    if lost == "the file":
+        log.unlink()
+    else:
+        kept = [line for line in log.read_text().splitlines() if '"epoch": 2,' not in line]
+        log.write_text("\n".join(kept) + "\n")
+    resumed = Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log)])
+    resumed.resume(path)
+    resumed.run()
+    epochs = [line for line in lines_of(log) if line["event"] == "epoch"]
+    assert [{k: v for k, v in line.items() if k != "event"} for line in epochs] == resumed.history
+
+
+def test_foreign_lines_are_left_out(small_config, small_digits, tmp_path):
+    log, path = tmp_path / "log.jsonl", tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log), KillAt(13)]).run()
+    with open(log, "ab") as stream:
+        stream.write(b'[1]\n{"step": "x", "event": "epoch"}\n\xff\xfe\n{"event": "epo')
+    resumed = Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log)])
+    resumed.resume(path)
+    resumed.run()
+    assert [line["step"] for line in lines_of(log)] == [0, 6, 12, 12, 18, 24]
+
+
+def test_a_number_that_is_none_is_null(tmp_path):
+    log = JsonLinesLog(tmp_path / "log.jsonl")
+    log.epoch_ended(None, {"step": 1, "rank": math.nan, "deep": [math.inf, {"x": -math.inf}]})
+    text = log.path.read_text()
+    assert json.loads(text) == {
+        "event": "epoch",
+        "step": 1,
+        "rank": None,
+        "deep": [None, {"x": None}],
+    }
+
+
+def test_a_step_is_the_least_distance_of_readings():
+    with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
+        StepReadings(0)
+
+
+def test_readings_wait_on_the_device_until_there_are_many(monkeypatch):
+    monkeypatch.setattr(readings, "MOST_WAITING", 4)
+    read = StepReadings(1)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
+    for step in range(1, 4):
+        trainer = SimpleNamespace(step=step, optimizer=optimizer)
+        assert read.add(trainer, {"loss": torch.tensor(float(step))}) == []
+    trainer = SimpleNamespace(step=4, optimizer=optimizer)
+    found = read.add(trainer, {"loss": torch.tensor(4.0)})
+    assert found == [
+        {"step": step, "learning_rate": 0.5, "loss": float(step)} for step in range(1, 5)
+    ]
+    assert read.read() == []
+
+
+def test_a_broken_device_does_not_hide_its_error(monkeypatch):
+    read = StepReadings(1)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
+    read.add(SimpleNamespace(step=1, optimizer=optimizer), {"loss": torch.tensor(1.0)})
+
+    def broken(_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(readings.torch, "stack", broken)
+    assert read.read_last() == []
+
+
+# TensorBoard.
+
+
+def events_of(folder):
+    accumulators = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
+    accumulator = accumulators.EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}
+    )
+    return accumulator.Reload()
+
+
+def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(small_config, small_digits, tmp_path):
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    steps = Steps()
+    trainer = Trainer(small_config, small_digits, hooks=[TensorBoardLog(tmp_path, every=5), steps])
+    trainer.run()
+    events = events_of(tmp_path)
+    for name in VALUES:
+        found = {e.step: e.value for e in events.Scalars(f"step/{name}")}
+        assert list(found) == [5, 10, 15, 20]
+        for step, value in found.items():
+            assert value == pytest.approx(steps.seen[step][name])
+    scores = {e.step: e.value for e in events.Scalars("epoch/knn")}
+    assert scores == pytest.approx(
+        {0: trainer.before["before"], 12: trainer.history[1]["knn"], 24: trainer.history[3]["knn"]}
+    )
+    assert [e.step for e in events.Scalars("epoch/effective_rank")] == [12, 24]
+    assert [e.step for e in events.Scalars("epoch/loss")] == [6, 12, 18, 24]
+    images = events.Images("C")
+    assert [e.step for e in images] == [0, 12, 24]
+    assert images[0].width == images[0].height == 4 * 64
+    assert "settings/text_summary" in events.Tags()["tensors"]
+
+
+@pytest.mark.parametrize("folder_kept", [True, False])
+def test_curves_of_a_resumed_run_do_not_double(small_config, small_digits, tmp_path, folder_kept):
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    folders = iter([tmp_path / "a", tmp_path / "a" if folder_kept else tmp_path / "b"])
+    used = []
+
+    def hook() -> TensorBoardLog:
+        used.append(next(folders))
+        return TensorBoardLog(used[-1], every=4)
+
+    steps = killed_and_resumed(small_config, small_digits, tmp_path / "c.pt", 20, hook)
+    events = events_of(used[-1])
+    found = {e.step: e.value for e in events.Scalars("step/loss")}
+    assert list(found) == ([4, 8, 12, 16, 20, 24] if folder_kept else [16, 20, 24])
+    assert found[16] == pytest.approx(steps.seen[16]["loss"])
+    assert [e.step for e in events.Scalars("epoch/loss")] == [6, 12, 18, 24]
+    assert [e.step for e in events.Scalars("epoch/knn")] == [0, 12, 24]
+
+
+def test_without_tensorboard_the_reason_is_said(monkeypatch):
+    monkeypatch.setattr(tensorboard_log.importlib.util, "find_spec", lambda _: None)
+    assert "pip install tensorboard" in why_no_tensorboard()
+
+
+def test_the_heat_map_is_red_white_and_blue():
+    matrix = torch.tensor([[1.0, 0.0], [-1.0, math.nan]])
+    picture = heat_map(matrix)
+    assert picture.shape == (3, 8, 8)
+    corners = {place: picture[:, 4 * place[0] + 1, 4 * place[1] + 2].tolist()
+               for place in ((0, 0), (0, 1), (1, 0), (1, 1))}  # fmt: skip
+    assert corners == {
+        (0, 0): [255, 0, 0],
+        (0, 1): [255, 255, 255],
+        (1, 0): [0, 0, 255],
+        (1, 1): [128, 128, 128],
+    }
+
+
+# The bar.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_pace_is_that_of_the_recent_past():
+    clock = Clock()
+    pace = Pace(window=10, clock=clock)
+    assert pace.images_per_second == 0
+    assert pace.seconds_left(5, 1) is None
+    for seconds in [4.0] * 10 + [1.0] * 20:
+        clock.now += seconds
+        pace.step(32)
+    assert pace.images_per_second == pytest.approx(32)
+    assert pace.seconds_left(7, 0) == pytest.approx(7)
+
+
+def test_pauses_slow_no_step_and_count_for_the_time_left():
+    clock = Clock()
+    pace = Pace(window=10, clock=clock)
+    for _ in range(3):
+        clock.now += 2
+        pace.step(10)
+    clock.now += 30
+    pace.resume(scored=True)
+    clock.now += 2
+    pace.step(10)
+    assert pace.images_per_second == pytest.approx(5)
+    assert pace.seconds_left(4, 2) == pytest.approx(4 * 2 + 2 * 30)
+    # The end of an epoch without a score tells nothing of scores.
+    pace.resume()
+    assert pace.seconds_left(0, 1) == pytest.approx(30)
+
+
+def test_a_step_longer_than_the_window_has_a_pace():
+    clock = Clock()
+    pace = Pace(window=1, clock=clock)
+    clock.now += 50
+    pace.step(100)
+    assert pace.images_per_second == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"),
+        (18420, "5 h 07 min"), (187200, "2 d 04 h"),
+    ],
+)  # fmt: skip
+def test_durations_are_short(seconds: float, text: str):
+    assert duration(seconds) == text
+
+
+def output(config, data, resume=None, **console) -> str:
+    stream = io.StringIO()
+    report = ProgressReport(Console(file=stream, **console))
+    trainer = Trainer(config, data, hooks=[report])
+    if resume is not None:
+        trainer.resume(resume)
+    trainer.run()
+    return stream.getvalue()
+
+
+def test_a_log_file_has_one_line_per_score(small_config, small_digits):
+    lines = output(small_config, small_digits, width=60).splitlines()
+    assert [line[:13] for line in lines] == ["epoch    2/4 ", "epoch    4/4 "]
+    for line in lines:
+        for part in ("loss ", "on ", "off ", "k-NN ", "rank ", " images/s", "data wait ", " left"):
+            assert part in line, (part, line)
+    assert lines[-1].endswith(" 0 s left")
+
+
+def test_a_log_file_goes_on_after_resuming(small_config, small_digits, tmp_path):
+    path = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(small_config, small_digits, "cpu", path, [KillAt(13)]).run()
+    lines = output(small_config, small_digits, resume=path).splitlines()
+    assert [line[:13] for line in lines] == ["epoch    4/4 "]
+
+
+def test_long_epochs_leave_lines_too(small_config, small_digits, monkeypatch):
+    from barlow_fast.training.reporting import progress
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    lines = output(small_config, small_digits).splitlines()
+    assert len(lines) == small_config.epochs * 6 + 2
+    assert "k-NN" not in lines[0]
+
+
+def test_a_terminal_has_a_bar(small_config, small_digits, monkeypatch):
+    from barlow_fast.training.reporting import progress
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_READINGS", 0.0)
+    text = output(small_config, small_digits, force_terminal=True, width=140, legacy_windows=False)
+    for part in ("epoch 1/4", "images/s", " left", "data wait", "off 0."):
+        assert part in text, part
+
+
+def test_a_quiet_console_stays_so(small_config, small_digits):
+    assert output(small_config, small_digits, quiet=True, force_terminal=True) == ""
