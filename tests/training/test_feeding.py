@@ -171,7 +171,6 @@ def test_the_command_names_a_bad_image(folder, views, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "FOLDER"], "no views are specified"),
         (["--data", "FOLDER", "--views", "fog"], "--views must be one of"),
         (["--data", "FOLDER", "--views", "none.yaml"], "none.yaml"),
         (["--data", "FOLDER", "--dataset", "digits"], "--data is instead of a data set"),
