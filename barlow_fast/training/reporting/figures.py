@@ -87,7 +87,7 @@ def draw_monitors(
         spread.legend(frameon=False, fontsize=9)
         curve(correlation, "diagonal_mean", r"mean of $C_{ii}$", ON)
         curve(correlation, "off_diagonal_abs_mean", r"mean of $|C_{ij}|$, $i \neq j$", OFF)
-        _label(correlation, "C on test images")
+        _label(correlation, "C of two views")
         correlation.legend(frameon=False, fontsize=9)
         _draw_spectrum(spectrum, before.singular_values, after.singular_values)
         epochs = [record["epoch"] for record in history]

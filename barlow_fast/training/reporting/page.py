@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..loop import Trainer
 
 CAPTIONS = {
-    "figure": "The terms of the loss over epochs, the k-NN accuracy, and C of two views of test "
-    "images before and after training; a perfect C is the identity.",
+    "figure": "The terms of the loss over epochs, k-NN accuracy where there are labels, and C of "
+    "two views of the same images before and after training; a perfect C is the identity.",
     "monitors": "Signs of collapse: a rank or a standard deviation that falls towards 0 tells that "
     "embeddings become one vector or one line.",
     "map": "Test images, placed so that neighbours in the space of features are neighbours here.",

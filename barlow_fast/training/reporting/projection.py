@@ -7,6 +7,8 @@ from torch import Tensor
 
 # Below, neighbourhoods are too small for t-SNE to lay out.
 FEWEST_FOR_TSNE = 30
+# Standard deviation of unit vectors along their main direction; float32 rounds at 1e-7.
+LEAST_SPREAD = 1e-6
 
 
 def project(features: Tensor) -> tuple[Tensor, str]:
@@ -29,20 +31,28 @@ def project(features: Tensor) -> tuple[Tensor, str]:
         raise ValueError("features that are not finite have no place on a map")
     directions = torch.nn.functional.normalize(features.double(), dim=1)
     centred = directions - directions.mean(0)
-    if len(features) >= FEWEST_FOR_TSNE and min(features.shape) > 2 and centred.any():
+    linear = _principal(centred)
+    spread = linear[:, 0].std(correction=0)
+    # Features that are all one vector have no neighbourhoods; scikit-learn starts from places
+    # divided by their spread, and crashes the process where it is 0.
+    if len(features) >= FEWEST_FOR_TSNE and features.shape[1] > 2 and spread > LEAST_SPREAD:
         try:
             from sklearn.manifold import TSNE
             from threadpoolctl import threadpool_limits
         except ImportError:
             pass
         else:
-            perplexity = min(30, (len(features) - 1) / 3)
+            method = TSNE(
+                perplexity=min(30, (len(features) - 1) / 3),
+                init=(1e-4 * linear / spread).float().numpy(),
+                random_state=0,
+            )
             # A thousand steps of a millisecond each: threads that wait for one another at every
             # step take ten times as long on cores that are busy.
             with threadpool_limits(1):
-                places = TSNE(perplexity=perplexity, random_state=0).fit_transform(centred.numpy())
+                places = method.fit_transform(centred.numpy())
             return torch.as_tensor(places, dtype=torch.float64), "t-SNE"
-    return _principal(centred), "principal components"
+    return linear, "principal components"
 
 
 def _principal(centred: Tensor) -> Tensor:
