@@ -12,7 +12,9 @@ from barlow_fast.models import build_twins
 from barlow_fast.training import PRESETS, Trainer, configure, estimate
 
 CPU = torch.device("cpu")
-CONFIG = configure("digits", batch_size=64, encoder_widths=(16, 32), projector=(128, 256), precision="fp32")
+CONFIG = configure(
+    "digits", batch_size=64, encoder_widths=(16, 32), projector=(128, 256), precision="fp32"
+)
 
 
 def kept_bytes(trainer: Trainer) -> int:
