@@ -115,6 +115,12 @@ def pretrain(
     ignore_memory: Annotated[
         bool, typer.Option("--ignore-memory", help="Start even if the estimate says it won't fit.")
     ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard/--no-tensorboard", help="Curves in OUT/tensorboard, if it is installed."
+        ),
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Pretrain an encoder on images without labels; the defaults take a minute on two cores.
@@ -159,7 +165,9 @@ def pretrain(
             data = _load(config, data_dir, ranks)
             if not ignore_memory:
                 _check_memory(config, data, ranks)
-            trainer, folder = _prepare(config, data, feeding, ranks, out, resume, console)
+            trainer, folder = _prepare(
+                config, data, feeding, ranks, out, resume, tensorboard, console
+            )
         except ModuleNotFoundError as error:
             fail(missing_libraries([str(error.name)]), FAILURE)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -361,6 +369,7 @@ def _prepare(
     ranks: Ranks,
     out: Path | None,
     resume: Path | None,
+    tensorboard: bool,
     console: Console,
 ) -> tuple[Trainer, Path]:
     """Everything that can fail before the first step; says what is about to happen."""
@@ -381,10 +390,10 @@ def _prepare(
     trainer.checkpoint_path = folder / CHECKPOINT
     trainer.hooks = [JsonLinesLog(folder / "log.jsonl"), ProgressReport(console)]
     console.print(f"results   {folder}", markup=False)
-    missing = why_no_tensorboard()
-    if missing is None:
+    missing = why_no_tensorboard() if tensorboard else None
+    if tensorboard and missing is None:
         trainer.hooks.append(TensorBoardLog(folder / "tensorboard"))
-    else:
+    elif missing is not None:
         console.print(f"watching  {missing}", markup=False)
     if resume is not None:
         console.print(f"resuming  after step {trainer.step} of {trainer.total_steps} ({resume})")

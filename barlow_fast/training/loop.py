@@ -26,7 +26,7 @@ from ..microbatch import backward_in_microbatches
 from ..models import BarlowTwinsModel, build_twins
 from . import parallel
 from .checkpoint import load_checkpoint, save_checkpoint
-from .clock import StepClock
+from .clock import PHASES, StepClock
 from .config import PretrainConfig
 from .diagnosis import first_bad_tensor, gradients_finite
 from .estimate import resolved_precision
@@ -114,7 +114,7 @@ class Trainer:
             backend=config.backend,
             process_group=None if self.ranks.alone else "world",
         )
-        self.model = parallel.prepare(self._build_model(), config, self.ranks)
+        self.model = parallel.prepare(self.initial_model(), config, self.ranks)
         self.network = parallel.wrap(self.model, config, self.ranks)
         self.optimizer = build_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(
@@ -141,7 +141,7 @@ class Trainer:
         self._totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._images = 0
         self._seconds = 0.0
-        self._shares = dict.fromkeys(StepClock(torch.device("cpu")).read(), 0.0)
+        self._shares = dict.fromkeys(PHASES, 0.0)
         self.clock = StepClock(self.device)
         self._batches: Iterator[Batch] = iter(())
         self._unread: tuple[int, _Arriving] | None = None
@@ -160,7 +160,8 @@ class Trainer:
                 f"equally: take {size - size % ranks or ranks} or {size + ranks - size % ranks}"
             )
 
-    def _build_model(self) -> BarlowTwinsModel:
+    def initial_model(self) -> BarlowTwinsModel:
+        """A model with the weights that this run began with, on the CPU."""
         config = self.config
         return build_twins(
             config.encoder,
@@ -452,7 +453,7 @@ class Trainer:
             "seconds": self._seconds,
             "images_per_second": images / self._seconds,
             "data_wait_share": self._shares["data"] / busy,
-            "loss_share": self._shares["loss"] / busy,
+            **{f"{p}_share": s / busy for p, s in self._shares.items() if p != "data"},
             "knn": None,
         }
         if scored:
@@ -484,7 +485,7 @@ class Trainer:
             return self.model
         if self.ranks.alone:
             return copy.deepcopy(self.model)
-        plain = self._build_model().to(self.device, memory_format=torch.channels_last)
+        plain = self.initial_model().to(self.device, memory_format=torch.channels_last)
         plain.load_state_dict(parallel.model_state(self.model))
         for ours, theirs in zip(self.model.parameters(), plain.parameters(), strict=True):
             if not hasattr(ours, "device_mesh"):

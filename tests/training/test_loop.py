@@ -20,7 +20,8 @@ from barlow_fast.training import (
     load_checkpoint,
 )
 
-MEASURED_TIMES = {"seconds", "images_per_second", "data_wait_share", "loss_share", "shares"}
+SHARES = {f"{phase}_share" for phase in ("data_wait", "forward", "loss", "backward", "update")}
+MEASURED_TIMES = {"seconds", "images_per_second", "shares"} | SHARES
 
 
 class StopAfter(Hook):
@@ -106,6 +107,7 @@ def test_history_has_every_epoch_and_adds_up(small_config, small_digits):
         off = record["off_diagonal_mean"] * dimensions * (dimensions - 1)
         assert record["loss"] == pytest.approx(on + lambd * off, rel=1e-4)
         assert record["images_per_second"] == pytest.approx(192 / record["seconds"])
+        assert sum(record[name] for name in SHARES) == pytest.approx(1)
 
 
 def test_an_epoch_visits_no_sample_twice(small_config, small_digits):

@@ -153,7 +153,7 @@ def test_commands_of_the_page_are_one_argument_per_path(reported):
 
 def test_the_weights_before_training_are_built_again(trained):
     """The figure's first portrait is of the model that training began with."""
-    initial = trained._build_model()
+    initial = trained.initial_model()
     portrait = trained.watcher.portrait(initial)
     assert torch.equal(portrait.correlation, trained.before["correlation"])
     after = trained.watcher.portrait(trained.plain_model(copied=True))

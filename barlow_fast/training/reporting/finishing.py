@@ -59,7 +59,7 @@ def report_run(trainer: Trainer, folder: Path | str, name: str) -> Report:
         from .figures import draw_figure
 
         # Built again from the seed: the weights that training began with.
-        initial = trainer._build_model().to(trainer.device)
+        initial = trainer.initial_model().to(trainer.device)
         portraits["before"] = trainer.watcher.portrait(initial)
         portraits["after"] = trainer.watcher.portrait(model)
         scores = {key: trainer.before.get(key) for key in ("raw", "before")}
