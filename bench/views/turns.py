@@ -113,11 +113,12 @@ class Runner:
         self._process.join()
 
     def _answer(self, seconds: float) -> Any:
-        wait([self._connection, self._process.sentinel], seconds)
+        if not wait([self._connection, self._process.sentinel], seconds):
+            raise FeedError(f"did not answer within {seconds:.0f} s")
         # Workers keep the other end of the pipe open when their parent has died.
         if not self._connection.poll():
-            if self._process.exitcode is None:
-                raise FeedError(f"did not answer within {seconds:.0f} s")
+            # Its sentinel is closed a moment before its exit status can be had.
+            self._process.join(seconds)
             raise FeedError(f"died with exit status {self._process.exitcode}")
         try:
             kind, content = self._connection.recv()

@@ -182,6 +182,8 @@ def test_ctrl_c_ends_a_check_with_all_its_processes(tmp_path: Path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert "4,000 images" in process.stdout.readline()
