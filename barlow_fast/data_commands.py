@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .cli import missing_libraries
-from .exits import FAILURE, INTERRUPTED, fail
+from .exits import FAILURE, failures
 
 if TYPE_CHECKING:
     from .data.faults import BadImage
@@ -61,7 +60,7 @@ def check(
 ) -> None:
     """Decode every image and list those that cannot be read; exit status 1 if there are any."""
     console = Console(highlight=False, soft_wrap=True)
-    with _failures():
+    with failures():
         from .data.check import bad_images, write_report
 
         images = _open(console, source, split, data_dir, allow_symlinks)
@@ -99,7 +98,7 @@ def pack(
 ) -> None:
     """Pack images into tar shards that train as they are."""
     console = Console(highlight=False, soft_wrap=True)
-    with _failures():
+    with failures():
         from .data.pack import pack
 
         limit = _bytes(shard_bytes)
@@ -137,7 +136,7 @@ def show(
 ) -> None:
     """Draw a sheet of images and their views: what the encoder sees."""
     console = Console(highlight=False, soft_wrap=True)
-    with _failures():
+    with failures():
         from .data import PRESETS, Views
         from .data.show import sheet, write_sheet
 
@@ -197,20 +196,3 @@ def _bytes(text: str) -> int:
     if match is None:
         raise ValueError(f"--shard-bytes takes a number such as 1000000, 64M or 1G, got {text!r}")
     return int(match[1]) * UNITS[match[2].upper()]
-
-
-@contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """What can go wrong in a command, as one line and an exit status."""
-    from .data.faults import BadImageError
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        fail(missing_libraries([str(error.name)]), FAILURE)
-    except KeyboardInterrupt:
-        fail("barlow-fast: interrupted", INTERRUPTED)
-    except (BadImageError, RuntimeError) as error:
-        fail(f"barlow-fast: {error}", FAILURE)
-    except (ValueError, OSError) as error:
-        fail(f"barlow-fast: {error}")

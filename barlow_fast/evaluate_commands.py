@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .cli import missing_libraries
-from .exits import FAILURE, INTERRUPTED, fail
+from .exits import SKIPPING, failures
 
 if TYPE_CHECKING:
     from .checkpoints import Pretrained
@@ -131,7 +130,7 @@ def knn(
 ) -> None:
     """Accuracy of the k nearest neighbours on frozen features: trains nothing."""
     request = _request(locals())
-    with _failures():
+    with failures(SKIPPING):
         from .evaluation import evaluate_knn
 
         neighbours = None if k is None else _numbers(k, "--k")
@@ -178,7 +177,7 @@ def linear(
 ) -> None:
     """Accuracy of a linear classifier on frozen features."""
     request = _request(locals())
-    with _failures():
+    with failures(SKIPPING):
         from .evaluation import AVERAGE_POOL, LinearSettings, evaluate_linear
 
         settings = LinearSettings(
@@ -227,7 +226,7 @@ def finetune(
 ) -> None:
     """Accuracy after training all weights on a part of the labels."""
     request = _request(locals())
-    with _failures():
+    with failures(SKIPPING):
         from .evaluation import FinetuneSettings, evaluate_finetune
 
         settings = FinetuneSettings(
@@ -265,7 +264,7 @@ def transfer(
 ) -> None:
     """k-NN and linear accuracy on images of another kind, resized and converted to fit."""
     request = _request(locals())
-    with _failures():
+    with failures(SKIPPING):
         from .evaluation import evaluate_transfer
 
         neighbours = None if k is None else _numbers(k, "--k")
@@ -496,26 +495,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """What can go wrong in a command, as one line and an exit status."""
-    from .data.faults import BadImageError
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        fail(missing_libraries([str(error.name)]), FAILURE)
-    except KeyboardInterrupt:
-        fail("barlow-fast: interrupted", INTERRUPTED)
-    except BadImageError as error:
-        fail(
-            f"barlow-fast: {error}. --on-bad-image skip goes on without such images, "
-            "`barlow-fast data check` lists them all",
-            FAILURE,
-        )
-    except RuntimeError as error:
-        fail(f"barlow-fast: {error}", FAILURE)
-    except (ValueError, OSError) as error:
-        fail(f"barlow-fast: {error}")

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import typer
 
+from .cli import missing_libraries
+
 USAGE_ERROR, FAILURE = 2, 1
 # As shells report a process that a signal ended: 128 + its number.
 INTERRUPTED, TERMINATED = 130, 143
+
+# For commands that have the option.
+SKIPPING = (
+    ". --on-bad-image skip goes on without such images, `barlow-fast data check` lists them all"
+)
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     """Says why on standard error and leaves with an exit status."""
     print(message, file=sys.stderr)
     raise typer.Exit(code)
+
+
+def without(error: ModuleNotFoundError) -> str:
+    """What to tell someone who lacks a library; some errors name the extra that brings it."""
+    text = str(error)
+    if "barlow-fast[" in text:
+        return f"barlow-fast: {text}"
+    return missing_libraries([str(error.name)])
+
+
+@contextlib.contextmanager
+def failures(on_bad_image: str = "") -> Iterator[None]:
+    """What can go wrong in a command, as one line and an exit status.
+
+    Args:
+        on_bad_image: what to add where an image cannot be read.
+    """
+    from .data.faults import BadImageError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(without(error), FAILURE)
+    except KeyboardInterrupt:
+        fail("barlow-fast: interrupted", INTERRUPTED)
+    except BadImageError as error:
+        fail(f"barlow-fast: {error}{on_bad_image}", FAILURE)
+    except RuntimeError as error:
+        fail(f"barlow-fast: {error}", FAILURE)
+    except (ValueError, OSError) as error:
+        fail(f"barlow-fast: {error}")

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .cli import missing_libraries
-from .exits import FAILURE, INTERRUPTED, fail
+from .exits import failures
 
 
 def export(
@@ -44,7 +43,7 @@ def export(
 ) -> None:
     """Write the encoder of a checkpoint for other programs; read it back and compare."""
     console = Console(highlight=False, soft_wrap=True)
-    try:
+    with failures():
         from .checkpoints import FORMATS, load_encoder
         from .checkpoints import export as write
         from .checkpoints.exporting import SUFFIXES
@@ -69,16 +68,3 @@ def export(
         console.print(
             f"{out}: {format}, {out.stat().st_size:,} bytes, read back and compared", markup=False
         )
-    except ModuleNotFoundError as error:
-        # Those of optional formats say which extra brings them.
-        names_extra = "barlow-fast[" in str(error)
-        fail(
-            f"barlow-fast: {error}" if names_extra else missing_libraries([str(error.name)]),
-            FAILURE,
-        )
-    except KeyboardInterrupt:
-        fail("barlow-fast: interrupted", INTERRUPTED)
-    except RuntimeError as error:
-        fail(f"barlow-fast: {error}", FAILURE)
-    except (ValueError, OSError) as error:
-        fail(f"barlow-fast: {error}")

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .cli import missing_libraries
-from .exits import FAILURE, INTERRUPTED, TERMINATED, fail
+from .exits import FAILURE, INTERRUPTED, SKIPPING, TERMINATED, fail, without
 
 if TYPE_CHECKING:
     from .data import ImageDataset
@@ -152,7 +151,7 @@ def pretrain(
             resume = _newest(out)
         config = _configuration(choices, dim, preset, config_file, settings or [], resume)
     except ModuleNotFoundError as error:
-        fail(missing_libraries([str(error.name)]), FAILURE)
+        fail(without(error), FAILURE)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         fail(f"barlow-fast: {error}")
     with contextlib.ExitStack() as stack:
@@ -169,7 +168,7 @@ def pretrain(
                 config, data, feeding, ranks, out, resume, tensorboard, console
             )
         except ModuleNotFoundError as error:
-            fail(missing_libraries([str(error.name)]), FAILURE)
+            fail(without(error), FAILURE)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             fail(f"barlow-fast: {_of_rank(error)}")
         stack.enter_context(trainer)
@@ -486,11 +485,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
             trainer.run()
         report = _finish(trainer, folder)
     except BadImageError as error:
-        fail(
-            f"barlow-fast: {error}. --on-bad-image skip goes on without such images, "
-            "`barlow-fast data check` lists them all",
-            FAILURE,
-        )
+        fail(f"barlow-fast: {error}{SKIPPING}", FAILURE)
     except TrainingDiverged as error:
         fail(f"barlow-fast: {error}", FAILURE)
     except TrainingInterrupted as error:

@@ -4,7 +4,7 @@ from .encoders import Architecture, build_encoder, stages
 from .projector import Projector
 from .recomputing import checkpoint_activations
 from .small import SmallEncoder
-from .twins import BarlowTwinsModel, build_model, build_twins
+from .twins import BarlowTwinsModel, build_twins
 
 __all__ = [
     "Architecture",
@@ -12,7 +12,6 @@ __all__ = [
     "Projector",
     "SmallEncoder",
     "build_encoder",
-    "build_model",
     "build_twins",
     "checkpoint_activations",
     "stages",

@@ -80,24 +80,3 @@ def build_twins(
         return BarlowTwinsModel(
             network, Projector(int(network.features), projector), one_pass=one_pass
         )
-
-
-def build_model(
-    channels: int,
-    encoder_widths: Sequence[int],
-    projector_widths: Sequence[int],
-    seed: int,
-    encoder_grid: int = 2,
-) -> BarlowTwinsModel:
-    """`build_twins` with the compact encoder.
-
-    Raises:
-        ValueError: widths that are not positive.
-    """
-    return build_twins(
-        channels=channels,
-        encoder_widths=encoder_widths,
-        encoder_grid=encoder_grid,
-        projector=projector_widths,
-        seed=seed,
-    )

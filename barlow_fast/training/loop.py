@@ -441,7 +441,7 @@ class Trainer:
         saved = scored
         if self.config.checkpoint_every is not None:
             saved = last or (epoch + 1) % self.config.checkpoint_every == 0
-        images = sum(parallel.gather_objects(self._images, self.ranks))
+        images = self.ranks.total(self._images)
         busy = max(sum(self._shares.values()), 1e-9)
         record: Record = {
             "epoch": epoch + 1,
@@ -595,7 +595,7 @@ class Trainer:
             "optimizer": parallel.optimizer_state(self.model, self.optimizer),
             "scaler": self.scaler.state_dict(),
             "totals": self._totals.cpu(),
-            "images": sum(parallel.gather_objects(self._images, self.ranks)),
+            "images": self.ranks.total(self._images),
             "seconds": self._seconds,
             "shares": dict(self._shares),
             "history": self.history,

@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ..distributed.batch_norm import synchronise
@@ -140,12 +139,3 @@ def _gathered(values: dict[str, Any]) -> dict[str, Any]:
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
         for name, value in values.items()
     }
-
-
-def gather_objects(value: Any, ranks: Ranks) -> list[Any]:
-    """The value of each rank, on every rank."""
-    if ranks.alone:
-        return [value]
-    found: list[Any] = [None] * ranks.size
-    dist.all_gather_object(found, value)
-    return found

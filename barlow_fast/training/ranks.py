@@ -46,6 +46,14 @@ class Ranks:
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         return bool(seen.item())
 
+    def total(self, count: int) -> int:
+        """The sum over all ranks, on all of them."""
+        if self.alone:
+            return count
+        summed = torch.tensor([count], device=self.device)
+        dist.all_reduce(summed)
+        return int(summed.item())
+
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of 'auto', 'cpu' or 'cuda'.

@@ -135,7 +135,7 @@ def measure(
             console.print(f"{case.name}: {name} is left out: {reason}", markup=False)
             continue
         arguments = (name, case, device.kind, folder if case.files else None)
-        cores = two_cores() if device.kind == "cpu" else None
+        cores = turns.two_cores() if device.kind == "cpu" else None
         # What was made ready before the first step must be gone when the first turn comes.
         ready = AHEAD * runs.workers(device.kind) if name in (OFFICIAL, LIGHTLY) else 0
         warm_ups = max(WARM_UPS, ready + 2)
@@ -157,12 +157,6 @@ def measure(
         console.print(f"{case.name}: {name} is not timed: {reason}", markup=False)
     console.print(f"{case.name}: {time.monotonic() - begun:.0f} s", markup=False)
     return rows, {f"{case.name} {name}": reason for name, reason in failed.items()}
-
-
-def two_cores() -> set[int] | None:
-    """Two of the cores that this process may use; None where the system does not tell."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return None if affinity is None else set(sorted(affinity(0))[:CORES])
 
 
 def row(

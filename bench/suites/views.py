@@ -104,7 +104,7 @@ def measure(
     peaks = floor.measure_peaks()
     console.print(f"copy {peaks.copy:.1f} GB/s")
     failures: dict[str, str] = {}
-    cores = two_cores()
+    cores = turns.two_cores()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photographs"
         if any(case.files for case, _ in chosen):
@@ -134,12 +134,6 @@ def measure(
     if out is not None and out.exists():
         console.print(f"rows are in {out}; `python -m bench report` makes the tables")
     return failures
-
-
-def two_cores() -> set[int] | None:
-    """Two of the cores that this process may use; None where the system does not tell."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return None if affinity is None else set(sorted(affinity(0))[:CORES])
 
 
 def row(case: Case, feed: str, rates: list[float], copy_gbps: float, element_bytes: int = 4) -> Row:

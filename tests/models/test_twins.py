@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from barlow_fast.models import Projector, SmallEncoder, build_model, build_twins
+from barlow_fast.models import Projector, SmallEncoder, build_twins
 
 
 @pytest.mark.parametrize("size", [8, 12, 28, 64])
@@ -28,7 +28,7 @@ def test_projector_is_the_papers():
 
 
 def test_views_do_not_share_batch_statistics():
-    model = build_model(1, (4,), (8,), seed=0).train()
+    model = build_twins(channels=1, encoder_widths=(4,), projector=(8,), seed=0).train()
     a, b = torch.rand(6, 1, 8, 8), 5 * torch.rand(6, 1, 8, 8)
     alone, _ = model(a, a)
     together, _ = model(a, b)
@@ -39,10 +39,10 @@ def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    first = build_model(1, (4,), (8,), seed=7)
+    first = build_twins(channels=1, encoder_widths=(4,), projector=(8,), seed=7)
     assert torch.equal(torch.rand(1), expected)
-    second = build_model(1, (4,), (8,), seed=7)
-    other = build_model(1, (4,), (8,), seed=8)
+    second = build_twins(channels=1, encoder_widths=(4,), projector=(8,), seed=7)
+    other = build_twins(channels=1, encoder_widths=(4,), projector=(8,), seed=8)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
@@ -75,15 +75,6 @@ def test_one_pass_and_two_agree_in_eval_mode():
     for together, alone in zip(one(a, b), two(a, b), strict=True):
         assert together.shape == alone.shape
         torch.testing.assert_close(together, alone)
-
-
-def test_build_model_is_build_twins_with_the_compact_encoder():
-    old, new = (
-        build_model(2, (4, 6), (8,), 5),
-        build_twins(channels=2, encoder_widths=(4, 6), projector=(8,), seed=5),
-    )
-    for key, value in old.state_dict().items():
-        assert torch.equal(value, new.state_dict()[key])
 
 
 def test_twins_of_a_backbone_depend_on_the_seed_alone():
