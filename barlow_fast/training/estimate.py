@@ -48,8 +48,7 @@ class Memory:
 def resolved_precision(config: PretrainConfig, device: torch.device) -> torch.dtype:
     """The type of autocast, or float32 for none.
 
-    'auto' is bfloat16 on GPUs and CPUs that compute in it, and float32 elsewhere. (On an AMD EPYC
-    with AVX-512 BF16 steps of the digits and Fashion-MNIST presets take 0.6 to 0.8 of the time.)
+    'auto' is bfloat16 on GPUs and CPUs that compute in it, and float32 elsewhere.
 
     Raises:
         ValueError: float16 on a CPU.
