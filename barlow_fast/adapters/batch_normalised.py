@@ -1,0 +1,85 @@
+"""What the adapters share whose peers standardise with a batch norm: the core's own arithmetic.
+
+Biased variance, eps inside the root, division by the number of samples; the peers differ in where
+the statistics come from, in the factor of the gradient and in their errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..functional import barlow_twins_loss
+
+EPS = 1e-5
+
+
+def joined_ranks() -> str | None:
+    """'world' where torch.distributed runs with more than one process, else None."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return "world"
+    return None
+
+
+def check_matrices(
+    first: Tensor, second: Tensor, names: tuple[str, str], unequal_dimensions: type[Exception]
+) -> None:
+    """Raises what peers raise, mostly from deep inside torch, before anything is computed.
+
+    Raises:
+        ValueError: an input that is not (N, D), or N = 1.
+        RuntimeError: different N.
+        unequal_dimensions: different D.
+    """
+    for name, z in zip(names, (first, second), strict=True):
+        if z.dim() != 2:
+            raise ValueError(f"{name} must be (N, D), got shape {tuple(z.shape)}")
+    shapes = f"got {tuple(first.shape)} and {tuple(second.shape)}"
+    if first.shape[1] != second.shape[1]:
+        raise unequal_dimensions(f"{names[0]} and {names[1]} must have the same D, {shapes}")
+    if first.shape[0] != second.shape[0]:
+        raise RuntimeError(f"{names[0]} and {names[1]} must have the same N, {shapes}")
+    if first.shape[0] == 1:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input size "
+            f"{tuple(first.shape)} (a last batch of one? use drop_last=True)"
+        )
+
+
+def loss_of(
+    first: Tensor,
+    second: Tensor,
+    lambd: float,
+    *,
+    scale: float = 1.0,
+    process_group: Any = None,
+    statistics: str = "local",
+    gradient: str = "exact",
+) -> Tensor:
+    """`barlow_twins_loss` with what all these peers have in common."""
+    return barlow_twins_loss(
+        first,
+        second,
+        lambd,
+        scale=scale,
+        eps=EPS,
+        process_group=process_group,
+        statistics=statistics,
+        gradient=gradient,
+    )
+
+
+def as_number(name: str, value: float | Tensor) -> float:
+    """`value` as a Python number; peers also take tensors with one element, which the core does
+    not."""
+    if isinstance(value, Tensor) and not torch.compiler.is_compiling():
+        if value.numel() != 1 or value.requires_grad:
+            raise TypeError(
+                f"{name} must be a number, or a tensor of one element without grad, got shape "
+                f"{tuple(value.shape)}, requires_grad={value.requires_grad}"
+            )
+        return float(value)
+    return value
