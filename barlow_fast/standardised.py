@@ -1,0 +1,433 @@
+"""The loss of embeddings that are standardised in another way than the paper's.
+
+    u = (z - mean) * r                               per column, or u = z as it is given
+    C = u_a^T u_b / divisor
+    loss = sum_i (C_ii - 1)^2 + lambd * sum over i != j of (C_ij - t)^2
+
+    r = 1 / (sqrt(v + eps_inside) + eps_outside),    v = sum (z - mean)^2 / (N - ddof)
+
+Both forms run on the kernel sets as they are, on raw embeddings: u is never stored. Write z_hat for
+what the kernels standardise with, z_hat = (z - mean) * rho; rho is r times a constant, and beta
+takes up what is left, so that C = beta * C_hat with C_hat = z_hat_a^T z_hat_b / N:
+
+    beta = (N - ddof) / divisor,    rho = sqrt(N / (N - ddof)) * r
+
+With eps_outside = 0 that rho is (var + eps)^-1/2 of the biased variance, with
+eps = eps_inside * (N - ddof) / N: the kernels' own norm, backward pass included. Otherwise the
+norm's backward differs from theirs by a factor per column:
+
+    dL/dz = rho * (G - z_hat * f * mean_n(G * z_hat)),     f = 1 + eps_outside / sqrt(v + eps_inside)
+
+and f = 0 where u is given. In the correlation form that factor goes into the squared sums that the
+kernels project with; in the Gram form the kernels leave the projection out and it is done here.
+
+The target t expands: (beta C - t)^2 = beta^2 C^2 - 2 t beta C + t^2. The sum of all C_ij is the
+inner product of row sums, s_n = sum_j z_hat_nj, whose gradient is of rank one:
+
+    sum over all i, j of C_ij = s_a^T s_b / N,      d/dz_hat_a[n, i] = s_b[n] / N
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import functional, ops
+from .kernels import KernelSet, load
+from .kernels.precision import accumulation_dtype
+
+DEAD_FEATURES = ("nan", "zero")
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def deviation_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float,
+    *,
+    ddof: int = 1,
+    eps_inside: float = 0.0,
+    eps_outside: float = 0.0,
+    divisor: float | None = None,
+    off_diagonal_target: float = 0.0,
+    dead_features: str = "nan",
+    scale: float = 1.0,
+    precision: str = "auto",
+    form: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """The loss with columns divided by `sqrt(v + eps_inside) + eps_outside`.
+
+    Args:
+        z_a, z_b: embeddings of the two views, (N, D) or (..., D); dtypes as `barlow_twins_loss`.
+        lambd: weight of the off-diagonal term.
+        ddof: what is taken off N in the variance: 1 for torch.std's own, 0 for the biased one.
+        eps_inside: added to the variance.
+        eps_outside: added to the deviation.
+        divisor: of the products; None for N.
+        off_diagonal_target: t, what off-diagonal elements of C are drawn to.
+        dead_features: what a constant column gives where both eps are 0: 'nan', as 0 / 0, or
+            'zero': the column is zero in u, as with any eps, and has no gradient. A column is
+            constant if it deviates from its mean by less than the mean can be resolved.
+        scale: factor on the whole loss.
+        precision, form, backend: as `barlow_twins_loss`.
+
+    Returns:
+        The scalar loss in float32 (float64 for fp64).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `barlow_twins_loss`.
+    """
+    if dead_features not in DEAD_FEATURES:
+        raise ValueError(f"dead_features must be one of {DEAD_FEATURES}, got {dead_features!r}")
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof must be 0 or 1, got {ddof!r}")
+    norm = (ddof, float(eps_inside), float(eps_outside), dead_features == "zero")
+    options = (precision, form, backend)
+    return _loss(z_a, z_b, lambd, scale, divisor, off_diagonal_target, norm, options, at_least=2)
+
+
+def standardised_loss(
+    u_a: Tensor,
+    u_b: Tensor,
+    lambd: float,
+    *,
+    divisor: float | None = None,
+    off_diagonal_target: float = 0.0,
+    scale: float = 1.0,
+    precision: str = "auto",
+    form: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """The loss of embeddings as they are: standardised already, or never.
+
+    Arguments, result and errors are those of `deviation_loss`; one sample is enough.
+    """
+    norm = (-1, 0.0, 0.0, False)
+    options = (precision, form, backend)
+    return _loss(u_a, u_b, lambd, scale, divisor, off_diagonal_target, norm, options, at_least=1)
+
+
+def _loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float,
+    scale: float,
+    divisor: float | None,
+    target: float,
+    norm: tuple[int, float, float, bool],
+    options: tuple[str, str, str],
+    at_least: int,
+) -> Tensor:
+    precision, form, backend = options
+    z_a, z_b = functional.as_matrices(z_a, z_b, at_least=at_least)
+    if not torch.compiler.is_compiling():
+        functional.check_options(
+            lambd, scale, 0.0, precision, form, backend, None, "global", "exact", "auto"
+        )
+        for name, value in (("eps_inside", norm[1]), ("eps_outside", norm[2])):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+        if divisor is not None and not 0 < divisor < math.inf:
+            raise ValueError(f"divisor must be finite and more than 0, got {divisor}")
+    arguments = (
+        z_a, z_b, float(lambd), float(target), float(divisor or 0), *norm, form,
+        functional.given_precision(z_a, precision), backend,
+    )  # fmt: skip
+    if torch.compiler.is_compiling():
+        loss, *_ = forward_op(*arguments)
+    else:
+        loss = DeviationFunction.apply(*arguments)
+    return loss if scale == 1.0 else loss * scale
+
+
+def forward(
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float,
+    target: float,
+    divisor: float,
+    ddof: int,
+    eps_inside: float,
+    eps_outside: float,
+    dead_is_zero: bool,
+    form: str,
+    precision: str,
+    backend: str,
+) -> Outputs:
+    """(loss, statistics, matrix, companion, factors, row_sums); z_a, z_b are (N, D).
+
+    divisor: 0 for N. ddof: -1 for embeddings as they are. What `backward` needs: statistics,
+    matrix and companion as in `ops.forward`; factors (2, D) float64, the f of both views, empty
+    where the kernels' own projection is right; row_sums (2, N), empty without a target.
+    """
+    form, precision, backend = ops.resolve(z_a, form, precision, backend)
+    with ops.without_autocast(z_a.device.type):
+        kernels = load(backend)
+        n, d = z_a.shape
+        beta = _beta(n, ddof, divisor)
+        statistics, sums, diagonal, factors = _statistics(
+            kernels, z_a, z_b, ddof, eps_inside, eps_outside, dead_is_zero, precision
+        )
+        squares = diagonal.square().sum()
+        if form == "gram":
+            matrix, companion, inner = kernels.gram_pair(z_a, z_b, statistics, sums, precision)
+            off_diagonal = beta**2 * (inner.sum() / n**2 - squares)
+        else:
+            matrix, companion = kernels.correlation(z_a, z_b, statistics, precision)
+            off_diagonal = beta**2 * companion[0].sum()
+        row_sums = statistics.new_empty(0)
+        if target:
+            row_sums = torch.stack(
+                [_hat(z, statistics[i : i + 3]).sum(1) for z, i in ((z_a, 0), (z_b, 3))]
+            )
+            everything = (row_sums[0].double() * row_sums[1]).sum() / n
+            off_diagonal = off_diagonal - 2 * target * beta * (everything - diagonal.sum())
+            off_diagonal = off_diagonal + target**2 * d * (d - 1)
+        loss = (beta * diagonal - 1).square().sum() + lambd * off_diagonal
+        return loss.to(statistics.dtype), statistics, matrix, companion, factors, row_sums
+
+
+def backward(
+    grad: Tensor,
+    z_a: Tensor,
+    z_b: Tensor,
+    statistics: Tensor,
+    matrix: Tensor,
+    companion: Tensor,
+    factors: Tensor,
+    row_sums: Tensor,
+    lambd: float,
+    target: float,
+    divisor: float,
+    ddof: int,
+    eps_inside: float,
+    eps_outside: float,
+    dead_is_zero: bool,
+    form: str,
+    precision: str,
+    backend: str,
+    need_a: bool,
+    need_b: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
+    form, precision, backend = ops.resolve(z_a, form, precision, backend)
+    with ops.without_autocast(z_a.device.type):
+        kernels, need = load(backend), (need_a, need_b)
+        n = z_a.shape[0]
+        beta = _beta(n, ddof, divisor)
+        given = (z_a, z_b)
+        # What is finished here is rounded to half precision once, at the end.
+        finished_here = bool(target) or (form == "gram" and factors.numel() > 0)
+        if finished_here:
+            given = tuple(z.to(torch.promote_types(z.dtype, torch.float32)) for z in given)
+        pull = 2 * target * beta * lambd / n  # of the target on the diagonal, which has none
+        slope, offset = 2 * beta**2 / n, pull - 2 * beta / n
+        if form == "gram":
+            grads = kernels.gram_gradients(
+                *given, statistics, matrix, companion, grad, 2 * lambd * beta**2 / n**2,
+                slope - 2 * lambd * beta**2 / n, offset, _kernel_eps(n, ddof, eps_inside),
+                precision, need, projected=factors.numel() == 0,
+            )  # fmt: skip
+        else:
+            coefficient = 2 * lambd * beta**2 / n
+            if coefficient == 0:  # the squares below could not carry anything
+                matrix, companion, coefficient = torch.zeros_like(matrix), companion * 0, 1.0
+            if factors.numel():
+                diagonal = statistics[6].double()
+                known = (slope * diagonal + offset) * diagonal / coefficient
+                companion = factors * companion + (factors - 1) * known
+            grads = kernels.correlation_gradients(
+                *given, statistics, matrix, companion, grad, coefficient, slope, offset,
+                precision, need,
+            )  # fmt: skip
+        if finished_here:
+            gram_factors = factors if form == "gram" else factors[:0]
+            grads = tuple(
+                _finish(
+                    view, grads[view], given[view], statistics, gram_factors, factors, row_sums,
+                    pull, grad,
+                ).to(z.dtype)
+                if wanted
+                else z.new_empty(0)
+                for view, z, wanted in ((0, z_a, need_a), (1, z_b, need_b))
+            )  # fmt: skip
+        return grads
+
+
+def _finish(
+    view: int,
+    g: Tensor,
+    z: Tensor,
+    statistics: Tensor,
+    gram_factors: Tensor,
+    factors: Tensor,
+    row_sums: Tensor,
+    pull: float,
+    grad: Tensor,
+) -> Tensor:
+    """A gradient with the target's part and, in the Gram form, the projection that is not the
+    kernels'."""
+    rows = statistics[3 * view : 3 * view + 3]
+    hat = _hat(z, rows)
+    f = factors[view].to(hat.dtype) if factors.numel() else 1.0
+    if gram_factors.numel():
+        g = g - hat * (f * (g * hat).mean(0))
+    if pull:
+        # -pull s_other in G; its mean over rows is zero wherever there is a norm to project with.
+        other = row_sums[1 - view]
+        extra = other[:, None] - hat * (f * (other @ hat / z.shape[0]))
+        g = g - extra * (pull * rows[1] * grad)
+    return g
+
+
+def _beta(n: int, ddof: int, divisor: float) -> float:
+    return (n - max(ddof, 0)) / (divisor or n)
+
+
+def _kernel_eps(n: int, ddof: int, eps_inside: float) -> float:
+    return eps_inside * (n - max(ddof, 0)) / n
+
+
+def _hat(z: Tensor, rows: Tensor) -> Tensor:
+    mean, rho, shift = rows
+    return (z.to(mean.dtype) - mean) * rho - shift
+
+
+def _statistics(
+    kernels: KernelSet,
+    z_a: Tensor,
+    z_b: Tensor,
+    ddof: int,
+    eps_inside: float,
+    eps_outside: float,
+    dead_is_zero: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(statistics, sums, diagonal, factors): the kernels' two, the diagonal of C_hat in float64
+    and the f of both views."""
+    n = z_a.shape[0]
+    moments = kernels.column_moments(z_a, z_b, precision)
+    means, squares, comoment = moments[0:2], moments[2:4].clamp_min(0), moments[4]
+    dtype = accumulation_dtype(precision)
+    factors = moments.new_empty(0)
+    if ddof < 0:
+        # Moments about zero: what is given is not centred, or need not be.
+        squares = squares + n * means.square()
+        diagonal = comoment / n + means[0] * means[1]
+        means = torch.zeros_like(means)
+        rho = torch.ones_like(means)
+        factors = torch.zeros_like(means)
+    else:
+        if eps_outside:
+            deviation = (squares / (n - ddof) + eps_inside).sqrt()
+            rho = math.sqrt(n / (n - ddof)) / (deviation + eps_outside)
+            # At a deviation of zero torch takes the derivative of the root for zero.
+            factors = (1 + eps_outside / deviation).masked_fill(deviation == 0, 0.0)
+        else:
+            rho = (squares / n + _kernel_eps(n, ddof, eps_inside)).rsqrt()
+        if eps_inside == 0 and eps_outside == 0:
+            resolved = torch.finfo(torch.promote_types(z_a.dtype, torch.float32)).eps
+            dead = (squares / n).sqrt() <= resolved * means.abs()
+            rho = rho.masked_fill(dead, 0.0 if dead_is_zero else math.nan)
+        diagonal = comoment / n * rho[0] * rho[1]
+    shift = (means - means.to(dtype)) * rho
+    statistics = torch.stack((means[0], rho[0], shift[0], means[1], rho[1], shift[1], diagonal)).to(
+        dtype
+    )
+    # The Triton set reads the mean of each K's diagonal from columns 2 and 3.
+    centres = (squares / n * rho.square()).sum(1)
+    ones = torch.stack(((diagonal - 1).square().sum(), diagonal.square().sum()))
+    return statistics, torch.cat((ones, centres))[None], diagonal, factors
+
+
+class DeviationFunction(torch.autograd.Function):
+    """The eager route."""
+
+    @staticmethod
+    def forward(ctx, z_a, z_b, *options):
+        loss, *saved = forward(z_a, z_b, *options)
+        ctx.save_for_backward(z_a, z_b, *saved)
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        need = ctx.needs_input_grad[:2]
+        gradients = DeviationGradient.apply(grad, *ctx.saved_tensors, *ctx.options, *need)
+        wanted = (g if needed else None for g, needed in zip(gradients, need, strict=True))
+        return *wanted, *(None for _ in ctx.options)
+
+
+class DeviationGradient(torch.autograd.Function):
+    """The backward pass as a node of its own, so that differentiating it again is refused in
+    words."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        return backward(*args)
+
+    @staticmethod
+    def backward(ctx, *_):
+        ops.refuse_double_backward()
+
+
+# As in `ops`: another layout of what `forward` returns needs another name.
+forward_op = torch.library.custom_op("barlow_fast::deviation_forward_1", forward, mutates_args=())
+backward_op = torch.library.custom_op(
+    "barlow_fast::deviation_backward_1", backward, mutates_args=()
+)
+
+
+@forward_op.register_fake
+def _(
+    z_a, z_b, lambd, target, divisor, ddof, eps_inside, eps_outside, dead_is_zero, form, precision,
+    backend,
+):  # fmt: skip
+    n, d = z_a.shape
+    form, precision, backend = ops.resolve(z_a, form, precision, backend)
+    dtype = accumulation_dtype(precision)
+    if form == "gram":
+        shape, matrix_dtype = load(backend).gram_layout(n, precision)
+        companion = z_a.new_empty(2, dtype=dtype)
+    else:
+        shape, matrix_dtype = load(backend).correlation_layout(d, precision)
+        companion = z_a.new_empty((2, d), dtype=torch.float64)
+    own_projection = ddof >= 0 and eps_outside == 0
+    return (
+        z_a.new_empty((), dtype=dtype),
+        z_a.new_empty((7, d), dtype=dtype),
+        z_a.new_empty(shape, dtype=matrix_dtype),
+        companion,
+        z_a.new_empty(0 if own_projection else (2, d), dtype=torch.float64),
+        z_a.new_empty((2, n) if target else 0, dtype=dtype),
+    )
+
+
+@backward_op.register_fake
+def _(grad, z_a, z_b, *rest):
+    need_a, need_b = rest[-2:]
+    return z_a.new_empty(z_a.shape if need_a else 0), z_b.new_empty(z_b.shape if need_b else 0)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
+    z_a, z_b, *options = inputs
+    ctx.save_for_backward(z_a, z_b, *output[1:])
+    ctx.options = options
+
+
+def _gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    need = ctx.needs_input_grad[:2]
+    gradients = backward_op(grad, *ctx.saved_tensors, *ctx.options, *need)
+    wanted = (g if needed else None for g, needed in zip(gradients, need, strict=True))
+    return *wanted, *(None for _ in ctx.options)
+
+
+forward_op.register_autograd(_gradients, setup_context=_setup_context)
+backward_op.register_autograd(
+    ops.refuse_double_backward, setup_context=lambda ctx, inputs, output: None
+)
