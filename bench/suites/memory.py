@@ -16,7 +16,6 @@ import ctypes
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Annotated
 
 import torch
 
-from bench import agreement, devices, provenance, results
+from bench import agreement, devices, memory_limit, provenance, results
 from bench.gpu import memory as gpu_memory
 from bench.gpu import tables as gpu_tables
 from bench.inputs import VARIANTS, parse_shapes, parse_variants, random_pair
@@ -34,8 +33,9 @@ from bench.results import Row
 
 SECTION = "Memory beyond inputs and gradients"
 SHAPES = "256x8192,512x65536"
-STATUS = Path("/proc/self/status")
-AVAILABLE_SHARE = 0.7  # of the free memory; a peer that needs more does not fit
+QUICK_SHAPES, QUICK_PEERS = "256x4096", "ours,official,gram-plain"
+NO_MEMORY = "does not fit into memory"
+SECONDS = 180.0  # for one measurement
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -56,6 +56,9 @@ def command(
         Path | None, typer.Option(help="JSON Lines file. Default: this machine's in bench/results.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu (Linux) or cuda.")] = "cpu",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="cpu: one shape, three peers; no file without --out.")
+    ] = False,
 ) -> None:
     """Measure the peak memory of a pass beyond inputs and gradients."""
     if device != "cpu":
@@ -63,15 +66,19 @@ def command(
         return
     try:
         chosen_shapes, variants, chosen = (
-            parse_shapes(shapes or SHAPES),
+            parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES)),
             parse_variants(dtypes or "fp32"),
-            choose(peers),
+            choose(peers or (QUICK_PEERS if quick else None)),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    if not STATUS.exists():
+    if not memory_limit.STATUS.exists():
         console.print("[red]the memory suite reads /proc, which this system does not have[/]")
         raise typer.Exit(1)
+    if peers is None:  # compiling changes the speed; its memory is compiled peers' own, by name
+        chosen = [peer for peer in chosen if not peer.compiles]
+    if out is None and not quick:
+        out = results.default_file()
     origin = provenance.collect()
     failed = False
     for (n, d), variant in itertools.product(chosen_shapes, variants):
@@ -83,17 +90,18 @@ def command(
                 reason = measured.get("problem")
             else:
                 failed |= peer.unavailable() is None
-            if reason is not None:
+            if reason is not None and not told_as_row(reason):
                 console.print(f"{n} x {d} {variant.name} {peer.name}: not measured: {reason}")
                 continue
             row = {"suite": "memory", "n": n, "d": d, "dtype": variant.name, "peer": peer.name}
             rows.append(row | {"source": peer.source} | measured | {"provenance": origin})
-            console.print(
-                f"{n} x {d} {variant.name} {peer.name}: {measured['extra_bytes'] / 2**20:.1f} MiB "
-                f"beyond inputs and gradients = {measured['extra_over_inputs']:.3g} x the inputs"
+            told = reason or (
+                f"{measured['extra_bytes'] / 2**20:.1f} MiB beyond inputs and gradients = "
+                f"{measured['extra_over_inputs']:.3g} x the inputs"
             )
-        if rows:
-            results.merge(out or results.default_file(), rows)
+            console.print(f"{n} x {d} {variant.name} {peer.name}: {told}", markup=False)
+        if rows and out is not None:
+            results.merge(out, rows)
     if failed:
         raise typer.Exit(1)
 
@@ -115,23 +123,39 @@ def measure_cuda(
         raise typer.Exit(1)
 
 
-def measure_in_child(n: int, d: int, dtype: str, peer: str) -> Row:
-    """The figures of one case, or {'problem': why there are none}."""
-    process = subprocess.run(
-        [sys.executable, "-m", "bench.suites.memory", str(n), str(d), dtype, peer],
-        cwd=provenance.ROOT,
-        env=os.environ | {"BARLOW_FAST_CPU_POOL_MIB": "0"},
-        capture_output=True,
-        text=True,
-    )
+def told_as_row(problem: str) -> bool:
+    """Whether a problem is a result: a peer that needs too much memory, not one that is wrong."""
+    return problem.startswith(NO_MEMORY)
+
+
+def measure_in_child(
+    n: int, d: int, dtype: str, peer: str, limit_bytes: int = 0, seconds: float = SECONDS
+) -> Row:
+    """The figures of one case, or {'problem': why there are none}.
+
+    limit_bytes: what the pass may use, inputs and gradients included; 0 for most of what is free.
+    """
+    arguments = [str(n), str(d), dtype, peer, str(limit_bytes)]
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "bench.suites.memory", *arguments],
+            cwd=provenance.ROOT,
+            env=os.environ | {"BARLOW_FAST_CPU_POOL_MIB": "0"},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return {"problem": f"took more than {seconds:.0f} s"}
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
     last = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    memory = re.search(r"alloc|memory", last, re.IGNORECASE)
-    return {"problem": f"does not fit into memory ({last})" if memory else last}
+    if memory_limit.TOLD.search(last):
+        return {"problem": f"{NO_MEMORY} ({last})"}
+    return {"problem": last}
 
 
-def measure(n: int, d: int, dtype: str, name: str) -> Row:
+def measure(n: int, d: int, dtype: str, name: str, limit_bytes: int = 0) -> Row:
     """Runs one case in this process, which should be fresh."""
     variant, peer = VARIANTS[dtype], discover()[name]
     generator = torch.Generator().manual_seed(0)
@@ -139,17 +163,17 @@ def measure(n: int, d: int, dtype: str, name: str) -> Row:
     agreement.run(
         peer.build(8, 16, variant.dtype), random_pair(8, 16, variant.dtype, generator), variant
     )
-    _limit_memory()
-    pair = random_pair(n, d, variant.dtype, generator)
-    loss = peer.build(n, d, variant.dtype)
-    if peer.compiles:
-        agreement.run(loss, pair, variant)
-    _give_back_free_memory()
-    before = _status("VmRSS")
-    # The kernel's documented way to reset the high-water mark.
-    Path("/proc/self/clear_refs").write_text("5")
-    outcome = agreement.run(loss, pair, variant)
-    peak = _status("VmHWM")
+    with memory_limit.within(limit_bytes or None):
+        pair = random_pair(n, d, variant.dtype, generator)
+        loss = peer.build(n, d, variant.dtype)
+        if peer.compiles:
+            agreement.run(loss, pair, variant)
+        _give_back_free_memory()
+        before = memory_limit.of_process("VmRSS")
+        # The kernel's documented way to reset the high-water mark.
+        Path("/proc/self/clear_refs").write_text("5")
+        outcome = agreement.run(loss, pair, variant)
+        peak = memory_limit.of_process("VmHWM")
     inputs = sum(z.nbytes for z in pair)
     gradients = sum(gradient.nbytes for gradient in outcome.gradients)
     extra = max(peak - before - gradients, 0)
@@ -160,21 +184,6 @@ def measure(n: int, d: int, dtype: str, name: str) -> Row:
         "extra_bytes": extra,
         "extra_over_inputs": round(extra / inputs, 4),
     }
-
-
-def _status(key: str) -> int:
-    return int(re.search(rf"^{key}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)[1]) << 10
-
-
-def _limit_memory() -> None:
-    """Makes an allocation that cannot fit raise an error instead of waking the system's killer."""
-    import resource
-
-    available = (
-        int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) << 10
-    )
-    limit = _status("VmSize") + int(AVAILABLE_SHARE * available)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _give_back_free_memory() -> None:
@@ -194,21 +203,24 @@ def tables(rows: list[Row], brief: bool) -> str:
         "| ---: | --- | --- | ---: | ---: |",
     ]
     for row in rows:
-        extra, multiple = row["extra_bytes"] / 2**20, row["extra_over_inputs"]
-        inputs = f"{row['input_bytes'] / 2**20:.4g} MiB, {VARIANTS[row['dtype']].title}"
+        variant = VARIANTS[row["dtype"]]
+        size = 2 * row["n"] * row["d"] * variant.dtype.itemsize
+        cells = f"{row['n']} × {row['d']} | {size / 2**20:.4g} MiB, {variant.title}"
         title = titles.get(row["peer"], row["peer"])
-        lines.append(
-            f"| {row['n']} × {row['d']} | {inputs} | {title} | {extra:.1f} | {multiple:.3g} |"
-        )
+        figures = "no memory | –"
+        if "problem" not in row:
+            figures = f"{row['extra_bytes'] / 2**20:.1f} | {row['extra_over_inputs']:.3g}"
+        lines.append(f"| {cells} | {title} | {figures} |")
     reading = (
         "Extra: the highest resident memory during one forward and backward pass, less what was "
         "resident before it (both inputs included) and less both gradients; each in a process of "
         "its own. Temporaries, saved matrices and packing buffers all count. The pool of reused "
         "outputs is off here; in normal use it keeps outputs of past steps for the next one. "
-        "Implementations that are missing at a shape did not fit into memory."
+        "*No memory*: more than most of what the machine had free."
     )
     return reading + "\n\n" + "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])))
+    n, d, dtype, peer, limit = sys.argv[1:]
+    print(json.dumps(measure(int(n), int(d), dtype, peer, int(limit))))

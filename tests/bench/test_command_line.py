@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from bench import results
+from bench import memory_limit, results
 from bench.__main__ import app
 from bench.suites import memory
 
@@ -35,7 +35,7 @@ def test_bad_options_are_refused_before_anything_runs(arguments):
     assert CliRunner().invoke(app, ["loss", *arguments]).exit_code == 2
 
 
-@pytest.mark.skipif(not memory.STATUS.exists(), reason="needs /proc")
+@pytest.mark.skipif(not memory_limit.STATUS.exists(), reason="needs /proc")
 def test_memory_of_a_peer_that_builds_c(tmp_path):
     measured = memory.measure_in_child(8, 2048, "fp32", "official")
     assert "problem" not in measured, measured

@@ -1,0 +1,210 @@
+"""The largest D that each peer can do at N = 256 within a given memory, and memory against D.
+
+Every try is a process of its own, whose address space may grow by the limit and no more: inputs,
+gradients and everything else of one forward and backward pass. A peer that asks for more gets the
+error of its own allocation, and that is what the row says. D is bracketed: from two small passes
+the next try is predicted (a D + b D^2 through the last two), until the smallest D that failed is at
+most 5 % above the largest that worked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from bench import agreement, memory_limit, provenance, results
+from bench.inputs import VARIANTS, parse_variants
+from bench.optional import Console, typer
+from bench.peers import choose, discover
+from bench.results import Row
+from bench.suites import memory
+
+SECTION = "The largest D"
+LIMIT_GB = 20.0
+FIRST = (8192, 16384)
+QUICK_FIRST, QUICK_LIMIT_GB, QUICK_PEERS = (1024, 2048), 0.3, "ours,official"
+STEP = 256  # tries are multiples of this
+CLOSE = 1.05  # failed over worked: close enough
+MOST_TRIES = 12
+MOST_D = 1 << 22  # beyond what anybody's memory was said to need
+HEADROOM = 1.03  # of the limit, which must be free
+
+console = Console(highlight=False, soft_wrap=True)
+Measure = Callable[[int], Row]
+
+
+def command(
+    limit_gb: Annotated[
+        float | None, typer.Option(help=f"Memory in 10^9 bytes; default {LIMIT_GB:g}.", min=0.05)
+    ] = None,
+    n: Annotated[int, typer.Option(help="Samples in a batch.", min=2)] = 256,
+    dtypes: Annotated[
+        str, typer.Option(help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both.")
+    ] = "fp32",
+    peers: Annotated[
+        str | None, typer.Option(help="Names, comma-separated. Default: all that do not compile.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON Lines file. Default: this machine's in bench/results.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two peers and 0.3 GB; no file without --out.")
+    ] = False,
+) -> None:
+    """Find the largest D of each peer within a given memory (Linux, CPU)."""
+    try:
+        variants = parse_variants(dtypes)
+        chosen = choose(peers or (QUICK_PEERS if quick else None))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not memory_limit.STATUS.exists():
+        console.print("[red]this suite reads /proc, which this system does not have[/]")
+        raise typer.Exit(1)
+    limit = int((limit_gb or (QUICK_LIMIT_GB if quick else LIMIT_GB)) * 1e9)
+    free = memory_limit.available()
+    if free < HEADROOM * limit:
+        console.print(
+            f"[red]--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine[/]"
+        )
+        raise typer.Exit(1)
+    if out is None and not quick:
+        out = results.default_file()
+    origin = provenance.collect()
+    failed = False
+    for variant in variants:
+        rows = []
+        for peer in chosen:
+            if peer.compiles and peers is None:
+                continue
+            reason = peer.unavailable()
+            if reason is None:
+                reason = agreement.check_small(peer, [variant])
+                failed |= reason is not None
+            if reason is not None:
+                console.print(f"{peer.name}: not measured: {reason}", markup=False)
+                continue
+
+            def measure(d: int, dtype: str = variant.name, name: str = peer.name) -> Row:
+                found = memory.measure_in_child(n, d, dtype, name, limit)
+                console.print(f"{name} {n} x {d}: {_told(found)}", markup=False)
+                return found
+
+            found = search(measure, limit, QUICK_FIRST if quick else FIRST)
+            rows.append(
+                {
+                    "suite": "largest",
+                    "n": n,
+                    "dtype": variant.name,
+                    "peer": peer.name,
+                    "source": peer.source,
+                    "limit_bytes": limit,
+                    **found,
+                    "provenance": origin,
+                }
+            )
+        if rows and out is not None:
+            results.merge(out, rows)
+    if failed:
+        raise typer.Exit(1)
+
+
+def search(measure: Measure, limit: int, first: tuple[int, int]) -> Row:
+    """Brackets the largest D: fields `d`, `failed_d`, `problem` and `points` of a row.
+
+    `points` are [D, bytes] in the order of D: inputs plus the peak beyond them, None where it
+    failed. `d` is 0 where even the first try failed; `failed_d` None where none did.
+    """
+    points: dict[int, int | None] = {}
+    problem = None
+    queue = list(first)
+    while len(points) < MOST_TRIES:
+        d = queue.pop(0) if queue else predicted(points, limit)
+        if d is None:
+            break
+        found = measure(d)
+        if "problem" in found:
+            points[d] = None
+            problem, queue = found["problem"], []
+        else:
+            points[d] = found["input_bytes"] + found["peak_bytes"]
+    worked = [d for d, size in points.items() if size is not None]
+    failed = [d for d, size in points.items() if size is None]
+    return {
+        "d": max(worked, default=0),
+        "failed_d": min(failed, default=None),
+        "problem": problem,
+        "points": [[d, points[d]] for d in sorted(points)],
+    }
+
+
+def predicted(points: dict[int, int | None], limit: int) -> int | None:
+    """The next D to try; None when the bracket is close enough, or nothing worked."""
+    worked = sorted(d for d, size in points.items() if size is not None)
+    failed = min((d for d, size in points.items() if size is None), default=None)
+    if not worked:
+        return None
+    low = worked[-1]
+    if low >= MOST_D or (failed is not None and failed <= CLOSE * low):
+        return None
+    guess = 8.0 * low
+    if len(worked) > 1:
+        guess = _solved(worked[-2:], [points[d] for d in worked[-2:]], limit)
+    # Just below the predicted edge while nothing has failed, then just above what worked.
+    guess *= 0.985 if failed is None or guess < failed else 1.0
+    highest = MOST_D if failed is None else failed / 1.02
+    guess = min(max(guess, 1.03 * low), highest, 8 * low)
+    d = int(guess) // STEP * STEP
+    if d <= low or d in points:
+        d = int((low * (failed or 2 * low)) ** 0.5) // STEP * STEP
+    return None if d <= low or d in points else d
+
+
+def _solved(ds: list[int], sizes: list[int], limit: int) -> float:
+    """D at which a D + b D^2 through two points reaches the limit."""
+    (d0, d1), (s0, s1) = ds, sizes
+    b = (s1 / d1 - s0 / d0) / (d1 - d0)
+    a = s1 / d1 - b * d1
+    if b * limit <= 1e-6 * a * a:  # as good as linear, or bent downwards by noise
+        return limit * d1 / s1
+    return ((a * a + 4 * b * limit) ** 0.5 - a) / (2 * b)
+
+
+def _told(found: Row) -> str:
+    if "problem" in found:
+        return found["problem"]
+    return f"{(found['input_bytes'] + found['peak_bytes']) / 1e9:.2f} GB"
+
+
+def tables(rows: list[Row], brief: bool) -> str:
+    """Markdown of one machine's rows: the peers in the order of their largest D."""
+    titles = {name: peer.title for name, peer in discover().items()}
+    parts = []
+    for n, dtype, limit in dict.fromkeys((r["n"], r["dtype"], r["limit_bytes"]) for r in rows):
+        group = [r for r in rows if (r["n"], r["dtype"], r["limit_bytes"]) == (n, dtype, limit)]
+        group.sort(key=lambda row: (-row["d"], row["peer"]))
+        ours = next((row["d"] for row in group if row["peer"] == "ours"), None)
+        lines = [
+            f"| implementation | largest D | failed at | ours / its | memory at D = {FIRST[1]} |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        for row in group:
+            ratio = f"{ours / row['d']:.3g}×" if ours and row["d"] else "–"
+            sizes = {d: size for d, size in row["points"] if size is not None}
+            size = f"{sizes[FIRST[1]] / 1e9:.2f} GB" if FIRST[1] in sizes else "–"
+            failed = "–" if row["failed_d"] is None else str(row["failed_d"])
+            title = titles.get(row["peer"], row["peer"])
+            lines.append(f"| {title} | {row['d']} | {failed} | {ratio} | {size} |")
+        parts.append(
+            f"N = {n}, {VARIANTS[dtype].title}, {limit / 1e9:g} GB for one forward and backward "
+            "pass: inputs, gradients and all else. Each try is a process whose address space may "
+            "grow by no more; *failed at* is the smallest D that ended in the peer's own "
+            "out-of-memory error.\n\n" + "\n".join(lines)
+        )
+        problems = {row["peer"]: row["problem"] for row in group if row["problem"]}
+        if problems and not brief:
+            lines = [f"- {titles.get(name, name)}: {text}" for name, text in problems.items()]
+            parts.append(
+                "<details><summary>Errors</summary>\n\n" + "\n".join(lines) + "\n\n</details>"
+            )
+    return "\n\n".join(parts)
