@@ -32,11 +32,13 @@ COPY_MIB = (128, 256)  # beyond most last-level caches; the best counts
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured rates: GEMM in GFLOP/s; copy in GB/s, bytes read and bytes written both counted."""
+    """Measured rates: GEMM in GFLOP/s; copy in GB/s, bytes read and bytes written both counted;
+    one operation on one element, called from Python, in microseconds."""
 
     gemm_fp32: float
     gemm_bf16: float
     copy: float
+    launch: float = 0.0
 
     def gemm(self, name: str) -> float:
         """The rate that bounds products of `name`: 'fp32' or 'bf16'."""
@@ -48,6 +50,7 @@ class Peaks:
             "gemm_fp32": "gemm_fp32_gflops",
             "gemm_bf16": "gemm_bf16_gflops",
             "copy": "copy_gbps",
+            "launch": "launch_eager_us",
         }
         return {names[key]: round(value, 2) for key, value in asdict(self).items()}
 
@@ -69,13 +72,24 @@ def floor_seconds(n: int, d: int, element_size: int, gemm_gflops: float, copy_gb
 
 
 def measure_peaks() -> Peaks:
-    """Measures all three peaks in about PEAK_SECONDS."""
+    """Measures all of them in about PEAK_SECONDS."""
     share = PEAK_SECONDS / (2 * len(GEMM_SHAPES) + COPY_WEIGHT * len(COPY_MIB))
     return Peaks(
         gemm_fp32=max(_gemm_rate(*shape, torch.float32, share) for shape in GEMM_SHAPES),
         gemm_bf16=max(_gemm_rate(*shape, torch.bfloat16, share) for shape in GEMM_SHAPES),
         copy=max(_copy_rate(mib << 20, COPY_WEIGHT * share) for mib in COPY_MIB),
+        launch=_launch_microseconds(),
     )
+
+
+def _launch_microseconds() -> float:
+    one, calls = torch.zeros(1), 1000
+
+    def call() -> None:
+        for _ in range(calls):
+            one.add_(1)
+
+    return _best(call, 0.05) / calls * 1e6
 
 
 def _gemm_rate(m: int, n: int, k: int, dtype: torch.dtype, seconds: float) -> float:

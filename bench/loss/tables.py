@@ -24,7 +24,7 @@ def console_table(rows: list[Row]) -> Table:
     heads = ("peer", "median ms", "p20", "p80", "forward", "repeats", "of floor", "ours is faster")
     for heading in heads:
         table.add_column(heading, justify="left" if heading == "peer" else "right")
-    timed = [row for row in rows if "problem" not in row]
+    timed = [row for row in rows if not row.get("problem")]
     ours = {row["peer"]: row for row in timed}.get("ours")
     for row in timed:
         table.add_row(
@@ -145,7 +145,7 @@ def fastest_public(group: dict[str, Row]) -> Row | None:
     rows = [
         row
         for name, row in group.items()
-        if "problem" not in row
+        if not row.get("problem")
         and row.get("exact", True)
         and name not in NOT_PUBLIC
         and not (name in known and known[name].ours)
@@ -155,7 +155,7 @@ def fastest_public(group: dict[str, Row]) -> Row | None:
 
 def _timed(group: dict[str, Row], name: str) -> Row | None:
     row = group.get(name)
-    return None if row is None or "problem" in row else row
+    return None if row is None or row.get("problem") else row
 
 
 def _first_cells(shape: tuple[int, int], group: dict[str, Row], ours: Row | None) -> list[str]:
@@ -168,7 +168,7 @@ def _first_cells(shape: tuple[int, int], group: dict[str, Row], ours: Row | None
 def _cell(row: Row | None, ours: Row | None) -> str:
     if row is None:
         return "–"
-    if "problem" in row:
+    if row.get("problem"):
         return _short_problem(row["problem"])
     if ours is None:
         return short(row["median_ms"])
@@ -187,7 +187,7 @@ def _slowdowns(groups: Groups) -> str:
     for (n, d), group in groups.items():
         ours = _timed(group, "ours")
         for name, row in group.items():
-            if ours is None or name == "ours" or "problem" in row:
+            if ours is None or name == "ours" or row.get("problem"):
                 continue
             compared += 1
             if row["median_ms"] < ours["median_ms"]:
@@ -237,7 +237,7 @@ def _problems(groups: Groups) -> list[str]:
         f"- {n} × {d}, {titles[name]}: {row['problem']}"
         for (n, d), group in groups.items()
         for name, row in group.items()
-        if "problem" in row and not row["problem"].startswith("not tried")
+        if row.get("problem") and not row["problem"].startswith("not tried")
     ]
     if not lines:
         return []

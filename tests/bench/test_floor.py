@@ -26,9 +26,11 @@ def test_floor_adds_compute_and_traffic():
 def test_peaks_are_positive_and_named():
     peaks = measure_peaks()
     assert min(peaks.gemm_fp32, peaks.gemm_bf16, peaks.copy) > 0
+    assert 0.05 < peaks.launch < 1000  # microseconds
     assert peaks.gemm("bf16") == peaks.gemm_bf16
-    assert Peaks(1.0, 2.0, 3.0).as_fields() == {
+    assert Peaks(1.0, 2.0, 3.0, 4.0).as_fields() == {
         "gemm_fp32_gflops": 1.0,
         "gemm_bf16_gflops": 2.0,
         "copy_gbps": 3.0,
+        "launch_eager_us": 4.0,
     }
