@@ -1,0 +1,1 @@
+"""Fresh processes that tell how long they take to start."""

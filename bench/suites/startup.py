@@ -1,0 +1,293 @@
+"""Seconds from nothing to the first loss: imports, first calls, compilers. Each sample is a fresh
+process (`bench/startup/child.py`), and the implementations take turns.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from bench import devices, provenance, results
+from bench.inputs import parse_shapes, parse_variants
+from bench.optional import Console, typer
+from bench.peers import discover
+from bench.results import Row, rounded
+from bench.startup import processes
+from bench.startup.child import COMPILED
+from bench.startup.processes import (
+    CASES,
+    COMPILE_REPEATS,
+    COMPILED_OFFICIAL,
+    DEADLINE,
+    MODULES,
+    PEERS,
+    REPEATS,
+    TORCH,
+    Key,
+)
+from bench.timing import percentile
+
+SECTION = "Startup: imports, first calls, compilers"
+SHAPES, DTYPES = "256x2048", "fp32"
+QUICK_REPEATS = 3
+QUICK_PEERS = ("ours", "official")
+QUICK_CASES = ("import", "first-call", "second-call")
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def command(
+    cases: Annotated[str | None, typer.Option(help=f"Of {', '.join(CASES)}. Default: all.")] = None,
+    peers: Annotated[str | None, typer.Option(help=f"Of {', '.join(PEERS)}. Default: all.")] = None,
+    shapes: Annotated[str, typer.Option(help="Of the calls.")] = SHAPES,
+    dtypes: Annotated[str, typer.Option(help="Of the calls; as in the suite loss.")] = DTYPES,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Processes of each. Default: {REPEATS}, or {COMPILE_REPEATS} where a "
+            "compiler runs.",
+            min=1,
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="At most about so long: what does not fit is left out.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two implementations, no compiler, little time.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
+        ),
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds after which a process is ended.")
+    ] = DEADLINE,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Time imports, first calls and compilers, each in fresh processes."""
+    try:
+        chosen_device = devices.choose(device)
+        chosen_cases = choose(cases, "case", tuple(CASES), QUICK_CASES if quick else tuple(CASES))
+        names = choose(peers, "peer", PEERS, QUICK_PEERS if quick else PEERS)
+        grid = list(
+            itertools.product(parse_shapes(shapes), parse_variants(dtypes, chosen_device.variants))
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    except RuntimeError as error:
+        console.print(f"[red]{error}[/]")
+        raise typer.Exit(1) from None
+    if out is None and not quick:
+        out = results.default_file(chosen_device.slug())
+    repeats = QUICK_REPEATS if quick and repeats is None else repeats
+    origin = chosen_device.origin()
+    console.print(
+        f"{origin.get('gpu', origin['cpu'])}, {origin['cores']} cores, torch {origin['torch']}, "
+        f"load {origin['load_average']}, commit {origin['commit']}"
+    )
+    end = time.monotonic() + minutes * 60 if minutes is not None else None
+    failures: dict[str, str] = {}
+
+    def say(text: str) -> None:
+        console.print(text, style="yellow", markup=False)
+
+    for samples, kernels, failed in processes.measure(
+        chosen_device.kind, chosen_cases, names, grid, say, repeats, end, deadline, not quick
+    ):
+        for name, reason in failed.items():
+            console.print(f"{name} is not timed: {reason}", style="bold red", markup=False)
+        failures |= failed
+        rows = [row(key, found, chosen_device.kind, kernels) | {"provenance": origin}
+                for key, found in samples.items()]  # fmt: skip
+        for each in rows:
+            console.print(line_of(each), markup=False)
+        if out is not None and rows:
+            results.merge(out, rows)
+    if out is not None and out.exists():
+        console.print(f"rows are in {out}; `python -m bench report` makes the tables")
+    if failures:
+        raise typer.Exit(1)
+
+
+def choose(
+    text: str | None, kind: str, known: Sequence[str], default: Sequence[str]
+) -> tuple[str, ...]:
+    """Names of a comma-separated list in their usual order, `default` for None; ValueError for an
+    unknown one, which calls it a `kind`."""
+    names = default if text is None else tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(known)}")
+    return tuple(name for name in known if name in names)
+
+
+def row(key: Key, samples: Sequence[float], kind: str, kernels: int = 0) -> Row:
+    """A row of results without its provenance."""
+    median, p20, p80 = (rounded(percentile(samples, q) * 1e3) for q in (50, 20, 80))
+    found: Row = {
+        "suite": "startup",
+        "case": key.case,
+        "device": kind,
+        "n": key.n,
+        "d": key.d,
+        "dtype": key.dtype,
+        "peer": key.peer,
+        "source": source(key.peer, kind),
+        "repeats": len(samples),
+        "median_ms": median,
+        "p20_ms": p20,
+        "p80_ms": p80,
+    }
+    return found | ({"kernels": kernels} if key.case == "triton-kernels" else {})
+
+
+def source(peer: str, kind: str) -> str:
+    """Where an implementation comes from, with its version."""
+    if peer == TORCH:
+        return f"torch {provenance.version('torch')}"
+    found = discover(kind).get(peer.removesuffix(COMPILED))
+    text = found.source if found is not None else peer
+    return f"torch.compile (static shapes) of {text}" if peer.endswith(COMPILED) else text
+
+
+def line_of(found: Row) -> str:
+    """A row in words."""
+    shape = f" {found['n']} x {found['d']} {found['dtype']}" if found["n"] else ""
+    return (
+        f"{found['case']}{shape} {found['peer']}: {_short(found['median_ms'])} ms "
+        f"({_short(found['p20_ms'])} to {_short(found['p80_ms'])}, {found['repeats']} processes)"
+    )
+
+
+def _short(value: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def titles() -> dict[str, str]:
+    """What the tables call the implementations, in order."""
+    known = {name: peer.title for name, peer in (discover("cuda") | discover()).items()}
+    named = {name: known.get(name, name) for name in PEERS}
+    return {TORCH: "torch"} | named | {COMPILED_OFFICIAL: f"{named['official']}, compiled"}
+
+
+def tables(rows: list[Row], brief: bool) -> str:
+    """Markdown of one machine's rows: imports, calls, compilers; percentiles unless `brief`."""
+    parts = [_reading()]
+    imports = {row["peer"]: row for row in rows if row["case"] == "import"}
+    if imports:
+        parts += ["**Imports**", _imports(imports, brief), _import_verdict(imports)]
+    calls: dict[tuple, dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        if row["n"]:
+            shape = row["n"], row["d"], row["dtype"]
+            calls.setdefault(shape, {})[row["case"], row["peer"]] = row
+    for (n, d, dtype), found in calls.items():
+        shape = f"{n} × {d}, {dtype}"
+        kernels = found.pop(("triton-kernels", "ours"), None)
+        if found:
+            parts += [f"**Calls at {shape}**", _calls(found, brief), _call_verdict(found)]
+        if kernels is not None:
+            parts.append(_kernels(kernels, f"{n} × {d} for {dtype}"))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _reading() -> str:
+    return (
+        "Medians over fresh processes, which take turns. *Import* is what a package adds to "
+        "`import torch`, with every file read once before. The *first call* is the time from "
+        "imports done and inputs there to both gradients: building the module, loading native "
+        "code, starting threads; the *second call* is the same again. *Compiler, nothing on disk*: "
+        "the first call under `torch.compile` with static shapes (on a GPU also that of the Triton "
+        "kernels) with an empty cache folder; *on disk*: that of the next process, with the folder "
+        "that the first has left. Every first result is held against float64."
+    )
+
+
+def _cells(row: Row | None, brief: bool) -> list[str]:
+    if row is None:
+        return ["–"] if brief else ["–", "–"]
+    value = _short(row["median_ms"])
+    if brief:
+        return [value]
+    return [value, f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])} ({row['repeats']})"]
+
+
+def _imports(found: dict[str, Row], brief: bool) -> str:
+    heads = ["import", "ms", *([] if brief else ["p20 to p80 (processes)"]), "× `import torch`"]
+    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    torch = found.get(TORCH)
+    for name, title in titles().items():
+        if name in found:
+            ratio = found[name]["median_ms"] / torch["median_ms"] if torch else None
+            shown = "" if ratio is None else f"{ratio:.3g}×"
+            what = "`torch`" if name == TORCH else f"{title}: `{MODULES[name]}` beyond torch"
+            lines.append(_line([what, *_cells(found[name], brief), shown]))
+    return "\n".join(lines)
+
+
+def _import_verdict(found: dict[str, Row]) -> str:
+    if not {TORCH, "ours"} <= found.keys():
+        return ""
+    share = found["ours"]["median_ms"] / found[TORCH]["median_ms"]
+    slower = [
+        titles()[name]
+        for name, row in found.items()
+        if name in MODULES and row["median_ms"] < found["ours"]["median_ms"]
+    ]
+    text = f"`import barlow_fast` adds {share:.1%} to `import torch`."
+    return text + (f" It takes longer than: {', '.join(slower)}." if slower else "")
+
+
+CALLS = {
+    "first-call": "first call, ms",
+    "second-call": "second call, ms",
+    "compiler-cold": "compiler, nothing on disk, ms",
+    "compiler-warm": "compiler, on disk, ms",
+}
+
+
+def _calls(found: dict[tuple[str, str], Row], brief: bool) -> str:
+    cases = [case for case in CALLS if any(case == key for key, _ in found)]
+    heads = ["implementation"]
+    for case in cases:
+        heads += [CALLS[case]] if brief else [CALLS[case], "p20 to p80 (processes)"]
+    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    for name, title in titles().items():
+        if any(peer == name for _, peer in found):
+            cells = [_cells(found.get((case, name)), brief) for case in cases]
+            lines.append(_line([title, *itertools.chain.from_iterable(cells)]))
+    return "\n".join(lines)
+
+
+def _call_verdict(found: dict[tuple[str, str], Row]) -> str:
+    """Whose first call is faster than ours; said as plainly as the other way round."""
+    ours = found.get(("first-call", "ours"))
+    others = {p: r for (case, p), r in found.items() if case == "first-call" and p != "ours"}
+    if ours is None or not others:
+        return ""
+    faster = [
+        f"{titles()[peer]} ({row['median_ms'] / ours['median_ms']:.2f}× the time)"
+        for peer, row in others.items()
+        if row["median_ms"] < ours["median_ms"]
+    ]
+    if faster:
+        return f"The first call of `barlow_fast` is slower than that of: {'; '.join(faster)}."
+    return "The first call of `barlow_fast` is the fastest."
+
+
+def _kernels(row: Row, shape: str) -> str:
+    return (
+        f"Triton compiles the {row['kernels']} kernels of one step at {shape} in "
+        f"{_short(row['median_ms'])} ms ({_short(row['p20_ms'])} to {_short(row['p80_ms'])}, "
+        f"{row['repeats']} processes), one after the other, with an empty cache and no GPU."
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
