@@ -16,7 +16,8 @@ With eps_outside = 0 that rho is (var + eps)^-1/2 of the biased variance, with
 eps = eps_inside * (N - ddof) / N: the kernels' own norm, backward pass included. Otherwise the
 norm's backward differs from theirs by a factor per column:
 
-    dL/dz = rho * (G - z_hat * f * mean_n(G * z_hat)),     f = 1 + eps_outside / sqrt(v + eps_inside)
+    dL/dz = rho * (G - z_hat * f * mean_n(G * z_hat))
+    f = 1 + eps_outside / sqrt(v + eps_inside)
 
 and f = 0 where u is given. In the correlation form that factor goes into the squared sums that the
 kernels project with; in the Gram form the kernels leave the projection out and it is done here.

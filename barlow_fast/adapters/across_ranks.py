@@ -1,0 +1,191 @@
+"""The loss of standardised embeddings that are spread over the ranks of torch.distributed.
+
+    C = sum over ranks of u_a^T u_b                  the divisor is in u
+    loss = sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2
+
+For peers whose statistics are not the core's. Whichever moves less: the ranks add up C (D x D), or
+gather u (rows of all ranks x D) and hold their own rows of K = u u^T,
+
+    sum over i, j of C_ij^2 = <K_a, K_b>,    dL/du_a = 2 lambd K_b u_a + w * u_b
+
+with w_i = 2 (C_ii - 1) - 2 lambd C_ii, and 2 (C_ii - 1) where C is at hand without its diagonal
+(kernels/README.md, equations 4 and 8). Gradients: see `barlow_twins_loss`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import functional, ops
+from ..distributed import agreement, groups
+from ..distributed.collectives import all_gather, total
+from ..distributed.groups import Group
+from ..kernels.aten import product
+from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
+
+
+def joined() -> Group | None:
+    """All ranks, where torch.distributed runs with more than one, else None."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return groups.resolve("world")
+    return None
+
+
+def agree(
+    z_a: Tensor, z_b: Tensor, lambd: float, scale: float, gradient: str, form: str, group: Group
+) -> tuple[int, ...]:
+    """The rows of all ranks, which all must call with the same D, dtype and options.
+
+    Raises:
+        ValueError: on all ranks, in what their calls differ.
+    """
+    differentiable = torch.is_grad_enabled()
+    call = agreement.Call(
+        z_a.shape[1], str(z_a.dtype), z_a.device.type, float(lambd), float(scale), 0.0, "auto",
+        form, "auto", "local", gradient, z_a.requires_grad and differentiable,
+        z_b.requires_grad and differentiable,
+    )  # fmt: skip
+    return agreement.agree(call, z_a.shape[0], groups.node(), None, group).rows
+
+
+def loss_across_ranks(
+    u_a: Tensor,
+    u_b: Tensor,
+    lambd: float,
+    *,
+    rows: tuple[int, ...],
+    group: Group,
+    gradient: str,
+    scale: float = 1.0,
+) -> Tensor:
+    """The scalar loss of (rows[rank], D) embeddings, equal on all ranks."""
+    if gradient not in functional.GRADIENTS:
+        raise ValueError(f"gradient must be one of {functional.GRADIENTS}, got {gradient!r}")
+    u_a, u_b = functional.as_matrices(u_a, u_b, at_least=0)
+    precision = functional.given_precision(u_a, "auto")
+    _, precision, _ = ops.resolve(u_a, "gram", precision, "auto")
+    d = u_a.shape[1]
+    wide = accumulation_dtype(precision).itemsize
+    # An all-reduce sends twice what it adds up; both views are gathered.
+    gathered = group.size * max(rows) * OPERAND_DTYPE[precision].itemsize
+    function = GatheredRows if gathered < d * wide else AddedCorrelation
+    loss = function.apply(u_a, u_b, float(lambd), rows, group, gradient == "exact", precision)
+    return loss if scale == 1.0 else loss * scale
+
+
+def _scale(grad: Tensor, group: Group, exact: bool) -> Tensor:
+    """What a rank's part of the derivative is multiplied with."""
+    # All ranks' losses are one number, each with a weight in its own rank's objective.
+    factor = total("scale", grad.reshape(1).double(), group)
+    return (factor if exact else factor / group.size).reshape(()).to(grad.dtype)
+
+
+class AddedCorrelation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u_a, u_b, lambd, rows, group, exact, precision):
+        with ops.without_autocast(u_a.device.type):
+            a, b = (u.to(OPERAND_DTYPE[precision]) for u in (u_a, u_b))
+            c = product(a.T, b, precision)
+            dist.all_reduce(c, group=group.handle)
+            diagonal = c.diagonal().clone()
+            c.fill_diagonal_(0)
+            ctx.save_for_backward(u_a, u_b, c, diagonal)
+            ctx.options = (lambd, group, exact, precision)
+            return (diagonal - 1).square().sum() + lambd * torch.linalg.vector_norm(c).square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *_Gradient.apply(grad, _correlation_gradients, ctx), *(None,) * 5
+
+
+def _correlation_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    u_a, u_b, c, diagonal = ctx.saved_tensors
+    lambd, group, exact, precision = ctx.options
+    operand = OPERAND_DTYPE[precision]
+    with ops.without_autocast(grad.device.type):
+        scale = _scale(grad, group, exact)
+        weight = 2 * (diagonal - 1)
+        found = []
+        for needed, own, other, right in (
+            (ctx.needs_input_grad[0], u_a, u_b, c.T),
+            (ctx.needs_input_grad[1], u_b, u_a, c),
+        ):
+            if needed:
+                moved = product(other.to(operand), right.to(operand), precision)
+                g = (2 * lambd * moved + weight * other) * scale
+                found.append(g.to(own.dtype))
+            else:
+                found.append(None)
+    return tuple(found)
+
+
+class GatheredRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u_a, u_b, lambd, rows, group, exact, precision):
+        with ops.without_autocast(u_a.device.type):
+            whole_a, whole_b = (_gather(u, rows, group, precision) for u in (u_a, u_b))
+            operand = OPERAND_DTYPE[precision]
+            k_a = product(u_a.to(operand), whole_a.T, precision)
+            k_b = product(u_b.to(operand), whole_b.T, precision)
+            diagonal = (u_a.to(k_a.dtype) * u_b).sum(0, dtype=torch.float64)
+            inner = torch.linalg.vecdot(k_a, k_b).double().sum().reshape(1)
+            summed = total("sums", torch.cat((diagonal, inner)), group)
+            diagonal, inner = summed[:-1], summed[-1]
+            off_diagonal = inner - diagonal.square().sum()
+            loss = (diagonal - 1).square().sum() + lambd * off_diagonal
+            ctx.save_for_backward(u_a, u_b, whole_a, whole_b, k_a, k_b, diagonal.to(k_a.dtype))
+            ctx.options = (lambd, group, exact, precision, sum(rows[: group.rank]))
+            return loss.to(k_a.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *_Gradient.apply(grad, _gathered_gradients, ctx), *(None,) * 5
+
+
+def _gathered_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    u_a, u_b, whole_a, whole_b, k_a, k_b, diagonal = ctx.saved_tensors
+    lambd, group, exact, precision, first = ctx.options
+    operand = OPERAND_DTYPE[precision]
+    with ops.without_autocast(grad.device.type):
+        scale = _scale(grad, group, exact)
+        weight = 2 * (diagonal - 1) - 2 * lambd * diagonal
+        found = []
+        for needed, own, other, whole, k in (
+            (ctx.needs_input_grad[0], u_a, u_b, whole_a, k_b),
+            (ctx.needs_input_grad[1], u_b, u_a, whole_b, k_a),
+        ):
+            if not needed:
+                found.append(None)
+                continue
+            # Gram centring: the large diagonal of K stays out of the rounded product.
+            centred = k.clone()
+            own_diagonal = centred[:, first : first + own.shape[0]].diagonal()
+            centre = own_diagonal.mean() if own.shape[0] else k.new_zeros(())
+            own_diagonal.sub_(centre)
+            moved = product(centred.to(operand), whole, precision) + centre * own
+            found.append(((2 * lambd * moved + weight * other) * scale).to(own.dtype))
+    return tuple(found)
+
+
+def _gather(u: Tensor, rows: tuple[int, ...], group: Group, precision: str) -> Tensor:
+    """The rows of all ranks in their order, in the operand type."""
+    share = u.detach().to(OPERAND_DTYPE[precision])
+    missing = max(rows) - share.shape[0]
+    if missing:
+        share = torch.cat((share, share.new_zeros(missing, share.shape[1])))
+    arrived = all_gather("embeddings", share, group).wait()
+    return torch.cat([part[:count] for part, count in zip(arrived, rows, strict=True)])
+
+
+class _Gradient(torch.autograd.Function):
+    """The backward pass as a node of its own: differentiating it again is refused in words."""
+
+    @staticmethod
+    def forward(ctx, grad, function, outer):
+        return function(outer, grad)
+
+    @staticmethod
+    def backward(ctx, *_):
+        ops.refuse_double_backward()

@@ -1,0 +1,119 @@
+"""What the adapters share whose peers own a batch norm module in front of the loss.
+
+The module is in the model: its buffers are in checkpoints, converting a model to SyncBN converts
+it, and `eval()` makes it use its running statistics. So it stays, and it decides:
+
+* in training, the core standardises, with this rank's statistics or, for a synchronised norm, those
+  of all ranks, and the module's buffers move as if it had been called once for each view;
+* otherwise (eval mode, another divisor than the number of samples, affine weights, a norm over some
+  ranks only) it is called, and the loss is that of what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..distributed.groups import Group
+from ..functional import barlow_twins_loss
+from ..standardised import standardised_loss
+from .batch_normalised import joined_ranks
+
+
+def loss_with_norm(
+    norm: nn.Module,
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float,
+    divisor: Callable[[int], float],
+    gradient: str,
+) -> Tensor:
+    """The loss of C = sum over ranks of norm(z_a)^T norm(z_b) / divisor.
+
+    divisor: what a rank with so many samples divides by.
+    """
+    if joined_ranks() is not None:
+        return _of_all_ranks(norm, z_a, z_b, lambd, divisor, gradient)
+    if _is_plain(norm) and divisor(z_a.shape[0]) == z_a.shape[0]:
+        loss = barlow_twins_loss(z_a, z_b, lambd, eps=norm.eps)
+        count_views(norm, z_a, z_b, None)
+        return loss
+    return standardised_loss(norm(z_a), norm(z_b), lambd, divisor=divisor(z_a.shape[0]))
+
+
+# Exchanges between processes stay out of compiled graphs, where they could change their order.
+@torch.compiler.disable
+def _of_all_ranks(
+    norm: nn.Module,
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float,
+    divisor: Callable[[int], float],
+    gradient: str,
+) -> Tensor:
+    from . import across_ranks
+
+    group = across_ranks.joined()
+    rows = across_ranks.agree(z_a, z_b, lambd, 1.0, gradient, "batch norm", group)
+    if _is_plain(norm) and all(divisor(n) == sum(rows) for n in rows):
+        synchronised = is_synchronised(norm)
+        loss = barlow_twins_loss(
+            z_a, z_b, lambd, eps=norm.eps, process_group="world", gradient=gradient,
+            statistics="global" if synchronised else "local",
+        )  # fmt: skip
+        count_views(norm, z_a, z_b, group if synchronised else None)
+        return loss
+    factor = divisor(z_a.shape[0]) ** -0.5
+    return across_ranks.loss_across_ranks(
+        norm(z_a) * factor, norm(z_b) * factor, lambd, rows=rows, group=group, gradient=gradient
+    )
+
+
+def is_synchronised(norm: nn.Module) -> bool:
+    """Whether its statistics are those of several ranks: torch's SyncBatchNorm or ours."""
+    return hasattr(norm, "process_group")
+
+
+def _is_plain(norm: nn.Module) -> bool:
+    """Whether the core standardises as `norm` would now."""
+    group = getattr(norm, "process_group", None)
+    everyone = group is None or not dist.is_initialized() or group is dist.group.WORLD
+    return norm.training and norm.weight is None and norm.bias is None and everyone
+
+
+@torch.no_grad()
+def count_views(norm: nn.Module, z_a: Tensor, z_b: Tensor, group: Group | None) -> None:
+    """Moves the running statistics of `norm` as its calls with z_a and then z_b would.
+
+    group: the ranks whose rows count; None for this one's.
+    """
+    if not norm.track_running_stats or norm.running_mean is None:
+        return
+    for z in (z_a, z_b):
+        z = z.detach().to(norm.running_mean.dtype)
+        if group is None:
+            variance, mean = torch.var_mean(z, 0)
+        else:
+            variance, mean = _var_mean(z, group)
+        norm.num_batches_tracked.add_(1)
+        share = norm.momentum
+        if share is None:
+            share = 1.0 / norm.num_batches_tracked.to(mean.dtype)
+        norm.running_mean.add_(share * (mean - norm.running_mean))
+        norm.running_var.add_(share * (variance - norm.running_var))
+
+
+def _var_mean(z: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """Unbiased variance and mean over the rows of all ranks."""
+    from ..distributed.collectives import total
+
+    own_variance, own_mean = torch.var_mean(z.double(), 0, correction=0)
+    n = own_mean.new_tensor([z.shape[0]])
+    sums = total("statistics", torch.cat((n, n * own_mean)), group)
+    count, mean = sums[0], sums[1:] / sums[0]
+    squares = n * (own_variance + (own_mean - mean).square())
+    variance = total("statistics", squares, group) / (count - 1)
+    return variance.to(z.dtype), mean.to(z.dtype)
