@@ -16,7 +16,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-LAMBD = 0.0051  # the paper's; every peer is built with it
+from bench.peers.mathematics import LAMBD as LAMBD
+from bench.peers.mathematics import PAPER, Mathematics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,8 +37,8 @@ class Peer:
         source: where the implementation comes from, with its version.
         build: (n, d, dtype) -> loss(z_a, z_b), for (n, d) inputs of `dtype`; called once per shape,
             not timed, with the device of the inputs as torch's default device.
-        exact: whether it computes the loss itself; one that approximates it is not checked against
-            the reference.
+        mathematics: what it states to compute, and is checked against; the paper's by default.
+        exact: whether that is the loss itself, rather than a relaxation of it.
         double: whether it accepts float64 inputs.
         ours: whether it is this repository's.
         compiles: whether its first call at a shape compiles, and so says nothing about its time and
@@ -51,6 +52,7 @@ class Peer:
     title: str
     source: str
     build: Callable[[int, int, torch.dtype], Loss]
+    mathematics: Mathematics = PAPER
     exact: bool = True
     double: bool = True
     ours: bool = False

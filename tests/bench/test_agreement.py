@@ -11,9 +11,9 @@ from rich.console import Console
 
 from bench import agreement
 from bench.inputs import VARIANTS, parse_shapes, parse_variants, random_pair
+from bench.loss import measurement
 from bench.peers import choose, discover
 from bench.peers.gram_plain import gram_loss
-from bench.suites import loss
 from bench.timing import Budget
 
 PEERS = [peer for peer in discover().values() if not peer.compiles]
@@ -65,7 +65,7 @@ def test_a_peer_that_raises_is_named():
 
 def run_suite(peers, out):
     text = io.StringIO()
-    failures = loss.measure(
+    failures = measurement.measure(
         [(16, 32)], [VARIANTS["fp32"]], peers, Budget(repeats=2), out,
         Console(file=text, width=160),
     )  # fmt: skip
