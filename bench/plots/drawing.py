@@ -1,0 +1,201 @@
+"""What every figure has in common: its file, its fingerprint, its colours."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.peers import discover
+from bench.results import Row
+
+Data = dict[str, Any]
+MARK = "figure of bench report, data "
+WIDTH = 9.4  # inches; 902 pixels, the width of a README
+INK, SOFT, LINE = "#1f2328", "#59636e", "#c8ccd1"
+# Okabe and Ito: told apart by everyone. Blue is ours in every figure, vermilion what is slower.
+OURS, OFFICIAL = "#0072b2", "#d55e00"
+COLOURS = {
+    "ours": OURS,
+    "official": OFFICIAL,
+    "gram": "#009e73",
+    "lightly": "#aa4499",
+}
+OTHER_COLOURS = ("#b8860b", "#1f2328", "#56b4e9", "#7f7f7f", "#8c510a", "#44aa99", "#882255")
+MARKERS = {"ours": "o", "official": "s", "gram": "^", "lightly": "D"}
+OTHER_MARKERS = ("v", "P", "X", "<", ">", "p", "h", "*")
+SETTINGS = {
+    # Text stays text: it can be searched, and a test can read it.
+    "svg.fonttype": "none",
+    # Element names that are the same each time: a figure changes only with its data.
+    "svg.hashsalt": "barlow_fast",
+    "font.size": 10,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "figure.titlesize": 12.5,
+    "figure.titleweight": "bold",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "hatch.linewidth": 0.6,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure before it is drawn.
+
+    Attributes:
+        name: of the file, without its suffix.
+        suite: in whose section it stands.
+        machine: name of the file of rows that it shows.
+        caption: what is seen, in words; also the text for those who cannot see it.
+        data: all that is drawn, as JSON can hold it.
+        draw: data -> matplotlib's figure.
+        main: whether it stands in Markdown; the page in HTML has all.
+    """
+
+    name: str
+    suite: str
+    machine: str
+    caption: str
+    data: Data
+    draw: Callable[[Data], Any]
+    main: bool = True
+
+    @property
+    def mark(self) -> str:
+        """What tells in the SVG which data it shows, and which code drew it: two that are drawn
+        from the same have the same, whatever the version of matplotlib."""
+        content = hashlib.sha256(json.dumps(self.data, sort_keys=True).encode())
+        for module in (inspect.getmodule(self.draw), inspect.getmodule(Picture)):
+            content.update(inspect.getsource(module).encode())
+        return MARK + content.hexdigest()[:16]
+
+    def svg(self) -> str:
+        """The file as text; the same bytes for the same data and version of matplotlib.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        from matplotlib import style
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+        with style.context(["default", SETTINGS]):
+            figure = self.draw(self.data)
+            FigureCanvasSVG(figure)
+            text = io.StringIO()
+            metadata = {"Date": None, "Description": self.mark}
+            figure.savefig(text, format="svg", metadata=metadata)
+        # A thousandth of a point is finer than any screen; the rest would be a third of the file.
+        shorter = re.sub(r"(?<=\d\.\d{3})\d+", "", text.getvalue())
+        return re.sub(r"[ \t]+$", "", shorter, flags=re.MULTILINE)
+
+
+def head(figure: Any, title: str, text: str) -> None:
+    """What is seen, in bold, and below it of what; constrained layout leaves room for both."""
+    height = figure.get_size_inches()[1]
+    figure.suptitle(title + "\n", x=0.01, ha="left")
+    figure.text(
+        0.01, 1 - 0.36 / height, text, ha="left", va="top", fontsize=9, color=SOFT
+    )  # fmt: skip
+
+
+def marked(svg: str) -> str | None:
+    """The mark in the text of an SVG file; None where it is not one of ours."""
+    found = re.search(re.escape(MARK) + r"[0-9a-f]{16}", svg)
+    return found[0] if found else None
+
+
+def stem(name: str) -> str:
+    """Of the name of a file of rows, such as gpu-nvidia-h100: part of the names of its figures."""
+    return name.removesuffix(".jsonl")
+
+
+def device(rows: Sequence[Row]) -> str:
+    """The machine of some rows, in a few words."""
+    origin = rows[0].get("provenance") or {}
+    if origin.get("gpu"):
+        return str(origin["gpu"])
+    cores = origin.get("cores")
+    return str(origin.get("cpu", "unknown machine")) + (f", {cores} cores" if cores else "")
+
+
+def titles() -> dict[str, str]:
+    """What tables and figures call the peers."""
+    return {name: peer.title for kind in ("cuda", "cpu") for name, peer in discover(kind).items()}
+
+
+def in_order(peers: Iterable[str]) -> list[str]:
+    """Ours first, then as the figures' legends have them."""
+    return sorted(set(peers), key=lambda name: (not is_ours(name), name != "ours", name))
+
+
+def is_ours(peer: str) -> bool:
+    """Whether an implementation is this repository's."""
+    return peer == "ours" or peer.startswith("ours-")
+
+
+def styles(peers: Iterable[str]) -> dict[str, Data]:
+    """Colour, marker and line of each peer: those of one family share a colour, compiled ones are
+    dashed and hollow, ours is the thickest."""
+    found: dict[str, Data] = {}
+    families: list[str] = []
+    for peer in in_order(peers):
+        family, _, variant = peer.partition("-")
+        if family not in COLOURS and family not in families:
+            families.append(family)
+        index = families.index(family) if family in families else 0
+        colour = COLOURS.get(family) or OTHER_COLOURS[index % len(OTHER_COLOURS)]
+        hollow = peer.endswith("compiled") or (is_ours(peer) and bool(variant))
+        found[peer] = {
+            "color": colour,
+            "marker": MARKERS.get(family) or OTHER_MARKERS[index % len(OTHER_MARKERS)],
+            "markerfacecolor": "white" if hollow else colour,
+            "linestyle": "--" if hollow else "-",
+            "linewidth": 2.6 if peer == "ours" else 1.4,
+            "markersize": 7 if peer == "ours" else 5,
+            "zorder": 5 if peer == "ours" else 3,
+        }
+    return found
+
+
+def number(value: Any) -> float | None:
+    """A finite positive number as a float; None for anything else that a row may hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if 0 < value < float("inf") else None
+
+
+def short(value: float) -> str:
+    """Three significant digits at most, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def times(ratio: float) -> str:
+    """A ratio as the tables write it."""
+    digits = 0 if ratio >= 20 else 1 if ratio >= 2 else 2
+    return f"{ratio:.{digits}f}×"
+
+
+def size(value: int) -> str:
+    """A power of two in k (1024) from there on, anything else as it is."""
+    return f"{value // 1024}k" if value >= 1024 and value % 1024 == 0 else str(value)
+
+
+def rows_of(files: Mapping[str, Sequence[Row]], *suites: str) -> Iterable[tuple[str, list[Row]]]:
+    """(file name, its rows of these suites) for each file that has some."""
+    for name, rows in files.items():
+        chosen = [row for row in rows if row.get("suite") in suites]
+        if chosen:
+            yield name, chosen

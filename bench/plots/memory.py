@@ -1,0 +1,228 @@
+"""Peak memory against D at N = 256, up to the D where each implementation runs out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bench.plots import drawing
+from bench.plots.drawing import Data, Picture
+from bench.results import Row
+
+PLACE = 3
+N, DTYPE, ELEMENT = 256, "fp32", 4
+DECIMALS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
+
+
+def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
+    """One for each file with rows of `memory` or `largest` at N = 256 in float32."""
+    found = []
+    for name, rows in drawing.rows_of(files, "memory", "largest"):
+        rows = [row for row in rows if row.get("n") == N and row.get("dtype") == DTYPE]
+        data = _data(rows)
+        if data is not None:
+            largest = any(row["suite"] == "largest" for row in rows)
+            suite = "largest" if largest else "memory"
+            found.append(
+                Picture(f"memory-{drawing.stem(name)}", suite, name, _caption(data), data, draw)
+            )
+    return found
+
+
+def _data(rows: Sequence[Row]) -> Data | None:
+    """Of each peer: `points`, (D, bytes) of inputs, gradients and everything else; `failed`, the
+    least D that did not fit."""
+    lines: dict[str, Data] = {}
+    limits = set()
+    for row in sorted(rows, key=lambda row: row["suite"] == "memory"):
+        line = lines.setdefault(row["peer"], {"points": {}, "failed": None, "largest": None})
+        if row["suite"] == "largest":
+            limits.add(drawing.number(row.get("limit_bytes")))
+            line["failed"] = drawing.number(row.get("failed_d"))
+            line["largest"] = drawing.number(row.get("d"))
+            pairs = row.get("points") or []
+        else:
+            inputs, peak = (drawing.number(row.get(k)) for k in ("input_bytes", "peak_bytes"))
+            pairs = [[row["d"], inputs + peak if inputs and peak else None]]
+            if row.get("problem") and "memory" in str(row["problem"]) and line["failed"] is None:
+                line["failed"] = drawing.number(row["d"])
+        for d, used in pairs:
+            if drawing.number(used):
+                # What the search for the largest D measured is of one run: it has precedence.
+                line["points"].setdefault(int(d), int(used))
+    if not any(line["points"] for line in lines.values()):
+        return None
+    titles, peers = drawing.titles(), drawing.in_order(lines)
+    return {
+        "machine": drawing.device(rows),
+        "limit": max(limits - {None}, default=None),
+        "titles": {peer: titles.get(peer, peer) for peer in peers},
+        "lines": {
+            peer: lines[peer] | {"points": sorted(map(list, lines[peer]["points"].items()))}
+            for peer in peers
+        },
+    }
+
+
+def _reach(line: Data) -> float | None:
+    """The largest D known to work."""
+    return max([d for d, _ in line["points"]] + [line["largest"] or 0]) or None
+
+
+def _headline(data: Data) -> str:
+    reach = {peer: d for peer, line in data["lines"].items() if (d := _reach(line))}
+    others = [d for peer, d in reach.items() if not drawing.is_ours(peer)]
+    failing = any(line["failed"] for line in data["lines"].values())
+    if failing and others and "ours" in reach:
+        what = f"Within {_bytes(data['limit'])}" if data["limit"] else "Within memory"
+        what += f", barlow_fast does D = {_dimension(reach['ours'])}"
+        if reach["ours"] > max(others):
+            return f"{what}, the others at most {_dimension(max(others))}"
+        if "official" in reach:
+            return f"{what}, the official implementation {_dimension(reach['official'])}"
+        return f"{what}, others up to {_dimension(max(others))}"
+    ratios = _ratios(data)
+    if ratios:
+        d, ratio = ratios
+        return f"At D = {_dimension(d)} the official implementation takes {ratio:.0f}× the memory"
+    return f"Peak memory of forward + backward at N = {N}"
+
+
+def _ratios(data: Data) -> tuple[int, float] | None:
+    found = [dict(data["lines"].get(p, {"points": []})["points"]) for p in ("ours", "official")]
+    common = sorted(set(found[0]) & set(found[1]))
+    return (common[-1], found[1][common[-1]] / found[0][common[-1]]) if common else None
+
+
+def _caption(data: Data) -> str:
+    reach = [
+        f"{data['titles'][peer]} {'at least ' if not line['failed'] else ''}{_dimension(d)}"
+        for peer, line in data["lines"].items()
+        if (d := _reach(line))
+    ]
+    return (
+        f"{_headline(data)} (peak memory of forward + backward at N = {N}, float32, with inputs "
+        f"and gradients, {data['machine']}). Largest D measured: {', '.join(reach)}."
+    )
+
+
+def _dimension(d: float) -> str:
+    return f"{int(d):,}"
+
+
+def _bytes(value: float) -> str:
+    for unit, name in DECIMALS:
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.0f} bytes"
+
+
+def draw(data: Data) -> Any:
+    """A line for each implementation, labelled at its end; × where it runs out of memory."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(drawing.WIDTH, 5.2), layout="constrained")
+    failing = any(line["failed"] for line in data["lines"].values())
+    drawing.head(
+        figure, _headline(data),
+        f"{data['machine']}, float32, N = {N}, forward + backward: inputs, gradients and "
+        f"everything else.{' ×: does not fit.' if failing else ''}",
+    )  # fmt: skip
+    axes = figure.subplots()
+    styles = drawing.styles(data["lines"])
+    dimensions = [d for line in data["lines"].values() for d, _ in line["points"]]
+    dimensions += [line["failed"] for line in data["lines"].values() if line["failed"]]
+    least, most = min(dimensions), max(dimensions)
+    most = max(most, 2 * least)
+    top, ends = _top(data), []
+    for peer, line in data["lines"].items():
+        ends += _line(axes, peer, line, styles[peer], top)
+    floor = [4 * N * d * ELEMENT for d in (least, most)]
+    axes.plot([least, most], floor, color=drawing.SOFT, linewidth=1, linestyle=":", zorder=1)
+    axes.annotate(
+        "inputs and gradients alone", (least, floor[0]), xytext=(8, -7), ha="left",
+        textcoords="offset points", fontsize=8, color=drawing.SOFT, va="top",
+    )  # fmt: skip
+    if data["limit"]:
+        axes.axhline(data["limit"], color=drawing.INK, linewidth=1.2)
+        axes.annotate(
+            _bytes(data["limit"]), (least, data["limit"]), xytext=(2, 3), fontsize=9,
+            textcoords="offset points", va="bottom",
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(least / 1.15, most * (most / least) ** 0.22 * 1.1)
+    axes.set_ylim(floor[0] / 2.2, top * 2.5)
+    ticks = [2**k for k in range(int(least).bit_length() - 1, int(most).bit_length() + 1)]
+    ticks = [tick for tick in ticks if least / 1.1 <= tick <= most * 1.1]
+    ticks = ticks[:: -(-len(ticks) // 10)]
+    axes.set_xticks(ticks, [drawing.size(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _bytes(value)))
+    axes.set(xlabel="D", ylabel="peak memory")
+    axes.grid(alpha=0.25)
+    _labels(axes, ends, data, top * 2.5 / (floor[0] / 2.2))
+    return figure
+
+
+class End(NamedTuple):
+    """Where a line ends, (D, bytes), and the D up to which its cross lies."""
+
+    peer: str
+    d: float
+    used: float
+    beyond: float
+
+
+def _line(axes: Any, peer: str, line: Data, style: Data, top: float) -> list[End]:
+    """Draws it; returns where it ends, if it was drawn at all."""
+    points = line["points"]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+    if line["failed"]:
+        # How much it would have taken is not known: the cross is at the limit.
+        end = (line["failed"], top)
+        start = points[-1] if points else end
+        axes.plot(
+            [start[0], end[0]], [start[1], end[1]], color=style["color"], linestyle=":",
+            linewidth=1.2, zorder=style["zorder"] - 1,
+        )  # fmt: skip
+        axes.plot(
+            *end, marker="x", markersize=9, markeredgewidth=2.4, color=style["color"],
+            zorder=style["zorder"] + 1, linestyle="none",
+        )  # fmt: skip
+    if points:
+        return [End(peer, *points[-1], line["failed"] or points[-1][0])]
+    return [End(peer, line["failed"], top, line["failed"])] if line["failed"] else []
+
+
+def _labels(axes: Any, ends: Sequence[End], data: Data, span: float) -> None:
+    """Beside the end of a line; of lines that end at one D, a list with their marks."""
+    step = span ** (1 / 22)
+    styles = drawing.styles(data["lines"])
+    clusters: dict[float, list[End]] = {}
+    for end in ends:
+        clusters.setdefault(end.d, []).append(end)
+    for cluster in clusters.values():
+        cluster = sorted(cluster, key=lambda end: -end.used)
+        # Right of the crosses, so that no dotted line runs through the list.
+        x = max(end.beyond for end in cluster) * 1.13
+        y = cluster[0].used if x < cluster[0].d * 1.2 else _top(data) / 1.7
+        for end in cluster:
+            style = styles[end.peer] | {"linestyle": "none", "markersize": 5}
+            if x < end.d * 1.2:
+                y = min(y, end.used)
+            axes.plot([x], [y], **style)
+            axes.annotate(
+                data["titles"][end.peer], (x, y), xytext=(6, 0), textcoords="offset points",
+                fontsize=8.5, color=style["color"], va="center", zorder=6,
+                fontweight="bold" if end.peer == "ours" else "normal",
+            )  # fmt: skip
+            y /= step
+
+
+def _top(data: Data) -> float:
+    """The limit, or else the most that anyone took."""
+    used = [used for line in data["lines"].values() for _, used in line["points"]]
+    return data["limit"] or max(used)

@@ -1,0 +1,250 @@
+"""How many times faster the loss is, over N and D: a heat map for each machine and dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.inputs import CUDA_VARIANTS
+from bench.plots import drawing
+from bench.plots.drawing import Data, Picture
+from bench.results import Row
+
+PLACE = 1
+Group = dict[str, Row]
+# A GPU's own time where both have it, else the time of a call.
+MEASURES = ("graph_ms", "median_ms")
+FASTEST, OFFICIAL = "fastest", "official"
+HEADINGS = {
+    FASTEST: "Against the fastest other",
+    OFFICIAL: "Against the official one",
+}
+MOST, LEAST = 64.0, 0.5  # where the colours end
+SIDE_BY_SIDE = 9  # columns at most
+
+
+def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
+    """One for each file and dtype with times of ours; float32 (or the first) is the main one."""
+    found = []
+    for name, rows in drawing.rows_of(files, "loss"):
+        kinds = [v for v in CUDA_VARIANTS if any(row.get("dtype") == v for row in rows)]
+        first = True
+        for dtype in kinds:
+            data = _data([row for row in rows if row.get("dtype") == dtype], dtype)
+            if data is None:
+                continue
+            found.append(
+                Picture(
+                    f"speedup-{drawing.stem(name)}-{dtype}", "loss", name, _caption(data), data,
+                    draw, main=first,
+                )
+            )  # fmt: skip
+            first = False
+    return found
+
+
+def groups(rows: Sequence[Row]) -> dict[tuple[int, int], Group]:
+    """Rows by shape and peer."""
+    found: dict[tuple[int, int], Group] = {}
+    for row in rows:
+        found.setdefault((row["n"], row["d"]), {})[row["peer"]] = row
+    return found
+
+
+def compared(group: Group, against: str) -> Data | None:
+    """`{"ratio": …, "peer": …}`, how many times faster ours is; `{"only": "ours"}` where nobody
+    else could, `{"only": "others"}` where ours could not; None where there is nothing to say."""
+    ours = group.get("ours", {})
+    others = {
+        peer: row
+        for peer, row in group.items()
+        if (peer == OFFICIAL if against == OFFICIAL else not drawing.is_ours(peer))
+        and row.get("exact", True)
+    }
+    ratios = {peer: ratio for peer, row in others.items() if (ratio := _ratio(row, ours))}
+    if ratios:
+        peer = min(ratios, key=lambda name: (ratios[name], name))
+        return {"ratio": float(f"{ratios[peer]:.4g}"), "peer": peer}
+    if _timed(ours):
+        return {"only": "ours"} if others and not any(map(_timed, others.values())) else None
+    return {"only": "others"} if ours and any(map(_timed, others.values())) else None
+
+
+def _timed(row: Row) -> bool:
+    return any(drawing.number(row.get(key)) for key in MEASURES)
+
+
+def _ratio(row: Row, ours: Row) -> float | None:
+    for key in MEASURES:
+        theirs, own = drawing.number(row.get(key)), drawing.number(ours.get(key))
+        if theirs and own:
+            return theirs / own
+    return None
+
+
+def _data(rows: Sequence[Row], dtype: str) -> Data | None:
+    shapes = groups(rows)
+    if not any(_timed(group.get("ours", {})) for group in shapes.values()):
+        return None
+    panels = {}
+    for against in HEADINGS:
+        cells = {shape: compared(group, against) for shape, group in sorted(shapes.items())}
+        panels[against] = [
+            {"n": n, "d": d} | cell for (n, d), cell in cells.items() if cell is not None
+        ]
+    return {
+        "machine": drawing.device(rows),
+        "dtype": CUDA_VARIANTS[dtype].title,
+        "n": _axis(n for n, _ in shapes),
+        "d": _axis(d for _, d in shapes),
+        "panels": panels,
+    }
+
+
+def _axis(values: Any) -> list[int]:
+    """All powers of two from the least to the most, and whatever lies between them."""
+    values = sorted(set(values))
+    powers = {2**k for k in range(values[0].bit_length() - 1, values[-1].bit_length())}
+    return sorted({*values, *(p for p in powers if values[0] <= p <= values[-1])})
+
+
+def _counts(cells: Sequence[Data]) -> tuple[int, int]:
+    ratios = [cell["ratio"] for cell in cells if "ratio" in cell]
+    return sum(ratio >= 1 for ratio in ratios), len(ratios)
+
+
+def _headline(data: Data) -> str:
+    cells = data["panels"][FASTEST]
+    faster, all_cells = _counts(cells)
+    if not all_cells:
+        return "No other implementation was timed"
+    if faster == all_cells:
+        return f"barlow_fast is the fastest exact implementation at all {all_cells} shapes"
+    return f"barlow_fast is the fastest exact implementation at {faster} of {all_cells} shapes"
+
+
+def _caption(data: Data) -> str:
+    parts = [f"{_headline(data)} ({data['machine']}, {data['dtype']}, forward + backward)."]
+    for against, cells in data["panels"].items():
+        ratios = [cell for cell in cells if "ratio" in cell]
+        if ratios:
+            least, most = (f(ratios, key=lambda cell: cell["ratio"]) for f in (min, max))
+            parts.append(
+                f"{HEADINGS[against]}: {_times(least['ratio'])} at "
+                f"{least['n']} × {least['d']} to {_times(most['ratio'])} at "
+                f"{most['n']} × {most['d']}."
+            )
+    return " ".join(parts)
+
+
+def draw(data: Data) -> Any:
+    """The heat maps: one panel for each comparison, side by side while they are narrow."""
+    from matplotlib.figure import Figure
+
+    narrow = len(data["d"]) <= SIDE_BY_SIDE
+    height = 0.34 * len(data["n"]) + 0.85
+    size = (drawing.WIDTH, height + 0.75) if narrow else (drawing.WIDTH, 2 * height + 0.75)
+    figure = Figure(figsize=size, layout="constrained")
+    drawing.head(
+        figure, _headline(data),
+        f"{data['machine']}, {data['dtype']}, forward + backward. "
+        "Times as fast; framed: slower; hatched: not measured.",
+    )  # fmt: skip
+    grid = (1, 2) if narrow else (2, 1)
+    panels = figure.subplots(*grid, squeeze=False).flat
+    for axes, (against, cells) in zip(panels, data["panels"].items(), strict=True):
+        _panel(axes, data, against, cells)
+    return figure
+
+
+def _panel(axes: Any, data: Data, against: str, cells: Sequence[Data]) -> None:
+    from matplotlib.patches import Rectangle
+
+    rows, columns = data["n"], data["d"]
+    found = {(cell["n"], cell["d"]): cell for cell in cells}
+    for y, n in enumerate(rows):
+        for x, d in enumerate(columns):
+            cell = found.get((n, d))
+            slower = cell is not None and cell.get("ratio", 1.0) < 1
+            style = {"facecolor": _colour(cell), "edgecolor": "#aeb4bb", "linewidth": 0.8}
+            # Measured cells lie over the diagonal, the others under it.
+            style["zorder"] = 2.6
+            if cell is None:
+                style |= {"hatch": "////", "edgecolor": "#dadde1", "zorder": 2}
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **style))
+            if slower:
+                axes.add_patch(
+                    Rectangle(
+                        (x - 0.45, y - 0.43), 0.9, 0.86, fill=False, edgecolor="black",
+                        linewidth=1.8, zorder=3,
+                    )
+                )  # fmt: skip
+            if cell is not None:
+                text = axes.text(
+                    x, y, _label(cell), ha="center", va="center", zorder=4,
+                    fontsize=9 if cell.get("ratio", 0) >= 1 else 7.5, linespacing=1.0,
+                    fontweight="bold" if slower else "normal",
+                    color="white" if _dark(cell) else drawing.INK,
+                )  # fmt: skip
+                text.set_gid(f"{against}-{n}x{d}")
+    _diagonal(axes, rows, columns)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel="D", ylabel="N")
+    axes.set_xticks(range(len(columns)), [drawing.size(d) for d in columns])
+    axes.set_yticks(range(len(rows)), [drawing.size(n) for n in rows])
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    faster, all_cells = _counts(cells)
+    axes.set_title(f"{HEADINGS[against]}: faster at {faster} of {all_cells}")
+
+
+def _diagonal(axes: Any, rows: Sequence[int], columns: Sequence[int]) -> None:
+    """Where N = D: above it D × D is the smaller matrix, below it N × N."""
+    both = [value for value in columns if value in rows]
+    if len(both) > 1:
+        x, y = [columns.index(v) for v in both], [rows.index(v) for v in both]
+        axes.plot(
+            [x[0] - 0.5, x[-1] + 0.5], [y[0] - 0.5, y[-1] + 0.5], color=drawing.SOFT,
+            linewidth=0.9, linestyle=(0, (4, 3)), zorder=2.5,
+        )  # fmt: skip
+        axes.annotate(
+            "N = D", (x[-1] + 0.5, y[-1] + 0.5), xytext=(-14, -1), textcoords="offset points",
+            ha="right", va="top", fontsize=8, color=drawing.SOFT, rotation=0, zorder=4,
+        )  # fmt: skip
+
+
+def _label(cell: Data) -> str:
+    if "ratio" in cell:
+        return _times(cell["ratio"]) + ("\nslower" if cell["ratio"] < 1 else "")
+    return "only\nours" if cell["only"] == "ours" else "ours\nfails"
+
+
+def _times(ratio: float) -> str:
+    """As the tables write it, but what is slower never looks like the same."""
+    return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else drawing.times(ratio)
+
+
+def _strength(cell: Data) -> float:
+    """From -1, half the speed or less, over 0, the same, to 1, MOST times as fast or more."""
+    if "ratio" not in cell:
+        return 0.25 if cell["only"] == "ours" else -1.0
+    end = MOST if cell["ratio"] >= 1 else 1 / LEAST
+    # The exponent lets small gains show beside very large ones.
+    size = min(abs(math.log2(cell["ratio"])) / math.log2(end), 1.0) ** 0.7
+    return size if cell["ratio"] >= 1 else -max(size, 0.25)
+
+
+def _dark(cell: Data) -> bool:
+    return _strength(cell) > 0.55 or _strength(cell) < -0.6
+
+
+def _colour(cell: Data | None) -> Any:
+    """White at 1, blue where faster, vermilion where slower; both darken away from 1, and the
+    frame and the word tell them apart in grey."""
+    if cell is None:
+        return "#f6f7f8"
+    from matplotlib.colors import to_hex, to_rgb
+
+    strength = _strength(cell)
+    end = to_rgb("#08519c" if strength > 0 else "#c44601")
+    return to_hex([1 + abs(strength) * (part - 1) for part in end])
