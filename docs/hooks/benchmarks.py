@@ -1,0 +1,39 @@
+"""One page per section of bench/results/README.md, which `python -m bench report` makes from the
+measured rows, and the figures beside it."""
+
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+
+
+def sections():
+    """(title, name of its page, text) of every section."""
+    parts = re.split(r"^## (.+)$", (RESULTS / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    for title, text in zip(parts[1::2], parts[2::2], strict=True):
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        yield title.strip(), f"benchmarks/{name}.md", text.strip()
+
+
+def on_config(config):
+    chapter = next(part["Benchmarks"] for part in config.nav if "Benchmarks" in part)
+    chapter += [{title: page} for title, page, _ in sections()]
+    return config
+
+
+def on_files(files, config):
+    for title, page, text in sections():
+        # What stands one level below the section is one level below the page's title.
+        content = re.sub(r"^#(#+ )", r"\1", text, flags=re.M)
+        origin = (
+            "Made by `python -m bench report` from the rows in `bench/results`; "
+            "how they are measured: [method](method.md)."
+        )
+        files.append(File.generated(config, page, content=f"# {title}\n\n{origin}\n\n{content}\n"))
+    for figure in sorted(RESULTS.glob("*.svg")):
+        files.append(
+            File.generated(config, f"benchmarks/{figure.name}", content=figure.read_bytes())
+        )
+    return files

@@ -1,0 +1,157 @@
+"""The site builds without warnings and without a network, is complete, and what its pages claim in
+code is run."""
+
+from __future__ import annotations
+
+import ast
+import html.parser
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md"))
+# Fetched when a page is shown; a link (`a`) is followed by its reader.
+RESOURCES = {"link": "href", "script": "src", "img": "src", "source": "src", "iframe": "src"}
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.resources: list[str] = []
+        self.identifiers: set[str] = set()
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        self.identifiers.add(values.get("id") or "")
+        if tag in RESOURCES and values.get("rel") != "canonical":
+            self.resources.append(values.get(RESOURCES[tag]) or "")
+
+
+def read(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    return page
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocs", reason="the site's tools are not installed: extra 'docs'")
+    pytest.importorskip("latex2mathml", reason="the site's tools are not installed: extra 'docs'")
+    folder = tmp_path_factory.mktemp("site")
+    # A proxy that refuses every connection: whatever wants the network fails here.
+    closed = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=os.environ | closed | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
+    return folder
+
+
+def test_pages_fetch_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    for path in pages:
+        outside = [r for r in read(path).resources if re.match(r"(\w+:)?//", r)]
+        assert not outside, f"{path.relative_to(site)} fetches {outside}"
+    outside = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\"')]+)")
+    for sheet in site.rglob("*.css"):
+        fetched = outside.findall(sheet.read_text(encoding="utf-8"))
+        assert not fetched, f"{sheet.relative_to(site)} fetches {fetched}"
+
+
+def public_names() -> dict[str, list[str]]:
+    """Every public module and the names that it declares, asked of Python itself."""
+    modules = ["barlow_fast"]
+    for path in sorted((ROOT / "barlow_fast").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if path.name == "__init__.py" and len(parts) > 2:
+            modules.append(".".join(parts[:-1]))
+        elif parts[1] == "adapters":
+            modules.append(".".join(parts))
+    named = {name: getattr(importlib.import_module(name), "__all__", ()) for name in modules}
+    return {name: list(names) for name, names in named.items() if names}
+
+
+def test_every_public_name_is_in_the_reference(site):
+    declared = public_names()
+    assert {"barlow_fast", "barlow_fast.data", "barlow_fast.adapters.lightly"} <= declared.keys()
+    for module, names in declared.items():
+        page = site / "reference" / f"{module}.html"
+        assert page.is_file(), f"no page of {module}"
+        missing = {f"{module}.{name}" for name in names} - read(page).identifiers
+        assert not missing, f"{page.name} lacks {sorted(missing)}"
+
+
+def test_figures_and_formulas_are_there(site):
+    for figure in (ROOT / "bench" / "results").glob("*.svg"):
+        assert (site / "benchmarks" / figure.name).read_bytes() == figure.read_bytes()
+    assert "math" in read(site / "mathematics.html").tags
+    text = (site / "mathematics.html").read_text(encoding="utf-8")
+    assert "Compensated means" in text  # from kernels/README.md
+    assert "<!-- include" not in text
+
+
+def test_benchmark_pages_hold_every_section_of_the_results(site):
+    results = (ROOT / "bench" / "results" / "README.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.+)$", results, flags=re.M)
+    pages = [p.read_text(encoding="utf-8") for p in (site / "benchmarks").glob("*.html")]
+    assert titles
+    for title in titles:
+        assert any(f"<title>{title} - " in page for page in pages), f"no page of {title!r}"
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """(line, code) of every ```python block; ```py marks code that is shown and not run."""
+    found, start, lines = [], None, []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if start is None and line.strip() == "```python":
+            start, lines = number, []
+        elif start is not None and line.strip() == "```":
+            found.append((start, "\n".join(lines)))
+            start = None
+        elif start is not None:
+            lines.append(line)
+    assert start is None, f"{page}:{start}: block without an end"
+    return found
+
+
+WITH_CODE = [page for page in PAGES if blocks(page)]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
+    """The blocks of a page run one after the other, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for line, code in blocks(page):
+        padded = "\n" * line + code  # so that a traceback has the page's line
+        exec(compile(padded, str(page.relative_to(ROOT)), "exec"), names)
+
+
+def test_pages_that_explain_have_code_that_runs():
+    required = {"index", "start", "forms", "distributed", "questions", "migrating", "checkpoints"}
+    assert required <= {page.stem for page in WITH_CODE}
+
+
+def test_shown_code_is_python():
+    shown = re.compile(r"^```py\n(.*?)^```$", re.M | re.S)
+    for page in PAGES:
+        for code in shown.findall(page.read_text(encoding="utf-8")):
+            ast.parse(code)

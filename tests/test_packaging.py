@@ -1,0 +1,151 @@
+"""What is published: metadata, version, changelog, and what sdist and wheel hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import barlow_fast
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSION = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
+HEADING = re.compile(rf"^## ({VERSION}) \((unreleased|\d{{4}}-\d\d-\d\d)\)$")
+KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def changelog() -> list[tuple[str, str]]:
+    """(version, date or 'unreleased') of every release, newest first."""
+    found = []
+    for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            heading = HEADING.match(line)
+            assert heading, f"not '## VERSION (unreleased)' or '## VERSION (YYYY-MM-DD)': {line}"
+            found.append((heading[1], heading[2]))
+        elif line.startswith("### "):
+            assert line[4:] in KINDS, f"{line!r} is none of {sorted(KINDS)}"
+    return found
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.match(r"(\d+)\.(\d+)\.(\d+)", version).groups())
+
+
+def test_the_changelog_leads_with_the_version_of_the_package():
+    releases = changelog()
+    assert releases[0][0] == barlow_fast.__version__
+    assert all(date != "unreleased" for _, date in releases[1:]), "only the newest is unreleased"
+    versions = [numbers(version) for version, _ in releases]
+    assert versions == sorted(versions, reverse=True)
+    assert len(set(versions)) == len(versions)
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert str(citation["version"]) == barlow_fast.__version__
+    version, date = changelog()[0]
+    if date != "unreleased":
+        assert str(citation["date-released"]) == date, f"CITATION.cff is not of {version}"
+    paper = citation["references"][0]
+    assert "Barlow Twins" in paper["title"]
+    assert paper["year"] == 2021
+
+
+@pytest.mark.parametrize("name", ["ci.yml", "release.yml"])
+def test_workflows_have_least_privileges_and_pinned_actions(name):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    for job_name, job in workflow["jobs"].items():
+        for permission, level in job.get("permissions", {}).items():
+            assert (permission, level) in {("contents", "read"), ("id-token", "write")}, job_name
+        assert "timeout-minutes" in job, f"{job_name} may run for hours"
+        for step in job["steps"]:
+            if "uses" in step:
+                assert re.search(r"@v?\d+(\.\d+)*$", step["uses"]), step["uses"]
+            if "run" in step:
+                # Text of others, put into a shell, is how workflows are taken over.
+                assert "${{ github.event" not in step["run"], step["run"]
+
+
+def test_the_forms_for_bugs_ask_for_the_doctor():
+    folder = ROOT / ".github" / "ISSUE_TEMPLATE"
+    form = yaml.safe_load((folder / "bug.yml").read_text(encoding="utf-8"))
+    asked = {part.get("id"): part for part in form["body"]}
+    assert "barlow-fast doctor" in asked["doctor"]["attributes"]["description"]
+    assert asked["doctor"]["validations"]["required"] is True
+    for path in folder.glob("*.yml"):
+        assert yaml.safe_load(path.read_text(encoding="utf-8")), path.name
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[Path, Path]:
+    """An sdist, and the wheel that its unpacked contents build, without the native kernels, whose
+    building other tests and `make wheel-test` hold."""
+    pytest.importorskip("build", reason="build is not installed")
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"BARLOW_FAST_NATIVE": "skip"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (sdist,) = folder.glob("*.tar.gz")
+    (wheel,) = folder.glob("*.whl")
+    return sdist, wheel
+
+
+def tracked(*folders: str) -> set[str]:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", *folders], capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return set(listed.stdout.splitlines())
+
+
+def test_the_sdist_holds_what_builds_and_tests_it(built):
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = tracked("barlow_fast", "kernels", "tests", "docs", "examples", "bench")
+    wanted = {name for name in wanted if (ROOT / name).is_file()} - {"kernels/cpu/native_build.txt"}
+    wanted |= {"pyproject.toml", "setup.py", "CMakeLists.txt", "LICENSE", "README.md"}
+    wanted |= {"CHANGELOG.md", "CITATION.cff", "Makefile", "mkdocs.yml"}
+    assert not wanted - names, sorted(wanted - names)
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(built):
+    wheel = built[1]
+    assert re.fullmatch(rf"barlow_fast-{VERSION}-py3-none-\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata_name = next(name for name in names if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(metadata_name).decode()
+    sources = {name for name in tracked("barlow_fast") if name.endswith(".py")}
+    sources |= {f"barlow_fast/{name}" for name in tracked("kernels") if name.endswith(".py")}
+    sources = {
+        name
+        for name in sources
+        if (ROOT / name).is_file() or (ROOT / name.removeprefix("barlow_fast/")).is_file()
+    }
+    assert not sources - names, sorted(sources - names)
+    assert "barlow_fast/py.typed" in names
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"barlow_fast", metadata_name.split("/")[0]}
+    assert re.search(rf"^Version: {re.escape(barlow_fast.__version__)}$", metadata, re.M)
+    assert "Requires-Dist: torch>=2.10" in metadata
+    extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M))
+    assert {"train", "dali", "bench", "test", "docs", "dev"} <= extras
+    addresses = re.findall(r"^Project-URL: (.+)$", metadata, re.M)
+    assert not [address for address in addresses if "example" in address.lower()]
