@@ -25,7 +25,7 @@ REPEATS, COMPILE_REPEATS = 5, 3
 DEADLINE = 300.0  # seconds, for one process
 ARCHITECTURE = 90  # of the Triton kernels that are compiled where there is no GPU
 # Roughly what one process takes on two cores, to tell what fits into `--minutes`.
-SECONDS_OF = {"process": 4.0, "kernels": 8.0, "compiler": 40.0}
+SECONDS_OF = {"process": 3.0, "kernels": 8.0, "compiler": 40.0}
 
 TORCH = "torch"
 # What one imports to get the loss, for every implementation that is a package.
@@ -99,12 +99,13 @@ def measure(
         grid: ((N, D), variant) of the calls.
         say: called with a line of text.
         repeats: samples of each; None for the usual number.
-        end: time.monotonic() until which all should be done; a stage that would take longer, going
-            by what processes usually take, is left out. None for no limit.
+        end: time.monotonic() until which all should be done; after the first stage, one that would
+            take longer, going by what processes usually take, is left out. None for no limit.
         deadline: seconds after which a process is ended.
         warm_up: begin with one process of each that does not count, so that all files have been
             read, and byte code written, before the first sample.
     """
+    begun = False
     for stage in SECONDS_OF:
         visits = visits_of(stage, kind, cases, names, grid, say)
         if not visits:
@@ -112,10 +113,11 @@ def measure(
         count = repeats or (REPEATS if stage == "process" else COMPILE_REPEATS)
         # The second process of a compiler reads what the first has written, quickly.
         seconds = SECONDS_OF[stage] * len(visits) * (count + (warm_up and stage == "process"))
-        if end is not None and time.monotonic() + seconds > end:
+        if begun and end is not None and time.monotonic() + seconds > end:
             left = ", ".join(sorted({visit.peer for visit in visits}))
             say(f"left out, about {seconds:.0f} s: {stage} of {left}")
             continue
+        begun = True
         samples: Samples = {}
         failures: dict[str, str] = {}
         kernels: list[int] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,13 @@ def command(
     out: Annotated[Path, typer.Option(help="JSON Lines file.")] = FILE,
     workers: Annotated[int, typer.Option(help="Processes that compile.", min=1)] = os.cpu_count()
     or 1,
+    architectures: Annotated[
+        str | None, typer.Option(help="Such as 90,100. Default: 80, 89, 90 and 100.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="No architecture is begun that would not be done by then; sm_90 always."),
+    ] = None,
 ) -> None:
     """Compile every Triton kernel for sm_80, sm_89, sm_90 and sm_100; no GPU needed."""
     try:
@@ -49,16 +57,40 @@ def command(
         from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
     except ImportError as error:
         raise typer.BadParameter(f"the Triton kernels cannot be imported: {error}") from None
+    try:
+        chosen = parse_architectures(architectures, list(REFERENCE_DEVICES))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     origin = _origin()
-    rows = []
-    for architecture in REFERENCE_DEVICES:
+    rows, left, longest, begun = [], [], 0.0, time.monotonic()
+    for architecture in chosen:
+        start = time.monotonic()
+        if rows and minutes is not None and start + longest > begun + 60 * minutes:
+            left.append(architecture)
+            continue
         found = inspection.survey(architecture, workers)
+        longest = max(longest, time.monotonic() - start)
         rows += [_kernel_row(architecture, *each, origin) for each in found]
         spills = sum(r.spilled > 0 for _, _, r in found)
         typer.echo(f"sm_{architecture}: {len(found)} kernels, {spills} of them spill")
+    if left:
+        names = ", ".join(f"sm_{architecture}" for architecture in left)
+        typer.echo(f"left out, as {minutes:g} minutes would not do: {names}")
     rows += launch_rows(origin)
-    results.merge(out, rows, whole=True)
+    # Rows of architectures that were left out stay as they are.
+    results.merge(out, rows, whole=len(chosen) - len(left) == len(REFERENCE_DEVICES))
     typer.echo(f"rows are in {out}; `python -m bench report` makes the tables")
+
+
+def parse_architectures(text: str | None, known: list[int]) -> list[int]:
+    """'90,100' -> [90, 100], for None all that are known; sm_90 first. ValueError for others."""
+    names = [str(each) for each in known] if text is None else text.split(",")
+    names = [name.strip().removeprefix("sm_") for name in names]
+    for name in names:
+        if name not in map(str, known):
+            listed = ", ".join(map(str, known))
+            raise ValueError(f"unknown architecture {name!r}; known are {listed}")
+    return sorted({int(name) for name in names}, key=lambda each: (each != 90, each))
 
 
 def _origin() -> Row:

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +23,8 @@ from bench.results import Row
 from bench.timing import Budget
 
 SECTION = "Across ranks: forward + backward"
-SHAPES, QUICK_SHAPES = "2048x8192,2048x16384", "512x2048,512x4096"
-RANKS = "2,4"
+SHAPES, QUICK_SHAPES = "2048x8192,2048x16384", "512x2048"
+RANKS, QUICK_RANKS = "2,4", "2"
 SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each implementation, ranks, shape and dtype
 FEWEST, MOST = 2, 10
 DEADLINE = 240.0  # seconds, for one shape on so many ranks
@@ -37,7 +38,9 @@ def command(
     shapes: Annotated[
         str | None, typer.Option(help=f"N of all ranks together. Default: {SHAPES}.")
     ] = None,
-    ranks: Annotated[str, typer.Option(help="Numbers of processes.")] = RANKS,
+    ranks: Annotated[
+        str | None, typer.Option(help=f"Numbers of processes. Default: {RANKS}.")
+    ] = None,
     dtypes: Annotated[
         str | None, typer.Option(help="Of fp32, bf16-autocast. Default: both.")
     ] = None,
@@ -48,7 +51,13 @@ def command(
     repeats: Annotated[
         int | None, typer.Option(help="Repeats, instead of --seconds.", min=1)
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small shapes, little time.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One small shape on 2 ranks, little time.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="After this time no shape is begun on any number of ranks."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -62,14 +71,15 @@ def command(
     """Time the loss across ranks, and count what travels, against the all-reduce of C."""
     try:
         chosen_shapes = parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES))
-        counts = parse_ranks(ranks)
+        counts = parse_ranks(ranks or (QUICK_RANKS if quick else RANKS))
         variants, chosen = implementations.variants(dtypes), implementations.choose(peers)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if out is None and not quick:
         out = results.default_file()
     budget = Budget(seconds or (QUICK_SECONDS if quick else SECONDS), repeats, FEWEST, MOST)
-    failures = measure(chosen_shapes, counts, variants, chosen, budget, out, deadline)
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    failures = measure(chosen_shapes, counts, variants, chosen, budget, out, deadline, end)
     if failures:
         console.print(f"[bold red]failed, not timed: {len(failures)}[/]")
         raise typer.Exit(1)
@@ -91,8 +101,10 @@ def measure(
     budget: Budget,
     out: Path | None,
     deadline: float,
+    end: float | None = None,
 ) -> list[str]:
-    """Runs the suite. Returns what failed, in words; none of that was timed."""
+    """Runs the suite. Returns what failed, in words; none of that was timed. From `end` on, a
+    time.monotonic(), nothing is begun."""
     origin = provenance.collect()
     console.print(
         f"{origin['cpu']}, {origin['cores']} cores, torch {origin['torch']}, "
@@ -102,8 +114,14 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         for n, d in shapes:
             data = Path(folder) / "embeddings.pt"
+            if _late(end):
+                console.print(f"left out, as time is over: {n} x {d}")
+                continue
             measurement.prepare(n, d, data)
             for count in ranks:
+                if count != ranks[0] and _late(end):
+                    console.print(f"left out, as time is over: {n} x {d} on {count} ranks")
+                    continue
                 rows, failed = _measure_ranks(n, d, count, variants, peers, budget, data, deadline)
                 for problem in failed:
                     console.print(f"[bold red]{problem}[/]")
@@ -114,6 +132,10 @@ def measure(
                 if out is not None and rows:
                     results.merge(out, rows)
     return failures
+
+
+def _late(end: float | None) -> bool:
+    return end is not None and time.monotonic() > end
 
 
 def _measure_ranks(

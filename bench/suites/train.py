@@ -43,6 +43,7 @@ def command(
     seconds: Annotated[float | None, typer.Option(help="Time for each run of a case.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Turns of each run.", min=1)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One case, little time.")] = False,
+    minutes: Annotated[float | None, typer.Option(help="After this time no case is begun.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -77,8 +78,12 @@ def command(
         f"load {origin['load_average']}, commit {origin['commit']}"
     )
     failures: dict[str, str] = {}
+    end = None if minutes is None else time.monotonic() + 60 * minutes
     with image_files(chosen, QUICK_DISTINCT if quick else images.DISTINCT) as folder:
         for case in chosen:
+            if end is not None and time.monotonic() > end:
+                console.print(f"left out, as time is over: {case.name}")
+                continue
             rows, failed = measure(
                 case, names, chosen_device, origin, folder, seconds, rounds, deadline
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,9 @@ def command(
     seconds: Annotated[float | None, typer.Option(help="Time for each feed of a case.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Turns of each feed.", min=1)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few feeds, little time.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="cpu: after this time no case is begun.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -70,7 +74,8 @@ def command(
     seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     distinct = QUICK_DISTINCT if quick else images.DISTINCT
-    if measure(chosen, seconds, rounds, distinct, out, deadline):
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    if measure(chosen, seconds, rounds, distinct, out, deadline, end):
         raise typer.Exit(1)
 
 
@@ -93,8 +98,10 @@ def measure(
     distinct: int,
     out: Path | None,
     deadline: float,
+    end: float | None = None,
 ) -> dict[str, str]:
-    """Runs the suite. Returns what failed, with reasons; that has no rows."""
+    """Runs the suite. Returns what failed, with reasons; that has no rows. From `end` on, a
+    time.monotonic(), no case is begun."""
     origin = provenance.collect()
     console.print(
         f"{origin['cpu']}, {origin['cores']} cores, torch {origin['torch']}, "
@@ -110,6 +117,9 @@ def measure(
         if any(case.files for case, _ in chosen):
             images.photographs(folder, distinct)
         for case, names in chosen:
+            if end is not None and time.monotonic() > end:
+                console.print(f"left out, as time is over: {case.name}")
+                continue
             runners = []
             for name in names:
                 reason = feeds.unavailable(name)
