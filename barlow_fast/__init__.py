@@ -3,6 +3,7 @@
 from .functional import Terms, barlow_twins_loss
 from .loss import BarlowTwinsLoss
 from .microbatch import backward_in_microbatches
+from .patching import patch, unpatch
 from .plan import Plan, explain
 from .warming import warmup
 
@@ -16,5 +17,7 @@ __all__ = [
     "backward_in_microbatches",
     "barlow_twins_loss",
     "explain",
+    "patch",
+    "unpatch",
     "warmup",
 ]

@@ -10,10 +10,11 @@ ranks; W is what it was when the head was built; the matrix is added up without 
 knowledge, so that DistributedDataParallel's gradient is 1/W of the exact one (`gradient="exact"`
 for that one); a dead (constant) feature has C_ii = 0.
 
-Differs: `CrossCorrelationLoss` leaves the matrix that it is given as it was, where mmpretrain's overwrites its diagonal; `loss` may be a module instead of
-a configuration, but other configurations than that of CrossCorrelationLoss need mmpretrain's
-registry and are refused. The head is an nn.Module, not a `BaseModule`: `init_cfg` is kept, and
-there is nothing that it could initialise. The loss of half-precision embeddings is float32.
+Differs: `CrossCorrelationLoss` leaves the matrix that it is given as it was, where mmpretrain's
+overwrites its diagonal; `loss` may be a module instead of a configuration, but other configurations
+than that of CrossCorrelationLoss need mmpretrain's registry and are refused. The head is an
+nn.Module, not a `BaseModule`: `init_cfg` is kept, and there is nothing that it could initialise.
+The loss of half-precision embeddings is float32.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     C = u_input^T u_target / N
     loss = sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2
 
-Kept: the unbiased std over a division by N caps the diagonal at (N - 1) / N, so that the loss of
-two equal views is about D / N^2, not 0; a dead (constant) feature has C_ii = 0; each process has a
-loss of its own.
+Kept: `lambd` is rounded to torch's default dtype, because MONAI makes a tensor of it; the unbiased
+std over a division by N caps the diagonal at (N - 1) / N, so that the loss of two equal views is
+about D / N^2, not 0; a dead (constant) feature has C_ii = 0; each process has a loss of its own.
 
 Differs: a 1-D input is refused with ValueError, as one of other shapes is; MONAI fails on it inside
 torch.mm. The loss of half-precision embeddings is float32.
@@ -14,6 +14,7 @@ torch.mm. The loss of half-precision embeddings is float32.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
@@ -54,4 +55,7 @@ class BarlowTwinsLoss(_Loss):
                 "Batch size must be greater than 1 to compute the loss, got "
                 f"{target.shape[0]} (a last batch of one? use drop_last=True)"
             )
-        return deviation_loss(input, target, as_number("lambd", self.lambd), eps_outside=1e-6)
+        lambd = as_number("lambd", self.lambd)
+        if not torch.compiler.is_compiling():
+            lambd = float(torch.as_tensor(lambd))
+        return deviation_loss(input, target, lambd, eps_outside=1e-6)

@@ -1,4 +1,4 @@
-"""`barlow_loss_func` of solo-learn (`solo.losses.barlow_loss_func`), tested with 1.0.6.
+"""`barlow_loss_func` of solo-learn (`solo.losses.barlow_loss_func`), tested with 1.0.2 to 1.0.6.
 
     z_hat = (z - mean) / sqrt(var + 1e-5)            per column, biased variance, this rank's rows
     C = z_hat_1^T z_hat_2 / N, the mean of all ranks' where torch.distributed is initialised

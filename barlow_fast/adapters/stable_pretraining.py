@@ -1,5 +1,5 @@
 """`BarlowTwinsLoss` of stable-pretraining (`stable_pretraining.losses.BarlowTwinsLoss`), tested
-with 0.1.7 and 0.1.8.
+with 0.1.8.
 
     u = (z - mean) / (std + 1e-5)                    per column, unbiased std, this rank's rows
     C = sum over ranks of u_i^T u_j / (N W)
@@ -8,7 +8,7 @@ with 0.1.7 and 0.1.8.
 Kept: the unbiased std over a division by N caps the diagonal at (N - 1) / N; a dead (constant)
 feature has C_ii = 0; where torch.distributed is initialised the loss is that of all W ranks, with
 statistics of each rank alone and an exact gradient under DistributedDataParallel; N is each rank's
-own. (Releases before June 2026 added nothing up, silently: their loss was each rank's own.)
+own. (Until 0.1.7 nothing was added up, silently: the loss was each rank's own.)
 
 Differs: one sample is refused, where the original's loss is NaN. The loss of half-precision
 embeddings is float32.
