@@ -209,7 +209,7 @@ def measure_group(
     too_large = too_large or TooLarge()
     pairs = rotation(n, d, variant.dtype, origin["last_level_cache_bytes"])
     turns = itertools.cycle(pairs)
-    true = agreement.truth(pairs[0])
+    truths = agreement.Truths(pairs[0])
     group = Group()
     actions: dict[str, Callable[[], float]] = {}
     counts: dict[str, int] = {}
@@ -222,6 +222,8 @@ def measure_group(
         action = TimedCall(peer.build(n, d, variant.dtype), turns, variant)
         try:
             estimate, outcome = action.on(pairs[0])
+            problem = agreement.check_timed(outcome, truths.of(peer.mathematics), variant)
+            del outcome
         except Exception as error:  # whatever a peer raises, the others are still to be timed
             problem = f"raises {type(error).__name__}: {error}"
             if memory_limit.is_memory_error(error):
@@ -230,9 +232,6 @@ def measure_group(
                 too_large.add(peer, variant, (n, d), group.problems[peer])
                 gc.collect()
                 continue
-        else:
-            problem = agreement.check_timed(outcome, true, variant) if peer.exact else None
-            del outcome
         if problem is not None:
             report_failure(console, failures, peer, f"{n} x {d} {problem}")
             continue
