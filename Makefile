@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-main test-interpreter lint format bench gpu docs sdist wheel wheel-test release-check clean
+.PHONY: install demo test test-core test-around test-interpreter lint format bench gpu docs sdist wheel wheel-test release-check clean
 
 install: $(STAMP)
 
@@ -20,13 +20,17 @@ $(STAMP): $(SOURCES)
 demo: install
 	$(BIN)/barlow-fast pretrain
 
-# Two processes side by side, each on one core or so: the Triton kernels run in Triton's interpreter, which must be on
-# before Triton is imported. Each prints what it has to say when it is done.
+# Two processes at a time, each on one core or so; the third part begins when one of the first two is done. The Triton
+# kernels run in Triton's interpreter, which must be on before Triton is imported. Each prints what it has to say at its end.
+AROUND := tests/adapters tests/bench $(wildcard tests/test_*.py)
 test: install
-	$(MAKE) --no-print-directory -j2 --output-sync=target test-main test-interpreter
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-core test-interpreter test-around
 
-test-main: install
-	$(BIN)/python -m pytest
+test-core: install
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(AROUND))
+
+test-around: install
+	$(BIN)/python -m pytest $(AROUND)
 
 test-interpreter: install
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_kernels/test_interpreter.py
@@ -40,13 +44,9 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Every suite that needs no GPU, in a quarter of an hour; each suite alone does more (bench/README.md).
 bench: install
-	$(BIN)/python -m bench compilation
-	$(BIN)/python -m bench loss
-	$(BIN)/python -m bench distributed
-	$(BIN)/python -m bench memory
-	$(BIN)/python -m bench views
-	$(BIN)/python -m bench train
+	$(BIN)/python -m bench all
 	$(BIN)/python -m bench report
 
 # Runs from the source tree on a machine without a network: nothing is installed, any Python that has torch will do.
