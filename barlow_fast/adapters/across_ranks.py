@@ -93,7 +93,9 @@ class AddedCorrelation(torch.autograd.Function):
             c.fill_diagonal_(0)
             ctx.save_for_backward(u_a, u_b, c, diagonal)
             ctx.options = (lambd, group, exact, precision)
-            return (diagonal - 1).square().sum() + lambd * torch.linalg.vector_norm(c).square()
+            off_diagonal = torch.linalg.vecdot(c, c).double().sum()
+            loss = (diagonal.double() - 1).square().sum() + lambd * off_diagonal
+            return loss.to(c.dtype)
 
     @staticmethod
     def backward(ctx, grad):

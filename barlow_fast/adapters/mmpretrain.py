@@ -153,8 +153,11 @@ class _MatrixLoss(torch.autograd.Function):
         ctx.save_for_backward(c)
         ctx.lambd = lambd
         dtype = torch.promote_types(c.dtype, torch.float32)
-        off_diagonal = torch.linalg.vector_norm(_off_diagonal(c), dtype=dtype).square()
-        return (c.diagonal().to(dtype) - 1).square().sum() + lambd * off_diagonal
+        rest = _off_diagonal(c).to(dtype)
+        # Row by row, then in float64: no long sum in single precision, and no second matrix.
+        off_diagonal = torch.linalg.vecdot(rest, rest).double().sum()
+        on_diagonal = (c.diagonal().double() - 1).square().sum()
+        return (on_diagonal + lambd * off_diagonal).to(dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:

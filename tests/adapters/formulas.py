@@ -1,0 +1,165 @@
+"""Each peer's loss as its mathematics says, in eager torch: written from the formulas, not from
+anybody's code, and without what makes the adapters fast.
+
+    C = u_a^T u_b / divisor,   loss = scale * (sum (C_ii - 1)^2 + lambd * sum (C_ij - t)^2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from barlow_fast.adapters import (
+    catalyst,
+    hsic,
+    lightly,
+    lightning_tutorial,
+    mmpretrain,
+    mmselfsup,
+    monai,
+    official,
+    solo_learn,
+    stable_pretraining,
+    susmelj,
+    vissl,
+)
+
+LAMBDA = 0.0051
+SCALE = 0.025
+BATCH = 24  # what some peers divide by, whatever N is
+
+
+def penalty(c: Tensor, lambd: float, target: float = 0.0, scale: float = 1.0) -> Tensor:
+    """The loss of a cross-correlation matrix."""
+    outside = 1 - torch.eye(c.shape[0], dtype=c.dtype, device=c.device)
+    on_diagonal = (torch.diagonal(c) - 1).square().sum()
+    return scale * (on_diagonal + lambd * ((c - target).square() * outside).sum())
+
+
+def batch_norm(z: Tensor) -> Tensor:
+    centred = z - z.mean(0)
+    return centred / (centred.square().mean(0) + 1e-5).sqrt()
+
+
+def unbiased(z: Tensor, inside: float = 0.0, outside: float = 0.0) -> Tensor:
+    if outside:
+        return (z - z.mean(0)) / (z.std(0) + outside)  # whose derivative at 0 is 0
+    return (z - z.mean(0)) / (z.var(0) + inside).sqrt()
+
+
+def of_norm(norm: Callable[[Tensor], Tensor], **options: float) -> Callable[..., Tensor]:
+    divisor = options.pop("divisor", None)
+
+    def of_standardised(u_a: Tensor, u_b: Tensor) -> Tensor:
+        return penalty(u_a.T @ u_b / (divisor or u_a.shape[0]), **({"lambd": LAMBDA} | options))
+
+    def loss(z_a: Tensor, z_b: Tensor) -> Tensor:
+        return of_standardised(norm(z_a), norm(z_b))
+
+    loss.of_standardised = of_standardised
+    return loss
+
+
+def shared_norm(z_a: Tensor, z_b: Tensor) -> Tensor:
+    u_a, u_b = batch_norm(torch.cat((z_a, z_b))).chunk(2)
+    return penalty(u_a.T @ u_b / z_a.shape[0], LAMBDA, scale=SCALE)
+
+
+class Flat(nn.Module):
+    """A backbone that leaves its input as it is."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y
+
+
+def official_model(d: int, batch_size: int, dtype: torch.dtype, **options: str):
+    """The official module of embeddings as they are: an identity for backbone and projector."""
+    args = SimpleNamespace(projector=str(d), batch_size=batch_size, lambd=LAMBDA)
+    model = official.BarlowTwins(args, backbone=Flat(), features=d, **options).to(dtype)
+    model.projector = nn.Identity()
+    return model
+
+
+def _head(kind: type[nn.Module], z: Tensor) -> nn.Module:
+    head = kind(z.shape[1], {"type": "CrossCorrelationLoss", "lambd": LAMBDA})
+    return head.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def _vissl(z_a: Tensor, z_b: Tensor) -> Tensor:
+    return vissl.BarlowTwinsCriterion(LAMBDA, SCALE, z_a.shape[1])(torch.cat((z_a, z_b)))
+
+
+class Case(NamedTuple):
+    formula: Callable[[Tensor, Tensor], Tensor]
+    adapter: Callable[[Tensor, Tensor], Tensor]
+    dead_is_nan: bool = False
+
+
+CASES = {
+    "lightly": Case(of_norm(batch_norm), lightly.BarlowTwinsLoss(LAMBDA)),
+    "solo_learn": Case(
+        of_norm(batch_norm, scale=SCALE),
+        lambda a, b: solo_learn.barlow_loss_func(a, b, LAMBDA, SCALE),
+    ),
+    "mmpretrain": Case(
+        of_norm(batch_norm),
+        lambda a, b: _head(mmpretrain.LatentCrossCorrelationHead, a).loss(a, b),
+    ),
+    "mmselfsup": Case(
+        of_norm(batch_norm), lambda a, b: _head(mmselfsup.LatentCrossCorrelationHead, a)(a, b)
+    ),
+    "mm_matrix": Case(
+        of_norm(batch_norm),
+        lambda a, b: mmpretrain.CrossCorrelationLoss(LAMBDA)(
+            batch_norm(a).T @ batch_norm(b) / a.shape[0]
+        ),
+    ),
+    "vissl": Case(shared_norm, _vissl),
+    "official": Case(
+        of_norm(batch_norm),
+        lambda a, b: official_model(a.shape[1], a.shape[0], a.dtype)(a, b),
+    ),
+    "official_short_batch": Case(
+        of_norm(batch_norm, divisor=BATCH),
+        lambda a, b: official_model(a.shape[1], BATCH, a.dtype)(a, b),
+    ),
+    "monai": Case(
+        of_norm(lambda z: unbiased(z, outside=1e-6), lambd=float(torch.tensor(LAMBDA))),
+        monai.BarlowTwinsLoss(LAMBDA),
+    ),
+    "stable_pretraining": Case(
+        of_norm(lambda z: unbiased(z, outside=1e-5)), stable_pretraining.BarlowTwinsLoss(LAMBDA)
+    ),
+    "catalyst": Case(
+        of_norm(lambda z: unbiased(z, inside=1e-12), lambd=1.0), catalyst.BarlowTwinsLoss()
+    ),
+    "susmelj": Case(of_norm(unbiased), susmelj.BarlowTwinsLoss("cpu", LAMBDA), dead_is_nan=True),
+    "lightning_tutorial": Case(
+        of_norm(unbiased, divisor=BATCH),
+        lightning_tutorial.BarlowTwinsLoss(BATCH, LAMBDA),
+        dead_is_nan=True,
+    ),
+    "hsic": Case(
+        of_norm(unbiased),
+        lambda a, b: hsic.barlow_twins_hsic_loss(a, b, LAMBDA),
+        dead_is_nan=True,
+    ),
+    "hsic_negative": Case(
+        of_norm(unbiased, target=-1.0, divisor=BATCH),
+        lambda a, b: hsic.barlow_twins_hsic_loss(a, b, LAMBDA, True, BATCH),
+        dead_is_nan=True,
+    ),
+}
+
+
+def outcome(
+    loss: Callable[[Tensor, Tensor], Tensor], z_a: Tensor, z_b: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, grad_a, grad_b), detached."""
+    a, b = (z.detach().clone().requires_grad_() for z in (z_a, z_b))
+    value = loss(a, b)
+    return value.detach(), *torch.autograd.grad(value, (a, b))

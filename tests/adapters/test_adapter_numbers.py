@@ -1,0 +1,260 @@
+"""Loss and gradients of every adapter against its peer's mathematics and the installed peer."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import gate
+import pytest
+import torch
+from embeddings import draw
+from formulas import BATCH, CASES, LAMBDA, Case, official_model, outcome
+from torch import Tensor
+
+from barlow_fast.adapters import hsic, lightning_tutorial, susmelj
+
+SHAPES = ((2, 1), (2, 3), (3, 2), (7, 13), (13, 7), (24, 24), (33, 65), (65, 33))
+EXACT = 1e-10
+BY_NAME = pytest.mark.parametrize("name", CASES)
+
+
+def tiny(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Correlated views at a scale where every eps matters."""
+    return tuple(1e-4 * z for z in draw("correlated", n, d, seed, dtype))
+
+
+def assert_equal(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], z: Tensor) -> None:
+    """Within 1e-10 of the value or, where a gradient all but vanishes, of one over the deviation,
+    which everything that cancels in it is multiplied with."""
+    steep = float((1 / z.std(0).clamp_min(1e-6)).norm())
+    for x, y, smallest in zip(found, exact, (1.0, steep, steep), strict=True):
+        assert x.shape == y.shape
+        assert float((x - y).norm()) <= EXACT * max(float(y.norm()), smallest)
+
+
+@BY_NAME
+def test_float64_is_the_formula(name):
+    case = CASES[name]
+    for shape in SHAPES:
+        for seed in range(2):
+            for kind in ("random", "correlated", "heavy_tailed"):
+                z_a, z_b = draw(kind, *shape, seed, torch.float64)
+                exact = outcome(case.formula, z_a, z_b)
+                assert_equal(outcome(case.adapter, z_a, z_b), exact, z_a)
+            z_a, z_b = tiny(*shape, seed)
+            exact = outcome(case.formula, z_a, z_b)
+            assert_equal(outcome(case.adapter, z_a, z_b), exact, z_a)
+
+
+@BY_NAME
+def test_float32_passes_the_gate(name):
+    """rms error over seeds at most twice that of the formula in float32, against float64."""
+    case = CASES[name]
+    for shape in ((13, 7), (7, 13), (48, 160), (160, 48)):
+        for kind in ("random", "correlated", "tiny"):
+            squares = torch.zeros(3, 2, dtype=torch.float64)
+            seeds = 5
+            for seed in range(seeds):
+                if kind == "tiny":
+                    z_a, z_b = tiny(*shape, seed, torch.float32)
+                else:
+                    z_a, z_b = draw(kind, *shape, seed)
+                exact = outcome(case.formula, z_a.double(), z_b.double())
+                for column, loss in enumerate((case.adapter, case.formula)):
+                    for row, (x, y) in enumerate(zip(outcome(loss, z_a, z_b), exact, strict=True)):
+                        squares[row, column] += gate.relative_error(x, y) ** 2
+            ours, plain = (squares / seeds).sqrt().T
+            allowed = 2 * plain + gate.FLOOR["fp32"]
+            assert bool((ours <= allowed).all()), (shape, kind, ours.tolist(), allowed.tolist())
+
+
+@BY_NAME
+def test_dead_features(name):
+    """A constant column: NaN where the formula's is, else its loss and gradients."""
+    case = CASES[name]
+    for shape in ((13, 7), (7, 13)):
+        z_a, z_b = draw("constant_columns", *shape, 3, torch.float64)
+        exact = outcome(case.formula, z_a, z_b)
+        assert bool(exact[0].isnan()) == case.dead_is_nan
+        found = outcome(case.adapter, z_a, z_b)
+        if case.dead_is_nan:
+            assert found[0].isnan()
+        else:
+            assert_equal(found, exact, torch.randn(3, 2))
+
+
+@BY_NAME
+def test_nan_and_infinity_reach_the_loss(name):
+    for poison in (math.nan, math.inf):
+        for view in range(2):
+            for shape in ((13, 7), (7, 13)):
+                pair = list(draw("random", *shape, 1))
+                pair[view][3, 2] = poison
+                assert not CASES[name].adapter(*pair).isfinite()
+
+
+@BY_NAME
+def test_strides_and_gradients_that_are_not_wanted(name):
+    case = CASES[name]
+    z_a, z_b = draw("correlated", 12, 18, 5, torch.float64)
+    whole = outcome(case.adapter, z_a, z_b)
+    strided = torch.empty(18, 12, dtype=torch.float64).T.copy_(z_a)
+    every_other = torch.zeros(12, 36, dtype=torch.float64)
+    every_other[:, ::2] = z_b
+    for x, y in zip(outcome(case.adapter, strided, every_other[:, ::2]), whole, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
+    for wanted in range(2):
+        pair = [z_a.clone(), z_b.clone()]
+        pair[wanted].requires_grad_()
+        case.adapter(*pair).backward()
+        torch.testing.assert_close(pair[wanted].grad, whole[1 + wanted], rtol=1e-12, atol=1e-13)
+        assert pair[1 - wanted].grad is None
+    with torch.no_grad():
+        assert not case.adapter(z_a, z_b).requires_grad
+
+
+@BY_NAME
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_autocast_give_float32(name, dtype):
+    """Within a few roundings of the operands of what the rounded embeddings' formula gives."""
+    if name == "mm_matrix":
+        pytest.skip("the matrix is the caller's: its precision too")
+    case = CASES[name]
+    z_a, z_b = (z.to(dtype) for z in draw("correlated", 16, 40, 2))
+    exact = outcome(case.formula, z_a.double(), z_b.double())
+    found = outcome(case.adapter, z_a, z_b)
+    assert found[0].dtype == torch.float32
+    assert found[1].dtype == found[2].dtype == dtype
+    with torch.autocast("cpu", dtype):
+        under_autocast = outcome(case.adapter, z_a.float(), z_b.float())
+    assert under_autocast[0].dtype == torch.float32
+    assert under_autocast[1].dtype == torch.float32
+    allowed = 16 * torch.finfo(dtype).eps
+    for result in (found, under_autocast):
+        for x, y in zip(result, exact, strict=True):
+            assert gate.relative_error(x, y) <= allowed
+
+
+# --- the switch for dead features ------------------------------------------------------------
+
+
+ZERO = {
+    "susmelj": susmelj.BarlowTwinsLoss("cpu", LAMBDA, dead_features="zero"),
+    "lightning_tutorial": lightning_tutorial.BarlowTwinsLoss(BATCH, LAMBDA, dead_features="zero"),
+    "hsic": lambda a, b: hsic.barlow_twins_hsic_loss(a, b, LAMBDA, dead_features="zero"),
+    "hsic_negative": lambda a, b: hsic.barlow_twins_hsic_loss(
+        a, b, LAMBDA, True, BATCH, dead_features="zero"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("value", [2.5, 0.1, -1e6])
+def test_dead_features_as_zero(name, value):
+    """Value and gradients are those of columns that are zero in u; also where the mean of a
+    constant is not the constant, for rounding."""
+
+    def formula(z_a: Tensor, z_b: Tensor) -> Tensor:
+        alive = [torch.ones_like(z_a[0]), torch.ones_like(z_a[0])]
+        alive[0][::3] = 0
+        views = []
+        for z, mask in zip((z_a, z_b), alive, strict=True):
+            centred = (z - z.mean(0)) * mask
+            deviation = (centred.square().sum(0) / (z.shape[0] - 1) + (1 - mask)).sqrt()
+            views.append(centred / deviation)
+        return CASES[name].formula.of_standardised(*views)
+
+    for shape in ((13, 7), (7, 13)):
+        for dtype, bound in ((torch.float64, EXACT), (torch.float32, 1e-4)):
+            z_a, z_b = draw("correlated", *shape, 4, dtype)
+            z_a[:, ::3] = value
+            exact = outcome(formula, z_a.double(), z_b.double())
+            found = outcome(ZERO[name], z_a, z_b)
+            for x, y in zip(found, exact, strict=True):
+                assert gate.relative_error(x, y) <= bound
+            assert not found[1][:, ::3].any()
+            assert outcome(CASES[name].adapter, z_a, z_b)[0].isnan()
+
+
+# --- the official module and its batch norm --------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_move_as_two_calls_would(momentum):
+    z_a, z_b = draw("random", 9, 5, 6, torch.float64)
+    model = official_model(5, 9, torch.float64)
+    norm = torch.nn.BatchNorm1d(5, affine=False, momentum=momentum).double()
+    model.bn.momentum = momentum
+    for _ in range(2):
+        model(z_a, z_b)
+        norm(z_a)
+        norm(z_b)
+    state = norm.state_dict()
+    assert list(model.bn.state_dict()) == list(state)
+    for key, value in model.bn.state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=1e-13, atol=1e-14)
+
+
+def test_in_eval_mode_the_running_statistics_standardise():
+    z_a, z_b = draw("random", 9, 5, 6, torch.float64)
+    model = official_model(5, 9, torch.float64)
+    model(z_a, z_b)
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    mean, variance = model.bn.running_mean, model.bn.running_var
+
+    def formula(a: Tensor, b: Tensor) -> Tensor:
+        u_a, u_b = ((z - mean) / (variance + 1e-5).sqrt() for z in (a, b))
+        c = u_a.T @ u_b / 9
+        outside = 1 - torch.eye(5, dtype=c.dtype)
+        return (c.diagonal() - 1).square().sum() + LAMBDA * (c * outside).square().sum()
+
+    assert_equal(outcome(model, z_a, z_b), outcome(formula, z_a, z_b), z_a)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+# --- the installed peers ---------------------------------------------------------------------
+
+INSTALLED = {
+    "lightly": ("lightly.loss", "BarlowTwinsLoss", (LAMBDA,), {}),
+    "monai": ("monai.losses", "BarlowTwinsLoss", (LAMBDA,), {}),
+    "stable_pretraining": ("stable_pretraining.losses", "BarlowTwinsLoss", (LAMBDA,), {}),
+    "catalyst": ("catalyst.contrib.losses", "BarlowTwinsLoss", (), {}),
+}
+
+
+def peer(name: str) -> Case:
+    """The installed peer's own class in place of the formula."""
+    module, attribute, arguments, options = INSTALLED[name]
+    pytest.importorskip(module.partition(".")[0], exc_type=ImportError)
+    kind = getattr(importlib.import_module(module), attribute)
+    return CASES[name]._replace(formula=kind(*arguments, **options))
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_float64_is_the_installed_peer(name):
+    case = peer(name)
+    for shape in SHAPES:
+        for kind in ("random", "correlated", "constant_columns"):
+            z_a, z_b = draw(kind, *shape, 7, torch.float64)
+            dead = kind == "constant_columns"
+            exact = outcome(case.formula, z_a, z_b)
+            assert_equal(outcome(case.adapter, z_a, z_b), exact, torch.randn(3, 2) if dead else z_a)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_float32_loses_no_more_than_the_installed_peer(name):
+    case = peer(name)
+    for shape in ((48, 160), (160, 48)):
+        for kind in ("random", "correlated"):
+            squares = torch.zeros(3, 2, dtype=torch.float64)
+            for seed in range(5):
+                z_a, z_b = draw(kind, *shape, seed)
+                exact = outcome(case.formula, z_a.double(), z_b.double())
+                for column, loss in enumerate((case.adapter, case.formula)):
+                    for row, (x, y) in enumerate(zip(outcome(loss, z_a, z_b), exact, strict=True)):
+                        squares[row, column] += gate.relative_error(x, y) ** 2
+            ours, theirs = (squares / 5).sqrt().T
+            assert bool((ours <= 2 * theirs + gate.FLOOR["fp32"]).all()), (ours, theirs)
