@@ -1,16 +1,31 @@
-"""Tables from the committed rows: bench/results/README.md, and blocks of the top README.md."""
+"""Tables, figures and a page from the committed rows.
+
+Into the folder of the rows go README.md, index.html and figures/; marked blocks of the README at
+the root are rewritten. A figure is drawn anew only when its data or its code changed, which its
+mark tells: another version of matplotlib alone makes nothing out of date.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import provenance, results, suites
+from bench import page as html_page
+from bench import plots, provenance, results, suites
 from bench.optional import typer
+from bench.plots import drawing
+from bench.plots.drawing import Picture
 from bench.results import Row
 
 README = provenance.ROOT / "README.md"
+PAGE, FIGURES = "index.html", "figures"
+FIGURE_BLOCK = "figure-"
+# On the page: what is asked most comes first, what is not measured last.
+FIRST = ("loss", "largest", "memory", "distributed", "train", "views", "startup", "accuracy")
+LAST = ("scaling", "compilation")
 
 
 def command(
@@ -22,27 +37,78 @@ def command(
         bool, typer.Option("--check", help="Write nothing; exit with 1 if anything is out of date.")
     ] = False,
 ) -> None:
-    """Generate the tables in Markdown from the results."""
-    stale = [path for path, text in generated(folder, readme).items() if _differs(path, text)]
-    for path in stale:
+    """Generate tables, figures and the page in HTML from the results."""
+    try:
+        wanted = generated(folder, readme, draw=not check)
+    except ImportError as error:
+        typer.echo(
+            f"figures need matplotlib and the page jinja2, the extra 'bench' has both: {error}",
+            err=True,
+        )
+        raise typer.Exit(1) from None
+    stale = {path: text for path, text in wanted.items() if _differs(path, text)}
+    for path, text in stale.items():
         if not check:
-            path.write_text(generated(folder, readme)[path], encoding="utf-8")
-        typer.echo(f"{path} {'is out of date' if check else 'written'}")
+            _write(path, text)
+        done = "removed" if text is None else "written"
+        typer.echo(f"{path} {'is out of date' if check else done}")
     if check and stale:
         raise typer.Exit(1)
     if not stale:
         typer.echo("everything is up to date")
 
 
-def generated(folder: Path, readme: Path) -> dict[Path, str]:
-    """What each file should contain, given the rows in `folder`."""
+def generated(folder: Path, readme: Path, draw: bool = True) -> dict[Path, str | None]:
+    """What each file should contain, given the rows in `folder`; None for a file that should go.
+
+    With `draw` false, a figure that is out of date is told by its mark alone, and nothing is drawn.
+    """
     files = machine_files(folder)
     if not files:
         return {}
-    texts = {folder / "README.md": page(files)}
+    pictures = plots.pictures(files)
+    texts = figures(folder, pictures, draw)
+    drawn = {
+        path.stem: text for path, text in texts.items() if text and text.lstrip().startswith("<")
+    }
+    texts[folder / "README.md"] = page(files)
+    texts[folder / PAGE] = html_page.render(files, sections(files), pictures, drawn, folder)
     if readme.exists():
         texts[readme] = with_blocks(readme.read_text(encoding="utf-8"), files)
     return texts
+
+
+def figures(folder: Path, pictures: Sequence[Picture], draw: bool) -> dict[Path, str | None]:
+    """The files of the figures; those that show the data already stay byte for byte."""
+    texts: dict[Path, str | None] = {}
+    for picture in pictures:
+        path = folder / FIGURES / f"{picture.name}.svg"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if drawing.marked(text) != picture.mark:
+            text = picture.svg() if draw else picture.mark
+        texts[path] = text
+    for path in sorted((folder / FIGURES).glob("*.svg")):
+        # Figures of rows that are gone; what is not ours stays.
+        if path not in texts and drawing.marked(path.read_text(encoding="utf-8")):
+            texts[path] = None
+    return texts
+
+
+def sections(files: Mapping[str, Sequence[Row]]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """(suite, heading, [(file name, Markdown)]) of every suite that has rows, known here or not."""
+    found = []
+    known = suites.discover()
+    for suite, module in known.items():
+        texts = _machine_texts(suite, files, brief=False)
+        if texts:
+            found.append((suite, module.SECTION, texts))
+    for suite in sorted({str(row["suite"]) for rows in files.values() for row in rows}):
+        if suite not in known:
+            rows_of = drawing.rows_of(files, suite)
+            texts = [(name, html_page.plain_table(rows)) for name, rows in rows_of]
+            found.append((suite, f"Suite {suite}", texts))
+    order = {name: place for place, name in enumerate((*FIRST, "", *LAST))}
+    return sorted(found, key=lambda section: order.get(section[0], order[""]))
 
 
 def machine_files(folder: Path) -> dict[str, list[Row]]:
@@ -57,22 +123,39 @@ def page(files: dict[str, list[Row]]) -> str:
         "# Results",
         "Generated by `python -m bench report` from the JSON Lines files here; do not edit.",
     ]
+    pictures = plots.pictures(files)
     for name, suite in suites.discover().items():
         section = _suite_text(name, files, brief=False)
         if section:
-            parts += [f"## {suite.SECTION}", section]
+            shown = [p for p in pictures if p.main and p.suite == name]
+            parts += [f"## {suite.SECTION}", *_images(shown, FIGURES), section]
     return "\n\n".join(parts) + "\n"
 
 
-def block(suite: str, files: dict[str, list[Row]]) -> str:
-    """What stands between `<!-- bench:SUITE -->` and `<!-- /bench:SUITE -->`."""
-    return f"\n{_suite_text(suite, files, brief=True) or 'No results yet.'}\n"
+def block(name: str, files: dict[str, list[Row]]) -> str:
+    """What stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`: the tables of a suite,
+    or the main figures of a kind, such as figure-speedup."""
+    if name.startswith(FIGURE_BLOCK):
+        kind = name.removeprefix(FIGURE_BLOCK)
+        shown = [p for p in plots.pictures(files) if p.main and p.name.startswith(f"{kind}-")]
+        text = "\n\n".join(_images(shown, f"bench/results/{FIGURES}"))
+    else:
+        text = _suite_text(name, files, brief=True)
+    return f"\n{text or 'No results yet.'}\n"
+
+
+def _images(pictures: Sequence[Picture], folder: str) -> list[str]:
+    return [
+        f"![{re.sub(r'[][]', '', picture.caption)}]({folder}/{picture.name}.svg)"
+        for picture in pictures
+    ]
 
 
 def blocks(text: str) -> dict[str, str]:
-    """The marked blocks of a text, by suite; markers of unknown suites are not ours."""
+    """The marked blocks of a text, by name; markers of what is not known are not ours."""
     found = {}
-    for name in suites.discover():
+    kinds = {f"{FIGURE_BLOCK}{kind}" for kind in plots.kinds()}
+    for name in (*suites.discover(), *sorted(kinds)):
         match = re.search(_pattern(name), text, re.DOTALL)
         if match:
             found[name] = match.group(2)
@@ -80,7 +163,7 @@ def blocks(text: str) -> dict[str, str]:
 
 
 def with_blocks(text: str, files: dict[str, list[Row]]) -> str:
-    """`text` with the block of every suite that it marks rewritten."""
+    """`text` with every block that it marks rewritten."""
     for name in blocks(text):
         new = block(name, files)
         text = re.sub(
@@ -93,16 +176,21 @@ def _pattern(suite: str) -> str:
     return rf"(<!-- bench:{suite} -->)(.*?)(<!-- /bench:{suite} -->)"
 
 
-def _suite_text(suite: str, files: dict[str, list[Row]], brief: bool) -> str:
-    parts = []
-    for name, rows in files.items():
-        rows = [row for row in rows if row["suite"] == suite]
-        if rows:
-            module = suites.discover()[suite]
-            # What was not measured on a machine says itself where it comes from.
-            origin = getattr(module, "origin", machine)
-            parts.append(f"{origin(rows, name)}\n\n{module.tables(rows, brief)}")
-    return "\n\n".join(parts)
+def _suite_text(suite: str, files: Mapping[str, Sequence[Row]], brief: bool) -> str:
+    return "\n\n".join(text for _, text in _machine_texts(suite, files, brief))
+
+
+def _machine_texts(
+    suite: str, files: Mapping[str, Sequence[Row]], brief: bool
+) -> list[tuple[str, str]]:
+    """(file name, Markdown) of each file with rows of a suite."""
+    module = suites.discover()[suite]
+    # What was not measured on a machine says itself where it comes from.
+    origin = getattr(module, "origin", machine)
+    return [
+        (name, f"{origin(rows, name)}\n\n{module.tables(rows, brief)}")
+        for name, rows in drawing.rows_of(files, suite)
+    ]
 
 
 def machine(rows: list[Row], name: str) -> str:
@@ -187,5 +275,17 @@ def _gpu_peaks(peaks: list[Row]) -> str:
     )
 
 
-def _differs(path: Path, text: str) -> bool:
-    return not path.exists() or path.read_text(encoding="utf-8") != text
+def _differs(path: Path, text: str | None) -> bool:
+    if text is None or not path.exists():
+        return path.exists() or text is not None
+    return path.read_text(encoding="utf-8") != text
+
+
+def _write(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink()
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from bench.plots.drawing import Picture
 from bench.results import Row
@@ -17,11 +18,16 @@ from bench.results import Row
 
 def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
     """All figures of all files, in the order of a page: speed first, then the rest."""
-    modules = (
-        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
-    )
-    figures = sorted(
-        (module for module in modules if hasattr(module, "pictures")),
-        key=lambda module: (module.PLACE, module.__name__),
-    )
-    return [picture for module in figures for picture in module.pictures(files)]
+    return [picture for module in _modules().values() for picture in module.pictures(files)]
+
+
+def kinds() -> list[str]:
+    """The names of the figures, such as speedup; that of a file begins with it."""
+    return list(_modules())
+
+
+def _modules() -> dict[str, ModuleType]:
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    found = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    figures = {name: module for name, module in found.items() if hasattr(module, "pictures")}
+    return dict(sorted(figures.items(), key=lambda item: item[1].PLACE))

@@ -35,7 +35,8 @@ def panels(
             continue
         low, high = (drawing.number(row.get(key)) or median for key in keys[1:])
         peer = str(row.get("peer", ""))
-        panel = found.setdefault(str(row.get("case")), {"title": heading(row), "bars": []})
+        case = " ".join(str(row.get(key)) for key in ("case", "n", "d", "dtype"))
+        panel = found.setdefault(case, {"title": heading(row), "bars": []})
         panel["bars"].append([peer, known.get(peer, peer), median, low, high])
     return list(found.values())
 

@@ -78,8 +78,11 @@ class Picture:
         """What tells in the SVG which data it shows, and which code drew it: two that are drawn
         from the same have the same, whatever the version of matplotlib."""
         content = hashlib.sha256(json.dumps(self.data, sort_keys=True).encode())
-        for module in (inspect.getmodule(self.draw), inspect.getmodule(Picture)):
-            content.update(inspect.getsource(module).encode())
+        figure = inspect.getmodule(self.draw)
+        parts = [figure, *(part for part in vars(figure).values() if inspect.ismodule(part))]
+        for module in parts:
+            if module.__name__.startswith(__package__):
+                content.update(inspect.getsource(module).encode())
         return MARK + content.hexdigest()[:16]
 
     def svg(self) -> str:

@@ -203,15 +203,17 @@ def _labels(axes: Any, ends: Sequence[End], data: Data, span: float) -> None:
     styles = drawing.styles(data["lines"])
     clusters: dict[float, list[End]] = {}
     for end in ends:
-        clusters.setdefault(end.d, []).append(end)
+        # Those that run out of memory are one list.
+        clusters.setdefault(0.0 if end.beyond > end.d else end.d, []).append(end)
     for cluster in clusters.values():
         cluster = sorted(cluster, key=lambda end: -end.used)
         # Right of the crosses, so that no dotted line runs through the list.
         x = max(end.beyond for end in cluster) * 1.13
-        y = cluster[0].used if x < cluster[0].d * 1.2 else _top(data) / 1.7
+        running_out = cluster[0].beyond > cluster[0].d
+        y = _top(data) / 1.7 if running_out else cluster[0].used
         for end in cluster:
             style = styles[end.peer] | {"linestyle": "none", "markersize": 5}
-            if x < end.d * 1.2:
+            if not running_out:
                 y = min(y, end.used)
             axes.plot([x], [y], **style)
             axes.annotate(

@@ -12,7 +12,7 @@ from bench.plots.drawing import Data, Picture
 from bench.results import Row
 
 PLACE = 2
-SPREAD = 0.045  # of the intensity, from one peer to the next: their ranges stay apart
+SPREAD = 0.4  # of the intensity, from the first peer to the last: their ranges stay apart
 ACROSS, CROWD = 3, 7  # panels side by side; more peers than CROWD need wide ones
 MOST_PANELS = 3
 PREFERRED = ("fp32", "tf32", "bf16-inputs")  # where there are more dtypes than panels
@@ -172,7 +172,8 @@ def _panel(axes: Any, panel: Data, styles: Mapping[str, Data], handles: dict[str
         )  # fmt: skip
     peers = list(styles)
     for peer, points in panel["points"].items():
-        style, shift = styles[peer], 1 + SPREAD * (peers.index(peer) - (len(peers) - 1) / 2)
+        style = styles[peer]
+        shift = 1 + SPREAD * (peers.index(peer) / max(len(peers) - 1, 1) - 0.5)
         x, low, middle, high = zip(*points, strict=True)
         x = [value * shift for value in x]
         line = {} if drawing.is_ours(peer) else {"linestyle": "none"}

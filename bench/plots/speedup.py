@@ -124,6 +124,31 @@ def _headline(data: Data) -> str:
     return f"barlow_fast is the fastest exact implementation at {faster} of {all_cells} shapes"
 
 
+def break_even(data: Data) -> str:
+    """Up to which N/D ours is the fastest, in words."""
+    cells = [cell for cell in data["panels"][FASTEST] if "ratio" in cell]
+    if not cells:
+        return "Nothing to compare with."
+    slower = [cell for cell in cells if cell["ratio"] < 1]
+    if not slower:
+        most = max(cells, key=lambda cell: cell["n"] / cell["d"])
+        return (
+            f"Break-even is not reached: the fastest up to N/D = {most['n'] / most['d']:g}, the "
+            "most that was measured."
+        )
+    least = min(cell["n"] / cell["d"] for cell in slower)
+    below = [c for c in cells if c["n"] / c["d"] < least]
+    where = "; ".join(f"{times(c['ratio'])} at {c['n']} × {c['d']}" for c in slower)
+    if not below:
+        return (
+            f"Slower from the least N/D on, {least:g}, at {len(slower)} of {len(cells)}: {where}."
+        )
+    return (
+        f"Break-even at N/D = {least:g}: the fastest in all {len(below)} shapes below it; at or "
+        f"above it slower in {len(slower)} of {len(cells) - len(below)}: {where}."
+    )
+
+
 def _caption(data: Data) -> str:
     parts = [f"{_headline(data)} ({data['machine']}, {data['dtype']}, forward + backward)."]
     for against, cells in data["panels"].items():
@@ -131,8 +156,8 @@ def _caption(data: Data) -> str:
         if ratios:
             least, most = (f(ratios, key=lambda cell: cell["ratio"]) for f in (min, max))
             parts.append(
-                f"{HEADINGS[against]}: {_times(least['ratio'])} at "
-                f"{least['n']} × {least['d']} to {_times(most['ratio'])} at "
+                f"{HEADINGS[against]}: {times(least['ratio'])} at "
+                f"{least['n']} × {least['d']} to {times(most['ratio'])} at "
                 f"{most['n']} × {most['d']}."
             )
     return " ".join(parts)
@@ -162,32 +187,19 @@ def _panel(axes: Any, data: Data, against: str, cells: Sequence[Data]) -> None:
     from matplotlib.patches import Rectangle
 
     rows, columns = data["n"], data["d"]
+    axes.add_patch(
+        Rectangle(
+            (-0.5, -0.5), len(columns), len(rows), facecolor="#f6f7f8", edgecolor="#dadde1",
+            hatch="////", zorder=1,
+        )
+    )  # fmt: skip
+    for edge in range(1, len(rows)):
+        axes.axhline(edge - 0.5, color="white", linewidth=1.5, zorder=2)
+    for edge in range(1, len(columns)):
+        axes.axvline(edge - 0.5, color="white", linewidth=1.5, zorder=2)
     found = {(cell["n"], cell["d"]): cell for cell in cells}
-    for y, n in enumerate(rows):
-        for x, d in enumerate(columns):
-            cell = found.get((n, d))
-            slower = cell is not None and cell.get("ratio", 1.0) < 1
-            style = {"facecolor": _colour(cell), "edgecolor": "#aeb4bb", "linewidth": 0.8}
-            # Measured cells lie over the diagonal, the others under it.
-            style["zorder"] = 2.6
-            if cell is None:
-                style |= {"hatch": "////", "edgecolor": "#dadde1", "zorder": 2}
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **style))
-            if slower:
-                axes.add_patch(
-                    Rectangle(
-                        (x - 0.45, y - 0.43), 0.9, 0.86, fill=False, edgecolor="black",
-                        linewidth=1.8, zorder=3,
-                    )
-                )  # fmt: skip
-            if cell is not None:
-                text = axes.text(
-                    x, y, _label(cell), ha="center", va="center", zorder=4,
-                    fontsize=9 if cell.get("ratio", 0) >= 1 else 7.5, linespacing=1.0,
-                    fontweight="bold" if slower else "normal",
-                    color="white" if _dark(cell) else drawing.INK,
-                )  # fmt: skip
-                text.set_gid(f"{against}-{n}x{d}")
+    for (n, d), cell in found.items():
+        _cell(axes, columns.index(d), rows.index(n), cell, f"{against}-{n}x{d}")
     _diagonal(axes, rows, columns)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel="D", ylabel="N")
     axes.set_xticks(range(len(columns)), [drawing.size(d) for d in columns])
@@ -196,6 +208,25 @@ def _panel(axes: Any, data: Data, against: str, cells: Sequence[Data]) -> None:
     axes.spines[:].set_visible(False)
     faster, all_cells = _counts(cells)
     axes.set_title(f"{HEADINGS[against]}: faster at {faster} of {all_cells}")
+
+
+def _cell(axes: Any, x: int, y: int, cell: Data, name: str) -> None:
+    """One shape; measured cells lie over the diagonal."""
+    from matplotlib.patches import Rectangle
+
+    slower = cell.get("ratio", 1.0) < 1
+    style = {"facecolor": _colour(cell), "edgecolor": "#aeb4bb", "linewidth": 0.8, "zorder": 2.6}
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **style))
+    if slower:
+        frame = {"fill": False, "edgecolor": "black", "linewidth": 1.8, "zorder": 3}
+        axes.add_patch(Rectangle((x - 0.45, y - 0.43), 0.9, 0.86, **frame))
+    text = axes.text(
+        x, y, _label(cell), ha="center", va="center", zorder=4, linespacing=1.0,
+        fontsize=9 if cell.get("ratio", 0) >= 1 else 7.5,
+        fontweight="bold" if slower else "normal",
+        color="white" if _dark(cell) else drawing.INK,
+    )  # fmt: skip
+    text.set_gid(name)
 
 
 def _diagonal(axes: Any, rows: Sequence[int], columns: Sequence[int]) -> None:
@@ -215,11 +246,11 @@ def _diagonal(axes: Any, rows: Sequence[int], columns: Sequence[int]) -> None:
 
 def _label(cell: Data) -> str:
     if "ratio" in cell:
-        return _times(cell["ratio"]) + ("\nslower" if cell["ratio"] < 1 else "")
+        return times(cell["ratio"]) + ("\nslower" if cell["ratio"] < 1 else "")
     return "only\nours" if cell["only"] == "ours" else "ours\nfails"
 
 
-def _times(ratio: float) -> str:
+def times(ratio: float) -> str:
     """As the tables write it, but what is slower never looks like the same."""
     return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else drawing.times(ratio)
 
@@ -238,11 +269,9 @@ def _dark(cell: Data) -> bool:
     return _strength(cell) > 0.55 or _strength(cell) < -0.6
 
 
-def _colour(cell: Data | None) -> Any:
+def _colour(cell: Data) -> Any:
     """White at 1, blue where faster, vermilion where slower; both darken away from 1, and the
     frame and the word tell them apart in grey."""
-    if cell is None:
-        return "#f6f7f8"
     from matplotlib.colors import to_hex, to_rgb
 
     strength = _strength(cell)

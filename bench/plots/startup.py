@@ -1,4 +1,4 @@
-"""Time until the first result: import, first call, compilation."""
+"""Time until the first result: imports, first calls, compilers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from bench.results import Row
 
 PLACE = 7
 KEYS = ("median_ms", "p20_ms", "p80_ms")
+WORDS = {
+    "import": "Import, beyond that of torch",
+    "first-call": "First call",
+    "second-call": "Second call",
+    "triton-kernels": "Triton kernels, compiled ahead of time",
+    "compiler-cold": "First call under torch.compile, nothing on disk",
+    "compiler-warm": "First call under torch.compile, compiled code on disk",
+}
 
 
 def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
     """One for each file."""
+    from bench.suites.startup import titles
+
     found = []
     for name, rows in drawing.rows_of(files, "startup"):
-        panels = bars.panels(rows, KEYS, drawing.titles(), lambda row: str(row.get("case")))
+        panels = bars.panels(rows, KEYS, titles(), _heading)
         if panels:
             data = {"machine": drawing.device(rows), "panels": panels}
             caption = f"Milliseconds until the first result, case by case ({data['machine']})."
@@ -26,7 +36,13 @@ def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
     return found
 
 
+def _heading(row: Row) -> str:
+    case = str(row.get("case"))
+    shape = f", {row['n']} × {row['d']}" if row.get("n") and row.get("d") else ""
+    return WORDS.get(case, case) + shape
+
+
 def draw(data: Data) -> Any:
     """Bars of every case."""
-    text = f"{data['machine']}. Shorter is better; lines from p20 to p80."
+    text = f"{data['machine']}. Fresh processes; shorter is better; lines from p20 to p80."
     return bars.draw(data["panels"], "Milliseconds until the first result", text, "ms")
