@@ -2,11 +2,11 @@
 measured rows, and the figures beside it."""
 
 import re
-from pathlib import Path
 
+from documents import ROOT, page_of_source
 from mkdocs.structure.files import File
 
-RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+RESULTS = ROOT / "bench" / "results"
 
 
 def sections():
@@ -24,6 +24,7 @@ def on_config(config):
 
 
 def on_files(files, config):
+    page_of_source["bench/results/README.md"] = next(page for _, page, _ in sections())
     for title, page, text in sections():
         # What stands one level below the section is one level below the page's title.
         content = re.sub(r"^#(#+ )", r"\1", text, flags=re.M)

@@ -2,50 +2,18 @@
 
 A line `<!-- include: kernels/README.md -->` stands for that file without its first heading, and
 `<!-- include: CONTRIBUTING.md # Environment variables -->` for one section of it. Where the name of
-an included file is written as code (`kernels/README.md`), it becomes a link to its page.
+an included file or of an example is written as code (`kernels/README.md`), it becomes a link.
 """
 
 import posixpath
 import re
 from pathlib import Path
 
+from documents import FENCE, ROOT, page_of_source, section, without_title
 from mkdocs.exceptions import PluginError
 
-ROOT = Path(__file__).resolve().parents[2]
 MARKER = re.compile(r"^<!-- include: (?P<path>[\w./-]+)(?: # (?P<heading>.+?))? -->$", re.M)
-FENCE = re.compile(r"^ {0,3}(```|~~~)")
 COMMENT = re.compile(r"^<!--.*-->\n?", re.M)
-
-page_of_source: dict[str, str] = {}
-
-
-def headings(text):
-    """(line number, level, title) of every heading outside of fences."""
-    fenced = False
-    for number, line in enumerate(text.splitlines()):
-        if FENCE.match(line):
-            fenced = not fenced
-        elif not fenced and (found := re.match(r"(#{1,6}) +(.+)", line)):
-            yield number, len(found[1]), found[2].strip()
-
-
-def section(text, title, path):
-    """The lines below the heading `title`, up to the next heading of its level or above."""
-    found = list(headings(text))
-    start = next(((n, level) for n, level, name in found if name == title), None)
-    if start is None:
-        known = [name for _, _, name in found]
-        raise PluginError(f"{path} has no heading {title!r}; it has {known}")
-    lines = text.splitlines()
-    end = next((n for n, level, _ in found if n > start[0] and level <= start[1]), len(lines))
-    return "\n".join(lines[start[0] + 1 : end]).strip()
-
-
-def without_title(text):
-    first = next(headings(text), None)
-    if first is None or first[1] != 1:
-        return text
-    return "\n".join(text.splitlines()[first[0] + 1 :]).strip()
 
 
 def included(found):
@@ -71,17 +39,21 @@ def linked(text, page):
         if FENCE.match(line):
             fenced = not fenced
         code = fenced or line.startswith(("    ", "#"))
-        lines.append(line if code else re.sub(r"(?<!\[)`([\w./-]+\.md)`", link, line))
+        lines.append(line if code else re.sub(r"(?<!\[)`([\w./-]+\.(?:md|py))`", link, line))
     return "\n".join(lines)
 
 
 def on_files(files, config):
     page_of_source.clear()
+    parts = {}
     for file in files.documentation_pages():
         text = Path(file.abs_src_path).read_text(encoding="utf-8") if file.abs_src_path else ""
         for found in MARKER.finditer(text):
-            if found["heading"] is None:
-                page_of_source[found["path"]] = file.src_uri
+            kind = page_of_source if found["heading"] is None else parts
+            kind.setdefault(found["path"], file.src_uri)
+    # The page of a whole file comes before one that holds a section of it.
+    for path, page in parts.items():
+        page_of_source.setdefault(path, page)
     return files
 
 

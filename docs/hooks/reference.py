@@ -6,11 +6,9 @@ never imported, so the site needs no torch.
 
 import ast
 import re
-from pathlib import Path
 
+from documents import ROOT
 from mkdocs.structure.files import File
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def public_modules():
@@ -42,7 +40,10 @@ def page_of(module):
 
 def on_config(config):
     chapter = next(part["Reference"] for part in config.nav if "Reference" in part)
-    chapter += [{module: page_of(module)} for module in public_modules()]
+    modules = list(public_modules())
+    adapters = [name for name in modules if name.startswith("barlow_fast.adapters.")]
+    chapter += [{name: page_of(name)} for name in modules if name not in adapters]
+    chapter.append({"Adapters": [{name.split(".")[-1]: page_of(name)} for name in adapters]})
     return config
 
 
