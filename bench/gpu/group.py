@@ -193,7 +193,7 @@ class Group:
         try:
             true = truths.of(peer.mathematics)
         except torch.OutOfMemoryError:
-            return "not checked, so not timed: float64 truth of its mathematics does not fit into memory"
+            return "not timed, as not checked: its float64 truth does not fit into memory"
         return agreement.check_timed(outcome, true, self.case.variant)
 
     def _call_seconds(self, candidate: Candidate, turns: Iterator[Pair]) -> float:

@@ -2,7 +2,8 @@
 
 A file defines `PEER`, a `Peer`, which runs on any device unless the file also defines `CUDA_PEER`,
 which then stands for it on CUDA devices. A file with `CUDA_PEER` alone is not measured on CPUs.
-Adding an implementation is adding such a file.
+Adding an implementation is adding such a file; its form under torch.compile is derived
+(`compiled.py`). Files with neither name hold what peers share.
 """
 
 from __future__ import annotations
@@ -20,6 +21,21 @@ from bench.peers.mathematics import LAMBD as LAMBD
 from bench.peers.mathematics import PAPER, Mathematics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Time on GPU machines is short, and compilation takes most of it.
+DEFAULT_ON_CUDA = (
+    "ours",
+    "ours-aten",
+    "gram-compiled",
+    "gram-plain",
+    "lightly",
+    "lightly-formula",
+    "official",
+    "official-compiled",
+    "solo-learn",
+    "vissl",
+)
+ALL = "all"
 
 
 def always_available() -> str | None:
@@ -41,6 +57,9 @@ class Peer:
         exact: whether that is the loss itself, rather than a relaxation of it.
         double: whether it accepts float64 inputs.
         ours: whether it is this repository's.
+        compile: whether a peer is derived from it that is this one under torch.compile.
+        compiled_name: of that peer; `name` with '-compiled' by default.
+        compiled_title: of that peer; `title` with ', compiled' by default.
         compiles: whether its first call at a shape compiles, and so says nothing about its time and
             memory.
         unavailable: () -> None, or the reason why it cannot run here.
@@ -56,6 +75,9 @@ class Peer:
     exact: bool = True
     double: bool = True
     ours: bool = False
+    compile: bool = True
+    compiled_name: str | None = None
+    compiled_title: str | None = None
     compiles: bool = False
     unavailable: Callable[[], str | None] = always_available
     build_for_graph: Callable[[int, int, torch.dtype], Loss] | None = None
@@ -63,11 +85,14 @@ class Peer:
 
 def discover(kind: str = "cpu") -> dict[str, Peer]:
     """All peers of a kind of device, 'cpu' or 'cuda', by name: ours first, then alphabetically."""
+    from bench.peers.compiled import compiled  # which needs Peer
+
     modules = [
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
     ]
-    found = [_of(module, kind) for module in modules]
-    peers = sorted(filter(None, found), key=lambda peer: (not peer.ours, peer.name))
+    found = list(filter(None, (_of(module, kind) for module in modules)))
+    found += [compiled(peer, kind) for peer in found if peer.compile]
+    peers = sorted(found, key=lambda peer: (not peer.ours, peer.name))
     return {peer.name: peer for peer in peers}
 
 
@@ -77,12 +102,15 @@ def _of(module: ModuleType, kind: str) -> Peer | None:
 
 
 def choose(names: str | None, kind: str = "cpu") -> list[Peer]:
-    """The peers of a comma-separated list, all of them for None; ValueError for an unknown name."""
+    """The peers of a comma-separated list, all of them for 'all'; for None those that take part by
+    default: DEFAULT_ON_CUDA, or all on a CPU. ValueError for an unknown name."""
     known = discover(kind)
-    if names is None:
+    if names is None and kind == "cuda":
+        return [peer for name, peer in known.items() if name in DEFAULT_ON_CUDA]
+    if names is None or names == ALL:
         return list(known.values())
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in known:
-            raise ValueError(f"unknown peer {name!r}; known are {', '.join(known)}")
+            raise ValueError(f"unknown peer {name!r}; known are {ALL} and {', '.join(known)}")
     return [peer for name, peer in known.items() if name in wanted]

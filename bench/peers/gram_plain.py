@@ -42,4 +42,6 @@ PEER = Peer(
     title="Gram form, plain torch",
     source="the smaller-side identity in plain torch with autograd (bench/peers/gram_plain.py)",
     build=build,
+    compiled_name="gram-compiled",
+    compiled_title="Gram form, compiled",
 )

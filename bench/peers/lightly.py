@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import functools
 
 import torch
 
-from bench.peers import LAMBD, Loss, Peer
+from bench.peers import LAMBD, Loss, Peer, installation
 
 
 def build(n: int, d: int, dtype: torch.dtype) -> Loss:
@@ -17,20 +16,12 @@ def build(n: int, d: int, dtype: torch.dtype) -> Loss:
     return BarlowTwinsLoss(lambda_param=LAMBD)
 
 
-def installed() -> bool:
-    return importlib.util.find_spec("lightly") is not None
-
-
-def unavailable() -> str | None:
-    """lightly is an optional dependency."""
-    return None if installed() else "lightly is not installed (pip install 'barlow-fast[bench]')"
-
-
 PEER = Peer(
     name="lightly",
     title="lightly",
-    source=f"lightly {importlib.metadata.version('lightly') if installed() else ''}, "
-    "lightly.loss.BarlowTwinsLoss",
+    source=f"lightly {installation.version('lightly')}, lightly.loss.BarlowTwinsLoss",
     build=build,
-    unavailable=unavailable,
+    unavailable=functools.partial(
+        installation.why_missing, "lightly", "pip install 'barlow-fast[bench]'"
+    ),
 )

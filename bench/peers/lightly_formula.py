@@ -1,4 +1,5 @@
-"""The mathematics of lightly's class in plain torch, for GPU machines on which lightly is missing.
+"""The mathematics of lightly's class in plain torch, for machines on which lightly is
+missing.
 
     C = norm(z_a)^T norm(z_b) / N         functional batch_norm: biased variance, no running means
     loss = sum_i (C_ii - 1)^2 + lambda * sum over i != j of C_ij^2
@@ -13,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.peers import LAMBD, Loss, Peer
-from bench.peers.lightly import installed
+from bench.peers import LAMBD, Loss, Peer, installation
 
 
 def formula_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -34,10 +34,10 @@ def build(n: int, d: int, dtype: torch.dtype) -> Loss:
 
 def unavailable() -> str | None:
     """The real class is measured where there is one."""
-    return "lightly itself is installed" if installed() else None
+    return "lightly itself is installed" if installation.installed("lightly") else None
 
 
-CUDA_PEER = Peer(
+PEER = Peer(
     name="lightly-formula",
     title="lightly (formula)",
     source="the mathematics of lightly.loss.BarlowTwinsLoss in plain torch, not lightly itself",

@@ -1,11 +1,16 @@
 """The mathematics of the authors' code in eager torch.
 
-    C = norm(z_a)^T norm(z_b) / N                one BatchNorm1d without affine parameters, used for
-    both views loss = sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2
+    C = norm(z_a)^T norm(z_b) / N      one BatchNorm1d without affine parameters for both views
+    loss = sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2
 
 As the authors do, C is divided, shifted on its diagonal and squared in place, and the off-diagonal
 elements are reached by dropping the last element and reading the rest as (D - 1) rows of D + 1,
 whose first column is the diagonal.
+
+This stands for mmpretrain too (and mmselfsup before it), whose head has the same norm and whose
+loss the same operations in the same order, and for FFCV-SSL: on one device they differ in names
+alone, so files of their own would time the same code again. lightly's class differs in keeping no
+running statistics.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ def build(n: int, d: int, dtype: torch.dtype) -> Loss:
 PEER = Peer(
     name="official",
     title="official",
-    source="the formulation of the authors' code (Zbontar et al., ICML 2021), eager",
+    source="the formulation of the authors' code (Zbontar et al., ICML 2021), which is also "
+    "mmpretrain's and FFCV-SSL's, in plain torch",
     build=build,
 )

@@ -28,6 +28,7 @@ PEER = Peer(
     source=f"barlow_fast {barlow_fast.__version__}, backend='cpu'",
     build=build,
     ours=True,
+    compile=False,  # these are kernels already
     unavailable=functools.partial(why_unusable, "cpu", torch.device("cpu")),
 )
 CUDA_PEER = replace(

@@ -19,4 +19,5 @@ PEER = Peer(
     source=f"barlow_fast {barlow_fast.__version__}, backend='aten'",
     build=build,
     ours=True,
+    compile=False,  # a custom op, which torch.compile leaves as it is
 )
