@@ -93,8 +93,9 @@ class Group:
 
 
 def measure(task: Task) -> None:
-    """The entry of each process; rank 0 leaves {'rows': [...], 'failures': {...}}, anew after each
-    variant, so that what is finished survives whatever comes later."""
+    """The entry of each process; rank 0 leaves {'rows': [...], 'samples': [seconds of each row],
+    'failures': {...}}, anew after each variant, so that what is finished survives whatever comes
+    later."""
     group = Group()
     known = implementations.discover()
     peers = [known[name] for name in task.peers]
@@ -103,13 +104,15 @@ def measure(task: Task) -> None:
         problem = check_small(peer, task.variants, group)
         if problem is not None:
             failures[peer.name] = problem
-    rows = []
+    timed: list[tuple[Row, list[float]]] = []
     for variant in task.variants:
         usable = [p for p in peers if p.name not in failures and variant.name in p.dtypes]
-        rows += _measure_group(task, variant, usable, group, failures)
+        timed += _measure_group(task, variant, usable, group, failures)
         if group.rank == 0:
             partial = task.results.with_suffix(".partial")
-            partial.write_text(json.dumps({"rows": rows, "failures": failures}))
+            rows, samples = [row for row, _ in timed], [seconds for _, seconds in timed]
+            found = {"rows": rows, "samples": samples, "failures": failures}
+            partial.write_text(json.dumps(found))
             partial.replace(task.results)
 
 
@@ -178,7 +181,8 @@ def _measure_group(
     peers: list[Implementation],
     group: Group,
     failures: dict[str, str],
-) -> list[Row]:
+) -> list[tuple[Row, list[float]]]:
+    """(row, seconds) of each implementation that is right."""
     rows = implementations.split(task.n, group.size)
     data = torch.load(task.data, weights_only=True, mmap=True)
     pair = _own((data["z_a"], data["z_b"]), rows, group)
@@ -217,11 +221,14 @@ def _measure_group(
     finally:
         gc.enable()
     automatic = implementations.automatic(rows, task.d, variant)
-    timed = [peer for peer in peers if peer.name in samples]
-    return [
-        _row(task, variant, peer, samples[peer.name], later[peer.name], group, automatic)
-        for peer in timed
-    ]
+    timed = []
+    for peer in peers:
+        if peer.name in samples:
+            found = samples[peer.name]
+            seconds = [*found.first, *later[peer.name]]
+            row = _row(task, variant, peer, found, seconds, group, automatic)
+            timed.append((row, seconds))
+    return timed
 
 
 def _step(
@@ -254,11 +261,10 @@ def _row(
     variant: Variant,
     peer: Implementation,
     found: Samples,
-    later: list[float],
+    seconds: list[float],
     group: Group,
     automatic: str,
 ) -> Row:
-    seconds = [*found.first, *later]
     # Other programs' traffic only ever adds.
     wire = round(min(found.wire) / group.size) if found.wire else None
     return {

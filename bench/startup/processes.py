@@ -34,6 +34,7 @@ MODULES = {
     "lightly": "lightly.loss",
     "monai": "monai.losses",
     "stable-pretraining": "stable_pretraining.losses",
+    "catalyst": "catalyst.contrib.losses",
 }
 COMPILED_OFFICIAL = f"official{COMPILED}"
 PEERS = ("ours", "official", "gram-plain", *list(MODULES)[1:], COMPILED_OFFICIAL)

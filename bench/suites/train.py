@@ -130,27 +130,17 @@ def measure(
         deadline: of a process that does not answer.
         moved: called whenever something has got on.
     """
-    from bench.training import runs
-
     begun = time.monotonic()
-    runners = []
+    usable = []
     for name in names:
         reason = cases.unavailable(name, case)
-        if reason is not None:
+        if reason is None:
+            usable.append(name)
+        else:
             console.print(f"{case.name}: {name} is left out: {reason}", markup=False)
-            continue
-        arguments = (name, case, device.kind, folder if case.files else None)
-        cores = turns.two_cores() if device.kind == "cpu" else None
-        # What was made ready before the first step must be gone when the first turn comes.
-        ready = AHEAD * runs.workers(device.kind) if name in (OFFICIAL, LIGHTLY) else 0
-        warm_ups = max(WARM_UPS, ready + 2)
-        runners.append(
-            turns.Runner(name, runs.open_run, arguments, cores, deadline, warm_ups, SKIPPED)
-        )
-    rates, failed = turns.race(
-        runners, rounds, seconds / rounds, together=device.kind == "cpu", moved=moved
+    rates, failed, reports = race(
+        case, usable, device.kind, folder, seconds, rounds, deadline, moved
     )
-    reports = {runner.name: runner.reports for runner in runners}
     rows = [
         row(case, name, found, reports[name], device.kind) | {"provenance": origin}
         for name, found in rates.items()
@@ -162,6 +152,36 @@ def measure(
         console.print(f"{case.name}: {name} is not timed: {reason}", markup=False)
     console.print(f"{case.name}: {time.monotonic() - begun:.0f} s", markup=False)
     return rows, {f"{case.name} {name}": reason for name, reason in failed.items()}
+
+
+def race(
+    case: Case,
+    names: Sequence[str],
+    kind: str,
+    folder: Path | None,
+    seconds: float,
+    rounds: int,
+    deadline: float = turns.DEADLINE,
+    moved: Callable[[str], None] = lambda name: None,
+) -> tuple[dict[str, list[float]], dict[str, str], dict[str, list[turns.Figures]]]:
+    """(images per second of every turn, failures, figures of every turn) of runs that can take
+    place on a kind of device, 'cpu' or 'cuda'; see `measure` and `turns.race`."""
+    from bench.training import runs
+
+    runners = []
+    for name in names:
+        arguments = (name, case, kind, folder if case.files else None)
+        cores = turns.two_cores() if kind == "cpu" else None
+        # What was made ready before the first step must be gone when the first turn comes.
+        ready = AHEAD * runs.workers(kind) if name in (OFFICIAL, LIGHTLY) else 0
+        warm_ups = max(WARM_UPS, ready + 2)
+        runners.append(
+            turns.Runner(name, runs.open_run, arguments, cores, deadline, warm_ups, SKIPPED)
+        )
+    rates, failed = turns.race(
+        runners, rounds, seconds / rounds, together=kind == "cpu", moved=moved
+    )
+    return rates, failed, {runner.name: runner.reports for runner in runners}
 
 
 def row(

@@ -111,7 +111,6 @@ def measure(
     peaks = floor.measure_peaks()
     console.print(f"copy {peaks.copy:.1f} GB/s")
     failures: dict[str, str] = {}
-    cores = turns.two_cores()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photographs"
         if any(case.files for case, _ in chosen):
@@ -120,15 +119,14 @@ def measure(
             if end is not None and time.monotonic() > end:
                 console.print(f"left out, as time is over: {case.name}")
                 continue
-            runners = []
+            usable = []
             for name in names:
                 reason = feeds.unavailable(name)
-                if reason is not None:
+                if reason is None:
+                    usable.append(name)
+                else:
                     console.print(f"[yellow]{name} is left out: {reason}[/]")
-                    continue
-                arguments = (name, case, folder if case.files else None)
-                runners.append(turns.Runner(name, feeds.open_feed, arguments, cores, deadline))
-            rates, failed = turns.race(runners, rounds, seconds * case.share / rounds)
+            rates, failed = race(case, usable, folder, seconds, rounds, deadline)
             for name, reason in failed.items():
                 failures[f"{case.name} {name}"] = reason
                 console.print(f"[bold red]{case.name} {name} is not timed: {reason}[/]")
@@ -144,6 +142,28 @@ def measure(
     if out is not None and out.exists():
         console.print(f"rows are in {out}; `python -m bench report` makes the tables")
     return failures
+
+
+def race(
+    case: Case,
+    names: Sequence[str],
+    folder: Path | None,
+    seconds: float,
+    rounds: int,
+    deadline: float,
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """(images per second of every turn, failures) of feeds that can run here; see `turns.race`.
+
+    `folder` has the photographs, for a case of files; a feed gets its share of `seconds`.
+    """
+    cores = turns.two_cores()
+    runners = [
+        turns.Runner(
+            name, feeds.open_feed, (name, case, folder if case.files else None), cores, deadline
+        )
+        for name in names
+    ]
+    return turns.race(runners, rounds, seconds * case.share / rounds)
 
 
 def row(case: Case, feed: str, rates: list[float], copy_gbps: float, element_bytes: int = 4) -> Row:
