@@ -33,8 +33,7 @@ def on_files(files, config):
             "how they are measured: [method](method.md)."
         )
         files.append(File.generated(config, page, content=f"# {title}\n\n{origin}\n\n{content}\n"))
-    for figure in sorted(RESULTS.glob("*.svg")):
-        files.append(
-            File.generated(config, f"benchmarks/{figure.name}", content=figure.read_bytes())
-        )
+    for figure in sorted(RESULTS.rglob("*.svg")):
+        place = f"benchmarks/{figure.relative_to(RESULTS).as_posix()}"
+        files.append(File.generated(config, place, content=figure.read_bytes()))
     return files
