@@ -1,4 +1,4 @@
-"""The suite `distributed` under pytest-benchmark: `pytest bench --benchmark-only --suite distributed`."""
+"""`pytest bench --benchmark-only --suite distributed`; what is measured: `bench/replay/distributed.py`."""
 
 from __future__ import annotations
 

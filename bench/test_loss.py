@@ -1,4 +1,4 @@
-"""The suite `loss` under pytest-benchmark: `pytest bench --benchmark-only --suite loss`."""
+"""`pytest bench --benchmark-only --suite loss`; what is measured: `bench/replay/loss.py`."""
 
 from __future__ import annotations
 

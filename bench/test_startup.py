@@ -1,4 +1,4 @@
-"""The suite `startup` under pytest-benchmark: `pytest bench --benchmark-only --suite startup`."""
+"""`pytest bench --benchmark-only --suite startup`; what is measured: `bench/replay/startup.py`."""
 
 from __future__ import annotations
 

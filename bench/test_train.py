@@ -1,4 +1,4 @@
-"""The suite `train` under pytest-benchmark: `pytest bench --benchmark-only --suite train`."""
+"""`pytest bench --benchmark-only --suite train`; what is measured: `bench/replay/train.py`."""
 
 from __future__ import annotations
 

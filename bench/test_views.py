@@ -1,4 +1,4 @@
-"""The suite `views` under pytest-benchmark: `pytest bench --benchmark-only --suite views`."""
+"""`pytest bench --benchmark-only --suite views`; what is measured: `bench/replay/views.py`."""
 
 from __future__ import annotations
 

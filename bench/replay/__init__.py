@@ -2,8 +2,8 @@
 
 pytest-benchmark times one test after the other; our numbers come from implementations that take
 turns. So each group is measured once, by its suite, and every test then replays the samples of its
-implementation: its timer is a `Replay`, its function does nothing. Reports, files and comparisons of
-pytest-benchmark then show these samples and no others.
+implementation: its timer is a `Replay`, its function does nothing. Reports, files and comparisons
+of pytest-benchmark then show these samples and no others.
 
 A suite is one module here, found by being in this folder. It defines `groups(choice)`, the
 implementations of every group by the group's name, or ValueError for options that it does not

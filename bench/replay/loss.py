@@ -89,10 +89,10 @@ def _on_cpu(
     n: int, d: int, variant: Variant, peers: list[Peer], device: devices.Cpu
 ) -> dict[str, Timed]:
     failures: dict[str, str] = {}
+    origin = {"last_level_cache_bytes": device.cache_bytes()}
     group = measurement.measure_group(
-        n, d, variant, peers, Budget(QUICK_SECONDS), {"last_level_cache_bytes": device.cache_bytes()},
-        quiet, failures,
-    )  # fmt: skip
+        n, d, variant, peers, Budget(QUICK_SECONDS), origin, quiet, failures
+    )
     found = {peer.name: Timed(samples.both) for peer, samples in group.samples.items()}
     wrong = failures | {peer.name: text for peer, text in group.problems.items()}
     return found | {name: Timed(problem=text) for name, text in wrong.items()}
