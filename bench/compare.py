@@ -1,0 +1,537 @@
+"""Two sets of results against each other: commits or files, with verdicts that know noise.
+
+A verdict of slower or faster needs two things: the ranges from p20 to p80 do not overlap, and the
+medians differ by more than the threshold. Both are judged after correcting for the drift of the
+machine: two runs of the same code differ by its clock rate, its neighbours and its memory, and what
+moves everything by the same factor says nothing about a change of the code.
+
+The factor is estimated from what did not change between the two: implementations that are not of
+this repository in the same group of rows (they took turns with ours), and the measured rate of the
+matrix product that bounds the group. Their median is the drift; where the estimates disagree, the
+range that is compared is as much wider. The copy bandwidth is left out: on shared machines it
+doubles from one minute to the next. An implementation never corrects itself, and uncorrected ratios
+are shown too. Bytes do not drift: they are compared as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from bench import provenance, results
+from bench.optional import Console, Table, typer
+from bench.plots import drawing
+from bench.results import Row
+
+SLOWER, FASTER, SAME, NOT = "slower", "faster", "same within noise", "not comparable"
+FAILS, WORKS = "fails now", "works now"
+ORDER = (FAILS, SLOWER, WORKS, FASTER, SAME)
+STYLES = {FAILS: "bold red", SLOWER: "red", FASTER: "green", WORKS: "green"}
+RESULTS = "bench/results"
+KEY = ("suite", "n", "d", "dtype", "peer", "ranks", "case")
+# Ours by another name: they say nothing about the machine.
+NOT_UNCHANGED = ("limit", "kernel-", "crops-")
+VERSIONS = ("torch", "triton", "cuda", "driver", "cores", "threads", "instruction_set")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a row.
+
+    Attributes:
+        name: what is measured.
+        keys: of the median and the percentiles in a row; the median alone where there is no noise.
+        unit: of all of them.
+        more_is_better: for rates.
+        drifts: whether the state of the machine changes it.
+        suite: the only suite that has it; any for None.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    unit: str
+    more_is_better: bool = False
+    drifts: bool = True
+    suite: str | None = None
+
+
+MEASURES = (
+    Measure("time", ("median_ms", "p20_ms", "p80_ms"), "ms"),
+    Measure("time in a graph", ("graph_ms", "graph_p20_ms", "graph_p80_ms"), "ms"),
+    Measure("forward", ("forward_ms", "forward_p20_ms", "forward_p80_ms"), "ms"),
+    Measure("time", ("median_s", "p20_s", "p80_s"), "s"),
+    Measure("rate", ("median_per_s", "p20_per_s", "p80_per_s"), "/s", more_is_better=True),
+    Measure("sent", ("counted_bytes",), "bytes", drifts=False),
+    Measure("memory", ("extra_bytes",), "bytes", drifts=False, suite="memory"),
+    Measure("largest D", ("d",), "", more_is_better=True, drifts=False, suite="largest"),
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One set of results.
+
+    Attributes:
+        name: as it was asked for.
+        origin: where the rows come from, in words.
+        rows: all of them.
+    """
+
+    name: str
+    origin: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of both sides.
+
+    Attributes:
+        key: suite, N, D, dtype, peer, ranks and case.
+        device: where both were measured.
+        measure: what is compared.
+        unit: of a and b.
+        a, b: [median, p20, p80] of each side; None where it has none.
+        ratio: cost of B over cost of A: above 1, B is slower. None where there are not both.
+        drift: what of it is the machine's; None where nothing tells.
+        corrected: ratio / drift.
+        verdict: SLOWER, FASTER, SAME, FAILS, WORKS or NOT.
+        reason: why it is not comparable, or fails.
+    """
+
+    key: dict[str, Any]
+    device: str
+    measure: str
+    unit: str
+    a: tuple[float, ...] | None
+    b: tuple[float, ...] | None
+    ratio: float | None
+    drift: float | None
+    corrected: float | None
+    verdict: str
+    reason: str = ""
+
+
+def command(
+    a: Annotated[str, typer.Argument(help="Commit, or a file of rows (.jsonl): before.")],
+    b: Annotated[str, typer.Argument(help="Commit, or a file of rows (.jsonl): after.")],
+    suite: Annotated[
+        str | None, typer.Option(help="Suites, comma-separated. Default: all in both.")
+    ] = None,
+    threshold: Annotated[
+        str, typer.Option(help="What counts as a difference, such as 3% or 0.03.")
+    ] = "3%",
+    fail_on_slower: Annotated[
+        bool, typer.Option("--fail-on-slower", help="Exit with 1 if anything is slower.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare the results of two commits or two files."""
+    try:
+        least = parse_threshold(threshold)
+        sides = side(a), side(b)
+        chosen = parse_suites(suite, sides)
+        found = compare(*(filtered(each.rows, chosen) for each in sides), least)
+        if not found.comparisons:
+            raise ValueError(f"no row of {a} matches one of {b}")
+    except ValueError as error:
+        typer.echo(f"bench compare: {error}", err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(as_record(sides, found, least), indent=1, ensure_ascii=False))
+    else:
+        show(sides, found, least)
+    if fail_on_slower and any(each.verdict in (SLOWER, FAILS) for each in found.comparisons):
+        raise typer.Exit(1)
+
+
+def parse_threshold(text: str) -> float:
+    """'3%' or '0.03' -> 0.03; ValueError for what is not between 0 and 1."""
+    number = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
+    value = float(number[1]) / (100 if number[2] else 1) if number else -1.0
+    if not 0 <= value < 1:
+        raise ValueError(f"a threshold is a share from 0 to 1, such as 3% or 0.03; got {text!r}")
+    return value
+
+
+def parse_suites(text: str | None, sides: Sequence[Side]) -> set[str] | None:
+    """Names of a comma-separated list, None for all; ValueError for one that neither side has."""
+    if text is None:
+        return None
+    wanted = {name.strip() for name in text.split(",") if name.strip()}
+    known = sorted({str(row.get("suite")) for each in sides for row in each.rows})
+    for name in sorted(wanted):
+        if name not in known:
+            raise ValueError(f"unknown suite {name!r}; the rows have {', '.join(known)}")
+    return wanted
+
+
+def filtered(rows: Iterable[Row], suites: set[str] | None) -> list[Row]:
+    """The rows of some suites."""
+    return [row for row in rows if suites is None or row.get("suite") in suites]
+
+
+def side(name: str, root: Path = provenance.ROOT) -> Side:
+    """The rows that a name stands for.
+
+    A commit stands for the rows committed with it, and for rows measured at it that the present
+    files hold: those replace groups of the others, being of that very code.
+
+    Raises:
+        ValueError: it is neither a file of rows nor a commit, or there are no rows.
+    """
+    path = Path(name)
+    if path.suffix == ".jsonl" or path.is_file():
+        if not path.is_file():
+            raise ValueError(f"{name}: no such file")
+        try:
+            rows = _parsed(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{name} is not a file of rows, one JSON object a line: {error}"
+            ) from None
+        if not rows:
+            raise ValueError(f"{name} has no rows")
+        return Side(name, f"{len(rows)} rows of {name}", rows)
+    commit = _git(
+        root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
+    )
+    if not commit:
+        raise ValueError(f"{name!r} is neither a file nor a commit of this repository")
+    commit = commit.strip()
+    stored = _stored(root, commit)
+    measured = [
+        row
+        for path in sorted((root / RESULTS).glob("*.jsonl"))
+        for row in results.read(path)
+        if _measured_at(row, commit)
+    ]
+    replaced = {(_device(row), *results.group(row)) for row in measured}
+    rows = [row for row in stored if (_device(row), *results.group(row)) not in replaced]
+    rows += measured
+    if not rows:
+        raise ValueError(f"commit {name} has no rows in {RESULTS}, and none were measured at it")
+    origin = f"{len(rows)} rows of {RESULTS} at commit {commit[:12]}"
+    return Side(name, origin + (f", {len(measured)} measured at it" if measured else ""), rows)
+
+
+def _stored(root: Path, commit: str) -> list[Row]:
+    listed = _git(root, "ls-tree", "-r", "--name-only", commit, "--", RESULTS) or ""
+    names = [name for name in listed.splitlines() if name.endswith(".jsonl")]
+    return [row for name in names for row in _parsed(_git(root, "show", f"{commit}:{name}") or "")]
+
+
+def _parsed(text: str) -> list[Row]:
+    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if not all(isinstance(row, dict) and "suite" in row for row in rows):
+        raise ValueError("a row is an object with a 'suite'")
+    # Rows of models and compilers have no device: nothing of them was measured.
+    return [row for row in rows if {"cpu", "gpu"} & set(row.get("provenance") or {})]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        process = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, encoding="utf-8"
+        )
+    except OSError as error:
+        raise ValueError(f"git cannot be run: {error}") from None
+    return process.stdout if process.returncode == 0 else None
+
+
+def _measured_at(row: Row, commit: str) -> bool:
+    # A tree with changes is no commit.
+    told = (row.get("provenance") or {}).get("commit")
+    return isinstance(told, str) and len(told) >= 7 and commit.startswith(told)
+
+
+def _device(row: Row) -> str:
+    """The machine, told apart as far as it can be."""
+    origin = row.get("provenance") or {}
+    if origin.get("gpu"):
+        return str(origin["gpu"])
+    model = f" {origin['cpu_family_model']}" if origin.get("cpu_family_model") else ""
+    return f"{origin.get('cpu')}{model}, {origin.get('cores')} cores"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What comparing gives: figures of both sides, and how many rows only one side has."""
+
+    comparisons: list[Comparison]
+    only_a: int
+    only_b: int
+
+
+def compare(a: Sequence[Row], b: Sequence[Row], threshold: float) -> Found:
+    """Matches rows by device, suite, N, D, dtype, peer, ranks and case, and judges each figure."""
+    left, right = ({(_device(row), *_key(row)): row for row in rows} for rows in (a, b))
+    elsewhere = {key[1:]: key[0] for key in right if key not in left}
+    drifts = _drifts(left, right)
+    found, other = [], set()
+    for key, row in left.items():
+        if key in right:
+            found += _judged(key, row, right[key], drifts, threshold)
+        elif key[1:] in elsewhere:
+            reason = f"other device: {key[0]} → {elsewhere[key[1:]]}"
+            other.add(key[1:])
+            found.append(_not_comparable(key, reason))
+    only_a = sum(key not in right and key[1:] not in other for key in left)
+    only_b = sum(key not in left and key[1:] not in other for key in right)
+    found.sort(
+        key=lambda each: (
+            (*ORDER, NOT).index(each.verdict),
+            -abs(math.log(each.corrected)) if each.corrected else 0.0,
+        )
+    )
+    return Found(found, only_a, only_b)
+
+
+def _key(row: Row) -> tuple:
+    # The largest D is what is measured there.
+    return tuple(None if (key, row["suite"]) == ("d", "largest") else row.get(key) for key in KEY)
+
+
+def _named(key: tuple) -> dict[str, Any]:
+    return {name: value for name, value in zip(KEY, key[1:], strict=True) if value is not None}
+
+
+def _not_comparable(key: tuple, reason: str) -> Comparison:
+    return Comparison(_named(key), key[0], "", "", None, None, None, None, None, NOT, reason)
+
+
+def _figures(row: Row, measure: Measure) -> tuple[float, ...] | None:
+    """Median, p20 and p80; the median alone where there is no noise; None where it lacks one."""
+    if measure.suite not in (None, row["suite"]):
+        return None
+    values = tuple(drawing.number(row.get(key)) for key in measure.keys)
+    return None if None in values else values
+
+
+def _cost(measure: Measure, figures: tuple[float, ...]) -> tuple[float, float, float]:
+    """Median, least and most of what it costs: a rate's is its inverse."""
+    median, low, high = figures if len(figures) == 3 else figures * 3
+    return (1 / median, 1 / high, 1 / low) if measure.more_is_better else (median, low, high)
+
+
+def _drifts(left: dict[tuple, Row], right: dict[tuple, Row]) -> Callable[..., list[float]]:
+    """(key, measure, rows) -> estimates of the machine's drift, as cost of B over cost of A."""
+    groups: dict[tuple, list[tuple]] = {}
+    for key in left:
+        if key in right:
+            groups.setdefault(_group(key), []).append(key)
+
+    def estimates(key: tuple, measure: Measure) -> list[float]:
+        if not measure.drifts:
+            return []
+        found = []
+        for other in groups[_group(key)]:
+            figures = [_figures(rows[other], measure) for rows in (left, right)]
+            if other != key and _unchanged(other) and None not in figures:
+                first, second = (_cost(measure, each)[0] for each in figures)
+                if not differences(left[other], right[other]):
+                    found.append(second / first)
+        rates = [_product(rows[key]) for rows in (left, right)]
+        return found + ([rates[0] / rates[1]] if None not in rates else [])
+
+    return estimates
+
+
+def _group(key: tuple) -> tuple:
+    return tuple(part for part, name in zip(key, ("device", *KEY), strict=True) if name != "peer")
+
+
+def _unchanged(key: tuple) -> bool:
+    peer = str(key[1 + KEY.index("peer")])
+    return not drawing.is_ours(peer) and not peer.startswith(NOT_UNCHANGED)
+
+
+def _product(row: Row) -> float | None:
+    """The measured rate of the products of its dtype."""
+    kind = str(row.get("dtype", "")).partition("-")[0]
+    return drawing.number((row.get("peaks") or {}).get(f"gemm_{kind}_gflops"))
+
+
+def _judged(
+    key: tuple, a: Row, b: Row, drifts: Callable[..., list[float]], threshold: float
+) -> list[Comparison]:
+    other = differences(a, b)
+    if other:
+        return [_not_comparable(key, f"other versions: {', '.join(other)}")]
+    found = []
+    for measure in MEASURES:
+        first, second = _figures(a, measure), _figures(b, measure)
+        if first is None and second is None:
+            continue
+        what = (_named(key), key[0], measure.name, measure.unit, first, second)
+        if first is None or second is None:
+            problem = str((a if first is None else b).get("problem") or "")
+            if problem:
+                verdict = WORKS if first is None else FAILS
+                found.append(Comparison(*what, None, None, None, verdict, problem))
+            continue
+        found.append(
+            Comparison(*what, *judge(measure, first, second, drifts(key, measure), threshold))
+        )
+    if (
+        not found
+        and (a.get("problem") or b.get("problem"))
+        and a.get("problem") != b.get("problem")
+    ):
+        found.append(_not_comparable(key, f"no figures: {a.get('problem') or b.get('problem')}"))
+    return found
+
+
+def judge(
+    measure: Measure,
+    a: tuple[float, ...],
+    b: tuple[float, ...],
+    estimates: Sequence[float],
+    threshold: float,
+) -> tuple[float, float | None, float, str]:
+    """(ratio, drift, corrected ratio, verdict) of one figure.
+
+    Args:
+        measure: what it is.
+        a: median, p20 and p80 before; the median alone where there is no noise.
+        b: the same, after.
+        estimates: of the drift; none where nothing tells.
+        threshold: what counts as a difference, as a share.
+    """
+    before, after = _cost(measure, a), _cost(measure, b)
+    ratio = after[0] / before[0]
+    logs = sorted(math.log(value) for value in estimates)
+    drift = math.exp(statistics.median(logs)) if logs else None
+    # The middle half of the estimates, or all of a few.
+    cut = len(logs) // 4
+    inner = logs[cut : len(logs) - cut] or [0.0]
+    least, most = math.exp(inner[0]), math.exp(inner[-1])
+    corrected = ratio / (drift or 1.0)
+    low, high = after[1] / most, after[2] / least
+    if corrected > 1 + threshold and low > before[2]:
+        return ratio, drift, corrected, SLOWER
+    if corrected < 1 / (1 + threshold) and high < before[1]:
+        return ratio, drift, corrected, FASTER
+    return ratio, drift, corrected, SAME
+
+
+def differences(a: Row, b: Row) -> list[str]:
+    """What makes two rows of one device incomparable: versions and settings, by name."""
+    first, second = (row.get("provenance") or {} for row in (a, b))
+    found = [
+        f"{name} {first.get(name)} → {second.get(name)}"
+        for name in VERSIONS
+        if first.get(name) != second.get(name) and None not in (first.get(name), second.get(name))
+    ]
+    pythons = [str(each.get("python", "")).split(".")[:2] for each in (first, second)]
+    if pythons[0] != pythons[1]:
+        found.append(f"Python {first.get('python')} → {second.get('python')}")
+    # What the peer itself consists of; our own version is what is compared.
+    theirs = [_packages(row) for row in (a, b)]
+    found += [
+        f"{name} {theirs[0][name]} → {theirs[1][name]}"
+        for name in theirs[0]
+        if name in theirs[1] and theirs[0][name] != theirs[1][name]
+    ]
+    return found
+
+
+def _packages(row: Row) -> dict[str, str]:
+    """Names and versions in the source of a peer, such as 'lightly 1.6.0, torchvision 0.29.2'."""
+    pairs = re.findall(r"([A-Za-z][\w-]*) (\d+(?:\.\d+)+)", str(row.get("source") or ""))
+    return {name: number for name, number in pairs if name != "barlow_fast"}
+
+
+def counts(found: Found) -> dict[str, int]:
+    """How many comparisons have each verdict, and how many rows have no counterpart."""
+    verdicts = [each.verdict for each in found.comparisons]
+    table = {verdict: verdicts.count(verdict) for verdict in (*ORDER, NOT)}
+    return table | {"only in A": found.only_a, "only in B": found.only_b}
+
+
+def as_record(sides: Sequence[Side], found: Found, threshold: float) -> dict[str, Any]:
+    """Everything, for `--json`."""
+    a, b = ({"name": each.name, "origin": each.origin} for each in sides)
+    return {
+        "a": a,
+        "b": b,
+        "threshold": threshold,
+        "counts": counts(found),
+        "comparisons": [asdict(each) for each in found.comparisons],
+    }
+
+
+def show(sides: Sequence[Side], found: Found, threshold: float) -> None:
+    """The table, slowdowns first, and what it comes to."""
+    console = Console(highlight=False, width=None if Console().is_terminal else 150)
+    for letter, each in zip("AB", sides, strict=True):
+        console.print(f"{letter}: {each.origin}", markup=False)
+    judged = [each for each in found.comparisons if each.verdict != NOT]
+    if judged:
+        devices = {each.device for each in judged}
+        table = Table(title="Ratios are cost of B over cost of A: above 1, B is slower")
+        heads = ["suite", "what", "peer", "measure", "A (p20–p80)", "B (p20–p80)", "ratio"]
+        heads += ["drift", "corrected", "verdict"]
+        for head in heads:
+            table.add_column(
+                head, justify="right" if head in ("ratio", "drift", "corrected") else "left"
+            )
+        for each in judged:
+            table.add_row(*_cells(each, len(devices) > 1))
+        console.print(table)
+    reasons: dict[str, list[Comparison]] = {}
+    for each in found.comparisons:
+        if each.verdict == NOT:
+            reasons.setdefault(each.reason, []).append(each)
+    for reason, group in reasons.items():
+        suites = ", ".join(sorted({str(each.key["suite"]) for each in group}))
+        console.print(f"not comparable: {len(group)} rows of {suites}: {reason}", markup=False)
+    total = counts(found)
+    words = ", ".join(f"{number} {name}" for name, number in total.items() if number)
+    console.print(
+        f"{words} (threshold {threshold:.3g}, ranges p20 to p80 apart, drift corrected)",
+        markup=False,
+    )
+
+
+def _cells(each: Comparison, name_device: bool) -> list[str]:
+    key = each.key
+    shape = f"{key.get('n', '')} × {key['d']}" if "d" in key else f"N = {key.get('n', '')}"
+    what = [shape, str(key.get("dtype", ""))]
+    what += [f"{key['ranks']} ranks"] if "ranks" in key else []
+    what += [str(key["case"])] if "case" in key else []
+    what += [each.device] if name_device else []
+    ratios = [_ratio(value) for value in (each.ratio, each.drift, each.corrected)]
+    verdict = each.verdict + (f": {each.reason}" if each.reason else "")
+    texts = [
+        str(key["suite"]), ", ".join(what), str(key.get("peer", "")), each.measure,
+        _range(each.a, each.unit), _range(each.b, each.unit), *ratios,
+    ]  # fmt: skip
+    style = STYLES.get(each.verdict)
+    shown = _escaped(verdict)
+    return [_escaped(text) for text in texts] + [f"[{style}]{shown}[/]" if style else shown]
+
+
+def _escaped(text: str) -> str:
+    """Rows may hold any string: none of it is markup."""
+    escaped = re.sub(r"(\\*)\[", r"\1\1\\[", text)
+    return escaped + "\\" if escaped.endswith("\\") else escaped
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _range(figures: tuple[float, ...] | None, unit: str) -> str:
+    if figures is None:
+        return "–"
+    median, *spread = (drawing.short(value) for value in figures)
+    text = f"{median} ({spread[0]}–{spread[1]})" if spread else median
+    return f"{text} {unit}".strip()
