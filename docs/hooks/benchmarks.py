@@ -1,5 +1,5 @@
 """One page per section of bench/results/README.md, which `python -m bench report` makes from the
-measured rows, and the figures beside it."""
+measured rows, the figures beside it, and the page that holds all of them."""
 
 import re
 
@@ -7,6 +7,7 @@ from documents import ROOT, page_of_source
 from mkdocs.structure.files import File
 
 RESULTS = ROOT / "bench" / "results"
+OVERVIEW = RESULTS / "index.html"  # complete in itself
 
 
 def sections():
@@ -32,8 +33,15 @@ def on_files(files, config):
             "Made by `python -m bench report` from the rows in `bench/results`; "
             "how they are measured: [method](method.md)."
         )
+        if OVERVIEW.is_file():
+            origin += " All figures and rows [on one page](overview.html)."
         files.append(File.generated(config, page, content=f"# {title}\n\n{origin}\n\n{content}\n"))
     for figure in sorted(RESULTS.rglob("*.svg")):
         place = f"benchmarks/{figure.relative_to(RESULTS).as_posix()}"
         files.append(File.generated(config, place, content=figure.read_bytes()))
+    if OVERVIEW.is_file():
+        # Its one link leads to bench/README.md, which is the page of the method here.
+        overview = OVERVIEW.read_text(encoding="utf-8")
+        overview = overview.replace('href="../README.md"', 'href="method.html"')
+        files.append(File.generated(config, "benchmarks/overview.html", content=overview))
     return files
