@@ -8,7 +8,7 @@ with VISSL 0.1.6.
     loss = scale_loss * (sum_i (C_ii - 1)^2 + lambda_ * sum over i != j of C_ij^2)
 
 Kept: the two views share one mean and one variance, so that a difference of their means counts; the
-matrices and the statistics are plain means over ranks; the matrix is added up without autograd's
+matrices and the statistics are plain means over ranks, forward and backward; the matrix is added up without autograd's
 knowledge, so that DistributedDataParallel's gradient is 1/W of the exact one (`gradient="exact"`
 for that one); a dead (constant) feature has C_ii = 0.
 

@@ -1,0 +1,334 @@
+"""What a script relies on besides numbers: signatures, attributes, errors, state, repr."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from formulas import CASES, Flat, outcome
+from torch import nn
+
+from barlow_fast.adapters import (
+    catalyst,
+    hsic,
+    lightly,
+    lightning_tutorial,
+    mmpretrain,
+    mmselfsup,
+    monai,
+    official,
+    solo_learn,
+    stable_pretraining,
+    susmelj,
+    vissl,
+)
+
+EMPTY = inspect.Parameter.empty
+CROSS_CORRELATION = {"type": "CrossCorrelationLoss", "lambd": 0.1}
+
+# (callable, its arguments by position with their defaults, those of its forward)
+SIGNATURES = {
+    "lightly": (
+        lightly.BarlowTwinsLoss,
+        {"lambda_param": 5e-3, "gather_distributed": False},
+        ("z_a", "z_b"),
+    ),
+    "solo_learn": (
+        solo_learn.barlow_loss_func,
+        {"z1": EMPTY, "z2": EMPTY, "lamb": 5e-3, "scale_loss": 0.025},
+        None,
+    ),
+    "mmpretrain_loss": (
+        mmpretrain.CrossCorrelationLoss,
+        {"lambd": 0.0051},
+        ("cross_correlation_matrix",),
+    ),
+    "mmpretrain_head": (
+        mmpretrain.LatentCrossCorrelationHead,
+        {"in_channels": EMPTY, "loss": EMPTY, "init_cfg": None},
+        None,
+    ),
+    "mmselfsup_head": (
+        mmselfsup.LatentCrossCorrelationHead,
+        {"in_channels": EMPTY, "loss": EMPTY},
+        ("input", "target"),
+    ),
+    "vissl_criterion": (
+        vissl.BarlowTwinsCriterion,
+        {"lambda_": EMPTY, "scale_loss": EMPTY, "embedding_dim": EMPTY},
+        ("embedding",),
+    ),
+    "vissl_loss": (vissl.BarlowTwinsLoss, {"loss_config": EMPTY}, ("output", "target")),
+    "official": (official.BarlowTwins, {"args": EMPTY}, ("y1", "y2")),
+    "monai": (monai.BarlowTwinsLoss, {"lambd": 5e-3}, ("input", "target")),
+    "stable_pretraining": (stable_pretraining.BarlowTwinsLoss, {"lambd": 5e-3}, ("z_i", "z_j")),
+    "catalyst": (
+        catalyst.BarlowTwinsLoss,
+        {"offdiag_lambda": 1.0, "eps": 1e-12},
+        ("embeddings_left", "embeddings_right"),
+    ),
+    "lightning_tutorial": (
+        lightning_tutorial.BarlowTwinsLoss,
+        {"batch_size": EMPTY, "lambda_coeff": 5e-3, "z_dim": 128},
+        ("z1", "z2"),
+    ),
+    "susmelj": (
+        susmelj.BarlowTwinsLoss,
+        {"device": EMPTY, "lambda_param": 5e-3},
+        ("z_a", "z_b"),
+    ),
+}
+
+
+def by_position(thing) -> dict:
+    """What can be passed by position, with defaults."""
+    parameters = inspect.signature(thing).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name):
+    thing, arguments, forward = SIGNATURES[name]
+    assert list(by_position(thing).items()) == list(arguments.items())
+    if forward is not None:
+        assert tuple(by_position(thing.forward))[1:] == forward
+    others = [p for p in inspect.signature(thing).parameters.values() if p.name not in arguments]
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not EMPTY for p in others)
+
+
+@pytest.mark.parametrize(
+    ("module", "adapter"),
+    [
+        ("lightly.loss", lightly),
+        ("monai.losses", monai),
+        ("stable_pretraining.losses", stable_pretraining),
+        ("catalyst.contrib.losses", catalyst),
+    ],
+)
+def test_signatures_of_the_installed_peers(module, adapter):
+    pytest.importorskip(module.partition(".")[0], exc_type=ImportError)
+    theirs = importlib.import_module(module).BarlowTwinsLoss
+    ours = adapter.BarlowTwinsLoss
+    assert list(by_position(theirs).items()) == list(by_position(ours).items())
+    assert list(by_position(theirs.forward)) == list(by_position(ours.forward))
+    instances = [
+        {k: v for k, v in vars(kind()).items() if not k.startswith("_")} for kind in (theirs, ours)
+    ]
+    assert instances[0].items() <= instances[1].items()
+    assert list(theirs().state_dict()) == list(ours().state_dict())
+    assert isinstance(ours(), theirs.__mro__[1])
+
+
+def z(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape)
+
+
+# What each raises for views of 6 x 4 and of these shapes.
+WRONG = {
+    "lightly": (ValueError, RuntimeError, AssertionError, ValueError),
+    "solo_learn": (ValueError, RuntimeError, RuntimeError, ValueError),
+    "mmpretrain": (ValueError, RuntimeError, RuntimeError, ValueError),
+    "mmselfsup": (ValueError, RuntimeError, RuntimeError, ValueError),
+    "monai": (ValueError,) * 4,
+    "stable_pretraining": (ValueError, RuntimeError, AssertionError, ValueError),
+    "catalyst": (ValueError,) * 4,
+    "susmelj": (ValueError, RuntimeError, RuntimeError, ValueError),
+    "lightning_tutorial": (ValueError, RuntimeError, AssertionError, ValueError),
+    "hsic": (ValueError, RuntimeError, AssertionError, ValueError),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_of_shapes(name):
+    adapter = CASES[name].adapter
+    one_sample, other_n, other_d, not_a_matrix = WRONG[name]
+    with pytest.raises(one_sample, match=r"1"):
+        adapter(z(1, 4), z(1, 4))
+    with pytest.raises(other_n, match=r"6.*5|5.*6"):
+        adapter(z(6, 4), z(5, 4))
+    with pytest.raises(other_d, match=r"4.*3|3.*4"):
+        adapter(z(6, 4), z(6, 3))
+    with pytest.raises(not_a_matrix, match=r"6, 4, 2|6, 2, 4"):
+        adapter(z(6, 4, 2), z(6, 2, 4))
+
+
+def test_vissl_errors_and_repr():
+    criterion = vissl.BarlowTwinsCriterion(0.1, 0.5, 4)
+    with pytest.raises(AssertionError, match=r"\(6, 3\) but expected Nx4"):
+        criterion(z(6, 3))
+    with pytest.raises(AssertionError, match=r"\(6, 4, 1\) but expected Nx4"):
+        criterion(z(6, 4, 1))
+    with pytest.raises(AssertionError, match=r"Batch size 5 should be divisible by num_copies"):
+        criterion(z(5, 4))
+    assert "'scale_loss': 0.5" in repr(criterion)
+    config = SimpleNamespace(lambda_=0.1, scale_loss=0.5, embedding_dim=4)
+    loss = vissl.BarlowTwinsLoss.from_config(config)
+    both = z(6, 4)
+    assert torch.equal(loss(both, None), criterion(both))
+    assert "'name': 'BarlowTwinsLoss'" in repr(loss)
+    assert not loss.state_dict()
+
+
+def test_mm_configurations():
+    head = mmpretrain.LatentCrossCorrelationHead(4, dict(CROSS_CORRELATION), init_cfg=None)
+    assert list(head.state_dict()) == [
+        "bn.running_mean",
+        "bn.running_var",
+        "bn.num_batches_tracked",
+    ]
+    assert head.loss_module.lambd == 0.1
+    scoped = {"type": "mmpretrain.CrossCorrelationLoss", "_scope_": "mmpretrain"}
+    assert mmpretrain.LatentCrossCorrelationHead(4, scoped).loss_module.lambd == 0.0051
+    by_class = {"type": mmpretrain.CrossCorrelationLoss, "lambd": 2.0}
+    assert mmselfsup.LatentCrossCorrelationHead(4, by_class).loss.lambd == 2.0
+    with pytest.raises(ValueError, match=r"got type 'CosineSimilarityLoss'"):
+        mmpretrain.LatentCrossCorrelationHead(4, {"type": "CosineSimilarityLoss"})
+    with pytest.raises(ValueError, match=r"loss must be a module or a dict with a 'type'"):
+        mmpretrain.LatentCrossCorrelationHead(4, "CrossCorrelationLoss")
+
+
+def test_an_own_loss_module_gets_the_matrix():
+    class Total(nn.Module):
+        def forward(self, matrix):
+            return matrix.sum()
+
+    a, b = z(6, 4), z(6, 4)
+    found = mmpretrain.LatentCrossCorrelationHead(4, Total()).loss(a, b)
+    u_a, u_b = (nn.BatchNorm1d(4, affine=False)(v) for v in (a, b))
+    torch.testing.assert_close(found, (u_a.T @ u_b).sum() / 6)
+
+
+def test_the_matrix_loss_leaves_its_matrix():
+    loss = mmpretrain.CrossCorrelationLoss(0.1)
+    matrix = z(5, 5)
+    before = matrix.clone()
+    loss(matrix)
+    assert torch.equal(matrix, before)
+    rest = loss.off_diagonal(matrix)
+    assert torch.equal(rest, matrix[~torch.eye(5, dtype=torch.bool)])
+    assert torch.equal(rest, official.off_diagonal(matrix))
+    for wrong in (loss, loss.off_diagonal, official.off_diagonal):
+        with pytest.raises(AssertionError, match=r"4, 5"):
+            wrong(z(4, 5))
+
+
+class OriginalLayout(nn.Module):
+    """Modules named as in the original `main.py`, to compare state dicts."""
+
+    def __init__(self, backbone: nn.Module, sizes: list[int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        layers: list[nn.Module] = []
+        for i in range(len(sizes) - 2):
+            layers += [
+                nn.Linear(sizes[i], sizes[i + 1], bias=False),
+                nn.BatchNorm1d(sizes[i + 1]),
+                nn.ReLU(inplace=True),
+            ]
+        self.projector = nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias=False))
+        self.bn = nn.BatchNorm1d(sizes[-1], affine=False)
+
+
+def test_official_state_dict_is_the_originals():
+    args = SimpleNamespace(projector="7-6-5", batch_size=4, lambd=0.0051)
+    ours = official.BarlowTwins(args, backbone=nn.Linear(3, 8), features=8)
+    theirs = OriginalLayout(nn.Linear(3, 8), [8, 7, 6, 5])
+    shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
+    assert list(ours.state_dict()) == list(shapes)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    a, b = z(4, 3), z(4, 3)
+    z_a, z_b = (theirs.projector(theirs.backbone(v)) for v in (a, b))
+    u_a, u_b = theirs.bn(z_a), theirs.bn(z_b)
+    c = u_a.T @ u_b / 4
+    rest = official.off_diagonal(c).square().sum()
+    want = (c.diagonal() - 1).square().sum() + 0.0051 * rest
+    torch.testing.assert_close(ours(a, b), want)
+
+
+def test_official_backbone_is_the_resnet():
+    torchvision = pytest.importorskip("torchvision")
+    args = SimpleNamespace(projector="16-16", batch_size=4, lambd=0.0051)
+    with torch.device("meta"):
+        ours = official.BarlowTwins(args)
+        backbone = torchvision.models.resnet50()
+        backbone.fc = nn.Identity()
+        theirs = OriginalLayout(backbone, [2048, 16, 16])
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for (key, x), y in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert x.shape == y.shape, key
+
+
+def test_official_works_as_a_synchronised_model_of_one_rank():
+    args = SimpleNamespace(projector="5", batch_size=6, lambd=0.0051)
+    model = official.BarlowTwins(args, backbone=Flat(), features=4)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(converted.bn, nn.SyncBatchNorm)
+    a, b = z(6, 4), z(6, 4)
+    plain = official.BarlowTwins(args, backbone=Flat(), features=4)
+    plain.load_state_dict(converted.state_dict())
+    torch.testing.assert_close(converted(a, b), plain(a, b))
+
+
+def test_options_are_refused_in_words():
+    a, b = z(6, 4), z(6, 4)
+    with pytest.raises(ValueError, match=r"dead_features must be one of \('nan', 'zero'\)"):
+        hsic.barlow_twins_hsic_loss(a, b, dead_features="skip")
+    with pytest.raises(ValueError, match=r"gradient must be one of"):
+        lightly.BarlowTwinsLoss(gradient="half")(a, b)
+    with pytest.raises(TypeError, match=r"lamb must be a number.*shape \(2,\)"):
+        solo_learn.barlow_loss_func(a, b, torch.ones(2))
+
+
+def test_numbers_may_be_tensors_of_one_element():
+    a, b = z(6, 4), z(6, 4)
+    found = outcome(lambda x, y: solo_learn.barlow_loss_func(x, y, torch.tensor(0.5)), a, b)
+    want = outcome(lambda x, y: solo_learn.barlow_loss_func(x, y, 0.5), a, b)
+    for x, y in zip(found, want, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_attributes_are_read_at_each_call():
+    """Trainers schedule lambda by setting it."""
+    a, b = z(6, 4), z(6, 4)
+    loss = lightly.BarlowTwinsLoss(0.1)
+    loss.lambda_param = 0.5
+    assert torch.equal(loss(a, b), lightly.BarlowTwinsLoss(0.5)(a, b))
+
+
+@pytest.mark.parametrize("name", ["monai", "hsic_negative", "vissl"])
+def test_compiled_in_one_graph(name):
+    a, b = (torch.randn(8, 6) for _ in range(2))
+    adapter = CASES[name].adapter
+    compiled = torch.compile(lambda x, y: 2 * adapter(x, y), fullgraph=True, backend="aot_eager")
+    for x, y in zip(
+        outcome(compiled, a, b), outcome(lambda x, y: 2 * adapter(x, y), a, b), strict=True
+    ):
+        torch.testing.assert_close(x, y)
+
+
+def test_no_adapter_imports_its_peer():
+    allowed = {"torch", "collections", "itertools", "pprint", "typing", "__future__"}
+    found = {}
+    files = sorted(Path(lightly.__file__).parent.glob("*.py"))
+    assert len(files) >= 13
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            else:
+                continue
+            others = {name.partition(".")[0] for name in names} - allowed
+            found.setdefault(path.stem, set()).update(others)
+    # The official model's backbone, when it is asked for.
+    assert {name: others for name, others in found.items() if others} == {
+        "official": {"torchvision"}
+    }
+    assert not hasattr(official, "torchvision")

@@ -1,0 +1,237 @@
+"""Adapters whose peers have a loss of all ranks: value on each rank, and each rank's gradient.
+
+With C = sum over ranks of C_r, the derivative of the one loss has a part on each rank. A peer that
+adds up without autograd's knowledge has that part ('official'), one that adds up with it has W
+times the part ('exact'), because every rank's loss depends on it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from embeddings import draw
+from formulas import LAMBDA, SCALE, batch_norm, official_model, penalty, unbiased
+from torch import Tensor, nn
+
+from barlow_fast.adapters import (
+    lightly,
+    mmpretrain,
+    mmselfsup,
+    solo_learn,
+    stable_pretraining,
+    vissl,
+)
+from barlow_fast.distributed.batch_norm import SyncBatchNorm
+
+W, N = 4, 5
+UNEQUAL = (4, 7, 5, 3)
+DIMENSIONS = (3, 37)  # the correlation is added up; rows are gathered
+
+
+def views(rows: tuple[int, ...], d: int) -> tuple[list[Tensor], list[Tensor]]:
+    z_a, z_b = draw("correlated", sum(rows), d, 1, torch.float64)
+    return list(z_a.split(rows)), list((z_b + 0.3).split(rows))
+
+
+def _head(kind: type[nn.Module], d: int, **options: str) -> nn.Module:
+    return kind(d, {"type": "CrossCorrelationLoss", "lambd": LAMBDA}, **options).double()
+
+
+def _synchronised(d: int, batch_size: int, **options: str) -> nn.Module:
+    model = official_model(d, batch_size, torch.float64, **options)
+    model.bn = SyncBatchNorm(d, affine=False).double()
+    return model
+
+
+def _vissl(d: int, **options: str) -> Callable[[Tensor, Tensor], Tensor]:
+    criterion = vissl.BarlowTwinsCriterion(LAMBDA, SCALE, d, **options)
+    return lambda a, b: criterion(torch.cat((a, b)))
+
+
+class _OwnLoss(nn.Module):
+    def forward(self, matrix: Tensor) -> Tensor:
+        return penalty(matrix, LAMBDA)
+
+
+ADAPTERS: dict[str, Callable[..., Callable[[Tensor, Tensor], Tensor]]] = {
+    "lightly": lambda d, **o: lightly.BarlowTwinsLoss(LAMBDA, True, **o),
+    "lightly_alone": lambda d, **o: lightly.BarlowTwinsLoss(LAMBDA, **o),
+    "solo_learn": lambda d, **o: lambda a, b: solo_learn.barlow_loss_func(a, b, LAMBDA, SCALE, **o),
+    "mmpretrain": lambda d, **o: _head(mmpretrain.LatentCrossCorrelationHead, d, **o).loss,
+    "mmselfsup": lambda d, **o: _head(mmselfsup.LatentCrossCorrelationHead, d, **o),
+    "mm_own_loss": lambda d, **o: (
+        mmpretrain.LatentCrossCorrelationHead(d, _OwnLoss(), **o).double().loss
+    ),
+    "official": lambda d, **o: _synchronised(d, W * N, **o),
+    "official_short_batch": lambda d, **o: _synchronised(d, 2 * W * N, **o),
+    "official_local": lambda d, **o: official_model(d, W * N, torch.float64, **o),
+    "stable_pretraining": lambda d, **o: stable_pretraining.BarlowTwinsLoss(LAMBDA, **o),
+    "vissl": lambda d, **o: _vissl(d, **o),
+}
+
+# Those with the gradient of autograd-aware sums by default.
+EXACT_BY_DEFAULT = {"lightly", "stable_pretraining"}
+# What ranks of different sizes make of each, where it has an exact answer.
+UNEQUAL_TOO = (
+    "mmpretrain", "mm_own_loss", "official", "official_short_batch", "stable_pretraining", "vissl",
+)  # fmt: skip
+
+
+def formula(name: str, a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """The loss of all ranks' views."""
+    whole_a, whole_b = torch.cat(a), torch.cat(b)
+    if name.startswith("official") and name != "official_local":
+        divisor = 2 * W * N if name == "official_short_batch" else W * N
+        return penalty(batch_norm(whole_a).T @ batch_norm(whole_b) / divisor, LAMBDA)
+    if name == "vissl":
+        both = torch.stack([torch.cat(pair).mean(0) for pair in zip(a, b, strict=True)])
+        mean = both.mean(0)
+        centred = [torch.cat(pair) - mean for pair in zip(a, b, strict=True)]
+        variance = torch.stack([z.square().mean(0) for z in centred]).mean(0)
+        us = [(z / (variance + 1e-5).sqrt()).chunk(2) for z in centred]
+        c = sum(x.T @ y / x.shape[0] for x, y in us) / W
+        return penalty(c, LAMBDA, scale=SCALE)
+    norm = batch_norm
+    if name == "stable_pretraining":
+        norm = functools.partial(unbiased, outside=1e-5)
+    divisors = [W * N if name == "official_local" else W * len(z) for z in a]
+    c = sum(norm(x).T @ norm(y) / m for x, y, m in zip(a, b, divisors, strict=True))
+    return penalty(c, LAMBDA, scale=SCALE if name == "solo_learn" else 1.0)
+
+
+def run_all(group, rows: list[int], names: list[str], dimensions: list[int]):
+    """{name, gradient, D: (loss, grad_a, grad_b)} of this rank."""
+    found = {}
+    for d in dimensions:
+        a, b = (part[group.rank()] for part in views(tuple(rows), d))
+        for name in names:
+            for gradient in ("default", "exact", "official"):
+                options = {} if gradient == "default" else {"gradient": gradient}
+                pair = [z.clone().requires_grad_() for z in (a, b)]
+                loss = ADAPTERS[name](d, **options)(*pair)
+                loss.backward()
+                found[f"{name} {gradient} {d}"] = (loss.detach(), pair[0].grad, pair[1].grad)
+    return found
+
+
+def expected(name: str, gradient: str, rows: tuple[int, ...], d: int):
+    """(loss, grad_a, grad_b) of each rank."""
+    a, b = ([z.clone().requires_grad_() for z in part] for part in views(rows, d))
+    if name == "lightly_alone":
+        losses = [
+            penalty(batch_norm(x).T @ batch_norm(y) / len(x), LAMBDA)
+            for x, y in zip(a, b, strict=True)
+        ]
+        sum(losses).backward()
+        factor = 1
+    else:
+        losses = [formula(name, a, b)] * len(rows)
+        losses[0].backward()
+        factor = 1 if gradient == "official" else W
+        if gradient == "default":
+            factor = W if name in EXACT_BY_DEFAULT else 1
+    return [
+        (loss.detach(), factor * x.grad, factor * y.grad)
+        for loss, x, y in zip(losses, a, b, strict=True)
+    ]
+
+
+def compare(found: list[dict], rows: tuple[int, ...]) -> None:
+    for key in found[0]:
+        name, gradient, d = key.split()
+        for rank, exact in enumerate(expected(name, gradient, rows, int(d))):
+            # VISSL's backward averages ranks' averages, exact for equal ranks only: so does ours.
+            judged = 1 if name == "vissl" and len(set(rows)) > 1 else 3
+            for x, y in zip(found[rank][key][:judged], exact[:judged], strict=True):
+                error = float((x - y).norm() / y.norm())
+                assert error <= 1e-10, (key, rank, error)
+
+
+def test_loss_and_gradients_of_all_ranks(pool):
+    found = pool.run(run_all, W, [N] * W, list(ADAPTERS), list(DIMENSIONS))
+    assert len(found[0]) == len(ADAPTERS) * 3 * len(DIMENSIONS)
+    compare(found, (N,) * W)
+
+
+def test_ranks_of_different_sizes(pool):
+    found = pool.run(run_all, W, list(UNEQUAL), list(UNEQUAL_TOO), list(DIMENSIONS))
+    compare(found, UNEQUAL)
+
+
+def installed_lightly(group):
+    """lightly's own loss and ours, on this rank's rows."""
+    from lightly.loss import BarlowTwinsLoss
+
+    a, b = (part[group.rank()] for part in views((N,) * W, 11))
+    results = []
+    for kind in (BarlowTwinsLoss, lightly.BarlowTwinsLoss):
+        pair = [z.clone().requires_grad_() for z in (a, b)]
+        loss = kind(LAMBDA, gather_distributed=True)(*pair)
+        loss.backward()
+        results.append((loss.detach(), pair[0].grad, pair[1].grad))
+    return results
+
+
+def test_the_installed_lightly_across_ranks(pool):
+    pytest.importorskip("lightly")
+    for theirs, ours in pool.run(installed_lightly, W):
+        for x, y in zip(ours, theirs, strict=True):
+            assert float((x - y).norm()) <= 1e-10 * float(y.norm())
+
+
+def running_statistics(group):
+    """Buffers of a synchronised norm of the official module, and of the norm called twice."""
+    a, b = (part[group.rank()] for part in views(UNEQUAL, 6))
+    model = _synchronised(6, sum(UNEQUAL))
+    norm = SyncBatchNorm(6, affine=False).double()
+    model(a, b)
+    norm(a)
+    norm(b)
+    return dict(model.bn.state_dict()), dict(norm.state_dict())
+
+
+def test_running_statistics_of_all_ranks(pool):
+    for ours, theirs in pool.run(running_statistics, W):
+        assert list(ours) == list(theirs)
+        for key, value in ours.items():
+            torch.testing.assert_close(value, theirs[key], rtol=1e-12, atol=1e-13)
+
+
+def differing(group):
+    loss = stable_pretraining.BarlowTwinsLoss(LAMBDA)
+    with pytest.raises(ValueError, match=r"ranks of process_group were called differently"):
+        loss(*torch.randn(2, N, 3 + group.rank() // 2))
+    return torch.zeros(1)
+
+
+def test_ranks_that_differ_are_told(pool):
+    assert len(pool.run(differing, W)) == W
+
+
+def half_precision(group):
+    """Relative errors of bfloat16 embeddings' losses and gradients, both ways of exchange."""
+    errors = []
+    for d in DIMENSIONS:
+        whole = [[z.bfloat16() for z in part] for part in views((N,) * W, d)]
+        exact = [[z.double().requires_grad_() for z in part] for part in whole]
+        truth = formula("stable_pretraining", *exact)
+        truth.backward()
+        pair = [part[group.rank()].clone().requires_grad_() for part in whole]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = stable_pretraining.BarlowTwinsLoss(LAMBDA)(*pair)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        errors.append(abs(float(loss - truth)) / float(truth))
+        for z, part in zip(pair, exact, strict=True):
+            assert z.grad.dtype == torch.bfloat16
+            want = W * part[group.rank()].grad
+            errors.append(float((z.grad - want).norm() / want.norm()))
+    return torch.tensor(errors)
+
+
+def test_half_precision_across_ranks(pool):
+    for errors in pool.run(half_precision, W):
+        assert float(errors.max()) <= 8 * torch.finfo(torch.bfloat16).eps
