@@ -532,6 +532,7 @@ def _ratio(value: float | None) -> str:
 def _range(figures: tuple[float, ...] | None, unit: str) -> str:
     if figures is None:
         return "–"
-    median, *spread = (drawing.short(value) for value in figures)
+    # Four digits: ranges that are told apart should look apart.
+    median, *spread = (f"{v:,.0f}" if v >= 1000 else f"{v:.4g}" for v in figures)
     text = f"{median} ({spread[0]}–{spread[1]})" if spread else median
     return f"{text} {unit}".strip()
