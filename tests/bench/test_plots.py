@@ -1,0 +1,345 @@
+"""The figures and the page: what they show, marks that notice, rows that are hostile."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from test_gpu_report import gpu_row
+from test_report import ORIGIN, row
+from typer.testing import CliRunner
+
+from bench import markdown, page, plots, report, results
+from bench.__main__ import app
+from bench.plots import drawing, memory, roofline, speedup
+
+HOSTILE = "<script>alert(1)</script>\"'`|\n\n</details><img src=https://example.org/x onerror=x>"
+VOID = {"meta", "input", "br", "img", "link"}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def loss_rows():
+    """Faster, slower, only ours, ours fails, not exact, no times."""
+    failed = {"problem": "does not fit into memory", "median_ms": None}
+    rows = [
+        row("ours", 10.0), row("official", 1250.0), row("gram-plain", 25.0),
+        row("fft", 1.0) | {"exact": False},
+        row("ours", 8.0, n=1024, d=1024), row("official", 6.0, n=1024, d=1024),
+        row("ours", 30.0, n=256, d=65536), row("official", 1.0, n=256, d=65536) | failed,
+        row("ours", 1.0, n=64, d=64) | failed, row("official", 2.0, n=64, d=64),
+        row("ours", 1.0, n=512, d=512),
+    ]  # fmt: skip
+    return [{k: v for k, v in each.items() if v is not None} for each in rows]
+
+
+def picture(kind, rows, name="cpu-example.jsonl"):
+    return next(p for p in plots.pictures({name: rows}) if p.name.startswith(kind))
+
+
+def texts(svg, name):
+    """The lines of the text with a name, in an SVG file."""
+    tree = ElementTree.fromstring(svg)
+    found = next(group for group in tree.iter(f"{SVG}g") if group.get("id") == name)
+    return ["".join(each.itertext()).strip() for each in found.iter(f"{SVG}text")]
+
+
+@pytest.fixture(scope="module")
+def heat_map():
+    return picture("speedup", loss_rows()).svg()
+
+
+def test_cells_of_the_heat_map_hold_the_ratios(heat_map):
+    assert texts(heat_map, "fastest-256x8192") == ["2.5×"]  # gram-plain; fft is not exact
+    assert texts(heat_map, "official-256x8192") == ["125×"]
+    assert texts(heat_map, "official-1024x1024") == ["0.75×", "slower"]
+    assert texts(heat_map, "official-256x65536") == ["only", "ours"]
+    assert texts(heat_map, "official-64x64") == ["ours", "fails"]
+    # Nothing was compared there: the cell stays hatched.
+    assert "512x512" not in heat_map
+    assert "the fastest exact implementation at 1 of 2 shapes" in heat_map
+
+
+def test_what_is_slower_never_looks_the_same():
+    rows = [row("ours", 10.0), row("official", 9.98)]
+    assert texts(picture("speedup", rows).svg(), "fastest-256x8192") == ["0.998×", "slower"]
+
+
+def test_a_gpu_is_compared_by_its_own_time_where_both_have_it():
+    rows = [
+        gpu_row("ours", 0.6, 0.5),
+        gpu_row("official", 3.0, 2.0),
+        gpu_row("gram-plain", 0.9, None),
+    ]
+    cells = picture("speedup", rows, "gpu-example.jsonl").data["panels"]
+    assert cells["official"] == [{"n": 2048, "d": 8192, "ratio": 4.0, "peer": "official"}]
+    assert cells["fastest"] == [{"n": 2048, "d": 8192, "ratio": 1.5, "peer": "gram-plain"}]
+
+
+def test_break_even_says_from_which_ratio_on_ours_is_slower():
+    data = picture("speedup", loss_rows()).data
+    assert speedup.break_even(data) == (
+        "Break-even at N/D = 1: the fastest in all 1 shapes below it; at or above it slower in 1 "
+        "of 1: 0.75× at 1024 × 1024."
+    )
+    faster = picture("speedup", loss_rows()[:2]).data
+    assert "the fastest up to N/D = 0.03125" in speedup.break_even(faster)
+
+
+def test_the_roofline_has_useful_operations_per_second_under_its_peaks():
+    data = picture("roofline", loss_rows()).data
+    (panel,) = data["panels"]
+    # 6 · 256 · 8192 · 256 operations in 10 ms; 256 / 4 operations a byte.
+    rate = 6 * 256 * 8192 * 256 / 10e-3 / 1e9
+    points = {point[0]: point[1:] for point in panel["points"]["ours"]}
+    assert points[64.0][1] == pytest.approx((rate + 6 * 256 * 65536 * 256 / 30e-3 / 1e9) / 2, 1e-3)
+    assert points[64.0][0] == pytest.approx(rate, rel=1e-3)
+    assert (panel["products"], panel["copies"]) == ([100.0, 100.0], [20.0, 20.0])
+    assert "fft" not in panel["points"]
+    assert roofline._ceiling(panel, 2.0) == 40.0
+    assert "fp32 GEMM 100" in picture("roofline", loss_rows()).svg()
+
+
+def largest_row(peer, points, failed):
+    return {
+        "suite": "largest", "n": 256, "d": points[-1][0], "dtype": "fp32", "peer": peer,
+        "limit_bytes": 20e9, "failed_d": failed, "problem": failed and "can't allocate",
+        "points": [*points, *([[failed, None]] if failed else [])], "provenance": ORIGIN,
+    }  # fmt: skip
+
+
+def test_memory_goes_to_the_d_where_each_runs_out():
+    rows = [
+        largest_row("ours", [[8192, 10**8], [2**20, 10**10]], None),
+        largest_row("official", [[8192, 10**9], [16384, 4 * 10**9]], 32768),
+    ]
+    found = picture("memory", rows)
+    assert found.data["lines"]["official"]["failed"] == 32768
+    assert "Within 20 GB, barlow_fast does D = 1,048,576, the others at most 16,384" in found.svg()
+    measured = {
+        "suite": "memory", "n": 256, "d": 4096, "dtype": "fp32", "peer": "ours",
+        "input_bytes": 100, "peak_bytes": 50, "provenance": ORIGIN,
+    }  # fmt: skip
+    assert picture("memory", [measured]).data["lines"]["ours"]["points"] == [[4096, 150]]
+    assert memory.pictures({"x.jsonl": [measured | {"n": 512}]}) == []
+
+
+def bar_rows():
+    common = {"n": 256, "d": 1024, "dtype": "fp32", "provenance": ORIGIN}
+    rates = {"median_per_s": 2000.0, "p20_per_s": 1900.0, "p80_per_s": 2100.0}
+    slow = {"median_per_s": 500.0, "p20_per_s": 499.0, "p80_per_s": 501.0}
+    distributed = {"suite": "distributed", "ranks": 2, "counted_bytes": 2**20, "median_s": 1.0}
+    return [
+        common | rates | {"suite": "train", "case": "new", "peer": "ours"},
+        common | slow | {"suite": "train", "case": "new", "peer": "lightly"},
+        common | rates | {"suite": "views", "case": "new", "peer": "ours-pil", "unit": "images"},
+        common | slow | {"suite": "views", "case": "new", "peer": "official", "unit": "images"},
+        common | {"suite": "startup", "case": "import", "peer": "ours", "median_ms": 12.5},
+        common | distributed | {"peer": "ours-features"},
+        common | distributed | {"peer": "official", "median_s": 3.0, "counted_bytes": 2**23},
+    ]
+
+
+def test_bars_and_ranks_show_their_medians_and_say_what_is_seen():
+    assert "Pretraining runs at 4.0× lightly's" in picture("training", bar_rows()).caption
+    assert texts(picture("training", bar_rows()).svg(), "bar-ours") == ["2,000 images/s"]
+    assert texts(picture("views", bar_rows()).svg(), "bar-official") == ["500 images/s"]
+    assert texts(picture("startup", bar_rows()).svg(), "bar-ours") == ["12.5 ms"]
+    ranks = picture("ranks", bar_rows())
+    assert "256 × 1024 on 2 ranks: 3.0×, 8.0× fewer bytes" in ranks.caption
+    assert "MiB sent by a rank" in ranks.svg()
+
+
+def test_rows_without_figures_and_no_rows_at_all_draw_nothing():
+    assert plots.pictures({}) == []
+    bare = [
+        {
+            "suite": suite,
+            "n": 256,
+            "d": 64,
+            "dtype": "fp32",
+            "peer": "ours",
+            "ranks": 2,
+            "case": "x",
+        }
+        for suite in ("loss", "memory", "largest", "distributed", "train", "views", "startup")
+    ]
+    assert plots.pictures({"x.jsonl": [each | {"problem": "no"} for each in bare]}) == []
+
+
+def test_marks_differ_with_the_data_and_not_with_the_machine_that_draws():
+    one, same = (picture("speedup", loss_rows()) for _ in range(2))
+    assert one.mark == same.mark
+    changed = loss_rows()
+    changed[1]["median_ms"] = 1300.0
+    assert picture("speedup", changed).mark != one.mark
+    assert drawing.marked(one.svg()) == one.mark
+    assert one.svg() == same.svg()
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reported")
+    hostile = [
+        row("ours", 12.5, d=16) | {"peer": "ours"},
+        row(HOSTILE, 77.25, d=16) | {"source": HOSTILE},
+    ]
+    for each in hostile:
+        each["provenance"] = ORIGIN | {"cpu": f"CPU {HOSTILE}", "command": HOSTILE}
+    results.merge(folder / "cpu-hostile.jsonl", hostile)
+    unknown = {"suite": "later", "n": 3, "d": 4, "dtype": "fp32", "peer": HOSTILE, "figure": 4.375}
+    results.merge(
+        folder / "cpu-example.jsonl", [*loss_rows()[:3], unknown | {"provenance": ORIGIN}]
+    )
+    outcome = CliRunner().invoke(app, arguments(folder))
+    assert outcome.exit_code == 0, outcome.output
+    return folder
+
+
+def arguments(folder, *more):
+    return ["report", "--results", str(folder), "--readme", str(folder / "TOP.txt"), *more]
+
+
+@pytest.fixture
+def folder(reported, tmp_path):
+    return shutil.copytree(reported, tmp_path / "copy")
+
+
+def check(folder):
+    return CliRunner().invoke(app, arguments(folder, "--check"))
+
+
+def test_check_notices_changed_rows_and_lost_files(folder):
+    assert check(folder).exit_code == 0
+    rows = results.read(folder / "cpu-example.jsonl")
+    rows[1]["median_ms"] = 1300.0
+    results.merge(folder / "cpu-example.jsonl", rows)
+    stale = check(folder)
+    assert stale.exit_code == 1
+    for name in ("figures/speedup-cpu-example-fp32.svg", "README.md", "index.html"):
+        assert f"{folder / name} is out of date" in stale.output
+    assert "cpu-hostile" not in stale.output
+
+
+def test_check_asks_for_the_mark_and_not_for_the_bytes(folder):
+    path = folder / "figures" / "speedup-cpu-example-fp32.svg"
+    path.write_text(path.read_text().replace("Matplotlib v", "Matplotlib v0."))
+    # The page holds the figure as it is: only the page is out of date, and is made without drawing.
+    assert "figures/" not in check(folder).output
+    path.write_text(path.read_text().replace(drawing.marked(path.read_text()), "no mark"))
+    assert f"{path} is out of date" in check(folder).output
+
+
+def test_figures_of_rows_that_are_gone_go_too(folder):
+    other = folder / "figures" / "drawn-by-hand.svg"
+    other.write_text("<svg/>")
+    (folder / "cpu-hostile.jsonl").unlink()
+    assert check(folder).exit_code == 1
+    assert CliRunner().invoke(app, arguments(folder)).exit_code == 0
+    assert not list((folder / "figures").glob("*hostile*"))
+    assert other.exists()
+    assert check(folder).exit_code == 0
+
+
+class Outline(html.parser.HTMLParser):
+    """Open elements, attributes and text of a page; complains where tags do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.text, self.identities = [], [], "", []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += [(tag, *each) for each in attributes]
+        self.identities += [value for name, value in attributes if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def outline(reported):
+    return Outline((reported / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_well_formed_and_whole(outline):
+    assert outline.open == []
+    assert len(outline.identities) == len(set(outline.identities))
+    for words in (
+        "Summary", "Machines", "Example CPU, 2 cores", "fp32 GEMM 100", "Break-even is not reached",
+        "Suite later", "4.375", "77.2", "125×", "1250", "0.8%", "bench/README.md",
+    ):  # fmt: skip
+        assert words in outline.text
+    assert {value for _, name, value in outline.attributes if name == "data-machine"} == {
+        "cpu-example.jsonl", "cpu-hostile.jsonl",
+    }  # fmt: skip
+
+
+def test_the_page_loads_nothing_and_runs_nothing_of_the_rows(outline, reported):
+    source = (reported / "index.html").read_text(encoding="utf-8")
+    assert source.count("<script>") == 1
+    assert "default-src 'none'" in source
+    assert "<script>alert(1)</script>" in outline.text
+    for tag, name, value in outline.attributes:
+        assert not name.startswith("on")
+        assert name != "src"
+        if name in ("href", "xlink:href"):
+            assert value.startswith("#") or (tag, value) == ("a", "../README.md")
+    assert not re.search(r"@import|url\((?!#)", source)
+
+
+def test_names_of_embedded_figures_are_their_own(heat_map):
+    one, two = page.embedded(heat_map, "one"), page.embedded(heat_map, "two")
+    names = [set(re.findall(r' id="([^"]*)"', each)) for each in (one, two)]
+    assert names[0].isdisjoint(names[1])
+    for name in re.findall(r'(?:href="#|url\(#)([^")]*)', one):
+        assert name in names[0]
+    assert "<style" not in one
+    assert "<metadata" not in one
+
+
+def test_markdown_becomes_html_and_text_stays_text():
+    def image(alternative, source):
+        return f"[{alternative}|{source}]"
+
+    table = "| a | b |\n| --- | ---: |\n| **1** | `x*y*` |"
+    found = markdown.to_html(f"*one* <b>\n\n{table}\n\n![alt](a.svg)\n\n</details>", image)
+    assert found.startswith("<p><em>one</em> &lt;b&gt;</p>")
+    assert '<td><strong>1</strong></td><td class="number"><code>x*y*</code></td>' in found
+    assert found.endswith("[alt|a.svg]")
+    opened = markdown.to_html("<details><summary>More</summary>\n\n- a\n- b", image)
+    assert opened == ("<details><summary>More</summary>\n<ul><li>a</li><li>b</li></ul>\n</details>")
+
+
+def test_figures_have_blocks_of_their_own(reported):
+    files = report.machine_files(reported)
+    text = "<!-- bench:figure-speedup -->old<!-- /bench:figure-speedup -->"
+    new = report.with_blocks(text, files)
+    assert "](bench/results/figures/speedup-cpu-example-fp32.svg)" in new
+    assert report.blocks(new)["figure-speedup"] == report.block("figure-speedup", files)
+
+
+def test_the_committed_figures_and_page_are_those_of_the_committed_rows():
+    files = report.machine_files(results.FOLDER)
+    if not files:
+        pytest.skip("no results are committed yet")
+    wanted = report.generated(results.FOLDER, results.FOLDER / "none", draw=False)
+    stale = [path.name for path, text in wanted.items() if report._differs(path, text)]
+    assert stale == [], "run: python -m bench report"
+    for path in wanted:
+        if path.suffix == ".svg":
+            assert path.stat().st_size < 200_000
