@@ -6,6 +6,8 @@ from outside the tree, with torch alone beside the wheel.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 from importlib import metadata
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 
 import barlow_fast
+import barlow_fast.adapters
 from barlow_fast import barlow_twins_loss, ops, reference
 from barlow_fast.kernels import KERNEL_SETS, why_unusable
 
@@ -89,6 +92,16 @@ def check_compiled() -> None:
     assert error < 1e-6, f"compiled differs from eager by {error:.1e}"
 
 
+def check_adapters() -> None:
+    """All import beside torch alone, and one computes."""
+    names = [module.name for module in pkgutil.iter_modules(barlow_fast.adapters.__path__)]
+    assert "lightly" in names, names
+    modules = {name: importlib.import_module(f"barlow_fast.adapters.{name}") for name in names}
+    z_a, z_b = torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(2))
+    loss = modules["lightly"].BarlowTwinsLoss(lambda_param=0.0051)(z_a, z_b)
+    assert abs(loss / truth(z_a.double(), z_b.double()) - 1) < 1e-5
+
+
 def check_operator() -> None:
     z_a, z_b = (torch.randn(8, 24).requires_grad_() for _ in range(2))
     for form in ("gram", "correlation"):
@@ -98,7 +111,7 @@ def check_operator() -> None:
 def main() -> None:
     (expected_torch,) = sys.argv[1:]
     check_where_it_comes_from(expected_torch)
-    for check in (check_kernels, check_numbers, check_compiled, check_operator):
+    for check in (check_kernels, check_numbers, check_compiled, check_operator, check_adapters):
         check()
     python = ".".join(map(str, sys.version_info[:3]))
     print(f"torch {torch.__version__}, Python {python}: the wheel computes the right numbers")
