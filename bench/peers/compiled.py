@@ -73,7 +73,8 @@ def _prepare() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
     # A boolean mask has no shape before it is known: that part of a loss is left to eager mode.
     warnings.filterwarnings("ignore", "Error detected in IndexPutBackward0", UserWarning)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    for name in ("torch._dynamo.exc", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _unavailable(peer: Peer, kind: str) -> str | None:

@@ -26,25 +26,26 @@ SCALE = 0.025
 
 def relaxed_loss(groups: int, z_a: Tensor, z_b: Tensor) -> Tensor:
     """The scalar loss of two (N, D) views with the columns in so many groups: each pair of groups
-    has a transform of its own, and only a group with itself leaves out k = 0."""
+    has a transform of its own, and only a group with itself leaves out k = 0. ValueError where D is
+    no multiple of `groups`."""
     n, d = z_a.shape
+    size = Mathematics(circular_groups=groups).group_size(d)
     statistics = torch.float64 if z_a.dtype == torch.float64 else torch.float32
     norm = nn.BatchNorm1d(d, affine=False, dtype=statistics).to(z_a.device)
     hat_a, hat_b = (norm(z).to(statistics) for z in (z_a, z_b))
     on_diagonal = ((hat_a * hat_b).sum(0) / n - 1).pow(2).sum()
-    a, b = (torch.fft.rfft(hat.view(n, groups, d // groups)) for hat in (hat_a, hat_b))
+    a, b = (torch.fft.rfft(hat.view(n, groups, size)) for hat in (hat_a, hat_b))
     if groups == 1:
         products = (a.conj() * b).sum(0)[None]
     else:
         products = torch.einsum("npf, nqf -> pqf", a.conj(), b)
-    squares = (torch.fft.irfft(products, d // groups) / n).pow(2)
+    squares = (torch.fft.irfft(products, size) / n).pow(2)
     off_diagonal = squares.sum() - squares[..., 0].diagonal().sum()
     return SCALE * (on_diagonal + LAMBD * off_diagonal)
 
 
 def relaxed(groups: int, n: int, d: int, dtype: torch.dtype) -> Loss:
-    """A function without state; ValueError where D is no multiple of `groups`."""
-    Mathematics(circular_groups=groups).group_size(d)
+    """A function without state."""
     return functools.partial(relaxed_loss, groups)
 
 

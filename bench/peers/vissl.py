@@ -1,5 +1,5 @@
-"""The mathematics of VISSL's criterion in plain torch: what VISSL needs no
-longer installs.
+"""The mathematics of VISSL's criterion in plain torch: its release pins numpy 1.19, which today's
+Pythons cannot install.
 
     mean = E[x],  variance = E[x^2] - E[x]^2               over the rows of both views together
     C = norm(z_a)^T norm(z_b) / N                   norm(x) = (x - mean) / sqrt(variance + 1e-5)

@@ -263,8 +263,9 @@ def test_gpu_machines_have_a_default_and_all_on_request():
 
 
 def test_groups_that_do_not_divide_the_columns_are_refused():
+    pair = random_pair(8, 10, torch.float32, torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match=r"D = 10 is not a multiple of 4 groups"):
-        KNOWN["fft-grouped"].build(8, 10, torch.float32)
+        KNOWN["fft-grouped"].build(8, 10, torch.float32)(*pair)
 
 
 def test_lambda_is_matched_everywhere():
