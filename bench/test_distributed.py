@@ -1,4 +1,4 @@
-"""`pytest bench --benchmark-only --suite distributed`; what is measured: `bench/replay/distributed.py`."""
+"""`pytest bench --benchmark-only --suite distributed`, see `bench/replay/distributed.py`."""
 
 from __future__ import annotations
 

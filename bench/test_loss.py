@@ -1,4 +1,4 @@
-"""`pytest bench --benchmark-only --suite loss`; what is measured: `bench/replay/loss.py`."""
+"""`pytest bench --benchmark-only --suite loss`, see `bench/replay/loss.py`."""
 
 from __future__ import annotations
 

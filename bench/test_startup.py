@@ -1,4 +1,4 @@
-"""`pytest bench --benchmark-only --suite startup`; what is measured: `bench/replay/startup.py`."""
+"""`pytest bench --benchmark-only --suite startup`, see `bench/replay/startup.py`."""
 
 from __future__ import annotations
 

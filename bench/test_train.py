@@ -1,4 +1,4 @@
-"""`pytest bench --benchmark-only --suite train`; what is measured: `bench/replay/train.py`."""
+"""`pytest bench --benchmark-only --suite train`, see `bench/replay/train.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pytest bench --benchmark-only --suite views`; what is measured: `bench/replay/views.py`."""
+"""`pytest bench --benchmark-only --suite views`, see `bench/replay/views.py`."""
 
 from __future__ import annotations
 

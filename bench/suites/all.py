@@ -343,6 +343,11 @@ def rows_since(file: Path, suite: str, date: str) -> int:
     return sum(map(counts, results.read(file)))
 
 
+def command_of(suite: str, arguments: Sequence[str]) -> list[str]:
+    """What runs a suite."""
+    return [sys.executable, "-m", "bench", suite, *arguments]
+
+
 def call(suite: str, arguments: Sequence[str], seconds: float) -> str | None:
     """Runs a suite in a process of its own; None, or what went wrong.
 
@@ -353,7 +358,7 @@ def call(suite: str, arguments: Sequence[str], seconds: float) -> str | None:
         KeyboardInterrupt: Ctrl-C, or SIGTERM; the process has ended.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench", suite, *arguments],
+        command_of(suite, arguments),
         cwd=provenance.ROOT,
         start_new_session=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},

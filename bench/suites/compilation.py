@@ -65,7 +65,7 @@ def command(
     rows, left, longest, begun = [], [], 0.0, time.monotonic()
     for architecture in chosen:
         start = time.monotonic()
-        if rows and minutes is not None and start + longest > begun + 60 * minutes:
+        if longest and minutes is not None and start + longest > begun + 60 * minutes:
             left.append(architecture)
             continue
         found = inspection.survey(architecture, workers)

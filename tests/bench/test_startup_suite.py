@@ -1,0 +1,229 @@
+"""The suite `startup`: fresh processes in turns, right results only, tables that say who is
+slower."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_report import ORIGIN
+from typer.testing import CliRunner
+
+from bench import peers, report, results
+from bench.__main__ import app
+from bench.inputs import VARIANTS
+from bench.startup import child, processes
+from bench.startup.processes import COMPILED_OFFICIAL, TORCH, Key, Visit
+from bench.suites import startup as suite
+
+GRID = [((16, 32), VARIANTS["fp32"])]
+SHAPE = (16, 32, "fp32")
+ALL = ("import", "first-call", "second-call", "triton-kernels", "compiler-cold", "compiler-warm")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Every process that would have been started; each tells made-up seconds at once."""
+    seen = []
+
+    def start(visit, kind, deadline, cache=None, calls=True):
+        if cache is not None:
+            assert Path(cache).is_dir()
+        seen.append((visit.stage, visit.peer, cache, calls))
+        number = float(len(seen))
+        found = {"torch": 1.0, "first": number, "second": 0.5, "kernels": number, "count": 5}
+        return found | ({"import": 0.25} if visit.peer in processes.MODULES else {})
+
+    monkeypatch.setattr(processes, "start", start)
+    return seen
+
+
+def measured(*arguments, **options):
+    say = options.pop("say", lambda text: None)
+    samples, failures = {}, {}
+    for found, _, failed in processes.measure("cpu", *arguments, GRID, say, **options):
+        samples |= found
+        failures |= failed
+    return samples, failures
+
+
+def test_a_fresh_process_tells_its_imports_and_its_calls():
+    found = processes.start(Visit("process", "ours-aten", 16, 32, "fp32"), "cpu", 240.0)
+    assert found["problem"] is None
+    assert "import" not in found
+    assert 0 < found["second"] < found["first"]
+    # Whatever else this machine does, importing torch takes longer than one tiny step.
+    assert found["torch"] > found["second"]
+
+
+def test_a_process_that_fails_is_told_by_its_last_line():
+    with pytest.raises(processes.StartError, match="KeyError: 'nobody'"):
+        processes.start(Visit("process", "nobody", 16, 32, "fp32"), "cpu", 240.0)
+
+
+def test_a_wrong_result_is_a_problem(monkeypatch):
+    right = peers.discover()["official"]
+
+    def build(n, d, dtype):
+        loss = right.build(n, d, dtype)
+        return lambda z_a, z_b: 1.01 * loss(z_a, z_b)
+
+    wrong = replace(right, build=build)
+    monkeypatch.setattr(peers, "discover", lambda kind: {"official": wrong})
+    assert "off by" in child.call("official", *SHAPE, "cpu")["problem"]
+
+
+def test_a_problem_of_a_process_is_raised(monkeypatch):
+    told = json.dumps({"torch": 1.0, "first": 1.0, "second": 1.0, "problem": "off by 1"})
+    done = subprocess.CompletedProcess([], 0, f"printed by a library\n{told}\n", "")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
+    with pytest.raises(processes.StartError, match="off by 1"):
+        processes.start(Visit("process", "ours", *SHAPE), "cpu", 1.0)
+
+
+def test_caches_of_compilers_are_the_folders_that_are_given(monkeypatch, tmp_path):
+    seen = {}
+
+    def run(command, env, **options):
+        seen.update(env)
+        return subprocess.CompletedProcess(command, 0, "{}", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    visit = Visit("compiler", COMPILED_OFFICIAL, *SHAPE)
+    processes.start(visit, "cpu", 1.0, str(tmp_path))
+    assert seen["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+    assert seen["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
+    seen.clear()
+    processes.start(visit, "cpu", 1.0)
+    assert seen.get("TRITON_CACHE_DIR") == os.environ.get("TRITON_CACHE_DIR")
+
+
+def test_implementations_take_turns_after_a_process_that_does_not_count(started):
+    names = ("ours", "official", "gram-plain")
+    samples, failures = measured(suite.QUICK_CASES, names)
+    assert failures == {}
+    assert [(peer, calls) for _, peer, _, calls in started[:3]] == [(n, False) for n in names]
+    counted = [peer for _, peer, _, calls in started[3:] if calls]
+    rounds = [counted[i : i + 3] for i in range(0, len(counted), 3)]
+    assert len(rounds) == processes.REPEATS
+    assert all(set(each) == set(names) for each in rounds)
+    assert len({tuple(each) for each in rounds}) > 1  # in an order shuffled anew
+    assert len(samples[Key("import", TORCH)]) == 3 * processes.REPEATS
+    assert samples[Key("import", "ours")] == [0.25] * processes.REPEATS
+    assert samples[Key("second-call", "official", *SHAPE)] == [0.5] * processes.REPEATS
+    assert Key("import", "official") not in samples
+
+
+def test_a_compiler_starts_twice_with_one_folder_that_goes_away(started, monkeypatch):
+    monkeypatch.setattr(processes, "unavailable", lambda name, kind: None)
+    samples, _ = measured(("compiler-cold", "compiler-warm"), (COMPILED_OFFICIAL,), repeats=2)
+    folders = [cache for _, _, cache, _ in started]
+    assert folders[0] == folders[1] != folders[2] == folders[3]
+    assert not any(Path(folder).exists() for folder in folders)
+    assert samples[Key("compiler-cold", COMPILED_OFFICIAL, *SHAPE)] == [1.0, 3.0]
+    assert samples[Key("compiler-warm", COMPILED_OFFICIAL, *SHAPE)] == [2.0, 4.0]
+
+
+def test_one_that_fails_has_no_times_and_stops_no_other(started, monkeypatch):
+    plain = processes.start
+
+    def start(visit, *arguments, **options):
+        if visit.peer == "official":
+            raise processes.StartError("off by 1")
+        return plain(visit, *arguments, **options)
+
+    monkeypatch.setattr(processes, "start", start)
+    samples, failures = measured(suite.QUICK_CASES, ("ours", "official"))
+    assert failures == {"official": "off by 1"}
+    assert {key.peer for key in samples} == {TORCH, "ours"}
+
+
+def test_after_the_first_stage_what_does_not_fit_is_left_out_by_name(started, monkeypatch):
+    monkeypatch.setattr(processes, "unavailable", lambda name, kind: None)
+    said = []
+    samples, _ = measured(ALL, ("ours", COMPILED_OFFICIAL), end=0.0, say=said.append)
+    assert {key.case for key in samples} == {"import", "first-call", "second-call"}
+    assert any(COMPILED_OFFICIAL in text and "left out" in text for text in said)
+
+
+def test_kernels_of_a_step_are_compiled_once_each(monkeypatch):
+    inspection = pytest.importorskip("barlow_fast.kernels.triton.inspection")
+    seen = []
+    monkeypatch.setattr(
+        inspection, "compile_launch", lambda launch, capability: seen.append((launch, capability))
+    )
+    found = child.compile_kernels(256, 2048, 90)
+    assert found["count"] == len(seen) == len({inspection.identity(each) for each, _ in seen})
+    assert {capability for _, capability in seen} == {90}
+    assert len(seen) > 1
+
+
+def test_the_command_writes_rows_and_they_make_a_section(started, tmp_path):
+    out = tmp_path / "cpu-example.jsonl"
+    arguments = ["startup", "--shapes", "16x32", "--peers", "ours,official", "--repeats", "2"]
+    cases = ["--cases", "import,first-call,second-call"]
+    result = CliRunner().invoke(app, [*arguments, *cases, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    rows = results.read(out)
+    assert {(row["case"], row["peer"]) for row in rows} == {
+        ("import", TORCH), ("import", "ours"),
+        *((case, peer) for case in ("first-call", "second-call") for peer in ("ours", "official")),
+    }  # fmt: skip
+    for row in rows:
+        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["provenance"]["cpu"]
+        assert (row["n"], row["d"], row["dtype"]) in (SHAPE, (0, 0, ""))
+    assert f"## {suite.SECTION}" in report.page(report.machine_files(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "shutdown"], "unknown case 'shutdown'"),
+        (["--peers", "nobody"], "unknown peer 'nobody'"),
+        (["--shapes", "16"], "a shape is NxD"),
+        (["--dtypes", "fp8"], "unknown dtype 'fp8'"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(started, arguments, message):
+    result = CliRunner().invoke(app, ["startup", *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert started == []
+
+
+def made_up(case, peer, seconds, shape=SHAPE):
+    key = Key(case, peer) if case == "import" else Key(case, peer, *shape)
+    samples = [0.9 * seconds, seconds, 1.1 * seconds]
+    return suite.row(key, samples, "cpu", kernels=5) | {"provenance": ORIGIN}
+
+
+def test_tables_tell_ratios_to_torch_and_who_is_slower():
+    rows = [
+        made_up("import", TORCH, 2.0),
+        made_up("import", "ours", 0.05),
+        made_up("import", "lightly", 3.0),
+        made_up("first-call", "ours", 0.04),
+        made_up("second-call", "ours", 0.01),
+        made_up("first-call", "official", 0.02),
+        made_up("compiler-cold", COMPILED_OFFICIAL, 20.0),
+        made_up("compiler-warm", COMPILED_OFFICIAL, 4.0),
+        made_up("triton-kernels", "ours", 3.0, (16, 32, "sm_90")),
+    ]
+    text = suite.tables(rows, brief=True)
+    assert "| lightly: `lightly.loss` beyond torch | 3,000 | 1.5× |" in text
+    assert "`import barlow_fast` adds 2.5% to `import torch`." in text
+    assert "It takes longer than" not in text
+    assert "| barlow_fast | 40 | 10 | – | – |" in text
+    assert "| official, compiled | – | – | 20,000 | 4,000 |" in text
+    assert "slower than that of: official (0.50× the time)" in text
+    assert "compiles the 5 kernels of one step at 16 × 32 for sm_90 in 3,000 ms" in text
+    rows[1] = made_up("import", "ours", 4.0)
+    text = suite.tables(rows[:5], brief=False)
+    assert "It takes longer than: lightly." in text
+    assert "| barlow_fast | 40 | 37.6 to 42.4 (3) |" in text
