@@ -150,7 +150,8 @@ def provenance_table(files: Mapping[str, Sequence[Row]]) -> list[tuple[str, list
         cells = []
         for rows in files.values():
             values = [value for row in rows if (value := drawing.number(_peaks(row).get(key)))]
-            span = dict.fromkeys([f"{min(values):.4g}", f"{max(values):.4g}"]) if values else ()
+            ends = (min(values), max(values)) if values else ()
+            span = dict.fromkeys(f"{v:,.0f}" if v >= 1000 else f"{v:.4g}" for v in ends)
             cells.append("–".join(span))
         if any(cells):
             table.append((f"peak: {key}", cells))

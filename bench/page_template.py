@@ -134,7 +134,7 @@ from {{ other.least }} to {{ other.most }}.</p>
 <div class="scroll"><table class="facts">
 <thead><tr><th></th>
 {% for machine in machines %}
-<th>{{ machine.name }}</th>
+<th>{{ machine.device }}<br>{{ machine.name }}</th>
 {% endfor %}
 </tr></thead>
 <tbody>

@@ -139,6 +139,11 @@ def titles() -> dict[str, str]:
     return {name: peer.title for kind in ("cuda", "cpu") for name, peer in discover(kind).items()}
 
 
+def is_exact(peer: str) -> bool:
+    """Whether an implementation computes the loss itself; those that are not known here do."""
+    return all(discover(kind)[peer].exact for kind in ("cuda", "cpu") if peer in discover(kind))
+
+
 def in_order(peers: Iterable[str]) -> list[str]:
     """Ours first, then as the figures' legends have them."""
     return sorted(set(peers), key=lambda name: (not is_ours(name), name != "ours", name))

@@ -11,6 +11,7 @@ from bench.results import Row
 
 PLACE = 3
 N, DTYPE, ELEMENT = 256, "fp32", 4
+NEAR = 6  # in D, of lines whose names make one list
 DECIMALS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 
 
@@ -71,7 +72,7 @@ def _reach(line: Data) -> float | None:
 
 def _headline(data: Data) -> str:
     reach = {peer: d for peer, line in data["lines"].items() if (d := _reach(line))}
-    others = [d for peer, d in reach.items() if not drawing.is_ours(peer)]
+    others = [d for p, d in reach.items() if not drawing.is_ours(p) and drawing.is_exact(p)]
     failing = any(line["failed"] for line in data["lines"].values())
     if failing and others and "ours" in reach:
         what = f"Within {_bytes(data['limit'])}" if data["limit"] else "Within memory"
@@ -122,7 +123,7 @@ def draw(data: Data) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(drawing.WIDTH, 5.2), layout="constrained")
+    figure = Figure(figsize=(drawing.WIDTH, 5.6), layout="constrained")
     failing = any(line["failed"] for line in data["lines"].values())
     drawing.head(
         figure, _headline(data),
@@ -152,7 +153,7 @@ def draw(data: Data) -> Any:
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlim(least / 1.15, most * (most / least) ** 0.22 * 1.1)
+    axes.set_xlim(least / 1.15, most * (most / least) ** 0.3 * 1.1)
     axes.set_ylim(floor[0] / 2.2, top * 2.5)
     ticks = [2**k for k in range(int(least).bit_length() - 1, int(most).bit_length() + 1)]
     ticks = [tick for tick in ticks if least / 1.1 <= tick <= most * 1.1]
@@ -198,28 +199,30 @@ def _line(axes: Any, peer: str, line: Data, style: Data, top: float) -> list[End
 
 
 def _labels(axes: Any, ends: Sequence[End], data: Data, span: float) -> None:
-    """Beside the end of a line; of lines that end at one D, a list with their marks."""
-    step = span ** (1 / 22)
+    """Lists of names with their marks, beside the lines that end at about the same D."""
+    step = span ** (1 / 30)
     styles = drawing.styles(data["lines"])
-    clusters: dict[float, list[End]] = {}
-    for end in ends:
-        # Those that run out of memory are one list.
-        clusters.setdefault(0.0 if end.beyond > end.d else end.d, []).append(end)
-    for cluster in clusters.values():
-        cluster = sorted(cluster, key=lambda end: -end.used)
-        # Right of the crosses, so that no dotted line runs through the list.
+    clusters: list[list[End]] = []
+    for end in sorted(ends, key=lambda end: end.d):
+        if clusters and end.d < NEAR * clusters[-1][0].d:
+            clusters[-1].append(end)
+        else:
+            clusters.append([end])
+    for cluster in clusters:
+        failing = [end for end in cluster if end.beyond > end.d]
         x = max(end.beyond for end in cluster) * 1.13
-        running_out = cluster[0].beyond > cluster[0].d
-        y = _top(data) / 1.7 if running_out else cluster[0].used
-        for end in cluster:
+        y = max(end.used for end in cluster)
+        # Below the crosses and the line of the limit.
+        y = min(y, _top(data) / 1.7) if failing else y
+        for end in sorted(cluster, key=lambda end: (-end.d, -end.used)):
             style = styles[end.peer] | {"linestyle": "none", "markersize": 5}
-            if not running_out:
-                y = min(y, end.used)
+            y = y if failing else min(y, end.used)
+            reached = f": {_dimension(end.d)}" if failing else ""
             axes.plot([x], [y], **style)
             axes.annotate(
-                data["titles"][end.peer], (x, y), xytext=(6, 0), textcoords="offset points",
-                fontsize=8.5, color=style["color"], va="center", zorder=6,
-                fontweight="bold" if end.peer == "ours" else "normal",
+                data["titles"][end.peer] + reached, (x, y), xytext=(6, 0),
+                textcoords="offset points", fontsize=8, color=style["color"], va="center",
+                zorder=6, fontweight="bold" if end.peer == "ours" else "normal",
             )  # fmt: skip
             y /= step
 
