@@ -244,7 +244,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--resume", action="store_true", help="leave out groups in the file")
     options.add_argument("--shapes", help="such as 256x8192,2048x8192; default: the grid")
     options.add_argument("--dtypes", default=",".join(CUDA_VARIANTS))
-    options.add_argument("--peers", help="names, comma-separated; default: all")
+    options.add_argument("--peers", help="names, comma-separated, or 'all'; default: some")
     options.add_argument("--seconds", type=float, default=SECONDS, help="for each peer")
     options.add_argument(
         "--compiled-shapes", help="where torch.compile takes part; 'none': nowhere"

@@ -23,6 +23,7 @@ from bench.timing import Budget
 
 KNOWN = discover()
 EAGER = [peer for peer in KNOWN.values() if not peer.compiles]
+OTHERS = [peer for peer in EAGER if not peer.ours]
 FP32 = VARIANTS["fp32"]
 # Real libraries, and the file with the same formula for machines that lack them.
 FORMULAS = {
@@ -174,6 +175,28 @@ def test_on_cuda_kernels_are_tuned_and_built_again_for_graphs(monkeypatch):
         {"dynamic": False, "mode": "max-autotune-no-cudagraphs"},
         {"dynamic": False},
     ]
+
+
+PRODUCTS = {"matmul", "einsum", "mm", "rfft", "fft_rfft"}
+
+
+@pytest.mark.parametrize("peer", OTHERS, ids=[peer.name for peer in OTHERS])
+def test_what_takes_the_time_is_compiled_and_not_left_to_eager_mode(peer, monkeypatch):
+    """Captured as for torch.compile, run by the interpreter of graphs: inductor takes seconds."""
+    reason = peer.unavailable()
+    if reason is not None and peer not in formula_peers():
+        pytest.skip(reason)
+    seen, plain = set(), torch.compile
+
+    def backend(graph, inputs):
+        seen.update(getattr(node.target, "__name__", node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: plain(loss, backend=backend))
+    torch._dynamo.reset()
+    derived = compiled.compiled(peer, "cpu")
+    assert agreement.check_small(derived, [FP32]) is None
+    assert seen & PRODUCTS, seen
 
 
 @pytest.mark.skipif(compiled.why_no_compiler("cpu") is not None, reason="no C++ compiler")
