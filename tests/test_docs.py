@@ -138,6 +138,18 @@ def test_benchmark_pages_hold_every_section_of_the_results(site):
         assert any(f"<title>{title} - " in page for page in pages), f"no page of {title!r}"
 
 
+def test_every_environment_variable_is_in_the_table():
+    table = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M))
+    sources = [ROOT / "setup.py"]
+    for folder in ("barlow_fast", "kernels", "bench"):
+        sources += (ROOT / folder).rglob("*.py")
+    # Quoted, so that macros of the C++ sources and names in running text are not meant.
+    quoted = re.compile(r"[\"'](BARLOW_FAST_[A-Z_]+)[\"']")
+    used = {name for source in sources for name in quoted.findall(source.read_text())}
+    assert {"BARLOW_FAST_NATIVE", "BARLOW_FAST_CPU_INSTRUCTION_SET"} <= used
+    assert not used - table, f"not in the table of CONTRIBUTING.md: {sorted(used - table)}"
+
+
 def blocks(page: Path) -> list[tuple[int, str]]:
     """(line, code) of every ```python block; ```py marks code that is shown and not run."""
     found, start, lines = [], None, []
@@ -153,12 +165,15 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return found
 
 
+NEEDS = {"checkpoints": ("safetensors", "torchvision")}
 WITH_CODE = [page for page in PAGES if blocks(page)]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other, as a reader would type them."""
+    for library in NEEDS.get(page.stem, ()):
+        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, object] = {"__name__": "__main__"}
