@@ -29,6 +29,11 @@ COLOURS = {
 OTHER_COLOURS = ("#b8860b", "#1f2328", "#56b4e9", "#7f7f7f", "#8c510a", "#44aa99", "#882255")
 MARKERS = {"ours": "o", "official": "s", "gram": "^", "lightly": "D"}
 OTHER_MARKERS = ("v", "P", "X", "<", ">", "p", "h", "*")
+CROWD = 7  # peers
+FORMULA, COMPILED = "-formula", "-compiled"
+COMPILED_SHOWN = ("gram-compiled", "official-compiled")
+# By the last words of a name: what it is a variant of has the same colour and mark.
+LINES = {"compiled": "--", "aten": "--", "formula": "-.", "grouped": ":"}
 SETTINGS = {
     # Text stays text: it can be searched, and a test can read it.
     "svg.fonttype": "none",
@@ -154,23 +159,37 @@ def is_ours(peer: str) -> bool:
     return peer == "ours" or peer.startswith("ours-")
 
 
+def thinned(peers: Iterable[str]) -> list[str]:
+    """In order; of a crowd only those that stand for themselves: not what restates a peer that is
+    there too, and compiled variants only of the simplest. The tables have all."""
+    ordered = in_order(peers)
+    if len(ordered) <= CROWD:
+        return ordered
+    restated = {f"{peer}{FORMULA}" for peer in ordered}
+    return [
+        peer
+        for peer in ordered
+        if peer not in restated and (not peer.endswith(COMPILED) or peer in COMPILED_SHOWN)
+    ]
+
+
 def styles(peers: Iterable[str]) -> dict[str, Data]:
-    """Colour, marker and line of each peer: those of one family share a colour, compiled ones are
-    dashed and hollow, ours is the thickest."""
+    """Colour, marker and line of each peer: those of one family share a colour, variants are
+    hollow, compiled ones dashed, ours is the thickest."""
     found: dict[str, Data] = {}
     families: list[str] = []
     for peer in in_order(peers):
-        family, _, variant = peer.partition("-")
+        family, *words = peer.split("-")
         if family not in COLOURS and family not in families:
             families.append(family)
         index = families.index(family) if family in families else 0
         colour = COLOURS.get(family) or OTHER_COLOURS[index % len(OTHER_COLOURS)]
-        hollow = peer.endswith("compiled") or (is_ours(peer) and bool(variant))
+        line = next((LINES[word] for word in reversed(words) if word in LINES), "-")
         found[peer] = {
             "color": colour,
             "marker": MARKERS.get(family) or OTHER_MARKERS[index % len(OTHER_MARKERS)],
-            "markerfacecolor": "white" if hollow else colour,
-            "linestyle": "--" if hollow else "-",
+            "markerfacecolor": colour if line == "-" else "white",
+            "linestyle": line,
             "linewidth": 2.6 if peer == "ours" else 1.4,
             "markersize": 7 if peer == "ours" else 5,
             "zorder": 5 if peer == "ours" else 3,

@@ -53,7 +53,7 @@ def _data(rows: Sequence[Row]) -> Data | None:
                 line["points"].setdefault(int(d), int(used))
     if not any(line["points"] for line in lines.values()):
         return None
-    titles, peers = drawing.titles(), drawing.in_order(lines)
+    titles, peers = drawing.titles(), drawing.thinned(lines)
     return {
         "machine": drawing.device(rows),
         "limit": max(limits - {None}, default=None),
@@ -78,7 +78,7 @@ def _headline(data: Data) -> str:
         what = f"Within {_bytes(data['limit'])}" if data["limit"] else "Within memory"
         what += f", barlow_fast does D = {_dimension(reach['ours'])}"
         if reach["ours"] > max(others):
-            return f"{what}, the others at most {_dimension(max(others))}"
+            return f"{what}, other exact ones at most {_dimension(max(others))}"
         if "official" in reach:
             return f"{what}, the official implementation {_dimension(reach['official'])}"
         return f"{what}, others up to {_dimension(max(others))}"

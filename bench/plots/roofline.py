@@ -13,7 +13,7 @@ from bench.results import Row
 
 PLACE = 2
 SPREAD = 0.4  # of the intensity, from the first peer to the last: their ranges stay apart
-ACROSS, CROWD = 3, 7  # panels side by side; more peers than CROWD need wide ones
+ACROSS = 3  # panels side by side; a crowd of peers needs wide ones
 MOST_PANELS = 3
 PREFERRED = ("fp32", "tf32", "bf16-inputs")  # where there are more dtypes than panels
 
@@ -30,7 +30,9 @@ def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
         if len(panels) > MOST_PANELS:
             panels = [panel for panel in panels if panel["dtype"] in PREFERRED]
         if panels:
-            peers = drawing.in_order(peer for panel in panels for peer in panel["points"])
+            peers = drawing.thinned(peer for panel in panels for peer in panel["points"])
+            for panel in panels:
+                panel["points"] = {p: v for p, v in panel["points"].items() if p in peers}
             titles = drawing.titles()
             data = {
                 "machine": drawing.device(rows),
@@ -118,7 +120,7 @@ def draw(data: Data) -> Any:
     from matplotlib.figure import Figure
 
     panels = data["panels"]
-    across = min(len(panels), ACROSS) if len(data["titles"]) <= CROWD else 1
+    across = min(len(panels), ACROSS) if len(data["titles"]) <= drawing.CROWD else 1
     down = -(-len(panels) // across)
     legend_lines = -(-len(data["titles"]) // 4)
     size = (drawing.WIDTH, (3.5 if across > 1 else 2.7) * down + 0.9 + 0.22 * legend_lines)
