@@ -22,6 +22,13 @@ norm's backward differs from theirs by a factor per column:
 and f = 0 where u is given. In the correlation form that factor goes into the squared sums that the
 kernels project with; in the Gram form the kernels leave the projection out and it is done here.
 
+With one mean and variance for both views (`shared_norm_loss`) the kernels project nothing either,
+and means in the norm's backward are those over the rows of both views:
+
+    dL/dz = rho * (G - mean(G) - z_hat * mean(G * z_hat))
+
+Sums over rows of g * (z - mean) are co-moments: the kernel that reads both inputs once makes them.
+
 The target t expands: (beta C - t)^2 = beta^2 C^2 - 2 t beta C + t^2. The sum of all C_ij is the
 inner product of row sums, s_n = sum_j z_hat_nj, whose gradient is of rank one:
 
@@ -41,6 +48,9 @@ from .kernels import KernelSet, load
 from .kernels.precision import accumulation_dtype
 
 DEAD_FEATURES = ("nan", "zero")
+
+# In place of a ddof: embeddings as they are, and one mean and variance for both views.
+_GIVEN, _SHARED = -1, -2
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -108,9 +118,31 @@ def standardised_loss(
 
     Arguments, result and errors are those of `deviation_loss`; one sample is enough.
     """
-    norm = (-1, 0.0, 0.0, False)
+    norm = (_GIVEN, 0.0, 0.0, False)
     options = (precision, form, backend)
     return _loss(u_a, u_b, lambd, scale, divisor, off_diagonal_target, norm, options, at_least=1)
+
+
+def shared_norm_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float,
+    *,
+    eps: float = 1e-5,
+    scale: float = 1.0,
+    precision: str = "auto",
+    form: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """The loss with one mean and one biased variance per column for the rows of both views.
+
+        u = (z - mean) / sqrt(var + eps),    C = u_a^T u_b / N
+
+    Arguments, result and errors are those of `deviation_loss`; one sample is enough.
+    """
+    norm = (_SHARED, float(eps), 0.0, False)
+    options = (precision, form, backend)
+    return _loss(z_a, z_b, lambd, scale, None, 0.0, norm, options, at_least=1)
 
 
 def _loss(
@@ -162,7 +194,7 @@ def forward(
 ) -> Outputs:
     """(loss, statistics, matrix, companion, factors, row_sums); z_a, z_b are (N, D).
 
-    divisor: 0 for N. ddof: -1 for embeddings as they are. What `backward` needs: statistics,
+    divisor: 0 for N. ddof: 0, 1, `_GIVEN` or `_SHARED`. What `backward` needs: statistics,
     matrix and companion as in `ops.forward`; factors (2, D) float64, the f of both views, empty
     where the kernels' own projection is right; row_sums (2, N), empty without a target.
     """
@@ -218,12 +250,15 @@ def backward(
     """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
     form, precision, backend = ops.resolve(z_a, form, precision, backend)
     with ops.without_autocast(z_a.device.type):
-        kernels, need = load(backend), (need_a, need_b)
+        kernels, shared = load(backend), ddof == _SHARED
+        # Both views' gradients go through a norm that they share.
+        need = (True, True) if shared else (need_a, need_b)
         n = z_a.shape[0]
         beta = _beta(n, ddof, divisor)
         given = (z_a, z_b)
         # What is finished here is rounded to half precision once, at the end.
-        finished_here = bool(target) or (form == "gram" and factors.numel() > 0)
+        projected_here = form == "gram" and eps_outside > 0
+        finished_here = bool(target) or projected_here or shared
         if finished_here:
             given = tuple(z.to(torch.promote_types(z.dtype, torch.float32)) for z in given)
         pull = 2 * target * beta * lambd / n  # of the target on the diagonal, which has none
@@ -246,44 +281,65 @@ def backward(
                 *given, statistics, matrix, companion, grad, coefficient, slope, offset,
                 precision, need,
             )  # fmt: skip
-        if finished_here:
-            gram_factors = factors if form == "gram" else factors[:0]
-            grads = tuple(
-                _finish(
-                    view, grads[view], given[view], statistics, gram_factors, factors, row_sums,
-                    pull, grad,
-                ).to(z.dtype)
-                if wanted
-                else z.new_empty(0)
-                for view, z, wanted in ((0, z_a, need_a), (1, z_b, need_b))
-            )  # fmt: skip
-        return grads
+        if shared:
+            _project_shared(kernels, grads, given, statistics, precision)
+        elif finished_here:
+            for view, g in enumerate(grads):
+                if need[view] and projected_here:
+                    rows = statistics[3 * view : 3 * view + 3]
+                    _project(kernels, g, given[view], rows, factors[view], precision)
+                if need[view] and target:
+                    _pull(view, g, given[view], statistics, factors, row_sums, pull * grad)
+        wanted = zip(grads, (z_a, z_b), (need_a, need_b), strict=True)
+        return tuple(g.to(z.dtype) if yes else z.new_empty(0) for g, z, yes in wanted)
 
 
-def _finish(
+def _project(
+    kernels: KernelSet, g: Tensor, z: Tensor, rows: Tensor, factor: Tensor, precision: str
+) -> None:
+    """g = rho G becomes rho (G - z_hat f mean(G z_hat)), in place."""
+    # sum g (z - mean), because z - mean sums to zero.
+    products = kernels.column_moments(g, z, precision)[4]
+    taken = factor * rows[1].double() * products / z.shape[0]
+    g.addcmul_(_hat(z, rows).to(g.dtype), taken.to(g.dtype), value=-1)
+
+
+def _project_shared(
+    kernels: KernelSet,
+    grads: tuple[Tensor, Tensor],
+    given: tuple[Tensor, Tensor],
+    statistics: Tensor,
+    precision: str,
+) -> None:
+    """g = rho G of both views becomes rho (G - mean(G) - z_hat mean(G z_hat)), in place."""
+    rows, n = statistics[0:3], given[0].shape[0]
+    mean, rho = rows[0].double() + rows[2].double() / rows[1].double(), rows[1].double()
+    moments = [kernels.column_moments(g, z, precision) for g, z in zip(grads, given, strict=True)]
+    means = torch.stack([m[0] for m in moments]).mean(0)
+    # sum g (z - mean) of each view: its co-moment is about the view's own means.
+    products = sum(m[4] + n * m[0] * (m[1] - mean) for m in moments)
+    taken = rho * products / (2 * n)
+    for g, z in zip(grads, given, strict=True):
+        g.sub_(means.to(g.dtype))
+        g.addcmul_(_hat(z, rows).to(g.dtype), taken.to(g.dtype), value=-1)
+
+
+def _pull(
     view: int,
     g: Tensor,
     z: Tensor,
     statistics: Tensor,
-    gram_factors: Tensor,
     factors: Tensor,
     row_sums: Tensor,
-    pull: float,
-    grad: Tensor,
-) -> Tensor:
-    """A gradient with the target's part and, in the Gram form, the projection that is not the
-    kernels'."""
-    rows = statistics[3 * view : 3 * view + 3]
+    pull: Tensor,
+) -> None:
+    """Adds the target's part, -pull s_other in G, in place. Its mean over rows is zero wherever
+    there is a norm to project with."""
+    rows, other = statistics[3 * view : 3 * view + 3], row_sums[1 - view]
     hat = _hat(z, rows)
     f = factors[view].to(hat.dtype) if factors.numel() else 1.0
-    if gram_factors.numel():
-        g = g - hat * (f * (g * hat).mean(0))
-    if pull:
-        # -pull s_other in G; its mean over rows is zero wherever there is a norm to project with.
-        other = row_sums[1 - view]
-        extra = other[:, None] - hat * (f * (other @ hat / z.shape[0]))
-        g = g - extra * (pull * rows[1] * grad)
-    return g
+    extra = other[:, None] - hat * (f * (other @ hat / z.shape[0]))
+    g.sub_((extra * (pull * rows[1])).to(g.dtype))
 
 
 def _beta(n: int, ddof: int, divisor: float) -> float:
@@ -316,7 +372,14 @@ def _statistics(
     means, squares, comoment = moments[0:2], moments[2:4].clamp_min(0), moments[4]
     dtype = accumulation_dtype(precision)
     factors = moments.new_empty(0)
-    if ddof < 0:
+    if ddof == _SHARED:
+        mean = means.mean(0)
+        squares = squares + n * (means - mean).square()
+        rho = (squares.sum(0) / (2 * n) + eps_inside).rsqrt().expand_as(means)
+        diagonal = (comoment / n + (means[0] - mean) * (means[1] - mean)) * rho[0].square()
+        means = mean.expand_as(means)
+        factors = torch.zeros_like(squares)
+    elif ddof == _GIVEN:
         # Moments about zero: what is given is not centred, or need not be.
         squares = squares + n * means.square()
         diagonal = comoment / n + means[0] * means[1]

@@ -11,7 +11,7 @@ it, and `eval()` makes it use its running statistics. So it stays, and it decide
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from ..distributed.groups import Group
 from ..functional import barlow_twins_loss
+from ..kernels import load
+from ..plan import choose_backend
 from ..standardised import standardised_loss
 from .batch_normalised import joined_ranks
 
@@ -92,28 +94,40 @@ def count_views(norm: nn.Module, z_a: Tensor, z_b: Tensor, group: Group | None) 
     """
     if not norm.track_running_stats or norm.running_mean is None:
         return
-    for z in (z_a, z_b):
-        z = z.detach().to(norm.running_mean.dtype)
-        if group is None:
-            variance, mean = torch.var_mean(z, 0)
-        else:
-            variance, mean = _var_mean(z, group)
+    dtype = norm.running_mean.dtype
+    for mean, variance in _statistics(z_a.detach(), z_b.detach(), group):
         norm.num_batches_tracked.add_(1)
         share = norm.momentum
         if share is None:
-            share = 1.0 / norm.num_batches_tracked.to(mean.dtype)
-        norm.running_mean.add_(share * (mean - norm.running_mean))
-        norm.running_var.add_(share * (variance - norm.running_var))
+            share = 1.0 / norm.num_batches_tracked.to(dtype)
+        norm.running_mean.add_(share * (mean.to(dtype) - norm.running_mean))
+        norm.running_var.add_(share * (variance.to(dtype) - norm.running_var))
 
 
-def _var_mean(z: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-    """Unbiased variance and mean over the rows of all ranks."""
+def _statistics(z_a: Tensor, z_b: Tensor, group: Group | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """(mean, unbiased variance) of each view's columns, over the rows of `group`."""
+    n = z_a.shape[0]
+    if torch.compiler.is_compiling():
+        for z in (z_a, z_b):
+            variance, mean = torch.var_mean(z.to(torch.promote_types(z.dtype, torch.float32)), 0)
+            yield mean, variance
+        return
+    # Both views in one read, by the kernels of the loss.
+    precision = "fp64" if z_a.dtype == torch.float64 else "fp32"
+    kernels = load(choose_backend("auto", z_a.device))
+    moments = kernels.column_moments(z_a, z_b.to(z_a.dtype), precision)
+    means, squares = moments[0:2], moments[2:4]
+    if group is not None:
+        count, means, squares = _of_all(n, means, squares, group)
+    else:
+        count = n
+    yield from zip(means, squares / (count - 1), strict=True)
+
+
+def _of_all(n: int, means: Tensor, squares: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, means, sums of squares about them) of all ranks from those of each."""
     from ..distributed.collectives import total
 
-    own_variance, own_mean = torch.var_mean(z.double(), 0, correction=0)
-    n = own_mean.new_tensor([z.shape[0]])
-    sums = total("statistics", torch.cat((n, n * own_mean)), group)
-    count, mean = sums[0], sums[1:] / sums[0]
-    squares = n * (own_variance + (own_mean - mean).square())
-    variance = total("statistics", squares, group) / (count - 1)
-    return variance.to(z.dtype), mean.to(z.dtype)
+    sums = total("statistics", torch.cat((means.new_tensor([n]), n * means.flatten())), group)
+    count, mean = sums[0], (sums[1:] / sums[0]).view_as(means)
+    return count, mean, total("statistics", squares + n * (means - mean).square(), group)

@@ -8,9 +8,9 @@ with VISSL 0.1.6.
     loss = scale_loss * (sum_i (C_ii - 1)^2 + lambda_ * sum over i != j of C_ij^2)
 
 Kept: the two views share one mean and one variance, so that a difference of their means counts; the
-matrices and the statistics are plain means over ranks, forward and backward; the matrix is added up without autograd's
-knowledge, so that DistributedDataParallel's gradient is 1/W of the exact one (`gradient="exact"`
-for that one); a dead (constant) feature has C_ii = 0.
+matrices and the statistics are plain means over ranks, forward and backward; the matrix is added up
+without autograd's knowledge, so that DistributedDataParallel's gradient is 1/W of the exact one
+(`gradient="exact"` for that one); a dead (constant) feature has C_ii = 0.
 
 Differs: the variance is summed about the mean, where VISSL takes E[z^2] - E[z]^2, which loses all
 digits for means far larger than the deviation. The loss of half-precision embeddings is float32.
@@ -24,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..plan import AUTOCAST_PRECISION
-from ..standardised import standardised_loss
+from ..standardised import shared_norm_loss
 from .batch_normalised import EPS, as_number, joined_ranks
 
 __all__ = ["BarlowTwinsCriterion", "BarlowTwinsLoss"]
@@ -77,12 +76,8 @@ class BarlowTwinsCriterion(nn.Module):
         scale = as_number("scale_loss", self.scale_loss)
         if joined_ranks() is not None:
             return _of_all_ranks(embedding, lambd, scale, self.eps, self.gradient)
-        z = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-        centred = z - z.mean(0)
-        u = centred * (centred.square().mean(0) + self.eps).rsqrt()
-        u_a, u_b = u.chunk(2)
-        precision = AUTOCAST_PRECISION[embedding.dtype] if z.dtype != embedding.dtype else "auto"
-        return standardised_loss(u_a, u_b, lambd, scale=scale, precision=precision)
+        z_a, z_b = embedding.chunk(2)
+        return shared_norm_loss(z_a, z_b, lambd, eps=self.eps, scale=scale)
 
     def __repr__(self) -> str:
         return pprint.pformat(

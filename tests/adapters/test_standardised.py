@@ -10,9 +10,15 @@ from formulas import outcome, penalty
 from torch import Tensor
 from torch.library import opcheck
 
-from barlow_fast.standardised import deviation_loss, forward_op, standardised_loss
+from barlow_fast.standardised import (
+    deviation_loss,
+    forward_op,
+    shared_norm_loss,
+    standardised_loss,
+)
 
 # ddof, eps inside and outside the root
+SHARED = (None, 1e-3, None)  # one mean and variance for both views
 NORMS = ((1, 0.0, 0.0), (1, 1e-3, 0.0), (0, 1e-5, 0.0), (1, 0.0, 0.3), (1, 0.2, 0.3), (0, 0.0, 0.1))
 FORMS = ("gram", "correlation")
 
@@ -25,13 +31,20 @@ def formula(norm, lambd: float, divisor: float | None, target: float):
         return (z - z.mean(0)) / ((z.var(0, correction=ddof) + inside).sqrt() + outside)
 
     def loss(z_a: Tensor, z_b: Tensor) -> Tensor:
-        c = standardise(z_a).T @ standardise(z_b) / (divisor or z_a.shape[0])
-        return penalty(c, lambd, target)
+        if norm is SHARED:
+            both = torch.cat((z_a, z_b))
+            u = (both - both.mean(0)) / (both.var(0, correction=0) + norm[1]).sqrt()
+            u_a, u_b = u.chunk(2)
+        else:
+            u_a, u_b = standardise(z_a), standardise(z_b)
+        return penalty(u_a.T @ u_b / (divisor or z_a.shape[0]), lambd, target)
 
     return loss
 
 
 def ours(norm, lambd: float, divisor: float | None, target: float, **options: str):
+    if norm is SHARED:
+        return lambda a, b: shared_norm_loss(a, b, lambd, eps=norm[1], **options)
     options = {"divisor": divisor, "off_diagonal_target": target, **options}
     if norm is None:
         return lambda a, b: standardised_loss(a, b, lambd, **options)
@@ -40,14 +53,14 @@ def ours(norm, lambd: float, divisor: float | None, target: float, **options: st
     return lambda a, b: deviation_loss(a, b, lambd, **options)
 
 
-@pytest.mark.parametrize("norm", [None, *NORMS])
+@pytest.mark.parametrize("norm", [None, SHARED, *NORMS])
 @pytest.mark.parametrize("form", FORMS)
 def test_float64_is_the_formula(form, norm, backend, poisoned):
     for shape in ((2, 1), (2, 3), (13, 7), (7, 13), (33, 65), (65, 33)):
         z_a, z_b = draw("correlated", *shape, 1, torch.float64)
         for lambd in (0.0, 0.3):
-            for divisor in (None, 10.0):
-                for target in (0.0, -1.0, 0.4):
+            for divisor in (None, 10.0) if norm is not SHARED else (None,):
+                for target in (0.0, -1.0, 0.4) if norm is not SHARED else (0.0,):
                     arguments = (norm, lambd, divisor, target)
                     exact = outcome(formula(*arguments), z_a + 0.2, z_b)
                     loss = ours(*arguments, form=form, backend=backend)
@@ -91,7 +104,8 @@ def test_precisions_lose_no_more_than_plain_torch(norm, form, precision, backend
 @pytest.mark.parametrize("form", FORMS)
 def test_gradcheck(form):
     z_a, z_b = (z.requires_grad_() for z in draw("random", 6, 4, 2, torch.float64))
-    for norm, target in ((None, 0.0), ((1, 0.0, 0.1), -1.0), ((1, 0.0, 0.0), -1.0)):
+    norms = ((None, 0.0), (SHARED, 0.0), ((1, 0.0, 0.1), -1.0), ((1, 0.0, 0.0), -1.0))
+    for norm, target in norms:
         loss = ours(norm, 0.3, 5.0, target, form=form)
         assert torch.autograd.gradcheck(loss, (z_a, z_b))
 
@@ -99,7 +113,7 @@ def test_gradcheck(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_operator_is_well_behaved(form):
     z_a, z_b = (z.requires_grad_() for z in draw("random", 6, 4, 2))
-    for ddof, outside, target in ((1, 0.0, 0.0), (1, 0.1, -1.0), (-1, 0.0, 0.0)):
+    for ddof, outside, target in ((1, 0.0, 0.0), (1, 0.1, -1.0), (-1, 0.0, 0.0), (-2, 0.0, 0.0)):
         arguments = (0.3, target, 0.0, ddof, 0.0, outside, False, form, "fp32", "auto")
         assert set(opcheck(forward_op, (z_a, z_b, *arguments)).values()) == {"SUCCESS"}
 
@@ -148,14 +162,14 @@ def test_one_sample_that_is_standardised_already():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("norm", [None, (1, 0.0, 0.0), (1, 0.0, 0.1)])
+@pytest.mark.parametrize("norm", [None, SHARED, (1, 0.0, 0.0), (1, 0.0, 0.1)])
 def test_on_a_device(norm, form):
     """The Triton set, with the centres that it takes from the sums, against float64."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     for shape in ((64, 300), (300, 64), (700, 900)):
         z_a, z_b = draw("correlated", *shape, 1)
-        for target in (0.0, -1.0):
+        for target in (0.0, -1.0) if norm is not SHARED else (0.0,):
             exact = outcome(formula(norm, 0.3, None, target), z_a.double(), z_b.double())
             for precision, bound in (("fp32", 2e-5), ("bf16", 0.05), ("fp16", 0.01)):
                 loss = ours(norm, 0.3, None, target, form=form, precision=precision)
