@@ -29,7 +29,13 @@ def opening():
             name = found[1]
             return f"[{found[0]}]({Path(name).stem}.md)" if name in known else found[0]
 
-        return re.sub(r"(?<!\[)`(\w+\.py)`", link, text)
+        def followed(found):
+            """A link of the folder: to the script's page, or its words where there is no page."""
+            name = found[2]
+            return f"[{found[1]}]({Path(name).stem}.md)" if name in known else found[1]
+
+        text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", followed, text)
+        return re.sub(r"(?<!\[)`(\w+\.py)`(?!\])", link, text)
     rows = [f"| [`{name}`]({Path(page).name}) | {title} |" for name, page, title, *_ in scripts()]
     return "\n".join(["| script | what it shows |", "|---|---|", *rows])
 
