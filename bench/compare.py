@@ -52,6 +52,8 @@ class Measure:
         more_is_better: for rates.
         drifts: whether the state of the machine changes it.
         suite: the only suite that has it; any for None.
+        least: differences below it are none, in its unit: what measuring alone makes of it.
+        share: the same as a share; a smaller threshold counts as this.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Measure:
     more_is_better: bool = False
     drifts: bool = True
     suite: str | None = None
+    least: float = 0.0
+    share: float = 0.0
 
 
 MEASURES = (
@@ -69,8 +73,12 @@ MEASURES = (
     Measure("time", ("median_s", "p20_s", "p80_s"), "s"),
     Measure("rate", ("median_per_s", "p20_per_s", "p80_per_s"), "/s", more_is_better=True),
     Measure("sent", ("counted_bytes",), "bytes", drifts=False),
-    Measure("memory", ("extra_bytes",), "bytes", drifts=False, suite="memory"),
-    Measure("largest D", ("d",), "", more_is_better=True, drifts=False, suite="largest"),
+    # Resident memory comes in pages and stacks of threads.
+    Measure("memory", ("extra_bytes",), "bytes", drifts=False, suite="memory", least=2**20),
+    # Bracketed to 5 % by its suite.
+    Measure(
+        "largest D", ("d",), "", more_is_better=True, drifts=False, suite="largest", share=0.05
+    ),
 )
 
 
@@ -415,6 +423,9 @@ def judge(
     least, most = math.exp(inner[0]), math.exp(inner[-1])
     corrected = ratio / (drift or 1.0)
     low, high = after[1] / most, after[2] / least
+    threshold = max(threshold, measure.share)
+    if abs(b[0] - a[0]) < measure.least:
+        return ratio, drift, corrected, SAME
     if corrected > 1 + threshold and low > before[2]:
         return ratio, drift, corrected, SLOWER
     if corrected < 1 / (1 + threshold) and high < before[1]:

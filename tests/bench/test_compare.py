@@ -144,16 +144,25 @@ def test_forward_bytes_memory_and_the_largest_d_are_compared_too():
     for key in ("forward_ms", "forward_p20_ms", "forward_p80_ms"):
         b[0][key] *= 2
     memory = {"suite": "memory", "n": 512, "d": 64, "dtype": "fp32", "peer": "ours",
-              "extra_bytes": 1000, "provenance": ORIGIN}  # fmt: skip
+              "extra_bytes": 10 << 20, "provenance": ORIGIN}  # fmt: skip
     largest = {"suite": "largest", "n": 256, "d": 4096, "dtype": "fp32", "peer": "ours",
                "provenance": ORIGIN}  # fmt: skip
     a += [memory, largest]
-    b += [memory | {"extra_bytes": 1500}, largest | {"d": 8192}]
+    b += [memory | {"extra_bytes": 15 << 20}, largest | {"d": 8192}]
     found = {each.measure: each.verdict for each in compare.compare(a, b, 0.03).comparisons}
     assert found == {
         "forward": compare.SLOWER, "memory": compare.SLOWER, "largest D": compare.FASTER,
         "time": compare.SAME,
     }  # fmt: skip
+
+
+def test_what_measuring_alone_makes_of_memory_and_of_the_largest_d_is_no_difference():
+    memory = next(measure for measure in compare.MEASURES if measure.suite == "memory")
+    largest = next(measure for measure in compare.MEASURES if measure.suite == "largest")
+    assert compare.judge(memory, (2**20,), (1.9 * 2**20,), [], 0.03)[3] == compare.SAME
+    assert compare.judge(memory, (2**20,), (2.1 * 2**20,), [], 0.03)[3] == compare.SLOWER
+    assert compare.judge(largest, (104,), (100,), [], 0.03)[3] == compare.SAME
+    assert compare.judge(largest, (106,), (100,), [], 0.03)[3] == compare.SLOWER
 
 
 @pytest.fixture

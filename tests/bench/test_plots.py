@@ -235,6 +235,24 @@ def test_check_asks_for_the_mark_and_not_for_the_bytes(folder):
     assert f"{path} is out of date" in check(folder).output
 
 
+def test_without_matplotlib_there_are_still_tables(folder, monkeypatch):
+    found = report.importlib.util.find_spec
+    monkeypatch.setattr(
+        report.importlib.util,
+        "find_spec",
+        lambda name: None if name == "matplotlib" else found(name),
+    )
+    rows = results.read(folder / "cpu-example.jsonl")
+    rows[1]["median_ms"] = 1333.0
+    results.merge(folder / "cpu-example.jsonl", rows)
+    before = (folder / "index.html").read_bytes()
+    outcome = CliRunner().invoke(app, arguments(folder))
+    assert outcome.exit_code == 1
+    assert "left as they are: they need matplotlib" in outcome.stderr
+    assert "1333" in (folder / "README.md").read_text()
+    assert (folder / "index.html").read_bytes() == before
+
+
 def test_figures_of_rows_that_are_gone_go_too(folder):
     other = folder / "figures" / "drawn-by-hand.svg"
     other.write_text("<svg/>")
