@@ -219,8 +219,8 @@ def measure_group(
         if reason is not None:
             group.problems[peer] = reason
             continue
-        action = TimedCall(peer.build(n, d, variant.dtype), turns, variant)
         try:
+            action = TimedCall(peer.build(n, d, variant.dtype), turns, variant)
             estimate, outcome = action.on(pairs[0])
             problem = agreement.check_timed(outcome, truths.of(peer.mathematics), variant)
             del outcome

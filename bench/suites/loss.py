@@ -36,7 +36,10 @@ def command(
             "fp16-inputs. Default: all."
         ),
     ] = None,
-    peers: Annotated[str | None, typer.Option(help="Names, comma-separated. Default: all.")] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(help="Names, comma-separated, or 'all'. Default: all; on cuda some of them."),
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Time for each peer at each shape and dtype.")
     ] = None,

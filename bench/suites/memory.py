@@ -51,7 +51,10 @@ def command(
             "fp16-inputs. Default: fp32; on cuda also bf16-inputs."
         ),
     ] = None,
-    peers: Annotated[str | None, typer.Option(help="Names, comma-separated. Default: all.")] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(help="Names, comma-separated, or 'all'. Default: all; on cuda some of them."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON Lines file. Default: this machine's in bench/results.")
     ] = None,
