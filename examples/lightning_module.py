@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=1)
     options = parser.parse_args(arguments)
 
-    lightning.seed_everything(options.seed, verbose=False)
+    torch.manual_seed(options.seed)
     model = BarlowTwins(options.seed)
     before = accuracy(model.encoder)
     trainer = lightning.Trainer(
