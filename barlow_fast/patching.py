@@ -120,6 +120,17 @@ TARGETS = {
             "22.5",
             (Replacement("catalyst.contrib.losses.contrastive", "BarlowTwinsLoss", "catalyst"),),
         ),
+        Target(
+            "ptls",
+            "pytorch-lifestream",
+            "0.7",
+            "0.8",
+            (
+                Replacement(
+                    "ptls.frames.coles.losses.barlow_twins_loss", "BarlowTwinsLoss", "lifestream"
+                ),
+            ),
+        ),
     )
 }
 
@@ -204,8 +215,8 @@ def patch(name: str, *, everywhere: bool = False, force: bool = False) -> Patch:
     patching, `isinstance(x, lightly.loss.BarlowTwinsLoss)` asks for ours.
 
     Args:
-        name: 'lightly', 'monai', 'stable_pretraining', 'solo', 'mmpretrain', 'mmselfsup', 'vissl'
-            or 'catalyst'.
+        name: 'lightly', 'monai', 'stable_pretraining', 'solo', 'mmpretrain', 'mmselfsup', 'vissl',
+            'catalyst' or 'ptls', or what pip calls the package.
         everywhere: also replace it in modules outside the package that have imported it by name,
             such as the running script. Without it they are named in the handle and logged.
         force: patch versions that the drop-in was not tested with, too.

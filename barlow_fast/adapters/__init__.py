@@ -16,6 +16,8 @@ in for. Each module says which numbers it keeps, quirks included.
 | `adapters.catalyst` | `catalyst.contrib.losses.BarlowTwinsLoss` |
 | `adapters.lightning_tutorial` | `BarlowTwinsLoss` of the Lightning tutorial |
 | `adapters.susmelj` | `BarlowTwinsLoss` of IgorSusmelj/barlowtwins |
+| `adapters.ffcv_ssl` | `BarlowTwinsLoss` of facebookresearch/FFCV-SSL |
+| `adapters.lifestream` | `ptls.frames.coles.losses.BarlowTwinsLoss` of pytorch-lifestream |
 | `adapters.hsic` | the loss inside `train` of yaohungt/Barlow-Twins-HSIC |
 
 What all of them change besides speed and memory: embeddings in half precision, or under autocast,

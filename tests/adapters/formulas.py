@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from barlow_fast.adapters import (
     catalyst,
+    ffcv_ssl,
     hsic,
+    lifestream,
     lightly,
     lightning_tutorial,
     mmpretrain,
@@ -99,6 +101,18 @@ class Case(NamedTuple):
     dead_is_nan: bool = False
 
 
+def _interleaved(z_a: Tensor, z_b: Tensor) -> Tensor:
+    both = torch.stack((z_a, z_b), 1).flatten(0, 1)
+    target = torch.arange(z_a.shape[0]).repeat_interleave(2)
+    return lifestream.BarlowTwinsLoss(LAMBDA)(both, target)
+
+
+def _ffcv(z_a: Tensor, z_b: Tensor) -> Tensor:
+    wide = torch.promote_types(z_a.dtype, torch.float32)
+    norm = nn.BatchNorm1d(z_a.shape[1], affine=False, dtype=wide)
+    return ffcv_ssl.BarlowTwinsLoss(norm, BATCH, 1, LAMBDA)(z_a, z_b)
+
+
 CASES = {
     "lightly": Case(of_norm(batch_norm), lightly.BarlowTwinsLoss(LAMBDA)),
     "solo_learn": Case(
@@ -137,6 +151,8 @@ CASES = {
     "catalyst": Case(
         of_norm(lambda z: unbiased(z, inside=1e-12), lambd=1.0), catalyst.BarlowTwinsLoss()
     ),
+    "ffcv_ssl": Case(of_norm(batch_norm, divisor=BATCH), _ffcv),
+    "lifestream": Case(of_norm(lambda z: z), _interleaved),
     "susmelj": Case(of_norm(unbiased), susmelj.BarlowTwinsLoss("cpu", LAMBDA), dead_is_nan=True),
     "lightning_tutorial": Case(
         of_norm(unbiased, divisor=BATCH),

@@ -15,7 +15,9 @@ from torch import nn
 
 from barlow_fast.adapters import (
     catalyst,
+    ffcv_ssl,
     hsic,
+    lifestream,
     lightly,
     lightning_tutorial,
     mmpretrain,
@@ -77,6 +79,12 @@ SIGNATURES = {
         {"batch_size": EMPTY, "lambda_coeff": 5e-3, "z_dim": 128},
         ("z1", "z2"),
     ),
+    "ffcv_ssl": (
+        ffcv_ssl.BarlowTwinsLoss,
+        {"bn": EMPTY, "batch_size": EMPTY, "world_size": EMPTY, "lambd": 0.0051},
+        ("z1", "z2"),
+    ),
+    "lifestream": (lifestream.BarlowTwinsLoss, {"lambd": EMPTY}, ("model_outputs", "target")),
     "susmelj": (
         susmelj.BarlowTwinsLoss,
         {"device": EMPTY, "lambda_param": 5e-3},
@@ -172,6 +180,15 @@ def test_vissl_errors_and_repr():
     assert torch.equal(loss(both, None), criterion(both))
     assert "'name': 'BarlowTwinsLoss'" in repr(loss)
     assert not loss.state_dict()
+
+
+def test_lifestream_positions():
+    loss = lifestream.BarlowTwinsLoss(0.1)
+    assert loss(z(6, 4), torch.tensor([5, 5, 1, 1, 2, 2])).isfinite()
+    with pytest.raises(AssertionError, match=r"Wrong embedding positions"):
+        loss(z(6, 4), torch.tensor([5, 1, 2, 5, 1, 2]))
+    with pytest.raises(ValueError, match=r"\(5, 4\)"):
+        loss(z(5, 4), torch.arange(5))
 
 
 def test_mm_configurations():
