@@ -26,7 +26,7 @@ from bench.optional import Console, Table, typer
 from bench.results import Row
 
 SECTION = "All suites"
-GRACE = 60.0  # seconds beyond its share after which a suite is ended
+GRACE = 120.0  # seconds beyond its share after which a suite is ended
 STOP_SECONDS = 10.0  # for a suite to end once it has been asked to
 INTERRUPTED = 130  # exit status, as a shell has it
 
