@@ -12,7 +12,7 @@ from bench.plots.drawing import Data, Picture
 from bench.results import Row
 
 PLACE = 2
-SPREAD = 0.4  # of the intensity, from the first peer to the last: their ranges stay apart
+SPREAD, MOST_SPREAD = 0.035, 0.4  # of the intensity, by peer and in all: ranges stay apart
 ACROSS = 3  # panels side by side; a crowd of peers needs wide ones
 MOST_PANELS = 3
 PREFERRED = ("fp32", "tf32", "bf16-inputs")  # where there are more dtypes than panels
@@ -175,7 +175,8 @@ def _panel(axes: Any, panel: Data, styles: Mapping[str, Data], handles: dict[str
     peers = list(styles)
     for peer, points in panel["points"].items():
         style = styles[peer]
-        shift = 1 + SPREAD * (peers.index(peer) / max(len(peers) - 1, 1) - 0.5)
+        spread = min(SPREAD * (len(peers) - 1), MOST_SPREAD)
+        shift = 1 + spread * (peers.index(peer) / max(len(peers) - 1, 1) - 0.5)
         x, low, middle, high = zip(*points, strict=True)
         x = [value * shift for value in x]
         line = {} if drawing.is_ours(peer) else {"linestyle": "none"}

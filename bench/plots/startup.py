@@ -12,7 +12,7 @@ from bench.results import Row
 PLACE = 7
 KEYS = ("median_ms", "p20_ms", "p80_ms")
 WORDS = {
-    "import": "Import, beyond that of torch",
+    "import": "Import of torch, and what each package adds to it",
     "first-call": "First call",
     "second-call": "Second call",
     "triton-kernels": "Triton kernels, compiled ahead of time",
