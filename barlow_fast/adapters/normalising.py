@@ -128,6 +128,6 @@ def _of_all(n: int, means: Tensor, squares: Tensor, group: Group) -> tuple[Tenso
     """(rows, means, sums of squares about them) of all ranks from those of each."""
     from ..distributed.collectives import total
 
-    sums = total("statistics", torch.cat((means.new_tensor([n]), n * means.flatten())), group)
+    sums = total("statistics", torch.cat((means.new_full((1,), n), n * means.flatten())), group)
     count, mean = sums[0], (sums[1:] / sums[0]).view_as(means)
     return count, mean, total("statistics", squares + n * (means - mean).square(), group)
