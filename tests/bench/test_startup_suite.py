@@ -55,9 +55,9 @@ def test_a_fresh_process_tells_its_imports_and_its_calls():
     found = processes.start(Visit("process", "ours-aten", 16, 32, "fp32"), "cpu", 240.0)
     assert found["problem"] is None
     assert "import" not in found
-    assert 0 < found["second"] < found["first"]
-    # Whatever else this machine does, importing torch takes longer than one tiny step.
-    assert found["torch"] > found["second"]
+    # Whatever else this machine does, importing torch takes longer than any of these.
+    assert 0 < found["first"] < found["torch"]
+    assert 0 < found["second"] < found["torch"]
 
 
 def test_a_process_that_fails_is_told_by_its_last_line():
