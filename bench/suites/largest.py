@@ -98,6 +98,7 @@ def command(
                     "dtype": variant.name,
                     "peer": peer.name,
                     "source": peer.source,
+                    "exact": peer.exact,
                     "limit_bytes": limit,
                     **found,
                     "provenance": origin,
