@@ -1,7 +1,7 @@
 """Barlow Twins in a loop of one's own under Hugging Face's accelerate.
 
     python examples/accelerate_loop.py
-    accelerate launch --num_processes 2 --cpu examples/accelerate_loop.py
+    torchrun --nproc_per_node 2 examples/accelerate_loop.py      # or accelerate launch, on GPUs
 
 accelerate puts model and batches on devices, deals batches to processes and casts; the loss needs
 one word about it: with several processes, `process_group="world"` makes it that of all their
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", default="no", help="bf16; fp16 on GPUs")
     options = parser.parse_args(arguments)
 
-    accelerator = Accelerator(mixed_precision=options.precision)
+    # Without `cpu`, processes that torchrun starts on a machine without GPUs stay strangers.
+    cpu = not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision=options.precision, cpu=cpu)
     set_seed(options.seed)  # the same weights on every process
     table = torch.from_numpy(load_digits().data).float() / 16
 
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     group = "world" if accelerator.num_processes > 1 else None
     criterion = BarlowTwinsLoss(process_group=group)
+    set_seed(options.seed, device_specific=True)  # other views on every process
 
     step = 0
     while step < options.steps:
