@@ -56,7 +56,7 @@ PARTS = {
     part.name: part
     for part in (
         Part("compilation", 1.0),
-        Part("loss", 6.0, (), 0.6),
+        Part("loss", 6.0, ("--compiled-shapes", "256x1024"), 0.6),
         Part("distributed", 1.5, ("--shapes", "2048x8192", "--ranks", "2"), 0.35),
         Part("memory", 1.5, ("--shapes", "256x8192"), 0.2),
         Part("views", 1.5, ("--cases", "arrays-32,kernel"), 0.3, ("--cases", "arrays-32")),
