@@ -376,7 +376,7 @@ def _reading() -> str:
 
 def _times(groups: dict[tuple[Any, ...], dict[str, Row]], brief: bool) -> str:
     heads = ["batch", "D", "loss of", "step, ms", *([] if brief else ["p20", "p80"])]
-    heads += ["loss, ms", "share of the step", "step × lightly"]
+    heads += ["loss, ms", "share of the step", "times as fast"]
     lines = [_line(heads), _line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
     for (_, d, n), group in groups.items():
         for name in (LIGHTLY, PATCHED):
