@@ -27,7 +27,7 @@ QUICK_FIRST, QUICK_LIMIT_GB, QUICK_PEERS = (1024, 2048), 0.3, "ours,official"
 STEP = 256  # tries are multiples of this
 CLOSE = 1.05  # failed over worked: close enough
 MOST_TRIES = 12
-MOST_D = 1 << 22  # beyond what anybody's memory was said to need
+MOST_D = 1 << 24  # far beyond what 20 GB hold
 HEADROOM = 1.03  # of the limit, which must be free
 
 console = Console(highlight=False, soft_wrap=True)
