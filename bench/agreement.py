@@ -89,9 +89,6 @@ def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
     return Outcome(*truth_of.exact(pair, mathematics))
 
 
-exact_truth = truth  # what the suites of several ranks call it
-
-
 class Truths:
     """The truths of one pair. Each mathematics is evaluated when it is first asked for; factors
     share one evaluation.

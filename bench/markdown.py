@@ -1,4 +1,4 @@
-"""The Markdown that suites write, as HTML: paragraphs, tables, lists, details, images.
+"""The Markdown that suites write, and its HTML: paragraphs, tables, lists, details, images.
 
 Whatever is not one of these is text, and all text is escaped: rows may hold any string.
 """
@@ -18,6 +18,11 @@ INLINE = (
 )
 
 Image = Callable[[str, str], str]
+
+
+def table_line(cells: Sequence[str]) -> str:
+    """One line of a table in Markdown."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def to_html(text: str, image: Image) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bench.gpu.loss import COMPILED_SHAPES, FIRST_SHAPES, FIRST_VARIANTS
 from bench.inputs import CUDA_VARIANTS
+from bench.markdown import table_line
 from bench.peers import discover
 from bench.results import Row
 
@@ -42,7 +43,7 @@ def memory(rows: Sequence[Row]) -> str:
             cells += [short_problem(row["problem"]), "–"]
         else:
             cells += [f"{row['extra_bytes'] / 2**20:.1f}", f"{row['extra_over_inputs']:.3g}"]
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     reading = (
         "Extra: the most that torch's allocator had handed out during one forward and backward "
         "pass, less what it had before it (both inputs included) and less both gradients. "
@@ -96,13 +97,13 @@ def _wide_table(groups: Groups) -> str:
     others = [name for name in titles if name != "ours"]
     heads = ["N × D", "floor", titles.get("ours", "barlow_fast"), "of floor"]
     heads += [titles[name] for name in others]
-    lines = [_line(heads), _line(["---:"] * len(heads))]
+    lines = [table_line(heads), table_line(["---:"] * len(heads))]
     for (n, d), group in groups.items():
         ours = group.get("ours")
         cells = [f"{n} × {d}", _short(next(iter(group.values()))["floor_ms"])]
         cells += [f"**{_cell(ours)}**" if ours else "–", _fraction(ours)]
         cells += [_cell(group.get(name), ours) for name in others]
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     return "\n".join(lines)
 
 
@@ -158,7 +159,7 @@ def _long_table(groups: Groups) -> str:
     titles = _titles(groups)
     heads = ["N × D", "implementation", "called ms", "p20", "p80", "repeats"]
     heads += ["replayed ms", "p20", "p80", "repeats", "of floor"]
-    lines = [_line(heads), _line(["---:", "---", *["---:"] * 9])]
+    lines = [table_line(heads), table_line(["---:", "---", *["---:"] * 9])]
     for (n, d), group in groups.items():
         for name, row in ((name, group[name]) for name in titles if name in group):
             cells = [f"{n} × {d}", titles[name]]
@@ -166,7 +167,7 @@ def _long_table(groups: Groups) -> str:
             cells += [str(row["repeats"])]
             cells += [_short(row[key]) for key in ("graph_ms", "graph_p20_ms", "graph_p80_ms")]
             cells += [str(row["graph_repeats"]), _fraction(row)]
-            lines.append(_line(cells))
+            lines.append(table_line(cells))
     return "<details><summary>Percentiles</summary>\n\n" + "\n".join(lines) + "\n\n</details>"
 
 
@@ -190,7 +191,3 @@ def _short(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

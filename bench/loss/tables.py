@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.inputs import VARIANTS
 from bench.loss import grid
+from bench.markdown import table_line
 from bench.optional import Table
 from bench.peers import discover
 from bench.results import Row
@@ -114,12 +115,12 @@ def _wide_table(groups: Groups) -> str:
     others = [name for name in titles if name != "ours"]
     heads = ["N × D", "floor", titles.get("ours", "ours"), "of floor"]
     heads += [titles[name] for name in others]
-    lines = [_line(heads), _line(["---:"] * len(heads))]
+    lines = [table_line(heads), table_line(["---:"] * len(heads))]
     for shape, group in groups.items():
         ours = _timed(group, "ours")
         cells = _first_cells(shape, group, ours)
         cells += [_cell(group.get(name), ours) for name in others]
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     return "\n".join(lines)
 
 
@@ -128,14 +129,14 @@ def _brief_table(groups: Groups) -> str:
     shown = [name for name in SHOWN if name in titles]
     heads = ["N × D", "floor", titles.get("ours", "ours"), "of floor", "fastest other"]
     heads += [titles[name] for name in shown]
-    lines = [_line(heads), _line(["---:"] * len(heads))]
+    lines = [table_line(heads), table_line(["---:"] * len(heads))]
     for shape, group in groups.items():
         ours = _timed(group, "ours")
         cells = _first_cells(shape, group, ours)
         best = fastest_public(group)
         cells.append(f"{_cell(best, ours)} {titles[best['peer']]}" if best else "–")
         cells += [_cell(group.get(name), ours) for name in shown]
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     return "\n".join(lines)
 
 
@@ -211,7 +212,7 @@ def _long_table(groups: Groups) -> str:
         "N × D", "implementation", "median ms", "p20", "p80", "repeats", "of floor", "forward ms",
         "p20", "p80",
     ]  # fmt: skip
-    lines = [_line(heads), _line(["---:", "---", *["---:"] * 8])]
+    lines = [table_line(heads), table_line(["---:", "---", *["---:"] * 8])]
     for (n, d), group in groups.items():
         for name in titles:
             row = _timed(group, name)
@@ -224,7 +225,7 @@ def _long_table(groups: Groups) -> str:
             ]
             fraction = f"{row['fraction_of_floor']:.1%}"
             cells = [*times, str(row["repeats"]), fraction, *forward]
-            lines.append(_line([f"{n} × {d}", titles[name], *cells]))
+            lines.append(table_line([f"{n} × {d}", titles[name], *cells]))
     return "<details><summary>Percentiles, and the forward half alone</summary>\n\n" + (
         "\n".join(lines) + "\n\n</details>"
     )
@@ -242,7 +243,3 @@ def _problems(groups: Groups) -> list[str]:
     if not lines:
         return []
     return ["<details><summary>Left out</summary>\n\n" + "\n".join(lines) + "\n\n</details>"]
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -16,6 +16,7 @@ from typing import Annotated
 
 from bench import provenance, results
 from bench.inputs import VARIANTS, Variant, parse_shapes
+from bench.markdown import table_line
 from bench.optional import Console, typer
 from bench.ranks import implementations, measurement, official, processes
 from bench.ranks.implementations import OFFICIAL, Implementation
@@ -250,7 +251,7 @@ def _table(
     heads = ["N × D", "ranks", "implementation", "s", "MiB sent", "by the system", "fewer bytes"]
     if not brief:
         heads[4:4] = ["p20", "p80", "repeats"]
-    lines = [_line(heads), _line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
+    lines = [table_line(heads), table_line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
     for (n, d, ranks), group in groups.items():
         all_reduce = official.wire_bytes(d, ranks, itemsize)
         for name, title in titles.items():
@@ -259,7 +260,9 @@ def _table(
             row = group[name]
             cells = [f"{n} × {d}", str(ranks), title]
             if "problem" in row:
-                lines.append(_line([*cells, f"– ({row['problem']})", *["–"] * (len(heads) - 4)]))
+                lines.append(
+                    table_line([*cells, f"– ({row['problem']})", *["–"] * (len(heads) - 4)])
+                )
                 continue
             if row["auto"]:
                 cells[2] += " (auto)"
@@ -272,7 +275,7 @@ def _table(
             cells.append("–" if row["wire_bytes"] is None else _mib(row["wire_bytes"]))
             ratio = all_reduce / row["counted_bytes"]
             cells.append("" if name == OFFICIAL else f"{ratio:.1f}×")
-            lines.append(_line(cells))
+            lines.append(table_line(cells))
     text = "\n".join(lines)
     if itemsize == 2:
         text += "\n\nFewer bytes than an all-reduce of C in two bytes an element would send."
@@ -300,7 +303,3 @@ def _summary(groups: dict[tuple[int, int, int], dict[str, Row]]) -> str:
     if slower:
         parts.append("It is slower at: " + "; ".join(slower) + ".")
     return " ".join(parts)
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

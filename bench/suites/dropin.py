@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import provenance, results
+from bench.markdown import table_line
 from bench.optional import Console, typer
 from bench.results import Row, rounded
 from bench.timing import percentile
@@ -378,7 +379,7 @@ def _reading() -> str:
 def _times(groups: dict[tuple[Any, ...], dict[str, Row]], brief: bool) -> str:
     heads = ["batch", "D", "loss of", "step, ms", *([] if brief else ["p20", "p80"])]
     heads += ["loss, ms", "share of the step", "times as fast"]
-    lines = [_line(heads), _line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
+    lines = [table_line(heads), table_line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
     for (_, d, n), group in groups.items():
         for name in (LIGHTLY, PATCHED):
             if name not in group:
@@ -390,14 +391,14 @@ def _times(groups: dict[tuple[Any, ...], dict[str, Row]], brief: bool) -> str:
             compared = name == PATCHED and LIGHTLY in group
             ratio = group[LIGHTLY]["median_ms"] / each["median_ms"] if compared else 0.0
             cells.append(f"{ratio:.2f}×" if compared else "")
-            lines.append(_line(cells))
+            lines.append(table_line(cells))
     return "\n".join(lines)
 
 
 def _differences(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
     heads = ["batch", "D", "precision", "steps", "run", "on the same embeddings: loss", "gradient"]
     heads += ["on its own: first step", "median", "largest"]
-    lines = [_line(heads), _line(["---:", "---:", "---", "---:", "---", *["---:"] * 5])]
+    lines = [table_line(heads), table_line(["---:", "---:", "---", "---:", "---", *["---:"] * 5])]
     for (dtype, d, n), group in groups.items():
         for name in (PATCHED, MOVED):
             if name not in group:
@@ -409,7 +410,7 @@ def _differences(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
             )  # fmt: skip
             cells = [str(n), str(d), dtype, str(each["steps"]), TITLES[name]]
             cells += [f"{each[key]:.1e}" if key in each else "" for key in keys]
-            lines.append(_line(cells))
+            lines.append(table_line(cells))
     return "\n".join(lines)
 
 
@@ -428,7 +429,3 @@ def _verdict(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
             ratio = group[PATCHED]["median_ms"] / group[LIGHTLY]["median_ms"]
             texts += [f"A patched step is slower there ({ratio:.2f} times)."] if ratio > 1 else []
     return " ".join(texts)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bench import provenance, results
+from bench.markdown import table_line
 from bench.optional import typer
 from bench.ranks import figure, scaling
 from bench.results import Row, rounded
@@ -120,13 +121,13 @@ def _table(rows: list[Row]) -> str:
         "D", "barlow_fast, ms", "layout", "MB sent", "all-reduce of C, ms", "MB sent",
         "times as fast", "fewer bytes",
     ]  # fmt: skip
-    lines = [_line(heads), _line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
+    lines = [table_line(heads), table_line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
     for row in rows:
         ours, other = row["ours"], row["all_reduce"]
         time = _short(other["seconds"] * 1e3)
         ratio = _ratio(other["seconds"] / ours["seconds"])
         lines.append(
-            _line(
+            table_line(
                 [
                     str(row["d"]),
                     f"**{_short(ours['seconds'] * 1e3)}**",
@@ -162,7 +163,3 @@ def _short(value: float) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:.0f}×" if value >= 20 else f"{value:.1f}×"
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from bench import devices, provenance, results
 from bench.inputs import parse_shapes, parse_variants
+from bench.markdown import table_line
 from bench.optional import Console, typer
 from bench.peers import discover
 from bench.results import Row, rounded
@@ -220,14 +221,14 @@ def _cells(row: Row | None, brief: bool) -> list[str]:
 
 def _imports(found: dict[str, Row], brief: bool) -> str:
     heads = ["import", "ms", *([] if brief else ["p20 to p80 (processes)"]), "× `import torch`"]
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    lines = [table_line(heads), table_line(["---", *["---:"] * (len(heads) - 1)])]
     torch = found.get(TORCH)
     for name, title in titles().items():
         if name in found:
             ratio = found[name]["median_ms"] / torch["median_ms"] if torch else None
             shown = "" if ratio is None else f"{ratio:.3g}×"
             what = "`torch`" if name == TORCH else f"{title}: `{MODULES[name]}` beyond torch"
-            lines.append(_line([what, *_cells(found[name], brief), shown]))
+            lines.append(table_line([what, *_cells(found[name], brief), shown]))
     return "\n".join(lines)
 
 
@@ -257,11 +258,11 @@ def _calls(found: dict[tuple[str, str], Row], brief: bool) -> str:
     heads = ["implementation"]
     for case in cases:
         heads += [CALLS[case]] if brief else [CALLS[case], "p20 to p80 (processes)"]
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    lines = [table_line(heads), table_line(["---", *["---:"] * (len(heads) - 1)])]
     for name, title in titles().items():
         if any(peer == name for _, peer in found):
             cells = [_cells(found.get((case, name)), brief) for case in cases]
-            lines.append(_line([title, *itertools.chain.from_iterable(cells)]))
+            lines.append(table_line([title, *itertools.chain.from_iterable(cells)]))
     return "\n".join(lines)
 
 
@@ -287,7 +288,3 @@ def _kernels(row: Row, shape: str) -> str:
         f"{_short(row['median_ms'])} ms ({_short(row['p20_ms'])} to {_short(row['p80_ms'])}, "
         f"{row['repeats']} processes), one after the other, with an empty cache and no GPU."
     )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from bench import devices, provenance, results
 from bench.devices import Cpu, Cuda
+from bench.markdown import table_line
 from bench.optional import Console, typer
 from bench.results import Row, rounded
 from bench.timing import percentile
@@ -295,7 +296,7 @@ def _table(found: dict[str, Row], brief: bool) -> str:
     heads = ["implementation", "images/s"]
     heads += [] if brief else ["p20", "p80", "turns", "versions"]
     heads += ["of views ready", "waits for data", "loss", "× official recipe", "× lightly"]
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    lines = [table_line(heads), table_line(["---", *["---:"] * (len(heads) - 1)])]
     for name, title in TITLES.items():
         if name not in found:
             continue
@@ -311,7 +312,7 @@ def _table(found: dict[str, Row], brief: bool) -> str:
             shown = name == OURS and other in found
             ratio = each["median_per_s"] / found[other]["median_per_s"] if shown else 0.0
             cells.append(f"{ratio:.2f}×" if shown else "")
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     return "\n".join(lines)
 
 
@@ -335,7 +336,3 @@ def _verdict(case: Case, found: dict[str, Row]) -> str:
     ]
     texts += [f"Slower than {' and '.join(slower)}."] if slower else []
     return " ".join(texts)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

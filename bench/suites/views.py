@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bench import devices, floor, provenance, results
+from bench.markdown import table_line
 from bench.optional import Console, typer
 from bench.results import Row, rounded
 from bench.timing import percentile
@@ -265,7 +266,7 @@ def _table(case: Case, found: dict[str, Row], brief: bool) -> str:
     heads = ["implementation", f"{case.unit}/s"]
     heads += [] if brief else ["p20", "p80", "turns", "versions"]
     heads.append("of copy" if kernel else f"× {TITLES[OFFICIAL]}")
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    lines = [table_line(heads), table_line(["---", *["---:"] * (len(heads) - 1)])]
     other = found.get(OFFICIAL)
     # A GPU's kernels are named by the rows alone.
     for name in (*case.feeds, *(name for name in found if name not in case.feeds)):
@@ -284,7 +285,7 @@ def _table(case: Case, found: dict[str, Row], brief: bool) -> str:
             cells.append("")
         else:
             cells.append(f"{each['median_per_s'] / other['median_per_s']:.2f}×")
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     return "\n".join(lines)
 
 
@@ -304,7 +305,3 @@ def _verdict(case: Case, found: dict[str, Row]) -> str:
         if peer in found and ours[name]["median_per_s"] < found[peer]["median_per_s"]
     ]
     return text + (f" Slower: {'; '.join(slower)}." if slower else "")
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
