@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,7 +121,13 @@ def test_a_dry_run_prints_a_plan_and_settings_that_read_back(tmp_path: Path, mon
     text = result.output.split("(a file for --config)\n")[1]
     (tmp_path / "run.yaml").write_text(text)
     again = pretrain("--config", "run.yaml", "--dry-run")
-    assert again.output == result.output
+
+    def planned(output: str) -> str:  # the rest of the machine changes what is free meanwhile
+        text, found = re.subn(r"(has )[\d.]+( GiB)", r"\1...\2", output)
+        assert found == 1
+        return text
+
+    assert planned(again.output) == planned(result.output)
 
 
 def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path: Path):
