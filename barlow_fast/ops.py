@@ -102,9 +102,9 @@ class BarlowTwinsFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, *_):
         need_a, need_b = ctx.needs_input_grad[:2]
-        gradients = BarlowTwinsGradient.apply(
-            grad, *ctx.saved_tensors, *ctx.options, need_a, need_b
-        )
+        # Gradients are recorded here only for the sake of second derivatives.
+        gradient = BarlowTwinsGradient.apply if torch.is_grad_enabled() else backward
+        gradients = gradient(grad, *ctx.saved_tensors, *ctx.options, need_a, need_b)
         wanted = (g if need else None for g, need in zip(gradients, (need_a, need_b), strict=True))
         return *wanted, None, None, None, None, None
 

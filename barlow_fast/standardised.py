@@ -422,7 +422,9 @@ class DeviationFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         need = ctx.needs_input_grad[:2]
-        gradients = DeviationGradient.apply(grad, *ctx.saved_tensors, *ctx.options, *need)
+        # Gradients are recorded here only for the sake of second derivatives.
+        gradient = DeviationGradient.apply if torch.is_grad_enabled() else backward
+        gradients = gradient(grad, *ctx.saved_tensors, *ctx.options, *need)
         wanted = (g if needed else None for g, needed in zip(gradients, need, strict=True))
         return *wanted, *(None for _ in ctx.options)
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from .. import tiles
-from ..aten import correlation_layout, gram_layout, terms
+from ..aten import correlation_layout, gram_layout
 from ..photometry import check_arguments
 from ..precision import OPERAND_DTYPE, accumulation_dtype
 from .memory import POOL
 
-__all__ = ["correlation_layout", "gram_layout", "terms"]
+__all__ = ["correlation_layout", "gram_layout"]
 
 NAME = "cpu"
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
@@ -112,7 +112,12 @@ def standardisation(
 
 
 def statistics(z_a: Tensor, z_b: Tensor, eps: float, precision: str) -> tuple[Tensor, Tensor]:
-    return standardisation(column_moments(z_a, z_b, precision), z_a.shape[0], eps, precision)
+    statistics = torch.empty((7, z_a.shape[1]), dtype=accumulation_dtype(precision))
+    sums = torch.empty((1, 2), dtype=torch.float64)
+    torch.ops.barlow_fast_cpu.statistics(
+        _rows(z_a), _rows(z_b), _OPERAND[precision], eps, statistics, sums
+    )
+    return statistics, sums
 
 
 def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
@@ -232,6 +237,23 @@ def correlation_gradients(
         grad_b,
     )
     return grad_a, grad_b
+
+
+def terms(
+    sums: Tensor,
+    parts: Tensor,
+    divisor: int,
+    diagonal_included: bool,
+    lambd: float,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(precision)
+    loss, on_diagonal, off_diagonal = (torch.empty((), dtype=dtype) for _ in range(3))
+    torch.ops.barlow_fast_cpu.terms(
+        sums.contiguous(), parts.contiguous(), divisor, diagonal_included, lambd,
+        loss, on_diagonal, off_diagonal,
+    )  # fmt: skip
+    return loss, on_diagonal, off_diagonal
 
 
 def photometric(

@@ -219,18 +219,16 @@ double scalar_of(const Tensor& x) {
 
 // ---- moments and standardisation ----------------------------------------------------------------------------------
 
-void column_moments(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, Tensor out) {
+// (5, D) moments of the pair in the calling thread's scratch memory: until its next use.
+double* moments_in_scratch(const Tensor& z_a, const Tensor& z_b, int64_t operand_code) {
   const Element accumulation = accumulation_of(operand_of(operand_code));
   check_pair(z_a, z_b);
   const int64_t n = z_a.size(0), d = z_a.size(1);
-  check_shape(out, "moments", 5, d);
-  STD_TORCH_CHECK(element_of(out) == Element::f64, "barlow_fast: moments must be float64");
   // The cuts depend on the shape alone where they change the sums.
   const int64_t rows = n >= 4096 && d <= 4096 ? 2048 : std::max<int64_t>(n, 1);
   const int64_t row_parts = ceil_div(n, rows);
   const int64_t columns = std::min<int64_t>(512, std::max<int64_t>(64, round_up(ceil_div(d, 4 * threads()), 64)));
   const int64_t column_parts = ceil_div(d, columns);
-  TrimOnExit trim;
   double* parts = static_cast<double*>(call_scratch.get(static_cast<size_t>(row_parts * 5 * d) * sizeof(double)));
   const View a = view_of(z_a, "z_a"), b = view_of(z_b, "z_b");
   run_tasks(row_parts * column_parts, [&](int64_t i) {
@@ -254,24 +252,47 @@ void column_moments(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, 
       total[4 * d + c] += next[4 * d + c] + delta_a * delta_b * both;
     }
   }
-  std::memcpy(out.mutable_data_ptr(), total, static_cast<size_t>(5 * d) * sizeof(double));
+  return total;
 }
 
-void standardisation(const Tensor& moments, int64_t count, double eps, Tensor statistics, Tensor sums) {
-  const int64_t d = moments.size(1), columns = 2048, parts = ceil_div(d, columns);
-  check_shape(moments, "moments", 5, d);
+void column_moments(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, Tensor out) {
+  const int64_t d = z_a.size(1);
+  check_shape(out, "moments", 5, d);
+  STD_TORCH_CHECK(element_of(out) == Element::f64, "barlow_fast: moments must be float64");
+  TrimOnExit trim;
+  const double* moments = moments_in_scratch(z_a, z_b, operand_code);
+  std::memcpy(out.mutable_data_ptr(), moments, static_cast<size_t>(5 * d) * sizeof(double));
+}
+
+void standardise_moments(const double* moments, int64_t d, int64_t count, double eps, Tensor& statistics, Tensor& sums) {
+  const int64_t columns = 2048, parts = ceil_div(d, columns);
   check_shape(statistics, "statistics", 7, d);
-  STD_TORCH_CHECK(element_of(moments) == Element::f64, "barlow_fast: moments must be float64");
+  STD_TORCH_CHECK(sums.is_cpu() && sums.numel() == 2 && sums.is_contiguous() && element_of(sums) == Element::f64,
+                  "barlow_fast: sums must be two float64 elements on the CPU");
   std::vector<double> partial(static_cast<size_t>(2 * parts));
   run_tasks(parts, [&](int64_t i) {
-    primitives().standardisation({static_cast<const double*>(moments.const_data_ptr()), statistics.mutable_data_ptr(),
-                                  &partial[static_cast<size_t>(2 * i)], d, i * columns,
-                                  std::min(d, (i + 1) * columns), static_cast<double>(count), eps,
+    primitives().standardisation({moments, statistics.mutable_data_ptr(), &partial[static_cast<size_t>(2 * i)], d,
+                                  i * columns, std::min(d, (i + 1) * columns), static_cast<double>(count), eps,
                                   element_of(statistics)});
   });
   double* to = static_cast<double*>(sums.mutable_data_ptr());
   to[0] = to[1] = 0;
   for (size_t i = 0; i < partial.size(); ++i) to[i % 2] += partial[i];
+}
+
+void standardisation(const Tensor& moments, int64_t count, double eps, Tensor statistics, Tensor sums) {
+  const int64_t d = moments.size(1);
+  check_shape(moments, "moments", 5, d);
+  STD_TORCH_CHECK(element_of(moments) == Element::f64, "barlow_fast: moments must be float64");
+  standardise_moments(static_cast<const double*>(moments.const_data_ptr()), d, count, eps, statistics, sums);
+}
+
+// Both of the above for rows that are all here, without a tensor between them.
+void statistics(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, double eps, Tensor statistics,
+                Tensor sums) {
+  TrimOnExit trim;
+  const double* moments = moments_in_scratch(z_a, z_b, operand_code);
+  standardise_moments(moments, z_a.size(1), z_a.size(0), eps, statistics, sums);
 }
 
 void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, const Tensor& shift, Tensor out) {
@@ -745,6 +766,45 @@ void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& me
   });
 }
 
+// ---- terms --------------------------------------------------------------------------------------------------------
+
+const double* doubles_of(const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous() && element_of(x) == Element::f64, "barlow_fast: ", name,
+                  " must be a contiguous float64 tensor on the CPU");
+  return static_cast<const double*>(x.const_data_ptr());
+}
+
+void set_scalar(Tensor& out, double value) {
+  STD_TORCH_CHECK(out.is_cpu() && out.numel() == 1, "barlow_fast: a term must be one element on the CPU");
+  switch (out.scalar_type()) {
+    case ScalarType::Double: *static_cast<double*>(out.mutable_data_ptr()) = value; break;
+    case ScalarType::Float: *static_cast<float*>(out.mutable_data_ptr()) = static_cast<float>(value); break;
+    default: STD_TORCH_CHECK(false, "barlow_fast: a term must be float32 or float64");
+  }
+}
+
+// One call for what would be ten small ones: where embeddings are small, calls are what a step takes.
+void terms(const Tensor& sums, const Tensor& parts, int64_t divisor, bool diagonal_included, double lambd, Tensor loss,
+           Tensor on_diagonal, Tensor off_diagonal) {
+  STD_TORCH_CHECK(sums.dim() == 2 && sums.size(1) == 2, "barlow_fast: sums must be (R, 2)");
+  const double *pairs = doubles_of(sums, "sums"), *part = doubles_of(parts, "parts");
+  double on = 0, squares = 0;
+  for (int64_t i = 0; i < sums.size(0); ++i) {
+    on += pairs[2 * i];
+    squares += pairs[2 * i + 1];
+  }
+  std::array<double, 8> lanes{};  // independent sums; their order depends on the count alone
+  const int64_t count = parts.numel();
+  for (int64_t i = 0; i < count; ++i) lanes[static_cast<size_t>(i % 8)] += part[i];
+  double off = 0;
+  for (const double lane : lanes) off += lane;
+  off /= static_cast<double>(divisor);
+  if (diagonal_included) off -= squares;
+  set_scalar(loss, on + lambd * off);
+  set_scalar(on_diagonal, on);
+  set_scalar(off_diagonal, off);
+}
+
 }  // namespace
 }  // namespace barlow_fast
 
@@ -753,6 +813,8 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
   m.def("instruction_set_count() -> int");
   m.def("column_moments(Tensor z_a, Tensor z_b, int operand, Tensor(a!) out) -> ()");
   m.def("standardisation(Tensor moments, int count, float eps, Tensor(a!) statistics, Tensor(b!) sums) -> ()");
+  m.def(
+      "statistics(Tensor z_a, Tensor z_b, int operand, float eps, Tensor(a!) statistics, Tensor(b!) sums) -> ()");
   m.def("standardise(Tensor z, Tensor mean, Tensor rstd, Tensor shift, Tensor(a!) out) -> ()");
   m.def(
       "gram_pair(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) gram_a, Tensor(b!) gram_b, "
@@ -770,6 +832,9 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
       "correlation_gradients(Tensor z_a, Tensor z_b, Tensor statistics, Tensor matrix, Tensor squares, "
       "Tensor grad_scale, float coefficient, float slope, float offset, int operand, Tensor(a!) grad_a, "
       "Tensor(b!) grad_b) -> ()");
+  m.def(
+      "terms(Tensor sums, Tensor parts, int divisor, bool diagonal_included, float lambd, Tensor(a!) loss, "
+      "Tensor(b!) on_diagonal, Tensor(c!) off_diagonal) -> ()");
   m.def("photometric(Tensor crops, Tensor parameters, Tensor mean, Tensor std, Tensor(a!) out) -> ()");
 }
 
@@ -781,6 +846,7 @@ STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {
   m.impl("column_moments", TORCH_BOX(&barlow_fast::column_moments));
   m.impl("standardisation", TORCH_BOX(&barlow_fast::standardisation));
+  m.impl("statistics", TORCH_BOX(&barlow_fast::statistics));
   m.impl("standardise", TORCH_BOX(&barlow_fast::standardise));
   m.impl("gram_pair", TORCH_BOX(&barlow_fast::gram_pair));
   m.impl("gram_tiles", TORCH_BOX(&barlow_fast::gram_tiles));
@@ -788,5 +854,6 @@ STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {
   m.impl("gram_gradients", TORCH_BOX(&barlow_fast::gram_gradients));
   m.impl("correlation", TORCH_BOX(&barlow_fast::correlation));
   m.impl("correlation_gradients", TORCH_BOX(&barlow_fast::correlation_gradients));
+  m.impl("terms", TORCH_BOX(&barlow_fast::terms));
   m.impl("photometric", TORCH_BOX(&barlow_fast::photometric));
 }
