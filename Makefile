@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-core test-around test-interpreter lint format bench gpu docs sdist wheel wheel-test release-check clean
+.PHONY: install demo test test-core test-around test-bench test-interpreter lint format bench gpu docs sdist wheel wheel-test release-check clean
 
 install: $(STAMP)
 
@@ -20,17 +20,21 @@ $(STAMP): $(SOURCES)
 demo: install
 	$(BIN)/barlow-fast pretrain
 
-# Two processes at a time, each on one core or so; the third part begins when one of the first two is done. The Triton
-# kernels run in Triton's interpreter, which must be on before Triton is imported. Each prints what it has to say at its end.
-AROUND := tests/adapters tests/bench $(wildcard tests/test_*.py)
+# Two processes at a time, each on one core or so, the longest first; each of the others begins when one is done. The
+# Triton kernels run in Triton's interpreter, which must be on before Triton is imported. Each prints what it has to say
+# at its end.
+AROUND := tests/adapters $(wildcard tests/test_*.py)
 test: install
-	$(MAKE) --no-print-directory -j2 --output-sync=target test-core test-interpreter test-around
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-core test-interpreter test-bench test-around
 
 test-core: install
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(AROUND))
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(AROUND) tests/bench)
 
 test-around: install
 	$(BIN)/python -m pytest $(AROUND)
+
+test-bench: install
+	$(BIN)/python -m pytest tests/bench
 
 test-interpreter: install
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_kernels/test_interpreter.py

@@ -8,6 +8,7 @@ roundings are right, not that a device runs them fast.
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import photometric_contract
@@ -138,13 +139,27 @@ def use(monkeypatch, kernel, path, **blocks):
             monkeypatch.setitem(configurations.TABLE, key, row._replace(path=path, **blocks))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("shape", [(60, 1100), (200, 90), (330, 70)], ids=str)
-@pytest.mark.parametrize("path", ["stored", "bulk", "cublas"])
+# Paths and shapes decide on tiles, operand types on products: every path with every shape in one
+# type, and with every type in one shape. Products of float32 quality are fused at every size, or
+# torch's; their sums are chunked, which bulk copies are not.
+PRODUCTS = [
+    *itertools.product(["stored", "bulk", "cublas"], [(60, 1100), (200, 90), (330, 70)], ["bf16"]),
+    *itertools.product(["stored", "bulk", "cublas"], [(60, 1100)], ["tf32"]),
+    *itertools.product(["stored", "bulk", "cublas"], [(200, 90)], ["fp16"]),
+    *itertools.product(["cublas"], [(60, 1100), (330, 70)], ["fp32"]),
+]
+GRADIENTS = [
+    *itertools.product(["tiles", "bulk", "persistent", "cublas"], [64], ["tf32", "bf16"]),
+    *itertools.product(["tiles", "bulk", "persistent", "cublas"], [256], ["bf16"]),
+    *itertools.product(["tiles", "cublas"], [64], ["fp32"]),
+    ("tiles", 256, "fp32"),
+    ("persistent", 256, "tf32"),
+]
+
+
+@pytest.mark.parametrize(("path", "shape", "precision"), PRODUCTS, ids=str)
 def test_paths_of_large_gram_products(path, shape, precision, monkeypatch):
     """z_hat in memory, whole tiles finished in place, the last wave split; or torch's product."""
-    if precision == "fp32" and path != "cublas":
-        pytest.skip("products of float32 quality are fused at every size, or torch's")
     use(monkeypatch, "gram", path)
     case = prepared(shape, precision)
     plan = configurations.gram(device_of(case.z_a), *shape, torch.float32, precision)
@@ -155,13 +170,9 @@ def test_paths_of_large_gram_products(path, shape, precision, monkeypatch):
     check_tiles(triton_kernels, case, precision, gram_scale(*shape, precision))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-@pytest.mark.parametrize("path", ["tiles", "bulk", "persistent", "cublas"])
-@pytest.mark.parametrize("block_n", [64, 256])
-def test_paths_of_large_gram_gradients(block_n, path, precision, monkeypatch):
+@pytest.mark.parametrize(("path", "block_n", "precision"), GRADIENTS)
+def test_paths_of_large_gram_gradients(path, block_n, precision, monkeypatch):
     """More rows than one program owns; chunks of torch's product."""
-    if precision == "fp32" and path in ("bulk", "persistent"):
-        pytest.skip("sums of float32 quality are chunked, which bulk copies are not")
     use(monkeypatch, "gram_gradients", path, block_m=64, block_n=block_n)
     monkeypatch.setattr(configurations, "LIBRARY_CHUNK_BYTES", 1 << 15)
     for shape in ((70, 140), (130, 300)):
