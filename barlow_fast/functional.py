@@ -118,7 +118,7 @@ def barlow_twins_loss(
             check_options(
                 lambd, scale, eps, precision, form, backend, None, statistics, gradient, layout
             )
-        loss, on_diagonal, off_diagonal = of_one_process(
+        loss, on_diagonal, off_diagonal = ops.barlow_twins(
             z_a, z_b, lambd, eps, form, given_precision(z_a, precision), backend
         )
     if scale != 1.0:
@@ -129,13 +129,6 @@ def barlow_twins_loss(
     return loss, Terms(
         on_diagonal, off_diagonal, on_diagonal / d, off_diagonal / max(d * (d - 1), 1)
     )
-
-
-def of_one_process(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if not torch.compiler.is_compiling():
-        return ops.BarlowTwinsFunction.apply(*arguments)
-    loss, on_diagonal, off_diagonal, *_ = ops.forward_op(*arguments)
-    return loss, on_diagonal.detach(), off_diagonal.detach()
 
 
 def check_options(

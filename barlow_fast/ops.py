@@ -1,10 +1,4 @@
-"""The loss as a pair of operators: the one implementation, and its registration with torch.library.
-
-`forward` and `backward` are plain functions on tensors. Eager mode calls them from an
-autograd.Function; under torch.compile and export the registered operators `torch.ops.barlow_fast.*`
-stand in the graph, opaque to the compiler. Both routes run the same code, so both give the same
-bits.
-"""
+"""The loss as a pair of functions on tensors, and as the operator `barlow_twins` made of them."""
 
 from __future__ import annotations
 
@@ -14,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import correlation, gram, plan
+from .differentiable import DifferentiableOperator
 from .kernels import load
 from .kernels.precision import accumulation_dtype
 
@@ -78,60 +73,7 @@ def without_autocast(device_type: str) -> AbstractContextManager:
     return nullcontext()
 
 
-def refuse_double_backward(*_: object) -> None:
-    raise RuntimeError(
-        "barlow_fast: the loss cannot be differentiated twice (its fused backward pass has no "
-        "gradient of its own). "
-        "For second derivatives use barlow_fast.reference.barlow_twins_loss, which is plain torch."
-    )
-
-
-class BarlowTwinsFunction(torch.autograd.Function):
-    """The eager route."""
-
-    @staticmethod
-    def forward(ctx, z_a, z_b, lambd, eps, form, precision, backend):
-        loss, on_diagonal, off_diagonal, *saved = forward(
-            z_a, z_b, lambd, eps, form, precision, backend
-        )
-        ctx.save_for_backward(z_a, z_b, *saved)
-        ctx.options = (lambd, eps, form, precision, backend)
-        ctx.mark_non_differentiable(on_diagonal, off_diagonal)
-        return loss, on_diagonal, off_diagonal
-
-    @staticmethod
-    def backward(ctx, grad, *_):
-        need_a, need_b = ctx.needs_input_grad[:2]
-        # Gradients are recorded here only for the sake of second derivatives.
-        gradient = BarlowTwinsGradient.apply if torch.is_grad_enabled() else backward
-        gradients = gradient(grad, *ctx.saved_tensors, *ctx.options, need_a, need_b)
-        wanted = (g if need else None for g, need in zip(gradients, (need_a, need_b), strict=True))
-        return *wanted, None, None, None, None, None
-
-
-class BarlowTwinsGradient(torch.autograd.Function):
-    """The backward pass as a node of its own, so that differentiating it again is refused in
-    words."""
-
-    @staticmethod
-    def forward(ctx, *args):
-        return backward(*args)
-
-    @staticmethod
-    def backward(ctx, *_):
-        refuse_double_backward()
-
-
-# Inductor keeps compiled graphs on disk by operator name, with the shapes that they were made for:
-# another layout of what `forward` returns needs another name.
-LAYOUT = 2
-
-forward_op = torch.library.custom_op(f"barlow_fast::forward_{LAYOUT}", forward, mutates_args=())
-backward_op = torch.library.custom_op(f"barlow_fast::backward_{LAYOUT}", backward, mutates_args=())
-
-
-@forward_op.register_fake
-def _(z_a, z_b, lambd, eps, form, precision, backend):
+def _without_memory(z_a, z_b, lambd, eps, form, precision, backend):
     n, d = z_a.shape
     form, precision, backend = resolve(z_a, form, precision, backend)
     dtype = accumulation_dtype(precision)
@@ -146,39 +88,6 @@ def _(z_a, z_b, lambd, eps, form, precision, backend):
     return (*scalars, statistics, z_a.new_empty(shape, dtype=matrix_dtype), companion)
 
 
-@backward_op.register_fake
-def _(
-    grad,
-    z_a,
-    z_b,
-    statistics,
-    matrix,
-    companion,
-    lambd,
-    eps,
-    form,
-    precision,
-    backend,
-    need_a,
-    need_b,
-):
-    return z_a.new_empty(z_a.shape if need_a else 0), z_b.new_empty(z_b.shape if need_b else 0)
-
-
-def _setup_context(ctx, inputs, output):
-    z_a, z_b, *options = inputs
-    ctx.save_for_backward(z_a, z_b, *output[3:])
-    ctx.options = options
-
-
-def _gradients(ctx, grad, *_):
-    need_a, need_b = ctx.needs_input_grad[:2]
-    gradients = backward_op(grad, *ctx.saved_tensors, *ctx.options, need_a, need_b)
-    wanted = (g if need else None for g, need in zip(gradients, (need_a, need_b), strict=True))
-    return *wanted, None, None, None, None, None
-
-
-forward_op.register_autograd(_gradients, setup_context=_setup_context)
-backward_op.register_autograd(
-    refuse_double_backward, setup_context=lambda ctx, inputs, output: None
+barlow_twins = DifferentiableOperator(
+    "forward_2", "backward_2", forward, backward, _without_memory, results=3
 )

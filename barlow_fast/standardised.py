@@ -38,12 +38,12 @@ inner product of row sums, s_n = sum_j z_hat_nj, whose gradient is of rank one:
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import functional, ops
+from .differentiable import DifferentiableOperator
 from .kernels import KernelSet, load
 from .kernels.precision import accumulation_dtype
 
@@ -167,14 +167,10 @@ def _loss(
                 raise ValueError(f"{name} must be finite and at least 0, got {value}")
         if divisor is not None and not 0 < divisor < math.inf:
             raise ValueError(f"divisor must be finite and more than 0, got {divisor}")
-    arguments = (
+    (loss,) = deviation(
         z_a, z_b, float(lambd), float(target), float(divisor or 0), *norm, form,
         functional.given_precision(z_a, precision), backend,
     )  # fmt: skip
-    if torch.compiler.is_compiling():
-        loss, *_ = forward_op(*arguments)
-    else:
-        loss = DeviationFunction.apply(*arguments)
     return loss if scale == 1.0 else loss * scale
 
 
@@ -409,48 +405,7 @@ def _statistics(
     return statistics, torch.cat((ones, centres))[None], diagonal, factors
 
 
-class DeviationFunction(torch.autograd.Function):
-    """The eager route."""
-
-    @staticmethod
-    def forward(ctx, z_a, z_b, *options):
-        loss, *saved = forward(z_a, z_b, *options)
-        ctx.save_for_backward(z_a, z_b, *saved)
-        ctx.options = options
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad):
-        need = ctx.needs_input_grad[:2]
-        # Gradients are recorded here only for the sake of second derivatives.
-        gradient = DeviationGradient.apply if torch.is_grad_enabled() else backward
-        gradients = gradient(grad, *ctx.saved_tensors, *ctx.options, *need)
-        wanted = (g if needed else None for g, needed in zip(gradients, need, strict=True))
-        return *wanted, *(None for _ in ctx.options)
-
-
-class DeviationGradient(torch.autograd.Function):
-    """The backward pass as a node of its own, so that differentiating it again is refused in
-    words."""
-
-    @staticmethod
-    def forward(ctx, *args):
-        return backward(*args)
-
-    @staticmethod
-    def backward(ctx, *_):
-        ops.refuse_double_backward()
-
-
-# As in `ops`: another layout of what `forward` returns needs another name.
-forward_op = torch.library.custom_op("barlow_fast::deviation_forward_1", forward, mutates_args=())
-backward_op = torch.library.custom_op(
-    "barlow_fast::deviation_backward_1", backward, mutates_args=()
-)
-
-
-@forward_op.register_fake
-def _(
+def _without_memory(
     z_a, z_b, lambd, target, divisor, ddof, eps_inside, eps_outside, dead_is_zero, form, precision,
     backend,
 ):  # fmt: skip
@@ -474,26 +429,6 @@ def _(
     )
 
 
-@backward_op.register_fake
-def _(grad, z_a, z_b, *rest):
-    need_a, need_b = rest[-2:]
-    return z_a.new_empty(z_a.shape if need_a else 0), z_b.new_empty(z_b.shape if need_b else 0)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
-    z_a, z_b, *options = inputs
-    ctx.save_for_backward(z_a, z_b, *output[1:])
-    ctx.options = options
-
-
-def _gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    need = ctx.needs_input_grad[:2]
-    gradients = backward_op(grad, *ctx.saved_tensors, *ctx.options, *need)
-    wanted = (g if needed else None for g, needed in zip(gradients, need, strict=True))
-    return *wanted, *(None for _ in ctx.options)
-
-
-forward_op.register_autograd(_gradients, setup_context=_setup_context)
-backward_op.register_autograd(
-    ops.refuse_double_backward, setup_context=lambda ctx, inputs, output: None
+deviation = DifferentiableOperator(
+    "deviation_forward_1", "deviation_backward_1", forward, backward, _without_memory, results=1
 )

@@ -105,7 +105,9 @@ def check_adapters() -> None:
 def check_operator() -> None:
     z_a, z_b = (torch.randn(8, 24).requires_grad_() for _ in range(2))
     for form in ("gram", "correlation"):
-        torch.library.opcheck(ops.forward_op, (z_a, z_b, 0.0051, 1e-5, form, "fp32", "cpu"))
+        torch.library.opcheck(
+            ops.barlow_twins.forward, (z_a, z_b, 0.0051, 1e-5, form, "fp32", "cpu")
+        )
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import functional, ops
+from ..differentiable import refuse_double_backward
 from ..distributed import agreement, groups
 from ..distributed.collectives import all_gather, total
 from ..distributed.groups import Group
@@ -190,4 +191,4 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        ops.refuse_double_backward()
+        refuse_double_backward()

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import ops
+from ..differentiable import refuse_double_backward
 from .batch_normalised import as_number, check_matrices
 from .normalising import loss_with_norm
 
@@ -173,7 +173,7 @@ class _MatrixGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_: Any) -> None:
-        ops.refuse_double_backward()
+        refuse_double_backward()
 
 
 def _added_up(matrix: Tensor, gradient: str) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..differentiable import refuse_double_backward
 from ..kernels import load
 from . import agreement, correlation, cost, features, rows
 from .call import Call
@@ -137,7 +138,7 @@ class DistributedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        ops.refuse_double_backward()
+        refuse_double_backward()
 
 
 def _capturing(z: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import functional
+from .. import functional, ops
 from . import autograd, groups
 
 
@@ -35,4 +35,4 @@ def of_group(
     if group is not None:
         return autograd.forward(z_a, z_b, error, group, **options)
     names = ("lambd", "eps", "form", "precision", "backend")
-    return functional.of_one_process(z_a, z_b, *(options[name] for name in names))
+    return ops.barlow_twins(z_a, z_b, *(options[name] for name in names))

@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--resume", action="store_true", help="leave out groups in the file")
     options.add_argument("--shapes", help=f"default: {SHAPES}")
     options.add_argument("--dtypes", help=f"default: {DTYPES}")
-    options.add_argument("--peers", help="names, comma-separated; default: all")
+    options.add_argument("--peers", help="names; default: all that compile nothing")
     options.add_argument("--command", help="what the rows call the command")
     given = options.parse_args(arguments)
     try:

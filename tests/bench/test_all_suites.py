@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import typer
+from ended import gone
 from typer.testing import CliRunner
 
 from bench import provenance, results, suites
@@ -227,20 +228,6 @@ def test_a_signal_ends_the_suite_and_what_it_started(tmp_path, number):
     assert "[('loss', 'interrupted')]" in printed
     for pid in map(int, pids.read_text().split()):
         assert gone(pid)
-
-
-def gone(pid):
-    """Whether a process ends soon; a zombie that nobody waits for has ended."""
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-            with open(f"/proc/{pid}/stat") as file:
-                if file.read().rpartition(")")[2].split()[0] == "Z":
-                    return True
-        except (ProcessLookupError, FileNotFoundError):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize(

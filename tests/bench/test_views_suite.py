@@ -8,11 +8,11 @@ import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ended import gone
 from typer.testing import CliRunner
 
 pytest.importorskip("torchvision")
@@ -155,20 +155,6 @@ def raising():
 def dying():
     os._exit(7)
     yield
-
-
-def gone(process: int) -> bool:
-    for _ in range(100):
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        with contextlib.suppress(OSError):
-            state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-            if state == "Z":
-                return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.slow

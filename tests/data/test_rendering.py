@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ended import SECONDS, gone
 from photographs import MEAN, PHOTOGRAPHS, STD, cropping, photograph, photographs
 from PIL import Image
 from torchvision.transforms import InterpolationMode
@@ -26,8 +27,6 @@ from barlow_fast.data.sources import ArraySource, FolderSource
 from barlow_fast.data.views import ViewSpecification
 
 VIEWS = Views("crops", (cropping(48), cropping((40, 56), interpolation="bilinear")), MEAN, STD)
-
-SECONDS = 60  # that anything may take on a busy machine before it counts as hanging
 
 
 def rendered(renderer, batches: list[np.ndarray], epoch: int = 0) -> list[Crops]:
@@ -51,19 +50,6 @@ def assert_same(ours: list[Crops], theirs: list[Crops]) -> None:
         assert a.bad == b.bad
         for view, other in zip(a.crops, b.crops, strict=True):
             assert torch.equal(view, other)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, waiting for it if need be."""
-    for _ in range(SECONDS * 10):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def shared_memory() -> set[str]:
