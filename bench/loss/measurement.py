@@ -15,6 +15,7 @@ from bench import agreement, memory_limit, provenance, results
 from bench.floor import Peaks, floor_seconds, measure_peaks
 from bench.inputs import Pair, Variant, rotation
 from bench.loss import grid
+from bench.loss.prediction import Prediction
 from bench.loss.tables import console_table
 from bench.optional import Console
 from bench.peers import Loss, Peer
@@ -33,7 +34,8 @@ class Limits:
 
     Attributes:
         longest: seconds; a peer that takes longer at a shape is not tried at larger ones.
-        minutes: after this much time no group is begun; None for all.
+        minutes: no group is begun that would not be done by then, going by those before it;
+            None for all.
         compiled_shapes: where peers that compile take part, in grid.COMPILED_VARIANTS; None for
             everywhere.
     """
@@ -148,19 +150,27 @@ def measure(
         f"copy {peaks.copy:.1f} GB/s"
     )
     too_large, left = TooLarge(), []
+    prediction = Prediction(lambda seconds: calls_of(seconds, budget))
     for variant, (n, d) in cases:
-        if limits.minutes is not None and time.perf_counter() - begun > 60 * limits.minutes:
-            left.append(f"{n}x{d} {variant.name}")
-            continue
         sound = [
             peer
             for peer in peers
             if peer.name not in failures and limits.takes_part(peer, (n, d), variant)
         ]
+        if limits.minutes is not None:
+            tried = [peer for peer in sound if not too_large.reason(peer, variant, (n, d))]
+            spent = time.perf_counter() - begun
+            if spent + prediction.seconds(tried, (n, d)) > 60 * limits.minutes:
+                left.append(f"{n}x{d} {variant.name}")
+                continue
         with memory_limit.within():
             group = measure_group(
                 n, d, variant, sound, budget, origin, console, failures, limits.longest, too_large
             )
+        prediction.add(
+            (n, d),
+            {peer: percentile(samples.both, 50) for peer, samples in group.samples.items()},
+        )
         rows = rows_of(n, d, variant, group, peaks, origin)
         if rows:
             console.print(console_table(rows))
@@ -170,7 +180,7 @@ def measure(
             if out is not None:
                 results.merge(out, rows)
     if left:
-        console.print(f"left out, as {limits.minutes:g} minutes were over: {', '.join(left)}")
+        console.print(f"left out, as beyond {limits.minutes:g} minutes: {', '.join(left)}")
     if out is not None and out.exists():
         console.print(f"rows are in {out}; `python -m bench report` makes the tables")
     return failures
@@ -242,9 +252,7 @@ def measure_group(
             action.forward.clear()
         # What takes longer than LONG gains nothing from warming up: that is its first sample.
         earlier = [estimate] if estimate >= LONG and action.forward else []
-        count = budget.count(estimate)
-        if estimate >= VERY_LONG and budget.repeats is None:
-            count = FEW
+        count = calls_of(estimate, budget)
         ready[peer.name] = peer, action, earlier
         actions[peer.name], counts[peer.name] = action, max(count - len(earlier), 1)
     if not actions:
@@ -258,6 +266,13 @@ def measure_group(
     for name, (peer, action, earlier) in ready.items():
         group.samples[peer] = Samples(earlier + samples[name], action.forward)
     return group
+
+
+def calls_of(seconds: float, budget: Budget) -> int:
+    """How often a call of so many seconds is timed."""
+    if seconds >= VERY_LONG and budget.repeats is None:
+        return FEW
+    return budget.count(seconds)
 
 
 def rows_of(n: int, d: int, variant: Variant, group: Group, peaks: Peaks, origin: Row) -> list[Row]:

@@ -21,11 +21,11 @@ from bench.peers import discover
 from bench.startup.child import COMPILED
 from bench.timing import schedule
 
-REPEATS, COMPILE_REPEATS = 5, 3
+REPEATS, COMPILE_REPEATS, FEWEST = 5, 3, 3
 DEADLINE = 300.0  # seconds, for one process
 ARCHITECTURE = 90  # of the Triton kernels that are compiled where there is no GPU
 # Roughly what one process takes on two cores, to tell what fits into `--minutes`.
-SECONDS_OF = {"process": 3.0, "kernels": 8.0, "compiler": 40.0}
+SECONDS_OF = {"process": 4.0, "kernels": 8.0, "compiler": 40.0}
 
 TORCH = "torch"
 # What one imports to get the loss, for every implementation that is a package.
@@ -100,8 +100,9 @@ def measure(
         grid: ((N, D), variant) of the calls.
         say: called with a line of text.
         repeats: samples of each; None for the usual number.
-        end: time.monotonic() until which all should be done; after the first stage, one that would
-            take longer, going by what processes usually take, is left out. None for no limit.
+        end: time.monotonic() until which all should be done, going by what processes usually take:
+            the first stage then has fewer samples, FEWEST at least, and a later one that would take
+            longer is left out. None for no limit.
         deadline: seconds after which a process is ended.
         warm_up: begin with one process of each that does not count, so that all files have been
             read, and byte code written, before the first sample.
@@ -112,8 +113,13 @@ def measure(
         if not visits:
             continue
         count = repeats or (REPEATS if stage == "process" else COMPILE_REPEATS)
+        warming = int(warm_up and stage == "process")
         # The second process of a compiler reads what the first has written, quickly.
-        seconds = SECONDS_OF[stage] * len(visits) * (count + (warm_up and stage == "process"))
+        turn = SECONDS_OF[stage] * len(visits)
+        if stage == "process" and end is not None and repeats is None:
+            fitting = int((end - time.monotonic()) / turn) - warming
+            count = max(min(count, fitting), FEWEST)
+        seconds = turn * (count + warming)
         if begun and end is not None and time.monotonic() + seconds > end:
             left = ", ".join(sorted({visit.peer for visit in visits}))
             say(f"left out, about {seconds:.0f} s: {stage} of {left}")

@@ -55,7 +55,7 @@ def command(
     ] = False,
     minutes: Annotated[
         float | None,
-        typer.Option(help="cpu: after this time no group is begun; the most important come first."),
+        typer.Option(help="cpu: at most about so long; the most important groups come first."),
     ] = None,
     longest: Annotated[
         float,

@@ -12,6 +12,7 @@ from bench import memory_limit, results
 from bench.__main__ import app
 from bench.inputs import VARIANTS
 from bench.loss import grid, measurement, tables
+from bench.loss.prediction import MARGIN, Prediction
 from bench.optional import PlainConsole
 from bench.peers import discover
 from bench.timing import Budget
@@ -92,7 +93,26 @@ def test_when_time_is_up_the_rest_is_named(tmp_path):
     limits = measurement.Limits(minutes=0.0)
     _, rows, said = run([discover()["official"]], [(16, 32)], tmp_path / "rows.jsonl", limits)
     assert rows == []
-    assert "left out, as 0 minutes were over: 16x32 fp32" in said
+    assert "left out, as beyond 0 minutes: 16x32 fp32" in said
+
+
+def test_a_group_that_would_not_be_done_in_time_is_not_begun(tmp_path):
+    limits = measurement.Limits(minutes=1.0)
+    shapes = [(16, 32), (16, 2**20), (16, 64)]
+    _, rows, said = run([discover()["ours-aten"]], shapes, tmp_path / "rows.jsonl", limits)
+    assert [(row["n"], row["d"]) for row in rows] == [(16, 32), (16, 64)]
+    assert "left out, as beyond 1 minutes: 16x1048576 fp32" in said
+
+
+def test_a_group_is_predicted_by_the_nearest_dimension():
+    ours, official = discover()["ours-aten"], discover()["official"]
+    prediction = Prediction(lambda seconds: 3)
+    assert prediction.seconds([official], (256, 8192)) == 0
+    prediction.add((256, 1024), {official: 1.0, ours: 0.5})
+    prediction.add((256, 4096), {official: 2.0})
+    assert prediction.seconds([official], (512, 8192)) == pytest.approx(MARGIN * 4 * 2.0 * 8)
+    both = prediction.seconds([official, ours], (256, 2048))
+    assert both == pytest.approx(MARGIN * 4 * (1.0 * 4 + 0.5 * 4), rel=1e-9)
 
 
 def test_compiled_peers_take_part_where_told():

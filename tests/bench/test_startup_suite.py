@@ -142,6 +142,12 @@ def test_one_that_fails_has_no_times_and_stops_no_other(started, monkeypatch):
     assert {key.peer for key in samples} == {TORCH, "ours"}
 
 
+def test_little_time_means_few_samples_of_the_first_stage(started, monkeypatch):
+    monkeypatch.setattr(processes, "unavailable", lambda name, kind: None)
+    samples, _ = measured(suite.QUICK_CASES, ("ours",), end=0.0)
+    assert {len(each) for key, each in samples.items() if key.peer == "ours"} == {processes.FEWEST}
+
+
 def test_after_the_first_stage_what_does_not_fit_is_left_out_by_name(started, monkeypatch):
     monkeypatch.setattr(processes, "unavailable", lambda name, kind: None)
     said = []
