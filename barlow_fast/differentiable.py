@@ -1,15 +1,20 @@
 """A loss of two views and its hand-written gradient, as autograd and torch.compile take them.
 
 `forward` and `backward` are plain functions on tensors. Eager mode calls them from an
-autograd.Function; under torch.compile and export the registered operators `torch.ops.barlow_fast.*`
-stand in the graph, opaque to the compiler. Both routes run the same code, so both give the same
-bits.
+autograd.Function; under torch.compile, export and dispatch modes (fake tensors, FlopCounterMode)
+the registered operators `torch.ops.barlow_fast.*` are called, opaque to whoever looks on. All
+routes run the same code and give the same bits.
+
+First derivatives only, in reverse mode: `torch.func.grad`, `vmap` and `jacrev` work, forward mode
+and second derivatives are refused.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,13 +28,19 @@ class DifferentiableOperator:
             on disk by operator name, with the shapes that they were made for: another layout of
             what `forward` returns needs another name.
         backward_name: of its gradient.
-        forward: (z_a, z_b, *options) to a tuple of tensors: the scalar loss, terms that no
+        forward: (z_a, z_b, lambd, *options) to a tuple of tensors: the scalar loss, terms that no
             gradient flows through, and what `backward` needs beside the views. Its signature, types
             included, is the operator's.
-        backward: (grad, z_a, z_b, *kept, *options, need_a, need_b) to the gradients of the loss
-            times the scalar `grad`, of z_a and z_b; one that is not needed is empty.
+        backward: (grad, z_a, z_b, *kept, lambd, *options, need_a, need_b) to the gradients of the
+            loss times the scalar `grad`, of z_a and z_b; one that is not needed is empty.
         fake: `forward` on tensors without memory.
         results: how many of the outputs are the loss and its terms.
+        flops: (z_a, *options) to the operations of the matrix products of the forward pass and of
+            one view's gradient, for `torch.utils.flop_counter`.
+
+    Graphs hold a float argument of an operator as a constant. `{name}_tensor` are the same two
+    operators with `lambd` as a 0-dim tensor that the host reads: a weight that changes from step to
+    step does not compile a graph of its own. CUDA graphs would hold it too, hence the tag.
     """
 
     def __init__(
@@ -40,46 +51,42 @@ class DifferentiableOperator:
         backward: Callable[..., tuple[Tensor, Tensor]],
         fake: Callable[..., tuple[Tensor, ...]],
         results: int,
+        flops: Callable[..., tuple[float, float]],
     ) -> None:
         self._results = results
-        self.forward = torch.library.custom_op(
-            f"barlow_fast::{forward_name}", forward, mutates_args=()
+        self.forward, self.backward = _register(
+            forward_name, backward_name, forward, backward, fake, results
         )
-        self.backward = torch.library.custom_op(
-            f"barlow_fast::{backward_name}", backward, mutates_args=()
-        )
-        self.forward.register_fake(fake)
-        self.backward.register_fake(_fake_gradients)
-
-        def keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-            z_a, z_b, *options = inputs
-            ctx.save_for_backward(z_a, z_b, *output[results:])
-            ctx.options = options
-
-        def gradients_of(function: Callable[..., tuple[Tensor, Tensor]], ctx: Any, grad: Tensor):
-            need = ctx.needs_input_grad[:2]
-            gradients = function(grad, *ctx.saved_tensors, *ctx.options, *need)
-            wanted = (g if needed else None for g, needed in zip(gradients, need, strict=True))
-            return *wanted, *(None for _ in ctx.options)
-
-        self.forward.register_autograd(
-            lambda ctx, grad, *_: gradients_of(self.backward, ctx, grad), setup_context=keep
-        )
-        self.backward.register_autograd(
-            refuse_double_backward, setup_context=lambda ctx, inputs, output: None
-        )
+        self.forward_tensor, self.backward_tensor = _register(
+            f"{forward_name}_tensor", f"{backward_name}_tensor", forward, backward, fake, results,
+            lambd_is_tensor=True,
+        )  # fmt: skip
+        for operator in (self.forward, self.forward_tensor):
+            _FLOPS[operator._opoverload._overloadpacket] = _forward_flops(flops)
+        for operator in (self.backward, self.backward_tensor):
+            _FLOPS[operator._opoverload._overloadpacket] = _backward_flops(flops, forward)
 
         class Gradient(torch.autograd.Function):
             """The backward pass as a node of its own, so that differentiating it again is refused
             in words."""
 
             @staticmethod
-            def forward(ctx, *arguments):
+            def forward(*arguments):
                 return backward(*arguments)
+
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                pass
 
             @staticmethod
             def backward(ctx, *_):
                 refuse_double_backward()
+
+            @staticmethod
+            def vmap(info, in_dims, *arguments):
+                return _each_in_turn(Gradient.apply, info, in_dims, arguments)
+
+            jvp = staticmethod(refuse_forward_mode)
 
         class Loss(torch.autograd.Function):
             """The eager route."""
@@ -87,24 +94,166 @@ class DifferentiableOperator:
             @staticmethod
             def forward(ctx, *inputs):
                 output = forward(*inputs)
-                keep(ctx, inputs, output)
+                _keep(ctx, inputs, output, results)
                 ctx.mark_non_differentiable(*output[1:results])
                 return output[:results]
 
             @staticmethod
             def backward(ctx, grad, *_):
-                # Gradients are recorded here only for the sake of second derivatives.
-                function = Gradient.apply if torch.is_grad_enabled() else backward
-                return gradients_of(function, ctx, grad)
+                function = backward
+                if torch.is_grad_enabled():  # recorded only for the sake of second derivatives
+                    function = Gradient.apply
+                elif torch._C._functorch.is_legacy_batchedtensor(grad):  # is_grads_batched=True
+                    function = self.backward
+                return _gradients(function, ctx, grad)
 
-        self.eager = Loss.apply
+            jvp = staticmethod(refuse_forward_mode)
+
+        class Transformed(torch.autograd.Function):
+            """The route of torch.func. In eager mode its context costs a small step a tenth."""
+
+            @staticmethod
+            def forward(*inputs):
+                return forward(*inputs)
+
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                _keep(ctx, inputs, output, results)
+                ctx.mark_non_differentiable(*output[1:])
+
+            @staticmethod
+            def backward(ctx, grad, *_):
+                return _gradients(Gradient.apply, ctx, grad)
+
+            @staticmethod
+            def vmap(info, in_dims, *inputs):
+                return _each_in_turn(Transformed.apply, info, in_dims, inputs)
+
+            jvp = staticmethod(refuse_forward_mode)
+
+        self.eager, self.transformed = Loss.apply, Transformed.apply
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         """The loss and its terms; gradients flow through the loss alone."""
-        if not torch.compiler.is_compiling():
-            return self.eager(*arguments)
-        loss, *terms = self.forward(*arguments)[: self._results]
+        if torch.compiler.is_compiling():
+            return self._operator(*arguments)
+        if torch._C._are_functorch_transforms_active():
+            return self.transformed(*arguments)[: self._results]
+        if torch._C._len_torch_dispatch_stack():
+            count_flops()
+            return self._operator(*arguments)
+        if torch.jit.is_tracing():
+            _refuse("the loss cannot be traced by torch.jit.trace; torch.export can export it")
+        return self.eager(*arguments)
+
+    def _operator(self, z_a: Tensor, z_b: Tensor, lambd: Any, *options: Any) -> tuple[Tensor, ...]:
+        operator = self.forward
+        if isinstance(lambd, Tensor):
+            operator = self.forward_tensor
+        elif torch.compiler.is_compiling() and z_a.device.type == "cpu":
+            # A product, because that is how graphs take numbers that change.
+            lambd = torch.ones((), dtype=torch.float64, device="cpu") * lambd
+            operator = self.forward_tensor
+        loss, *terms = operator(z_a, z_b, lambd, *options)[: self._results]
         return loss, *(term.detach() for term in terms)
+
+
+def _register(
+    forward_name: str,
+    backward_name: str,
+    forward: Callable[..., tuple[Tensor, ...]],
+    backward: Callable[..., tuple[Tensor, Tensor]],
+    fake: Callable[..., tuple[Tensor, ...]],
+    results: int,
+    lambd_is_tensor: bool = False,
+) -> tuple[Any, Any]:
+    """The operators `barlow_fast::{forward_name}` and `barlow_fast::{backward_name}`."""
+    operators = []
+    for name, function in ((forward_name, forward), (backward_name, backward)):
+        schema = torch.library.infer_schema(function, mutates_args=())
+        tags = ()
+        if lambd_is_tensor:
+            schema = schema.replace("float lambd", "Tensor lambd")
+            function, tags = _reading_lambd(function), (torch.Tag.cudagraph_unsafe,)
+        operators.append(
+            torch.library.custom_op(
+                f"barlow_fast::{name}", function, mutates_args=(), schema=schema, tags=tags
+            )
+        )
+    forward_operator, backward_operator = operators
+    forward_operator.register_fake(fake)
+    backward_operator.register_fake(_fake_gradients)
+    forward_operator.register_autograd(
+        lambda ctx, grad, *_: _gradients(backward_operator, ctx, grad),
+        setup_context=lambda ctx, inputs, output: _keep(ctx, inputs, output, results),
+    )
+    backward_operator.register_autograd(
+        refuse_double_backward, setup_context=lambda ctx, inputs, output: None
+    )
+    return forward_operator, backward_operator
+
+
+def _reading_lambd(function: Callable[..., Any]) -> Callable[..., Any]:
+    index = list(inspect.signature(function).parameters).index("lambd")
+
+    def read(*arguments: Any) -> Any:
+        lambd = arguments[index].item()
+        return function(*arguments[:index], lambd, *arguments[index + 1 :])
+
+    return read
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...], results: int) -> None:
+    z_a, z_b, *options = inputs
+    save_for_backward(ctx, z_a, z_b, *output[results:])
+    ctx.options = options
+
+
+def _gradients(function: Callable[..., tuple[Tensor, Tensor]], ctx: Any, grad: Tensor) -> tuple:
+    need = ctx.needs_input_grad[:2]
+    gradients = function(grad, *saved_tensors(ctx), *ctx.options, *need)
+    wanted = (g if needed else None for g, needed in zip(gradients, need, strict=True))
+    return *wanted, *(None for _ in ctx.options)
+
+
+def save_for_backward(ctx: Any, *tensors: Tensor) -> None:
+    """As `ctx.save_for_backward`, for embeddings that were made in inference mode as well."""
+    ctx.save_for_backward(
+        *(
+            x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
+            for x in tensors
+        )
+    )
+
+
+def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
+    """As `ctx.saved_tensors`, with the cause in the error where an embedding was overwritten."""
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            "barlow_fast: z_a or z_b was changed in place after the loss was computed and before "
+            "its backward pass, which reads both; change a copy instead (z.clone()). "
+            f"[{error}]"
+        ) from error
+
+
+def _each_in_turn(
+    function: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple, arguments: tuple
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The rule of torch.func.vmap: one call for each element of the batch."""
+    results = [
+        function(
+            *(
+                x if dim is None else x.select(dim, index)
+                for x, dim in zip(arguments, in_dims, strict=True)
+            )
+        )
+        for index in range(info.batch_size)
+    ]
+    return tuple(torch.stack(x) for x in zip(*results, strict=True)), (0,) * len(results[0])
 
 
 def _fake_gradients(grad: Tensor, z_a: Tensor, z_b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -112,9 +261,70 @@ def _fake_gradients(grad: Tensor, z_a: Tensor, z_b: Tensor, *rest: Any) -> tuple
     return z_a.new_empty(z_a.shape if need_a else 0), z_b.new_empty(z_b.shape if need_b else 0)
 
 
-def refuse_double_backward(*_: object) -> None:
+# Formulas of `torch.utils.flop_counter`, by operator.
+_FLOPS: dict[Any, Callable[..., int]] = {}
+
+
+def _forward_flops(flops: Callable[..., tuple[float, float]]) -> Callable[..., int]:
+    def formula(z_a, z_b, lambd, *options, out_val=None, **_):
+        return int(flops(z_a, *options)[0])
+
+    return formula
+
+
+def _backward_flops(
+    flops: Callable[..., tuple[float, float]], forward: Callable[..., Any]
+) -> Callable[..., int]:
+    options = len(inspect.signature(forward).parameters) - 3  # behind z_a, z_b, lambd
+
+    def formula(grad, z_a, z_b, *rest, out_val=None, **_):
+        *rest, need_a, need_b = rest
+        return int(flops(z_a, *rest[-options:])[1] * (need_a + need_b))
+
+    return formula
+
+
+def count_flops() -> None:
+    """Gives the formulas to `torch.utils.flop_counter`, if somebody has imported it.
+
+    Not before: importing it takes a third of a second. Counters that are at work already have
+    copied the formulas they know.
+    """
+    module = sys.modules.get("torch.utils.flop_counter")
+    if module is None:
+        return
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    module.flop_registry.update(_FLOPS)
+    for mode in _get_current_dispatch_mode_stack():
+        counter = getattr(mode, "counter", mode)
+        if isinstance(counter, module.FlopCounterMode):
+            counter.flop_registry.update(_FLOPS)
+
+
+def _refuse(problem: str) -> NoReturn:
     raise RuntimeError(
-        "barlow_fast: the loss cannot be differentiated twice (its fused backward pass has no "
-        "gradient of its own). "
-        "For second derivatives use barlow_fast.reference.barlow_twins_loss, which is plain torch."
+        f"barlow_fast: {problem}. barlow_fast.reference.barlow_twins_loss is plain torch and takes "
+        "part in everything that torch offers."
     )
+
+
+def refuse_double_backward(*_: object) -> NoReturn:
+    _refuse(
+        "the loss cannot be differentiated twice (its fused backward pass has no gradient of its "
+        "own)"
+    )
+
+
+def refuse_forward_mode(*_: object) -> NoReturn:
+    _refuse("the loss has no forward-mode derivative (jvp, jacfwd, torch.autograd.forward_ad)")
+
+
+def refuse_transforms(what: str) -> None:
+    """RuntimeError inside torch.func transforms and torch.jit.trace."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        _refuse(f"{what} cannot be transformed by torch.func (grad, vmap, jacrev, jvp)")
+    if torch.jit.is_tracing():
+        _refuse(f"{what} cannot be traced by torch.jit.trace")

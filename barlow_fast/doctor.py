@@ -17,6 +17,7 @@ import torch
 
 from . import __version__, barlow_twins_loss, reference
 from .kernels import KERNEL_SETS, why_unusable
+from .kernels.precision import float32_matmul_precision
 from .plan import FORMS
 
 PACKAGES = (
@@ -140,7 +141,10 @@ def cpu_model_and_features() -> tuple[str, set[str]]:
 
 def environment() -> list[str]:
     lines = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
-    lines.append(f"float32 matmul precision: {torch.get_float32_matmul_precision()}")
+    lines.append(
+        "float32 matmul precision: "
+        + ", ".join(f"{float32_matmul_precision(kind)} ({kind})" for kind in ("cpu", "cuda"))
+    )
     return lines
 
 
@@ -188,7 +192,10 @@ def print_self_test(name: str, device: torch.device) -> bool:
     healthy = True
     for form in FORMS:
         n, d = (96, 200) if form == "gram" else (200, 96)
-        z_a, z_b = (torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2))
+        z_a, z_b = (
+            torch.randn(n, d, generator=generator, dtype=torch.float64, device="cpu")
+            for _ in range(2)
+        )
         z_b = 0.7 * z_a + z_b
         results = []
         for precision, bound in BOUND.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Real
 from typing import Any, Literal, NamedTuple, overload
 
@@ -33,21 +34,26 @@ class Terms(NamedTuple):
 def barlow_twins_loss(
     z_a: Tensor,
     z_b: Tensor,
-    lambd: float = ...,
+    lambd: float | Tensor = ...,
     *,
     return_terms: Literal[False] = ...,
     **options: Any,
 ) -> Tensor: ...
 @overload
 def barlow_twins_loss(
-    z_a: Tensor, z_b: Tensor, lambd: float = ..., *, return_terms: Literal[True], **options: Any
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float | Tensor = ...,
+    *,
+    return_terms: Literal[True],
+    **options: Any,
 ) -> tuple[Tensor, Terms]: ...
 
 
 def barlow_twins_loss(
     z_a: Tensor,
     z_b: Tensor,
-    lambd: float = 0.0051,
+    lambd: float | Tensor = 0.0051,
     *,
     scale: float = 1.0,
     eps: float = 1e-5,
@@ -73,13 +79,17 @@ def barlow_twins_loss(
         z_a, z_b: embeddings of the two views, (N, D) or (..., D) with N the product of the leading
             sizes; float64, float32, bfloat16 or float16, on one device, any strides. Differing
             dtypes are promoted.
-        lambd: weight of the off-diagonal term; the paper's is 0.0051.
+        lambd: weight of the off-diagonal term; the paper's is 0.0051. A number or a tensor of one
+            element without gradient, which the host reads: keep it on the CPU. Under torch.compile
+            a weight that changes from step to step compiles no graph of its own, with inputs on a
+            CUDA device only where it is a tensor.
         scale: factor on the whole loss.
         eps: added to the variance, inside the root.
         precision: operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16', or
-            'auto': the autocast dtype under autocast, the inputs' own half precision, else
-            `torch.get_float32_matmul_precision()`. Sums and statistics are float32 (float64 for
-            fp64) always.
+            'auto': the autocast dtype under autocast, the inputs' own half precision, else what
+            torch is set to for float32 matrix products on the device (`set_float32_matmul_precision`
+            or `torch.backends.cuda.matmul.fp32_precision`, on CPUs `torch.backends.mkldnn.matmul`).
+            Sums and statistics are float32 (float64 for fp64) always.
         form: 'gram' (N x N), 'correlation' (D x D) or 'auto' (the one with less work).
         backend: 'triton', 'cpu', 'aten' or 'auto' (the first usable one).
         process_group: None: the batch is this process's own. 'world', a
@@ -101,10 +111,12 @@ def barlow_twins_loss(
     Raises:
         TypeError: inputs that are not tensors or not floating point; options of the wrong type.
         ValueError: mismatched shapes or devices, N < 2, D < 1, unknown or out-of-range options.
-        RuntimeError: a backend that was asked for cannot run here; second derivatives; another rank
-            has stopped.
+        RuntimeError: a backend that was asked for cannot run here; second or forward-mode
+            derivatives, torch.jit.trace; an export whose batch sizes need both forms; an input that
+            was changed in place before the backward pass; another rank has stopped.
         Of a group, all ranks raise what one of them finds wrong, or in what their calls differ.
     """
+    lambd = as_number("lambd", lambd)
     if process_group is not None:
         from .distributed import entry
 
@@ -131,8 +143,28 @@ def barlow_twins_loss(
     )
 
 
+def as_number(name: str, value: float | Tensor) -> float | Tensor:
+    """`value`, with a tensor read by the host; graphs and dispatch modes keep it a tensor.
+
+    Raises:
+        TypeError: a tensor of more than one element, or that requires a gradient.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1 or value.requires_grad or value.is_complex():
+        raise TypeError(
+            f"{name} must be a number, or a real tensor of one element without gradient, got "
+            f"shape {tuple(value.shape)}, {value.dtype}, requires_grad={value.requires_grad}"
+        )
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return value
+    if torch._C._functorch.is_batchedtensor(value):
+        raise TypeError(f"{name} must be the same for all losses of a torch.func.vmap")
+    return float(value)
+
+
 def check_options(
-    lambd: float,
+    lambd: float | Tensor,
     scale: float,
     eps: float,
     precision: str,
@@ -144,7 +176,9 @@ def check_options(
     layout: str,
 ) -> None:
     """Raises the error that `barlow_twins_loss` documents for the first bad option."""
-    for name, value in (("lambd", lambd), ("scale", scale), ("eps", eps)):
+    for name, value in (("lambd", as_number("lambd", lambd)), ("scale", scale), ("eps", eps)):
+        if isinstance(value, Tensor):  # of a graph
+            continue
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a Python number, got {type(value).__name__}")
         if not math.isfinite(value):
@@ -169,6 +203,12 @@ def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
+        if type(z) is not Tensor and _is_distributed(z):
+            raise TypeError(
+                f"{name} is a DTensor: pass the rows of this rank, {name}.to_local(), with "
+                "process_group=... for the loss of all ranks, or the whole, "
+                f"{name}.full_tensor(), for each rank's own"
+            )
         if not z.is_floating_point():
             raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
         if z.layout != torch.strided:
@@ -198,14 +238,16 @@ def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor
     return z_a, z_b
 
 
+def _is_distributed(z: Tensor) -> bool:
+    """Whether z is a DTensor. Who has one has imported its module, which takes a while."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(z, module.DTensor)
+
+
 def given_precision(z: Tensor, precision: str) -> str:
     """`precision`, or what autocast asks for; 'auto' outside of it: then the operator decides when
     it runs."""
-    device_type = z.device.type
-    if (
-        precision != "auto"
-        or z.dtype == torch.float64
-        or not torch.is_autocast_enabled(device_type)
-    ):
+    autocast = plan.autocast_dtype(z.device.type)
+    if precision != "auto" or z.dtype == torch.float64 or autocast is None:
         return precision
-    return plan.AUTOCAST_PRECISION[torch.get_autocast_dtype(device_type)]
+    return plan.AUTOCAST_PRECISION[autocast]

@@ -22,7 +22,7 @@ class BarlowTwinsLoss(nn.Module):
 
     def __init__(
         self,
-        lambd: float = 0.0051,
+        lambd: float | Tensor = 0.0051,
         scale: float = 1.0,
         eps: float = 1e-5,
         precision: str = "auto",

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .plan import autocast_dtype
+
 Context = contextlib.AbstractContextManager
 
 
@@ -258,7 +260,7 @@ def without_autocast(views: Sequence[Tensor]) -> Iterator[None]:
     """A backward pass runs in the types that the forward pass chose."""
     with contextlib.ExitStack() as stack:
         for kind in {"cpu", "cuda", *(v.device.type for v in views)}:
-            if torch.is_autocast_enabled(kind):
+            if autocast_dtype(kind) is not None:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 

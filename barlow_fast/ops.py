@@ -10,7 +10,7 @@ from torch import Tensor
 from . import correlation, gram, plan
 from .differentiable import DifferentiableOperator
 from .kernels import load
-from .kernels.precision import accumulation_dtype
+from .kernels.precision import accumulation_dtype, float32_matmul_precision
 
 FORM = {"gram": gram, "correlation": correlation}
 
@@ -60,7 +60,7 @@ def resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, st
     backend = plan.choose_backend(backend, z.device)
     form = plan.choose_form(form, z.shape[0], z.shape[1], backend)
     if precision == "auto":
-        matmul = torch.get_float32_matmul_precision() if z.dtype == torch.float32 else "highest"
+        matmul = float32_matmul_precision(z.device.type)
         precision, _ = plan.choose_precision("auto", z.dtype, None, matmul)
     return form, plan.executed_precision(precision, z.device.type), backend
 
@@ -68,9 +68,15 @@ def resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, st
 def without_autocast(device_type: str) -> AbstractContextManager:
     """The operand type is decided: autocast must not cast the products of plain torch a second
     time."""
-    if torch.is_autocast_enabled(device_type):
+    if plan.autocast_dtype(device_type) is not None:
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def flops(z: Tensor, eps: float, form: str, precision: str, backend: str) -> tuple[float, float]:
+    """Operations of the forward pass and of the gradient of one view."""
+    form, _, backend = resolve(z, form, precision, backend)
+    return plan.flops(form, *z.shape, backend)
 
 
 def _without_memory(z_a, z_b, lambd, eps, form, precision, backend):
@@ -89,5 +95,5 @@ def _without_memory(z_a, z_b, lambd, eps, form, precision, backend):
 
 
 barlow_twins = DifferentiableOperator(
-    "forward_2", "backward_2", forward, backward, _without_memory, results=3
+    "forward_2", "backward_2", forward, backward, _without_memory, results=3, flops=flops
 )

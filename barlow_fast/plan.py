@@ -14,7 +14,12 @@ import torch
 
 from .distributed import cost as distribution
 from .kernels import KERNEL_SETS, why_unusable
-from .kernels.precision import OPERAND_DTYPE, PRECISIONS, accumulation_dtype
+from .kernels.precision import (
+    OPERAND_DTYPE,
+    PRECISIONS,
+    accumulation_dtype,
+    float32_matmul_precision,
+)
 
 FORMS = ("gram", "correlation")
 
@@ -80,30 +85,52 @@ def _mark(chosen: bool) -> str:
     return "  <- chosen" if chosen else ""
 
 
+def flops(form: str, n: int, d: int, backend: str) -> tuple[float, float]:
+    """Multiplications and additions of the matrix products of the forward pass, and of the gradient
+    of one view."""
+    if form == "gram":
+        return float((2 if backend in SYMMETRIC_SETS else 4) * n * n * d), float(2 * n * n * d)
+    return float(2 * n * d * d), float(2 * n * d * d)
+
+
 def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: int = 4) -> Cost:
     """The cost model: 6 N D min(N, D) operations where symmetric products are halved (design:
     kernels/README.md)."""
     # The Triton kernels keep matrices in the operand type, the others as they were summed.
     kept = OPERAND_DTYPE[precision] if backend == "triton" else accumulation_dtype(precision)
     itemsize = kept.itemsize
-    if form == "gram":
-        forward = 2 if backend in SYMMETRIC_SETS else 4
-        flops, extra = (forward + 4) * n * n * d, 2 * n * n * itemsize
-    else:
-        flops, extra = 6 * n * d * d, d * d * itemsize
-    return Cost(float(flops), float(6 * n * d * element_size), float(extra))
+    forward, gradient = flops(form, n, d, backend)
+    extra = (2 * n * n if form == "gram" else d * d) * itemsize
+    return Cost(forward + 2 * gradient, float(6 * n * d * element_size), float(extra))
 
 
 def choose_form(form: str, n: int, d: int, backend: str) -> str:
     """The form with less work; `form` itself unless it is 'auto'. Safe on symbolic sizes."""
     if form != "auto":
         return form
-    if backend in SYMMETRIC_SETS:
-        # Operations break even at N = D, but two triangles take more passes than one square matrix:
-        # at N = D = 1024 the native kernels run the correlation form in 0.92 to 0.95 of the time.
-        return "gram" if 12 * n <= 11 * d else "correlation"
+    # Operations break even at N = D, but two triangles take more passes than one square matrix:
+    # at N = D = 1024 the native kernels run the correlation form in 0.92 to 0.95 of the time.
     # Where the Gram products are not halved, operations break even at N = 3/4 D.
-    return "gram" if 4 * n <= 3 * d else "correlation"
+    ratio = (11, 12) if backend in SYMMETRIC_SETS else (3, 4)
+    is_gram = ratio[1] * n <= ratio[0] * d
+    if isinstance(is_gram, torch.SymBool) and torch.compiler.is_exporting():
+        _refuse_undecided(is_gram, n, d, ratio)
+    return "gram" if is_gram else "correlation"
+
+
+def _refuse_undecided(is_gram: torch.SymBool, n: int, d: int, ratio: tuple[int, int]) -> None:
+    """An exported program has one form: RuntimeError where the sizes that it is exported for need
+    both."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    if statically_known_true(is_gram) or statically_known_true(torch.sym_not(is_gram)):
+        return
+    raise RuntimeError(
+        f"barlow_fast: the form of the loss ('gram' up to N = {ratio[0]}/{ratio[1]} D, else "
+        f"'correlation') is open for the sizes of this export, N = {n}, D = {d}: give one, "
+        "form='gram' for batches that are mostly smaller than D, else form='correlation' (both "
+        "are exact for every N), or bound the dynamic size, as in torch.export.Dim('n', max=...)"
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -126,27 +153,31 @@ def choose_backend(backend: str, device: torch.device) -> str:
     raise RuntimeError(f"backend={backend!r} cannot be used here: {problems[backend]}")
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast is on for, on a device; None where it is off or unknown, as on meta."""
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
 def choose_precision(
     precision: str,
     dtype: torch.dtype,
-    autocast_dtype: torch.dtype | None = None,
-    float32_matmul_precision: str = "highest",
+    autocast: torch.dtype | None = None,
+    matmul_precision: str = "highest",
 ) -> tuple[str, str]:
-    """(precision, reason): an explicit choice, else autocast, else what the inputs' dtype
-    implies."""
+    """(precision, reason): an explicit choice, else autocast, else what the inputs' dtype implies;
+    of float32 inputs what `float32_matmul_precision` of their device says."""
     if precision != "auto":
         return precision, "asked for"
     if dtype == torch.float64:
         return "fp64", "the inputs are float64"
-    if autocast_dtype is not None:
-        return AUTOCAST_PRECISION[autocast_dtype], f"autocast to {autocast_dtype} is on"
+    if autocast is not None:
+        return AUTOCAST_PRECISION[autocast], f"autocast to {autocast} is on"
     if dtype in (torch.bfloat16, torch.float16):
         return AUTOCAST_PRECISION[dtype], f"the inputs are {dtype}"
-    chosen = MATMUL_PRECISION[float32_matmul_precision]
-    return (
-        chosen,
-        f"float32 inputs, torch.get_float32_matmul_precision() is {float32_matmul_precision!r}",
-    )
+    reason = f"float32 inputs, the float32 matmul precision is {matmul_precision!r}"
+    return MATMUL_PRECISION[matmul_precision], reason
 
 
 def executed_precision(precision: str, device_type: str) -> str:
@@ -199,8 +230,8 @@ def explain(
     check_choice("precision", precision, PRECISIONS)
     distribution.check(layout, form)
     device = torch.device(device)
-    matmul = torch.get_float32_matmul_precision()
     chosen_backend = choose_backend(backend, device)
+    matmul = float32_matmul_precision(device.type)
     chosen_precision, why_precision = choose_precision(precision, dtype, autocast, matmul)
     executed = executed_precision(chosen_precision, device.type)
     if executed != chosen_precision:

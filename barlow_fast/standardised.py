@@ -38,6 +38,7 @@ inner product of row sums, s_n = sum_j z_hat_nj, whose gradient is of rank one:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,6 +158,7 @@ def _loss(
     at_least: int,
 ) -> Tensor:
     precision, form, backend = options
+    lambd = functional.as_number("lambd", lambd)
     z_a, z_b = functional.as_matrices(z_a, z_b, at_least=at_least)
     if not torch.compiler.is_compiling():
         functional.check_options(
@@ -168,7 +170,7 @@ def _loss(
         if divisor is not None and not 0 < divisor < math.inf:
             raise ValueError(f"divisor must be finite and more than 0, got {divisor}")
     (loss,) = deviation(
-        z_a, z_b, float(lambd), float(target), float(divisor or 0), *norm, form,
+        z_a, z_b, lambd, float(target), float(divisor or 0), *norm, form,
         functional.given_precision(z_a, precision), backend,
     )  # fmt: skip
     return loss if scale == 1.0 else loss * scale
@@ -405,6 +407,11 @@ def _statistics(
     return statistics, torch.cat((ones, centres))[None], diagonal, factors
 
 
+def _flops(z: Tensor, *options: Any) -> tuple[float, float]:
+    form, precision, backend = options[-3:]
+    return ops.flops(z, 0.0, form, precision, backend)
+
+
 def _without_memory(
     z_a, z_b, lambd, target, divisor, ddof, eps_inside, eps_outside, dead_is_zero, form, precision,
     backend,
@@ -430,5 +437,6 @@ def _without_memory(
 
 
 deviation = DifferentiableOperator(
-    "deviation_forward_1", "deviation_backward_1", forward, backward, _without_memory, results=1
-)
+    "deviation_forward_1", "deviation_backward_1", forward, backward, _without_memory, results=1,
+    flops=_flops,
+)  # fmt: skip

@@ -9,15 +9,12 @@ precision.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from . import tiles
 from .photometry import photometric
-from .precision import OPERAND_DTYPE, accumulation_dtype, gram_scale
+from .precision import OPERAND_DTYPE, accumulation_dtype, float32_products, gram_scale
 
 __all__ = ["photometric"]
 
@@ -229,19 +226,5 @@ def product(left: Tensor, right: Tensor, precision: str) -> Tensor:
         if left.is_cuda:
             return torch.mm(left, right, out_dtype=torch.float32)
         left, right = left.float(), right.float()
-    with _float32_products("high" if precision == "tf32" else "highest"):
+    with float32_products("tf32" if precision == "tf32" else "ieee", left.device.type):
         return torch.mm(left, right).to(accumulation_dtype(precision))
-
-
-@contextlib.contextmanager
-def _float32_products(setting: str) -> Iterator[None]:
-    """Runs the body under a float32 matmul precision of our own and puts the caller's back."""
-    before = torch.get_float32_matmul_precision()
-    if before == setting:
-        yield
-        return
-    torch.set_float32_matmul_precision(setting)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -190,7 +190,7 @@ _JITTER = {BRIGHTNESS: _brightness, CONTRAST: _contrast, SATURATION: _saturation
 def blur_weights(sigma: float) -> Tensor:
     """(2 r + 1,) float32 weights of a Gaussian, r = `blur_radius`, that sum to 1."""
     radius = blur_radius(sigma)
-    at = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    at = torch.arange(-radius, radius + 1, dtype=torch.float32, device="cpu")
     weights = torch.exp(-0.5 * (at / sigma).square())
     return weights / weights.sum()
 

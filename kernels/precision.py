@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
 OPERAND_DTYPE = {
@@ -12,6 +16,9 @@ OPERAND_DTYPE = {
     "fp16": torch.float16,
 }
 PRECISIONS = tuple(OPERAND_DTYPE)
+
+# torch.backends.*.fp32_precision in the words of torch.get_float32_matmul_precision.
+_FLOAT32_PRECISION = {"none": "highest", "ieee": "highest", "tf32": "high", "bf16": "medium"}
 
 
 def gram_scale(n: int, d: int, precision: str) -> float:
@@ -24,3 +31,40 @@ def gram_scale(n: int, d: int, precision: str) -> float:
 def accumulation_dtype(precision: str) -> torch.dtype:
     """float64 for float64 operands, float32 for all others."""
     return torch.float64 if precision == "fp64" else torch.float32
+
+
+def _matmul_backend(device_type: str) -> Any:
+    """What holds `fp32_precision` for matrix products on a device."""
+    return torch.backends.cuda.matmul if device_type == "cuda" else torch.backends.mkldnn.matmul
+
+
+def float32_matmul_precision(device_type: str) -> str:
+    """'highest', 'high' or 'medium': what float32 matrix products on a device may be computed in.
+
+    Reads the setting of the device's own backend, which `torch.set_float32_matmul_precision` sets
+    as well. `torch.get_float32_matmul_precision` raises where backends were set one by one.
+    """
+    setting = _FLOAT32_PRECISION[_matmul_backend(device_type).fp32_precision]
+    if device_type == "cuda" and setting == "high":
+        # cuBLAS has no setting for bfloat16: 'medium' differs from 'high' in the old setting alone.
+        with contextlib.suppress(RuntimeError):
+            return torch.get_float32_matmul_precision()
+    return setting
+
+
+@contextlib.contextmanager
+def float32_products(setting: str, device_type: str) -> Iterator[None]:
+    """Computes float32 matrix products in the body in 'ieee' or 'tf32', whatever the caller set."""
+    backend = _matmul_backend(device_type)
+    before = backend.fp32_precision
+    if before == setting or (before == "none" and setting == "ieee"):
+        yield
+        return
+    backend.fp32_precision = setting
+    try:
+        yield
+    finally:
+        # 'none' follows the setting of all backends, which reads the same as one of its own.
+        backend.fp32_precision = "none"
+        if backend.fp32_precision != before:
+            backend.fp32_precision = before

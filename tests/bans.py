@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -15,6 +16,13 @@ BANS = (
     (r"-ffast-math", "NaN must stay NaN"),
     (r"torch\.distributed\.nn\.functional", "deprecated: use an autograd.Function of our own"),
 )  # fmt: skip
+# Without `device=` these follow torch.set_default_device, whatever device the inputs are on.
+FACTORIES = {
+    "arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "ones",
+    "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices",
+    "triu_indices", "zeros",
+}  # fmt: skip
+PACKAGES = ("barlow_fast/", "kernels/")
 SUFFIXES = {".py", ".cpp", ".h", ".txt"}
 # This file names what it bans, and the loss is pickled (never unpickled from data) by one test.
 EXEMPT = {"tests/bans.py", "tests/loss/test_interface.py"}
@@ -30,7 +38,26 @@ def offences(path: Path, name: str) -> list[str]:
         for pattern, reason in BANS:
             if not comment and re.search(pattern, line):
                 found.append(f"{name}:{number}: {reason}")
+    if name.startswith(PACKAGES) and path.suffix == ".py":
+        found += [
+            f"{name}:{line}: torch.{factory} without device= follows torch.set_default_device"
+            for line, factory in without_device(path.read_text())
+        ]
     return found
+
+
+def without_device(source: str) -> list[tuple[int, str]]:
+    """(line, function) of every call that makes a tensor and does not say on which device."""
+    return [
+        (node.lineno, node.func.attr)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "torch"
+        and node.func.attr in FACTORIES
+        and not any(keyword.arg in ("device", None) for keyword in node.keywords)
+    ]
 
 
 def main() -> int:

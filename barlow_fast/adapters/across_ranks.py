@@ -19,7 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import functional, ops
-from ..differentiable import refuse_double_backward
+from ..differentiable import (
+    refuse_double_backward,
+    refuse_forward_mode,
+    refuse_transforms,
+    save_for_backward,
+    saved_tensors,
+)
 from ..distributed import agreement, groups
 from ..distributed.collectives import all_gather, total
 from ..distributed.groups import Group
@@ -64,6 +70,7 @@ def loss_across_ranks(
     """The scalar loss of (rows[rank], D) embeddings, equal on all ranks."""
     if gradient not in functional.GRADIENTS:
         raise ValueError(f"gradient must be one of {functional.GRADIENTS}, got {gradient!r}")
+    refuse_transforms("the loss of a process group")
     u_a, u_b = functional.as_matrices(u_a, u_b, at_least=0)
     precision = functional.given_precision(u_a, "auto")
     _, precision, _ = ops.resolve(u_a, "gram", precision, "auto")
@@ -92,7 +99,7 @@ class AddedCorrelation(torch.autograd.Function):
             dist.all_reduce(c, group=group.handle)
             diagonal = c.diagonal().clone()
             c.fill_diagonal_(0)
-            ctx.save_for_backward(u_a, u_b, c, diagonal)
+            save_for_backward(ctx, u_a, u_b, c, diagonal)
             ctx.options = (lambd, group, exact, precision)
             off_diagonal = torch.linalg.vecdot(c, c).double().sum()
             loss = (diagonal.double() - 1).square().sum() + lambd * off_diagonal
@@ -102,9 +109,11 @@ class AddedCorrelation(torch.autograd.Function):
     def backward(ctx, grad):
         return *_Gradient.apply(grad, _correlation_gradients, ctx), *(None,) * 5
 
+    jvp = staticmethod(refuse_forward_mode)
+
 
 def _correlation_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    u_a, u_b, c, diagonal = ctx.saved_tensors
+    u_a, u_b, c, diagonal = saved_tensors(ctx)
     lambd, group, exact, precision = ctx.options
     operand = OPERAND_DTYPE[precision]
     with ops.without_autocast(grad.device.type):
@@ -138,7 +147,8 @@ class GatheredRows(torch.autograd.Function):
             diagonal, inner = summed[:-1], summed[-1]
             off_diagonal = inner - diagonal.square().sum()
             loss = (diagonal - 1).square().sum() + lambd * off_diagonal
-            ctx.save_for_backward(u_a, u_b, whole_a, whole_b, k_a, k_b, diagonal.to(k_a.dtype))
+            kept = (whole_a, whole_b, k_a, k_b, diagonal.to(k_a.dtype))
+            save_for_backward(ctx, u_a, u_b, *kept)
             ctx.options = (lambd, group, exact, precision, sum(rows[: group.rank]))
             return loss.to(k_a.dtype)
 
@@ -146,9 +156,11 @@ class GatheredRows(torch.autograd.Function):
     def backward(ctx, grad):
         return *_Gradient.apply(grad, _gathered_gradients, ctx), *(None,) * 5
 
+    jvp = staticmethod(refuse_forward_mode)
+
 
 def _gathered_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    u_a, u_b, whole_a, whole_b, k_a, k_b, diagonal = ctx.saved_tensors
+    u_a, u_b, whole_a, whole_b, k_a, k_b, diagonal = saved_tensors(ctx)
     lambd, group, exact, precision, first = ctx.options
     operand = OPERAND_DTYPE[precision]
     with ops.without_autocast(grad.device.type):

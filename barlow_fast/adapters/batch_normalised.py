@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional import barlow_twins_loss
+from ..functional import as_number, barlow_twins_loss
+
+__all__ = ["EPS", "as_number", "check_matrices", "joined_ranks", "loss_of"]
 
 EPS = 1e-5
 
@@ -70,16 +71,3 @@ def loss_of(
         statistics=statistics,
         gradient=gradient,
     )
-
-
-def as_number(name: str, value: float | Tensor) -> float:
-    """`value` as a Python number; peers also take tensors with one element, which the core does
-    not."""
-    if isinstance(value, Tensor) and not torch.compiler.is_compiling():
-        if value.numel() != 1 or value.requires_grad:
-            raise TypeError(
-                f"{name} must be a number, or a tensor of one element without grad, got shape "
-                f"{tuple(value.shape)}, requires_grad={value.requires_grad}"
-            )
-        return float(value)
-    return value

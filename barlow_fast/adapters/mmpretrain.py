@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..differentiable import refuse_double_backward
+from ..differentiable import refuse_double_backward, refuse_forward_mode, refuse_transforms
 from .batch_normalised import as_number, check_matrices
 from .normalising import loss_with_norm
 
@@ -53,7 +53,8 @@ class CrossCorrelationLoss(nn.Module):
         shape = tuple(cross_correlation_matrix.shape)
         if len(shape) != 2 or shape[0] != shape[1]:
             raise AssertionError(f"cross_correlation_matrix must be (D, D), got {shape}")
-        return _MatrixLoss.apply(cross_correlation_matrix, float(self.lambd))
+        refuse_transforms("CrossCorrelationLoss")
+        return _MatrixLoss.apply(cross_correlation_matrix, as_number("lambd", self.lambd))
 
     def off_diagonal(self, x: Tensor) -> Tensor:
         """The D (D - 1) elements off the diagonal of a (D, D) matrix, row by row."""
@@ -162,6 +163,8 @@ class _MatrixLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _MatrixGradient.apply(grad, *ctx.saved_tensors, ctx.lambd), None
+
+    jvp = staticmethod(refuse_forward_mode)
 
 
 class _MatrixGradient(torch.autograd.Function):

@@ -194,7 +194,7 @@ def _onnx_runner(model: Any) -> Callable[[Tensor], Any]:
 def _images(pretrained: Pretrained, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(count)
     size = pretrained.image_size
-    return torch.randn(count, pretrained.channels, size, size, generator=generator)
+    return torch.randn(count, pretrained.channels, size, size, generator=generator, device="cpu")
 
 
 def _compare(pretrained: Pretrained, loaded: nn.Module, format: str) -> None:

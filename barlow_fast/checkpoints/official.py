@@ -47,9 +47,9 @@ def to_official(
     state |= {f"module.projector.{key}": v for key, v in model.projector.state_dict().items()}
     dimensions = _dimensions(model.projector)
     state |= {
-        "module.bn.running_mean": torch.zeros(dimensions),
-        "module.bn.running_var": torch.ones(dimensions),
-        "module.bn.num_batches_tracked": torch.tensor(0),
+        "module.bn.running_mean": torch.zeros(dimensions, device="cpu"),
+        "module.bn.running_var": torch.ones(dimensions, device="cpu"),
+        "module.bn.num_batches_tracked": torch.tensor(0, device="cpu"),
     }
     state = {key: value.detach().cpu().clone() for key, value in state.items()}
     content: dict[str, Any] = {"epoch": int(epoch), "model": state}

@@ -267,7 +267,7 @@ class ViewLoader:
             pixels, rows = self._sent(pixels), self._sent(rows)
             views.append(self._photometric(pixels, rows, self._mean, self._std, self.dtype))
         # A copy: this is a piece of the epoch's order, all of which it would keep alive.
-        index = torch.tensor(crops.samples)
+        index = torch.tensor(crops.samples, device="cpu")
         label = torch.full_like(index, -1)
         if self._labels is not None:
             label = torch.from_numpy(np.asarray(self._labels)[crops.samples])
@@ -277,8 +277,10 @@ class ViewLoader:
         views = []
         for view in self.views.views:
             shape = view.shape or tuple(self.source.images.shape[1:3])
-            empty = torch.empty(0, len(self.views.mean), *shape, dtype=self.dtype)
-            views.append(empty.to(self.device, memory_format=torch.channels_last))
+            empty = torch.empty(
+                0, len(self.views.mean), *shape, dtype=self.dtype, device=self.device
+            )
+            views.append(empty.to(memory_format=torch.channels_last))
         none = torch.empty(0, dtype=torch.int64, device=self.device)
         return Batch(tuple(views), none, none.clone())
 

@@ -122,7 +122,7 @@ def _rendered(
     chosen = kernels.load(choose_backend("auto", torch.device("cpu")))
     photometric = getattr(chosen, "photometric", kernels.load("aten").photometric)
     channels = len(views.mean)
-    zero, one = torch.zeros(channels), torch.ones(channels)
+    zero, one = (f(channels, device="cpu") for f in (torch.zeros, torch.ones))
     pictures = []
     for number, (specification, pixels) in enumerate(zip(views.views, crops, strict=True)):
         parameters = draw(specification, seed, epoch, samples, number)

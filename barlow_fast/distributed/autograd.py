@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..differentiable import refuse_double_backward
+from ..differentiable import (
+    refuse_double_backward,
+    refuse_forward_mode,
+    save_for_backward,
+    saved_tensors,
+)
 from ..kernels import load
 from . import agreement, correlation, cost, features, rows
 from .call import Call
@@ -104,7 +109,7 @@ class DistributedLoss(torch.autograd.Function):
             outputs, (tensors, pending) = LAYOUT[layout].forward(call, z_a, z_b, need)
         if pending is not None and _capturing(z_a):
             pending.wait()  # forward and backward may become graphs of their own
-        ctx.save_for_backward(z_a, z_b, *tensors)
+        save_for_backward(ctx, z_a, z_b, *tensors)
         ctx.pending, ctx.call, ctx.layout, ctx.exact = pending, call, layout, exact
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
@@ -113,9 +118,11 @@ class DistributedLoss(torch.autograd.Function):
     def backward(ctx, grad, *_):
         need = ctx.needs_input_grad[:2]
         gradients = DistributedGradient.apply(
-            grad, ctx.call, ctx.layout, ctx.exact, ctx.pending, need, *ctx.saved_tensors
+            grad, ctx.call, ctx.layout, ctx.exact, ctx.pending, need, *saved_tensors(ctx)
         )
         return *gradients, None, None, None, None
+
+    jvp = staticmethod(refuse_forward_mode)
 
 
 class DistributedGradient(torch.autograd.Function):

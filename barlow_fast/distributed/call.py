@@ -46,4 +46,4 @@ class Call:
 @functools.lru_cache(maxsize=64)
 def _counts(rows: tuple[int, ...], device: torch.device) -> Tensor:
     """Cached, because a copy to a GPU would wait for it."""
-    return torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1).to(device)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").view(-1, 1, 1).to(device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import functional, ops
+from ..differentiable import refuse_transforms
 from . import autograd, groups
 
 
@@ -25,10 +26,11 @@ def of_group(
     group = groups.resolve(process_group)
     error = None
     try:
+        refuse_transforms("the loss of a process group")
         functional.check_options(process_group=process_group, **options)
         z_a, z_b = functional.as_matrices(z_a, z_b, at_least=0 if group else 2)
         options["precision"] = functional.given_precision(z_a, options["precision"])
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, RuntimeError) as problem:
         if group is None:
             raise
         error = problem  # not before the other ranks know

@@ -39,7 +39,7 @@ def forward(
         if home is not None:
             z = call.kernels.standardise(z, *home[3 * view : 3 * view + 3], call.precision)
         elif encoded:
-            mean, deviation = wire.spread(moments, torch.tensor(call.own_rows))
+            mean, deviation = wire.spread(moments, torch.tensor(call.own_rows, device="cpu"))
             z = wire.encode(call.kernels, z, mean[view], deviation[view], call.precision)
         transfers.append(_send(call, z))
     columns = statistics.of_columns(call, moments_transfer)

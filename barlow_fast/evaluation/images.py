@@ -59,7 +59,11 @@ class ImageFormat:
             raise ValueError(f"size must be pixels or (height, width), got {self.size}")
         object.__setattr__(self, "size", None if sides is None else tuple(map(int, sides)))
         for name in ("mean", "std"):
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64).flatten().tolist()
+            value = (
+                torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu")
+                .flatten()
+                .tolist()
+            )
             if len(value) not in (1, self.channels):
                 raise ValueError(
                     f"{name} has {len(value)} numbers for an encoder of {self.channels} channels"

@@ -104,7 +104,7 @@ def linear_classifier(features: int, classes: int, seed: int, standardised: bool
     module = Standardised(features, classes) if standardised else nn.Linear(features, classes)
     layer = module.classifier if standardised else module
     with torch.no_grad():
-        layer.weight.copy_(0.01 * torch.randn(classes, features, generator=generator))
+        layer.weight.copy_(0.01 * torch.randn(classes, features, generator=generator, device="cpu"))
         layer.bias.zero_()
     return module
 

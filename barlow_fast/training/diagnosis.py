@@ -17,7 +17,7 @@ def gradients_finite(model: nn.Module) -> Tensor:
     """Whether every gradient is finite: a 0-dim bool tensor, without a wait for the device."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if not gradients:
-        return torch.tensor(True)
+        return torch.tensor(True, device="cpu")
     # A sum of magnitudes is finite only if every one is, or where it overflows: then the gradient
     # is beyond use as well.
     norms = torch._foreach_norm(gradients, 1)

@@ -661,7 +661,7 @@ class _Arriving:
     """A flag on its way from the GPU; reading it waits for it."""
 
     def __init__(self, value: Tensor) -> None:
-        self._copy = torch.empty((), dtype=torch.bool, pin_memory=True)
+        self._copy = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
         self._copy.copy_(value, non_blocking=True)
         self._event = torch.cuda.Event()
         self._event.record()

@@ -157,4 +157,4 @@ def _part_of_c(z_a: Tensor, z_b: Tensor) -> Tensor:
 
 def _spread(count: int, most: int) -> Tensor:
     """At most so many indices, evenly over all: data sets may be sorted by class."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
+    return torch.linspace(0, count - 1, min(count, most), device="cpu").round().long()

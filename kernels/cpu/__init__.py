@@ -96,8 +96,13 @@ def _rows(z: Tensor) -> Tensor:
     return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
 
 
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Small outputs. The device is stated: torch.set_default_device must not move them."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
 def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
-    out = torch.empty((5, z_a.shape[1]), dtype=torch.float64)
+    out = _empty((5, z_a.shape[1]), torch.float64)
     torch.ops.barlow_fast_cpu.column_moments(_rows(z_a), _rows(z_b), _OPERAND[precision], out)
     return out
 
@@ -105,15 +110,15 @@ def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
 def standardisation(
     moments: Tensor, count: int, eps: float, precision: str
 ) -> tuple[Tensor, Tensor]:
-    statistics = torch.empty((7, moments.shape[1]), dtype=accumulation_dtype(precision))
-    sums = torch.empty(2, dtype=torch.float64)
+    statistics = _empty((7, moments.shape[1]), accumulation_dtype(precision))
+    sums = _empty((2,), torch.float64)
     torch.ops.barlow_fast_cpu.standardisation(moments, count, eps, statistics, sums)
     return statistics, sums[None]
 
 
 def statistics(z_a: Tensor, z_b: Tensor, eps: float, precision: str) -> tuple[Tensor, Tensor]:
-    statistics = torch.empty((7, z_a.shape[1]), dtype=accumulation_dtype(precision))
-    sums = torch.empty((1, 2), dtype=torch.float64)
+    statistics = _empty((7, z_a.shape[1]), accumulation_dtype(precision))
+    sums = _empty((1, 2), torch.float64)
     torch.ops.barlow_fast_cpu.statistics(
         _rows(z_a), _rows(z_b), _OPERAND[precision], eps, statistics, sums
     )
@@ -132,7 +137,7 @@ def gram_pair(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     grams = POOL.empty(*gram_layout(z_a.shape[0], precision))
-    inner = torch.empty((), dtype=torch.float64)
+    inner = _empty((), torch.float64)
     torch.ops.barlow_fast_cpu.gram_pair(
         _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], grams[0], grams[1], inner
     )
@@ -201,7 +206,7 @@ def correlation(
 ) -> tuple[Tensor, Tensor]:
     d = z_a.shape[1]
     matrix = POOL.empty(*correlation_layout(d, precision))
-    squares = torch.empty((2, d), dtype=torch.float64)
+    squares = _empty((2, d), torch.float64)
     torch.ops.barlow_fast_cpu.correlation(
         _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], matrix, squares
     )
@@ -248,7 +253,7 @@ def terms(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(precision)
-    loss, on_diagonal, off_diagonal = (torch.empty((), dtype=dtype) for _ in range(3))
+    loss, on_diagonal, off_diagonal = (_empty((), dtype) for _ in range(3))
     torch.ops.barlow_fast_cpu.terms(
         sums.contiguous(), parts.contiguous(), divisor, diagonal_included, lambd,
         loss, on_diagonal, off_diagonal,

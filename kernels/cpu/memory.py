@@ -41,7 +41,7 @@ class Pool:
         """An uninitialised contiguous CPU tensor."""
         count = math.prod(shape)
         if count * dtype.itemsize < SMALLEST or self.limit <= 0:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         mapping = self._take(-(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE)
         # The tensor's storage holds this very view; its death is the storage's death.
         view = memoryview(mapping)

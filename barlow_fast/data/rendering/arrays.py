@@ -130,7 +130,8 @@ def warp(images: Tensor, parameters: ViewParameters, size: tuple[int, int]) -> T
     theta[1, 1, :, 0, 0] = (cosine + sine * parameters.shear) * down
     theta[1, 2, :, 0, 0] = 2 * parameters.top + down - 1
     y, x = (
-        ((2 * torch.arange(n, dtype=torch.float32) + 1) / n - 1).to(images.device) for n in size
+        ((2 * torch.arange(n, dtype=torch.float32, device="cpu") + 1) / n - 1).to(images.device)
+        for n in size
     )
     # Element by element, where a matrix product's rounding could depend on the batch.
     grid = torch.stack(

@@ -338,7 +338,9 @@ class _Engine:
         """[(rows, their crops)], or none; rows without an image are added to `batch.bad`."""
         if not rows:
             return []
-        crops = [torch.zeros(len(rows), *shape, dtype=torch.uint8) for shape in self.shapes]
+        crops = [
+            torch.zeros(len(rows), *shape, dtype=torch.uint8, device="cpu") for shape in self.shapes
+        ]
         arrays = [view.numpy() for view in crops]
         samples = batch.samples[rows]
         found = crop_rows(self.source, self.views, self.seed, batch.epoch, samples, arrays)

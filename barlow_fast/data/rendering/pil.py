@@ -105,7 +105,10 @@ class PilRenderer:
         if not self._waiting:
             raise RuntimeError("no batch is under way")
         epoch, samples = self._waiting.popleft()
-        crops = [torch.empty(len(samples), *shape, dtype=torch.uint8) for shape in self._shapes]
+        crops = [
+            torch.empty(len(samples), *shape, dtype=torch.uint8, device="cpu")
+            for shape in self._shapes
+        ]
         bad = crop_rows(
             self._source,
             self._views,

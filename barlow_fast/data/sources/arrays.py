@@ -42,7 +42,7 @@ class ArraySource:
         name: str = "array",
         classes: Sequence[str] | None = None,
     ) -> None:
-        images = torch.as_tensor(images)
+        images = images if isinstance(images, Tensor) else torch.as_tensor(images, device="cpu")
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] not in (1, 3):
             raise ValueError(
                 "images must be (N, H, W, C) uint8 with C = 1 or 3, "

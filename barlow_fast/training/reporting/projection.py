@@ -51,7 +51,7 @@ def project(features: Tensor) -> tuple[Tensor, str]:
             # step take ten times as long on cores that are busy.
             with threadpool_limits(1):
                 places = method.fit_transform(centred.numpy())
-            return torch.as_tensor(places, dtype=torch.float64), "t-SNE"
+            return torch.as_tensor(places, dtype=torch.float64, device="cpu"), "t-SNE"
     return linear, "principal components"
 
 
