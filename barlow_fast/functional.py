@@ -87,8 +87,9 @@ def barlow_twins_loss(
         eps: added to the variance, inside the root.
         precision: operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16', or
             'auto': the autocast dtype under autocast, the inputs' own half precision, else what
-            torch is set to for float32 matrix products on the device (`set_float32_matmul_precision`
-            or `torch.backends.cuda.matmul.fp32_precision`, on CPUs `torch.backends.mkldnn.matmul`).
+            torch is set to for float32 matrix products on the device, by
+            `torch.set_float32_matmul_precision` or `torch.backends.cuda.matmul.fp32_precision`
+            (on CPUs `torch.backends.mkldnn.matmul.fp32_precision`).
             Sums and statistics are float32 (float64 for fp64) always.
         form: 'gram' (N x N), 'correlation' (D x D) or 'auto' (the one with less work).
         backend: 'triton', 'cpu', 'aten' or 'auto' (the first usable one).

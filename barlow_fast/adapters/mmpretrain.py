@@ -54,7 +54,8 @@ class CrossCorrelationLoss(nn.Module):
         if len(shape) != 2 or shape[0] != shape[1]:
             raise AssertionError(f"cross_correlation_matrix must be (D, D), got {shape}")
         refuse_transforms("CrossCorrelationLoss")
-        return _MatrixLoss.apply(cross_correlation_matrix, as_number("lambd", self.lambd))
+        function = _MatrixLoss if torch.compiler.is_compiling() else _EagerMatrixLoss
+        return function.apply(cross_correlation_matrix, as_number("lambd", self.lambd))
 
     def off_diagonal(self, x: Tensor) -> Tensor:
         """The D (D - 1) elements off the diagonal of a (D, D) matrix, row by row."""
@@ -163,6 +164,10 @@ class _MatrixLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _MatrixGradient.apply(grad, *ctx.saved_tensors, ctx.lambd), None
+
+
+class _EagerMatrixLoss(_MatrixLoss):
+    """torch.compile takes no function that has a jvp of its own."""
 
     jvp = staticmethod(refuse_forward_mode)
 
