@@ -11,6 +11,7 @@ and second derivatives are refused.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -190,6 +191,8 @@ def _register(
     backward_operator.register_autograd(
         refuse_double_backward, setup_context=lambda ctx, inputs, output: None
     )
+    for operator in operators:
+        operator.register_vmap(functools.partial(_each_in_turn, operator))
     return forward_operator, backward_operator
 
 
