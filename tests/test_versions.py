@@ -97,7 +97,7 @@ def test_a_python_that_torch_has_no_wheel_for_is_refused():
     row = MISSING._replace(oldest_python="3.98")
     with pytest.raises(Failure, match=r"install Python 3\.99"):
         versions.find_python(row)
-    (result,) = versions.run_row(row, ["loss"])
+    (result,) = versions.run_rows([row], versions.TIERS, 1)
     assert result.failed
     assert "FAILED: no Python 3.99 here" in versions.table([result])
 
@@ -187,6 +187,7 @@ def test_a_tier_that_fails_or_runs_nothing_is_a_failure(tmp_path, body, outcome,
     if body is not None:
         text += f"def test_it():\n    {body}\n"
     test.write_text(text)
-    arguments = [str(test), "--rootdir", str(tmp_path), "-c", os.devnull]
-    quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    assert versions.run_tier(sys.executable, arguments, quick) == (outcome, failed)
+    arguments = (str(test), "--rootdir", str(tmp_path), "-c", os.devnull)
+    tier = versions.Tier("loss", arguments, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    (result,) = versions.run_tiers([(OLDEST, MINOR, Path(sys.executable), tier)], 1)
+    assert (result.outcome, result.failed) == (outcome, failed)

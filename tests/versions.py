@@ -15,6 +15,7 @@ the standard library.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -57,12 +58,26 @@ MATRIX = (
 TOOLS = ("pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "expecttest>=0.2")
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow")
-# Name, what it runs, and the environment variables that it needs.
+
+
+class Tier(NamedTuple):
+    """Some tests, and the environment variables that they need."""
+
+    name: str
+    paths: tuple[str, ...]
+    environment: dict[str, str]
+
+
+# Two run side by side on two cores; waiting threads that spin would take the other's core.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+THREADS = {"OMP_WAIT_POLICY": "passive"}
+INTERPRETED = {"TRITON_INTERPRET": "1"}  # must be on before Triton is imported
+# The longest first: that is the order in which they begin.
 TIERS = (
-    ("loss", ("tests/loss",), {}),
-    ("kernels", ("tests/kernels", "tests/triton_kernels/test_planning.py"), {}),
-    ("interpreter", ("tests/triton_kernels/test_interpreter.py",), {"TRITON_INTERPRET": "1"}),
-    ("compilation", ("tests/triton_kernels/test_compilation.py",), {}),
+    Tier("interpreter", ("tests/triton_kernels/test_interpreter.py",), INTERPRETED | ONE_THREAD),
+    Tier("compilation", ("tests/triton_kernels/test_compilation.py",), ONE_THREAD),
+    Tier("kernels", ("tests/kernels", "tests/triton_kernels/test_planning.py"), THREADS),
+    Tier("loss", ("tests/loss",), THREADS),
 )
 
 # What an environment must be before its tests count.
@@ -221,40 +236,83 @@ def counts(report: Path) -> dict[str, int]:
     return {"passed": passed, "failed": failed, "skipped": found["skipped"]}
 
 
-def run_tier(
-    python: Path, paths: Sequence[str], environment: Mapping[str, str]
-) -> tuple[str, bool]:
-    """What the tests of one tier came to, and whether that is a failure."""
-    with tempfile.TemporaryDirectory() as work:
-        report = Path(work) / "report.xml"
-        done = subprocess.run(
-            [python, *PYTEST, f"--junitxml={report}", *paths],
-            cwd=ROOT,
-            env=os.environ | from_the_clone() | dict(environment),
-        )
-        if not report.exists():
-            return f"pytest ended with status {done.returncode}", True
-        found = counts(report)
-    outcome = ", ".join(f"{number} {name}" for name, number in found.items())
-    return outcome, bool(done.returncode or found["failed"] or not found["passed"])
-
-
-def run_row(row: Row, tiers: Sequence[str]) -> Iterator[Result]:
-    """Every tier on one row; a row that cannot be tested is one failure."""
-    started, version = time.monotonic(), row.python
+def run_tiers(work: Sequence[tuple[Row, str, Path, Tier]], jobs: int) -> Iterator[Result]:
+    """Runs tiers of rows, `jobs` at a time; what each has to say is printed when it is done."""
+    waiting, running = list(work), []
     try:
-        python, version = find_python(row)
-        interpreter = environment_of(row, python, version)
-        check(probe(interpreter), row, version)
-    except Failure as failure:
-        yield Result(row, version, "none", str(failure), time.monotonic() - started, True)
-        return
-    for name, paths, environment in TIERS:
-        if name in tiers:
-            print(f"\n== torch {row.torch}, Python {version}: {name}", flush=True)
-            started = time.monotonic()
-            outcome, failed = run_tier(interpreter, paths, environment)
-            yield Result(row, version, name, outcome, time.monotonic() - started, failed)
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(Run(*waiting.pop(0)))
+            done = [run for run in running if run.process.poll() is not None]
+            for run in done:
+                running.remove(run)
+                yield run.result()
+            time.sleep(0.0 if done else 0.2)
+    finally:
+        for run in running:
+            run.end()
+
+
+class Run:
+    """One tier on one row, in a process group of its own."""
+
+    def __init__(self, row: Row, version: str, python: Path, tier: Tier) -> None:
+        self.row, self.version, self.tier = row, version, tier
+        self.folder = tempfile.TemporaryDirectory()
+        self.report = Path(self.folder.name) / "report.xml"
+        self.log = Path(self.folder.name) / "log"
+        self.started = time.monotonic()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [python, *PYTEST, f"--junitxml={self.report}", *tier.paths],
+                cwd=ROOT,
+                env=os.environ | from_the_clone() | tier.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def result(self) -> Result:
+        """What the tests came to; a failure when one failed, or none ran."""
+        seconds, status = time.monotonic() - self.started, self.process.returncode
+        print(f"\n== torch {self.row.torch}, Python {self.version}: {self.tier.name}")
+        print(self.log.read_text(encoding="utf-8", errors="replace"), flush=True)
+        outcome, failed = f"pytest ended with status {status}", True
+        if self.report.exists():
+            found = counts(self.report)
+            outcome = ", ".join(f"{number} {name}" for name, number in found.items())
+            failed = bool(status or found["failed"] or not found["passed"])
+        self.folder.cleanup()
+        return Result(self.row, self.version, self.tier.name, outcome, seconds, failed)
+
+    def end(self) -> None:
+        """Ends the process with all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.folder.cleanup()
+
+
+def prepared(row: Row) -> tuple[str, Path]:
+    """(version of Python, Python of the environment), checked."""
+    python, version = find_python(row)
+    interpreter = environment_of(row, python, version)
+    check(probe(interpreter), row, version)
+    return version, interpreter
+
+
+def run_rows(rows: Sequence[Row], tiers: Sequence[Tier], jobs: int) -> list[Result]:
+    """Every tier on every row; a row that cannot be tested is one failure."""
+    results, environments = [], []
+    for row in rows:
+        try:
+            environments.append((row, *prepared(row)))
+        except Failure as failure:
+            results.append(Result(row, row.python, "none", str(failure), 0.0, True))
+    work = [(*environment, tier) for tier in tiers for environment in environments]
+    results += run_tiers(work, jobs)
+    return sorted(results, key=lambda result: rows.index(result.row))
 
 
 def table(results: Sequence[Result]) -> str:
@@ -278,16 +336,18 @@ def table(results: Sequence[Result]) -> str:
 
 def main() -> int:
     """Exit status 0 when every tier of every row passed."""
-    names = [name for name, _, _ in TIERS]
+    tiers = {tier.name: tier for tier in TIERS}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("versions", nargs="*", help="of 'oldest', 'newest' and versions of torch")
-    parser.add_argument("--tiers", nargs="+", choices=names, default=names)
+    parser.add_argument("--tiers", nargs="+", choices=tiers, default=list(tiers))
+    parser.add_argument("--jobs", type=int, default=2, help="tiers that run at a time")
     arguments = parser.parse_args()
     # Ends as Ctrl-C does: what is begun is stopped, and an incomplete environment removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    results = [r for row in selected(arguments.versions) for r in run_row(row, arguments.tiers)]
+    chosen = [tier for tier in TIERS if tier.name in arguments.tiers]
+    results = run_rows(selected(arguments.versions), chosen, arguments.jobs)
     print(f"\n{table(results)}")
     return int(any(result.failed for result in results))
 
