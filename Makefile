@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-core test-around test-bench test-interpreter lint format bench gpu docs sdist wheel wheel-test release-check clean
+.PHONY: install demo test test-core test-around test-bench test-interpreter test-versions lint format bench gpu docs sdist wheel wheel-test release-check clean
 
 install: $(STAMP)
 
@@ -38,6 +38,11 @@ test-bench: install
 
 test-interpreter: install
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_kernels/test_interpreter.py
+
+# On each supported torch, or on some: VERSIONS="oldest newest". See tests/versions.py.
+VERSIONS ?=
+test-versions: install
+	$(BIN)/python tests/versions.py $(VERSIONS)
 
 lint: install
 	$(BIN)/ruff check .
