@@ -268,7 +268,7 @@ class Telling:
 
 def test_a_turn_settles_around_its_clock_and_rests_after_it():
     feed = Telling()
-    count, elapsed, figures = turns._timed(feed, 0.0, skipped=1)
+    count, elapsed, figures = turns._timed(feed, 0.0, ahead=1)
     assert feed.log == [
         "step", "settle", "report", *["step"] * turns.FEWEST, "settle", "report", "rest",
     ]  # fmt: skip
