@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from bench import lifetime
 
 SECONDS = 240  # that anything may take on a busy machine before it counts as hanging
+
+
+@contextlib.contextmanager
+def running(command: list, **options: Any) -> Iterator[subprocess.Popen]:
+    """A command in a session of its own, which ends with the block, with all that it started, and
+    does not outlive the tests, however they end."""
+    end_with_tests = lifetime.tied()
+
+    def prepare() -> None:
+        # A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if end_with_tests is not None:
+            end_with_tests()
+
+    with subprocess.Popen(
+        [*map(str, command)], text=True, start_new_session=True, preexec_fn=prepare, **options
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def until(condition: Callable[[], bool]) -> bool:

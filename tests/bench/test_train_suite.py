@@ -23,7 +23,6 @@ from bench.training.cases import CASES, LIGHTLY, LIMIT, OFFICIAL, OURS
 from bench.views import images, turns
 from bench.views.feeds import DisagreementError
 
-SECONDS = 240.0  # for processes to start on a busy machine
 TINY = {"batch_size": 4, "encoder_widths": (4, 8), "projector": (16, 24)}
 
 
