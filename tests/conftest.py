@@ -10,8 +10,9 @@ import torch
 
 from barlow_fast.kernels import KERNEL_SETS, why_unusable
 
-# tests/ is not a package: gate.py and embeddings.py are found here.
+# tests/ is not a package: gate.py and embeddings.py are found here; and bench/ is not installed.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent.parent))
 
 CPU = torch.device("cpu")
 CPU_BACKENDS = [name for name in KERNEL_SETS if name != "triton"]

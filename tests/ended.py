@@ -1,46 +1,76 @@
-"""Whether processes have ended, waiting for them if need be: a busy machine takes its time."""
+"""Waiting for what other processes do: no test reads a clock of its own, or sleeps."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-SECONDS = 60  # that anything may take on a busy machine before it counts as hanging
+from bench import lifetime
+
+SECONDS = 240  # that anything may take on a busy machine before it counts as hanging
+
+
+@contextlib.contextmanager
+def running(command: list, **options: Any) -> Iterator[subprocess.Popen]:
+    """A command in a session of its own, which ends with the block, with all that it started, and
+    does not outlive the tests, however they end."""
+    end_with_tests = lifetime.tied()
+
+    def prepare() -> None:
+        # A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if end_with_tests is not None:
+            end_with_tests()
+
+    with subprocess.Popen(
+        [*map(str, command)], text=True, start_new_session=True, preexec_fn=prepare, **options
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Whether a condition becomes true."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def gone(pid: int) -> bool:
-    """Whether the process `pid` ends; a zombie that nobody waits for has ended."""
+    """Whether the process `pid` ends."""
+    return until(lambda: not alive(pid))
 
-    def running() -> bool:
-        try:
-            os.kill(pid, 0)
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (ProcessLookupError, FileNotFoundError):
-            return False
-        return state != "Z"
 
-    return _ends(running)
+def alive(pid: int) -> bool:
+    """Whether the process `pid` runs now; a zombie that nobody waits for has ended."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state not in "ZX"
 
 
 def group_gone(group: int) -> bool:
     """Whether every process of a process group ends."""
 
-    def running() -> bool:
+    def ended() -> bool:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
-            return False
-        return True
+            return True
+        return False
 
-    return _ends(running)
-
-
-def _ends(running: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while running():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+    return until(ended)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
+from .processes import obey_parent
 from .sources import Source
 
 Result = TypeVar("Result")
@@ -84,8 +84,7 @@ def in_order(
 def _prepare(task: Callable[[int], object]) -> None:
     global _task
     _task = task
-    # Ctrl-C reaches every process of a terminal; the first one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    obey_parent()
 
 
 def _run(chunk: range) -> list[object]:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import lifetime
 from bench.gpu import child, exits, sources, state
 from bench.gpu.parts import PARTS, Context, Part
 from bench.gpu.state import COMPLETE, FAILED, SKIPPED, State
@@ -116,6 +117,7 @@ def probe() -> dict[str, str]:
             capture_output=True,
             text=True,
             timeout=PROBE_SECONDS,
+            preexec_fn=lifetime.tied(),
         )
         return json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, json.JSONDecodeError) as error:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from bench import lifetime
 from bench.gpu.sources import ROOT
 
 POLL = 0.2  # seconds
@@ -45,11 +46,12 @@ def run(
             cwd=ROOT,
             env=os.environ | dict(environment or {}),
             start_new_session=True,
+            preexec_fn=lifetime.tied(),
         )
         try:
             return _wait(process, limit, still, watched, tick)
         finally:
-            _end(process)
+            lifetime.stop(process, (signal.SIGTERM,), GRACE)
 
 
 def _wait(
@@ -76,18 +78,6 @@ def _wait(
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Ends the process group that `run` started; nothing if it has ended."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        try:
-            os.killpg(process.pid, number)
-            process.wait(GRACE)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
 
 
 def source_tree_environment() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from bench import lifetime
 
 HOST = "127.0.0.1"
 LOOPBACK = Path("/sys/class/net/lo")
@@ -60,10 +61,8 @@ def run(entry: Entry, ranks: int, arguments: tuple[Any, ...], seconds: float) ->
 def _rank(
     rank: int, entry: Entry, ranks: int, port: int, seconds: float, arguments: tuple[Any, ...]
 ) -> None:
-    # torch interrupts this process when its parent dies; Python alone would see that only after
-    # whatever exchange it is waiting for.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # And should nothing else end it:
+    lifetime.end_with_parent()
+    # And should an exchange never end:
     faulthandler.dump_traceback_later(seconds, exit=True)
     torch.set_num_threads(threads_of_each(ranks))
     if LOOPBACK.exists():

@@ -4,7 +4,6 @@ of a run: seconds of the turn over images."""
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 
 from bench import devices
@@ -17,9 +16,7 @@ ROUNDS = 5
 
 
 def groups(choice: Choice) -> dict[str, list[str]]:
-    """Runs of the quick case of a device; none where processes cannot be stopped and continued."""
-    if not hasattr(os, "killpg"):
-        return {}
+    """Runs of the quick case of a device."""
     names = list(cases.PEERS) if choice.peers is None else among(choice.peers, cases.PEERS)
     quick = cases.parse(None, choice.device, quick=True)
     return {f"{case.name}, seconds an image": names for case in quick if names}

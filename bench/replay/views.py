@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +22,8 @@ provenance_of_all = functools.cache(provenance.collect)
 
 
 def groups(choice: Choice) -> dict[str, list[str]]:
-    """Feeds by case; none on a GPU (`python -m bench views --device cuda`), and none where
-    processes cannot be stopped and continued."""
-    if choice.device != "cpu" or not hasattr(os, "killpg"):
+    """Feeds by case; none on a GPU (`python -m bench views --device cuda`)."""
+    if choice.device != "cpu":
         return {}
     found = {}
     for name in CASES:

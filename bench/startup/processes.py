@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import provenance
+from bench import lifetime, provenance
 from bench.inputs import Variant
 from bench.peers import discover
 from bench.startup.child import COMPILED
@@ -254,6 +254,7 @@ def start(
             capture_output=True,
             text=True,
             timeout=deadline,
+            preexec_fn=lifetime.tied(),
         )
     except subprocess.TimeoutExpired:
         raise StartError(f"did not end within {deadline:.0f} s") from None

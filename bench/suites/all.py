@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from bench import devices, provenance, results
+from bench import devices, lifetime, provenance, results
 from bench.inputs import ALIASES, CUDA_VARIANTS, VARIANTS, parse_shapes
 from bench.optional import Console, Table, typer
 from bench.results import Row
@@ -362,6 +362,7 @@ def call(suite: str, arguments: Sequence[str], seconds: float) -> str | None:
         cwd=provenance.ROOT,
         start_new_session=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lifetime.tied(),
     )
     try:
         with _terminated_as_interrupted():
@@ -369,7 +370,7 @@ def call(suite: str, arguments: Sequence[str], seconds: float) -> str | None:
     except subprocess.TimeoutExpired:
         return f"ended after {seconds:.0f} s, more than its time"
     finally:
-        stop(process)
+        lifetime.stop(process, (signal.SIGINT, signal.SIGTERM), STOP_SECONDS)
     return None if status == 0 else f"exit status {status}"
 
 
@@ -389,30 +390,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def stop(process: subprocess.Popen) -> None:
-    """Ends a process that leads its own session, and what it started: as Ctrl-C would, then more
-    firmly. Nothing where it has ended by itself."""
-    if process.poll() is not None:
-        return
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            _signal(process, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-                break
-    finally:  # also after one more Ctrl-C; what is left of its group goes, too
-        _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
-        process.wait()
-
-
-def _signal(process: subprocess.Popen, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, number)
-        elif process.poll() is None:
-            process.send_signal(number)
 
 
 def summary(outcomes: Sequence[Outcome]) -> Table:

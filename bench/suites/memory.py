@@ -23,7 +23,7 @@ from typing import Annotated
 
 import torch
 
-from bench import agreement, devices, memory_limit, provenance, results
+from bench import agreement, devices, lifetime, memory_limit, provenance, results
 from bench.gpu import memory as gpu_memory
 from bench.gpu import tables as gpu_tables
 from bench.inputs import VARIANTS, parse_shapes, parse_variants, random_pair
@@ -147,6 +147,7 @@ def measure_in_child(
             capture_output=True,
             text=True,
             timeout=seconds,
+            preexec_fn=lifetime.tied(),
         )
     except subprocess.TimeoutExpired:
         return {"problem": f"took more than {seconds:.0f} s"}

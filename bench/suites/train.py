@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +22,7 @@ from bench.views import images, turns
 SECTION = "Pretraining: images per second end to end"
 SECONDS, QUICK_SECONDS = 15.0, 2.0  # for each run of a case
 ROUNDS, QUICK_ROUNDS = 5, 2
-WARM_UPS, SKIPPED = 6, 1  # steps
-AHEAD = 2  # batches that each worker of a DataLoader has ready
+AHEAD = 2  # batches that our loader, or each worker of a DataLoader, has ready
 QUICK_DISTINCT = 60
 CORES = 2
 WAIT_TARGET = 0.02  # of a GPU's step
@@ -66,9 +64,6 @@ def command(
     except RuntimeError as error:
         console.print(f"[red]{error}[/]")
         raise typer.Exit(1) from None
-    if not hasattr(os, "killpg"):
-        console.print("[red]the train suite stops and continues processes, which needs POSIX[/]")
-        raise typer.Exit(1)
     if out is None and not quick:
         out = results.default_file(chosen_device.slug())
     seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
@@ -173,12 +168,8 @@ def race(
     for name in names:
         arguments = (name, case, kind, folder if case.files else None)
         cores = turns.two_cores() if kind == "cpu" else None
-        # What was made ready before the first step must be gone when the first turn comes.
-        ready = AHEAD * runs.workers(kind) if name in (OFFICIAL, LIGHTLY) else 0
-        warm_ups = max(WARM_UPS, ready + 2)
-        runners.append(
-            turns.Runner(name, runs.open_run, arguments, cores, deadline, warm_ups, SKIPPED)
-        )
+        ahead = AHEAD * (runs.workers(kind) if name in (OFFICIAL, LIGHTLY) else 1)
+        runners.append(turns.Runner(name, runs.open_run, arguments, cores, deadline, ahead))
     rates, failed = turns.race(
         runners, rounds, seconds / rounds, together=kind == "cpu", moved=moved
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -67,9 +66,6 @@ def command(
         if found.failures:
             raise typer.Exit(1)
         return
-    if not hasattr(os, "killpg"):
-        console.print("[red]the views suite stops and continues processes, which needs POSIX[/]")
-        raise typer.Exit(1)
     if out is None and not quick:
         out = results.default_file()
     seconds = seconds or (QUICK_SECONDS if quick else SECONDS)

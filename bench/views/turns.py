@@ -1,8 +1,8 @@
-"""Feeds in turns: each in processes of its own, which stand still while another one is timed.
+"""Feeds in turns: each in processes of its own, which wait while another one is timed.
 
-Loaders work ahead in the background. So a feed and all of its workers form a group of processes
-that the system stops (SIGSTOP) after its turn and lets go on (SIGCONT) at its next one, where it
-finds its queues as it left them. POSIX only.
+Loaders work ahead in the background, but only so far. So a feed answers when its workers have had
+the time to get there, and then waits to be asked again. Its next turn begins with full queues; what
+was in them is not timed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import multiprocessing
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-WARM_UPS, SKIPPED = 8, 4  # batches
+from bench import lifetime
+
+AHEAD = 4  # batches
 FEWEST = 4  # batches that are timed
-LOOK_EVERY = 0.5  # seconds
 DEADLINE = 120.0  # seconds for a process to start, or for a turn beyond its time
 
 Opener = Callable[..., AbstractContextManager[Iterator[int]]]
@@ -40,19 +40,18 @@ class FeedError(Exception):
 
 
 class Runner:
-    """One feed in a process group of its own.
+    """One feed in a process of its own.
 
     Args:
         name: for messages.
         opener: called with `arguments` in the new process; yields counts without an end. The
             iterator may have three more methods: `settle()` waits for what is under way, `report()`
             tells figures of the time since it was last called, `rest()` gives back what others
-            need while it stands still.
+            need while it waits.
         arguments: must be picklable.
         cores: that the processes may use.
         deadline: in seconds, for the start, and for a turn beyond its time.
-        warm_ups: batches before the first turn: more than it has ready ahead.
-        skipped: batches at the beginning of a turn that are not timed.
+        ahead: batches that it has ready at most, and so many are not timed in a turn.
 
     Attributes:
         reports: figures of every turn; empty where the feed tells none.
@@ -65,13 +64,12 @@ class Runner:
         arguments: tuple[Any, ...],
         cores: set[int] | None,
         deadline: float = DEADLINE,
-        warm_ups: int = WARM_UPS,
-        skipped: int = SKIPPED,
+        ahead: int = AHEAD,
     ) -> None:
         self.name, self.deadline = name, deadline
         self.reports: list[Figures] = []
         self._context = multiprocessing.get_context("spawn")
-        self._task = (opener, arguments, cores, warm_ups, skipped)
+        self._task = (opener, arguments, cores, ahead)
         self._process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
@@ -85,14 +83,13 @@ class Runner:
         other.close()
 
     def wait_until_ready(self) -> None:
-        """Until the first batches have come; then it stands still.
+        """Until the first batches have come.
 
         Raises:
             FeedError: they do not come.
         """
         self.start()
         self._answer(self.deadline)
-        self._signal(signal.SIGSTOP)
 
     def turn(self, seconds: float) -> float:
         """Counts per second of one turn of about so many seconds.
@@ -100,23 +97,18 @@ class Runner:
         Raises:
             FeedError: it fails.
         """
-        self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self._connection.send(seconds)
         count, elapsed, report = self._answer(seconds + self.deadline)
-        self._signal(signal.SIGSTOP)
         self.reports.append(report)
         return count / elapsed
 
     def end(self) -> None:
-        """Kills the group. May be called again, at any time."""
-        if self._process is None:
-            return
-        self._connection.close()
-        self._signal(signal.SIGKILL)
-        # It may not have become a group yet.
-        self._process.kill()
-        self._process.join()
+        """Kills the process. May be called again, at any time."""
+        if self._process is not None:
+            self._connection.close()
+            self._process.kill()
+            self._process.join()
 
     def _answer(self, seconds: float) -> Any:
         if not wait([self._connection, self._process.sentinel], seconds):
@@ -134,10 +126,6 @@ class Runner:
         if kind == "failed":
             raise FeedError(content)
         return content
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
 
 
 def race(
@@ -202,48 +190,33 @@ def _serve(
     opener: Opener,
     arguments: tuple[Any, ...],
     cores: set[int] | None,
-    warm_ups: int,
-    skipped: int,
+    ahead: int,
 ) -> None:
-    """A feed's process. It ends with the pipe, or soon after its parent; where it stands still when
-    its parent dies, the system lets it go on and hangs up, because its group is orphaned then."""
-    os.setpgid(0, 0)
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    """A feed's process."""
+    lifetime.end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's business
     if cores is not None:
         os.sched_setaffinity(0, cores)
     try:
         with opener(*arguments) as counts:
-            for _ in range(warm_ups):
-                next(counts)
-            _call(counts, "settle")
-            _call(counts, "rest")
-            connection.send(("ready", None))
+            connection.send(("ready", _timed(counts, 0.0, ahead)))
             while True:
-                connection.send(("timed", _timed(counts, connection.recv(), skipped)))
+                connection.send(("timed", _timed(counts, connection.recv(), ahead)))
     except (EOFError, BrokenPipeError):
-        # Nobody listens any more. This may be seen before `_follow` looks again, and what the feed
-        # started must not outlive it.
-        os.killpg(0, signal.SIGKILL)
+        pass  # nobody listens any more
     except Exception as error:  # whatever a feed raises, the others are still to be timed
         with contextlib.suppress(BrokenPipeError):
             connection.send(("failed", f"{type(error).__name__}: {error}"))
-
-
-def _follow(parent: int) -> None:
-    """Kills the group when its parent has gone, whatever the feed is busy with."""
-    while os.getppid() == parent:
-        time.sleep(LOOK_EVERY)
-    os.killpg(0, signal.SIGKILL)
 
 
 def _call(counts: Iterator[int], name: str) -> Any:
     return getattr(counts, name, lambda: None)()
 
 
-def _timed(counts: Iterator[int], seconds: float, skipped: int) -> tuple[int, float, Figures]:
-    """(count, seconds, figures). An even number of batches, because two workers finish them in
-    pairs."""
-    for _ in range(skipped):
+def _timed(counts: Iterator[int], seconds: float, ahead: int) -> tuple[int, float, Figures]:
+    """(count, seconds, figures), once nothing is left to do. An even number of batches, because two
+    workers finish them in pairs."""
+    for _ in range(ahead):
         next(counts)
     _call(counts, "settle")
     _call(counts, "report")
@@ -258,4 +231,5 @@ def _timed(counts: Iterator[int], seconds: float, skipped: int) -> tuple[int, fl
     elapsed = time.perf_counter() - start
     figures = _call(counts, "report") or {}
     _call(counts, "rest")
+    time.sleep(ahead * elapsed / number)
     return total, elapsed, figures

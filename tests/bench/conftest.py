@@ -1,16 +1,9 @@
-"""The bench is not installed: it is imported from the repository."""
+"""Fixtures of the tests of the bench."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
 
 
 @pytest.fixture(autouse=True)

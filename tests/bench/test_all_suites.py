@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import typer
-from ended import gone
+from ended import SECONDS, gone, running, until
 from typer.testing import CliRunner
 
 from bench import provenance, results, suites
@@ -21,8 +21,6 @@ from bench.__main__ import app
 from bench.suites import all as every
 from bench.suites import compilation
 from bench.suites.all import INTERRUPTED, PARTS, Outcome, Part
-
-SECONDS = 120.0  # for a process to start on a busy machine
 
 
 def arguments(name, **given):
@@ -196,8 +194,7 @@ os.replace(sys.argv[1] + ".partial", sys.argv[1])
 time.sleep(600)
 """
 DRIVER = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may have it ignored
+import sys
 from bench.suites import all as every
 every.command_of = lambda suite, arguments: [sys.executable, "-c", {suite!r}, {pids!r}]
 parts = [every.PARTS["loss"], every.PARTS["memory"]]
@@ -213,17 +210,11 @@ sys.exit(status)
 def test_a_signal_ends_the_suite_and_what_it_started(tmp_path, number):
     pids = tmp_path / "pids"
     text = textwrap.dedent(DRIVER).format(suite=SUITE, pids=str(pids))
-    driver = subprocess.Popen(
-        [sys.executable, "-c", text], cwd=provenance.ROOT, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        end = time.monotonic() + SECONDS
-        while not pids.exists() and time.monotonic() < end:
-            time.sleep(0.05)
+    command = [sys.executable, "-c", text]
+    with running(command, cwd=provenance.ROOT, stdout=subprocess.PIPE) as driver:
+        assert until(pids.exists)
         driver.send_signal(number)  # to this process alone
         printed, _ = driver.communicate(timeout=SECONDS)
-    finally:
-        driver.kill()
     assert driver.returncode == INTERRUPTED
     assert "[('loss', 'interrupted')]" in printed
     for pid in map(int, pids.read_text().split()):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from ended import alive
 
 from bench import gpu
 from bench.gpu import __main__ as runner
@@ -159,16 +162,23 @@ def test_rows_and_state_are_adopted_from_another_folder(tmp_path):
     assert (out / "gpu-example-gpu.jsonl").read_text() == '{"suite": "memory"}\n'
 
 
-def test_a_child_that_takes_too_long_or_stands_still_is_ended(tmp_path):
-    sleeper = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
-    log = tmp_path / "log"
-    start = time.monotonic()
-    assert child.run(sleeper, log, 1.0) == child.LATE
-    assert "begun" in log.read_text()
-    watched = tmp_path / "watched"
-    assert child.run(sleeper, log, 50.0, still=0.5, watched=watched) == child.STILL
-    assert time.monotonic() - start < 20
-    assert child.run([sys.executable, "-c", "raise SystemExit(7)"], log, 50.0) == 7
+def test_a_child_that_takes_too_long_or_stands_still_is_ended(tmp_path, monkeypatch):
+    log, watched = tmp_path / "log", tmp_path / "watched"
+    pids = set()
+
+    def clock():  # an hour passes once the child has said that it has begun
+        pids.update(map(int, re.findall("^begun ([0-9]+)$", log.read_text(), re.MULTILINE)))
+        return 3600.0 * len(pids)
+
+    code = "import os, threading; print('begun', os.getpid(), flush=True); threading.Event().wait()"
+    sleeper = [sys.executable, "-c", code]
+    time_of_test = SimpleNamespace(monotonic=clock, sleep=time.sleep)
+    monkeypatch.setattr(child, "time", time_of_test)
+    assert child.run(sleeper, log, 1000.0) == child.LATE
+    assert child.run(sleeper, log, 9000.0, still=1000.0, watched=watched) == child.STILL
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+    assert child.run([sys.executable, "-c", "raise SystemExit(7)"], log, 1.0) == 7
 
 
 def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):

@@ -23,7 +23,6 @@ from bench.training.cases import CASES, LIGHTLY, LIMIT, OFFICIAL, OURS
 from bench.views import images, turns
 from bench.views.feeds import DisagreementError
 
-SECONDS = 240.0  # for processes to start on a busy machine
 TINY = {"batch_size": 4, "encoder_widths": (4, 8), "projector": (16, 24)}
 
 
@@ -268,7 +267,7 @@ class Telling:
 
 def test_a_turn_settles_around_its_clock_and_rests_after_it():
     feed = Telling()
-    count, elapsed, figures = turns._timed(feed, 0.0, skipped=1)
+    count, elapsed, figures = turns._timed(feed, 0.0, ahead=1)
     assert feed.log == [
         "step", "settle", "report", *["step"] * turns.FEWEST, "settle", "report", "rest",
     ]  # fmt: skip

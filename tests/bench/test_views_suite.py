@@ -1,18 +1,13 @@
-"""The suite `views`: agreement first, the same work for all, processes that always end."""
+"""The suite `views`: agreement first, the same work for all."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from ended import gone
+from ended import SECONDS
 from typer.testing import CliRunner
 
 pytest.importorskip("torchvision")
@@ -24,10 +19,8 @@ from barlow_fast.data.sources import ArraySource, FolderSource
 from bench import report, results
 from bench.__main__ import app
 from bench.suites import views as suite
-from bench.views import agreement, feeds, images, recipes, turns
+from bench.views import agreement, feeds, images, recipes
 from bench.views.feeds import CASES, OFFICIAL
-
-SECONDS = 240.0  # for processes to start on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -120,87 +113,6 @@ def test_views_of_another_size_are_refused(folder):
         pytest.raises(feeds.DisagreementError, match="views are"),
     ):
         next(counts)
-
-
-# Openers of processes. They are imported there by name.
-
-
-@contextlib.contextmanager
-def counting(step: float):
-    def counts():
-        while True:
-            time.sleep(step)
-            yield 10
-
-    yield counts()
-
-
-@contextlib.contextmanager
-def with_a_worker(file):
-    worker = os.fork()
-    if not worker:
-        time.sleep(1000)
-        os._exit(0)
-    file.write_text(str(worker))
-    yield iter(lambda: 1, 2)
-
-
-@contextlib.contextmanager
-def raising():
-    raise ValueError("no such image")
-    yield
-
-
-@contextlib.contextmanager
-def dying():
-    os._exit(7)
-    yield
-
-
-@pytest.mark.slow
-def test_feeds_take_turns_and_failures_are_named(tmp_path):
-    file = tmp_path / "worker"
-    runners = [
-        turns.Runner("slow", counting, (0.02,), None, SECONDS),
-        turns.Runner("worker", with_a_worker, (file,), None, SECONDS),
-        turns.Runner("raising", raising, (), None, SECONDS),
-        turns.Runner("dying", dying, (), None, SECONDS),
-    ]
-    rates, failures = turns.race(runners, 2, 0.2)
-    assert failures == {"raising": "ValueError: no such image", "dying": "died with exit status 7"}
-    assert {name: len(found) for name, found in rates.items()} == {"slow": 2, "worker": 2}
-    assert 0 < min(rates["slow"]) <= max(rates["slow"]) <= 10 / 0.02
-    assert gone(int(file.read_text()))
-
-
-def killed_in_its_turn(file):
-    """Entry of a process that starts a feed and dies."""
-    runner = turns.Runner("worker", with_a_worker, (file,), None, SECONDS)
-    runner.wait_until_ready()
-    if file.name == "going":
-        runner._signal(signal.SIGCONT)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["standing", "going"])
-def test_feeds_end_with_the_benchmark(tmp_path, name):
-    process = multiprocessing.get_context("spawn").Process(
-        target=killed_in_its_turn, args=(tmp_path / name,)
-    )
-    process.start()
-    process.join(SECONDS)
-    assert process.exitcode == -signal.SIGKILL
-    assert gone(int((tmp_path / name).read_text()))
-
-
-@pytest.mark.slow
-def test_a_feed_that_stands_still_is_ended(tmp_path):
-    runner = turns.Runner("stuck", counting, (1000.0,), None, deadline=15.0)
-    rates, failures = turns.race([runner], 1, 0.1)
-    assert rates == {}
-    assert failures == {"stuck": "did not answer within 15 s"}
-    assert not runner._process.is_alive()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ended import group_gone
+from ended import SECONDS, group_gone, running
 from pictures import Image, bomb, encode, photographs, pixels, write_folder
 from typer.testing import CliRunner
 
@@ -177,22 +177,14 @@ def test_ctrl_c_ends_a_check_with_all_its_processes(tmp_path: Path):
     # So many that the check is under way for seconds, however late the signal is sent.
     for number in range(1, 4000):
         os.link(folder / "0.jpg", folder / f"{number}.jpg")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "barlow_fast.cli", "data", "check", folder, "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    assert "4,000 images" in process.stdout.readline()
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "interrupted" in errors
-    assert group_gone(process.pid)
+    command = [sys.executable, "-m", "barlow_fast.cli", "data", "check", folder, "--workers", "2"]
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert "4,000 images" in process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 130
+        assert "interrupted" in errors
+        assert group_gone(process.pid)
 
 
 # ---- pack

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ended import running, until
 from pictures import Image, encode, photographs, pixels, write_folder
 from test_sources import assert_is_a_source
 
@@ -249,25 +248,19 @@ def test_what_reads_back_as_something_else_is_no_pack(tmp_path: Path, folder, mo
 @pytest.mark.slow
 def test_a_pack_that_is_killed_leaves_nothing_that_opens(tmp_path: Path, folder):
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from barlow_fast.data.pack import pack\n"
         "from barlow_fast.data.sources import FolderSource\n"
         "def slow(done):\n"
         "    print(done, flush=True)\n"
-        "    time.sleep(60 if done == 4 else 0)\n"
+        "    done == 4 and sys.stdin.read()\n"
         "pack(FolderSource(sys.argv[1]), Path(sys.argv[2]), shard_bytes=1, progress=slow)\n"
     )
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, folder.root, out], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    while process.stdout.readline().strip() != "4":
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    command = [sys.executable, "-c", code, folder.root, out]
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert "4\n" in iter(process.stdout.readline, "")
     assert len(list(out.glob("*.partial"))) == 4
     with pytest.raises(ValueError, match="did not finish"):
         open_source(out)
@@ -325,10 +318,7 @@ def test_what_a_task_raises_is_raised_here_and_no_process_stays():
     some = in_order(numbers(100), Square(), 1)
     assert next(some) == 0
     some.close()
-    deadline = time.monotonic() + 20
-    while children() - before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert children() <= before
+    assert until(lambda: children() <= before)
 
 
 @pytest.mark.slow

@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ended import SECONDS
 
 SIZE = 4
 # The groups of the pool, by the ranks of the world in them.
 GROUPS = ((0, 1), (0, 1, 2), (0, 1, 2, 3), (0,), (1, 3), (0, 2))
-TIMEOUT = datetime.timedelta(seconds=40)  # of the groups
+TIMEOUT = datetime.timedelta(seconds=SECONDS / 2)  # of the groups
 GRACE = 3.0  # seconds for the other ranks once one has failed
 
 context = multiprocessing.get_context("forkserver")
@@ -60,7 +61,7 @@ class Pool:
         function: Callable[..., Any],
         ranks: int | Sequence[int],
         *arguments: Any,
-        limit: float = 60.0,
+        limit: float = SECONDS,
         **options: Any,
     ) -> list[Any]:
         """The results of all ranks, in their order.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 
 import pytest
@@ -87,14 +86,13 @@ WRONG: dict[str, tuple[Callable, type[Exception], str]] = {
 
 
 def attempt(group, change, offender, autocast=False):
-    """(kind, text and seconds of the error, whether the group still works) of one rank."""
+    """(kind and text of the error, whether the group still works) of one rank."""
     rank = group.rank()
     z_a, z_b = (z.split(list(ROWS))[rank] for z in views("random", ROWS, D, dtype=torch.float32))
     options = {}
     if rank == offender and change:
         table, name = change
         z_a, z_b, options = globals()[table][name][0](z_a, z_b)
-    before = time.monotonic()
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast and rank == offender):
             barlow_twins_loss(z_a, z_b, process_group=group, **options)
@@ -102,8 +100,7 @@ def attempt(group, change, offender, autocast=False):
         kind, text = type(error).__name__, str(error)
     else:
         kind, text = "none", ""
-    seconds = time.monotonic() - before
-    return kind, text, seconds, still_works(group)
+    return kind, text, still_works(group)
 
 
 def still_works(group):
@@ -115,10 +112,9 @@ def still_works(group):
 
 
 def assert_told(outcomes: list, kind: str) -> None:
-    """All ranks raised this kind within a second or so, and were of use afterwards."""
-    for rank, (found, text, seconds, works) in enumerate(outcomes):
+    """All ranks raised this kind, which a wait in vain would not, and were of use afterwards."""
+    for rank, (found, text, works) in enumerate(outcomes):
         assert found == kind, f"rank {rank}: {found} {text}"
-        assert seconds < 5
         assert works
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ended import SECONDS, running
 from typer.testing import CliRunner
 
 from barlow_fast import cli
@@ -188,20 +189,13 @@ def test_divergence_exits_with_1(tmp_path: Path):
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "barlow_fast.cli", "pretrain", *SMALL]
-    process = subprocess.Popen(
-        [*command, "--epochs", "5000", "--batch-size", "512", "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    command += ["--epochs", "5000", "--batch-size", "512", "--out", out]
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         for line in process.stdout:
             if line.startswith("epoch"):
                 break
         process.send_signal(signal.SIGINT)
-        _, errors_printed = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        _, errors_printed = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert "Traceback" not in errors_printed
     assert f"--resume {out / 'checkpoint.pt'}" in errors_printed
@@ -237,4 +231,4 @@ def test_the_core_imports_without_the_extra():
         "import barlow_fast, barlow_fast.cli\n"
         "import barlow_fast.data, barlow_fast.training, barlow_fast.evaluation\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=SECONDS)

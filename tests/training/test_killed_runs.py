@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from ended import SECONDS, running, until
 from typer.testing import CliRunner
 
 from barlow_fast.commands import app
@@ -20,7 +19,7 @@ from barlow_fast.training import load_checkpoint
 
 SETTINGS = [
     "--epochs", "4", "--batch-size", "128", "--projector", "32-96", "evaluate_every=4",
-    "checkpoint_every=1", "checkpoint_minutes=0.0005",
+    "checkpoint_every=1", "checkpoint_minutes=1e-9",
 ]  # fmt: skip
 
 
@@ -37,37 +36,34 @@ def whole(tmp_path_factory) -> dict:
     return load_checkpoint(folder / "checkpoint.pt")
 
 
-def started(out: Path, until: int, *arguments: object) -> subprocess.Popen:
-    """A process that has saved a checkpoint of step `until` or later."""
-    command = [sys.executable, "-m", "barlow_fast", "pretrain", *SETTINGS, "--out", str(out)]
-    process = subprocess.Popen(
-        [*command, *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    path, deadline = out / "checkpoint.pt", time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if path.exists() and load_checkpoint(path)["step"] >= until:
-            return process
-        if process.poll() is not None:
-            break
-        time.sleep(0.002)
-    process.kill()
-    raise AssertionError(process.communicate()[1])
+# It dies when it is about to write a checkpoint of a step beyond the given one.
+KILLED = """
+import os, signal, sys
+from barlow_fast import cli
+from barlow_fast.training import loop
+
+last, save = int(sys.argv.pop(1)), loop.save_checkpoint
+
+def save_or_die(path, state, keep):
+    if state["step"] > last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(path, state, keep)
+
+loop.save_checkpoint = save_or_die
+cli.main()
+"""
 
 
 def test_a_run_that_was_killed_twice_ends_with_the_same_bits(tmp_path: Path, whole: dict):
-    """The checkpoint is written about every step, so that it falls in the middle of an epoch."""
+    """The checkpoint is written at every step, so that it falls in the middle of an epoch."""
     out = tmp_path / "out"
-    steps = []
-    for until in (5, 22):
-        process = started(out, until, "--resume", "auto")
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        steps.append(load_checkpoint(out / "checkpoint.pt")["step"])
-    assert steps[0] < steps[1] < whole["step"], steps
+    steps = (5, 22)
+    for step in steps:
+        command = [sys.executable, "-c", KILLED, step, "pretrain", *SETTINGS, "--out", out]
+        command += ["--resume", "auto"]
+        killed = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert load_checkpoint(out / "checkpoint.pt")["step"] == step
     result = pretrain("--resume", "auto", "--out", out)
     assert result.exit_code == 0, result.output
     assert f"resuming  after step {steps[1]} of {whole['step']}" in result.output
@@ -83,9 +79,13 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_bits(tmp_path: Path, who
 
 def test_sigterm_saves_and_exits_as_terminated(tmp_path: Path):
     out = tmp_path / "out"
-    process = started(out, 1, "epochs=5000")
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "barlow_fast", "pretrain", *SETTINGS, "epochs=5000"]
+    with running(
+        [*command, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert until((out / "checkpoint.pt").exists)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 143
     assert f"--resume {out / 'checkpoint.pt'}" in errors
     assert "Traceback" not in errors

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from ended import SECONDS, running, until
 from scenarios import CONFIG, SCENARIOS, digits, gradients
 from typer.testing import CliRunner
 
@@ -22,14 +22,14 @@ from barlow_fast.training import Trainer, load_checkpoint
 PROGRAM = Path(__file__).parent / "run_on_ranks.py"
 
 
-def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess:
+def torchrun(*arguments: object) -> subprocess.CompletedProcess:
     """Of two processes on this machine."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
          *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=SECONDS,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )  # fmt: skip
@@ -114,22 +114,15 @@ def test_sigterm_to_torchrun_saves_where_all_ranks_are(tmp_path: Path):
     settings = ["pretrain", "--device", "cpu", "--batch-size", "64", "--projector", "32-96",
                 "--out", str(out), "epochs=400", "evaluate_every=400",
                 "checkpoint_every=1"]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
-         "-m", "barlow_fast", *settings],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not (out / "checkpoint.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+               "--standalone", "-m", "barlow_fast", *settings]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with running(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert until((out / "checkpoint.pt").exists)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode != 0
     assert f"--resume {out / 'checkpoint.pt'}" in errors, errors[-3000:]
     state = load_checkpoint(out / "checkpoint.pt")

@@ -8,6 +8,7 @@ roundings are right, not that a device runs them fast.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 
@@ -45,6 +46,24 @@ pytestmark = [
 ]
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def language_patched_once():
+    """Triton's interpreter patches its language again in every call of a device function, a quarter
+    of the time; what the call of the kernel has patched is enough."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    known, patch = (interpreter.tl, interpreter.tl.core), interpreter._patch_lang
+
+    def patch_once(function):
+        found = [value for value in function.__globals__.values() if inspect.ismodule(value)]
+        if any(known[0].core.is_builtin(language.load) for language in known if language in found):
+            return patch(function)
+        return None
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(interpreter, "_patch_lang", patch_once)
+        yield
 
 
 @pytest.fixture

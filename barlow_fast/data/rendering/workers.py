@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from ..faults import BadImage, pillow
+from ..processes import obey_parent
 from ..sources import Source
 from . import Crops, crop_shapes, without
 from .pil import crop_rows
@@ -42,11 +43,10 @@ LOG = logging.getLogger("barlow_fast.data")
 
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
-# Seconds: between two looks at whether the parent still lives, until a wait is remarked upon, until
-# a process whose pipe has ended must have an exit code.
-LOOK_EVERY = 2.0
+# Seconds: until a wait is remarked upon, and until a process whose pipe has ended must have an exit
+# code.
 REMARK_AFTER = 60.0
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 class Slots:
@@ -267,17 +267,11 @@ def _end(owner: int, processes: list[multiprocessing.Process], pipes: list[Conne
 
 def _work(pipe: Connection, memory, arguments: tuple, source: Source, views: Views, seed: int):
     """A worker's life: rows of slots, until the pipe closes."""
-    # Ctrl-C reaches the whole process group; what to do about it is the parent's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    obey_parent()
     slots = Slots(*arguments, memory=memory)
     crops = [[view.numpy() for view in views_of_slot] for views_of_slot in slots.crops]
     with contextlib.suppress(EOFError, OSError):
         while True:
-            # A dead parent closes the pipe, unless a process that it forked still holds its end.
-            while not pipe.poll(LOOK_EVERY):
-                if os.getppid() != parent:
-                    return
             slot, first, end, epoch = pipe.recv()
             bad, failure = [], ""
             try:
