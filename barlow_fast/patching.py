@@ -185,15 +185,20 @@ def _front(place: str, module: ModuleType, key: str, original: Any, ours: Any) -
     namespace, before = vars(module), type(module)
 
     def found(_: ModuleType) -> Any:
-        value = namespace[key]
-        return ours if value is original else value
+        present()
+        return ours if namespace[key] is original else namespace[key]
 
     def put(_: ModuleType, value: Any) -> None:
         # What restores an attribute sets what it has read.
         namespace[key] = original if value is ours else value
 
     def remove(_: ModuleType) -> None:
+        present()
         del namespace[key]
+
+    def present() -> None:
+        if key not in namespace:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {key!r}")
 
     kind = type(before.__name__, (before,), {key: property(found, put, remove)})
     module.__class__ = kind
