@@ -3,19 +3,30 @@
 The class (or function) is replaced where it is defined, in every module of its package that is
 imported and holds it, and in the package's registry of losses, if it has one. Modules imported
 later find it replaced already. What was made of the original before stays the original: instances,
-subclasses, and names that a script has imported into its own modules, which `patch` tells.
+subclasses, and names that a script has imported into its own modules, which `patch` reports.
+
+A class may call itself by name: `super(BarlowTwinsLoss, self).__init__()`. In its own module, and
+wherever a subclass does so, the namespace keeps the original, for the code of that module, and the
+module's attribute is ours, for everyone else. Elsewhere the name is rebound.
+
+Processes that `multiprocessing` spawns are patched when they start, with the same options.
 """
 
 from __future__ import annotations
 
+import copyreg
+import functools
+import gc
 import importlib
 import inspect
 import logging
+import pkgutil
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import ModuleType, TracebackType
+from multiprocessing.process import BaseProcess
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 __all__ = ["Patch", "patch", "unpatch"]
@@ -135,41 +146,100 @@ TARGETS = {
 }
 
 
-class _Change(NamedTuple):
+class _Rebound(NamedTuple):
+    """A name of a namespace, or a key of a registry, that stands for ours."""
+
     place: str
-    mapping: Any  # a module's namespace or a registry
+    mapping: Any
     key: str
     original: Any
     ours: Any
+
+    def undo(self) -> None:
+        if self.mapping.get(self.key) is self.ours:
+            self.mapping[self.key] = self.original
+
+
+class _Fronted(NamedTuple):
+    """An attribute of a module that is ours while the module's namespace keeps the original."""
+
+    place: str
+    module: ModuleType
+    key: str
+    original: Any
+    ours: Any
+    kind: type[ModuleType]  # the module's class since, whose property `key` is
+    before: type[ModuleType]
+
+    @property
+    def mapping(self) -> dict[str, Any]:
+        return vars(self.module)
+
+    def undo(self) -> None:
+        delattr(self.kind, self.key)
+        if type(self.module) is self.kind:
+            self.module.__class__ = self.before
+
+
+def _front(place: str, module: ModuleType, key: str, original: Any, ours: Any) -> _Fronted:
+    namespace, before = vars(module), type(module)
+
+    def found(_: ModuleType) -> Any:
+        present()
+        return ours if namespace[key] is original else namespace[key]
+
+    def put(_: ModuleType, value: Any) -> None:
+        # What restores an attribute sets what it has read.
+        namespace[key] = original if value is ours else value
+
+    def remove(_: ModuleType) -> None:
+        present()
+        del namespace[key]
+
+    def present() -> None:
+        if key not in namespace:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {key!r}")
+
+    kind = type(before.__name__, (before,), {key: property(found, put, remove)})
+    module.__class__ = kind
+    return _Fronted(place, module, key, original, ours, kind, before)
 
 
 @dataclass
 class Patch:
     """What `patch` replaced; print it to read it, `undo()` or leave its `with` block to end it.
 
-    package, version: of the peer. replaced: the places that hold ours now. left: places outside the
-    package that still hold the original. subclasses: classes that were derived from the original
-    and stay so.
+    package, version: of the peer. replaced: the places that hold ours now. kept: those of them
+    whose module's own code still has the original. left: places outside the package that still
+    hold the original. subclasses: classes that were derived from an original and stay so.
     """
 
     package: str
     version: str
     left: list[str] = field(default_factory=list)
     subclasses: list[str] = field(default_factory=list)
-    _changes: list[_Change] = field(default_factory=list, repr=False)
+    _changes: list[_Rebound | _Fronted] = field(default_factory=list, repr=False)
+    _options: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @property
     def replaced(self) -> list[str]:
         return [change.place for change in self._changes]
 
+    @property
+    def kept(self) -> list[str]:
+        return [change.place for change in self._changes if isinstance(change, _Fronted)]
+
     def undo(self) -> None:
         """Puts the originals back wherever ours is still in place; once is enough."""
         for change in reversed(self._changes):
-            if change.mapping.get(change.key) is change.ours:
-                change.mapping[change.key] = change.original
+            change.undo()
+            if copyreg.dispatch_table.get(change.original) is _pickled_by_name:
+                del copyreg.dispatch_table[change.original]
         self._changes.clear()
         if _active.get(self.package) is self:
             del _active[self.package]
+        if not _active and BaseProcess.__dict__.get("__reduce_ex__") is _reduce_process:
+            del BaseProcess.__reduce_ex__
 
     def __enter__(self) -> Patch:
         return self
@@ -187,6 +257,9 @@ class Patch:
             return f"barlow_fast replaces nothing in {self.package} {self.version} (undone)"
         lines = [f"barlow_fast replaces in {self.package} {self.version}:"]
         lines += [f"  {place}" for place in self.replaced]
+        if self.kept:
+            lines.append("but not for the code of these modules, where a class calls it by name:")
+            lines += [f"  {place}" for place in self.kept]
         if self.left:
             lines.append("not in, where the original was imported by name before:")
             lines += [f"  {place}" for place in self.left]
@@ -194,6 +267,10 @@ class Patch:
         if self.subclasses:
             lines.append("derived from the original, and left so:")
             lines += [f"  {name}" for name in self.subclasses]
+        lines.append(
+            "in processes that multiprocessing starts from now on too; others must call "
+            "barlow_fast.patch themselves"
+        )
         return "\n".join(lines)
 
 
@@ -238,29 +315,12 @@ def patch(name: str, *, everywhere: bool = False, force: bool = False) -> Patch:
         if not force:
             _check(target, version, originals)
         handle = Patch(target.package, version)
-    already = {(id(change.mapping), change.key) for change in handle._changes}
-    known = {change.place: change for change in handle._changes}
-    handle.left = []
+    handle._options = {"everywhere": everywhere, "force": force}
+    handle.left, handle.subclasses = [], []
     for replacement, found in originals:
-        ours = getattr(
-            importlib.import_module(f"barlow_fast.adapters.{replacement.adapter}"),
-            replacement.attribute,
-        )
-        original = found
-        if found is ours:
-            place = f"{replacement.module}.{replacement.attribute}"
-            original = known[place].original
-        for place, mapping, key, inside in _places(target, original):
-            if not (inside or everywhere):
-                handle.left.append(place)
-            elif (id(mapping), key) not in already:
-                mapping[key] = ours
-                handle._changes.append(_Change(place, mapping, key, original, ours))
-        if inspect.isclass(original):
-            handle.subclasses = [
-                f"{c.__module__}.{c.__qualname__}" for c in original.__subclasses__()
-            ]
+        _replace(handle, target, replacement, found, everywhere)
     _active[target.package] = handle
+    BaseProcess.__reduce_ex__ = _reduce_process
     logger.info("%s", handle)
     if handle.left:
         logger.warning(
@@ -270,6 +330,34 @@ def patch(name: str, *, everywhere: bool = False, force: bool = False) -> Patch:
             ", ".join(handle.left),
         )
     return handle
+
+
+def _replace(
+    handle: Patch, target: Target, replacement: Replacement, found: Any, everywhere: bool
+) -> None:
+    ours = _ours(replacement)
+    original = found
+    if found is ours:
+        place = f"{replacement.module}.{replacement.attribute}"
+        original = next((c.original for c in handle._changes if c.place == place), ours)
+    already = {(id(change.mapping), change.key) for change in handle._changes}
+    derived = _derived(original)
+    named = {use for kind in (original, *derived) for use in _globals_used(kind)}
+    for place, holder, key, inside in _places(target, original):
+        mapping = vars(holder) if isinstance(holder, ModuleType) else holder
+        keeps = (id(mapping), key) in named
+        if not inside and (keeps or not everywhere):
+            handle.left.append(place)
+        if (id(mapping), key) in already or not (inside or everywhere):
+            continue
+        if keeps:
+            handle._changes.append(_front(place, holder, key, original, ours))
+        else:
+            mapping[key] = ours
+            handle._changes.append(_Rebound(place, mapping, key, original, ours))
+    if inspect.isclass(original):
+        copyreg.dispatch_table.setdefault(original, _pickled_by_name)
+    handle.subclasses += [f"{c.__module__}.{c.__qualname__}" for c in derived]
 
 
 def unpatch(name: str) -> bool:
@@ -285,12 +373,58 @@ def unpatch(name: str) -> bool:
     return True
 
 
+class _Place(NamedTuple):
+    """A class, pickled as the place where its library has it: ours is there while patched, and
+    pickle refuses a class that is not found there."""
+
+    kind: type
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pkgutil.resolve_name, (f"{self.kind.__module__}:{self.kind.__qualname__}",)
+
+
+class _New(functools.partial):
+    """Makes an instance without its `__init__`, and is pickled without a word of barlow_fast."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind, *arguments = self.args
+        return functools.partial, (self.func, _Place(kind), *arguments)
+
+
+def _pickled_by_name(instance: Any) -> tuple[Any, ...]:
+    """What pickle and copy make of an instance of an original while it is replaced."""
+    function, arguments, *rest = instance.__reduce_ex__(2)
+    if function is copyreg.__newobj__:
+        function, arguments = _New(function, *arguments), ()
+    return function, arguments, *rest
+
+
+def _reduce_process(process: BaseProcess, protocol: int) -> tuple[Any, ...]:
+    """Processes that are spawned arrive as a pickle: the first thing that it makes is the patch."""
+    function, arguments, *rest = object.__reduce_ex__(process, protocol)
+    patches = {name: handle._options for name, handle in _active.items()}
+    return _start_patched, (patches, function, arguments), *rest
+
+
+def _start_patched(
+    patches: dict[str, dict[str, bool]], function: Callable[..., BaseProcess], arguments: tuple
+) -> BaseProcess:
+    for name, options in patches.items():
+        patch(name, **options)
+    return function(*arguments)
+
+
 def _target(name: str) -> Target:
     if isinstance(name, str):
         for target in TARGETS.values():
             if name.replace("-", "_") in (target.package, target.distribution.replace("-", "_")):
                 return target
     raise ValueError(f"name must be one of {tuple(TARGETS)}, got {name!r}")
+
+
+def _ours(replacement: Replacement) -> Any:
+    module = importlib.import_module(f"barlow_fast.adapters.{replacement.adapter}")
+    return getattr(module, replacement.attribute)
 
 
 def _originals(target: Target) -> list[tuple[Replacement, Any]]:
@@ -347,10 +481,7 @@ def _check(target: Target, version: str, originals: list[tuple[Replacement, Any]
             f"with ({target.range}): its loss may differ. force=True replaces it nevertheless"
         )
     for replacement, original in originals:
-        ours = getattr(
-            importlib.import_module(f"barlow_fast.adapters.{replacement.adapter}"),
-            replacement.attribute,
-        )
+        ours = _ours(replacement)
         theirs = _arguments(original)
         if original is not ours and theirs != _arguments(ours):
             raise RuntimeError(
@@ -372,9 +503,59 @@ def _arguments(thing: Any) -> list[tuple[str, Any]]:
     ]
 
 
+def _derived(original: Any) -> list[type]:
+    """All classes that have `original` among their bases, near ones first."""
+    found: list[type] = []
+    kinds = [original] if inspect.isclass(original) else []
+    while kinds:
+        kinds = [c for kind in kinds for c in type.__subclasses__(kind) if c not in found]
+        found += dict.fromkeys(kinds)
+    return found
+
+
+def _globals_used(kind: Any) -> Iterator[tuple[int, str]]:
+    """(id of the namespace, name) of what the functions of a class may look up in it, and with
+    them the functions of that namespace that they call."""
+    waiting = list(vars(kind).values()) if inspect.isclass(kind) else []
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        waiting += _wrapped(value)
+        if isinstance(value, FunctionType):
+            namespace = value.__globals__
+            for name in _names(value.__code__):
+                yield id(namespace), name
+                called = namespace.get(name)
+                if isinstance(called, FunctionType) and called.__globals__ is namespace:
+                    waiting.append(called)
+
+
+def _wrapped(value: Any) -> list[Any]:
+    """What a function or descriptor calls that was passed to what made it."""
+    if isinstance(value, FunctionType):
+        # A decorator's function is in the closure of what it returned.
+        return [part for cell in value.__closure__ or () for part in gc.get_referents(cell)]
+    if isinstance(value, (staticmethod, classmethod)):
+        return [value.__func__]
+    if isinstance(value, property):
+        return [value.fget, value.fset, value.fdel]
+    if isinstance(value, (functools.cached_property, functools.partialmethod)):
+        return [value.func]
+    return []
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names and attributes that a function and those within it mention."""
+    inner = (_names(c) for c in code.co_consts if isinstance(c, CodeType))
+    return set(code.co_names).union(*inner)
+
+
 def _places(target: Target, original: Any) -> Iterator[tuple[str, Any, str, bool]]:
-    """(name, mapping, key, whether it is the package's own) of all that holds the original:
-    modules, then registries."""
+    """(name, module or registry, key, whether it is the package's own) of all that holds the
+    original: modules, then registries."""
     seen = set()
     for name, module in list(sys.modules.items()):
         # One module may go by two names: a script is `__main__` and what it was started as.
@@ -385,7 +566,7 @@ def _places(target: Target, original: Any) -> Iterator[tuple[str, Any, str, bool
         namespace = vars(module)
         for key, value in list(namespace.items()):
             if value is original:
-                yield f"{name}.{key}", namespace, key, inside
+                yield f"{name}.{key}", module, key, inside
     for module_name, path in target.registries:
         registry: Any = sys.modules.get(module_name)
         for part in path.split("."):

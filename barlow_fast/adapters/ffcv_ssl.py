@@ -32,6 +32,9 @@ class BarlowTwinsLoss(nn.Module):
         gradient: 'official', the original's 1/W, or 'exact'.
     """
 
+    # Of a module that was pickled as the peer's own, which has no such attribute.
+    gradient: str = "official"
+
     def __init__(
         self,
         bn: nn.Module,

@@ -38,6 +38,9 @@ class BarlowTwinsLoss(nn.Module):
         ValueError: `gather_distributed` where torch has no torch.distributed.
     """
 
+    # Of a module that was pickled as the peer's own, which has no such attribute.
+    gradient: str = "exact"
+
     def __init__(
         self,
         lambda_param: float = 5e-3,

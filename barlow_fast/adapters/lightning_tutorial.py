@@ -34,6 +34,9 @@ class BarlowTwinsLoss(nn.Module):
         dead_features: 'nan' or 'zero', see above.
     """
 
+    # Of a module that was pickled as the peer's own, which has no such attribute.
+    dead_features: str = "nan"
+
     def __init__(
         self,
         batch_size: int,

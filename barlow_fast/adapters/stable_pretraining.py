@@ -35,6 +35,9 @@ class BarlowTwinsLoss(nn.Module):
         gradient: 'exact', or 'official' for 1/W of it, as in the original Barlow Twins code.
     """
 
+    # Of a module that was pickled as the peer's own, which has no such attribute.
+    gradient: str = "exact"
+
     def __init__(self, lambd: float = 5e-3, *, gradient: str = "exact") -> None:
         super().__init__()
         self.lambd = lambd

@@ -40,6 +40,9 @@ class BarlowTwinsCriterion(nn.Module):
         gradient: 'official', VISSL's 1/W, or 'exact'.
     """
 
+    # Of a module that was pickled as the peer's own, which has no such attribute.
+    gradient: str = "official"
+
     def __init__(
         self,
         lambda_: float,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import logging
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +47,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.replace("{version}", version))
-            taken.add(name.partition("/")[0])
+            taken.add(name.partition("/")[0].removesuffix(".py"))
         for name in list(sys.modules):
             if name.partition(".")[0] in taken:
                 del sys.modules[name]
@@ -271,6 +274,283 @@ def test_functions_and_hyphens(package):
     with barlow_fast.patch("solo-learn"):
         found = sys.modules["solo.losses"].barlow_loss_func
         assert found is importlib.import_module("barlow_fast.adapters.solo_learn").barlow_loss_func
+
+
+# --- classes that call themselves by name ----------------------------------------------------
+
+VISSL = {
+    "vissl/__init__.py": "__version__ = '{version}'",
+    "vissl/losses/__init__.py": """
+from vissl.losses.barlow_twins_loss import BarlowTwinsCriterion, BarlowTwinsLoss
+""",
+    "vissl/losses/barlow_twins_loss.py": """
+import functools
+import torch
+from classy_vision.losses import LOSS_REGISTRY
+
+def registered(name):
+    def register(kind):
+        LOSS_REGISTRY[name] = kind
+        return kind
+    return register
+
+@registered("barlow_twins_loss")
+class BarlowTwinsLoss(torch.nn.Module):
+    def __init__(self, loss_config):
+        super(BarlowTwinsLoss, self).__init__()
+        self.loss_config = loss_config
+        self.bt_criterion = BarlowTwinsCriterion(
+            lambda_=loss_config.lambda_,
+            scale_loss=loss_config.scale_loss,
+            embedding_dim=loss_config.embedding_dim,
+        )
+
+    @classmethod
+    def from_config(cls, loss_config):
+        return cls(loss_config)
+
+    def forward(self, output, target):
+        return self.bt_criterion(output)
+
+class BarlowTwinsCriterion(torch.nn.Module):
+    copies = 2
+
+    def __init__(self, lambda_, scale_loss, embedding_dim):
+        super(BarlowTwinsCriterion, self).__init__()
+        self.lambda_ = lambda_
+        self.scale_loss = scale_loss
+        self.embedding_dim = embedding_dim
+        self.num_copies = 2
+        self.eps = 1e-5
+
+    @classmethod
+    def rows(cls, embedding):
+        return len(embedding) // BarlowTwinsCriterion.copies
+
+    @property
+    def name(self):
+        return BarlowTwinsCriterion.__module__
+
+    def forward(self, embedding):
+        check(self)
+        a, b = embedding.split(self.rows(embedding))
+        return self.scale_loss * (a * b).sum()
+
+def check(loss):
+    assert isinstance(loss, BarlowTwinsCriterion)
+    assert loss.name.startswith("vissl.")
+""",
+    "classy_vision/__init__.py": "",
+    "classy_vision/losses/__init__.py": "LOSS_REGISTRY = {}",
+}
+
+
+def world(*packages: str) -> dict:
+    """All that a patch may touch: namespaces and classes of modules, registries, copyreg."""
+    modules = {
+        name: (type(module), dict(vars(module)))
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] in packages
+    }
+    registries = {
+        name: dict(found["LOSS_REGISTRY"])
+        for name, (_, found) in modules.items()
+        if "LOSS_REGISTRY" in found
+    }
+    return {
+        "modules": modules,
+        "registries": registries,
+        "copyreg": dict(copyreg.dispatch_table),
+        "processes": dict(vars(BaseProcess)),
+    }
+
+
+def test_classes_that_call_themselves_by_name_stay_what_they_were(package):
+    package(VISSL, "0.1.6")
+    losses = importlib.import_module("vissl.losses")
+    defining = sys.modules["vissl.losses.barlow_twins_loss"]
+    registry = sys.modules["classy_vision.losses"].LOSS_REGISTRY
+    loss, criterion = losses.BarlowTwinsLoss, losses.BarlowTwinsCriterion
+    derived = type("Derived", (criterion,), {"__module__": "train_script"})
+    further = type("Further", (derived,), {"__module__": "train_script"})
+    config = SimpleNamespace(lambda_=0.1, scale_loss=0.5, embedding_dim=3)
+    before = criterion(0.1, 0.5, 3)
+    embedding = torch.randn(8, 3)
+    want = before(embedding)
+    untouched = world("vissl", "classy_vision")
+
+    with barlow_fast.patch("vissl") as handle:
+        # Instances, names and subclasses from before, made before and now.
+        made = [kind(0.1, 0.5, 3) for kind in (criterion, derived, further)]
+        for kind, instance in zip((criterion, derived, further), made, strict=True):
+            assert type(instance) is kind
+        for instance in (before, *made, loss.from_config(config).bt_criterion):
+            assert torch.equal(instance(embedding), want)
+        # New ones, whoever asks.
+        for module in (losses, defining):
+            assert module.BarlowTwinsCriterion is adapters.vissl.BarlowTwinsCriterion
+            assert module.BarlowTwinsLoss is adapters.vissl.BarlowTwinsLoss
+        assert registry["barlow_twins_loss"] is adapters.vissl.BarlowTwinsLoss
+        ours = registry["barlow_twins_loss"].from_config(config)
+        assert torch.equal(ours.bt_criterion(embedding), ours(embedding, None))
+        assert type("New", (losses.BarlowTwinsCriterion,), {})(0.1, 0.5, 3)(embedding).isfinite()
+        assert handle.subclasses == ["train_script.Derived", "train_script.Further"]
+        assert handle.kept == [
+            "vissl.losses.barlow_twins_loss.BarlowTwinsCriterion",
+            "vissl.losses.barlow_twins_loss.BarlowTwinsLoss",
+        ]
+        assert set(handle.kept) < set(handle.replaced)
+        assert barlow_fast.patch("vissl") is handle
+        assert len(set(handle.replaced)) == len(handle.replaced) == 5
+
+    after = world("vissl", "classy_vision")
+    for part, value in untouched.items():
+        assert after[part] == value, part
+
+
+def test_the_installed_lightly_stays_what_it_was():
+    """A name imported before, its instances and its subclasses; new ones are ours."""
+    loss = pytest.importorskip("lightly.loss", exc_type=ImportError)
+    original = loss.BarlowTwinsLoss
+
+    class Derived(original):
+        def forward(self, z_a, z_b):
+            return 2 * super().forward(z_a, z_b)
+
+    z_a, z_b = torch.randn(2, 8, 5)
+    before = original(0.1)
+    want = before(z_a, z_b)
+    untouched = world("lightly")
+    with barlow_fast.patch("lightly") as handle:
+        made = original(0.1, gather_distributed=False)
+        assert type(made) is original
+        for instance in (before, made):
+            assert torch.equal(instance(z_a, z_b), want)
+        assert torch.equal(Derived(0.1)(z_a, z_b), 2 * want)
+        assert type(loss.BarlowTwinsLoss()) is adapter.BarlowTwinsLoss
+        assert defined() is adapter.BarlowTwinsLoss
+        assert f"{__name__}.{Derived.__qualname__}" in handle.subclasses
+    after = world("lightly")
+    for part, value in untouched.items():
+        assert after[part] == value, part
+
+
+BY_NAME = """
+from lightly.loss import BarlowTwinsLoss
+
+def wrapping(function):
+    def wrapped(self):
+        return function(self)
+    return wrapped
+
+class Regularised(BarlowTwinsLoss):
+    {decorator}
+    def __init__(self):
+        BarlowTwinsLoss.__init__(self)
+
+def build():
+    return BarlowTwinsLoss()
+"""
+
+
+@pytest.mark.parametrize("decorator", ["", "@wrapping"])
+@pytest.mark.parametrize("outside", [False, True])
+def test_subclasses_that_call_the_original_by_name(package, caplog, decorator, outside):
+    """Their module keeps it for them; asked from outside it has ours. Other modules' code that
+    makes one makes ours."""
+    name = "script" if outside else "lightly.mine"
+    build = "from lightly.loss import BarlowTwinsLoss\ndef build(): return BarlowTwinsLoss()"
+    files = {
+        f"{name.replace('.', '/')}.py": BY_NAME.replace("{decorator}", decorator),
+        "lightly/builder.py": build,
+    }
+    package(FILES | files)
+    mine, builder = map(importlib.import_module, (name, "lightly.builder"))
+    original = mine.BarlowTwinsLoss
+    with barlow_fast.patch("lightly", everywhere=True) as handle:
+        assert isinstance(mine.Regularised(), original)
+        assert mine.BarlowTwinsLoss is adapter.BarlowTwinsLoss
+        assert type(builder.build()) is adapter.BarlowTwinsLoss
+        assert handle.kept == [f"{name}.BarlowTwinsLoss"]
+        assert f"{name}.BarlowTwinsLoss" in str(handle).partition("calls it by name:")[2]
+        assert handle.left == ([f"{name}.BarlowTwinsLoss"] if outside else [])
+        assert (f"{name}.BarlowTwinsLoss" in caplog.text) == outside
+    assert vars(mine)["BarlowTwinsLoss"] is mine.BarlowTwinsLoss is original
+
+
+def test_attributes_that_others_set_meanwhile(package):
+    package(VISSL, "0.1.6")
+    defining = importlib.import_module("vissl.losses.barlow_twins_loss")
+    original = defining.BarlowTwinsCriterion
+    handle = barlow_fast.patch("vissl")
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr(defining, "BarlowTwinsCriterion", int)
+        assert defining.BarlowTwinsCriterion is int
+    assert defining.BarlowTwinsCriterion is adapters.vissl.BarlowTwinsCriterion
+    assert vars(defining)["BarlowTwinsCriterion"] is original
+    defining.BarlowTwinsCriterion = int
+    del defining.BarlowTwinsLoss
+    with pytest.raises(AttributeError):
+        _ = defining.BarlowTwinsLoss
+    # A class that another library puts on top of ours stays there.
+    above = type("Above", (type(defining),), {})
+    defining.__class__ = above
+    handle.undo()
+    assert defining.BarlowTwinsCriterion is int
+    assert type(defining) is above
+    assert not hasattr(defining, "BarlowTwinsLoss")
+
+
+# --- processes that are started later --------------------------------------------------------
+
+CHILD = """
+import multiprocessing
+from pathlib import Path
+import lightly.loss
+
+def report(rank, path):
+    Path(path).write_text(type(lightly.loss.BarlowTwinsLoss()).__module__)
+
+class Worker(multiprocessing.get_context("spawn").Process):
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def run(self):
+        report(0, self.path)
+"""
+
+
+@pytest.mark.parametrize("way", ["torch", "subclass"])
+def test_spawned_processes_are_patched(package, tmp_path, way):
+    # What the fixture takes for the version of the adapter's library is not the installed one's.
+    package(FILES | {"lightly/child.py": CHILD}, "9.0")
+    child = importlib.import_module("lightly.child")
+    path = tmp_path / "kind"
+    with barlow_fast.patch("lightly", force=True) as handle:
+        assert "processes that multiprocessing starts" in str(handle)
+        if way == "torch":
+            torch.multiprocessing.spawn(child.report, args=(str(path),))
+        else:
+            worker = child.Worker(str(path))
+            worker.start()
+            worker.join()
+            assert worker.exitcode == 0
+    assert path.read_text() == "barlow_fast.adapters.lightly"
+
+
+def test_processes_are_pickled_as_ever_without_a_patch(package):
+    package(FILES)
+    plain = dict(vars(BaseProcess))
+    process = multiprocessing.get_context("spawn").Process()
+    with barlow_fast.patch("lightly"):
+        function, (patches, *_), *_ = process.__reduce_ex__(4)
+        assert function is patching._start_patched
+        assert patches == {"lightly": {"everywhere": False, "force": False}}
+        barlow_fast.patch("lightly", everywhere=True)
+        assert process.__reduce_ex__(4)[1][0]["lightly"]["everywhere"]
+    assert dict(vars(BaseProcess)) == plain
+    assert process.__reduce_ex__(4)[0] is copyreg.__newobj__
 
 
 @pytest.mark.parametrize("name", ["lightly", "monai", "stable_pretraining", "catalyst"])
