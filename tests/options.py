@@ -1,0 +1,41 @@
+"""Whether a table of cases names every option of an entry point."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def names_of(entry: Any) -> tuple[str, ...]:
+    """The options of a dataclass, a Click command, a function, a class, or names as they are."""
+    if isinstance(entry, type) and dataclasses.is_dataclass(entry):
+        return tuple(field.name for field in dataclasses.fields(entry) if field.init)
+    if hasattr(entry, "params"):
+        return tuple(parameter.name for parameter in entry.params)
+    if callable(entry):
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        parameters = inspect.signature(entry).parameters
+        return tuple(n for n, p in parameters.items() if n != "self" and p.kind not in variadic)
+    return tuple(entry)
+
+
+def assert_covered(
+    entry: Any, cases: Iterable[str], exempt: Mapping[str, str] | None = None
+) -> None:
+    """Every option has a case or a reason to have none, and every case and reason an option.
+
+    Args:
+        entry: see `names_of`.
+        cases: names of the options that are seen to have their effect.
+        exempt: {name of an option: why it has no case, such as that it is what is computed on}.
+    """
+    names, cases, exempt = set(names_of(entry)), set(cases), dict(exempt or {})
+    called = getattr(entry, "__qualname__", None) or getattr(entry, "name", "the entry point")
+    missing = names - cases - set(exempt)
+    assert not missing, f"{called}: no case shows the effect of {sorted(missing)}"
+    unknown = (cases | set(exempt)) - names
+    assert not unknown, f"{called} has no option {sorted(unknown)}"
+    assert not cases & set(exempt), f"both a case and exempt: {sorted(cases & set(exempt))}"
+    assert all(exempt.values()), f"exempt without a reason: {sorted(exempt)}"
