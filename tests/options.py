@@ -39,3 +39,21 @@ def assert_covered(
     assert not unknown, f"{called} has no option {sorted(unknown)}"
     assert not cases & set(exempt), f"both a case and exempt: {sorted(cases & set(exempt))}"
     assert all(exempt.values()), f"exempt without a reason: {sorted(exempt)}"
+
+
+def record_calls(
+    monkeypatch: Any, owner: Any, name: str, stand_in: Any = None
+) -> list[dict[str, Any]]:
+    """From now on the arguments of every call of `owner.name`, by name, defaults included; the
+    call itself goes on to it, or to `stand_in`."""
+    plain = getattr(owner, name)
+    signature, calls = inspect.signature(plain), []
+
+    def recording(*arguments: Any, **options: Any) -> Any:
+        bound = signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        calls.append(dict(bound.arguments))
+        return (stand_in or plain)(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, recording)
+    return calls
