@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..ops import without_autocast
 from .baselines import random_weights, raw_pixels
 from .features import AVERAGE_POOL, features_of_source
 from .images import ImageFormat, Reading, check_fits
@@ -294,7 +295,9 @@ def _votes(
     train = functional.normalize(train_features.float(), dim=1)
     labels = train_labels.to(torch.int64)
     for part in test_features.split(chunk):
-        similarities = functional.normalize(part.float(), dim=1) @ train.T
+        # An autocast that is on for the encoder would round the similarities to 16 bits.
+        with without_autocast(train.device.type):
+            similarities = functional.normalize(part.float(), dim=1) @ train.T
         nearest, indices = similarities.topk(max(neighbours), dim=1)
         # Relative to the nearest, so that a low temperature cannot overflow; the order of the
         # votes is the same.

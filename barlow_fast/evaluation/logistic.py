@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..ops import without_autocast
 from .scores import TOP, Accuracy
 from .splits import stratified
 
@@ -48,7 +49,8 @@ class LogisticRegression:
 
     def logits(self, features: Tensor) -> Tensor:
         """(M, F) -> (M, K)."""
-        return ((features - self.mean) * self.scale) @ self.weight.T + self.bias
+        with without_autocast(features.device.type):
+            return ((features - self.mean) * self.scale) @ self.weight.T + self.bias
 
     def accuracy(self, features: Tensor, labels: Tensor) -> Accuracy:
         """On (M, F) features with (M,) labels."""
@@ -197,7 +199,8 @@ def _best_penalty(
     best, chosen, fit = None, ordered[0], None
     for penalty in ordered:
         fit = _fit(train, train_labels, classes, penalty, moments, fit, *limits)
-        logits = unseen @ fit.weight.T + fit.bias
+        with without_autocast(unseen.device.type):
+            logits = unseen @ fit.weight.T + fit.bias
         hits = (logits.argmax(1) == truth).sum().item()
         rank = (hits, -functional.cross_entropy(logits, truth).item())
         if best is None or rank > best:
@@ -268,8 +271,10 @@ def _fit(
         both.grad[:, width] = error.sum(0)
         return value
 
-    optimizer.step(objective)
-    value = objective().item()
+    # In the features' own type, whatever autocast is on for the encoder.
+    with without_autocast(features.device.type):
+        optimizer.step(objective)
+        value = objective().item()
     weight, bias = both[:, :width].clone(), both[:, width].clone()
     return LogisticRegression(weight, bias, *moments, penalty, value)
 

@@ -118,7 +118,10 @@ class Watcher:
         ) as loader:
             loader.set_epoch(MEASURED_EPOCH)
             views = next(iter(loader)).views
-        z_a, z_b = (z.float() for z in model.train()(*views))
+        # What the model draws itself (dropout) is the run's, not the process's.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)
+            z_a, z_b = (z.float() for z in model.train()(*views))
         return z_a, z_b
 
     def measure(self, model: BarlowTwinsModel) -> tuple[Tensor, dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from scenarios import CONFIG, SCENARIOS, digits, gradients
+from state_on_ranks import report
 
 from barlow_fast.training import Trainer, TrainingInterrupted, joined, parallel
 
@@ -39,6 +40,7 @@ def main(folder: Path) -> None:
                 trainer.train_epoch()
             except TrainingInterrupted:
                 (folder / f"stopped-{ranks.rank}").write_text(str(trainer.step))
+        report(folder, ranks)
 
 
 if __name__ == "__main__":

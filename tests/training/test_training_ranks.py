@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -83,6 +84,30 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(two_ranks: Path, kind: s
 def test_a_stop_of_one_rank_stops_all(two_ranks: Path):
     assert [(two_ranks / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
     assert load_checkpoint(two_ranks / "stopped.pt")["step"] == 1
+
+
+def test_what_ranks_keep_and_what_they_share(two_ranks: Path):
+    first, second = (json.loads((two_ranks / f"state-{rank}.json").read_text()) for rank in (0, 1))
+    for found in (first, second):
+        assert found["agreed"] == [True, False]
+        assert found["total"] == 3
+        assert found["images"] == found["resumed_totals"] == pytest.approx([120, 120])
+        assert found["stopped"] == 2
+        assert found["same_weights"]
+        assert found["same_momentum"]
+        assert found["same_losses"]
+        assert len(set(found["seeds"])) == len(found["seeds"])
+        assert [len(samples) for samples in found["samples"]] == [20, 20, 20]
+    # The first rank alone is watched, scores, and counts what a checkpoint counted for all.
+    epoch = ["stepped"] * 3 + ["epoch_ended"]
+    assert (first["moments"], second["moments"]) == (epoch * 2, [])
+    assert (first["scored"], second["scored"]) == ([True, True], [False, False])
+    assert (first["before"], second["before"]) == (["raw", "before", "correlation"], [])
+    assert (first["resumed_images"], second["resumed_images"]) == (80, 0)
+    # Every sample once, and other random numbers everywhere.
+    for ours, theirs in zip(first["samples"], second["samples"], strict=True):
+        assert not set(ours) & set(theirs)
+    assert not set(first["seeds"]) & set(second["seeds"])
 
 
 def test_the_command_line_on_two_ranks(tmp_path: Path):

@@ -1,0 +1,727 @@
+"""Every setting of a run, and every argument of the trainer, is seen to do what it says.
+
+A setting without a case here fails `test_every_setting_has_a_case`: one that is accepted and then
+ignored looks like any other until somebody depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from options import assert_covered
+from torch import Tensor, nn
+
+from barlow_fast import data as data_package
+from barlow_fast import plan, pretrain_commands
+from barlow_fast.data import PRESETS as VIEWS
+from barlow_fast.data import ImageDataset
+from barlow_fast.data.order import order
+from barlow_fast.models import BarlowTwinsModel
+from barlow_fast.training import (
+    LARS,
+    Feeding,
+    Hook,
+    PretrainConfig,
+    Ranks,
+    Trainer,
+    configure,
+    loop,
+    parallel,
+    watching,
+)
+
+CPU = torch.device("cpu")
+BASE = configure(
+    "digits",
+    epochs=3,
+    batch_size=32,
+    encoder_widths=(4, 8),
+    projector=(16, 24),
+    warmup_epochs=1,
+    evaluate_every=3,
+    precision="fp32",
+)
+# Plain steps of LARS: what an optimizer's setting does can be computed from outside.
+LARGE_STEPS = replace(BASE, optimizer="lars", learning_rate=0.3, momentum=0.0, warmup_epochs=0)
+
+CASES: dict[str, Callable[..., None]] = {}
+
+
+def case(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers the function that shows the effect of the setting `name`."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        assert name not in CASES
+        CASES[name] = function
+        return function
+
+    return register
+
+
+class Surroundings(SimpleNamespace):
+    """What a case works with: `data`, `folder`, `patch`."""
+
+    data: ImageDataset
+    folder: Path
+    patch: pytest.MonkeyPatch
+
+    def trainer(self, config: PretrainConfig = BASE, **settings: Any) -> Trainer:
+        trainer = Trainer(replace(config, **settings), self.data)
+        trainer.network.train()
+        return trainer
+
+    def run(self, config: PretrainConfig = BASE, *hooks: Hook, **settings: Any) -> Trainer:
+        path = self.folder / "checkpoint.pt"
+        trainer = Trainer(replace(config, **settings), self.data, "cpu", path, hooks)
+        trainer.run()
+        return trainer
+
+
+@pytest.fixture
+def around(small_digits: ImageDataset, tmp_path: Path, monkeypatch) -> Surroundings:
+    """100 training and 40 test images."""
+    data = replace(
+        small_digits,
+        train_images=small_digits.train_images[:100],
+        train_labels=small_digits.train_labels[:100],
+        test_images=small_digits.test_images[:40],
+        test_labels=small_digits.test_labels[:40],
+    )
+    return Surroundings(data=data, folder=tmp_path, patch=monkeypatch)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(PretrainConfig)])
+def test_every_setting_has_its_effect(name: str, around: Surroundings):
+    CASES[name](around)
+
+
+def test_every_setting_has_a_case():
+    assert_covered(PretrainConfig, CASES)
+
+
+def recorded(around: Surroundings, owner: Any, name: str, result: Any = None) -> list:
+    """Calls of `owner.name`, as (positional, keyword); it returns `result`, or what it did."""
+    calls, plain = [], getattr(owner, name)
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        calls.append((arguments, options))
+        return plain(*arguments, **options) if result is None else result
+
+    around.patch.setattr(owner, name, record)
+    return calls
+
+
+# What is learned from.
+
+
+@case("dataset")
+def _(around):
+    calls = recorded(around, data_package, "load", around.data)
+    pretrain_commands._load(replace(BASE, dataset="fashion-mnist"), around.folder, Ranks(CPU))
+    assert calls == [(("fashion-mnist", around.folder), {})]
+
+
+@case("views")
+def _(around):
+    trainer = around.trainer(views="fashion-mnist")
+    assert trainer.views is trainer.loader.views is trainer.watcher.views is VIEWS["fashion-mnist"]
+    assert around.trainer().views is VIEWS["digits"]
+
+
+# The network.
+
+
+@case("encoder")
+def _(around):
+    trainer = around.trainer(encoder="resnet18")
+    assert hasattr(trainer.model.encoder, "layer4")
+
+
+@case("stem")
+def _(around):
+    large, small = (
+        around.trainer(encoder="resnet18", stem=stem).model.encoder
+        for stem in ("imagenet", "small")
+    )
+    assert large.conv1.kernel_size == (7, 7)
+    assert small.conv1.kernel_size == (3, 3)
+    halved, whole = (around.trainer(stem=stem).model.encoder for stem in ("imagenet", "small"))
+    assert (halved[0].stride, whole[0].stride) == ((2, 2), (1, 1))
+
+
+@case("encoder_widths")
+def _(around):
+    encoder = around.trainer(encoder_widths=(3, 5, 7)).model.encoder
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [3, 3, 5, 5, 7, 7]
+
+
+@case("encoder_grid")
+def _(around):
+    encoder = around.trainer(encoder_grid=3).model.encoder
+    assert encoder(torch.zeros(2, 1, 8, 8)).shape == (2, 8 * 9)
+
+
+@case("projector")
+def _(around):
+    projector = around.trainer(projector=(6, 10, 14)).model.projector
+    linears = [m for m in projector.modules() if isinstance(m, nn.Linear)]
+    assert [linear.out_features for linear in linears] == [6, 10, 14]
+
+
+@case("one_pass")
+def _(around):
+    for one_pass, passes in ((True, 1), (False, 2)):
+        trainer = around.trainer(one_pass=one_pass)
+        trainer.train_step()
+        assert trainer.model.encoder[1].num_batches_tracked == passes
+
+
+# The loss.
+
+
+def first_step(around: Surroundings, **settings: Any) -> tuple[dict[str, float], list[Tensor]]:
+    """(Loss and terms, gradients) of the first step."""
+    trainer = around.trainer(LARGE_STEPS, **settings)
+    values = {name: float(value) for name, value in trainer.train_step().items()}
+    return values, [p.grad for p in trainer.model.parameters()]
+
+
+@case("lambd")
+def _(around):
+    for lambd in (0.0, 0.5):
+        values, _ = first_step(around, lambd=lambd)
+        on, off = 24 * values["on_diagonal_mean"], 24 * 23 * values["off_diagonal_mean"]
+        assert values["loss"] == pytest.approx(on + lambd * off, rel=1e-4)
+
+
+@case("scale")
+def _(around):
+    plain, gradients = first_step(around)
+    scaled, larger = first_step(around, scale=4.0)
+    assert scaled["loss"] == 4 * plain["loss"]
+    assert scaled["on_diagonal_mean"] == plain["on_diagonal_mean"]
+    assert all(torch.equal(4 * a, b) for a, b in zip(gradients, larger, strict=True))
+
+
+@case("backend")
+def _(around):
+    for backend in ("aten", "auto"):
+        trainer = around.trainer(backend=backend)
+        calls = recorded(around, plan, "choose_backend")
+        trainer.train_step()
+        assert calls[0][0][0] == backend
+
+
+# How it is learned.
+
+
+class Rates(Hook):
+    """The learning rates of every step, by group."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def stepped(self, trainer, step):
+        self.seen.append([group["lr"] for group in trainer.optimizer.param_groups])
+
+
+@case("epochs")
+def _(around):
+    assert around.run(epochs=2, warmup_epochs=0).history[-1]["step"] == 2 * 3
+
+
+@case("batch_size")
+def _(around):
+    trainer = around.trainer(batch_size=40)
+    assert len(trainer.next_batch().index) == 40
+    assert trainer.steps_per_epoch == 2
+
+
+@case("micro_batch_size")
+def _(around):
+    trainer = around.trainer(micro_batch_size=12)
+    sizes: list[int] = []
+    trainer.network.register_forward_pre_hook(lambda _, views: sizes.append(len(views[0])))
+    trainer.train_step()
+    assert sizes == [12, 12, 8] * 2
+
+
+@case("optimizer")
+def _(around):
+    assert type(around.trainer(optimizer="lars").optimizer) is LARS
+    assert type(around.trainer(optimizer="adamw").optimizer) is torch.optim.AdamW
+
+
+def assert_steps_of_lars(around: Surroundings, steps: int = 1, **settings: Any) -> None:
+    """The weights move as the text of `lars` says, with the numbers of the settings."""
+    config = replace(LARGE_STEPS, **settings)
+    trainer = around.trainer(config)
+    trainer.optimizer.param_groups[0]["lr"] = trainer.optimizer.param_groups[1]["lr"] = math.nan
+    scale = config.batch_size / (config.reference_batch_size or config.batch_size)
+    biases = config.bias_learning_rate
+    biases = config.learning_rate if biases is None else biases
+    momenta = [torch.zeros_like(p, dtype=torch.float64) for p in trainer.model.parameters()]
+    for step in range(steps):
+        before = [p.detach().double() for p in trainer.model.parameters()]
+        trainer.train_step()
+        # The text of `learning_rate` without warm-up.
+        course = 0.5 * (1 + math.cos(math.pi * step / trainer.total_steps))
+        course = config.final_learning_rate + (1 - config.final_learning_rate) * course
+        for p, old, momentum in zip(trainer.model.parameters(), before, momenta, strict=True):
+            d, rate = p.grad.double(), scale * course * biases
+            if p.ndim > 1:
+                rate = scale * course * config.learning_rate
+                d = d + config.weight_decay * old
+                d = config.trust_coefficient * old.norm() / d.norm() * d
+            momentum.mul_(config.momentum).add_(d)
+            torch.testing.assert_close(
+                p.detach().double(), old - rate * momentum, rtol=2e-5, atol=1e-7
+            )
+
+
+@case("learning_rate")
+def _(around):
+    assert_steps_of_lars(around, learning_rate=0.7)
+
+
+@case("bias_learning_rate")
+def _(around):
+    assert_steps_of_lars(around, bias_learning_rate=0.01)
+    # 0 is a rate, and None that of the weights.
+    assert_steps_of_lars(around, bias_learning_rate=0.0)
+
+
+@case("reference_batch_size")
+def _(around):
+    assert_steps_of_lars(around, reference_batch_size=8, bias_learning_rate=0.05)
+
+
+@case("momentum")
+def _(around):
+    assert_steps_of_lars(around, steps=3, momentum=0.6)
+
+
+@case("trust_coefficient")
+def _(around):
+    assert_steps_of_lars(around, trust_coefficient=0.05)
+
+
+@case("weight_decay")
+def _(around):
+    assert_steps_of_lars(around, weight_decay=0.4)
+    trainer = around.trainer(weight_decay=0.4, warmup_epochs=0)
+    expected = [p.detach().clone().requires_grad_() for p in trainer.model.parameters()]
+    trainer.train_step()
+    weights = [p for p in expected if p.ndim > 1]
+    groups = [{"params": weights}, {"params": [p for p in expected if p.ndim <= 1]}]
+    groups[1]["weight_decay"] = 0.0
+    optimizer = torch.optim.AdamW(groups, lr=BASE.learning_rate, weight_decay=0.4)
+    for mine, theirs in zip(expected, trainer.model.parameters(), strict=True):
+        mine.grad = theirs.grad
+    optimizer.step()
+    for mine, theirs in zip(expected, trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+@case("warmup_epochs")
+def _(around):
+    watch = Rates()
+    around.run(BASE, watch, warmup_epochs=2)
+    peak = BASE.learning_rate
+    weights, biases = zip(*watch.seen, strict=True)
+    assert weights[:7] == biases[:7] == pytest.approx([peak * k / 6 for k in range(1, 7)] + [peak])
+    assert weights[7] < peak
+
+
+@case("final_learning_rate")
+def _(around):
+    watch = Rates()
+    around.run(LARGE_STEPS, watch, final_learning_rate=0.25, bias_learning_rate=0.1)
+    assert len(watch.seen) == 9
+    for step, rates in enumerate(watch.seen):
+        course = 0.25 + 0.75 * 0.5 * (1 + math.cos(math.pi * step / 9))
+        assert rates == pytest.approx([0.3 * course, 0.1 * course])
+
+
+@case("seed")
+def _(around):
+    a, b = around.trainer(seed=2**63 + 5), around.trainer()
+    assert not torch.equal(a.model.encoder[0].weight, b.model.encoder[0].weight)
+    ours = a.next_batch().index
+    assert ours.tolist() == order(2**63 + 5, 0, 100)[:32].tolist()
+    assert not torch.equal(ours, b.next_batch().index)
+    # What the network draws itself.
+    drawn = []
+    for trainer in (a, b):
+        trainer._seed_generators()
+        drawn.append(torch.rand(()).item())
+    assert drawn[0] != drawn[1]
+    # The measured views.
+    found = [t.watcher.measure(t.plain_model(copied=True))[0] for t in (a, b)]
+    b.watcher.config = a.config
+    found.append(b.watcher.measure(b.plain_model(copied=True))[0])
+    assert not torch.equal(found[1], found[2])
+
+
+# How it is computed.
+
+
+@case("precision")
+def _(around):
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        trainer = around.trainer(precision=precision)
+        seen: list[torch.dtype] = []
+        trainer.model.projector.register_forward_hook(lambda *a, seen=seen: seen.append(a[2].dtype))
+        loss = trainer.train_step()["loss"]
+        assert set(seen) == {dtype}
+        assert loss.dtype == torch.float32
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+@case("compile")
+def _(around):
+    modes: list[Any] = []
+    around.patch.setattr(nn.Module, "compile", lambda self, mode: modes.append(mode))
+    for mode in ("off", "default", "reduce-overhead", "max-autotune"):
+        around.trainer(compile=mode)
+    assert modes == [None, "reduce-overhead", "max-autotune"]
+
+
+@case("checkpoint_activations")
+def _(around):
+    for recomputed, passes in ((True, 4), (False, 2)):
+        trainer = around.trainer(checkpoint_activations=recomputed)
+        seen: list[int] = []
+        trainer.model.encoder[0].register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        trainer.train_step()
+        assert len(seen) == passes
+
+
+def model() -> BarlowTwinsModel:
+    from barlow_fast.models import build_twins
+
+    return build_twins("small", channels=1, image_size=8, encoder_widths=(4, 8), projector=(16, 24))
+
+
+@case("sync_batch_norm")
+def _(around):
+    plain = type(model().encoder[1])
+    kinds = {
+        (wanted, size): type(
+            parallel.prepare(
+                model(), replace(BASE, sync_batch_norm=wanted), Ranks(CPU, 0, size)
+            ).encoder[1]
+        )
+        for wanted in (True, False)
+        for size in (1, 2)
+    }
+    assert kinds.pop((True, 2)) is not plain
+    assert set(kinds.values()) == {plain}
+
+
+@case("parallel")
+def _(around):
+    shards = recorded(around, parallel, "_shard", result=False)
+    wraps = recorded(around, nn.parallel, "DistributedDataParallel", result=nn.Identity())
+    for kind, size, seen in (("ddp", 2, (0, 1)), ("fsdp", 2, (1, 1)), ("fsdp", 1, (1, 1))):
+        config, ranks = replace(BASE, parallel=kind), Ranks(CPU, 0, size)
+        parallel.wrap(parallel.prepare(model(), config, ranks), config, ranks)
+        assert (len(shards), len(wraps)) == seen
+
+
+# How it is watched.
+
+
+@case("evaluate_every")
+def _(around):
+    history = around.run(epochs=5, evaluate_every=2).history
+    assert [record["knn"] is not None for record in history] == [False, True, False, True, True]
+
+
+@case("neighbours")
+def _(around):
+    calls = recorded(around, watching, "knn_accuracy")
+    around.trainer(neighbours=3).score()
+    assert [options["k"] for _, options in calls] == [3]
+
+
+@case("neighbour_images")
+def _(around):
+    calls = recorded(around, watching, "knn_accuracy")
+    around.trainer(neighbour_images=17).score()
+    ((train, labels, test, _), _) = calls[0]
+    assert (len(train), len(labels), len(test)) == (17, 17, 40)
+    assert torch.equal(labels, around.data.train_labels[:17])
+
+
+class Clock:
+    """Seconds that pass as they are told to."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self.now = 1000.0
+        around.patch.setattr(loop, "time", SimpleNamespace(monotonic=self, perf_counter=self))
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def saved_steps(around: Surroundings, seconds_per_step: float = 1.0, **settings: Any) -> list[int]:
+    """The steps after which a run writes its checkpoint."""
+    clock, steps = Clock(around), []
+    around.patch.setattr(
+        loop, "save_checkpoint", lambda _, state, keep: steps.append(state["step"])
+    )
+
+    class Passing(Hook):
+        def stepped(self, trainer, step):
+            clock.now += seconds_per_step
+
+    around.run(BASE, Passing(), **settings)
+    return steps
+
+
+@case("checkpoint_every")
+def _(around):
+    assert saved_steps(around, epochs=5, evaluate_every=1, checkpoint_every=2) == [6, 12, 15]
+    assert saved_steps(around, epochs=5, evaluate_every=2) == [6, 12, 15]
+
+
+@case("checkpoint_minutes")
+def _(around):
+    # 2 minutes: more than 119 seconds, less than 121. An epoch has 6 steps.
+    settings = {"batch_size": 16, "epochs": 1, "checkpoint_minutes": 2.0}
+    assert saved_steps(around, 61.0, **settings) == [2, 4, 6]
+    assert saved_steps(around, 41.0, **settings) == [3, 6]
+    assert saved_steps(around, 19.0, **settings) == [6]
+    # Exactly as long is not yet longer, and the end of an epoch is not inside of one.
+    assert saved_steps(around, 60.0, **settings) == [3, 6]
+    assert saved_steps(around, 1e9, **settings, checkpoint_every=1) == [1, 2, 3, 4, 5, 6]
+
+
+@case("keep_checkpoints")
+def _(around):
+    around.run(epochs=5, evaluate_every=1, keep_checkpoints=3)
+    names = {path.name for path in around.folder.iterdir()}
+    assert names == {"checkpoint.pt", "checkpoint-1.pt", "checkpoint-2.pt"}
+
+
+# The limits of the settings. name: (accepted, refused)
+LIMITS: dict[str, tuple[tuple, tuple]] = {
+    "encoder_grid": ((1,), (0,)),
+    "evaluate_every": ((1,), (0,)),
+    "neighbours": ((1,), (0,)),
+    "neighbour_images": ((1,), (0,)),
+    "keep_checkpoints": ((1,), (0,)),
+    "checkpoint_every": ((1, None), (0,)),
+    "reference_batch_size": ((1, None), (0,)),
+    "epochs": ((5, 6), (0, 4)),  # 5 of warm-up
+    "batch_size": ((2,), (1,)),
+    "micro_batch_size": ((2, None), (0, 1)),
+    "encoder_widths": (((1,), [3, 1]), ((), (0,), (4, 0))),
+    "projector": (((1,), [3, 1]), ((), (0,), (4, 0))),
+    "learning_rate": ((1e-30,), (0.0, -1e-30, math.inf, math.nan)),
+    "scale": ((1e-30,), (0.0, -1e-30, math.inf, math.nan)),
+    "trust_coefficient": ((1e-30,), (0.0, -1e-30, math.inf, math.nan)),
+    "checkpoint_minutes": ((1e-30,), (0.0, -1e-30, math.inf, math.nan)),
+    "bias_learning_rate": ((0.0, None), (-1e-30, math.inf, math.nan)),
+    "lambd": ((0.0,), (-1e-30, math.inf, math.nan)),
+    "weight_decay": ((0.0,), (-1e-30, math.inf, math.nan)),
+    "momentum": ((0.0, 0.999), (-1e-9, 1.0, math.nan)),
+    "final_learning_rate": ((0.0, 0.999), (-1e-9, 1.0, math.nan)),
+    "warmup_epochs": ((0, 100), (-1, 101)),
+    "seed": ((0, 2**64 - 1), (-1, 2**64)),
+    "precision": (("auto", "fp32", "bf16", "fp16"), ("fp64", "")),
+    "optimizer": (("adamw", "lars"), ("sgd",)),
+    "parallel": (("ddp", "fsdp"), ("none",)),
+    "compile": (("off", "default", "reduce-overhead", "max-autotune"), ("on",)),
+    "stem": (("auto", "imagenet", "small"), ("large",)),
+}  # fmt: skip
+UNLIMITED = {
+    "dataset": "a name or a path: looked up when it is loaded",
+    "views": "a name or a path: looked up when it is loaded",
+    "encoder": "a name of another library: looked up when it is built",
+    "backend": "checked by the loss",
+    "one_pass": "a flag",
+    "checkpoint_activations": "a flag",
+    "sync_batch_norm": "a flag",
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_of_every_setting(name: str):
+    accepted, refused = LIMITS[name]
+    config = PretrainConfig()
+    for value in accepted:
+        found = getattr(replace(config, **{name: value}), name)
+        assert found == (tuple(value) if isinstance(value, list) else value)
+    for value in refused:
+        # An epoch too few for the warm-up is told as such.
+        with pytest.raises(ValueError, match=name):
+            replace(config, **{name: value})
+
+
+def test_every_setting_has_its_limits():
+    assert_covered(PretrainConfig, LIMITS, UNLIMITED)
+
+
+# What may change between a stop and the run that goes on: nothing that the weights depend on.
+CHANGED = {
+    "backend": "aten",
+    "compile": "default",
+    "checkpoint_activations": True,
+    "parallel": "fsdp",
+    "neighbours": 7,
+    "neighbour_images": 77,
+    "evaluate_every": 2,
+    "checkpoint_every": 3,
+    "checkpoint_minutes": 1.0,
+    "keep_checkpoints": 5,
+}
+KEPT = {
+    "views": "fashion-mnist",
+    "encoder_widths": (4, 9),
+    "encoder_grid": 3,
+    "projector": (16, 25),
+    "one_pass": True,
+    "lambd": 0.01,
+    "scale": 2.0,
+    "epochs": 4,
+    "batch_size": 30,
+    "micro_batch_size": 16,
+    "optimizer": "lars",
+    "learning_rate": 0.1,
+    "bias_learning_rate": 0.1,
+    "reference_batch_size": 16,
+    "momentum": 0.5,
+    "trust_coefficient": 0.1,
+    "weight_decay": 0.1,
+    "warmup_epochs": 2,
+    "final_learning_rate": 0.5,
+    "seed": 1,
+    "precision": "bf16",
+    "sync_batch_norm": False,
+    "dataset": "other",
+    "encoder": "resnet18",
+    "stem": "imagenet",
+}
+
+
+def test_every_setting_may_or_may_not_change_in_a_resumed_run():
+    assert_covered(PretrainConfig, CHANGED | KEPT)
+    assert set(CHANGED) == PretrainConfig.MAY_CHANGE
+
+
+@pytest.mark.parametrize("name", CHANGED | KEPT)
+def test_a_resumed_run_keeps_what_weights_depend_on(name: str, around: Surroundings):
+    state = around.trainer().state_dict()
+    resumed = around.trainer()
+    resumed.config = replace(BASE, **{name: (CHANGED | KEPT)[name]})
+    if name in CHANGED:
+        resumed.load_state_dict(state)
+    else:
+        with pytest.raises(ValueError, match=rf"other settings: {name}"):
+            resumed.load_state_dict(state)
+
+
+# The trainer itself, and how it is fed.
+
+
+class Fed:
+    """Stands in for the loader and keeps what it was told."""
+
+    told: tuple[tuple, dict[str, Any]]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        Fed.told = (arguments, options)
+
+    def __len__(self) -> int:
+        return 3
+
+
+def told_to_the_loader(around: Surroundings, **arguments: Any) -> tuple[Trainer, dict[str, Any]]:
+    around.patch.setattr(loop, "ViewLoader", Fed)
+    trainer = Trainer(BASE, around.data, **arguments)
+    (_, _, batch_size), options = Fed.told
+    return trainer, {"batch_size": batch_size, **options}
+
+
+FEEDING = {"loader": "pil", "workers": 3, "on_bad_image": "skip"}
+PLAIN = {
+    "batch_size": 32, "seed": 0, "rank": 0, "ranks": 1, "device": CPU,
+    "loader": "auto", "workers": None, "on_bad_image": "error",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FEEDING)
+def test_how_images_are_read_reaches_the_loader(name: str, around: Surroundings):
+    assert_covered(Feeding, FEEDING)
+    _, told = told_to_the_loader(around, feeding=Feeding(**{name: FEEDING[name]}))
+    assert told == {**PLAIN, name: FEEDING[name]}
+
+
+def on_ranks(around: Surroundings) -> None:
+    around.patch.setattr(parallel, "wrap", lambda model, config, ranks: model)
+    trainer, told = told_to_the_loader(around, ranks=Ranks(CPU, 1, 4))
+    assert told == {**PLAIN, "batch_size": 8, "rank": 1, "ranks": 4}
+    assert trainer.criterion.process_group == "world"
+    alone, told = told_to_the_loader(around)
+    assert told == PLAIN
+    assert alone.criterion.process_group is None
+    refused = replace(BASE, batch_size=30)
+    with pytest.raises(ValueError, match="take 28 or 32"):
+        Trainer(refused, around.data, ranks=Ranks(CPU, 1, 4))
+    with pytest.raises(ValueError, match="take 4 or 4"):
+        Trainer(replace(BASE, batch_size=2), around.data, ranks=Ranks(CPU, 1, 4))
+
+
+def on_a_device(around: Surroundings) -> None:
+    trainer, told = told_to_the_loader(around, device="meta")
+    meta = torch.device("meta")
+    assert told["device"] == trainer.watcher.device == trainer.device == meta
+    assert {p.device for p in trainer.model.parameters()} == {meta}
+    # The ranks' device, where they are given.
+    assert told_to_the_loader(around, ranks=Ranks(meta))[0].device == meta
+
+
+def with_a_path(around: Surroundings) -> None:
+    around.patch.chdir(around.folder)
+    path = around.folder / "here.pt"
+    for given in (path, str(path)):
+        Trainer(BASE, around.data, checkpoint_path=given).save()
+        assert [p.name for p in around.folder.iterdir()] == ["here.pt"]
+        path.unlink()
+    Trainer(BASE, around.data).save()
+    assert not list(around.folder.iterdir())
+
+
+def with_hooks(around: Surroundings) -> None:
+    watch = Rates()
+    Trainer(BASE, around.data, hooks=iter([watch])).run()
+    assert len(watch.seen) == 9
+
+
+TRAINER = {
+    "device": on_a_device,
+    "ranks": on_ranks,
+    "checkpoint_path": with_a_path,
+    "hooks": with_hooks,
+}
+
+
+@pytest.mark.parametrize("name", TRAINER)
+def test_every_argument_of_the_trainer_has_its_effect(name: str, around: Surroundings):
+    TRAINER[name](around)
+
+
+def test_every_argument_of_the_trainer_has_a_case():
+    shown = {"config": "test_every_setting_has_its_effect", "data": "what is learned from"}
+    shown["feeding"] = "test_how_images_are_read_reaches_the_loader"
+    assert_covered(Trainer, TRAINER, shown)
