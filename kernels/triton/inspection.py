@@ -26,25 +26,15 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.tools.tensor_descriptor import TensorDescriptor
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from ..photometry import PARAMETERS
-from . import configurations
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 
 # Most specific first: what a product compiles to on each architecture.
 _INSTRUCTIONS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
-_TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int32: "i32",
-    torch.uint8: "u8",
-}
 
 
 class Resources(NamedTuple):
@@ -79,37 +69,21 @@ def compile_launch(launch: Launch, capability: int) -> Any:
     )
 
 
-def specialisation(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], dict]:
-    """(signature, constants, attributes) of a launch, by Triton's rules: integers equal to 1 are
-    constants, pointers and integers divisible by 16 are marked so, unless excluded."""
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            constants[(index,)] = value
-            # No attributes, but an entry (here and below), as the run-time compiler makes it: the
-            # key of the disk cache is made of this too.
-            if isinstance(value, str) or configurations.TRITON >= (3, 9):
-                attributes[(index,)] = []
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = "*" + _TYPES[value.dtype]
-            # Allocations are aligned; a view is as aligned as its offset.
-            aligned = value.storage_offset() * value.element_size() % 16 == 0
-            attributes[(index,)] = [["tt.divisibility", 16]] if aligned else []
-        elif isinstance(value, TensorDescriptor):
-            block = ", ".join(map(str, value.block_shape))
-            signature[parameter.name] = f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        elif value == 1 and not parameter.do_not_specialize:
-            signature[parameter.name] = "constexpr"
-            constants[(index,)] = 1
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if not parameter.do_not_specialize:
-                attributes[(index,)] = [["tt.divisibility", 16]] if value % 16 == 0 else []
-    return signature, constants, attributes
+def specialisation(launch: Launch) -> tuple[dict[str, str], dict[tuple, Any], dict[tuple, Any]]:
+    """(signature, constants, attributes) of a launch, from Triton's own binding of its arguments:
+    what is a constant or marked as divisible differs between versions, and the key of the disk
+    cache is made of it. A meta tensor counts as allocated at 0, a view of it at its offset."""
+    bind, backend = _binder(launch.kernel)
+    chosen = options(launch.warps, launch.stages)
+    bound, specialised, _ = bind(**launch.arguments, **chosen)
+    return launch.kernel._pack_args(backend, chosen, bound, specialised, chosen)[1:]
+
+
+@functools.cache
+def _binder(kernel: Any) -> tuple[Any, Any]:
+    """What a kernel's run-time compiler binds arguments with; alike for all NVIDIA devices."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    return create_function_from_signature(kernel.signature, kernel.params, backend), backend
 
 
 @functools.cache
@@ -226,6 +200,7 @@ def survey(capability: int, workers: int = 1) -> list[tuple[Case, Launch, Resour
     return [(case, launch, r) for (case, launch), r in zip(distinct, found, strict=True)]
 
 
+@functools.cache
 def _distinct(capability: int) -> list[tuple[Case, Launch]]:
     seen = {}
     for case in cases():
