@@ -219,14 +219,11 @@ def _gradients(function: Callable[..., tuple[Tensor, Tensor]], ctx: Any, grad: T
     return *wanted, *(None for _ in ctx.options)
 
 
-def save_for_backward(ctx: Any, *tensors: Tensor) -> None:
+def save_for_backward(ctx: Any, z_a: Tensor, z_b: Tensor, *kept: Tensor) -> None:
     """As `ctx.save_for_backward`, for embeddings that were made in inference mode as well."""
-    ctx.save_for_backward(
-        *(
-            x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
-            for x in tensors
-        )
-    )
+    if (z_a.is_inference() or z_b.is_inference()) and not torch.is_inference_mode_enabled():
+        z_a, z_b = z_a.clone(), z_b.clone()
+    ctx.save_for_backward(z_a, z_b, *kept)
 
 
 def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:

@@ -33,9 +33,12 @@ def accumulation_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
+# What holds `fp32_precision` for matrix products on a device; looking it up costs microseconds.
+_CUDA_MATMUL, _CPU_MATMUL = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+
+
 def _matmul_backend(device_type: str) -> Any:
-    """What holds `fp32_precision` for matrix products on a device."""
-    return torch.backends.cuda.matmul if device_type == "cuda" else torch.backends.mkldnn.matmul
+    return _CUDA_MATMUL if device_type == "cuda" else _CPU_MATMUL
 
 
 def float32_matmul_precision(device_type: str) -> str:
