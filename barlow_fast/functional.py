@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import ops, plan
 from .distributed import cost
-from .kernels.precision import PRECISIONS
+from .kernels.precision import PRECISIONS, float32_matmul_precision
 
 STATISTICS = ("global", "local")
 GRADIENTS = ("exact", "official")
@@ -177,8 +177,9 @@ def check_options(
     layout: str,
 ) -> None:
     """Raises the error that `barlow_twins_loss` documents for the first bad option."""
-    for name, value in (("lambd", as_number("lambd", lambd)), ("scale", scale), ("eps", eps)):
-        if isinstance(value, Tensor):  # of a graph
+    lambd = as_number("lambd", lambd)
+    for name, value in (("lambd", lambd), ("scale", scale), ("eps", eps)):
+        if name == "lambd" and isinstance(value, Tensor):  # that a dispatch mode keeps
             continue
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a Python number, got {type(value).__name__}")
@@ -246,9 +247,13 @@ def _is_distributed(z: Tensor) -> bool:
 
 
 def given_precision(z: Tensor, precision: str) -> str:
-    """`precision`, or what autocast asks for; 'auto' outside of it: then the operator decides when
-    it runs."""
+    """What 'auto' stands for now, for both passes.
+
+    In a graph, outside autocast, 'auto': the operator decides when it runs, by torch's settings of
+    that moment.
+    """
     autocast = plan.autocast_dtype(z.device.type)
-    if precision != "auto" or z.dtype == torch.float64 or autocast is None:
+    if precision != "auto" or (autocast is None and torch.compiler.is_compiling()):
         return precision
-    return plan.AUTOCAST_PRECISION[autocast]
+    matmul = float32_matmul_precision(z.device.type)
+    return plan.choose_precision("auto", z.dtype, autocast, matmul)[0]

@@ -78,6 +78,15 @@ def test_float32_precision_is_that_of_the_device(name, backend, float32_settings
     assert float32_matmul_precision("cuda") == WORDS[on_cuda]
 
 
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9)], ids=["gram", "correlation"])
+def test_both_passes_run_in_the_precision_of_the_first(shape, backend, float32_settings):
+    z_a, z_b = draw("random", *shape)
+    expected = plain_gradient(lambda a, b: barlow_twins_loss(a, b, backend=backend), z_a, z_b)
+    loss = barlow_twins_loss(z_a.requires_grad_(), z_b, backend=backend)
+    torch.set_float32_matmul_precision("medium")
+    assert torch.equal(torch.autograd.grad(loss, z_a)[0], expected)
+
+
 def test_the_doctor_reads_the_precision_of_each_device(float32_settings):
     set_backend("cuda.matmul", "tf32")
     assert "float32 matmul precision: highest (cpu), high (cuda)" in doctor.environment()

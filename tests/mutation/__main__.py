@@ -63,7 +63,8 @@ class Run:
         self.files = [
             name
             for name in (str(p.relative_to(ROOT)) for p in sorted(tests) if p not in helpers)
-            if not name.startswith(NOT_TRACED) and "/test_gpu_" not in name
+            if not name.startswith(NOT_TRACED)
+            and "/test_gpu_" not in name
             and name.startswith(tuple(options.tests))
         ]
         native = [p for p in (ROOT / "kernels").rglob("*") if p.suffix in (".cpp", ".h")]
@@ -98,8 +99,11 @@ class Run:
                 seconds[file] = sum(self.traced[file].seconds.values())
         running.write(stored, json.dumps(seconds))
         tests = sum(len(file.passed) for file in self.traced.values())
-        print(f"{tests} tests in {len(self.traced)} files, {len(missing)} of them traced now in "
-              f"{time.perf_counter() - began:.0f} s", flush=True)
+        print(
+            f"{tests} tests in {len(self.traced)} files, {len(missing)} of them traced now in "
+            f"{time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
 
     def verdict_path(self, mutant: Mutant) -> Path:
         return self.cache / "verdicts" / (_name(mutant) + ".json")
@@ -126,7 +130,9 @@ class Run:
                 self.store(mutant, False, "", "no test executes it", 0, 0.0)
                 continue
             yield Job(
-                lambda tree, folder, c=chosen: running.run_tests(c, known, folder / "outcome", "-x"),
+                lambda tree, folder, c=chosen: running.run_tests(
+                    c, known, folder / "outcome", "-x"
+                ),
                 before=partial(self._apply, mutant, place),
                 after=partial(self._judge, mutant, len(chosen), time.perf_counter),
             )
@@ -139,7 +145,9 @@ class Run:
         os.utime(path, (times, times))
         self._began = getattr(self, "_began", {}) | {mutant: time.perf_counter()}
 
-    def _judge(self, mutant: Mutant, count: int, clock, tree: Path, folder: Path, code: int) -> None:
+    def _judge(
+        self, mutant: Mutant, count: int, clock, tree: Path, folder: Path, code: int
+    ) -> None:
         shutil.copy2(ROOT / mutant.path, tree / mutant.path)
         if code not in (0, 1):
             raise RuntimeError(f"{mutant}: {(folder / 'log').read_text()[-2000:]}")
@@ -147,15 +155,28 @@ class Run:
         took = clock() - self._began.pop(mutant)
         self.store(mutant, code == 1, outcome["test"], outcome["reason"], count, took)
 
-    def store(self, mutant: Mutant, killed: bool, test: str, reason: str, count: int, seconds: float) -> None:
+    def store(
+        self, mutant: Mutant, killed: bool, test: str, reason: str, count: int, seconds: float
+    ) -> None:
         file = ROOT / test.partition("::")[0]
         tests = digest([file]) if killed and file.is_file() else self.all_tests
-        stored = {"killed": killed, "test": test if killed else "", "reason": reason if killed or not count else "", "tests": tests,
-                  "count": count, "seconds": round(seconds, 1)}
+        stored = {
+            "killed": killed,
+            "test": test if killed else "",
+            "reason": reason if killed or not count else "",
+            "tests": tests,
+            "count": count,
+            "seconds": round(seconds, 1),
+        }
         running.write(self.verdict_path(mutant), json.dumps(stored))
-        was, now = mutations.difference(self.sources[mutant.path], mutant.source(self.sources[mutant.path]))
+        was, now = mutations.difference(
+            self.sources[mutant.path], mutant.source(self.sources[mutant.path])
+        )
         word = "killed" if killed else "SURVIVED"
-        print(f"{word} {seconds:5.1f} s {mutant.path}:{mutant.line} {now}  [{test if killed else count}] {stored['reason'][:80]}", flush=True)
+        print(
+            f"{word} {seconds:5.1f} s {mutant.path}:{mutant.line} {now}  [{test if killed else count}] {stored['reason'][:80]}",
+            flush=True,
+        )
 
 
 def _name(mutant: Mutant) -> str:
@@ -174,7 +195,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--budget", type=float, default=40.0, help="seconds of tests for each mutant")
+    parser.add_argument(
+        "--budget", type=float, default=40.0, help="seconds of tests for each mutant"
+    )
     parser.add_argument("--cache", type=Path, default=cache / "barlow_fast" / "mutants")
     parser.add_argument("--tests", nargs="*", default=["tests/"], help="where these paths begin")
     parser.add_argument("--trace-only", action="store_true")
@@ -185,7 +208,9 @@ def main() -> int:
         run.trace()
         if options.trace_only:
             return 0
-        population = [m for path, source in run.sources.items() for m in mutations.mutants(path, source)]
+        population = [
+            m for path, source in run.sources.items() for m in mutations.mutants(path, source)
+        ]
         chosen = mutations.sample(population, options.count, options.seed, run.sources)
         print(f"{len(chosen)} of {len(population)} mutants", flush=True)
         run.in_parallel(run.jobs(m for m in chosen if run.verdict(m) is None))

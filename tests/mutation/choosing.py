@@ -64,7 +64,7 @@ def candidates(path: str, line: int, source: str, traced: Iterable[Traced]) -> d
     """All tests that could see it, with the seconds that each takes; none where none executes it.
 
     Where only importing executes it and no function follows (tables), those of the folder."""
-    spans = lines_to_see(source, line) 
+    spans = lines_to_see(source, line)
     found: dict[str, float] = {}
     traced = list(traced)
     for file in traced:

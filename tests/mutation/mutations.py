@@ -125,7 +125,9 @@ def operators() -> dict[str, Operator]:
     names = [f"ReplaceBinaryOperator_{name}" for name in BINARY]
     names += [f"ReplaceComparisonOperator_{name}" for name in COMPARISONS]
     found = {name: core[name]() for name in (*names, *OTHERS)}
-    found.update((kind.__name__, kind()) for kind in (DropKeywordArgument, ReturnNone, ReplaceDefault))
+    found.update(
+        (kind.__name__, kind()) for kind in (DropKeywordArgument, ReturnNone, ReplaceDefault)
+    )
     return found
 
 
@@ -225,4 +227,6 @@ def sample(
 def difference(original: str, mutated: str) -> tuple[str, str]:
     """(what the changed lines were, what they are)."""
     lines = list(difflib.ndiff(original.splitlines(), mutated.splitlines()))
-    return tuple(" ".join(line[2:].strip() for line in lines if line[:2] == s) for s in ("- ", "+ "))
+    return tuple(
+        " ".join(line[2:].strip() for line in lines if line[:2] == s) for s in ("- ", "+ ")
+    )

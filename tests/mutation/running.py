@@ -209,9 +209,7 @@ def trace(file: str, every: int, out: Path, tree: Path, folder: Path) -> int:
     return code
 
 
-def run_tests(
-    tests: dict[str, float], known: set[str], out: Path, *more: str
-) -> int:
+def run_tests(tests: dict[str, float], known: set[str], out: Path, *more: str) -> int:
     """In a child: runs these tests, those in Triton's interpreter in a process of their own."""
     for interpreted in (False, True):
         some = {t: s for t, s in tests.items() if t.startswith(INTERPRETED) == interpreted}
