@@ -258,10 +258,12 @@ class Run:
 
     def __init__(self, row: Row, version: str, python: Path, tier: Tier) -> None:
         self.row, self.version, self.tier = row, version, tier
+        self.name = f"torch {row.torch}, Python {version}: {tier.name}"
         self.folder = tempfile.TemporaryDirectory()
         self.report = Path(self.folder.name) / "report.xml"
         self.log = Path(self.folder.name) / "log"
         self.started = time.monotonic()
+        print(f"begun: {self.name}", flush=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [python, *PYTEST, f"--junitxml={self.report}", *tier.paths],
@@ -276,7 +278,7 @@ class Run:
     def result(self) -> Result:
         """What the tests came to; a failure when one failed, or none ran."""
         seconds, status = time.monotonic() - self.started, self.process.returncode
-        print(f"\n== torch {self.row.torch}, Python {self.version}: {self.tier.name}")
+        print(f"\n== {self.name}")
         print(self.log.read_text(encoding="utf-8", errors="replace"), flush=True)
         outcome, failed = f"pytest ended with status {status}", True
         if self.report.exists():
