@@ -23,6 +23,7 @@ from bench.timing import percentile
 WRAPPER = """
 import dataclasses, sys
 import pytest
+from ended import SECONDS
 from bench import floor
 floor.GEMM_SHAPES, floor.COPY_MIB, floor.PEAK_SECONDS = ((64, 64, 64),), (1,), 0.05
 from bench.peers import official
@@ -54,7 +55,7 @@ def run(tmp_path_factory):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
     )
     assert file.exists(), process.stdout + process.stderr
     return process, json.loads(file.read_text())["benchmarks"]
