@@ -10,6 +10,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from ended import SECONDS
 
 from bench import conftest as bench_conftest
 from bench import provenance, replay
@@ -23,7 +24,6 @@ from bench.timing import percentile
 WRAPPER = """
 import dataclasses, sys
 import pytest
-from ended import SECONDS
 from bench import floor
 floor.GEMM_SHAPES, floor.COPY_MIB, floor.PEAK_SECONDS = ((64, 64, 64),), (1,), 0.05
 from bench.peers import official

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from embeddings import KINDS, draw
+from ended import SECONDS
 from gate import (
     EPS,
     FLOOR,
@@ -370,7 +371,6 @@ def test_nan_and_inf_are_not_hidden(path, operands, bad):
 FIRST_CALL = """
 import time
 import torch
-from ended import SECONDS
 import barlow_fast
 
 barlow_fast.warmup([(256, 8192)], dtype=torch.bfloat16, device="cuda")
