@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-core test-around test-bench test-interpreter test-versions lint format bench gpu docs sdist wheel wheel-test release-check clean
+.PHONY: install demo test test-core test-around test-bench test-interpreter test-versions lint format bench gpu docs sdist wheel wheel-test release-check clean test-all test-training
 
 install: $(STAMP)
 
@@ -20,24 +20,37 @@ $(STAMP): $(SOURCES)
 demo: install
 	$(BIN)/barlow-fast pretrain
 
-# Two processes at a time, each on one core or so, the longest first; each of the others begins when one is done. The
-# Triton kernels run in Triton's interpreter, which must be on before Triton is imported. Each prints what it has to say
-# at its end.
+# Tests that take no more than ten seconds each, in two processes at a time, on one core or so each, the longest first;
+# each of the others begins when one is done, and prints what it has to say at its end. The Triton kernels run in Triton's
+# interpreter, which must be on before Triton is imported. `make test-core` and the like run one part; with SELECT= also
+# what is slow.
+SELECT ?= -m "not slow"
+PARTS_OF_TEST := test-core test-training test-interpreter test-bench test-around
+TRAINING := $(addprefix tests/,checkpoints data evaluation training)
 AROUND := tests/adapters $(wildcard tests/test_*.py)
+PYTEST = $(BIN)/python -m pytest $(SELECT)
+
 test: install
-	$(MAKE) --no-print-directory -j2 --output-sync=target test-core test-interpreter test-bench test-around
+	$(MAKE) --no-print-directory -j2 --output-sync=target $(PARTS_OF_TEST)
+
+# All tests, as CI runs them.
+test-all:
+	$(MAKE) --no-print-directory test SELECT=
 
 test-core: install
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(AROUND) tests/bench)
+	$(PYTEST) $(addprefix --ignore=,$(TRAINING) $(AROUND) tests/bench)
 
-test-around: install
-	$(BIN)/python -m pytest $(AROUND)
-
-test-bench: install
-	$(BIN)/python -m pytest tests/bench
+test-training: install
+	$(PYTEST) $(TRAINING)
 
 test-interpreter: install
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_kernels/test_interpreter.py
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -q tests/triton_kernels/test_interpreter.py
+
+test-bench: install
+	$(PYTEST) tests/bench
+
+test-around: install
+	$(PYTEST) $(AROUND)
 
 # On each supported torch, or on some: VERSIONS="oldest newest". See tests/versions.py.
 VERSIONS ?=
@@ -106,7 +119,7 @@ wheel-test:
 	done
 
 # Everything that a tag needs: see RELEASING.md.
-release-check: lint test docs wheel wheel-test
+release-check: lint test-all docs wheel wheel-test
 
 clean:
 	rm -rf build dist *.egg-info kernels/cpu/*.so kernels/cpu/native_build.txt

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from ended import SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -25,7 +26,7 @@ def run(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=140,
+        timeout=SECONDS,
     )
 
 
@@ -52,7 +53,7 @@ def test_ddp_under_torchrun():
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=140,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -71,7 +72,7 @@ def test_ddp_alone_says_how_to_run_it():
         env=environment,
         capture_output=True,
         text=True,
-        timeout=140,
+        timeout=SECONDS,
     )
     assert done.returncode == 2
     assert "torchrun --nproc_per_node 2 examples/ddp.py" in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ended import SECONDS
 
 import barlow_fast
 
@@ -100,7 +101,7 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
         env=os.environ | {"BARLOW_FAST_NATIVE": "skip"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (sdist,) = folder.glob("*.tar.gz")

@@ -10,6 +10,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from ended import SECONDS
 
 from bench import conftest as bench_conftest
 from bench import provenance, replay
@@ -54,7 +55,7 @@ def run(tmp_path_factory):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
     )
     assert file.exists(), process.stdout + process.stderr
     return process, json.loads(file.read_text())["benchmarks"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ended import SECONDS
 from typer.testing import CliRunner
 
 pytest.importorskip("torchvision")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ended import SECONDS
 from photographs import MEAN, STD, colouring, cropping, photographs
 
 from barlow_fast import kernels
@@ -410,7 +411,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(source, tmp_path):
         done = subprocess.run(
             [sys.executable, script, source.root, log, loader, "0", stop],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-            timeout=120,
+            timeout=SECONDS,
         )
         assert done.returncode == code
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ended import SECONDS
 
 THREADS = Path("/proc/self/task")
 
@@ -36,6 +37,6 @@ def test_no_thread_of_a_group_outlives_it():
     """Threads that do may abort the interpreter's exit ("terminate called without an active
     exception") while they let go of the last exchange of a backward."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -85,14 +85,14 @@ def compiled(group, rows, layout, backend, whole):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled(layout, whole, pool):
     rows = UNEQUAL[:2]
-    found = pool.run(compiled, 2, rows, layout, "aot_eager", whole, limit=120)
+    found = pool.run(compiled, 2, rows, layout, "aot_eager", whole)
     assert_equal(found, alone(rows, "global"), 1.0)
 
 
 @pytest.mark.slow
 def test_compiled_by_inductor(pool):
     rows = UNEQUAL[:2]
-    found = pool.run(compiled, 2, rows, "features", "inductor", True, limit=240)
+    found = pool.run(compiled, 2, rows, "features", "inductor", True)
     assert_equal(found, alone(rows, "global"), 1.0)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from embeddings import KINDS, draw
+from ended import SECONDS
 from gate import (
     EPS,
     FLOOR,
@@ -390,7 +391,7 @@ def test_first_call_after_warmup_is_quick():
         env=os.environ.copy(),
         capture_output=True,
         text=True,
-        timeout=140,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.split("milliseconds:")[1]) < 50

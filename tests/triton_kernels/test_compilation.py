@@ -32,7 +32,14 @@ UNALIGNED_SPILL = 768
 OPERANDS = {"bf16": "bf16", "fp16": "f16", "tf32": "tf32", "fp32": "tf32"}
 
 
-@pytest.fixture(scope="module", params=sorted(REFERENCE_DEVICES))
+# A minute each.
+ARCHITECTURES = [
+    pytest.param(architecture, marks=() if architecture == 90 else pytest.mark.slow)
+    for architecture in sorted(REFERENCE_DEVICES)
+]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def compiled(request):
     """(architecture, all kernels with their resources)."""
     return request.param, inspection.survey(request.param, workers=min(2, os.cpu_count() or 1))
