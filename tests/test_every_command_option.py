@@ -39,7 +39,7 @@ from barlow_fast.data.faults import BadImage
 from barlow_fast.data.pack import Packed
 from barlow_fast.evaluation import FinetuneSettings, LinearSettings
 from barlow_fast.evaluation.scores import Evaluation, Score
-from barlow_fast.training import PretrainConfig, Ranks, configure, load_checkpoint, save_checkpoint
+from barlow_fast.training import PretrainConfig, Ranks, configure, save_checkpoint
 
 Calls = dict[str, list[dict[str, Any]]]
 
@@ -88,7 +88,11 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     "config_file": (["--config", "settings.yaml"], setting("scale", 3.0)),
     "dataset": (["--dataset", "fashion-mnist"], setting("dataset", "fashion-mnist")),
     "data_dir": (["--data-dir", "there"], told("_load", "data_dir", Path("there"))),
-    "files": (["--data", "photos"], lambda calls: setting("dataset", str(Path("photos").resolve()))(calls)),
+    # The folder from wherever the run is resumed.
+    "files": (
+        ["--data", "photos"],
+        lambda calls: setting("dataset", str(Path("photos").absolute()))(calls),
+    ),
     "views": (["--views", "cifar"], setting("views", "cifar")),
     "encoder": (["--encoder", "resnet18"], setting("encoder", "resnet18")),
     "on_bad_image": (["--on-bad-image", "skip"], fed("on_bad_image", "skip")),
@@ -160,17 +164,9 @@ def test_pretrain(option: str, pretraining: Calls):
     # What is not asked for stays the preset's, and all parts are told the same.
     prepared = pretraining["_prepare"][0]
     assert prepared["data"] == "images"
-    assert (
-        pretraining["_train"]
-        == [
-            {
-                "trainer": contextlib.nullcontext(),
-                "folder": Path("here"),
-                "console": prepared["console"],
-            }
-        ]
-        or len(pretraining["_train"]) == 1
-    )
+    (trained,) = pretraining["_train"]
+    assert trained["folder"] == Path("here")
+    assert trained["console"] is prepared["console"]
     assert pretraining["_load"][0]["config"] == prepared["config"]
     for call in pretraining["_check_memory"]:
         assert (call["config"], call["data"]) == (prepared["config"], "images")
@@ -321,7 +317,6 @@ def test_results_go_where_they_are_asked_for(prepare):
 
 def test_curves_are_written_if_wanted(prepare):
     trainer, folder, opened = prepare()
-    assert [call for call in opened] == [{"folder": folder / "tensorboard"}] or opened
     assert ("curves", folder / "tensorboard") in trainer.hooks
     trainer, _, opened = prepare(tensorboard=False)
     assert len(opened) == 1
@@ -504,10 +499,8 @@ def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, eval
 def test_baselines_are_computed_once(evaluating: Calls):
     calls = evaluate(evaluating, "knn", "second.pt", "--baselines")
     assert [told_["baselines"] for told_ in calls["protocol"]] == [True, False]
-    assert [told_["path"] for told_ in calls["load_encoder"]] == [
-        Path("first.pt"),
-        Path("second.pt"),
-    ]
+    paths = [told_["path"] for told_ in calls["load_encoder"]]
+    assert paths == [Path("first.pt"), Path("second.pt")]
 
 
 def test_numbers_are_written_where_asked_for(evaluating: Calls):
@@ -717,4 +710,3 @@ def test_every_command_has_a_table():
 @pytest.mark.parametrize("name", TABLES)
 def test_every_option_of_a_command_has_a_case(name: str):
     assert_covered(commands()[name], TABLES[name])
-    assert load_checkpoint
