@@ -1,7 +1,7 @@
 """Every option of every command reaches the function behind it, with its value and its unit.
 
 That the function's argument then has its effect is shown beside the function, in
-`test_every_setting.py` and the `test_every_option.py` of evaluations and data.
+`test_every_setting.py` and its like.
 """
 
 from __future__ import annotations
