@@ -223,17 +223,14 @@ def _configuration(
     """The preset, then the YAML file, then the options, then NAME=VALUE; with `resume` the
     checkpoint's settings, which choices must not contradict."""
     from .training import PretrainConfig, configure, load_checkpoint, override
-    from .training.presets import find, preset_in
+    from .training.presets import find, fitting, preset_in
 
     if dim is not None and choices["projector"] is not None:
         raise ValueError("--dim and --projector both set the embedding dimensions: give one")
+    named = preset or (preset_in(file) if file is not None else None)
     if resume is not None:
         base = PretrainConfig.from_dict(load_checkpoint(resume)["config"])
-        if preset is not None:
-            theirs = find(preset)
-            choices = {**theirs.to_dict(), **{k: v for k, v in choices.items() if v is not None}}
     else:
-        named = preset or (preset_in(file) if file is not None else None)
         base = configure(named or _preset(choices["dataset"] or "digits"))
     overridden, in_file = override(base, file)
     chosen = in_file | {name: value for name, value in choices.items() if value is not None}
@@ -241,6 +238,9 @@ def _configuration(
         chosen["projector"] = (*overridden.projector[:-1], dim)
     _, in_arguments = override(base, None, assignments)
     chosen |= in_arguments
+    if resume is not None and named is not None:
+        theirs = find(named)
+        chosen = theirs.to_dict() | fitting(theirs, chosen)
     if resume is None:
         return _replaced(base, chosen)
     refused = [

@@ -1,0 +1,712 @@
+"""Every option of every command reaches the function behind it, with its value and its unit.
+
+That the function's argument then has its effect is shown beside the function, in
+`test_every_setting.py` and its like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import typer
+from options import assert_covered, record_calls
+from typer.testing import CliRunner
+
+import barlow_fast.data.check
+import barlow_fast.data.pack
+import barlow_fast.data.show
+from barlow_fast import (
+    checkpoints,
+    cli,
+    data,
+    data_commands,
+    evaluate_commands,
+    evaluation,
+    pretrain_commands,
+    training,
+)
+from barlow_fast.commands import app
+from barlow_fast.data import sources
+from barlow_fast.data.faults import BadImage
+from barlow_fast.data.pack import Packed
+from barlow_fast.evaluation import FinetuneSettings, LinearSettings
+from barlow_fast.evaluation.scores import Evaluation, Score
+from barlow_fast.training import PretrainConfig, Ranks, configure, save_checkpoint
+
+Calls = dict[str, list[dict[str, Any]]]
+
+
+def invoke(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def commands() -> dict[str, Any]:
+    """{words that call it: the command}."""
+    found: dict[str, Any] = {}
+
+    def walk(group: Any, words: str) -> None:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                walk(command, f"{words}{name} ")
+            else:
+                found[words + name] = command
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
+# Pretraining. option: (arguments, what is told then to whom)
+
+Check = Callable[[Calls], bool]
+
+
+def setting(name: str, value: Any) -> Check:
+    return lambda calls: getattr(calls["_prepare"][0]["config"], name) == value
+
+
+def told(function: str, argument: str, value: Any) -> Check:
+    return lambda calls: [call[argument] for call in calls[function]] == [value]
+
+
+def fed(name: str, value: Any) -> Check:
+    return lambda calls: getattr(calls["_prepare"][0]["feeding"], name) == value
+
+
+PRETRAIN: dict[str, tuple[list[str], Check]] = {
+    "settings": (["momentum=0.5", "projector=[8,9]"], setting("projector", (8, 9))),
+    "preset": (["--preset", "cifar10"], setting("encoder", "resnet18")),
+    "config_file": (["--config", "settings.yaml"], setting("scale", 3.0)),
+    "dataset": (["--dataset", "fashion-mnist"], setting("dataset", "fashion-mnist")),
+    "data_dir": (["--data-dir", "there"], told("_load", "data_dir", Path("there"))),
+    # The folder from wherever the run is resumed.
+    "files": (
+        ["--data", "photos"],
+        lambda calls: setting("dataset", str(Path("photos").absolute()))(calls),
+    ),
+    "views": (["--views", "cifar"], setting("views", "cifar")),
+    "encoder": (["--encoder", "resnet18"], setting("encoder", "resnet18")),
+    "on_bad_image": (["--on-bad-image", "skip"], fed("on_bad_image", "skip")),
+    "loader": (["--loader", "pil"], fed("loader", "pil")),
+    "workers": (["--workers", "3"], fed("workers", 3)),
+    "epochs": (["--epochs", "7"], setting("epochs", 7)),
+    "batch_size": (["--batch-size", "48"], setting("batch_size", 48)),
+    "micro_batch_size": (["--micro-batch-size", "16"], setting("micro_batch_size", 16)),
+    "projector": (["--projector", "6-7-8"], setting("projector", (6, 7, 8))),
+    "dim": (["--dim", "24"], setting("projector", (512, 512, 24))),
+    "lr": (["--lr", "0.25"], setting("learning_rate", 0.25)),
+    "lambd": (["--lambd", "0.125"], setting("lambd", 0.125)),
+    "seed": (["--seed", "11"], setting("seed", 11)),
+    "out": (["--out", "results"], told("_prepare", "out", Path("results"))),
+    "precision": (["--precision", "bf16"], setting("precision", "bf16")),
+    "backend": (["--backend", "aten"], setting("backend", "aten")),
+    "compile_mode": (["--compile", "reduce-overhead"], setting("compile", "reduce-overhead")),
+    "resume": (["--resume", "old.pt"], told("_prepare", "resume", Path("old.pt"))),
+    "device": (["--device", "cuda"], told("joined", "device", "cuda")),
+    "dry_run": (
+        ["--dry-run", "--data-dir", "there"],
+        lambda calls: told("_print_plan", "data_dir", Path("there"))(calls)
+        and not calls["_prepare"],
+    ),
+    "ignore_memory": (["--ignore-memory"], lambda calls: calls["_check_memory"] == []),
+    "tensorboard": (["--no-tensorboard"], told("_prepare", "tensorboard", False)),
+    "quiet": (["--quiet"], lambda calls: calls["_prepare"][0]["console"].quiet),
+}  # fmt: skip
+
+
+@pytest.fixture
+def pretraining(monkeypatch, tmp_path: Path) -> Calls:
+    """What the parts of `pretrain` are told; none of them does anything."""
+    monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text("scale: 3.0\n")
+    save_checkpoint(Path("old.pt"), {"config": PretrainConfig().to_dict()})
+
+    @contextlib.contextmanager
+    def joined(device: str) -> Iterator[Ranks]:
+        yield Ranks(torch.device("cpu"))
+
+    trainer = contextlib.nullcontext()
+    stand_ins: dict[str, Any] = {
+        "_load": lambda *_: "images",
+        "_check_memory": lambda *_: None,
+        "_prepare": lambda *_: (trainer, Path("here")),
+        "_train": lambda *_: None,
+        "_print_plan": lambda *_: None,
+    }
+    calls = {
+        name: record_calls(monkeypatch, pretrain_commands, name, stand_in)
+        for name, stand_in in stand_ins.items()
+    }
+    calls["joined"] = record_calls(monkeypatch, training, "joined", joined)
+    return calls
+
+
+@pytest.mark.parametrize("option", PRETRAIN)
+def test_pretrain(option: str, pretraining: Calls):
+    arguments, check = PRETRAIN[option]
+    invoke("pretrain")
+    assert not check(pretraining), "this is what is told without the option"
+    for calls in pretraining.values():
+        calls.clear()
+    invoke("pretrain", *arguments)
+    assert check(pretraining)
+    if not pretraining["_prepare"]:
+        return
+    # What is not asked for stays the preset's, and all parts are told the same.
+    prepared = pretraining["_prepare"][0]
+    assert prepared["data"] == "images"
+    (trained,) = pretraining["_train"]
+    assert trained["folder"] == Path("here")
+    assert trained["console"] is prepared["console"]
+    assert pretraining["_load"][0]["config"] == prepared["config"]
+    for call in pretraining["_check_memory"]:
+        assert (call["config"], call["data"]) == (prepared["config"], "images")
+
+
+def test_without_options_the_presets_settings_are_used(pretraining: Calls):
+    invoke("pretrain")
+    prepared = pretraining["_prepare"][0]
+    assert prepared["config"] == configure("digits")
+    assert (prepared["out"], prepared["resume"], prepared["tensorboard"]) == (None, None, True)
+    assert prepared["feeding"] == training.Feeding("auto", None, "error")
+    assert pretraining["joined"][0]["device"] == "auto"
+    assert not prepared["console"].quiet
+    assert len(pretraining["_check_memory"]) == 1
+
+
+def test_what_is_said_last_holds(pretraining: Calls):
+    """The preset, then the file, then options, then assignments."""
+    Path("settings.yaml").write_text(
+        "preset: fashion-mnist\nbatch_size: 40\nlambd: 0.5\nseed: 3\nprojector: [10, 11]\n"
+    )
+    invoke(
+        "pretrain", "--config", "settings.yaml", "--lambd", 0.25, "--seed", 4, "--dim", 12,
+        "seed=5",
+    )  # fmt: skip
+    config = pretraining["_prepare"][0]["config"]
+    expected = replace(
+        configure("fashion-mnist"), batch_size=40, lambd=0.25, seed=5, projector=(10, 12)
+    )
+    assert config == expected
+    # An option names another preset than the file.
+    invoke("pretrain", "--config", "settings.yaml", "--preset", "digits")
+    assert pretraining["_prepare"][1]["config"].epochs == 100
+
+
+def saved(**settings: Any) -> PretrainConfig:
+    """A checkpoint `old.pt` of a run of the preset digits with other settings."""
+    config = configure("digits", **settings)
+    save_checkpoint(Path("old.pt"), {"config": config.to_dict()})
+    return config
+
+
+@pytest.mark.parametrize("how", ["option", "file"])
+def test_a_run_goes_on_by_the_command_that_began_it(pretraining: Calls, how: str):
+    """Its preset, its file, and the warm-up that a short run has."""
+    config = saved(epochs=2, batch_size=40, seed=9)
+    assert config.warmup_epochs == 2
+    name = "preset: digits\n" if how == "file" else ""
+    Path("settings.yaml").write_text(f"{name}epochs: 2\nbatch_size: 40\n")
+    preset = ["--preset", "digits"] if how == "option" else []
+    invoke("pretrain", *preset, "--config", "settings.yaml", "--seed", 9, "--resume", "old.pt")
+    assert pretraining["_prepare"][0]["config"] == config
+    # Another preset is refused, wherever it is named.
+    Path("settings.yaml").write_text(f"{name.replace('digits', 'stl10')}epochs: 2\n")
+    preset = ["--preset", "stl10"] if how == "option" else []
+    output = invoke("pretrain", *preset, "--config", "settings.yaml", "--resume", "old.pt", code=2)
+    assert "dataset is 'digits' there, 'stl10' was asked for" in output
+
+
+def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
+    config = saved()
+    invoke("pretrain", "--resume", "old.pt", "--backend", "aten", "checkpoint_minutes=2")
+    found = pretraining["_prepare"][0]["config"]
+    assert found == replace(config, backend="aten", checkpoint_minutes=2.0)
+    output = invoke("pretrain", "--resume", "old.pt", "--lr", 0.5, code=2)
+    assert "learning_rate is 0.002 there, 0.5 was asked for" in output
+
+
+def test_auto_goes_on_from_the_newest_or_begins(pretraining: Calls):
+    invoke("pretrain", "--resume", "auto", "--out", "out")
+    assert pretraining["_prepare"][0]["resume"] is None
+    Path("out").mkdir()
+    save_checkpoint(Path("out/checkpoint.pt"), {"config": configure("digits", seed=6).to_dict()})
+    invoke("pretrain", "--resume", "auto", "--out", "out")
+    assert pretraining["_prepare"][1]["resume"] == Path("out/checkpoint.pt")
+    assert pretraining["_prepare"][1]["config"].seed == 6
+    assert "give that folder" in invoke("pretrain", "--resume", "auto", code=2)
+
+
+# What the parts of `pretrain` do with what they are told.
+
+
+class Prepared:
+    """Stands in for a trainer."""
+
+    made: list[dict[str, Any]]
+
+    def __init__(self, config: Any, data: Any, *, feeding: Any, ranks: Any) -> None:
+        Prepared.made.append({"config": config, "data": data, "feeding": feeding, "ranks": ranks})
+        self.resumed: list[Path] = []
+        self.closed = False
+        self.step, self.total_steps = 3, 9
+
+    def resume(self, path: Path) -> None:
+        self.resumed.append(path)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def prepare(monkeypatch, tmp_path: Path) -> Callable[..., Any]:
+    """`_prepare` with a stand-in for the trainer."""
+    from barlow_fast.training import reporting
+
+    monkeypatch.chdir(tmp_path)
+    Prepared.made = []
+    monkeypatch.setattr(training, "Trainer", Prepared)
+    monkeypatch.setattr(pretrain_commands, "_describe", lambda *_: None)
+    monkeypatch.setattr(reporting, "why_no_tensorboard", lambda: None)
+    opened = record_calls(monkeypatch, training, "TensorBoardLog", lambda path: ("curves", path))
+
+    def call(**changes: Any) -> tuple[Prepared, Path, list[dict[str, Any]]]:
+        arguments = {
+            "config": configure("digits"),
+            "data": "images",
+            "feeding": training.Feeding(workers=2),
+            "ranks": Ranks(torch.device("cpu")),
+            "out": None,
+            "resume": None,
+            "tensorboard": True,
+            "console": SimpleNamespace(print=lambda *a, **k: None, is_terminal=False),
+            **changes,
+        }
+        trainer, folder = pretrain_commands._prepare(**arguments)
+        made = Prepared.made[-1]
+        assert all(made[name] is arguments[name] for name in made)
+        return trainer, folder, opened
+
+    return call
+
+
+def test_results_go_where_they_are_asked_for(prepare):
+    trainer, folder, _ = prepare()
+    assert folder == Path("runs/digits")
+    assert trainer.checkpoint_path == folder / "checkpoint.pt"
+    assert trainer.hooks[0].path == folder / "log.jsonl"
+    assert prepare()[1] == Path("runs/digits-2")
+    assert prepare(out=Path("mine"))[1] == Path("mine")
+    old = Path("mine/checkpoint.pt")
+    old.write_bytes(b"")
+    trainer, folder, _ = prepare(resume=old)
+    assert (folder, trainer.resumed) == (Path("mine"), [old])
+    assert prepare(resume=old, out=Path("other"))[1] == Path("other")
+    with pytest.raises(ValueError, match="checkpoint of another run"):
+        prepare(out=Path("mine"))
+
+
+def test_curves_are_written_if_wanted(prepare):
+    trainer, folder, opened = prepare()
+    assert ("curves", folder / "tensorboard") in trainer.hooks
+    trainer, _, opened = prepare(tensorboard=False)
+    assert len(opened) == 1
+    assert len(trainer.hooks) == 2
+
+
+def test_other_ranks_write_nothing(prepare):
+    trainer, folder, _ = prepare(ranks=Ranks(torch.device("cpu"), 1, 2), tensorboard=False)
+    assert folder == Path()
+    assert not Path("runs").exists()
+    assert trainer.checkpoint_path.name == "checkpoint.pt"
+
+
+def test_the_other_ranks_of_a_machine_wait_for_the_first_ones_data(monkeypatch):
+    for rank, order in ((0, ["load", "barrier"]), (1, ["barrier", "load"])):
+        events: list[str] = []
+        monkeypatch.setattr(data, "load", lambda *a, events=events: events.append("load") or "set")
+        ranks = SimpleNamespace(
+            first=rank == 0, barrier=lambda events=events: events.append("barrier")
+        )
+        assert pretrain_commands._load(configure("digits"), None, ranks) == "set"
+        assert events == order
+
+
+# Evaluations.
+
+SHARED: dict[str, tuple[list[str], str, str, Any]] = {
+    # option: (arguments, which function, its argument, the value)
+    "checkpoints": (["second.pt"], "load_encoder", "path", Path("second.pt")),
+    "dataset": (["--dataset", "digits"], "load", "name", "digits"),
+    "data_dir": (["--dataset", "digits", "--data-dir", "there"], "load", "data_dir", Path("there")),
+    "data": (["--data", "images"], "folder_splits", "folder", Path("images")),
+    "test_fraction": (["--test-fraction", "0.375"], "folder_splits", "test_fraction", 0.375),
+    "split_seed": (["--split-seed", "5"], "folder_splits", "seed", 5),
+    "allow_symlinks": (["--allow-symlinks"], "folder_splits", "allow_symlinks", True),
+    "encoder": (["--encoder", "resnet18"], "load_encoder", "encoder", "resnet18"),
+    "image_size": (["--image-size", "40"], "load_encoder", "image_size", 40),
+    "seeds": (["--seeds", "4,2"], "protocol", "seeds", (4, 2)),
+    "random": (["--random"], "protocol", "random", True),
+    "baselines": (["--baselines"], "protocol", "baselines", True),
+    "on_bad_image": (["--on-bad-image", "skip"], "Reading", "on_bad_image", "skip"),
+    "workers": (["--workers", "3"], "Reading", "workers", 3),
+    "device": (["--device", "cpu"], "Reading", "device", "cpu"),
+    "chunk": (["--chunk", "17"], "Reading", "chunk", 17),
+}
+NEAREST = {
+    "k": (["--k", "3,7"], "protocol", "neighbours", (3, 7)),
+    "temperature": (["--temperature", "0.5"], "protocol", "temperature", 0.5),
+}
+PROTOCOLS: dict[str, dict[str, tuple[list[str], str, str, Any]]] = {
+    "knn": NEAREST,
+    "transfer": NEAREST,
+    "linear": {
+        "features": (["--features", "cached"], "protocol", "features", "cached"),
+        "stages": (["--stages"], "protocol", "names", None),
+        "stage_dimensions": (["--stage-dimensions", "77"], "protocol", "dimensions", 77),
+        "epochs": (["--epochs", "3"], "protocol", "settings", LinearSettings(epochs=3)),
+        "batch_size": (["--batch-size", "9"], "protocol", "settings", LinearSettings(batch_size=9)),
+        "lr": (["--lr", "0.7"], "protocol", "settings", LinearSettings(learning_rate=0.7)),
+        "stage_lr": (
+            ["--stage-lr", "0.6"],
+            "protocol",
+            "settings",
+            LinearSettings(stage_learning_rate=0.6),
+        ),
+    },
+    "finetune": {
+        "fraction": (["--fraction", "0.25"], "protocol", "fraction", 0.25),
+        "subset_seed": (["--subset-seed", "8"], "protocol", "subset_seed", 8),
+        "epochs": (["--epochs", "3"], "protocol", "settings", FinetuneSettings(epochs=3)),
+        "batch_size": (
+            ["--batch-size", "9"],
+            "protocol",
+            "settings",
+            FinetuneSettings(batch_size=9),
+        ),
+        "lr_backbone": (
+            ["--lr-backbone", "0.6"],
+            "protocol",
+            "settings",
+            FinetuneSettings(backbone_learning_rate=0.6),
+        ),
+        "lr_classifier": (
+            ["--lr-classifier", "0.7"],
+            "protocol",
+            "settings",
+            FinetuneSettings(classifier_learning_rate=0.7),
+        ),
+        "weight_decay": (
+            ["--weight-decay", "0.1"],
+            "protocol",
+            "settings",
+            FinetuneSettings(weight_decay=0.1),
+        ),
+    },
+}
+WRITTEN = {"json_file": "test_numbers_are_written_where_asked_for"}
+
+
+@pytest.fixture
+def evaluating(monkeypatch, tmp_path: Path) -> Calls:
+    """What is behind `evaluate` is told; nothing is computed."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("first.pt", "second.pt"):
+        Path(name).write_bytes(name.encode())
+    row = Score("encoder", "k = 3", (0.5,))
+    result = Evaluation("knn", "patterns", 8, 4, 2, (row,))
+    pretrained = SimpleNamespace(
+        encoder="network", name="small", image_size=8, channels=1, mean=(0.3,), std=(0.2,),
+        metadata={},
+    )  # fmt: skip
+    splits = SimpleNamespace(in_memory=False)
+    calls = {
+        "load_encoder": record_calls(
+            monkeypatch, checkpoints, "load_encoder", lambda *a, **k: pretrained
+        ),
+        "load": record_calls(monkeypatch, data, "load", lambda *a: "set"),
+        "folder_splits": record_calls(
+            monkeypatch, evaluation, "folder_splits", lambda *a, **k: splits
+        ),
+        "dataset_splits": record_calls(monkeypatch, evaluation, "dataset_splits", lambda _: splits),
+        "Reading": record_calls(monkeypatch, evaluation, "Reading"),
+    }
+    calls["protocol"] = []
+    for protocol in PROTOCOLS:
+        name = f"evaluate_{protocol}"
+        record = record_calls(monkeypatch, evaluation, name, lambda *a, **k: result)
+        calls[name] = record
+    return calls
+
+
+def evaluate(calls: Calls, protocol: str, *arguments: str) -> Calls:
+    for seen in calls.values():
+        seen.clear()
+    source = [] if "--dataset" in arguments or "--data" in arguments else ["--data", "folder"]
+    invoke("evaluate", protocol, "first.pt", *source, *arguments)
+    return {**calls, "protocol": calls[f"evaluate_{protocol}"]}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "option"),
+    [(protocol, option) for protocol in PROTOCOLS for option in SHARED | PROTOCOLS[protocol]],
+)
+def test_evaluate(protocol: str, option: str, evaluating: Calls):
+    arguments, function, argument, value = (SHARED | PROTOCOLS[protocol])[option]
+    seen = evaluate(evaluating, protocol)[function]
+    # The automatic device of a machine without a GPU is the CPU; else the value is another.
+    assert option == "device" or not seen or seen[-1][argument] != value
+    calls = evaluate(evaluating, protocol, *arguments)
+    assert calls[function][-1][argument] == value
+    # Nothing else is told in another way than without the option.
+    (own, *_) = calls["protocol"]
+    assert (own["encoder"], own["form"].size, own["form"].mean) == ("network", (8, 8), (0.3,))
+    assert own["reading"].bad.policy == ("skip" if option == "on_bad_image" else "error")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, evaluating: Calls):
+    calls = evaluate(evaluating, protocol)
+    (told_,) = calls["protocol"]
+    (split,) = calls["folder_splits"]
+    assert (split["test_fraction"], split["seed"], split["allow_symlinks"]) == (0.2, 0, False)
+    plain = {
+        "knn": {"neighbours": None, "temperature": evaluation.knn.TEMPERATURE},
+        "transfer": {"neighbours": None, "temperature": evaluation.knn.TEMPERATURE},
+        "linear": {
+            "features": "auto",
+            "names": ("average pool",),
+            "dimensions": 9000,
+            "settings": LinearSettings(),
+        },
+        "finetune": {"fraction": 0.01, "subset_seed": 0, "settings": FinetuneSettings()},
+    }[protocol]
+    shared = {"seeds": (0,), "random": False, "baselines": False}
+    assert {name: told_[name] for name in plain | shared} == plain | shared
+    (reading,) = calls["Reading"]
+    assert (reading["workers"], reading["chunk"], reading["on_bad_image"]) == (None, 256, "error")
+
+
+def test_baselines_are_computed_once(evaluating: Calls):
+    calls = evaluate(evaluating, "knn", "second.pt", "--baselines")
+    assert [told_["baselines"] for told_ in calls["protocol"]] == [True, False]
+    paths = [told_["path"] for told_ in calls["load_encoder"]]
+    assert paths == [Path("first.pt"), Path("second.pt")]
+
+
+def test_numbers_are_written_where_asked_for(evaluating: Calls):
+    evaluate(evaluating, "knn", "--json", "scores.json")
+    written = json.loads(Path("scores.json").read_text())
+    assert (written["format"], written["protocol"]) == ("barlow_fast.evaluation", "knn")
+    assert written["encoders"][0]["path"] == "first.pt"
+    assert written["input"]["channels"] == 1
+    evaluate(evaluating, "knn")
+    assert {path.name for path in Path().iterdir()} == {"first.pt", "second.pt", "scores.json"}
+
+
+def test_a_size_that_nobody_told_does_not_resize_images_in_memory():
+    pretrained = SimpleNamespace(
+        image_size=32, channels=3, mean=(0.1,), std=(0.2,), metadata={"assumed": ["image_size"]}
+    )
+    for in_memory, told_size in ((True, None), (False, (32, 32))):
+        splits = SimpleNamespace(in_memory=in_memory)
+        assert evaluate_commands._form(pretrained, splits).size == told_size
+    pretrained.metadata = {}
+    assert evaluate_commands._form(pretrained, SimpleNamespace(in_memory=True)).size == (32, 32)
+
+
+# Images.
+
+OPENED = {
+    "source": (["folder"], "open_source", "spec", "folder"),
+    "split": (["--split", "val"], "open_source", "split", "val"),
+    "data_dir": (["--data-dir", "there"], "open_source", "data_dir", Path("there")),
+    "allow_symlinks": (["--allow-symlinks"], "open_source", "allow_symlinks", True),
+}
+IMAGES: dict[str, dict[str, tuple[list[str], str, str, Any]]] = {
+    "check": {
+        **OPENED,
+        "workers": (["--workers", "3"], "bad_images", "workers", 3),
+        "json_file": (["--json", "bad.json"], "write_report", "path", Path("bad.json")),
+    },
+    "pack": {
+        **OPENED,
+        "target": (["target"], "pack", "target", Path("target")),
+        "size": (["--size", "40"], "pack", "size", 40),
+        "quality": (["--quality", "30"], "pack", "quality", 30),
+        "shard_bytes": (["--shard-bytes", "3M"], "pack", "shard_bytes", 3 * 2**20),
+        "on_bad_image": (["--on-bad-image", "skip"], "pack", "on_bad_image", "skip"),
+        "workers": (["--workers", "3"], "pack", "workers", 3),
+    },
+    "show": {
+        **OPENED,
+        "preset": (["--preset", "digits"], "sheet", "views", data.PRESETS["digits"]),
+        "output": (["--output", "here.png"], "write_sheet", "path", Path("here.png")),
+        "count": (["--count", "3"], "sheet", "count", 3),
+        "seed": (["--seed", "4"], "sheet", "seed", 4),
+        "epoch": (["--epoch", "5"], "sheet", "epoch", 5),
+    },
+}
+ALWAYS = {"source": ["folder"], "target": ["target"], "preset": ["--preset", "imagenet"]}
+DEFAULTS = {
+    "open_source": {"split": None, "data_dir": None, "allow_symlinks": False},
+    "bad_images": {"workers": None},
+    "pack": {
+        "size": None, "quality": 95, "shard_bytes": 2**28, "on_bad_image": "error", "workers": None
+    },
+    "sheet": {"count": 8, "seed": 0, "epoch": 0},
+    "write_sheet": {"path": Path("sheet.png")},
+}  # fmt: skip
+
+
+@pytest.fixture
+def reading(monkeypatch, tmp_path: Path) -> Calls:
+    """What is behind `data` is told; nothing is read."""
+    monkeypatch.chdir(tmp_path)
+
+    class Images(list):
+        name, classes = "images", None
+
+    stand_ins = {
+        (sources, "open_source"): lambda *a, **k: Images([1, 2]),
+        (barlow_fast.data.check, "bad_images"): lambda *a: iter(()),
+        (barlow_fast.data.check, "write_report"): lambda *a: iter(()),
+        (barlow_fast.data.pack, "pack"): lambda *a, **k: Packed(2, 0, 0, 1, 99),
+        (barlow_fast.data.show, "sheet"): lambda *a, **k: ("picture", []),
+        (barlow_fast.data.show, "write_sheet"): lambda *a: None,
+    }
+    return {
+        name: record_calls(monkeypatch, owner, name, stand_in)
+        for (owner, name), stand_in in stand_ins.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(command, option) for command in IMAGES for option in IMAGES[command]]
+)
+def test_data(command: str, option: str, reading: Calls):
+    arguments, function, argument, value = IMAGES[command][option]
+    given = [ALWAYS[name] for name in ALWAYS if name in IMAGES[command] and name != option]
+    words = [word for part in given for word in part]
+    if option == "source":
+        words = [*arguments, *words]
+        arguments = []
+    elif option == "target":
+        words = ["folder", *arguments]
+        arguments = []
+    if option not in ALWAYS:
+        invoke("data", command, *words)
+        for name, calls in reading.items():
+            if calls and name in DEFAULTS:
+                expected = DEFAULTS[name]
+                assert {key: calls[-1][key] for key in expected} == expected
+    invoke("data", command, *words, *arguments)
+    assert reading[function][-1][argument] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1000", 1000), ("7K", 7 * 1024), ("7k", 7 * 1024), ("64M", 2**26), ("1G", 2**30),
+     ("2GiB", 2**31), ("3MB", 3 * 2**20), (" 5 ", 5)],
+)  # fmt: skip
+def test_sizes_have_units(text: str, count: int):
+    assert data_commands._bytes(text) == count
+
+
+def test_bad_images_are_listed_up_to_a_number(reading: Calls, monkeypatch):
+    bad = [BadImage(n, f"image {n}", "none") for n in range(data_commands.ROWS + 2)]
+    monkeypatch.setattr(barlow_fast.data.check, "bad_images", lambda *a: iter(bad))
+    output = invoke("data", "check", "folder", code=1)
+    assert f"image {data_commands.ROWS - 1} " in output
+    assert f"image {data_commands.ROWS} " not in output
+    assert "and 2 more" in output
+    assert f"{data_commands.ROWS + 2} of 2 images cannot be read" in output
+
+
+# Exports, and what remains.
+
+EXPORT: dict[str, tuple[list[str], str, str, Any]] = {
+    "checkpoint": ([], "load_encoder", "path", Path("in.pt")),
+    "out": ([], "export", "path", Path("out.pth")),
+    "format": (["--format", "timm"], "export", "format", "timm"),
+    "encoder": (["--encoder", "convnext_tiny"], "load_encoder", "encoder", "convnext_tiny"),
+    "channels": (["--channels", "1"], "load_encoder", "channels", 1),
+    "image_size": (["--image-size", "40"], "load_encoder", "image_size", 40),
+}
+
+
+@pytest.mark.parametrize("option", EXPORT)
+def test_export(option: str, monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    Path("out.pth").write_bytes(b"1234")
+    loaded = SimpleNamespace(
+        name="small", format="torchvision", features=8, channels=1, image_size=8,
+        metadata={"assumed": []},
+    )  # fmt: skip
+    calls = {
+        "load_encoder": record_calls(
+            monkeypatch, checkpoints, "load_encoder", lambda *a, **k: loaded
+        ),
+        "export": record_calls(monkeypatch, checkpoints, "export", lambda *a: None),
+    }
+    arguments, function, argument, value = EXPORT[option]
+    invoke("export", "in.pt", "out.pth")
+    assert calls["export"] == [
+        {"pretrained": loaded, "path": Path("out.pth"), "format": "torchvision"}
+    ]
+    if arguments:
+        assert calls[function][-1][argument] != value
+    invoke("export", "in.pt", "out.pth", *arguments)
+    assert calls[function][-1][argument] == value
+
+
+def test_the_format_is_told_by_the_name(monkeypatch):
+    from barlow_fast.checkpoints.exporting import SUFFIXES
+
+    assert SUFFIXES == {
+        ".pth": "torchvision", ".pt": "torchvision", ".safetensors": "safetensors", ".onnx": "onnx"
+    }  # fmt: skip
+    assert "--format must be one of" in invoke("export", "in.pt", "out.zip", code=2)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--shapes", "512x1024", "--help", "x"]])
+def test_tune_passes_everything_on(monkeypatch, arguments: list[str]):
+    calls = record_calls(monkeypatch, cli, "tune", lambda _: 3)
+    invoke("tune", *arguments, code=3)
+    assert calls == [{"arguments": arguments}]
+
+
+def test_doctor_ends_with_the_status_of_its_report(monkeypatch):
+    from barlow_fast import doctor
+
+    for status in (0, 1):
+        monkeypatch.setattr(doctor, "report", lambda status=status: status)
+        invoke("doctor", code=status)
+
+
+TABLES: dict[str, set[str]] = {
+    "pretrain": set(PRETRAIN),
+    "export": set(EXPORT),
+    "doctor": set(),
+    "tune": set(),
+    **{f"data {command}": set(cases) for command, cases in IMAGES.items()},
+    **{f"evaluate {name}": {*SHARED, *WRITTEN, *cases} for name, cases in PROTOCOLS.items()},
+}
+
+
+def test_every_command_has_a_table():
+    assert set(commands()) == set(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_option_of_a_command_has_a_case(name: str):
+    assert_covered(commands()[name], TABLES[name])
