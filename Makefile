@@ -20,15 +20,14 @@ $(STAMP): $(SOURCES)
 demo: install
 	$(BIN)/barlow-fast pretrain
 
-# Tests that take no more than ten seconds each, in two processes at a time, on one core or so each, the longest first;
-# each of the others begins when one is done, and prints what it has to say at its end. The Triton kernels run in Triton's
-# interpreter, which must be on before Triton is imported. `make test-core` and the like run one part; with SELECT= also
-# what is slow.
+# What is not marked as slow, in two processes at a time, on one core each, the longest first; each of the others begins
+# when one is done, and prints what it has to say at its end. The Triton kernels run in Triton's interpreter, which must be
+# on before Triton is imported. `make test-core` and the like run one part; with SELECT= all of it, on all cores.
 SELECT ?= -m "not slow"
 PARTS_OF_TEST := test-core test-training test-interpreter test-bench test-around
 TRAINING := $(addprefix tests/,checkpoints data evaluation training)
 AROUND := tests/adapters $(wildcard tests/test_*.py)
-PYTEST = $(BIN)/python -m pytest $(SELECT)
+PYTEST = $(if $(SELECT),OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(SELECT)
 
 test: install
 	$(MAKE) --no-print-directory -j2 --output-sync=target $(PARTS_OF_TEST)

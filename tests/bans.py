@@ -15,7 +15,14 @@ BANS = (
     (r"\bpickle\.loads?\(", "nothing unpickles data here"),
     (r"-ffast-math", "NaN must stay NaN"),
     (r"torch\.distributed\.nn\.functional", "deprecated: use an autograd.Function of our own"),
+    (r"SIGSTOP|SIGCONT", "a stopped process may stay for ever: do not ask it for work instead"),
 )  # fmt: skip
+# In tests: a busy machine takes its time, and what a test starts must not outlive it.
+TEST_BANS = (
+    (r"time\.sleep\(", "wait for what is to happen: ended.until"),
+    (r"timeout=\d", "a busy machine takes its time: ended.SECONDS"),
+    (r"= subprocess\.Popen\(", "ended.running ends it with all that it starts"),
+)
 # Without `device=` these follow torch.set_default_device, whatever device the inputs are on.
 FACTORIES = {
     "arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "ones",
@@ -26,16 +33,18 @@ PACKAGES = ("barlow_fast/", "kernels/")
 SUFFIXES = {".py", ".cpp", ".h", ".txt"}
 # This file names what it bans; the others pickle losses, and read what they wrote themselves.
 EXEMPT = {"tests/bans.py", "tests/loss/test_interface.py", "tests/adapters/test_pickles.py"}
+TEST_EXEMPT = {"tests/ended.py", "tests/bench/test_turns.py"}
 
 
 def offences(path: Path, name: str) -> list[str]:
     """'file:line: reason' for every banned line of one file."""
     if name in EXEMPT or path.suffix not in SUFFIXES:
         return []
+    in_tests = name.startswith("tests/") and name not in TEST_EXEMPT
     found = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         comment = line.lstrip().startswith(("#", "//"))
-        for pattern, reason in BANS:
+        for pattern, reason in BANS + TEST_BANS * in_tests:
             if not comment and re.search(pattern, line):
                 found.append(f"{name}:{number}: {reason}")
     if name.startswith(PACKAGES) and path.suffix == ".py":

@@ -292,7 +292,7 @@ PARTS = (
     Part("loss", 330, sources.MEASURED, suite("loss")),
     Part("memory", 60, sources.MEASURED, suite("memory")),
     Part("views", 100, sources.VIEWED, suite("views")),
-    Part("train", 300, sources.TRAINED, suite("train")),
+    Part("train", 340, sources.TRAINED, suite("train")),
     Part("profile", 60, sources.MEASURED, profile),
     Part("sanitizer", 150, sources.SANITIZED, sanitizer),
     Part("tuning", 150, sources.CODE, tuning),

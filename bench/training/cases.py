@@ -91,7 +91,7 @@ CASES = {
             "imagenet",
             224,
             {"encoder": "resnet50"},
-            seconds=120.0,
+            seconds=180.0,
         ),
         Case(
             "resnet18-32-2048",
@@ -101,7 +101,7 @@ CASES = {
             "cifar",
             32,
             {"encoder": "resnet18"},
-            seconds=70.0,
+            seconds=80.0,
         ),
         Case(
             "resnet18-32-8192",
@@ -111,7 +111,7 @@ CASES = {
             "cifar",
             32,
             {"encoder": "resnet18", "projector": (8192, 8192, 8192)},
-            seconds=70.0,
+            seconds=80.0,
         ),
     )
 }

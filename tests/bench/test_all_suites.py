@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -175,7 +175,7 @@ def test_exit_status_and_time_limit_of_a_real_process(monkeypatch):
     monkeypatch.setattr(every, "command_of", lambda suite, _: [*python, "pass"])
     assert every.call("loss", [], SECONDS) is None
     monkeypatch.setattr(
-        every, "command_of", lambda suite, _: [*python, "import time; time.sleep(600)"]
+        every, "command_of", lambda suite, _: [*python, "import signal; signal.pause()"]
     )
     assert "more than its time" in every.call("loss", [], 0.5)
 
@@ -187,11 +187,11 @@ def test_the_process_is_that_of_the_suite():
 
 # A suite that starts a process of its own, and neither ends by itself.
 SUITE = """
-import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-open(sys.argv[1] + ".partial", "w").write(f"{os.getpid()} {child.pid}")
-os.replace(sys.argv[1] + ".partial", sys.argv[1])
-time.sleep(600)
+import os, signal, subprocess, sys
+with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as child:
+    open(sys.argv[1] + ".partial", "w").write(f"{os.getpid()} {child.pid}")
+    os.replace(sys.argv[1] + ".partial", sys.argv[1])
+    signal.pause()
 """
 DRIVER = """
 import sys
@@ -244,10 +244,11 @@ def test_single_architectures_leave_the_rows_of_others(monkeypatch, tmp_path):
 
     def survey(architecture, workers):
         seen.append(architecture)
-        time.sleep(0.02)
         return []
 
     monkeypatch.setattr(inspection, "survey", survey)
+    clock = SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr(compilation, "time", clock)
     out = tmp_path / "rows.jsonl"
     row = {"suite": "compilation", "n": 1, "d": 1, "dtype": "sm_80", "provenance": {}}
     results.merge(out, [row])

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ended import alive
+from ended import SECONDS, alive
 
 from bench import gpu
 from bench.gpu import __main__ as runner
@@ -191,11 +191,11 @@ def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):
         f"sys.exit({exits.RESTART} if count < 2 else 0)\n"
     )
     command = [sys.executable, "-c", script]
-    result = parts.persevere(context(tmp_path), lambda left: command, 60.0, journal)
+    result = parts.persevere(context(tmp_path), lambda left: command, SECONDS, journal)
     assert result == exits.COMPLETE
     assert len(journal.read_text().splitlines()) == 3
     stuck = [sys.executable, "-c", f"raise SystemExit({exits.RESTART})"]
-    assert parts.persevere(context(tmp_path), lambda left: stuck, 60.0, journal) == exits.RESTART
+    assert parts.persevere(context(tmp_path), lambda left: stuck, SECONDS, journal) == exits.RESTART
 
 
 TESTS = """
@@ -220,7 +220,7 @@ def run_tests(tmp_path, journal, *options):
     log = tmp_path / "log"
     environment = child.source_tree_environment() | {"RAN": str(tmp_path / "ran")}
     rootdir = ["--rootdir", str(tmp_path), str(tmp_path / "test_some.py")]
-    return child.run([*command, *rootdir], log, 60.0, environment=environment)
+    return child.run([*command, *rootdir], log, SECONDS, environment=environment)
 
 
 def test_the_journal_of_tests_goes_on_where_a_process_ended(tmp_path):

@@ -30,7 +30,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is 
 def counting(step: float):
     def counts():
         while True:
-            time.sleep(step)
+            threading.Event().wait(step)
             yield 10
 
     yield counts()
@@ -132,7 +132,7 @@ def start_a_feed(file):
 
 
 def start_a_command(file):
-    code = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)"
+    code = "import os, signal; os.setsid(); print(os.getpid(), flush=True); signal.pause()"
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=lifetime.tied())
     write(file, process.stdout.readline().decode())

@@ -48,6 +48,11 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def slow(*values):
+    """One of many alike, for `make test-all`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def language_patched_once():
     """Triton's interpreter patches its language again in every call of a device function, a quarter
@@ -97,7 +102,11 @@ def test_every_input_type_with_every_operand_type(dtype, precision):
         check_both(case, precision)
 
 
-@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize(
+    "shape",
+    [shape if max(shape) < 200 else slow(shape) for shape in AWKWARD_SHAPES],
+    ids=lambda s: f"{s[0]}x{s[1]}",
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_awkward_shapes(shape, precision):
     # Sums longer than a chunk of float32 quality need no more than this; the interpreter is slow.
@@ -161,18 +170,25 @@ def use(monkeypatch, kernel, path, **blocks):
 # Paths and shapes decide on tiles, operand types on products: every path with every shape in one
 # type, and with every type in one shape. Products of float32 quality are fused at every size, or
 # torch's; their sums are chunked, which bulk copies are not.
+PATHS = ["stored", "bulk", "cublas"]
 PRODUCTS = [
-    *itertools.product(["stored", "bulk", "cublas"], [(60, 1100), (200, 90), (330, 70)], ["bf16"]),
-    *itertools.product(["stored", "bulk", "cublas"], [(60, 1100)], ["tf32"]),
-    *itertools.product(["stored", "bulk", "cublas"], [(200, 90)], ["fp16"]),
-    *itertools.product(["cublas"], [(60, 1100), (330, 70)], ["fp32"]),
+    *itertools.product(PATHS, [(60, 600), (200, 90), (330, 70)], ["bf16"]),
+    *itertools.starmap(slow, itertools.product(PATHS, [(60, 600)], ["tf32"])),
+    *itertools.starmap(slow, itertools.product(PATHS, [(200, 90)], ["fp16"])),
+    ("cublas", (60, 600), "fp32"),
+    slow("cublas", (330, 70), "fp32"),
 ]
 GRADIENTS = [
-    *itertools.product(["tiles", "bulk", "persistent", "cublas"], [64], ["tf32", "bf16"]),
-    *itertools.product(["tiles", "bulk", "persistent", "cublas"], [256], ["bf16"]),
+    *itertools.product(["tiles", "bulk", "persistent", "cublas"], [64], ["bf16"]),
     *itertools.product(["tiles", "cublas"], [64], ["fp32"]),
-    ("tiles", 256, "fp32"),
     ("persistent", 256, "tf32"),
+    *itertools.starmap(
+        slow, itertools.product(["tiles", "bulk", "persistent", "cublas"], [64], ["tf32"])
+    ),
+    *itertools.starmap(
+        slow, itertools.product(["tiles", "bulk", "persistent", "cublas"], [256], ["bf16"])
+    ),
+    slow("tiles", 256, "fp32"),
 ]
 
 
@@ -194,15 +210,14 @@ def test_paths_of_large_gram_gradients(path, block_n, precision, monkeypatch):
     """More rows than one program owns; chunks of torch's product."""
     use(monkeypatch, "gram_gradients", path, block_m=64, block_n=block_n)
     monkeypatch.setattr(configurations, "LIBRARY_CHUNK_BYTES", 1 << 15)
-    for shape in ((70, 140), (130, 300)):
-        case = prepared(shape, precision)
-        check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
+    shape = (130, block_n + 44)
+    check_gram(triton_kernels, prepared(shape, precision), precision, gram_scale(*shape, precision))
     check_tiles(triton_kernels, prepared((70, 140), precision), precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_correlation_with_whole_and_split_tiles(precision):
-    for n, d in ((140, 400), (900, 40)):
+    for n, d in ((140, 260), (600, 40)):
         case = prepared((n, d), precision)
         plan = configurations.correlation(device_of(case.z_a), n, d, torch.float32, precision)
         assert (plan.whole > 0) == (d > 40)
@@ -210,9 +225,17 @@ def test_correlation_with_whole_and_split_tiles(precision):
         check_correlation(triton_kernels, case, precision)
 
 
-@pytest.mark.parametrize("form", ["gram", "correlation"])
-@pytest.mark.parametrize("precision", PRECISIONS[:1] + PRECISIONS[2:])
-@pytest.mark.parametrize("kind", KINDS)
+# Every kind in every precision in `make test`, in one form or the other.
+FORMS = ("gram", "correlation")
+GATE = [
+    (slow if (k + p + f) % 2 else pytest.param)(kind, precision, form)
+    for k, kind in enumerate(KINDS)
+    for p, precision in enumerate(("fp32", "bf16", "fp16"))
+    for f, form in enumerate(FORMS)
+]
+
+
+@pytest.mark.parametrize(("kind", "precision", "form"), GATE)
 def test_numerics_gate(kind, precision, form):
     n, d = (24, 70) if form == "gram" else (70, 24)
     assert_within_gate(lambda seed: draw(kind, n, d, seed), precision, form, "triton")
@@ -248,7 +271,7 @@ def test_nan_and_inf_are_not_hidden():
             assert z_a.grad[:, 4].isnan().all()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", [slow("bf16"), "fp16"])
 def test_half_precision_matrices_do_not_overflow(precision):
     """One sample far from all others makes an element of K nearly N * D, beyond float16."""
     z = torch.randn(64, 1200, generator=torch.Generator().manual_seed(0))
