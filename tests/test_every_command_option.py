@@ -33,6 +33,7 @@ from barlow_fast import (
     data_commands,
     evaluate_commands,
     evaluation,
+    exits,
     pretrain_commands,
     training,
 )
@@ -464,6 +465,94 @@ def test_a_finished_run_tells_its_scores_and_files(monkeypatch, capsys, tmp_path
     assert "skipped" not in told_.out
     pretrain_commands._train(Ending(first=False), tmp_path, console)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (data.faults.BadImageError(BAD), 1, "barlow-fast: image 3: none, more"),
+        (RuntimeError("a worker died"), 1, "barlow-fast: a worker died"),
+        (ValueError("no such thing"), 2, "barlow-fast: no such thing"),
+        (OSError("disk full"), 2, "barlow-fast: disk full"),
+        (KeyboardInterrupt(), 130, "barlow-fast: interrupted"),
+        (ModuleNotFoundError("none", name="somewhere"), 1, "somewhere not found"),
+        (ModuleNotFoundError("pip install 'barlow-fast[export]'"), 1, "barlow-fast[export]"),
+    ],
+)
+def test_every_error_of_a_command_has_its_status(capsys, error, code: int, message: str):
+    with pytest.raises(typer.Exit) as left, exits.failures(", more"):
+        raise error
+    assert left.value.exit_code == code
+    assert message in capsys.readouterr().err
+
+
+def test_errors_of_several_ranks_name_theirs(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert pretrain_commands._of_rank(ValueError("no")) == "no"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pretrain_commands._of_rank(ValueError("no")) == "rank 3: no"
+
+
+def test_numbers_are_read_as_they_are_written():
+    assert evaluate_commands._numbers("3,1,3,0", "--k") == (3, 1, 0)
+    for wrong in ("", "1,", "-1", "1.5", "one"):
+        with pytest.raises(ValueError, match="--k takes whole numbers"):
+            evaluate_commands._numbers(wrong, "--k")
+    assert pretrain_commands._widths("512-16") == (512, 16)
+    assert data_commands._number(1, "image") == "1 image"
+    assert data_commands._number(1234, "class") == "1,234 classes"
+    assert data_commands._number(0, "shard") == "0 shards"
+
+
+def test_scores_are_told_in_percent_with_their_spread():
+    row = Score("encoder", "k = 3", (0.5, 0.75))
+    assert evaluate_commands._percent(row) == "62.50 ± 17.68"
+    assert evaluate_commands._percent(replace(row, top1=(0.5,))) == "50.00"
+    table = evaluate_commands._table(
+        Evaluation("knn", "x", 1, 1, 2, (row, replace(row, top5=(0.8, 0.9))))
+    )
+    assert [list(column.cells) for column in table.columns] == [
+        ["encoder", "encoder"],
+        ["k = 3", "k = 3"],
+        ["62.50 ± 17.68"] * 2,
+        ["", "85.00 ± 7.07"],
+        ["2", "2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "chosen"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda"),
+     ("cuda", False, None), ("tpu", True, None)],
+)  # fmt: skip
+def test_devices_of_evaluations(monkeypatch, name: str, there: bool, chosen: str | None):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    if chosen is None:
+        with pytest.raises(ValueError, match="--device"):
+            evaluate_commands._device(name)
+    else:
+        assert evaluate_commands._device(name) == chosen
+
+
+def test_numbers_that_cannot_be_written_are_refused_before_the_work(evaluating: Calls):
+    Path("folder").mkdir()
+    for target, message in (("folder", "is a folder"), ("absent/x.json", "does not exist")):
+        result = CliRunner().invoke(
+            app, ["evaluate", "knn", "first.pt", "--data", "x", "--json", target]
+        )
+        assert result.exit_code == 2
+        assert message in result.output
+    assert not evaluating["evaluate_knn"]
+
+
+def test_encoders_of_several_architectures_or_none_are_refused(evaluating: Calls):
+    output = invoke("evaluate", "knn", "first.pt", "second.pt", "--data", "x", "--random", code=2)
+    assert "--random needs the architecture alone" in output
+    for wrong in ([], ["--dataset", "digits", "--data", "x"]):
+        assert "give either" in invoke("evaluate", "knn", "first.pt", *wrong, code=2)
+    output = invoke("evaluate", "knn", "first.pt", "--data", "x", "--data-dir", "y", code=2)
+    assert "--data-dir belongs to --dataset" in output
 
 
 # Evaluations.
