@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ import pytest
 import torch
 import typer
 from options import assert_covered, record_calls
+from rich.console import Console
 from typer.testing import CliRunner
 
 import barlow_fast.data.check
+import barlow_fast.data.faults
 import barlow_fast.data.pack
 import barlow_fast.data.show
 from barlow_fast import (
@@ -30,6 +33,7 @@ from barlow_fast import (
     data_commands,
     evaluate_commands,
     evaluation,
+    exits,
     pretrain_commands,
     training,
 )
@@ -339,6 +343,216 @@ def test_the_other_ranks_of_a_machine_wait_for_the_first_ones_data(monkeypatch):
         )
         assert pretrain_commands._load(configure("digits"), None, ranks) == "set"
         assert events == order
+
+
+# What `pretrain` says and how it ends.
+
+
+@pytest.mark.parametrize(("room", "verdict"), [(0, "fits"), (-1, "does not fit"), (None, "")])
+def test_a_plan_tells_what_a_run_would_do(monkeypatch, tmp_path, room, verdict: str):
+    from barlow_fast.training import estimate
+
+    arguments = ["--epochs", 3, "--batch-size", 64, "--projector", "32-96", "precision=fp32"]
+    config = configure("digits", epochs=3, batch_size=64, projector=(32, 96), precision="fp32")
+    total = estimate.estimate_memory(config, 1, 8, torch.device("cpu")).total
+    available = None if room is None else total + room
+    monkeypatch.setattr(estimate, "available_memory", lambda _: available)
+    output = invoke(
+        "pretrain", "--dry-run", "--device", "cpu", *arguments, "bias_learning_rate=0.5"
+    )
+    assert "data      digits, 1197 training images; views digits of 8 pixels" in output
+    assert "3 epochs of 18: 54 in all, 64 images x 2 views each on 1 process(es)" in output
+    assert "adamw: weights 0.002, biases and norms 0.5 at their peak after 3 epochs" in output
+    assert (f"{verdict}: cpu has" in output) == (verdict != "")
+    file = tmp_path / "settings.yaml"
+    file.write_text(output.split("(a file for --config)\n")[1])
+    found, _ = training.override(configure("cifar10"), file)
+    assert found == replace(config, bias_learning_rate=0.5)
+
+
+def test_a_plan_needs_no_images(monkeypatch):
+    def absent(*_: Any) -> Any:
+        raise FileNotFoundError("none here")
+
+    monkeypatch.setattr(data, "load", absent)
+    output = invoke("pretrain", "--dry-run", "--device", "cpu", "--dataset", "cifar10")
+    assert "50000 training images, as published (none here); views cifar of 32 pixels" in output
+    assert "1000 epochs of 195: 195000 in all" in output
+    assert "none here" in invoke("pretrain", "--dry-run", "--device", "cpu", code=2)
+    output = invoke(
+        "pretrain", "--dry-run", "--device", "cpu", "--preset", "stl10", "--batch-size", 5001,
+        code=2,
+    )  # fmt: skip
+    assert "batch_size 5001 is larger than the data set: stl10 has 5000" in output
+
+
+class Ending:
+    """Stands in for a trainer whose run ends in a certain way."""
+
+    def __init__(self, error: BaseException | None = None, first: bool = True) -> None:
+        self.error, self.ranks = error, SimpleNamespace(first=first)
+        self.checkpoint_path = Path("there/checkpoint.pt")
+        self.history, self.before = [{"knn": 0.75}], {"before": 0.25, "raw": 0.5}
+        self.loader = SimpleNamespace(bad_images=[1, 2, 3])
+        self.stop_requested = False
+
+    def run(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+BAD = BadImage(3, "image 3", "none")
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "code", "message"),
+    [
+        (data.faults.BadImageError(BAD), True, 1, "image 3: none. --on-bad-image skip"),
+        (training.TrainingDiverged("at step 3"), True, 1, "barlow-fast: at step 3"),
+        (OSError("disk full"), True, 1, "cannot write the results: disk full"),
+        (RuntimeError("a worker died"), True, 1, "barlow-fast: a worker died"),
+        (training.TrainingInterrupted("stopped"), True, 130, "--resume there/checkpoint.pt"),
+        (training.TrainingInterrupted("stopped"), False, 130, ""),
+    ],
+)
+def test_a_run_that_does_not_finish_says_why(capsys, error, first: bool, code: int, message: str):
+    with pytest.raises(typer.Exit) as left:
+        pretrain_commands._train(Ending(error, first), Path("there"), Console())
+    assert left.value.exit_code == code
+    assert message in capsys.readouterr().err or not message
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_asks_for_a_stop(number: int, code: int):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    trainer = Ending()
+
+    def run() -> None:
+        signal.raise_signal(number)
+        assert trainer.stop_requested
+        # A second one is as it was without us.
+        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+        raise training.TrainingInterrupted("stopped")
+
+    trainer.run = run
+    with pytest.raises(typer.Exit) as left:
+        pretrain_commands._train(trainer, Path("there"), Console(quiet=True))
+    assert left.value.exit_code == code
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_finished_run_tells_its_scores_and_files(monkeypatch, capsys, tmp_path: Path):
+    report = SimpleNamespace(files={"figure": tmp_path / "figure.png"}, complaints=["no font"])
+    monkeypatch.setattr(pretrain_commands, "_finish", lambda *_: report)
+    console = Console(highlight=False, soft_wrap=True)
+    pretrain_commands._train(Ending(), tmp_path, console)
+    told_ = capsys.readouterr()
+    assert (
+        "25.00 % with random weights -> 75.00 % after training (raw pixels: 50.00 %)" in told_.out
+    )
+    assert "skipped   3 images" in told_.out
+    assert f"figure    {tmp_path / 'figure.png'}" in told_.out
+    assert f"log       {tmp_path / 'log.jsonl'}" in told_.out
+    assert "curves" not in told_.out
+    assert "barlow-fast: no font" in told_.err
+    (tmp_path / "tensorboard").mkdir()
+    unscored = Ending()
+    unscored.history, unscored.loader.bad_images = [{"knn": None}], []
+    pretrain_commands._train(unscored, tmp_path, console)
+    told_ = capsys.readouterr()
+    assert f"curves    {tmp_path / 'tensorboard'}" in told_.out
+    assert "random weights" not in told_.out
+    assert "skipped" not in told_.out
+    pretrain_commands._train(Ending(first=False), tmp_path, console)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (data.faults.BadImageError(BAD), 1, "barlow-fast: image 3: none, more"),
+        (RuntimeError("a worker died"), 1, "barlow-fast: a worker died"),
+        (ValueError("no such thing"), 2, "barlow-fast: no such thing"),
+        (OSError("disk full"), 2, "barlow-fast: disk full"),
+        (KeyboardInterrupt(), 130, "barlow-fast: interrupted"),
+        (ModuleNotFoundError("none", name="somewhere"), 1, "somewhere not found"),
+        (ModuleNotFoundError("pip install 'barlow-fast[export]'"), 1, "barlow-fast[export]"),
+    ],
+)
+def test_every_error_of_a_command_has_its_status(capsys, error, code: int, message: str):
+    with pytest.raises(typer.Exit) as left, exits.failures(", more"):
+        raise error
+    assert left.value.exit_code == code
+    assert message in capsys.readouterr().err
+
+
+def test_errors_of_several_ranks_name_theirs(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert pretrain_commands._of_rank(ValueError("no")) == "no"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pretrain_commands._of_rank(ValueError("no")) == "rank 3: no"
+
+
+def test_numbers_are_read_as_they_are_written():
+    assert evaluate_commands._numbers("3,1,3,0", "--k") == (3, 1, 0)
+    for wrong in ("", "1,", "-1", "1.5", "one"):
+        with pytest.raises(ValueError, match="--k takes whole numbers"):
+            evaluate_commands._numbers(wrong, "--k")
+    assert pretrain_commands._widths("512-16") == (512, 16)
+    assert data_commands._number(1, "image") == "1 image"
+    assert data_commands._number(1234, "class") == "1,234 classes"
+    assert data_commands._number(0, "shard") == "0 shards"
+
+
+def test_scores_are_told_in_percent_with_their_spread():
+    row = Score("encoder", "k = 3", (0.5, 0.75))
+    assert evaluate_commands._percent(row) == "62.50 ± 17.68"
+    assert evaluate_commands._percent(replace(row, top1=(0.5,))) == "50.00"
+    table = evaluate_commands._table(
+        Evaluation("knn", "x", 1, 1, 2, (row, replace(row, top5=(0.8, 0.9))))
+    )
+    assert [list(column.cells) for column in table.columns] == [
+        ["encoder", "encoder"],
+        ["k = 3", "k = 3"],
+        ["62.50 ± 17.68"] * 2,
+        ["", "85.00 ± 7.07"],
+        ["2", "2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "chosen"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda"),
+     ("cuda", False, None), ("tpu", True, None)],
+)  # fmt: skip
+def test_devices_of_evaluations(monkeypatch, name: str, there: bool, chosen: str | None):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    if chosen is None:
+        with pytest.raises(ValueError, match="--device"):
+            evaluate_commands._device(name)
+    else:
+        assert evaluate_commands._device(name) == chosen
+
+
+def test_numbers_that_cannot_be_written_are_refused_before_the_work(evaluating: Calls):
+    Path("folder").mkdir()
+    for target, message in (("folder", "is a folder"), ("absent/x.json", "does not exist")):
+        result = CliRunner().invoke(
+            app, ["evaluate", "knn", "first.pt", "--data", "x", "--json", target]
+        )
+        assert result.exit_code == 2
+        assert message in result.output
+    assert not evaluating["evaluate_knn"]
+
+
+def test_encoders_of_several_architectures_or_none_are_refused(evaluating: Calls):
+    output = invoke("evaluate", "knn", "first.pt", "second.pt", "--data", "x", "--random", code=2)
+    assert "--random needs the architecture alone" in output
+    for wrong in ([], ["--dataset", "digits", "--data", "x"]):
+        assert "give either" in invoke("evaluate", "knn", "first.pt", *wrong, code=2)
+    output = invoke("evaluate", "knn", "first.pt", "--data", "x", "--data-dir", "y", code=2)
+    assert "--data-dir belongs to --dataset" in output
 
 
 # Evaluations.

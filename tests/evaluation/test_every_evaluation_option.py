@@ -902,6 +902,62 @@ def test_other_images_than_the_encoder_takes_are_adapted_only_if_asked():
         evaluated(protocol, splits=small, adapt=True, **choices)
 
 
+def test_the_numbers_of_the_protocols():
+    """What scores are compared by with others': nobody passes them, so nothing else shows them."""
+    assert LinearSettings() == LinearSettings(100, 256, 0.3, 0.9, 1e-6, 0.01, 1e-4)
+    assert FinetuneSettings() == FinetuneSettings(20, 256, 0.005, 0.5, 0.9, 0.0)
+    assert knn.NEIGHBOURS == (10, 20, 100, 200)
+    assert knn.TEMPERATURE == 0.07
+    assert logistic.PENALTIES == (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    assert (logistic.HELD_OUT, logistic.ITERATIONS, logistic.TOLERANCE) == (0.1, 200, 1e-5)
+    assert logistic.MOST_TO_CHOOSE == 20_000
+    assert feature_module.STAGE_DIMENSIONS == 9000
+    assert (images.MARGIN, images.SMALL) == (256 / 224, 64)
+    ratio = (3 / 4, 4 / 3)
+    plain = ViewSpecification(crop_area=(0.08, 1.0), crop_ratio=ratio, flip=0.5)
+    assert replace(plain, interpolation="bilinear") == images.CROP_AND_FLIP
+    assert {
+        "digits": ViewSpecification(crop_area=(0.6, 1.0), crop_ratio=ratio),
+        "fashion-mnist": ViewSpecification(crop_area=(0.3, 1.0), crop_ratio=ratio, flip=0.5),
+    } == images.AUGMENTATIONS
+    assert inspect.signature(evaluate_finetune).parameters["fraction"].default == 0.01
+    assert inspect.signature(knn_predict).parameters["k"].default == 20
+    assert inspect.signature(folder_splits).parameters["test_fraction"].default == 0.2
+
+
+@pytest.mark.parametrize(
+    ("settings", "accepted", "refused"),
+    [
+        (LinearSettings, {"epochs": 1, "batch_size": 1}, {"epochs": 0, "batch_size": 0}),
+        (
+            LinearSettings,
+            {"learning_rate": 1e-9, "stage_learning_rate": 1e-9, "momentum": 0.0},
+            {"learning_rate": 0.0, "stage_learning_rate": math.inf, "momentum": -1e-9},
+        ),
+        (
+            LinearSettings,
+            {"weight_decay": 0.0, "stage_weight_decay": 0.0},
+            {"weight_decay": -1e-9, "stage_weight_decay": math.inf, "momentum": math.nan},
+        ),
+        (
+            FinetuneSettings,
+            {"epochs": 1, "batch_size": 1, "weight_decay": 0.0, "momentum": 0.0},
+            {"epochs": 0, "batch_size": 0, "weight_decay": -1e-9, "momentum": math.inf},
+        ),
+        (
+            FinetuneSettings,
+            {"backbone_learning_rate": 1e-9, "classifier_learning_rate": 1e-9},
+            {"backbone_learning_rate": 0.0, "classifier_learning_rate": math.nan},
+        ),
+    ],
+)
+def test_limits_of_the_settings_of_classifiers(settings, accepted: dict, refused: dict):
+    settings(**accepted)
+    for name, value in refused.items():
+        with pytest.raises(ValueError, match=name):
+            settings(**{name: value})
+
+
 # The tables, against the signatures.
 
 

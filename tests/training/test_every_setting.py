@@ -26,6 +26,7 @@ from barlow_fast.data.order import order
 from barlow_fast.models import BarlowTwinsModel
 from barlow_fast.training import (
     LARS,
+    PRESETS,
     Feeding,
     Hook,
     PretrainConfig,
@@ -36,6 +37,7 @@ from barlow_fast.training import (
     parallel,
     watching,
 )
+from barlow_fast.training.feeding import VIEWS_OF
 
 CPU = torch.device("cpu")
 BASE = configure(
@@ -570,6 +572,55 @@ def test_limits_of_every_setting(name: str):
 
 def test_every_setting_has_its_limits():
     assert_covered(PretrainConfig, LIMITS, UNLIMITED)
+
+
+def test_the_numbers_of_the_presets():
+    """Those that the paper and its recipes do not pin; `test_run_presets.py` has theirs."""
+    digits, files = PRESETS["digits"], PRESETS["files"]
+    assert digits == PretrainConfig()
+    assert digits.to_dict() == {
+        "dataset": "digits", "views": "", "encoder": "small", "stem": "auto",
+        "encoder_widths": [32, 64, 128], "encoder_grid": 2, "projector": [512, 512, 1024],
+        "one_pass": False, "lambd": 0.0051, "scale": 1.0, "backend": "auto", "epochs": 100,
+        "batch_size": 128, "micro_batch_size": None, "optimizer": "adamw", "learning_rate": 2e-3,
+        "bias_learning_rate": None, "reference_batch_size": None, "momentum": 0.9,
+        "trust_coefficient": 0.001, "weight_decay": 1e-4, "warmup_epochs": 5,
+        "final_learning_rate": 0.001, "seed": 0, "precision": "auto", "compile": "off",
+        "checkpoint_activations": False, "sync_batch_norm": True, "parallel": "ddp",
+        "evaluate_every": 10, "neighbours": 5, "neighbour_images": 10_000,
+        "checkpoint_every": None, "checkpoint_minutes": 15.0, "keep_checkpoints": 2,
+    }  # fmt: skip
+    assert files == replace(
+        digits, dataset="files", views="imagenet", epochs=20, batch_size=64,
+        encoder_widths=(16, 32, 64, 128, 256), warmup_epochs=2, evaluate_every=1,
+    )  # fmt: skip
+    assert PRESETS["fashion-mnist"] == replace(
+        digits, dataset="fashion-mnist", epochs=4, batch_size=256, learning_rate=4e-3,
+        stem="imagenet", warmup_epochs=1, evaluate_every=2, neighbours=20,
+    )  # fmt: skip
+    paper = PRESETS["imagenet-1000ep"]
+    assert paper == replace(
+        files, encoder="resnet50", encoder_widths=digits.encoder_widths,
+        projector=(8192, 8192, 8192), epochs=1000, batch_size=2048, optimizer="lars",
+        learning_rate=0.2, bias_learning_rate=0.0048, reference_batch_size=256, weight_decay=1e-6,
+        warmup_epochs=10, evaluate_every=10, neighbours=20, checkpoint_every=1,
+    )  # fmt: skip
+    small = replace(
+        paper, dataset="cifar10", views="", encoder="resnet18", projector=(2048, 2048, 2048),
+        batch_size=256, weight_decay=1e-4,
+    )  # fmt: skip
+    assert PRESETS["cifar10"] == small
+    assert PRESETS["cifar100"] == replace(small, dataset="cifar100")
+    assert PRESETS["stl10"] == replace(small, dataset="stl10", epochs=400, weight_decay=1e-5)
+    assert PRESETS["imagenet100"] == replace(
+        paper, encoder="resnet18", projector=(2048, 2048, 2048), epochs=400, batch_size=256
+    )
+    assert PRESETS["imagenet-100ep"] == replace(
+        paper, epochs=100, batch_size=256, weight_decay=1.5e-6
+    )
+    assert [view.size for view in VIEWS_OF["stl10"].views] == [96, 96]
+    assert (watching.MEASURED_SAMPLES, watching.MEASURED_DIMENSIONS) == (512, 64)
+    assert (watching.MAPPED_IMAGES, watching.MEASURED_EPOCH) == (400, 2**32 - 2)
 
 
 # What may change between a stop and the run that goes on: nothing that the weights depend on.

@@ -17,6 +17,7 @@ from options import assert_covered
 from torch import nn
 
 from barlow_fast import __version__
+from barlow_fast.data import PRESETS as VIEWS
 from barlow_fast.training import (
     Hook,
     PretrainConfig,
@@ -30,6 +31,7 @@ from barlow_fast.training import (
     watching,
 )
 from barlow_fast.training.clock import PHASES, StepClock
+from barlow_fast.training.feeding import choose_views, image_size
 
 CPU = torch.device("cpu")
 
@@ -432,6 +434,48 @@ def test_one_process_is_its_own_group():
     assert (Ranks(CPU, 1, 2).first, Ranks(CPU, 0, 2).alone) == (False, False)
     assert (ranks.agree(True), ranks.agree(False), ranks.total(7)) == (True, False, 7)
     ranks.barrier()
+
+
+def test_an_epoch_whose_mean_is_no_number_ends_the_run(config, small_digits):
+    """On a GPU the answer of the last step may come after it."""
+    trainer = Trainer(config, small_digits)
+    trainer.step = 6
+    trainer._seconds = 1.0
+    trainer._totals[0] = math.inf
+    with pytest.raises(TrainingDiverged, match="in epoch 1: its mean loss is not finite"):
+        trainer.close_epoch(0)
+    assert not trainer.history
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("squares", {}, "--views must be one of .* got 'squares'"),
+        ("", {"name": "letters"}, "no views are specified for 'letters'"),
+        ("imagenet", {}, "views 'imagenet' have 3 channels, digits has 1"),
+        ("three.yaml", {}, "the loss compares two views, 'three' has 3"),
+    ],
+)
+def test_views_that_do_not_fit_are_refused(
+    small_digits, tmp_path, monkeypatch, name: str, changes: dict, message: str
+):
+    monkeypatch.chdir(tmp_path)
+    one = VIEWS["digits"]
+    (tmp_path / "three.yaml").write_text(
+        replace(one, name="three", views=one.views[:1] * 3).to_yaml()
+    )
+    with pytest.raises(ValueError, match=message):
+        choose_views(name, replace(small_digits, **changes))
+    # Files have any colours.
+    assert choose_views("imagenet", SimpleNamespace(name="folder")).name == "imagenet"
+    assert choose_views("", small_digits) is one
+
+
+def test_views_are_as_large_as_they_say_or_as_the_images(small_digits):
+    assert image_size(VIEWS["digits"], small_digits) == 8
+    assert image_size(VIEWS["imagenet"], SimpleNamespace()) == 224
+    tall = replace(small_digits, train_images=small_digits.train_images[:, :, :5])
+    assert image_size(VIEWS["digits"], tall) == 8
 
 
 # What is measured.
