@@ -186,34 +186,28 @@ class Run:
         """Those that fail, or do not end, without a mutant too."""
         files: dict[str, list[str]] = {}
         for test in sorted(killers):
-            files.setdefault(test.partition("::")[0], []).append(test)
-        for file, tests in files.items():
-            files[file] = [t for t in tests if not self._path(t, digest([ROOT / file])).exists()]
+            if not self._trust_path(test).exists():
+                files.setdefault(test.partition("::")[0], []).append(test)
         self._in_parallel(
-            Job(partial(self._run_without, tests), after=partial(self._trust, file, tests))
-            for file, tests in files.items()
-            if tests
+            Job(partial(self._run_without, tests), after=partial(self._trust, tests))
+            for tests in files.values()
         )
-        failed = {
-            test
-            for test in killers
-            if not json.loads(
-                self._path(test, digest([ROOT / test.partition("::")[0]])).read_text()
-            )
-        }
+        failed = {t for t in killers if not json.loads(self._trust_path(t).read_text())}
         new = failed - self.struck
         self.struck |= failed
         return new
 
+    def _trust_path(self, test: str) -> Path:
+        return self._path(test, digest([ROOT / test.partition("::")[0]]))
+
     def _run_without(self, tests: list[str], tree: Path, folder: Path) -> int:
-        seconds = self.seconds
-        chosen = choosing.within({test: seconds.get(test, 1.0) for test in tests}, float("inf"))
+        chosen = choosing.within({t: self.seconds.get(t, 1.0) for t in tests}, float("inf"))
         return running.run_tests(chosen, self.known, folder / "outcome")
 
-    def _trust(self, file: str, tests: list[str], tree: Path, folder: Path, code: int) -> None:
+    def _trust(self, tests: list[str], tree: Path, folder: Path, code: int) -> None:
         passed = json.loads((folder / "outcome").read_text())["passed"]
         for test in tests:
-            running.write(self._path(test, digest([ROOT / file])), json.dumps(test in passed))
+            running.write(self._trust_path(test), json.dumps(test in passed))
             if test not in passed:
                 print(f"{test} fails without a mutant: its kills do not count", flush=True)
 
@@ -289,8 +283,10 @@ def main() -> int:
     if options.write:
         running.write(SURVIVORS, json.dumps(lived, indent=1, ensure_ascii=False) + "\n")
     score = 100 * (1 - len(lived) / len(verdicts))
+    mean = sum(verdict.get("seconds", 0.0) for verdict in verdicts.values()) / len(verdicts)
     unexplained = sum(1 for one in lived if not one["reason"])
-    print(f"{score:.1f} % killed (goal {GOAL:.0f} %); {unexplained} survivors without a reason")
+    print(f"{score:.1f} % killed (goal {GOAL:.0f} %), {mean:.1f} s for each; ", end="")
+    print(f"{unexplained} survivors without a reason")
     return int(score < GOAL or unexplained > 0)
 
 

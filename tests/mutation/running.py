@@ -38,6 +38,7 @@ BEFORE_FORK = (
 INTERPRETED = "tests/triton_kernels/test_interpreter.py"
 # Seconds that a test may take: generous, for a machine that is busy with other things.
 FIXED_LIMIT, LIMIT_FACTOR = 20.0, 10.0
+TRACE_LIMIT = 1200  # of a file
 
 
 def copy_tree(root: Path, tree: Path) -> None:
@@ -183,6 +184,7 @@ def trace(file: str, every: int, out: Path, tree: Path, folder: Path) -> int:
     os.environ["PYTHONPATH"] += os.pathsep + str(STARTUP)
     if file == INTERPRETED:
         use_interpreter()
+    signal.alarm(TRACE_LIMIT)
     plugin = Tracing(folder, tree, every)
     code = pytest_run([file], plugin)
     plugin.finish()
@@ -279,6 +281,7 @@ def _begin(job: Job, tree: Path, folder: Path) -> int:
     code = 70
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
         for stream, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
             os.dup2(target, stream)
