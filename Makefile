@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-core test-around test-bench test-interpreter test-versions lint format bench gpu docs sdist wheel wheel-test release-check clean test-all test-training
+.PHONY: install demo test test-all test-core test-training test-interpreter test-bench test-around test-versions mutants lint format bench gpu docs sdist wheel wheel-test release-check clean
 
 install: $(STAMP)
 
@@ -119,6 +119,18 @@ wheel-test:
 
 # Everything that a tag needs: see RELEASING.md.
 release-check: lint test-all docs wheel wheel-test
+
+# Do the tests see small changes of the code? Mutants sampled by SEED, a score for each folder; survivors need a reason
+# in tests/mutation/survivors.json (MUTANT_FLAGS=--write lists them there). Continues when run again.
+SEED ?= 1
+COUNT ?= 200
+MUTANTS_STAMP := $(VENV)/.mutants
+$(MUTANTS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev,mutants]"
+	touch $(MUTANTS_STAMP)
+
+mutants: $(MUTANTS_STAMP)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python tests/mutation --seed $(SEED) --count $(COUNT) $(MUTANT_FLAGS)
 
 clean:
 	rm -rf build dist *.egg-info kernels/cpu/*.so kernels/cpu/native_build.txt

@@ -4,21 +4,23 @@
 
 Each mutant is one change by an operator of cosmic-ray or of ours. The tests that execute its line
 run in a copy of the tree, the fastest first, until one fails or `--budget` seconds of tests have
-passed; one that fails, or that takes more than ten times its time, kills the mutant, provided that it
-passes without the mutant. cosmic-ray's own session is not used: it runs one command for every
-mutant in the tree itself, which here would take days.
+passed. A test that fails, or that takes more than ten times its time, kills the mutant, provided
+that it passes without. cosmic-ray's own sessions are not used: they run one command for every
+mutant, in the tree itself, and all tests would take days.
 
-Verdicts are stored in `--cache` as they come, and hold for as long as what they rest on is unchanged:
-a run that was stopped continues, and after a change of tests only what survived runs again.
+Verdicts are stored in `--cache` as they come, and hold as long as what they rest on is unchanged: a
+run that was stopped continues, and after a change of tests only what survived runs again.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -29,15 +31,15 @@ from pathlib import Path
 import choosing
 import mutations
 import running
-from mutations import Mutant
-from running import Job, Traced
+from choosing import Mutant, Traced
+from running import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 SURVIVORS = Path(__file__).parent / "survivors.json"
 GOAL = 85.0  # per cent
 # These see installations, documents, measurements or a GPU.
 NOT_TRACED = (
-    "tests/bench/", "tests/mutation/", "tests/test_packaging.py", "tests/test_build.py",
+    "tests/bench/", "tests/test_packaging.py", "tests/test_build.py",
     "tests/test_docs.py", "tests/test_examples.py", "tests/test_lightly_example.py",
 )  # fmt: skip
 # One test in so many, of files whose tests repeat the same lines for minutes.
@@ -58,7 +60,7 @@ class Run:
         self.options, self.temporary = options, temporary
         packages = [p for name in mutations.PACKAGES for p in (ROOT / name).rglob("*.py")]
         self.sources = {str(p.relative_to(ROOT)): p.read_text() for p in sorted(packages)}
-        tests = [p for p in (ROOT / "tests").rglob("*.py") if p.parent != SURVIVORS.parent]
+        tests = [p for p in (ROOT / "tests").rglob("*.py") if "mutation" not in p.parts]
         helpers = [p for p in tests if not p.name.startswith("test_")]
         self.files = [
             name
@@ -76,8 +78,9 @@ class Run:
             running.copy_tree(ROOT, tree)
         self.traced: dict[str, Traced] = {}
         self.struck: set[str] = set()
+        self.seconds_later = itertools.count(1)
 
-    def in_parallel(self, jobs: Iterable[Job]) -> None:
+    def _in_parallel(self, jobs: Iterable[Job]) -> None:
         running.in_parallel(jobs, self.trees, self.temporary)
 
     def trace(self) -> None:
@@ -91,13 +94,15 @@ class Run:
         jobs = []
         for file in missing:
             job = partial(running.trace, file, EVERY.get(file, 1), out[file])
-            jobs.append(Job(job, after=partial(_said, file)))
-        self.in_parallel(jobs)
+            jobs.append(Job(job, after=partial(_report, file)))
+        self._in_parallel(jobs)
         for file in self.files:
             if out[file].exists():
                 self.traced[file] = Traced(**json.loads(out[file].read_text()))
                 seconds[file] = sum(self.traced[file].seconds.values())
         running.write(stored, json.dumps(seconds))
+        self.known = {test for file in self.traced.values() for test in file.seconds}
+        self.seconds = {t: f.cost(t) for f in self.traced.values() for t in f.seconds}
         tests = sum(len(file.passed) for file in self.traced.values())
         print(
             f"{tests} tests in {len(self.traced)} files, {len(missing)} of them traced now in "
@@ -105,88 +110,139 @@ class Run:
             flush=True,
         )
 
-    def verdict_path(self, mutant: Mutant) -> Path:
-        return self.cache / "verdicts" / (_name(mutant) + ".json")
+    def verdicts(self, mutants: list[Mutant]) -> dict[Mutant, dict]:
+        """Stored ones, and new ones for those that are missing. Each test that has killed is then
+        run without a mutant; one that fails there as well kills nothing."""
+        while True:
+            found = {mutant: self._stored(mutant) for mutant in mutants}
+            missing = [mutant for mutant, verdict in found.items() if verdict is None]
+            if not missing:
+                killers = {v["test"] for v in found.values() if "::" in v["test"]}
+                if not self._strike(killers):
+                    return found
+            self._in_parallel(self._jobs(missing))
 
-    def verdict(self, mutant: Mutant) -> dict | None:
-        """The stored one, if what it rests on is as it was."""
-        path = self.verdict_path(mutant)
+    def _path(self, *parts: object) -> Path:
+        name = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:20]
+        return self.cache / "verdicts" / f"{name}.json"
+
+    def _mutant_path(self, mutant: Mutant) -> Path:
+        return self._path(mutant.path, mutant.operator, mutant.occurrence)
+
+    def _tests_of(self, verdict: dict) -> str:
+        """What it rests on: the file of the test that kills, or all tests."""
+        file = verdict["test"].partition("::")[0]
+        return digest([ROOT / file]) if file in self.files else self.all_tests
+
+    def _stored(self, mutant: Mutant) -> dict | None:
+        path = self._mutant_path(mutant)
         stored = json.loads(path.read_text()) if path.exists() else None
-        if stored is None or stored["test"] in self.struck:
-            return None
-        if not stored["killed"]:
-            return stored if stored["tests"] == self.all_tests else None
-        file = ROOT / stored["test"].partition("::")[0]
-        return stored if file.exists() and stored["tests"] == digest([file]) else None
+        stands = stored and stored["test"] not in self.struck
+        return stored if stands and stored["rests_on"] == self._tests_of(stored) else None
 
-    def jobs(self, mutants: Iterable[Mutant]) -> Iterable[Job]:
-        known = {test for file in self.traced.values() for test in file.seconds}
-        for place, mutant in enumerate(mutants, 1):
+    def _jobs(self, mutants: Iterable[Mutant]) -> Iterable[Job]:
+        for mutant in mutants:
             source = self.sources[mutant.path]
-            tests = choosing.candidates(mutant.path, mutant.line, source, self.traced.values())
-            tests = {test: s for test, s in tests.items() if test not in self.struck}
+            tests = choosing.candidates(mutant, source, self.traced.values())
+            tests = {test: cost for test, cost in tests.items() if test not in self.struck}
             chosen = choosing.within(tests, self.options.budget)
-            if not chosen:
-                self.store(mutant, False, "", "no test executes it", 0, 0.0)
-                continue
-            yield Job(
-                lambda tree, folder, c=chosen: running.run_tests(
-                    c, known, folder / "outcome", "-x"
-                ),
-                before=partial(self._apply, mutant, place),
-                after=partial(self._judge, mutant, len(chosen), time.perf_counter),
-            )
+            if chosen:
+                yield Job(
+                    lambda tree, folder, chosen=chosen: running.run_tests(
+                        chosen, self.known, folder / "outcome", "-x"
+                    ),
+                    before=partial(self._apply, mutant),
+                    after=partial(self._judge, mutant, len(chosen), time.perf_counter()),
+                )
+            else:
+                self._store(mutant, {"test": "", "reason": "no test executes it", "tests": 0})
 
-    def _apply(self, mutant: Mutant, place: int, tree: Path) -> None:
+    def _apply(self, mutant: Mutant, tree: Path) -> None:
         path = tree / mutant.path
-        path.write_text(mutant.source(self.sources[mutant.path]))
-        # Python takes a compiled file by the source's time, in seconds, and size.
-        times = (ROOT / mutant.path).stat().st_mtime + place
+        path.write_text(mutations.mutated(mutant, self.sources[mutant.path]))
+        # Python takes a compiled file by its source's size and time, in seconds.
+        times = (ROOT / mutant.path).stat().st_mtime + next(self.seconds_later)
         os.utime(path, (times, times))
-        self._began = getattr(self, "_began", {}) | {mutant: time.perf_counter()}
 
     def _judge(
-        self, mutant: Mutant, count: int, clock, tree: Path, folder: Path, code: int
+        self, mutant: Mutant, tests: int, began: float, tree: Path, folder: Path, code: int
     ) -> None:
         shutil.copy2(ROOT / mutant.path, tree / mutant.path)
         if code not in (0, 1):
             raise RuntimeError(f"{mutant}: {(folder / 'log').read_text()[-2000:]}")
-        outcome = json.loads((folder / "outcome").read_text())
-        took = clock() - self._began.pop(mutant)
-        self.store(mutant, code == 1, outcome["test"], outcome["reason"], count, took)
+        outcome = json.loads((folder / "outcome").read_text()) if code else {}
+        verdict = {"test": outcome.get("test", ""), "reason": outcome.get("reason", "")}
+        seconds = round(time.perf_counter() - began, 1)
+        self._store(mutant, verdict | {"tests": tests, "seconds": seconds})
 
-    def store(
-        self, mutant: Mutant, killed: bool, test: str, reason: str, count: int, seconds: float
-    ) -> None:
-        file = ROOT / test.partition("::")[0]
-        tests = digest([file]) if killed and file.is_file() else self.all_tests
-        stored = {
-            "killed": killed,
-            "test": test if killed else "",
-            "reason": reason if killed or not count else "",
-            "tests": tests,
-            "count": count,
-            "seconds": round(seconds, 1),
-        }
-        running.write(self.verdict_path(mutant), json.dumps(stored))
-        was, now = mutations.difference(
-            self.sources[mutant.path], mutant.source(self.sources[mutant.path])
+    def _store(self, mutant: Mutant, verdict: dict) -> None:
+        verdict["rests_on"] = self._tests_of(verdict)
+        running.write(self._mutant_path(mutant), json.dumps(verdict))
+        word = f"killed by {verdict['test']}" if verdict["test"] else "SURVIVED"
+        seconds, changed = verdict.get("seconds", 0), self.difference(mutant)[1]
+        print(f"{mutant.path}:{mutant.line}: {changed}\n    {seconds} s: {word}", flush=True)
+
+    def _strike(self, killers: set[str]) -> set[str]:
+        """Those that fail, or do not end, without a mutant too."""
+        files: dict[str, list[str]] = {}
+        for test in sorted(killers):
+            if not self._trust_path(test).exists():
+                files.setdefault(test.partition("::")[0], []).append(test)
+        self._in_parallel(
+            Job(partial(self._run_without, tests), after=partial(self._trust, tests))
+            for tests in files.values()
         )
-        word = "killed" if killed else "SURVIVED"
-        print(
-            f"{word} {seconds:5.1f} s {mutant.path}:{mutant.line} {now}  [{test if killed else count}] {stored['reason'][:80]}",
-            flush=True,
-        )
+        failed = {t for t in killers if not json.loads(self._trust_path(t).read_text())}
+        new = failed - self.struck
+        self.struck |= failed
+        return new
+
+    def _trust_path(self, test: str) -> Path:
+        return self._path(test, digest([ROOT / test.partition("::")[0]]))
+
+    def _run_without(self, tests: list[str], tree: Path, folder: Path) -> int:
+        chosen = choosing.within({t: self.seconds.get(t, 1.0) for t in tests}, float("inf"))
+        return running.run_tests(chosen, self.known, folder / "outcome")
+
+    def _trust(self, tests: list[str], tree: Path, folder: Path, code: int) -> None:
+        passed = json.loads((folder / "outcome").read_text())["passed"]
+        for test in tests:
+            running.write(self._trust_path(test), json.dumps(test in passed))
+            if test not in passed:
+                print(f"{test} fails without a mutant: its kills do not count", flush=True)
+
+    def difference(self, mutant: Mutant) -> tuple[str, str]:
+        return mutations.difference(mutant, self.sources[mutant.path])
 
 
-def _name(mutant: Mutant) -> str:
-    text = f"{mutant.path} {mutant.operator} {mutant.occurrence}"
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _said(file: str, tree: Path, folder: Path, code: int) -> None:
+def _report(file: str, tree: Path, folder: Path, code: int) -> None:
     if code not in (0, 5):
-        print(f"{file}: status {code}: " + (folder / "log").read_text()[-600:], flush=True)
+        print(f"{file}: status {code}\n{(folder / 'log').read_text()[-800:]}", flush=True)
+
+
+def table(verdicts: dict[Mutant, dict]) -> str:
+    """One row for each folder."""
+    rows = [("folder", "mutants", "killed", "survived", "of these never run", "score"), ["---"] * 6]
+    for name in (*sorted({mutant.folder for mutant in verdicts}), "all"):
+        those = [v for m, v in verdicts.items() if name in ("all", m.folder)]
+        killed = sum(1 for v in those if v["test"])
+        unseen = sum(1 for v in those if not v["tests"])
+        score = f"{100 * killed / len(those):.0f} %"
+        rows.append((name, len(those), killed, len(those) - killed, unseen, score))
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def survivors(run: Run, verdicts: dict[Mutant, dict]) -> list[dict[str, str]]:
+    """With the reasons that are written down already."""
+    stored = json.loads(SURVIVORS.read_text()) if SURVIVORS.exists() else []
+    reasons = {(s["file"], s["was"], s["is"]): s["reason"] for s in stored}
+    found = []
+    for mutant, verdict in verdicts.items():
+        if not verdict["test"]:
+            was, now = run.difference(mutant)
+            reason = reasons.get((mutant.path, was, now), "")
+            found.append({"file": mutant.path, "was": was, "is": now, "reason": reason})
+    return found
 
 
 def main() -> int:
@@ -194,27 +250,44 @@ def main() -> int:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--budget", type=float, default=40.0, help="seconds of tests for each mutant"
-    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests for a mutant")
     parser.add_argument("--cache", type=Path, default=cache / "barlow_fast" / "mutants")
-    parser.add_argument("--tests", nargs="*", default=["tests/"], help="where these paths begin")
-    parser.add_argument("--trace-only", action="store_true")
+    parser.add_argument("--code", nargs="*", default=[""], help="only mutants of these paths")
+    parser.add_argument("--tests", nargs="*", default=[""], help="only tests of these paths")
+    parser.add_argument("--write", action="store_true", help=f"the survivors, to {SURVIVORS.name}")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was begun is ended
     running.import_before_fork()
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         run = Run(options, Path(temporary))
         run.trace()
-        if options.trace_only:
-            return 0
         population = [
-            m for path, source in run.sources.items() for m in mutations.mutants(path, source)
+            mutant
+            for path, source in run.sources.items()
+            if path.startswith(tuple(options.code))
+            for mutant in mutations.mutants(path, source)
         ]
-        chosen = mutations.sample(population, options.count, options.seed, run.sources)
+        chosen = choosing.sample(
+            population,
+            options.count,
+            options.seed,
+            lambda mutant: mutations.is_change(mutant, run.sources[mutant.path]),
+        )
         print(f"{len(chosen)} of {len(population)} mutants", flush=True)
-        run.in_parallel(run.jobs(m for m in chosen if run.verdict(m) is None))
-    return 0
+        verdicts = run.verdicts(chosen)
+    lived = survivors(run, verdicts)
+    for one in lived:
+        print("{file}\n  - {was}\n  + {is}\n    {reason}".format(**one))
+    print(table(verdicts))
+    if options.write:
+        running.write(SURVIVORS, json.dumps(lived, indent=1, ensure_ascii=False) + "\n")
+    score = 100 * (1 - len(lived) / len(verdicts))
+    mean = sum(verdict.get("seconds", 0.0) for verdict in verdicts.values()) / len(verdicts)
+    unexplained = sum(1 for one in lived if not one["reason"])
+    print(f"{score:.1f} % killed (goal {GOAL:.0f} %), {mean:.1f} s for each; ", end="")
+    print(f"{unexplained} survivors without a reason")
+    return int(score < GOAL or unexplained > 0)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,27 @@
 """All mutants of a source file: cosmic-ray's operators, and three of our own.
 
-Left out, because no test can or should tell them apart: annotations, which nothing reads at run
-time; `__all__`; what only type checkers see; the texts of errors, warnings and logs. Decorators that
-only cache are kept on: without them the same results take longer.
+Left out, because no test can or should tell them apart:
+
+* annotations, which nothing reads at run time; `__all__`; what only type checkers see
+* the texts of errors, warnings and logs
+* decorators that only cache (the same results take longer) or that only name (`wraps`, `overload`)
+* `strict=` of `zip`, an assertion about our own code
+* the measured rows of tile sizes (`_rows(...)`): any row that compiles gives the same results, and
+  only a device knows the fastest
+* the bodies of Triton's kernels, which are not Python that runs here: they are held to the plain
+  torch set by Triton's interpreter (seconds for each test), by the compiler and by GPUs, in tiers
+  of their own
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import parso
+from choosing import Mutant
 from cosmic_ray.ast import ast_nodes
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
@@ -40,8 +46,15 @@ OTHERS = (
     "ReplaceContinueWithBreak", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator",
     "ZeroIterationForLoop",
 )  # fmt: skip
-# Without them the same results take longer (caches); or nothing changes at run time.
-KEPT_DECORATORS = ("cache", "lru_cache", "overload", "override", "wraps", "runtime_checkable")
+KEPT_DECORATORS = (
+    "cache",
+    "lru_cache",
+    "overload",
+    "override",
+    "wraps",
+    "runtime_checkable",
+    "jit",
+)
 MESSAGES = ("warn", "debug", "info", "warning", "error", "exception")
 
 
@@ -51,8 +64,7 @@ class DropKeywordArgument(Operator):
     @staticmethod
     def _arguments(node: Any) -> list[Any]:
         if node.type == "arglist":
-            call = node.parent.type in ("trailer", "decorator")
-            return [c for c in node.children if c.type == "argument" and call and _keyword(c)]
+            return [c for c in node.children if c.type == "argument" and _keyword(c)]
         sole = node.type == "trailer" and len(node.children) == 3 and node.children[0] == "("
         inner = node.children[1] if sole else None
         return [inner] if sole and inner.type == "argument" and _keyword(inner) else []
@@ -73,7 +85,8 @@ class DropKeywordArgument(Operator):
 
 
 def _keyword(argument: Any) -> bool:
-    return len(argument.children) == 3 and argument.children[1] == "="
+    name, *rest = argument.children
+    return len(rest) == 2 and rest[0] == "=" and name.value != "strict"
 
 
 class ReturnNone(Operator):
@@ -131,102 +144,76 @@ def operators() -> dict[str, Operator]:
     return found
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one file: the `occurrence`-th that `operator` finds there."""
-
-    path: str
-    operator: str
-    occurrence: int
-    line: int
-
-    @property
-    def folder(self) -> str:
-        return "/".join(Path(self.path).parts[:-1][:2])
-
-    def source(self, original: str) -> str:
-        return mutate_code(original, operators()[self.operator], self.occurrence)
-
-
-def mutants(path: str, source: str, kernels_too: bool = True) -> list[Mutant]:
-    """Those of one file, in the order of its lines."""
+def mutants(path: str, source: str) -> list[Mutant]:
+    """Those of one file, in the order of its lines. A number becomes one more or one less, in turn:
+    both would be more than all others."""
     found = []
     nodes = list(ast_nodes(parso.parse(source)))
     for name, operator in operators().items():
         occurrence = 0
         for node in nodes:
             for position in operator.mutation_positions(node):
-                if not _left_out(node, kernels_too):
+                other = name == "NumberReplacer" and occurrence % 4 in (1, 2)
+                if not other and not _left_out(node):
                     found.append(Mutant(path, name, occurrence, position[0][0]))
                 occurrence += 1
     return sorted(found, key=lambda m: (m.line, m.operator, m.occurrence))
 
 
-def _left_out(node: Any, kernels_too: bool) -> bool:
-    if node.type == "decorator":
-        return any(name in node.get_code() for name in (*KEPT_DECORATORS, "jit"))
+def _left_out(node: Any) -> bool:
     child, parent = node, node.parent
+    if node.type == "decorator":
+        return _is_kept(node)
     while parent is not None:
         kind = parent.type
-        if kind == "tfpdef" or (kind == "funcdef" and parent.annotation is child):
-            return True
-        if kind == "annassign" and child is parent.children[1]:
-            return True
-        if kind in ("raise_stmt", "assert_stmt") and child is not parent.children[1]:
-            return True
-        if kind == "trailer" and _is_message(parent):
-            return True
-        if kind == "expr_stmt" and parent.children[0] == "__all__":
-            return True
-        if kind == "if_stmt" and "TYPE_CHECKING" in parent.children[1].get_code():
-            return True
-        if kind == "decorated" and not kernels_too and "jit" in parent.children[0].get_code():
+        first = parent.children[0]
+        name = getattr(first, "value", "")
+        if (
+            kind == "tfpdef"
+            or (kind == "parameters" and child.type == "operator")  # bare * and /
+            or (kind == "funcdef" and parent.annotation is child)
+            or (kind == "annassign" and child is parent.children[1])
+            or (kind == "assert_stmt" and child is not parent.children[1])
+            or (kind == "trailer" and _is_message(parent))
+            or (kind == "argument" and name == "strict")
+            or (kind == "expr_stmt" and name == "__all__")
+            or (kind == "if_stmt" and "TYPE_CHECKING" in parent.children[1].get_code())
+            or (kind == "atom_expr" and name == "_rows")
+            or (kind == "decorator" and _is_kept(parent))
+            or (kind == "decorated" and "jit" in first.get_code())
+        ):
             return True
         child, parent = parent, parent.parent
     return False
 
 
+def _is_kept(decorator: Any) -> bool:
+    return any(name in decorator.get_code() for name in KEPT_DECORATORS)
+
+
 def _is_message(trailer: Any) -> bool:
     """The arguments of an exception that is raised, of a warning or of a log's line."""
     before = trailer.get_previous_leaf()
-    raised = trailer.parent.parent is not None and trailer.parent.parent.type == "raise_stmt"
-    return trailer.children[0] == "(" and (raised or getattr(before, "value", "") in MESSAGES)
+    raised = trailer.parent.get_previous_leaf() == "raise"
+    return trailer.children[0] == "(" and (raised or before.value in MESSAGES)
+
+
+def mutated(mutant: Mutant, source: str) -> str:
+    return mutate_code(source, operators()[mutant.operator], mutant.occurrence)
 
 
 def is_change(mutant: Mutant, source: str) -> bool:
     """Whether it is Python, and other Python than before."""
     try:
-        changed = ast.parse(mutant.source(source))
-    except (SyntaxError, ValueError):
+        changed = ast.parse(mutated(mutant, source))
+    except SyntaxError:
         return False
     return ast.dump(changed) != ast.dump(ast.parse(source))
 
 
-def sample(
-    population: Iterable[Mutant], count: int, seed: int, sources: dict[str, str]
-) -> list[Mutant]:
-    """`count` of them: each folder's share is that of its mutants, within a folder all are equally
-    likely."""
-    folders: dict[str, list[Mutant]] = {}
-    for mutant in population:
-        folders.setdefault(mutant.folder, []).append(mutant)
-    whole = sum(map(len, folders.values()))
-    exact = {name: min(count, whole) * len(those) / whole for name, those in folders.items()}
-    shares = {name: int(share) for name, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: (shares[name] - exact[name], name))
-    for name in by_remainder[: min(count, whole) - sum(shares.values())]:
-        shares[name] += 1
-    chosen = []
-    for name in sorted(folders):
-        order = random.Random(f"{seed} {name}").sample(folders[name], len(folders[name]))
-        valid = (mutant for mutant in order if is_change(mutant, sources[mutant.path]))
-        chosen += [mutant for mutant, _ in zip(valid, range(shares[name]), strict=False)]
-    return chosen
-
-
-def difference(original: str, mutated: str) -> tuple[str, str]:
+def difference(mutant: Mutant, source: str) -> tuple[str, str]:
     """(what the changed lines were, what they are)."""
-    lines = list(difflib.ndiff(original.splitlines(), mutated.splitlines()))
+    lines = list(difflib.ndiff(source.splitlines(), mutated(mutant, source).splitlines()))
     return tuple(
         " ".join(line[2:].strip() for line in lines if line[:2] == s) for s in ("- ", "+ ")
     )

@@ -17,12 +17,13 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import coverage
 import pytest
+from choosing import Traced
 
 STARTUP = Path(__file__).parent / "startup"
 sys.path.insert(0, str(STARTUP))
@@ -30,13 +31,14 @@ import process_tracing  # noqa: E402
 
 # Imported before the fork. None starts a thread.
 BEFORE_FORK = (
-    "torch", "torch._dynamo", "torchvision", "hypothesis", "scipy.stats", "sklearn.linear_model", "sklearn.datasets",
-    "matplotlib.pyplot", "omegaconf", "jinja2", "typer.testing", "rich.progress", "timm",
-    "torch.utils.tensorboard", "safetensors.torch",
+    "torch", "torch._dynamo", "torchvision", "hypothesis", "scipy.stats", "sklearn.linear_model",
+    "sklearn.datasets", "matplotlib.pyplot", "omegaconf", "jinja2", "typer.testing", "timm",
+    "rich.progress", "torch.utils.tensorboard", "safetensors.torch", "monai.losses",
 )  # fmt: skip
 INTERPRETED = "tests/triton_kernels/test_interpreter.py"
 # Seconds that a test may take: generous, for a machine that is busy with other things.
 FIXED_LIMIT, LIMIT_FACTOR = 20.0, 10.0
+TRACE_LIMIT = 1200  # of a file
 
 
 def copy_tree(root: Path, tree: Path) -> None:
@@ -52,18 +54,6 @@ def copy_tree(root: Path, tree: Path) -> None:
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, tree / name)
     (tree / "barlow_fast" / "kernels").symlink_to("../kernels")
-
-
-@dataclass
-class Traced:
-    """What one file's tests did."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    passed: list[str] = field(default_factory=list)
-    # Fixtures that several tests share: what runs in them is run for all of these.
-    fixtures: dict[str, list[str]] = field(default_factory=dict)
-    fixture_seconds: dict[str, float] = field(default_factory=dict)
-    lines: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # file, context
 
 
 class Tracing:
@@ -145,16 +135,19 @@ class Tracing:
 
 
 class Chosen:
-    """pytest's plugin of the second kind: some tests, in a given order, each within its limit."""
+    """pytest's plugin of the second kind: some tests, in a given order, each within its limit.
+
+    `out` has at any time the test that runs or has failed, why, and those that have passed.
+    """
 
     def __init__(self, tests: dict[str, float], known: set[str], out: Path) -> None:
         self.tests, self.known, self.out = tests, known, out
         self.order = {test: place for place, test in enumerate(tests)}
-        self.test = "collection"
+        self.outcome = {"test": "collection", "reason": "time", "passed": []}
         self._limit(3 * FIXED_LIMIT)
 
     def _limit(self, seconds: float) -> None:
-        self.out.write_text(json.dumps({"test": self.test, "reason": "time"}))
+        write(self.out, json.dumps(self.outcome))
         signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM ends the process
 
     @pytest.hookimpl(trylast=True)
@@ -165,14 +158,16 @@ class Chosen:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
-        self.test = item.nodeid
+        self.outcome |= {"test": item.nodeid, "reason": "time"}
         self._limit(FIXED_LIMIT + LIMIT_FACTOR * self.tests.get(item.nodeid, 1.0))
         yield
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.outcome["reason"] == "time":
+            self.outcome["passed"].append(item.nodeid)
+        self._limit(0)
 
-    def pytest_exception_interact(self, node: Any, call: Any) -> None:
-        reason = {"test": self.test, "reason": call.excinfo.exconly()[:200]}
-        self.out.write_text(json.dumps(reason))
+    def pytest_exception_interact(self, call: Any) -> None:
+        self.outcome["reason"] = call.excinfo.exconly()[:200]
+        self._limit(FIXED_LIMIT)
 
 
 OPTIONS = ("-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-seed=0")
@@ -189,6 +184,7 @@ def trace(file: str, every: int, out: Path, tree: Path, folder: Path) -> int:
     os.environ["PYTHONPATH"] += os.pathsep + str(STARTUP)
     if file == INTERPRETED:
         use_interpreter()
+    signal.alarm(TRACE_LIMIT)
     plugin = Tracing(folder, tree, every)
     code = pytest_run([file], plugin)
     plugin.finish()
@@ -252,21 +248,29 @@ def in_parallel(jobs: Iterable[Job], trees: list[Path], temporary: Path) -> None
     """Runs all, one at a time in each tree."""
     waiting, free = iter(jobs), list(trees)
     running: dict[int, tuple[Job, Path, Path]] = {}
-    while True:
-        for job in itertools.islice(waiting, len(free)):
-            tree, folder = free.pop(), Path(tempfile.mkdtemp(dir=temporary))
-            job.before(tree)
-            running[_begin(job, tree, folder)] = (job, tree, folder)
-        if not running:
-            return
-        child, status = os.wait()
-        if child in running:
-            job, tree, folder = running.pop(child)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)  # whatever its tests have left
-            job.after(tree, folder, os.waitstatus_to_exitcode(status))
-            shutil.rmtree(folder, ignore_errors=True)
-            free.append(tree)
+    try:
+        while True:
+            for job in itertools.islice(waiting, len(free)):
+                tree, folder = free.pop(), Path(tempfile.mkdtemp(dir=temporary))
+                job.before(tree)
+                running[_begin(job, tree, folder)] = (job, tree, folder)
+            if not running:
+                return
+            child, status = os.wait()
+            if child in running:
+                job, tree, folder = running.pop(child)
+                _end(child)  # whatever its tests have left
+                job.after(tree, folder, os.waitstatus_to_exitcode(status))
+                shutil.rmtree(folder, ignore_errors=True)
+                free.append(tree)
+    finally:
+        for child in running:
+            _end(child)
+
+
+def _end(session: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
 
 
 def _begin(job: Job, tree: Path, folder: Path) -> int:
@@ -277,6 +281,7 @@ def _begin(job: Job, tree: Path, folder: Path) -> int:
     code = 70
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
         for stream, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
             os.dup2(target, stream)

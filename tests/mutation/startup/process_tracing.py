@@ -40,7 +40,7 @@ def _save(running: coverage.Coverage) -> None:
 
 
 def call(group: Any, module: str, name: str, context: str, *arguments: Any, **options: Any) -> Any:
-    """One call of a rank of the pool of `tests/distributed`, which serves one test after another."""
+    """One call of a rank of the pool of `tests/distributed`, whose processes serve many tests."""
     function = getattr(importlib.import_module(module), name)
     running = coverage.Coverage.current()
     if running is None:
