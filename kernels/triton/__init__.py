@@ -4,6 +4,9 @@ One file per primitive. Sums over columns, splits and tiles run in a fixed order
 floating-point atomics, so runs are bitwise equal; nothing waits for the device, so a step can be
 captured in a CUDA graph. float64 has no tensor-core path in Triton that would beat cuBLAS: the
 precision `fp64` runs the plain-torch set.
+
+Real numbers become Python floats here: Triton makes another kernel of an integer, one more of the
+integer 1, and takes no scalar of NumPy.
 """
 
 from __future__ import annotations
@@ -75,13 +78,13 @@ def standardisation(
 ) -> tuple[Tensor, Tensor]:
     if precision == "fp64":
         return aten.standardisation(moments, count, eps, precision)
-    return _moments.standardisation(moments, count, eps, precision)
+    return _moments.standardisation(moments, count, float(eps), precision)
 
 
 def statistics(z_a: Tensor, z_b: Tensor, eps: float, precision: str) -> tuple[Tensor, Tensor]:
     if precision == "fp64":
         return aten.statistics(z_a, z_b, eps, precision)
-    return _moments.statistics(_rows(z_a), _rows(z_b), eps, precision)
+    return _moments.statistics(_rows(z_a), _rows(z_b), float(eps), precision)
 
 
 def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
@@ -143,10 +146,10 @@ def gram_gradients(
         grams,
         centres,
         grad_scale,
-        coefficient,
-        slope,
-        offset,
-        eps,
+        float(coefficient),
+        float(slope),
+        float(offset),
+        float(eps),
         precision,
         need,
         dimensions,
@@ -189,9 +192,9 @@ def correlation_gradients(
         matrix,
         squares,
         grad_scale,
-        coefficient,
-        slope,
-        offset,
+        float(coefficient),
+        float(slope),
+        float(offset),
         precision,
         need,
     )
@@ -206,7 +209,7 @@ def terms(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = aten if precision == "fp64" else _terms
-    return kernels.terms(sums, parts, divisor, diagonal_included, lambd, precision)
+    return kernels.terms(sums, parts, divisor, diagonal_included, float(lambd), precision)
 
 
 def photometric(

@@ -180,7 +180,10 @@ _rows("gram", (80, 90), SINGLE, "fused", _256=(64, 64, 32, 4, 3), _1024=(128, 12
 _rows("gram", (100,), SINGLE, "fused", _256=(64, 64, 32, 8, 3), _1024=(128, 128, 32, 8, 3))
 _rows("gram", (80,), SINGLE, "stored", large=(128, 128, 32, 8, 3))
 _rows("gram", (90, 100), SINGLE, "bulk", large=(128, 128, 32, 8, 4))
-_rows("gram", (80, 90), SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
+# Of three TF32 products, 32 deep, Ampere's operands alone fill all 255 registers, and which version
+# of the compiler then spills is chance.
+_rows("gram", (80,), SPLIT_SINGLE, "fused", large=(64, 64, 16, 4, 4))
+_rows("gram", (90,), SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
 _rows("gram", (100,), SPLIT_SINGLE, "fused", large=(64, 64, 32, 8, 3))
 
 _rows(
@@ -217,9 +220,11 @@ _rows("gram_gradients", (90, 100), HALF, "bulk", large=(128, 256, 64, 8, 4))
 _rows("gram_gradients", (90, 100), MIXED, "bulk", large=(128, 128, 64, 8, 4))
 _rows("gram_gradients", (80,), SINGLE, "tiles", large=(128, 128, 32, 8, 3))
 _rows("gram_gradients", (90, 100), SINGLE, "bulk", large=(128, 128, 32, 8, 4))
-_rows("gram_gradients", ALL, SPLIT_SINGLE, "tiles", large=(64, 64, 32, 4, 3))
+_rows("gram_gradients", (80, 90), SPLIT_SINGLE, "tiles", large=(64, 64, 32, 4, 3))
+_rows("gram_gradients", (100,), SPLIT_SINGLE, "tiles", large=(64, 64, 32, 8, 3))
 
 _rows("correlation", ALL, HALF, "fused", _128=(64, 64, 64, 4, 3), large=(128, 128, 64, 8, 3))
+_rows("correlation", (100,), MIXED, "fused", large=(128, 128, 32, 8, 4))
 _rows("correlation", ALL, SINGLE, "fused", _128=(64, 64, 32, 4, 3), large=(128, 128, 32, 8, 3))
 _rows("correlation", ALL, SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
 
@@ -240,7 +245,8 @@ _rows(
     _64=(128, 64, 32, 4, 3),
     large=(128, 128, 32, 8, 3),
 )
-_rows("correlation_gradients", ALL, SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
+_rows("correlation_gradients", (80,), SPLIT_SINGLE, "fused", large=(64, 64, 16, 4, 4))
+_rows("correlation_gradients", (90, 100), SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
 
 
 def row_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -329,3 +330,31 @@ def test_the_table_has_a_row_for_every_size():
         for kernel in tuning.PATHS:
             for family in ("half", "tf32", "fp32"):
                 assert LARGE in configurations.buckets(kernel, architecture, family)
+
+
+@pytest.mark.parametrize("number", [int, np.float32, np.float64])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_numbers_of_any_type_launch_the_same_kernels(number, precision):
+    """1 is the hardest: as an integer it would be a constant of the kernel."""
+
+    def launches(one):
+        z = torch.empty(64, 96, device="meta")
+        scale = torch.empty((), device="meta")
+        with recording(REFERENCE_DEVICES[90]) as record:
+            statistics, sums = triton_kernels.statistics(z, z, one, precision)
+            moments = triton_kernels.column_moments(z, z, precision)
+            triton_kernels.standardisation(moments, 64, one, precision)
+            grams, centres, inner = triton_kernels.gram_pair(z, z, statistics, sums, precision)
+            triton_kernels.terms(sums, inner, 64**2, True, one, precision)
+            triton_kernels.gram_gradients(
+                z, z, statistics, grams, centres, scale, one, one, one, one, precision, (True, True)
+            )
+            matrix, squares = triton_kernels.correlation(z, z, statistics, precision)
+            triton_kernels.correlation_gradients(
+                z, z, statistics, matrix, squares, scale, one, one, one, precision, (True, True)
+            )
+        return [(inspection.identity(x), x.arguments) for x in record.launches]
+
+    for (found, arguments), (expected, _) in zip(launches(number(1)), launches(1.0), strict=True):
+        assert found == expected
+        assert not any(isinstance(x, np.generic) for x in arguments.values())
