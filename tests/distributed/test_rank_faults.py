@@ -58,11 +58,11 @@ def attempt(rank, size, store, victim, moment, layout):
     ("moment", "layout", "victim"),
     [
         ("before the loss", "features", 2),
-        ("before backward", "features", 0),
-        ("before backward", "rows", 1),
+        pytest.param(*("before backward", "features", 0), marks=pytest.mark.slow),
+        pytest.param(*("before backward", "rows", 1), marks=pytest.mark.slow),
         ("before backward", "correlation", 2),
         ("never calls", "features", 0),
-        ("never goes backward", "correlation", 1),
+        pytest.param(*("never goes backward", "correlation", 1), marks=pytest.mark.slow),
     ],
 )
 def test_a_rank_stops(moment, layout, victim, tmp_path):
