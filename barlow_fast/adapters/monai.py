@@ -57,5 +57,5 @@ class BarlowTwinsLoss(_Loss):
             )
         lambd = as_number("lambd", self.lambd)
         if not torch.compiler.is_compiling():
-            lambd = float(torch.as_tensor(lambd))
+            lambd = float(torch.as_tensor(lambd, device="cpu"))
         return deviation_loss(input, target, lambd, eps_outside=1e-6)
