@@ -12,7 +12,7 @@ from embeddings import draw
 from formulas import BATCH, CASES, LAMBDA, Case, official_model, outcome
 from torch import Tensor
 
-from barlow_fast.adapters import hsic, lightning_tutorial, susmelj
+from barlow_fast.adapters import hsic, lightning_tutorial, monai, susmelj
 
 SHAPES = ((2, 1), (2, 3), (3, 2), (7, 13), (13, 7), (24, 24), (33, 65), (65, 33))
 EXACT = 1e-10
@@ -136,6 +136,14 @@ def test_half_precision_and_autocast_give_float32(name, dtype):
             assert gate.relative_error(x, y) <= allowed
 
 
+def test_monai_rounds_its_weight_whatever_the_default_device(monkeypatch):
+    given = []
+    monkeypatch.setattr(monai, "deviation_loss", lambda a, b, lambd, **_: given.append(lambd))
+    with torch.device("meta"):
+        monai.BarlowTwinsLoss(0.3)(*torch.randn(2, 6, 4, device="cpu"))
+    assert given == [float(torch.tensor(0.3))]
+
+
 # --- the switch for dead features ------------------------------------------------------------
 
 
@@ -242,6 +250,24 @@ def test_float64_is_the_installed_peer(name):
             dead = kind == "constant_columns"
             exact = outcome(case.formula, z_a, z_b)
             assert_equal(outcome(case.adapter, z_a, z_b), exact, torch.randn(3, 2) if dead else z_a)
+
+
+# Those whose loss of half-precision embeddings is float32 as ours is (docs/migrating.md).
+FLOAT32 = {"monai"}
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_types_of_losses_are_the_documented_ones(name, dtype, autocast):
+    case = peer(name)
+    z_a, z_b = draw("random", 8, 5, 1, dtype)
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        theirs, ours = case.formula(z_a, z_b), case.adapter(z_a, z_b)
+    computed = dtype if dtype == torch.float64 else autocast or dtype
+    wide = torch.promote_types(computed, torch.float32)
+    assert ours.dtype == wide
+    assert theirs.dtype == (wide if name in FLOAT32 else computed)
 
 
 @pytest.mark.parametrize("name", INSTALLED)
