@@ -193,6 +193,22 @@ def _(monkeypatch):
     assert [len(told["input"]) for told in calls] == [90, *[4] * 15]
 
 
+def test_no_test_samples_have_no_predictions_and_no_score():
+    train, labels = TRAIN
+    found = knn_predict(train, labels.int(), train[:0])
+    assert (found.shape, found.dtype) == ((0,), torch.int64)
+    assert knn_predict(train, labels.int(), train[:3]).dtype == torch.int64
+    for score in (knn_accuracy, knn_scores):
+        with pytest.raises(ValueError, match="0 test features, 0 labels"):
+            score(train, labels, train[:0], labels[:0])
+        with pytest.raises(ValueError, match="3 test features, 2 labels"):
+            score(train, labels, train[:3], labels[:2])
+    # As many neighbours as there are samples, and not one more.
+    assert list(knn_scores(train, labels, train, labels, (90,))) == [90]
+    with pytest.raises(ValueError, match="k = 91 neighbours of 90"):
+        knn_scores(train, labels, train, labels, (91,))
+
+
 # Features.
 
 operands(extract_features, "encoder", "images")
