@@ -38,7 +38,8 @@ BEFORE_FORK = (
 INTERPRETED = "tests/triton_kernels/test_interpreter.py"
 # Seconds that a test may take: generous, for a machine that is busy with other things.
 FIXED_LIMIT, LIMIT_FACTOR = 20.0, 10.0
-TRACE_LIMIT = 1200  # of a file
+# Seconds of a processor for one file's tests when they are traced; those after that are left out.
+TRACE_LIMIT = 240.0
 
 
 def copy_tree(root: Path, tree: Path) -> None:
@@ -62,6 +63,7 @@ class Tracing:
     def __init__(self, folder: Path, tree: Path, every: int) -> None:
         self.folder, self.tree, self.every = folder, tree, every
         self.found = Traced()
+        self.end = sum(os.times()[:4]) + TRACE_LIMIT
         self._tracer = process_tracing.tracer(folder, tree)
         self._contexts = [""]
         self._shared: dict[str, str] = {}
@@ -100,6 +102,8 @@ class Tracing:
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
         with self._within(item.nodeid):
             yield
+        if sum(os.times()[:4]) > self.end:
+            item.session.shouldstop = "no more of this file is traced"
         self.found.fixtures[item.nodeid] = [
             key
             for key, base in self._shared.items()
@@ -184,7 +188,6 @@ def trace(file: str, every: int, out: Path, tree: Path, folder: Path) -> int:
     os.environ["PYTHONPATH"] += os.pathsep + str(STARTUP)
     if file == INTERPRETED:
         use_interpreter()
-    signal.alarm(TRACE_LIMIT)
     plugin = Tracing(folder, tree, every)
     code = pytest_run([file], plugin)
     plugin.finish()
