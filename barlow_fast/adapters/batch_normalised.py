@@ -11,9 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional import as_number, barlow_twins_loss
-
-__all__ = ["EPS", "as_number", "check_matrices", "joined_ranks", "loss_of"]
+from ..functional import barlow_twins_loss
 
 EPS = 1e-5
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..functional import as_number
 from ..standardised import deviation_loss
-from .batch_normalised import as_number
 
 __all__ = ["BarlowTwinsLoss"]
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .batch_normalised import as_number, check_matrices
+from ..functional import as_number
+from .batch_normalised import check_matrices
 from .normalising import loss_with_norm
 
 __all__ = ["BarlowTwinsLoss"]

@@ -19,7 +19,8 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .batch_normalised import as_number, check_matrices, joined_ranks, loss_of
+from ..functional import as_number
+from .batch_normalised import check_matrices, joined_ranks, loss_of
 
 __all__ = ["BarlowTwinsLoss"]
 

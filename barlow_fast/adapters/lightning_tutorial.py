@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..functional import as_number
 from ..standardised import deviation_loss
-from .batch_normalised import as_number, check_matrices
+from .batch_normalised import check_matrices
 
 __all__ = ["BarlowTwinsLoss"]
 

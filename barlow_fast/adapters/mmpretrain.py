@@ -27,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..differentiable import refuse_double_backward, refuse_forward_mode, refuse_transforms
-from .batch_normalised import as_number, check_matrices
+from ..functional import as_number
+from .batch_normalised import check_matrices
 from .normalising import loss_with_norm
 
 __all__ = ["CrossCorrelationLoss", "LatentCrossCorrelationHead"]

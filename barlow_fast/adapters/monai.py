@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from ..functional import as_number
 from ..standardised import deviation_loss
-from .batch_normalised import as_number
 
 __all__ = ["BarlowTwinsLoss"]
 

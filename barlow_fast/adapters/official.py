@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch_normalised import as_number
+from ..functional import as_number
 from .normalising import loss_with_norm
 
 __all__ = ["BarlowTwins", "off_diagonal"]

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .batch_normalised import as_number, check_matrices, joined_ranks, loss_of
+from ..functional import as_number
+from .batch_normalised import check_matrices, joined_ranks, loss_of
 
 __all__ = ["barlow_loss_func"]
 

@@ -19,8 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..functional import as_number
 from ..standardised import deviation_loss
-from .batch_normalised import as_number, check_matrices, joined_ranks
+from .batch_normalised import check_matrices, joined_ranks
 
 __all__ = ["BarlowTwinsLoss"]
 

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional import as_number
 from ..standardised import shared_norm_loss
-from .batch_normalised import EPS, as_number, joined_ranks
+from .batch_normalised import EPS, joined_ranks
 
 __all__ = ["BarlowTwinsCriterion", "BarlowTwinsLoss"]
 
