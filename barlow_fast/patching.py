@@ -300,7 +300,8 @@ def patch(name: str, *, everywhere: bool = False, force: bool = False) -> Patch:
         name: 'lightly', 'monai', 'stable_pretraining', 'solo', 'mmpretrain', 'mmselfsup', 'vissl',
             'catalyst' or 'ptls', or what pip calls the package.
         everywhere: also replace it in modules outside the package that have imported it by name,
-            such as the running script. Without it they are named in the handle and logged.
+            such as the running script. Without it they are named in the handle and logged, and so
+            are those whose own code keeps it, because a subclass there calls it by name.
         force: patch versions that the drop-in was not tested with, too.
 
     Returns:
@@ -320,7 +321,8 @@ def patch(name: str, *, everywhere: bool = False, force: bool = False) -> Patch:
         if not force:
             _check(target, version, originals)
         handle = Patch(target.package, version)
-    handle._options = {"everywhere": everywhere, "force": force}
+    for option, given in (("everywhere", everywhere), ("force", force)):
+        handle._options[option] = given or handle._options.get(option, False)
     handle.left, handle.subclasses = [], []
     for replacement, found in originals:
         _replace(handle, target, replacement, found, everywhere)
@@ -330,9 +332,10 @@ def patch(name: str, *, everywhere: bool = False, force: bool = False) -> Patch:
     if handle.left:
         logger.warning(
             "barlow_fast.patch(%r) left the original in %s, which imported it by name before; "
-            "patch earlier, or with everywhere=True",
+            "patch earlier%s",
             name,
             ", ".join(handle.left),
+            "" if everywhere else ", or with everywhere=True",
         )
     return handle
 
@@ -345,6 +348,8 @@ def _replace(
     if found is ours:
         place = f"{replacement.module}.{replacement.attribute}"
         original = next((c.original for c in handle._changes if c.place == place), ours)
+        if original is ours:  # put there by somebody else
+            return
     already = {(id(change.mapping), change.key) for change in handle._changes}
     derived = _derived(original)
     named = {use for kind in (original, *derived) for use in _globals_used(kind)}
@@ -362,7 +367,8 @@ def _replace(
             handle._changes.append(_Rebound(place, mapping, key, original, ours))
     if inspect.isclass(original):
         copyreg.dispatch_table.setdefault(original, _pickled_by_name)
-    handle.subclasses += [f"{c.__module__}.{c.__qualname__}" for c in derived]
+    names = [f"{c.__module__}.{c.__qualname__}" for c in derived]
+    handle.subclasses = list(dict.fromkeys(handle.subclasses + names))
 
 
 def unpatch(name: str) -> bool:

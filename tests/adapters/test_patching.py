@@ -478,6 +478,16 @@ def test_subclasses_that_call_the_original_by_name(package, caplog, decorator, o
     assert vars(mine)["BarlowTwinsLoss"] is mine.BarlowTwinsLoss is original
 
 
+def test_ours_that_somebody_else_put_there(package):
+    package(FILES)
+    importlib.import_module(
+        "lightly.loss.barlow_twins_loss"
+    ).BarlowTwinsLoss = adapter.BarlowTwinsLoss
+    with barlow_fast.patch("lightly") as handle:
+        assert handle.replaced == []
+    assert defined() is adapter.BarlowTwinsLoss
+
+
 def test_attributes_that_others_set_meanwhile(package):
     package(VISSL, "0.1.6")
     defining = importlib.import_module("vissl.losses.barlow_twins_loss")
@@ -548,6 +558,7 @@ def test_processes_are_pickled_as_ever_without_a_patch(package):
         assert function is patching._start_patched
         assert patches == {"lightly": {"everywhere": False, "force": False}}
         barlow_fast.patch("lightly", everywhere=True)
+        barlow_fast.patch("lightly")
         assert process.__reduce_ex__(4)[1][0]["lightly"]["everywhere"]
     assert dict(vars(BaseProcess)) == plain
     assert process.__reduce_ex__(4)[0] is copyreg.__newobj__

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,16 @@ def _(tmp_path):
         assert {path.name for path in folder.iterdir()} == names
         found = newest_checkpoint(folder / "c.pt")
         assert load_checkpoint(found[0])["step"] == 4
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_saving_leaves_no_file_open(tmp_path):
+    save_checkpoint(tmp_path / "c.pt", {"step": 1})
+    before = len(os.listdir("/proc/self/fd"))
+    for step in range(3):
+        save_checkpoint(tmp_path / "c.pt", {"step": step}, keep=2)
+        load_checkpoint(tmp_path / "c.pt")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @case(configure, "preset", "choices")
