@@ -41,9 +41,6 @@ class CrossCorrelationLoss(nn.Module):
         lambd: weight of the off-diagonal term.
     """
 
-    # Of a module that was pickled as the peer's own, which has no such attribute.
-    gradient: str = "official"
-
     def __init__(self, lambd: float = 0.0051) -> None:
         super().__init__()
         self.lambd = lambd
@@ -71,6 +68,9 @@ class CrossCorrelationLoss(nn.Module):
 
 class CrossCorrelation(nn.Module):
     """The batch norm, the number of ranks and the arithmetic that both packages' heads have."""
+
+    # Of a module that was pickled as the peer's own, which has no such attribute.
+    gradient: str = "official"
 
     def __init__(self, in_channels: int, gradient: str) -> None:
         super().__init__()
