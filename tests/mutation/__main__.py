@@ -42,7 +42,7 @@ NOT_TRACED = (
     "tests/bench/", "tests/test_packaging.py", "tests/test_build.py",
     "tests/test_docs.py", "tests/test_examples.py", "tests/test_lightly_example.py",
 )  # fmt: skip
-# One test in so many, of files whose tests repeat the same lines for minutes.
+# One test in so many, of a file whose tests execute the same lines for minutes.
 EVERY = {running.INTERPRETED: 4}
 
 
@@ -101,7 +101,7 @@ class Run:
                 self.traced[file] = Traced(**json.loads(out[file].read_text()))
                 seconds[file] = sum(self.traced[file].seconds.values())
         running.write(stored, json.dumps(seconds))
-        self.known = {test for file in self.traced.values() for test in file.seconds}
+        self.known = {test for file in self.traced.values() for test in file.collected}
         self.seconds = {t: f.cost(t) for f in self.traced.values() for t in f.seconds}
         tests = sum(len(file.passed) for file in self.traced.values())
         print(

@@ -30,8 +30,9 @@ class Mutant:
 
 @dataclass
 class Traced:
-    """What the tests of one file did."""
+    """What the tests of one file did; not all that there are need to have run."""
 
+    collected: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
     # Fixtures that several tests share: what runs in them is run for all of these.

@@ -86,7 +86,9 @@ class Tracing:
             self._contexts.pop()
             self._enter(self._contexts[-1])
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        self.found.collected = [item.nodeid for item in items]
         items[:] = items[:: self.every]
         pool = getattr(sys.modules.get("ranks"), "Pool", None)
         if pool is not None:
@@ -174,7 +176,7 @@ class Chosen:
         self._limit(FIXED_LIMIT)
 
 
-OPTIONS = ("-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-seed=0")
+OPTIONS = ("-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow", "--hypothesis-seed=0")
 
 
 def pytest_run(files: Iterable[str], plugin: Any, *more: str) -> int:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from barlow_fast.data import ImageDataset, load
-from barlow_fast.training import PretrainConfig, configure
+from barlow_fast.training import PretrainConfig, configure, reporting
+from barlow_fast.training.reporting.finishing import Report
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,9 @@ def small_config() -> PretrainConfig:
         evaluate_every=2,
         precision="fp32",
     )
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends runs of the command without their figures, which take ten times as long as the rest."""
+    monkeypatch.setattr(reporting, "report_run", lambda trainer, folder, name: Report())

@@ -19,6 +19,7 @@ from barlow_fast import cli
 from barlow_fast.commands import app
 from barlow_fast.training import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SMALL = ["--epochs", "2", "--batch-size", "64", "--projector", "32-96"]
 
 

@@ -18,6 +18,7 @@ from barlow_fast.data.sources import FolderSource
 from barlow_fast.training import Feeding, Trainer, TrainingInterrupted, configure, load_checkpoint
 from barlow_fast.training.feeding import choose_views
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SMALL = ["--epochs", "2", "--batch-size", "8", "--projector", "16-32", "--loader", "pil"]
 SMALL += ["--workers", "0"]
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from barlow_fast.commands import app
 from barlow_fast.training import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SETTINGS = [
     "--epochs", "4", "--batch-size", "128", "--projector", "32-96", "evaluate_every=4",
     "checkpoint_every=1", "checkpoint_minutes=1e-9",
