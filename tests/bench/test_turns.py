@@ -180,3 +180,21 @@ def test_a_process_whose_parent_has_ended_before_ends(tmp_path):
     process.join()
     assert process.exitcode == 1
     assert not alive(process.pid)
+
+
+IGNORING = """
+import os, signal
+if not os.fork():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, b"%d\\n" % os.getpid())
+signal.pause()
+"""
+
+
+def test_a_command_ends_with_what_it_started_that_ignores_the_signal():
+    command = [sys.executable, "-c", IGNORING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+        lifetime.stop(process, (signal.SIGTERM,), SECONDS)
+        assert process.returncode == -signal.SIGTERM
+        assert all(map(gone, pids))

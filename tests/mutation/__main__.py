@@ -43,7 +43,7 @@ NOT_TRACED = (
     "tests/test_docs.py", "tests/test_examples.py", "tests/test_lightly_example.py",
 )  # fmt: skip
 # One test in so many, of a file whose tests execute the same lines for minutes.
-EVERY = {running.INTERPRETED: 4}
+EVERY = {running.INTERPRETED: 8}
 
 
 def digest(paths: Iterable[Path]) -> str:

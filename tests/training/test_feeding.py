@@ -18,7 +18,6 @@ from barlow_fast.data.sources import FolderSource
 from barlow_fast.training import Feeding, Trainer, TrainingInterrupted, configure, load_checkpoint
 from barlow_fast.training.feeding import choose_views
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 SMALL = ["--epochs", "2", "--batch-size", "8", "--projector", "16-32", "--loader", "pil"]
 SMALL += ["--workers", "0"]
 
@@ -156,6 +155,7 @@ def test_the_command_trains_on_files(folder, views, tmp_path):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_names_a_bad_image(folder, views, tmp_path):
     spoil(folder)
     arguments = ["--data", folder, "--views", views, *SMALL, "--epochs", "6"]
