@@ -11,7 +11,6 @@ and second derivatives are refused.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -137,6 +136,11 @@ class DifferentiableOperator:
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         """The loss and its terms; gradients flow through the loss alone."""
         if torch.compiler.is_compiling():
+            if _in_gradient_of_torch_func():
+                _refuse(
+                    "torch.func.grad and jacrev of the loss are no part of a graph; without "
+                    "fullgraph=True torch.compile leaves them to eager mode"
+                )
             return self._operator(*arguments)
         if torch._C._are_functorch_transforms_active():
             return self.transformed(*arguments)[: self._results]
@@ -192,7 +196,7 @@ def _register(
         refuse_double_backward, setup_context=lambda ctx, inputs, output: None
     )
     for operator in operators:
-        operator.register_vmap(functools.partial(_each_in_turn, operator))
+        operator.register_vmap(_vmap_rule(operator))
     return forward_operator, backward_operator
 
 
@@ -254,6 +258,23 @@ def _each_in_turn(
         for index in range(info.batch_size)
     ]
     return tuple(torch.stack(x) for x in zip(*results, strict=True)), (0,) * len(results[0])
+
+
+def _in_gradient_of_torch_func() -> bool:
+    """Whether the innermost transform of torch.func is a gradient. In words that can be traced."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    transform = torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter()
+    return transform.key() == torch._C._functorch.TransformType.Grad
+
+
+def _vmap_rule(operator: Any) -> Callable[..., tuple]:
+    """`_each_in_turn` as operators take it."""
+
+    def rule(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        return _each_in_turn(operator, info, in_dims, arguments)
+
+    return rule
 
 
 def _fake_gradients(grad: Tensor, z_a: Tensor, z_b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -255,5 +255,6 @@ def given_precision(z: Tensor, precision: str) -> str:
     autocast = plan.autocast_dtype(z.device.type)
     if precision != "auto" or (autocast is None and torch.compiler.is_compiling()):
         return precision
-    matmul = float32_matmul_precision(z.device.type)
-    return plan.choose_precision("auto", z.dtype, autocast, matmul)[0]
+    if autocast is not None:  # decides alone; torch 2.10 cannot trace the other setting
+        return plan.choose_precision("auto", z.dtype, autocast)[0]
+    return plan.choose_precision("auto", z.dtype, None, float32_matmul_precision(z.device.type))[0]

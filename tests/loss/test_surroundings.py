@@ -219,12 +219,28 @@ def test_a_batch_of_losses_by_vmap(loss_of, compiled):
     functions = (vmap(loss_of), vmap(grad(loss_of)), vmap(loss_of, in_dims=(0, None)))
     if compiled:
         torch.compiler.reset()
-        functions = [torch.compile(f, backend="aot_eager") for f in functions]
+        # Gradients of torch.func are no part of a graph on any torch.
+        functions = [
+            torch.compile(f, backend="aot_eager", fullgraph=whole)
+            for f, whole in zip(functions, (True, False, True), strict=True)
+        ]
     losses, gradients, against_one = functions
     for index, (z_a, z_b) in enumerate(zip(*views, strict=True)):
         assert torch.equal(losses(*views)[index], loss_of(z_a, z_b))
         assert torch.equal(gradients(*views)[index], plain_gradient(loss_of, z_a, z_b))
         assert torch.equal(against_one(views[0], views[1][0])[index], loss_of(z_a, views[1][0]))
+
+
+def test_a_gradient_of_torch_func_in_a_whole_graph_is_refused_in_our_words(loss_of):
+    torch.compiler.reset()
+    compiled = torch.compile(grad(loss_of), backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported) as refusal:
+        compiled(*draw("random", 9, 14))
+    causes, error = [], refusal.value
+    while error is not None:
+        causes.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert "without fullgraph=True torch.compile leaves them" in "\n".join(causes)
 
 
 def test_a_batch_of_gradients(loss_of):
