@@ -85,6 +85,7 @@ def test_a_stop_of_one_rank_stops_all(two_ranks: Path):
     assert load_checkpoint(two_ranks / "stopped.pt")["step"] == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_on_two_ranks(tmp_path: Path):
     done = torchrun(
         "-m", "barlow_fast", "pretrain", "--device", "cpu", "--epochs", 2, "--batch-size", 64,
