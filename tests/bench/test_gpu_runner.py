@@ -233,6 +233,7 @@ def test_the_journal_of_tests_goes_on_where_a_process_ended(tmp_path):
     assert (tmp_path / "ran").read_text() == "last "
 
 
+@pytest.mark.slow
 def test_no_test_is_begun_when_time_is_up(tmp_path):
     journal = tmp_path / "journal"
     assert run_tests(tmp_path, journal, "--stop-after", "0") == exits.UNFINISHED

@@ -81,8 +81,20 @@ def compiled(group, rows, layout, backend, whole):
     return loss.detach(), *(p.grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["model", "model and loss"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+# Every layout and both ways in `make test`, all of their pairs in `make test-all`.
+@pytest.mark.parametrize(
+    ("layout", "whole"),
+    [
+        pytest.param(
+            layout,
+            whole,
+            marks=() if whole == (number % 2 == 0) else pytest.mark.slow,
+            id=f"{layout}-{'model and loss' if whole else 'model'}",
+        )
+        for number, layout in enumerate(LAYOUTS)
+        for whole in (False, True)
+    ],
+)
 def test_compiled(layout, whole, pool):
     rows = UNEQUAL[:2]
     found = pool.run(compiled, 2, rows, layout, "aot_eager", whole)

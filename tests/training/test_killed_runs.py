@@ -15,7 +15,8 @@ from ended import SECONDS, running, until
 from typer.testing import CliRunner
 
 from barlow_fast.commands import app
-from barlow_fast.training import load_checkpoint
+from barlow_fast.training import load_checkpoint, reporting
+from barlow_fast.training.reporting.finishing import Report
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 SETTINGS = [
@@ -32,7 +33,9 @@ def pretrain(*arguments: object):
 def whole(tmp_path_factory) -> dict:
     """The state at the end of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "out"
-    result = pretrain(*SETTINGS, "--out", folder)
+    with pytest.MonkeyPatch.context() as patched:  # a fixture of one test is not there yet
+        patched.setattr(reporting, "report_run", lambda *_: Report())
+        result = pretrain(*SETTINGS, "--out", folder)
     assert result.exit_code == 0, result.output
     return load_checkpoint(folder / "checkpoint.pt")
 

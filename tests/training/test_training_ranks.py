@@ -110,6 +110,7 @@ def test_what_ranks_keep_and_what_they_share(two_ranks: Path):
     assert not set(first["seeds"]) & set(second["seeds"])
 
 
+@pytest.mark.slow
 def test_the_command_line_on_two_ranks(tmp_path: Path):
     done = torchrun(
         "-m", "barlow_fast", "pretrain", "--device", "cpu", "--epochs", 2, "--batch-size", 64,
