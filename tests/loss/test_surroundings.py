@@ -216,19 +216,21 @@ def test_first_derivatives_by_torch_func(loss_of, shape):
 def test_a_batch_of_losses_by_vmap(loss_of, compiled):
     draws = [draw("random", 9, 14, seed=seed) for seed in (1, 2, 3)]
     views = [torch.stack(view) for view in zip(*draws, strict=True)]
-    functions = (vmap(loss_of), vmap(grad(loss_of)), vmap(loss_of, in_dims=(0, None)))
-    if compiled:
-        torch.compiler.reset()
-        # Gradients of torch.func are no part of a graph on any torch.
-        functions = [
-            torch.compile(f, backend="aot_eager", fullgraph=whole)
-            for f, whole in zip(functions, (True, False, True), strict=True)
-        ]
-    losses, gradients, against_one = functions
+    found = []
+    for function, arguments, whole in (
+        (vmap(loss_of), views, True),
+        (vmap(grad(loss_of)), views, False),  # no part of a graph on any torch
+        (vmap(loss_of, in_dims=(0, None)), (views[0], views[1][0]), True),
+    ):
+        if compiled:
+            torch.compiler.reset()  # what one leaves to eager mode, the next would as well
+            function = torch.compile(function, backend="aot_eager", fullgraph=whole)
+        found.append(function(*arguments))
+    losses, gradients, against_one = found
     for index, (z_a, z_b) in enumerate(zip(*views, strict=True)):
-        assert torch.equal(losses(*views)[index], loss_of(z_a, z_b))
-        assert torch.equal(gradients(*views)[index], plain_gradient(loss_of, z_a, z_b))
-        assert torch.equal(against_one(views[0], views[1][0])[index], loss_of(z_a, views[1][0]))
+        assert torch.equal(losses[index], loss_of(z_a, z_b))
+        assert torch.equal(gradients[index], plain_gradient(loss_of, z_a, z_b))
+        assert torch.equal(against_one[index], loss_of(z_a, views[1][0]))
 
 
 def test_a_gradient_of_torch_func_in_a_whole_graph_is_refused_in_our_words(loss_of):
