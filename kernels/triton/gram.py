@@ -530,7 +530,8 @@ def _multiply(
             STRIP=config.strip,
             VIEWS="both" if views == 2 else ("first", "second")[first_view],
             ROUND=precision == "tf32",
-            warps=4,
+            # At most 32 values per thread: with 64 some of these kernels spill under Triton 3.8.
+            warps=max(4, config.strip * config.block // 1024),
             moved=workspace.nbytes + (0 if config.whole else views * grams[0].nbytes),
         )
 
