@@ -91,7 +91,9 @@ def test_what_ranks_keep_and_what_they_share(two_ranks: Path):
     for found in (first, second):
         assert found["agreed"] == [True, False]
         assert found["total"] == 3
-        assert found["images"] == found["resumed_totals"] == pytest.approx([120, 120])
+        # Rates times seconds: the last digit depends on the seconds that were measured.
+        assert found["images"] == pytest.approx([120, 120])
+        assert found["resumed_totals"] == pytest.approx([120, 120])
         assert found["stopped"] == 2
         assert found["same_weights"]
         assert found["same_momentum"]
