@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import pytest
 
 
 def names_of(entry: Any) -> tuple[str, ...]:
@@ -57,3 +59,36 @@ def record_calls(
 
     monkeypatch.setattr(owner, name, recording)
     return calls
+
+
+class Cases:
+    """The cases of one file: by function, what shows the effect of each of its options."""
+
+    def __init__(self) -> None:
+        self.table: dict[Any, dict[str, Callable[..., None]]] = {}
+        self.exempt: dict[Any, dict[str, str]] = {}
+
+    def case(
+        self, function: Any, *options: str
+    ) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Registers a function that shows the effect of some options of `function`."""
+
+        def register(shown: Callable[..., None]) -> Callable[..., None]:
+            cases = self.table.setdefault(function, {})
+            assert not set(options) & set(cases)
+            cases.update(dict.fromkeys(options, shown))
+            return shown
+
+        return register
+
+    def operands(self, function: Any, *names: str) -> None:
+        """Arguments that are no options."""
+        self.exempt[function] = dict.fromkeys(names, "what is computed on")
+
+    def shown(self) -> list[Any]:
+        """Every case once, called by the options that it shows."""
+        words: dict[Callable[..., None], list[str]] = {}
+        for function, cases in self.table.items():
+            for option, case in cases.items():
+                words.setdefault(case, []).append(f"{function.__name__}.{option}")
+        return [pytest.param(case, id=",".join(options)) for case, options in words.items()]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from options import assert_covered, record_calls
+from options import Cases, assert_covered, record_calls
 from pictures import encode, pixels, write_folder
 
 from barlow_fast import data
@@ -50,33 +50,8 @@ from barlow_fast.evaluation.splits import SubsetSource
 CROP = ViewSpecification(crop_area=(0.3, 0.7), crop_ratio=(0.75, 4 / 3), size=6)
 TWO = Views("two", (CROP, replace(CROP, size=5)), (0.4,), (0.2,))
 
-TABLE: dict[Any, dict[str, Callable[..., None]]] = {}
-OPERANDS: dict[Any, dict[str, str]] = {}
-
-
-def case(function: Any, *options: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a function that shows the effect of some options of `function`."""
-
-    def register(shown: Callable[..., None]) -> Callable[..., None]:
-        cases = TABLE.setdefault(function, {})
-        assert not set(options) & set(cases)
-        cases.update(dict.fromkeys(options, shown))
-        return shown
-
-    return register
-
-
-def operands(function: Any, *names: str) -> None:
-    OPERANDS[function] = dict.fromkeys(names, "what is computed on")
-
-
-def shown() -> list[Any]:
-    """Every case once, called by the options that it shows."""
-    words: dict[Callable[..., None], list[str]] = {}
-    for function, cases in TABLE.items():
-        for option, case in cases.items():
-            words.setdefault(case, []).append(f"{function.__name__}.{option}")
-    return [pytest.param(case, id=",".join(options)) for case, options in words.items()]
+TABLE = Cases()
+case, operands = TABLE.case, TABLE.operands
 
 
 def array(count: int = 10, **options: Any) -> ArraySource:
@@ -679,7 +654,7 @@ def _():
 # The tables, against the signatures.
 
 
-@pytest.mark.parametrize("shows", shown())
+@pytest.mark.parametrize("shows", TABLE.shown())
 def test_every_option_has_its_effect(shows, request):
     wanted = inspect.signature(shows).parameters
     shows(**{name: request.getfixturevalue(name) for name in wanted})
@@ -695,4 +670,4 @@ BESIDES = (pack, bad_images, sheet, open_source, FolderSource, ShardSource, Arra
     ids=lambda entry: entry.__name__,
 )
 def test_every_public_function_has_all_its_cases(entry):
-    assert_covered(entry, TABLE.get(entry, ()), OPERANDS.get(entry))
+    assert_covered(entry, TABLE.table.get(entry, ()), TABLE.exempt.get(entry))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from labelled import dataset, equal_states, stages, state_of, stem, write_classes
-from options import assert_covered, names_of, record_calls
+from options import Cases, assert_covered, names_of, record_calls
 from torch import Tensor, nn
 
 from barlow_fast import evaluation
@@ -63,35 +63,9 @@ SPLITS = dataset_splits(DATA)
 STAGES = ("Feature1", AVERAGE_POOL)
 
 # {function or class: {option: its case}}
-TABLE: dict[Any, dict[str, Callable[..., None]]] = {}
-# {function or class: {argument that is no option: why}}
-OPERANDS: dict[Any, dict[str, str]] = {}
 DATA_WORD = "what is computed on"
-
-
-def case(function: Any, *options: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a function that shows the effect of some options of `function`."""
-
-    def register(shown: Callable[..., None]) -> Callable[..., None]:
-        cases = TABLE.setdefault(function, {})
-        assert not set(options) & set(cases)
-        cases.update(dict.fromkeys(options, shown))
-        return shown
-
-    return register
-
-
-def operands(function: Any, *names: str) -> None:
-    OPERANDS[function] = dict.fromkeys(names, DATA_WORD)
-
-
-def shown() -> list[Any]:
-    """Every case once, called by the options that it shows."""
-    words: dict[Callable[..., None], list[str]] = {}
-    for function, cases in TABLE.items():
-        for option, case in cases.items():
-            words.setdefault(case, []).append(f"{function.__name__}.{option}")
-    return [pytest.param(case, id=",".join(options)) for case, options in words.items()]
+TABLE = Cases()
+case, operands = TABLE.case, TABLE.operands
 
 
 class Seen(nn.Module):
@@ -977,7 +951,7 @@ def test_limits_of_the_settings_of_classifiers(settings, accepted: dict, refused
 # The tables, against the signatures.
 
 
-@pytest.mark.parametrize("shows", shown())
+@pytest.mark.parametrize("shows", TABLE.shown())
 def test_every_option_has_its_effect(shows, request):
     wanted = inspect.signature(shows).parameters
     shows(**{name: request.getfixturevalue(name) for name in wanted})
@@ -994,4 +968,4 @@ def test_every_public_function_has_all_its_cases(name: str):
         shared = {option: why for option, why in SHARED.items() if option in theirs}
         assert_covered(entry, PROTOCOLS[entry], shared)
     else:
-        assert_covered(entry, TABLE.get(entry, ()), OPERANDS.get(entry))
+        assert_covered(entry, TABLE.table.get(entry, ()), TABLE.exempt.get(entry))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from options import assert_covered, record_calls
+from options import Cases, assert_covered, record_calls
 from torch import nn
 
 from barlow_fast import checkpoints, training
@@ -49,33 +48,8 @@ from barlow_fast.training import (
 from barlow_fast.training.estimate import Memory, check_memory, estimate_memory, plan_loss
 
 CPU = torch.device("cpu")
-TABLE: dict[Any, dict[str, Callable[..., None]]] = {}
-OPERANDS: dict[Any, dict[str, str]] = {}
-
-
-def case(function: Any, *options: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a function that shows the effect of some options of `function`."""
-
-    def register(shown: Callable[..., None]) -> Callable[..., None]:
-        cases = TABLE.setdefault(function, {})
-        assert not set(options) & set(cases)
-        cases.update(dict.fromkeys(options, shown))
-        return shown
-
-    return register
-
-
-def operands(function: Any, *names: str) -> None:
-    OPERANDS[function] = dict.fromkeys(names, "what is computed on")
-
-
-def shown() -> list[Any]:
-    """Every case once, called by the options that it shows."""
-    words: dict[Callable[..., None], list[str]] = {}
-    for function, cases in TABLE.items():
-        for option, case in cases.items():
-            words.setdefault(case, []).append(f"{function.__name__}.{option}")
-    return [pytest.param(case, id=",".join(options)) for case, options in words.items()]
+TABLE = Cases()
+case, operands = TABLE.case, TABLE.operands
 
 
 # The learning rate and LARS.
@@ -569,7 +543,7 @@ def _(tmp_path):
 # The tables, against the signatures.
 
 
-@pytest.mark.parametrize("shows", shown())
+@pytest.mark.parametrize("shows", TABLE.shown())
 def test_every_option_has_its_effect(shows, request):
     wanted = inspect.signature(shows).parameters
     shows(**{name: request.getfixturevalue(name) for name in wanted})
@@ -592,6 +566,6 @@ BESIDES = (
     ids=lambda entry: entry.__name__,
 )
 def test_every_public_function_has_all_its_cases(entry):
-    cases = dict(TABLE.get(entry, ()))
+    cases = dict(TABLE.table.get(entry, ()))
     cases.pop("choices", None)  # any setting by its name
-    assert_covered(entry, cases, OPERANDS.get(entry))
+    assert_covered(entry, cases, TABLE.exempt.get(entry))
