@@ -19,6 +19,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from .arguments import check_number, check_tensors, check_views
+from .kernels import Layout
+
 
 class DifferentiableOperator:
     """A loss and its gradient, called like the loss.
@@ -33,8 +36,10 @@ class DifferentiableOperator:
             included, is the operator's.
         backward: (grad, z_a, z_b, *kept, lambd, *options, need_a, need_b) to the gradients of the
             loss times the scalar `grad`, of z_a and z_b; one that is not needed is empty.
-        fake: `forward` on tensors without memory.
+        layouts: (z_a, lambd, *options) to shape and dtype of everything that `forward` returns;
+            ValueError for options out of range. Fakes and checks are made of it.
         results: how many of the outputs are the loss and its terms.
+        at_least: samples that the loss needs.
         flops: (z_a, *options) to the operations of the matrix products of the forward pass and of
             one view's gradient, for `torch.utils.flop_counter`.
 
@@ -49,16 +54,18 @@ class DifferentiableOperator:
         backward_name: str,
         forward: Callable[..., tuple[Tensor, ...]],
         backward: Callable[..., tuple[Tensor, Tensor]],
-        fake: Callable[..., tuple[Tensor, ...]],
+        layouts: Callable[..., tuple[Layout, ...]],
         results: int,
+        at_least: int,
         flops: Callable[..., tuple[float, float]],
     ) -> None:
         self._results = results
+        check = _Check(layouts, results, at_least)
         self.forward, self.backward = _register(
-            forward_name, backward_name, forward, backward, fake, results
+            forward_name, backward_name, forward, backward, check
         )
         self.forward_tensor, self.backward_tensor = _register(
-            f"{forward_name}_tensor", f"{backward_name}_tensor", forward, backward, fake, results,
+            f"{forward_name}_tensor", f"{backward_name}_tensor", forward, backward, check,
             lambd_is_tensor=True,
         )  # fmt: skip
         for operator in (self.forward, self.forward_tensor):
@@ -163,31 +170,79 @@ class DifferentiableOperator:
         return loss, *(term.detach() for term in terms)
 
 
+class _Check:
+    """Arguments of an operator, checked before kernels read memory by them."""
+
+    def __init__(
+        self, layouts: Callable[..., tuple[Layout, ...]], results: int, at_least: int
+    ) -> None:
+        self.layouts, self.results, self.at_least = layouts, results, at_least
+
+    def forward(self, z_a: Tensor, z_b: Tensor, lambd: Any, *options: Any) -> tuple[Layout, ...]:
+        """The layouts of what is returned."""
+        check_views(z_a, z_b, self.at_least)
+        return self.layouts(z_a, lambd, *options)
+
+    def backward(self, names: list[str], arguments: tuple) -> None:
+        grad, z_a, z_b, *rest = arguments[:-2]
+        kept = len(names) - 1
+        layouts = self.forward(z_a, z_b, *rest[kept:])
+        if grad.numel() == 1:  # of any shape, as kernels read it
+            grad = grad.reshape(())
+        tensors, expected = (grad, *rest[:kept]), (layouts[0], *layouts[self.results :])
+        check_tensors(names, tensors, expected, z_a.device)
+
+
 def _register(
     forward_name: str,
     backward_name: str,
     forward: Callable[..., tuple[Tensor, ...]],
     backward: Callable[..., tuple[Tensor, Tensor]],
-    fake: Callable[..., tuple[Tensor, ...]],
-    results: int,
+    check: _Check,
     lambd_is_tensor: bool = False,
 ) -> tuple[Any, Any]:
     """The operators `barlow_fast::{forward_name}` and `barlow_fast::{backward_name}`."""
+    results = check.results
+    parameters = list(inspect.signature(backward).parameters)
+    kept = ["grad", *parameters[3 : parameters.index("lambd")]]
+
+    def checked_forward(*arguments: Any) -> tuple[Tensor, ...]:
+        check.forward(*arguments)
+        return forward(*arguments)
+
+    def checked_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        check.backward(kept, arguments)
+        return backward(*arguments)
+
+    def fake_forward(z_a: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        layouts = check.forward(z_a, *arguments)
+        return tuple(z_a.new_empty(shape, dtype=dtype) for shape, dtype in layouts)
+
+    def fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        check.backward(kept, arguments)
+        views, need = arguments[1:3], arguments[-2:]
+        return tuple(
+            z.new_empty(z.shape if needed else 0) for z, needed in zip(views, need, strict=True)
+        )
+
     operators = []
-    for name, function in ((forward_name, forward), (backward_name, backward)):
-        schema = torch.library.infer_schema(function, mutates_args=())
-        tags = ()
+    for name, function, checked in (
+        (forward_name, forward, checked_forward),
+        (backward_name, backward, checked_backward),
+    ):
+        schema, tags = torch.library.infer_schema(function, mutates_args=()), ()
         if lambd_is_tensor:
+            index = list(inspect.signature(function).parameters).index("lambd")
             schema = schema.replace("float lambd", "Tensor lambd")
-            function, tags = _reading_lambd(function), (torch.Tag.cudagraph_unsafe,)
+            checked, tags = _reading_lambd(checked, index), (torch.Tag.cudagraph_unsafe,)
         operators.append(
             torch.library.custom_op(
-                f"barlow_fast::{name}", function, mutates_args=(), schema=schema, tags=tags
+                f"barlow_fast::{name}", checked, mutates_args=(), schema=schema, tags=tags
             )
         )
     forward_operator, backward_operator = operators
-    forward_operator.register_fake(fake)
-    backward_operator.register_fake(_fake_gradients)
+    forward_operator.register_fake(fake_forward)
+    backward_operator.register_fake(fake_backward)
     forward_operator.register_autograd(
         lambda ctx, grad, *_: _gradients(backward_operator, ctx, grad),
         setup_context=lambda ctx, inputs, output: _keep(ctx, inputs, output, results),
@@ -200,12 +255,13 @@ def _register(
     return forward_operator, backward_operator
 
 
-def _reading_lambd(function: Callable[..., Any]) -> Callable[..., Any]:
-    index = list(inspect.signature(function).parameters).index("lambd")
+def _reading_lambd(function: Callable[..., Any], index: int) -> Callable[..., Any]:
+    """`function` of a number, as a function of a tensor that holds it."""
 
     def read(*arguments: Any) -> Any:
-        lambd = arguments[index].item()
-        return function(*arguments[:index], lambd, *arguments[index + 1 :])
+        lambd = arguments[index]
+        check_number("lambd", lambd)
+        return function(*arguments[:index], lambd.item(), *arguments[index + 1 :])
 
     return read
 
@@ -275,11 +331,6 @@ def _vmap_rule(operator: Any) -> Callable[..., tuple]:
         return _each_in_turn(operator, info, in_dims, arguments)
 
     return rule
-
-
-def _fake_gradients(grad: Tensor, z_a: Tensor, z_b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    need_a, need_b = rest[-2:]
-    return z_a.new_empty(z_a.shape if need_a else 0), z_b.new_empty(z_b.shape if need_b else 0)
 
 
 # Formulas of `torch.utils.flop_counter`, by operator.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import correlation, gram, plan
+from . import arguments, correlation, gram, plan
 from .differentiable import DifferentiableOperator
-from .kernels import load
+from .kernels import Layout, load
 from .kernels.precision import accumulation_dtype, float32_matmul_precision
 
 FORM = {"gram": gram, "correlation": correlation}
@@ -79,21 +80,27 @@ def flops(z: Tensor, eps: float, form: str, precision: str, backend: str) -> tup
     return plan.flops(form, *z.shape, backend)
 
 
-def _without_memory(z_a, z_b, lambd, eps, form, precision, backend):
-    n, d = z_a.shape
-    form, precision, backend = resolve(z_a, form, precision, backend)
+def kept_layouts(z: Tensor, form: str, precision: str, backend: str) -> tuple[Layout, ...]:
+    """Shape and dtype of the loss, statistics, matrix and companion."""
+    n, d = z.shape
+    form, precision, backend = resolve(z, form, precision, backend)
     dtype = accumulation_dtype(precision)
-    scalars = [z_a.new_empty((), dtype=dtype) for _ in range(3)]
-    statistics = z_a.new_empty((7, d), dtype=dtype)
     if form == "gram":
-        shape, matrix_dtype = load(backend).gram_layout(n, precision)
-        companion = z_a.new_empty(2, dtype=dtype)
+        matrix, companion = load(backend).gram_layout(n, precision), ((2,), dtype)
     else:
-        shape, matrix_dtype = load(backend).correlation_layout(d, precision)
-        companion = z_a.new_empty((2, d), dtype=torch.float64)
-    return (*scalars, statistics, z_a.new_empty(shape, dtype=matrix_dtype), companion)
+        matrix = load(backend).correlation_layout(d, precision)
+        companion = ((2, d), torch.float64)
+    return ((), dtype), ((7, d), dtype), matrix, companion
+
+
+def _layouts(z: Tensor, lambd: Any, eps: float, *choices: str) -> tuple[Layout, ...]:
+    arguments.check_choices(*choices)
+    arguments.check_number("lambd", lambd)
+    arguments.check_number("eps", eps, at_least=0)
+    loss, *kept = kept_layouts(z, *choices)
+    return loss, loss, loss, *kept
 
 
 barlow_twins = DifferentiableOperator(
-    "forward_2", "backward_2", forward, backward, _without_memory, results=3, flops=flops
+    "forward_2", "backward_2", forward, backward, _layouts, results=3, at_least=2, flops=flops
 )

@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .kernels.precision import reciprocal_deviation
+
 
 def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
     """Column-wise (z - mean) / sqrt(var + eps) with the biased variance; z is (N, D)."""
     centred = z - z.mean(0)
-    return centred * torch.rsqrt(centred.square().mean(0) + eps)
+    return centred * reciprocal_deviation(centred.square().mean(0) + eps, z.dtype)
 
 
 def cross_correlation(z_a: Tensor, z_b: Tensor, eps: float = 1e-5) -> Tensor:

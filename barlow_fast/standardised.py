@@ -43,10 +43,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional, ops
+from . import arguments, functional, ops
 from .differentiable import DifferentiableOperator
-from .kernels import KernelSet, load
-from .kernels.precision import accumulation_dtype
+from .kernels import KernelSet, Layout, load
+from .kernels.precision import accumulation_dtype, reciprocal, reciprocal_deviation
 
 DEAD_FEATURES = ("nan", "zero")
 
@@ -164,16 +164,26 @@ def _loss(
         functional.check_options(
             lambd, scale, 0.0, precision, form, backend, None, "global", "exact", "auto"
         )
-        for name, value in (("eps_inside", norm[1]), ("eps_outside", norm[2])):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, got {value}")
-        if divisor is not None and not 0 < divisor < math.inf:
-            raise ValueError(f"divisor must be finite and more than 0, got {divisor}")
+        if divisor == 0:
+            raise ValueError("divisor must be more than 0, got 0")
+        _check_numbers(z_a.shape[0], target, divisor or 0, norm[1], norm[2])
     (loss,) = deviation(
         z_a, z_b, lambd, float(target), float(divisor or 0), *norm, form,
         functional.given_precision(z_a, precision), backend,
     )  # fmt: skip
     return loss if scale == 1.0 else loss * scale
+
+
+def _check_numbers(
+    n: int, target: float, divisor: float, eps_inside: float, eps_outside: float
+) -> None:
+    """ValueError for a number out of range; a divisor of 0 is N."""
+    arguments.check_number("off_diagonal_target", target)
+    numbers = {"divisor": divisor, "eps_inside": eps_inside, "eps_outside": eps_outside}
+    for name, number in numbers.items():
+        arguments.check_number(name, number, at_least=0)
+    if divisor and n / divisor > arguments.LARGEST:
+        raise ValueError(f"divisor is too small for N = {n}, got {divisor}")
 
 
 def forward(
@@ -373,7 +383,7 @@ def _statistics(
     if ddof == _SHARED:
         mean = means.mean(0)
         squares = squares + n * (means - mean).square()
-        rho = (squares.sum(0) / (2 * n) + eps_inside).rsqrt().expand_as(means)
+        rho = reciprocal_deviation(squares.sum(0) / (2 * n) + eps_inside, dtype).expand_as(means)
         diagonal = (comoment / n + (means[0] - mean) * (means[1] - mean)) * rho[0].square()
         means = mean.expand_as(means)
         factors = torch.zeros_like(squares)
@@ -387,11 +397,11 @@ def _statistics(
     else:
         if eps_outside:
             deviation = (squares / (n - ddof) + eps_inside).sqrt()
-            rho = math.sqrt(n / (n - ddof)) / (deviation + eps_outside)
+            rho = math.sqrt(n / (n - ddof)) * reciprocal(deviation + eps_outside, dtype)
             # At a deviation of zero torch takes the derivative of the root for zero.
             factors = (1 + eps_outside / deviation).masked_fill(deviation == 0, 0.0)
         else:
-            rho = (squares / n + _kernel_eps(n, ddof, eps_inside)).rsqrt()
+            rho = reciprocal_deviation(squares / n + _kernel_eps(n, ddof, eps_inside), dtype)
         if eps_inside == 0 and eps_outside == 0:
             resolved = torch.finfo(torch.promote_types(z_a.dtype, torch.float32)).eps
             dead = (squares / n).sqrt() <= resolved * means.abs()
@@ -412,31 +422,30 @@ def _flops(z: Tensor, *options: Any) -> tuple[float, float]:
     return ops.flops(z, 0.0, form, precision, backend)
 
 
-def _without_memory(
-    z_a, z_b, lambd, target, divisor, ddof, eps_inside, eps_outside, dead_is_zero, form, precision,
-    backend,
-):  # fmt: skip
-    n, d = z_a.shape
-    form, precision, backend = ops.resolve(z_a, form, precision, backend)
-    dtype = accumulation_dtype(precision)
-    if form == "gram":
-        shape, matrix_dtype = load(backend).gram_layout(n, precision)
-        companion = z_a.new_empty(2, dtype=dtype)
-    else:
-        shape, matrix_dtype = load(backend).correlation_layout(d, precision)
-        companion = z_a.new_empty((2, d), dtype=torch.float64)
-    own_projection = ddof >= 0 and eps_outside == 0
-    return (
-        z_a.new_empty((), dtype=dtype),
-        z_a.new_empty((7, d), dtype=dtype),
-        z_a.new_empty(shape, dtype=matrix_dtype),
-        companion,
-        z_a.new_empty(0 if own_projection else (2, d), dtype=torch.float64),
-        z_a.new_empty((2, n) if target else 0, dtype=dtype),
-    )
+def _layouts(
+    z: Tensor,
+    lambd: Any,
+    target: float,
+    divisor: float,
+    ddof: int,
+    eps_inside: float,
+    eps_outside: float,
+    dead_is_zero: bool,
+    *choices: str,
+) -> tuple[Layout, ...]:
+    n, d = z.shape
+    arguments.check_choices(*choices)
+    arguments.check_number("lambd", lambd)
+    _check_numbers(n, target, divisor, eps_inside, eps_outside)
+    if ddof not in (0, 1, _GIVEN, _SHARED) or (ddof == 1 and n == 1):
+        raise ValueError(f"ddof must be 0, {_GIVEN}, {_SHARED} or, of N >= 2, 1, got {ddof}")
+    kept = ops.kept_layouts(z, *choices)
+    factors = (0,) if ddof >= 0 and eps_outside == 0 else (2, d)
+    row_sums = (2, n) if target else (0,)
+    return *kept, (factors, torch.float64), (row_sums, kept[0][1])
 
 
 deviation = DifferentiableOperator(
-    "deviation_forward_1", "deviation_backward_1", forward, backward, _without_memory, results=1,
-    flops=_flops,
+    "deviation_forward_1", "deviation_backward_1", forward, backward, _layouts, results=1,
+    at_least=1, flops=_flops,
 )  # fmt: skip

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from . import tiles
 from .photometry import photometric
-from .precision import OPERAND_DTYPE, accumulation_dtype, float32_products, gram_scale
+from .precision import (
+    OPERAND_DTYPE,
+    accumulation_dtype,
+    float32_products,
+    gram_scale,
+    reciprocal_deviation,
+)
 
 __all__ = ["photometric"]
 
@@ -44,11 +50,11 @@ def standardisation(
     moments: Tensor, count: int, eps: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     mean_a, mean_b, m2_a, m2_b, comoment = moments.unbind(0)
-    rstd_a = (m2_a / count + eps).rsqrt()
-    rstd_b = (m2_b / count + eps).rsqrt()
+    dtype = accumulation_dtype(precision)
+    rstd_a = reciprocal_deviation(m2_a / count + eps, dtype)
+    rstd_b = reciprocal_deviation(m2_b / count + eps, dtype)
     diagonal = comoment / count * rstd_a * rstd_b
     sums = torch.stack(((diagonal - 1).square().sum(), diagonal.square().sum()))[None]
-    dtype = accumulation_dtype(precision)
     shift_a = (mean_a - mean_a.to(dtype)) * rstd_a
     shift_b = (mean_b - mean_b.to(dtype)) * rstd_b
     statistics = torch.stack((mean_a, rstd_a, shift_a, mean_b, rstd_b, shift_b, diagonal))

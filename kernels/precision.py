@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 OPERAND_DTYPE = {
     "fp64": torch.float64,
@@ -71,3 +73,18 @@ def float32_products(setting: str, device_type: str) -> Iterator[None]:
         backend.fp32_precision = "none"
         if backend.fp32_precision != before:
             backend.fp32_precision = before
+
+
+def reciprocal_deviation(variance: Tensor, dtype: torch.dtype) -> Tensor:
+    """variance^-1/2, as `reciprocal`."""
+    return reciprocal(variance.sqrt(), dtype)
+
+
+def reciprocal(deviation: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / deviation, NaN where `dtype` has no normal number for it.
+
+    A square of float32 numbers from 1e19 on is infinite, and its reciprocal root zero: the loss
+    would be D, as of embeddings that have nothing to do with each other.
+    """
+    result = deviation.reciprocal()
+    return torch.where(result >= torch.finfo(dtype).tiny, result, math.nan)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.precision import accumulation_dtype
+from ..kernels.precision import accumulation_dtype, reciprocal_deviation
 from . import shards, wire
 from .call import Call
 from .collectives import Transfer, all_gather, all_to_all, total
@@ -58,12 +58,11 @@ def of_columns(call: Call, transfer: Transfer) -> Columns:
         squares = 1 - call.eps * statistics[1:5:3].double().square()
         return Columns(parts, statistics, sums[:, :2].sum(0), squares.sum(1))
     share, filled = counts / call.n, counts.clamp_min(1)
-    rstd = (parts[:, 2:4] / filled + call.eps).rsqrt()
+    dtype = accumulation_dtype(call.precision)
+    rstd = reciprocal_deviation(parts[:, 2:4] / filled + call.eps, dtype)
     squares = (share * parts[:, 2:4] / filled * rstd.square()).sum(0)
     diagonal = (share[:, 0] * parts[:, 4] / filled[:, 0] * rstd[:, 0] * rstd[:, 1]).sum(0)
-    statistics = torch.zeros(
-        (7, parts.shape[2]), dtype=accumulation_dtype(call.precision), device=parts.device
-    )
+    statistics = torch.zeros((7, parts.shape[2]), dtype=dtype, device=parts.device)
     statistics[1:5:3] = 1
     statistics[6] = diagonal
     sums = torch.stack(((diagonal - 1).square().sum(), diagonal.square().sum()))
@@ -123,7 +122,7 @@ def _by_sums(call: Call, moments: Tensor) -> Rows:
         squares = 1 - call.eps * statistics[1:5:3].double().square()
     else:
         variance = moments[2:4] / max(rows, 1)
-        rstd = (variance + call.eps).rsqrt()
+        rstd = reciprocal_deviation(variance + call.eps, accumulation_dtype(call.precision))
         diagonal = moments[4] / n * rstd[0] * rstd[1]
         squares = rows / n * variance * rstd.square()
         summed = total("statistics", torch.cat((diagonal[None], squares)), call.group)

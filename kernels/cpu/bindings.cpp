@@ -18,13 +18,11 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "contract.h"
 
 namespace barlow_fast {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // ---- instruction set ----------------------------------------------------------------------------------------------
 
@@ -134,48 +132,12 @@ int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * m
 
 // ---- tensors ------------------------------------------------------------------------------------------------------
 
-Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return Element::f64;
-    case ScalarType::Float: return Element::f32;
-    case ScalarType::BFloat16: return Element::bf16;
-    case ScalarType::Half: return Element::f16;
-    default: STD_TORCH_CHECK(false, "barlow_fast: expected a floating point tensor");
-  }
-  return Element::f32;
-}
-
-View view_of(const Tensor& z, const char* name) {
-  STD_TORCH_CHECK(z.is_cpu() && z.dim() == 2, "barlow_fast: ", name, " must be a CPU tensor of two dimensions");
-  STD_TORCH_CHECK(z.size(1) <= 1 || z.stride(1) == 1, "barlow_fast: the columns of ", name, " must be contiguous");
-  return View{z.const_data_ptr(), z.stride(0), element_of(z)};
-}
-
-void check_pair(const Tensor& z_a, const Tensor& z_b) {
-  STD_TORCH_CHECK(z_a.size(0) == z_b.size(0) && z_a.size(1) == z_b.size(1), "barlow_fast: z_a and z_b differ in shape");
-  STD_TORCH_CHECK(z_a.scalar_type() == z_b.scalar_type(), "barlow_fast: z_a and z_b differ in dtype");
-}
-
-// An output or intermediate: contiguous, with exactly these sizes.
-void check_shape(const Tensor& x, const char* name, int64_t rows, int64_t columns) {
-  const bool fits = x.dim() == 2 && x.size(0) == rows && x.size(1) == columns;
-  STD_TORCH_CHECK(x.is_cpu() && fits && x.is_contiguous(), "barlow_fast: ", name, " must be a contiguous CPU tensor of ",
-                  rows, " x ", columns);
-}
-
-Element operand_of(int64_t code) {
-  STD_TORCH_CHECK(code >= 0 && code <= 3, "barlow_fast: unknown operand type ", code);
-  return static_cast<Element>(code);
-}
-
 Element accumulation_of(Element operand) { return operand == Element::f64 ? Element::f64 : Element::f32; }
-size_t bytes_of(Element accumulation) { return accumulation == Element::f64 ? 8 : 4; }
+size_t bytes_of(Element type) { return static_cast<size_t>(Arguments::bytes(type)); }
 
-// The mean, rstd and shift in the first rows of `statistics`, which has `rows` rows.
-Norm norm_of(const Tensor& statistics, int64_t rows, int64_t d, Element accumulation) {
-  check_shape(statistics, "statistics", rows, d);
-  STD_TORCH_CHECK(element_of(statistics) == accumulation, "barlow_fast: statistics must have the accumulation type");
-  const char* base = static_cast<const char*>(statistics.const_data_ptr());
+// mean, rstd and shift in the first rows of statistics of D columns.
+Norm norm_of(const void* statistics, int64_t d, Element accumulation) {
+  const char* base = static_cast<const char*>(statistics);
   const size_t row = static_cast<size_t>(d) * bytes_of(accumulation);
   return Norm{base, base + row, base + 2 * row};
 }
@@ -185,52 +147,31 @@ struct Statistics {
   Norm norm_a, norm_b;
   const void* diagonal;
 
-  Statistics(const Tensor& statistics, int64_t d, Element accumulation) {
-    norm_a = norm_of(statistics, 7, d, accumulation);
+  Statistics(const void* statistics, int64_t d, Element accumulation) {
+    const char* base = static_cast<const char*>(statistics);
     const size_t row = static_cast<size_t>(d) * bytes_of(accumulation);
-    const char* base = static_cast<const char*>(norm_a.mean);
-    norm_b = Norm{base + 3 * row, base + 4 * row, base + 5 * row};
+    norm_a = norm_of(base, d, accumulation);
+    norm_b = norm_of(base + 3 * row, d, accumulation);
     diagonal = base + 6 * row;
   }
 };
 
-Output output_of(const Tensor& out, const char* name, int64_t n, int64_t d) {
-  if (out.numel() == 0 && n * d != 0) return Output{nullptr, 0, Element::f32};
-  check_shape(out, name, n, d);
-  return Output{out.mutable_data_ptr(), d, element_of(out)};
-}
-
 // Outputs larger than a core's own cache are written past it: they would not be there any more when somebody reads them,
 // and a plain store first reads the line that it overwrites.
 bool too_large_to_keep(const Output& out, int64_t count) {
-  constexpr int64_t bytes[] = {8, 4, 2, 2};
-  return count * bytes[static_cast<int>(out.type)] >= (int64_t{1} << 20);
-}
-
-double scalar_of(const Tensor& x) {
-  STD_TORCH_CHECK(x.is_cpu() && x.numel() == 1, "barlow_fast: grad_scale must hold one element on the CPU");
-  switch (x.scalar_type()) {
-    case ScalarType::Double: return *static_cast<const double*>(x.const_data_ptr());
-    case ScalarType::Float: return *static_cast<const float*>(x.const_data_ptr());
-    default: STD_TORCH_CHECK(false, "barlow_fast: grad_scale must be float32 or float64");
-  }
-  return 0;
+  return count * Arguments::bytes(out.type) >= (int64_t{1} << 20);
 }
 
 // ---- moments and standardisation ----------------------------------------------------------------------------------
 
 // (5, D) moments of the pair in the calling thread's scratch memory: until its next use.
-double* moments_in_scratch(const Tensor& z_a, const Tensor& z_b, int64_t operand_code) {
-  const Element accumulation = accumulation_of(operand_of(operand_code));
-  check_pair(z_a, z_b);
-  const int64_t n = z_a.size(0), d = z_a.size(1);
+double* moments_in_scratch(const View& a, const View& b, int64_t n, int64_t d, Element accumulation) {
   // The cuts depend on the shape alone where they change the sums.
   const int64_t rows = n >= 4096 && d <= 4096 ? 2048 : std::max<int64_t>(n, 1);
   const int64_t row_parts = ceil_div(n, rows);
   const int64_t columns = std::min<int64_t>(512, std::max<int64_t>(64, round_up(ceil_div(d, 4 * threads()), 64)));
   const int64_t column_parts = ceil_div(d, columns);
   double* parts = static_cast<double*>(call_scratch.get(static_cast<size_t>(row_parts * 5 * d) * sizeof(double)));
-  const View a = view_of(z_a, "z_a"), b = view_of(z_b, "z_b");
   run_tasks(row_parts * column_parts, [&](int64_t i) {
     const int64_t part = i / column_parts, column = i % column_parts * columns;
     const MomentsTask task{a, b, part * rows, std::min(n, (part + 1) * rows), column, std::min(d, column + columns),
@@ -256,50 +197,69 @@ double* moments_in_scratch(const Tensor& z_a, const Tensor& z_b, int64_t operand
 }
 
 void column_moments(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, Tensor out) {
-  const int64_t d = z_a.size(1);
-  check_shape(out, "moments", 5, d);
-  STD_TORCH_CHECK(element_of(out) == Element::f64, "barlow_fast: moments must be float64");
+  const Element accumulation = accumulation_of(Arguments::operand(operand_code));
+  Arguments arguments;
+  const std::array<View, 2> views = arguments.pair(z_a, z_b);
+  const View &a = views[0], &b = views[1];
+  const int64_t n = z_a.size(0), d = z_a.size(1);
+  void* to = arguments.output(out, "out", {5, d}, Element::f64);
+  arguments.done();
   TrimOnExit trim;
-  const double* moments = moments_in_scratch(z_a, z_b, operand_code);
-  std::memcpy(out.mutable_data_ptr(), moments, static_cast<size_t>(5 * d) * sizeof(double));
+  std::memcpy(to, moments_in_scratch(a, b, n, d, accumulation), static_cast<size_t>(5 * d) * sizeof(double));
 }
 
-void standardise_moments(const double* moments, int64_t d, int64_t count, double eps, Tensor& statistics, Tensor& sums) {
+void standardise_moments(const double* moments, int64_t d, int64_t count, double eps, const Output& statistics,
+                         double* sums) {
   const int64_t columns = 2048, parts = ceil_div(d, columns);
-  check_shape(statistics, "statistics", 7, d);
-  STD_TORCH_CHECK(sums.is_cpu() && sums.numel() == 2 && sums.is_contiguous() && element_of(sums) == Element::f64,
-                  "barlow_fast: sums must be two float64 elements on the CPU");
   std::vector<double> partial(static_cast<size_t>(2 * parts));
   run_tasks(parts, [&](int64_t i) {
-    primitives().standardisation({moments, statistics.mutable_data_ptr(), &partial[static_cast<size_t>(2 * i)], d,
-                                  i * columns, std::min(d, (i + 1) * columns), static_cast<double>(count), eps,
-                                  element_of(statistics)});
+    primitives().standardisation({moments, statistics.data, &partial[static_cast<size_t>(2 * i)], d, i * columns,
+                                  std::min(d, (i + 1) * columns), static_cast<double>(count), eps, statistics.type});
   });
-  double* to = static_cast<double*>(sums.mutable_data_ptr());
-  to[0] = to[1] = 0;
-  for (size_t i = 0; i < partial.size(); ++i) to[i % 2] += partial[i];
+  sums[0] = sums[1] = 0;
+  for (size_t i = 0; i < partial.size(); ++i) sums[i % 2] += partial[i];
 }
 
+// Of no columns as well: a rank of a group may have none.
 void standardisation(const Tensor& moments, int64_t count, double eps, Tensor statistics, Tensor sums) {
-  const int64_t d = moments.size(1);
-  check_shape(moments, "moments", 5, d);
-  STD_TORCH_CHECK(element_of(moments) == Element::f64, "barlow_fast: moments must be float64");
-  standardise_moments(static_cast<const double*>(moments.const_data_ptr()), d, count, eps, statistics, sums);
+  Arguments::positive(count, "count");
+  Arguments::not_negative(eps, "eps");
+  Arguments arguments;
+  const int64_t d = moments.dim() == 2 ? moments.size(1) : 1;
+  const void* from = arguments.input(moments, "moments", {5, d}, Element::f64);
+  const Element type = Arguments::floating(statistics, "statistics") == Element::f64 ? Element::f64 : Element::f32;
+  const Output to{arguments.output(statistics, "statistics", {7, d}, type), d, type};
+  double* pair = arguments.sums(sums, "sums", 2);
+  arguments.done();
+  standardise_moments(static_cast<const double*>(from), d, count, eps, to, pair);
 }
 
 // Both of the above for rows that are all here, without a tensor between them.
 void statistics(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, double eps, Tensor statistics,
                 Tensor sums) {
+  const Element accumulation = accumulation_of(Arguments::operand(operand_code));
+  Arguments::not_negative(eps, "eps");
+  Arguments arguments;
+  const std::array<View, 2> views = arguments.pair(z_a, z_b);
+  const View &a = views[0], &b = views[1];
+  const int64_t n = z_a.size(0), d = z_a.size(1);
+  const Output to{arguments.output(statistics, "statistics", {7, d}, accumulation), d, accumulation};
+  double* pair = arguments.sums(sums, "sums", 2);
+  arguments.done();
   TrimOnExit trim;
-  const double* moments = moments_in_scratch(z_a, z_b, operand_code);
-  standardise_moments(moments, z_a.size(1), z_a.size(0), eps, statistics, sums);
+  standardise_moments(moments_in_scratch(a, b, n, d, accumulation), d, n, eps, to, pair);
 }
 
+// Of no rows as well.
 void standardise(const Tensor& z, const Tensor& mean, const Tensor& rstd, const Tensor& shift, Tensor out) {
-  const int64_t n = z.size(0), d = z.size(1), rows = std::max<int64_t>(1, 65536 / std::max<int64_t>(d, 1));
-  const Output to = output_of(out, "out", n, d);
-  const Norm norm{mean.const_data_ptr(), rstd.const_data_ptr(), shift.const_data_ptr()};
-  const StandardiseTask base{view_of(z, "z"), norm, to, d, 0, n};
+  Arguments arguments;
+  const View view = arguments.embeddings(z, "z", 0);
+  const int64_t n = z.size(0), d = z.size(1), rows = std::max<int64_t>(1, 65536 / d);
+  const Element type = Arguments::floating(out, "out"), accumulation = accumulation_of(type);
+  const Norm norm{arguments.input(mean, "mean", {d}, accumulation), arguments.input(rstd, "rstd", {d}, accumulation),
+                  arguments.input(shift, "shift", {d}, accumulation)};
+  const StandardiseTask base{view, norm, {arguments.output(out, "out", {n, d}, type), d, type}, d, 0, n};
+  arguments.done();
   run_tasks(ceil_div(n, rows), [&](int64_t i) {
     StandardiseTask task = base;
     task.row_begin = i * rows;
@@ -320,6 +280,12 @@ std::vector<Turn> turns(const Output& out_a, const Output& out_b, bool one_at_a_
   if (out_b.data == nullptr) return {{0, 1}};
   if (one_at_a_time) return {{0, 1}, {1, 1}};
   return {{0, 2}};
+}
+
+void check_coefficients(double coefficient, double slope, double offset) {
+  Arguments::finite(coefficient, "coefficient");
+  Arguments::finite(slope, "slope");
+  Arguments::finite(offset, "offset");
 }
 
 // ---- Gram form ----------------------------------------------------------------------------------------------------
@@ -389,14 +355,16 @@ void multiply_grams(std::vector<PartialGram>& grams, int64_t n, int64_t d, int64
 
 void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, int64_t operand_code, Tensor gram_a,
                Tensor gram_b, Tensor inner) {
-  check_pair(z_a, z_b);
+  const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
+  Arguments arguments;
+  const std::array<View, 2> views = arguments.pair(z_a, z_b);
+  const View &a = views[0], &b = views[1];
   const int64_t n = z_a.size(0), d = z_a.size(1);
-  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
-  const Statistics s(statistics, d, accumulation);
-  check_shape(gram_a, "gram_a", n, n);
-  check_shape(gram_b, "gram_b", n, n);
-  std::vector<PartialGram> grams{{view_of(z_a, "z_a"), s.norm_a, {gram_a.mutable_data_ptr()}},
-                                 {view_of(z_b, "z_b"), s.norm_b, {gram_b.mutable_data_ptr()}}};
+  const Statistics s(arguments.input(statistics, "statistics", {7, d}, accumulation), d, accumulation);
+  std::vector<PartialGram> grams{{a, s.norm_a, {arguments.output(gram_a, "gram_a", {n, n}, accumulation)}},
+                                 {b, s.norm_b, {arguments.output(gram_b, "gram_b", {n, n}, accumulation)}}};
+  double* total = arguments.sums(inner, "inner", 1);
+  arguments.done();
   TrimOnExit trim;
   multiply_grams(grams, n, d, n, n * n, operand);
   const int64_t rows = 64, row_blocks = ceil_div(n, rows);
@@ -414,22 +382,22 @@ void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, i
                                                       static_cast<const char*>(grams[1].parts[0]) + at, count,
                                                       accumulation);
   });
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  *static_cast<double*>(inner.mutable_data_ptr()) = total;
+  *total = 0;
+  for (const double sum : sums) *total += sum;
 }
 
-// Rows of a tile of one view's K, or of both (tiles.py).
-int64_t side_of(const Tensor& tiles, int64_t views, int64_t n, Element operand) {
-  const int64_t dims = tiles.dim(), side = tiles.size(dims - 1), blocks = ceil_div(n, std::max<int64_t>(side, 1));
-  const bool fits = dims == (views == 1 ? 3 : 4) && (views == 1 || tiles.size(0) == views) &&
-                    tiles.size(dims - 3) == blocks * (blocks + 1) / 2 && tiles.size(dims - 2) == side;
-  STD_TORCH_CHECK(tiles.is_cpu() && fits && tiles.is_contiguous(),
-                  "barlow_fast: tiles must be a contiguous CPU tensor as tiles.py lays it out");
-  STD_TORCH_CHECK(side % primitives().geometry(operand).panel == 0 && 128 % side == 0,
-                  "barlow_fast: tiles of ", side, " rows do not divide the blocks of a product");
-  return side;
-}
+// Rows of a tile, and how many tiles a view's K has (tiles.py).
+struct Tiles {
+  int64_t side, count;
+
+  Tiles(const Tensor& tiles, const char* name, int64_t n, Element operand) {
+    side = tiles.dim() > 0 ? tiles.size(tiles.dim() - 1) : 0;
+    STD_TORCH_CHECK(side > 0 && side % primitives().geometry(operand).panel == 0 && 128 % side == 0, "barlow_fast: ",
+                    name, " must have tiles of 64 or 128 rows, got ", Arguments::described(tiles));
+    const int64_t blocks = ceil_div(n, side);
+    count = blocks * (blocks + 1) / 2;
+  }
+};
 
 // function(number over all views, view, first row, first column) for every tile.
 template <class Function>
@@ -446,17 +414,20 @@ void run_tiles(int64_t views, int64_t n, int64_t side, const Function& function)
 }
 
 void gram_tiles(const Tensor& z, const Tensor& statistics, int64_t operand_code, Tensor tiles) {
+  const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
+  Arguments arguments;
+  const View view = arguments.embeddings(z, "z");
   const int64_t n = z.size(0), d = z.size(1);
-  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
-  const int64_t side = side_of(tiles, 1, n, operand);
-  STD_TORCH_CHECK(element_of(tiles) == accumulation, "barlow_fast: tiles must have the accumulation type");
+  const auto [side, count] = Tiles(tiles, "tiles", n, operand);
+  const Norm norm = norm_of(arguments.input(statistics, "statistics", {3, d}, accumulation), d, accumulation);
   std::vector<PartialGram> grams{
-      {view_of(z, "z"), norm_of(statistics, 3, d, accumulation), {tiles.mutable_data_ptr()}}};
+      {view, norm, {arguments.output(tiles, "tiles", {count, side, side}, accumulation)}}};
+  arguments.done();
   TrimOnExit trim;
   multiply_grams(grams, n, d, side, tiles.numel(), operand);
   const std::vector<void*>& parts = grams[0].parts;
   const size_t bytes = static_cast<size_t>(side * side) * bytes_of(accumulation);
-  run_tiles(1, n, side, [&](int64_t index, int64_t, int64_t row, int64_t column) {
+  run_tiles(1, n, side, [&, side = side](int64_t index, int64_t, int64_t row, int64_t column) {
     std::vector<const void*> tile;
     for (const void* part : parts) tile.push_back(static_cast<const char*>(part) + static_cast<size_t>(index) * bytes);
     char* out = static_cast<char*>(parts[0]) + static_cast<size_t>(index) * bytes;
@@ -466,26 +437,23 @@ void gram_tiles(const Tensor& z, const Tensor& statistics, int64_t operand_code,
 }
 
 void gram_from_tiles(const Tensor& packed, const Tensor& centres, int64_t operand_code, Tensor grams) {
-  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
-  STD_TORCH_CHECK(grams.is_cpu() && grams.dim() == 3 && grams.size(0) == 2 && grams.size(1) == grams.size(2) &&
-                      grams.is_contiguous() && element_of(grams) == accumulation,
-                  "barlow_fast: grams must be a contiguous CPU tensor of 2 x N x N in the accumulation type");
-  STD_TORCH_CHECK(centres.is_cpu() && centres.numel() == 2 && centres.is_contiguous() &&
-                      element_of(centres) == accumulation,
-                  "barlow_fast: centres must be two contiguous values in the accumulation type");
-  const int64_t n = grams.size(1), side = side_of(packed, 2, n, operand);
-  const Element type = element_of(packed);
-  constexpr size_t sizes[] = {8, 4, 2, 2};
-  const size_t tile_bytes = static_cast<size_t>(side * side) * sizes[static_cast<int>(type)];
+  const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
+  Arguments arguments;
+  const int64_t n = grams.dim() == 3 ? grams.size(1) : 0;
+  Arguments::positive(n, "the second of three sizes of grams");
+  const auto [side, count] = Tiles(packed, "packed", n, operand);
+  const Element type = Arguments::floating(packed, "packed");
+  const char* tiles = static_cast<const char*>(arguments.input(packed, "packed", {2, count, side, side}, type));
+  const void* from = arguments.input(centres, "centres", {2}, accumulation);
+  char* out = static_cast<char*>(arguments.output(grams, "grams", {2, n, n}, accumulation));
+  arguments.done();
+  const size_t tile_bytes = static_cast<size_t>(side * side) * bytes_of(type);
   const size_t gram_bytes = static_cast<size_t>(n * n) * bytes_of(accumulation);
-  const void* from = centres.const_data_ptr();
   const double centre[2] = {accumulation == Element::f64 ? static_cast<const double*>(from)[0]
                                                          : static_cast<const float*>(from)[0],
                             accumulation == Element::f64 ? static_cast<const double*>(from)[1]
                                                          : static_cast<const float*>(from)[1]};
-  const char* tiles = static_cast<const char*>(packed.const_data_ptr());
-  char* out = static_cast<char*>(grams.mutable_data_ptr());
-  run_tiles(2, n, side, [&](int64_t index, int64_t view, int64_t row, int64_t column) {
+  run_tiles(2, n, side, [&, side = side](int64_t index, int64_t view, int64_t row, int64_t column) {
     primitives().unpack_tile({tiles + static_cast<size_t>(index) * tile_bytes, type, side, n, row, column, centre[view],
                               out + static_cast<size_t>(view) * gram_bytes, accumulation});
   });
@@ -498,9 +466,9 @@ double mean_of_diagonal(const void* matrix, int64_t n) {
   return sum / static_cast<double>(n);
 }
 
-double centre_of(const Tensor& gram, Element accumulation) {
-  const double centre = accumulation == Element::f64 ? mean_of_diagonal<double>(gram.const_data_ptr(), gram.size(0))
-                                                     : mean_of_diagonal<float>(gram.const_data_ptr(), gram.size(0));
+double centre_of(const void* gram, int64_t n, Element accumulation) {
+  const double centre = accumulation == Element::f64 ? mean_of_diagonal<double>(gram, n)
+                                                     : mean_of_diagonal<float>(gram, n);
   // What is subtracted is rounded to the accumulation type: the correction must speak of the same number.
   return accumulation == Element::f64 ? centre : static_cast<double>(static_cast<float>(centre));
 }
@@ -509,32 +477,40 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
                     const Tensor& gram_b, const Tensor& grad_scale, double coefficient, double slope, double offset,
                     double eps, int64_t operand_code, int64_t dimensions, bool projected, Tensor grad_a,
                     Tensor grad_b) {
-  check_pair(z_a, z_b);
+  const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
+  check_coefficients(coefficient, slope, offset);
+  Arguments::not_negative(eps, "eps");
+  Arguments::positive(dimensions, "dimensions");
+  Arguments arguments;
+  const std::array<View, 2> views = arguments.pair(z_a, z_b);
+  const View &a = views[0], &b = views[1];
   const int64_t n = z_a.size(0), d = z_a.size(1);
-  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
-  const Statistics s(statistics, d, accumulation);
-  check_shape(gram_a, "gram_a", n, n);
-  check_shape(gram_b, "gram_b", n, n);
+  const Statistics s(arguments.input(statistics, "statistics", {7, d}, accumulation), d, accumulation);
+  const void* grams[2] = {arguments.input(gram_a, "gram_a", {n, n}, accumulation),
+                          arguments.input(gram_b, "gram_b", {n, n}, accumulation)};
+  const double scale = arguments.scalar(grad_scale, "grad_scale");
+  const Output out_a = arguments.gradient(grad_a, "grad_a", z_a, a);
+  const Output out_b = arguments.gradient(grad_b, "grad_b", z_b, b);
+  arguments.done();
   const Geometry geometry = primitives().geometry(operand);
   const size_t bytes = primitives().packed_gram_bytes(n, operand);
-  const Output out_a = output_of(grad_a, "grad_a", n, d), out_b = output_of(grad_b, "grad_b", n, d);
-  const double centre[2] = {centre_of(gram_a, accumulation), centre_of(gram_b, accumulation)};
+  const double centre[2] = {centre_of(grams[0], n, accumulation), centre_of(grams[1], n, accumulation)};
   // No element of K exceeds N times the columns that it was summed over (precision.py, gram_scale).
   float half_scale = 1;
   for (double largest = static_cast<double>(n) * dimensions; largest > 32768; largest /= 2) half_scale /= 2;
   const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
   int64_t columns = 2 * geometry.panel;
   if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
-  const GramGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal, nullptr,
-                              nullptr, {}, {}, n, 0, 0, coefficient, slope, offset, eps, centre[0], centre[1],
-                              scalar_of(grad_scale), operand, too_large_to_keep(out_a, n * d), projected};
+  const GramGradientTask base{a, b, s.norm_a, s.norm_b, s.diagonal, nullptr, nullptr, {}, {}, n, 0, 0, coefficient,
+                              slope, offset, eps, centre[0], centre[1], scale, operand,
+                              too_large_to_keep(out_a, n * d), projected};
   TrimOnExit trim;
   for (const Turn& turn : turns(out_a, out_b, 2 * n > d)) {
     char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
     // K_b serves the gradient of a, and K_a that of b.
     run_tasks(turn.count * chunks, [&](int64_t index) {
       const int64_t which = turn.first + index / chunks, first = index % chunks * chunk;
-      const void* gram = (which ? gram_a : gram_b).const_data_ptr();
+      const void* gram = grams[1 - which];
       char* to = packed + static_cast<size_t>(index / chunks) * bytes;
       const int64_t last = std::min(panels, first + chunk);
       primitives().pack_gram({gram, n, first, last, centre[1 - which], half_scale, to, operand});
@@ -554,12 +530,15 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
 
 void correlation(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, int64_t operand_code, Tensor matrix,
                  Tensor squares) {
-  check_pair(z_a, z_b);
+  const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
+  Arguments arguments;
+  const std::array<View, 2> views = arguments.pair(z_a, z_b);
+  const View &a = views[0], &b = views[1];
   const int64_t n = z_a.size(0), d = z_a.size(1);
-  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
-  const Statistics s(statistics, d, accumulation);
-  check_shape(matrix, "matrix", d, d);
-  check_shape(squares, "squares", 2, d);
+  const Statistics s(arguments.input(statistics, "statistics", {7, d}, accumulation), d, accumulation);
+  void* whole = arguments.output(matrix, "matrix", {d, d}, accumulation);
+  double* row_squares = static_cast<double*>(arguments.output(squares, "squares", {2, d}, Element::f64));
+  arguments.done();
   // Partial matrices stay within the size of one input.
   const int64_t wanted = threads() == 1 ? 1 : 4 * threads(), most_parts = std::max<int64_t>(1, std::min(n / d, n / 256));
   int64_t block = 512;
@@ -577,9 +556,8 @@ void correlation(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics,
                                                     static_cast<size_t>(sums * d) * sizeof(double) + 64));
   double* column_sums = reinterpret_cast<double*>(extra);
   extra += static_cast<size_t>(sums * d) * sizeof(double);
-  std::vector<void*> parts{matrix.mutable_data_ptr()};
+  std::vector<void*> parts{whole};
   for (int64_t p = 1; p < part_count; ++p) parts.push_back(extra + static_cast<size_t>(p - 1) * bytes);
-  const View a = view_of(z_a, "z_a"), b = view_of(z_b, "z_b");
   run_tasks(part_count * blocks * blocks, [&](int64_t index) {
     const int64_t part = index / (blocks * blocks), i = index / blocks % blocks * block, j = index % blocks * block;
     const CorrelationTask task{a, b, s.norm_a, s.norm_b, part * rows, std::min(n, (part + 1) * rows), i,
@@ -587,10 +565,9 @@ void correlation(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics,
                                operand};
     primitives().correlation(task, task_scratch.get(primitives().correlation_scratch(task)));
   });
-  double* row_squares = static_cast<double*>(squares.mutable_data_ptr());
   run_tasks(sums, [&](int64_t i) {
     primitives().correlation_sum({parts.data(), part_count, n, d, i * sum_rows, std::min(d, (i + 1) * sum_rows),
-                                  matrix.mutable_data_ptr(), row_squares, column_sums + i * d, accumulation});
+                                  whole, row_squares, column_sums + i * d, accumulation});
   });
   double* column_squares = row_squares + d;
   std::fill(column_squares, column_squares + d, 0.0);
@@ -602,20 +579,24 @@ void correlation(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics,
 void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, const Tensor& matrix,
                            const Tensor& squares, const Tensor& grad_scale, double coefficient, double slope,
                            double offset, int64_t operand_code, Tensor grad_a, Tensor grad_b) {
-  check_pair(z_a, z_b);
+  const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
+  check_coefficients(coefficient, slope, offset);
+  Arguments arguments;
+  const std::array<View, 2> views = arguments.pair(z_a, z_b);
+  const View &a = views[0], &b = views[1];
   const int64_t n = z_a.size(0), d = z_a.size(1);
-  const Element operand = operand_of(operand_code), accumulation = accumulation_of(operand);
-  const Statistics s(statistics, d, accumulation);
-  check_shape(matrix, "matrix", d, d);
-  check_shape(squares, "squares", 2, d);
+  const Statistics s(arguments.input(statistics, "statistics", {7, d}, accumulation), d, accumulation);
+  const void* whole = arguments.input(matrix, "matrix", {d, d}, accumulation);
+  const double* row_squares = static_cast<const double*>(arguments.input(squares, "squares", {2, d}, Element::f64));
+  const double scale = arguments.scalar(grad_scale, "grad_scale");
+  const Output out_a = arguments.gradient(grad_a, "grad_a", z_a, a);
+  const Output out_b = arguments.gradient(grad_b, "grad_b", z_b, b);
+  arguments.done();
   const Geometry geometry = primitives().geometry(operand);
   const size_t bytes = primitives().packed_matrix_bytes(d, operand);
-  const Output out_a = output_of(grad_a, "grad_a", n, d), out_b = output_of(grad_b, "grad_b", n, d);
   const int64_t panels = ceil_div(d, geometry.panel);
-  const double* row_squares = static_cast<const double*>(squares.const_data_ptr());
-  const CorrelationGradientTask base{view_of(z_a, "z_a"), view_of(z_b, "z_b"), s.norm_a, s.norm_b, s.diagonal,
-                                     row_squares, row_squares + d, nullptr, nullptr, {}, {}, d, 0, 0,
-                                     coefficient, slope, offset, scalar_of(grad_scale), operand,
+  const CorrelationGradientTask base{a, b, s.norm_a, s.norm_b, s.diagonal, row_squares, row_squares + d, nullptr,
+                                     nullptr, {}, {}, d, 0, 0, coefficient, slope, offset, scale, operand,
                                      too_large_to_keep(out_a, n * d)};
   // Rows whose standardised copies of both views fit the second-level cache.
   const int64_t rows = std::clamp<int64_t>((512 << 10) / (8 * d) / 32 * 32, 32, 128);
@@ -625,7 +606,7 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
     run_tasks(turn.count * panels, [&](int64_t index) {
       const int64_t which = turn.first + index / panels, panel = index % panels;
       char* to = packed + static_cast<size_t>(index / panels) * bytes;
-      primitives().pack_matrix({matrix.const_data_ptr(), d, panel, panel + 1, which == 0, to, operand});
+      primitives().pack_matrix({whole, d, panel, panel + 1, which == 0, to, operand});
     });
     run_tasks(ceil_div(n, rows), [&](int64_t i) {
       CorrelationGradientTask task = base;
@@ -679,7 +660,7 @@ void check_parameters(const float* row, int64_t index) {
 
 // The first whole pixel at or behind a border.
 int64_t pixel_of(float border, int64_t size) {
-  return static_cast<int64_t>(std::ceil(std::clamp(border, 0.0f, static_cast<float>(size))));
+  return static_cast<int64_t>(std::ceil(std::clamp<double>(border, 0, static_cast<double>(size))));
 }
 
 // The task of an image that has these parameters; what depends on the weights' address is left to the caller.
@@ -723,32 +704,26 @@ void blur_weights(float sigma, int64_t radius, float* weights) {
 }
 
 void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& mean, const Tensor& std, Tensor out) {
-  STD_TORCH_CHECK(crops.is_cpu() && crops.dim() == 4 && crops.scalar_type() == ScalarType::Byte &&
-                      crops.is_contiguous() && (crops.size(3) == 1 || crops.size(3) == 3),
-                  "barlow_fast: crops must be a contiguous uint8 CPU tensor of B x H x W x 1 or 3");
+  const bool images = crops.dim() == 4 && (crops.size(3) == 1 || crops.size(3) == 3);
+  STD_TORCH_CHECK(images && crops.size(1) <= INT32_MAX && crops.size(2) <= INT32_MAX,
+                  "barlow_fast: crops must be (B, H, W, 1) or (B, H, W, 3), got ", Arguments::described(crops));
   const int64_t count = crops.size(0), height = crops.size(1), width = crops.size(2), channels = crops.size(3);
-  check_shape(parameters, "parameters", count, kParameters);
-  STD_TORCH_CHECK(parameters.scalar_type() == ScalarType::Float, "barlow_fast: parameters must be float32");
-  for (const Tensor* x : {&mean, &std}) {
-    STD_TORCH_CHECK(x->is_cpu() && x->dim() == 1 && x->size(0) == channels && x->is_contiguous() &&
-                        x->scalar_type() == ScalarType::Float,
-                    "barlow_fast: mean and std must be contiguous float32 CPU tensors of ", channels);
-  }
-  STD_TORCH_CHECK(out.is_cpu() && out.dim() == 4 && out.is_contiguous() && out.size(0) == count &&
-                      out.size(1) == height && out.size(2) == width && out.size(3) == channels &&
-                      element_of(out) != Element::f64,
-                  "barlow_fast: out must be a contiguous CPU tensor of the shape of crops, of 32 or 16 bits");
-  STD_TORCH_CHECK(width <= INT32_MAX && height <= INT32_MAX, "barlow_fast: crops are too large");
-  const float* rows = static_cast<const float*>(parameters.const_data_ptr());
+  Arguments arguments;
+  const uint8_t* from = static_cast<const uint8_t*>(
+      arguments.input(crops, "crops", {count, height, width, channels}, ScalarType::Byte));
+  const float* rows =
+      static_cast<const float*>(arguments.input(parameters, "parameters", {count, kParameters}, Element::f32));
+  const float* means = static_cast<const float*>(arguments.input(mean, "mean", {channels}, Element::f32));
+  const float* deviation = static_cast<const float*>(arguments.input(std, "std", {channels}, Element::f32));
+  const Element type = Arguments::floating(out, "out");
+  STD_TORCH_CHECK(type != Element::f64, "barlow_fast: out must be float32, bfloat16 or float16");
+  char* to = static_cast<char*>(arguments.output(out, "out", {count, height, width, channels}, type));
+  arguments.done();
   for (int64_t i = 0; i < count; ++i) check_parameters(rows + i * kParameters, i);
   const int64_t values = height * width * channels;
   if (count * values == 0) return;
-  const float* deviation = static_cast<const float*>(std.const_data_ptr());
-  const Element type = element_of(out);
   float scale[3];
   for (int64_t c = 0; c < channels; ++c) scale[c] = 1 / deviation[c];
-  const uint8_t* from = static_cast<const uint8_t*>(crops.const_data_ptr());
-  char* to = static_cast<char*>(out.mutable_data_ptr());
   const bool stream = too_large_to_keep({to, 0, type}, count * values);
   run_tasks(count, [&](int64_t i) {
     const float* row = rows + i * kParameters;
@@ -756,7 +731,7 @@ void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& me
     task.crop = from + i * values;
     task.out = to + i * values * (type == Element::f32 ? 4 : 2);
     task.type = type;
-    task.mean = static_cast<const float*>(mean.const_data_ptr());
+    task.mean = means;
     task.scale = scale;
     task.stream = stream;
     float weights[kLargestRadius + 1];
@@ -768,26 +743,27 @@ void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& me
 
 // ---- terms --------------------------------------------------------------------------------------------------------
 
-const double* doubles_of(const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous() && element_of(x) == Element::f64, "barlow_fast: ", name,
-                  " must be a contiguous float64 tensor on the CPU");
-  return static_cast<const double*>(x.const_data_ptr());
-}
-
-void set_scalar(Tensor& out, double value) {
-  STD_TORCH_CHECK(out.is_cpu() && out.numel() == 1, "barlow_fast: a term must be one element on the CPU");
-  switch (out.scalar_type()) {
-    case ScalarType::Double: *static_cast<double*>(out.mutable_data_ptr()) = value; break;
-    case ScalarType::Float: *static_cast<float*>(out.mutable_data_ptr()) = static_cast<float>(value); break;
-    default: STD_TORCH_CHECK(false, "barlow_fast: a term must be float32 or float64");
+void set_scalar(const Output& out, double value) {
+  if (out.type == Element::f64) {
+    *static_cast<double*>(out.data) = value;
+  } else {
+    *static_cast<float*>(out.data) = static_cast<float>(value);
   }
 }
 
 // One call for what would be ten small ones: where embeddings are small, calls are what a step takes.
 void terms(const Tensor& sums, const Tensor& parts, int64_t divisor, bool diagonal_included, double lambd, Tensor loss,
            Tensor on_diagonal, Tensor off_diagonal) {
-  STD_TORCH_CHECK(sums.dim() == 2 && sums.size(1) == 2, "barlow_fast: sums must be (R, 2)");
-  const double *pairs = doubles_of(sums, "sums"), *part = doubles_of(parts, "parts");
+  STD_TORCH_CHECK(sums.dim() == 2 && sums.size(1) == 2, "barlow_fast: sums must be (R, 2), got ",
+                  Arguments::described(sums));
+  Arguments::positive(divisor, "divisor");
+  Arguments::finite(lambd, "lambd");
+  Arguments arguments;
+  const double *pairs = arguments.values(sums, "sums"), *part = arguments.values(parts, "parts");
+  const Output to_loss = arguments.accumulated(loss, "loss", 1);
+  const Output to_on = arguments.accumulated(on_diagonal, "on_diagonal", 1);
+  const Output to_off = arguments.accumulated(off_diagonal, "off_diagonal", 1);
+  arguments.done();
   double on = 0, squares = 0;
   for (int64_t i = 0; i < sums.size(0); ++i) {
     on += pairs[2 * i];
@@ -800,9 +776,9 @@ void terms(const Tensor& sums, const Tensor& parts, int64_t divisor, bool diagon
   for (const double lane : lanes) off += lane;
   off /= static_cast<double>(divisor);
   if (diagonal_included) off -= squares;
-  set_scalar(loss, on + lambd * off);
-  set_scalar(on_diagonal, on);
-  set_scalar(off_diagonal, off);
+  set_scalar(to_loss, on + lambd * off);
+  set_scalar(to_on, on);
+  set_scalar(to_off, off);
 }
 
 }  // namespace

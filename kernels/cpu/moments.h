@@ -94,6 +94,8 @@ template <class A>
 void standardisation_in(const StandardisationTask& task) {
   const double count = task.count, eps = task.eps;
   const int64_t d = task.d;
+  // A reciprocal that A has no normal number for: the variance, or a square on the way to it, was too large.
+  constexpr double smallest = sizeof(A) == 4 ? __FLT_MIN__ : __DBL_MIN__;
   double on_diagonal = 0, squares = 0;
   for (int64_t begin = task.column_begin; begin < task.column_end; begin += 64) {
     const int64_t width = smaller(64, task.column_end - begin);
@@ -103,7 +105,10 @@ void standardisation_in(const StandardisationTask& task) {
     for (int view = 0; view < 2; ++view) {
       const double *mean = in + view * d, *m2 = in + (2 + view) * d;
       A *to_mean = out + view * 3 * d, *to_rstd = to_mean + d, *to_shift = to_rstd + d;
-      for (int64_t c = 0; c < width; ++c) rstd[view][c] = 1 / __builtin_sqrt(m2[c] / count + eps);
+      for (int64_t c = 0; c < width; ++c) {
+        const double value = 1 / __builtin_sqrt(m2[c] / count + eps);
+        rstd[view][c] = value >= smallest ? value : __builtin_nan("");
+      }
       for (int64_t c = 0; c < width; ++c) {
         to_mean[c] = static_cast<A>(mean[c]);
         to_rstd[c] = static_cast<A>(rstd[view][c]);

@@ -29,13 +29,20 @@ def _merge(count, mean_a, mean_b, m2_a, m2_b, comoment, more, ma, mb, qa, qb, p)
 
 
 @triton.jit
+def _reciprocal_deviation(variance):
+    """variance^-1/2 in float64, NaN where float32 has no normal number for it (precision.py)."""
+    value = 1.0 / tl.sqrt(variance)
+    return tl.where(value >= 1.1754943508222875e-38, value, float("nan"))
+
+
+@triton.jit
 def _statistics(
     statistics, sums, columns, inside, program, d, count, eps, mean_a, mean_b, m2_a, m2_b, comoment
 ):
     """Writes the seven rows of `statistics` and this program's row of `sums`."""
     variance_a, variance_b = m2_a / count, m2_b / count
-    rstd_a = 1.0 / tl.sqrt(variance_a + eps)
-    rstd_b = 1.0 / tl.sqrt(variance_b + eps)
+    rstd_a = _reciprocal_deviation(variance_a + eps)
+    rstd_b = _reciprocal_deviation(variance_b + eps)
     diagonal = comoment / count * rstd_a * rstd_b
     # What the float32 mean lacks is kept as a shift of z_hat: kernels/README.md.
     rounded_a, rounded_b = mean_a.to(tl.float32), mean_b.to(tl.float32)

@@ -191,7 +191,7 @@ def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="mean must be on the CPU, is on meta"):
         run(images, parameters, mean.to("meta"), std, torch.float32)
     out = torch.empty(2, 4, 5, 3)
-    with pytest.raises(RuntimeError, match="parameters must be a contiguous CPU tensor of 2 x 13"):
+    with pytest.raises(RuntimeError, match=r"parameters must .* of \(2, 13\)"):
         torch.ops.barlow_fast_cpu.photometric(images, parameters[:1], mean, std, out)
 
 

@@ -8,6 +8,7 @@ from embeddings import AWKWARD_SHAPES, KINDS, draw
 from gate import assert_within_gate, ours, relative_error, truth
 
 from barlow_fast import barlow_twins_loss
+from barlow_fast.standardised import deviation_loss, shared_norm_loss
 
 # Each form on its own side of N = D, and a little beyond.
 GATE_SHAPES = {
@@ -102,6 +103,48 @@ def test_nan_and_infinity_never_give_a_finite_number(bad, form, dtype, backend):
     assert loss.isnan()
     assert terms.on_diagonal.isnan()
     assert terms.off_diagonal.isnan()
+
+
+@pytest.mark.parametrize("form", ["gram", "correlation"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_very_large_numbers_give_the_loss_or_nan(form, dtype, backend):
+    """Squares of float32 from 1e19 on are infinite; of float64 from 1e154 on."""
+    z_a, z_b = draw("random", 40, 24, seed=5, dtype=dtype)
+    z_b = z_b + z_a
+    exponents = range(50, 1024, 25) if dtype == torch.float64 else range(40, 126, 5)
+    right = {"loss": 0, "nan": 0}
+    for exponent in exponents:
+        large = [(z.double() * 2.0**exponent).to(dtype) for z in (z_a, z_b)]
+        a, b = (z.clone().requires_grad_() for z in large)
+        loss, terms = barlow_twins_loss(a, b, form=form, backend=backend, return_terms=True)
+        loss.backward()
+        found = (loss, terms.on_diagonal, terms.off_diagonal)
+        if loss.isnan():
+            right["nan"] += 1
+            assert all(x.isnan() for x in found)
+            assert a.grad.isnan().any()
+        else:
+            right["loss"] += 1
+            exact = truth(z_a, z_b)
+            for mine, name in zip(found, ("loss", "on_diagonal", "off_diagonal"), strict=True):
+                assert relative_error(mine, getattr(exact, name)) < 2e-2, (exponent, name)
+            assert a.grad.isfinite().all()
+    assert min(right.values()) > 0
+
+
+@pytest.mark.parametrize("scale", [1e18, 1e19, 1e22, 1e30, 1e37, 3e38])
+def test_very_large_numbers_in_other_norms(scale, backend):
+    generator = torch.Generator().manual_seed(0)
+    z_a = torch.rand(40, 24, generator=generator) * scale
+    z_b = (z_a + scale * torch.rand(40, 24, generator=generator)) / 2
+    norms = {
+        "deviation": lambda a, b: deviation_loss(a, b, 0.01, backend=backend),
+        "eps_outside": lambda a, b: deviation_loss(a, b, 0.01, eps_outside=1e-5, backend=backend),
+        "shared": lambda a, b: shared_norm_loss(a, b, 0.01, backend=backend),
+    }
+    for name, norm in norms.items():
+        exact, found = norm(z_a.double() / scale, z_b.double() / scale), norm(z_a, z_b)
+        assert found.isnan() or relative_error(found, exact) < 1e-3, (name, found, exact)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
