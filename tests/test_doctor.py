@@ -22,6 +22,7 @@ def test_report_of_this_machine(capsys):
         "Self-test",
     ):
         assert words in text
+    assert "WRONG" not in text
     if why_unusable("cpu", torch.device("cpu")) is None:
         assert "cpu      usable on cpu (instruction set" in text
     if not torch.cuda.is_available():

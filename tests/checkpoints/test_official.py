@@ -178,3 +178,18 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path):
     torch.save({"state_dict": {"backbone.a": torch.ones(1)}}, path)
     with pytest.raises(ValueError, match="solo-learn, not an official one"):
         load_official(path, model)
+
+
+def test_a_lars_of_their_kind_gets_momentum_under_their_name(tmp_path: Path):
+    theirs = scramble(TheirModel())
+    their = their_optimizer(theirs)
+    model = {f"module.{key}": value for key, value in theirs.state_dict().items()}
+    content = {"epoch": 1, "model": model, "optimizer": their.state_dict()}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    for make, key in ((their_optimizer, "mu"), (our_optimizer, "momentum_buffer")):
+        ours = twins(seed=1)
+        optimizer = make(ours)
+        load_official(tmp_path / "checkpoint.pth", ours, optimizer)
+        state = optimizer.state[ours.projector[1].weight]
+        assert list(state) == [key]
+        assert torch.equal(state[key], their.state[theirs.projector[1].weight]["mu"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from barlow_fast.checkpoints import load_encoder
 from barlow_fast.checkpoints.layouts import PRETRAIN
+from barlow_fast.checkpoints.reading import check_tensors
 from barlow_fast.models import build_twins
 
 Save = Callable[..., Path]
@@ -167,3 +168,11 @@ def test_damaged_safetensors(tmp_path: Path):
     path.write_bytes((20).to_bytes(8, "little") + b'{"a": nothing}      ')
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.eye(2).to_sparse(), torch.empty(2, device="meta")], ids=["sparse", "meta"]
+)
+def test_tensors_of_other_kinds(value, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"'conv1.weight' is not a dense tensor with data"):
+        check_tensors({"conv1.weight": value}, tmp_path / "checkpoint.pt")

@@ -264,6 +264,18 @@ def test_show_draws_a_sheet(photos: FolderSource, tmp_path: Path):
     assert out.read_bytes() == (tmp_path / "first.png").read_bytes()
 
 
+def test_a_path_is_printed_as_it_is(photos: FolderSource, tmp_path: Path):
+    """Brackets are no markup."""
+    out = tmp_path / "[red]sheet.png"
+    result = data("show", photos.root, "--preset", "imagenet", "--output", out, "--count", 2)
+    assert result.exit_code == 0, result.output
+    assert "[red]sheet.png" in "".join(result.output.split())
+
+
+def test_the_help_says_what_the_commands_are_for():
+    assert "Look over, pack and show images." in data("--help").output
+
+
 @pytest.mark.parametrize("preset", ["digits", "fashion-mnist"])
 def test_show_of_images_in_memory(tmp_path: Path, preset: str):
     result = data("show", "digits", "--preset", preset, "--output", tmp_path / "x.png")

@@ -162,3 +162,13 @@ def test_fashion_mnist_from_the_system():
     assert data.test_images.shape == (10_000, 1, 28, 28)
     assert torch.bincount(data.train_labels).tolist() == [6000] * 10
     assert data.normalisation() == pytest.approx((0.2860, 0.3530), abs=1e-4)
+
+
+def test_a_download_is_asked_for(tmp_path: Path, monkeypatch):
+    asked = []
+    torchvision_datasets = pytest.importorskip("torchvision.datasets")
+    monkeypatch.setattr(
+        torchvision_datasets, "FashionMNIST", lambda *a, **options: asked.append((a, options))
+    )
+    datasets._download(tmp_path)
+    assert asked == [((str(tmp_path),), {"download": True})]

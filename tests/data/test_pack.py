@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pictures import Image, encode, photographs, pixels, write_folder
 from test_sources import assert_is_a_source
 
 from barlow_fast.data import pack as packing
+from barlow_fast.data import parallel
 from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.pack import Packed, pack
 from barlow_fast.data.parallel import in_order
@@ -301,6 +303,19 @@ def children() -> set[str]:
         ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
     ).stdout
     return {line for line in listing.splitlines() if "spawn_main" in line}
+
+
+def test_results_come_in_order(monkeypatch: pytest.MonkeyPatch):
+    """The order of work, with threads in place of processes."""
+
+    class Threads(ThreadPoolExecutor):
+        def __init__(self, workers, context, **options):
+            super().__init__(workers, **options)
+
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(parallel, "obey_parent", lambda: None)
+    for count in (1, 7, 100):
+        assert list(in_order(numbers(count), Square(), 2)) == [i * i for i in range(count)]
 
 
 @pytest.mark.slow

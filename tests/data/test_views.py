@@ -267,6 +267,20 @@ def test_an_impossible_specification_is_refused(wrong):
         ViewSpecification(**wrong)
 
 
+@pytest.mark.parametrize(
+    "borders",
+    [
+        {"flip": 0.0, "solarize_threshold": 0},
+        {"flip": 1.0, "solarize_threshold": 255},
+        {"erase_area": (0.1, 1.0), "hue": 0.5, "saturation": 1.0},
+        {"blur_sigma": (0.1, 8.0), "brightness": 0.0},
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it(borders):
+    specification = ViewSpecification(**borders)
+    assert {name: getattr(specification, name) for name in borders} == borders
+
+
 def test_two_views_of_a_batch_are_drawn_quickly():
     samples = np.arange(256)
     views = PRESETS["imagenet"].views

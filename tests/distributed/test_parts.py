@@ -5,12 +5,23 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from embeddings import draw
 
-from barlow_fast.distributed import agreement, collectives, cost, groups, shards, statistics, wire
+from barlow_fast.distributed import (
+    agreement,
+    collectives,
+    correlation,
+    cost,
+    groups,
+    shards,
+    statistics,
+    wire,
+)
+from barlow_fast.distributed.call import Call
 from barlow_fast.distributed.cost import Network
 from barlow_fast.distributed.groups import Group
 from barlow_fast.distributed.norm import differentiate_norm
@@ -113,6 +124,7 @@ def test_columns_packed_and_unpacked(d, ranks):
         (torch.bfloat16, "bf16", torch.bfloat16, torch.bfloat16),
         (torch.float16, "fp16", torch.float16, torch.float16),
         (torch.bfloat16, "fp32", torch.bfloat16, torch.bfloat16),
+        (torch.float16, "bf16", torch.float16, torch.float16),
     ],
 )
 def test_types_on_the_wire(dtype, precision, embedding, gradient):
@@ -121,6 +133,42 @@ def test_types_on_the_wire(dtype, precision, embedding, gradient):
     # Not yet through the norm, it may be larger than what the embeddings' type holds.
     before_norm = torch.float32 if gradient == torch.float16 else gradient
     assert wire.gradient_dtype(dtype, precision, "local") == before_norm
+
+
+def test_counts_of_rows_are_float64():
+    """Integers divided by integers would be float32."""
+    group = Group(None, 0, 2)
+    call = Call(aten, group, (3, 4), 5, torch.float32, 0.1, 1e-5, "fp32", statistics="global")
+    assert call.counts(torch.zeros(1)).dtype == torch.float64
+    assert call.counts(torch.zeros(1)).tolist() == [[[3.0]], [[4.0]]]
+
+
+def test_the_matrix_is_padded_to_the_layout_of_the_set():
+    """As the Triton set keeps it."""
+    wide = SimpleNamespace(correlation_layout=lambda d, precision: ((d + 1, 8), torch.float64))
+    exact = SimpleNamespace(correlation_layout=lambda d, precision: ((d, d), torch.float64))
+    matrix = torch.rand(5, 5, dtype=torch.float64)
+    for kernels, shape in ((wide, (6, 8)), (exact, (5, 5))):
+        call = Call(
+            kernels, Group(None, 0, 2), (3, 4), 5, torch.float32, 0.1, 1e-5, "fp64", "global"
+        )
+        laid_out = correlation._in_layout(call, matrix)
+        assert laid_out.shape == shape
+        assert torch.equal(laid_out[:5, :5], matrix)
+        assert laid_out.count_nonzero() == 25
+
+
+def test_what_a_rank_keeps():
+    """Both embeddings by columns and both Gram matrices by tiles, or what the layout needs."""
+
+    def kept(d: int, n: int = 128) -> float:
+        rows = (n // 2, n // 2)
+        return cost.cost("features", rows, d, torch.float32, "fp32").kept
+
+    # Of 64 columns more, 32 are this rank's: two views of 128 rows.
+    assert kept(192) - kept(128) == 2 * 128 * 32 * 4
+    # Without columns the shares of both matrices: 3 tiles of 64 x 64, by rows of tiles, on 2 ranks.
+    assert kept(128) - 2 * 128 * 64 * 4 == 2 * 2 * (3 * 64 // 2) * 64 * 4
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -182,3 +182,10 @@ def test_several_architectures_are_refused(small: Path, tmp_path: Path):
     result = run("knn", small, other, "--dataset", "digits", "--k", 5, "--device", "cpu")
     assert result.exit_code == 2, result.output
     assert "evaluate encoders of one architecture together" in result.output
+
+
+@pytest.mark.parametrize("command", ["linear", "finetune"])
+def test_a_batch_has_an_image_at_least(small: Path, command: str):
+    result = run(command, small, "--dataset", "digits", "--batch-size", 0)
+    assert result.exit_code == 2
+    assert "--batch-size" in result.output

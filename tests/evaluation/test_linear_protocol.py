@@ -23,6 +23,7 @@ from barlow_fast.evaluation import (
     fit_with_chosen_penalty,
     folder_splits,
 )
+from barlow_fast.evaluation.baselines import random_weights
 from barlow_fast.evaluation.features import pooled
 from barlow_fast.evaluation.linear import cosine, score_heads, train_heads
 
@@ -290,3 +291,26 @@ def test_scores_of_heads_use_the_statistics_of_training():
         for chunk in (1, 40)
     ]
     assert scores[0] == scores[1]
+
+
+class Embedded(nn.Module):
+    """Parameters of its own, and no reset_parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.full((40, 50), 9.0))
+        self.scale = nn.Parameter(torch.full((30,), 9.0))
+        self.linear = nn.Linear(3, 4)
+
+
+def test_random_weights_of_parameters_without_a_module_of_their_own():
+    encoder = Embedded()
+    fresh = random_weights(encoder, seed=3).requires_grad_(False)
+    assert fresh.position.std() == pytest.approx(0.02, rel=0.1)
+    assert fresh.position.mean().abs() < 0.002
+    assert not fresh.scale.any()
+    assert not torch.equal(fresh.linear.weight, encoder.linear.weight)
+    assert (encoder.position == 9).all()
+    again = random_weights(encoder, seed=3)
+    assert torch.equal(fresh.position, again.position)
+    assert not torch.equal(fresh.position, random_weights(encoder, seed=4).position)

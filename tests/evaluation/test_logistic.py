@@ -143,3 +143,12 @@ def test_a_large_set_chooses_on_a_part_of_it(monkeypatch: pytest.MonkeyPatch):
     assert len(fewer) == 50
     assert set(fewer) < set(learned)
     assert same.tolist() == held.tolist()
+
+
+def test_a_column_of_variance_one_has_its_say():
+    signs = torch.tensor([1.0, -1.0]).repeat(20).double()
+    features = torch.stack([signs, torch.linspace(0, 3, 40).double()], 1)
+    assert features[:, 0].var(correction=0) == 1
+    fit = fit_logistic(features, (signs > 0).long(), 2, 1e-3)
+    assert (fit.logits(features).argmax(1) == (signs > 0)).all()
+    assert fit.weight[:, 0].abs().min() > 1

@@ -3,6 +3,8 @@ instruction set."""
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from contract import (
@@ -195,3 +197,31 @@ def test_standardise_takes_vectors_of_any_type(precision, dtype):
     want = aten.standardise(z, *(v.to(wide) for v in vectors), precision)
     got = cpu_kernels.standardise(z, *vectors, precision)
     torch.testing.assert_close(got, want, rtol=1e-2 if precision == "bf16" else 1e-5, atol=1e-5)
+
+
+@native
+def test_asking_for_the_instruction_set_changes_nothing(instruction_set_in_use):
+    cpu_kernels.use_instruction_set("baseline")
+    assert cpu_kernels.instruction_set() == "baseline"
+    assert cpu_kernels.instruction_set() == "baseline"
+
+
+@pytest.fixture
+def instruction_set_in_use():
+    before = cpu_kernels.instruction_set()
+    yield before
+    cpu_kernels.use_instruction_set(before)
+
+
+@pytest.mark.parametrize(("precision", "setting"), [("tf32", "tf32"), ("fp32", "ieee")])
+def test_plain_products_of_float32_ask_for_their_precision(precision, setting, monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def record(*arguments):
+        seen.append(arguments)
+        yield
+
+    monkeypatch.setattr(aten, "float32_products", record)
+    aten.product(torch.ones(2, 3), torch.ones(3, 2), precision)
+    assert seen == [(setting, "cpu")]

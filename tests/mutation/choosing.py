@@ -85,6 +85,12 @@ def lines_to_see(source: str, line: int) -> list[Span]:
     return list(_bodies(scope)) or list(_bodies(tree))
 
 
+def runs_on_import(source: str, line: int) -> bool:
+    """Whether the line is in the body of no function."""
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, FUNCTIONS))
+    return not any(node.body[0].lineno <= line <= node.end_lineno for node in functions)
+
+
 def _first(node: ast.AST) -> int:
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
 
@@ -108,9 +114,10 @@ def _bodies(scope: ast.AST) -> Iterator[Span]:
 
 
 def candidates(mutant: Mutant, source: str, traced: Iterable[Traced]) -> dict[str, float]:
-    """All tests that could see it, with the seconds of each. None where no test executes it; those
-    of the folder for a file without functions."""
+    """All tests that could see it, with the seconds of each. None where no test executes it; of
+    what runs on import, those of the folder too: a constant is seen by whoever reads it."""
     spans = lines_to_see(source, mutant.line)
+    on_import = runs_on_import(source, mutant.line)
     name = Path(mutant.folder).name
     folder = f"tests/{FOLDERS.get(name, name)}/"
     found: dict[str, float] = {}
@@ -122,7 +129,7 @@ def candidates(mutant: Mutant, source: str, traced: Iterable[Traced]) -> dict[st
         }
         for test in file.passed:
             sees = test in contexts or not contexts.isdisjoint(file.fixtures.get(test, []))
-            if sees or (not spans and test.startswith(folder)):
+            if sees or (on_import and test.startswith(folder)):
                 found[test] = file.cost(test)
     return found
 

@@ -237,8 +237,9 @@ def test_without_tensorboard_the_reason_is_said(monkeypatch):
 
 
 def test_the_heat_map_is_red_white_and_blue():
-    matrix = torch.tensor([[1.0, 0.0], [-1.0, math.nan]])
-    picture = heat_map(matrix)
+    picture = heat_map(torch.tensor([[1.0, 0.0], [-1.0, math.nan]]))
+    beyond = heat_map(torch.tensor([[7.0, 0.0], [-7.0, math.nan]]))
+    assert torch.equal(beyond, picture)
     assert picture.shape == (3, 8, 8)
     corners = {place: picture[:, 4 * place[0] + 1, 4 * place[1] + 2].tolist()
                for place in ((0, 0), (0, 1), (1, 0), (1, 1))}  # fmt: skip
@@ -266,6 +267,9 @@ def test_the_pace_is_that_of_the_recent_past():
     pace = Pace(window=10, clock=clock)
     assert pace.images_per_second == 0
     assert pace.seconds_left(5, 1) is None
+    clock.now += 0.5
+    pace.step(32)
+    assert pace.images_per_second == pytest.approx(64)
     for seconds in [4.0] * 10 + [1.0] * 20:
         clock.now += seconds
         pace.step(32)

@@ -136,6 +136,9 @@ def test_the_page_tells_the_run(reported, trained):
         f"torch {torch.__version__}",
         "form       gram",
         "waiting for views",
+        f"{trained.before['before'] * 100:.1f} % with random weights",
+        "effective rank of embeddings",
+        " before training",
     ):
         assert part in text, part
 
@@ -380,6 +383,42 @@ def test_the_time_table_has_every_phase_that_records_tell():
     rows = time_table([record])
     assert [row["share"] for row in rows] == pytest.approx(list(shares.values()))
     assert time_table([]) == []
+    assert time_table([record | {"seconds": 0.0}]) == []
+    assert time_table([record | {"step": 0}]) == []
+
+
+def empty_figure():
+    return pytest.importorskip("matplotlib.figure").Figure()
+
+
+def test_pictures_of_matrices_show_all_of_minus_one_to_one():
+    figure = empty_figure()
+    # Summed in another order, the squares of a diagonal matrix may be less than its diagonal's.
+    diagonal = torch.rand(55, generator=torch.Generator().manual_seed(1)).diag()
+    figures._draw_matrices(figure, torch.eye(4), diagonal)
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    titles = [axes.get_title() for axes in figure.axes[:2]]
+    assert all("elsewhere 0.00 (rms)" in title for title in titles)
+    assert [image.get_clim() for image in images] == [(-1, 1), (-1, 1)]
+
+
+def test_many_classes_take_the_whole_circle_of_colours():
+    axes = empty_figure().subplots()
+    classes = figures.MOST_LISTED + 5
+    labels = torch.arange(classes)
+    assert figures._draw_places(axes, torch.rand(classes, 2), labels) == []
+    (points,) = axes.collections
+    assert points.get_array().tolist() == pytest.approx([i / classes for i in range(classes)])
+
+
+def test_spectra_have_a_legend_where_there_are_lines():
+    axes = empty_figure().subplots()
+    figures._draw_spectrum(axes, torch.zeros(3), torch.zeros(3))
+    assert axes.get_legend() is None
+    figures._draw_spectrum(axes, torch.ones(3), torch.ones(3))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "before", "after training",
+    ]  # fmt: skip
 
 
 def test_a_forgotten_value_of_the_page_is_an_error():

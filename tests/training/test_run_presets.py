@@ -119,3 +119,26 @@ def test_learning_rates_scale_with_the_batch():
     config = configure("cifar10", batch_size=512)
     assert config.learning_rates == pytest.approx((0.4, 0.0096))
     assert configure("digits", batch_size=64).learning_rates == (2e-3, 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "epochs", "batch_size", "projector"),
+    [
+        ("fashion-mnist", "small", 4, 256, None),
+        ("cifar10", "resnet18", 1000, 256, (2048, 2048, 2048)),
+        ("cifar100", "resnet18", 1000, 256, (2048, 2048, 2048)),
+        ("stl10", "resnet18", 400, 256, (2048, 2048, 2048)),
+        ("imagenet100", "resnet18", 400, 256, (2048, 2048, 2048)),
+        ("imagenet-100ep", "resnet50", 100, 256, (8192, 8192, 8192)),
+        ("files", "small", 20, 64, None),
+    ],
+)
+def test_what_a_preset_trains(name, encoder, epochs, batch_size, projector):
+    """A change of these is a change of what users compare their scores with."""
+    preset = PRESETS[name]
+    assert (preset.encoder, preset.epochs, preset.batch_size) == (encoder, epochs, batch_size)
+    assert preset.projector == (projector or PretrainConfig().projector)
+    assert preset.lambd == 0.0051
+    if encoder == "small":
+        assert preset.encoder_widths in ((32, 64, 128), (16, 32, 64, 128, 256))
+        assert preset.warmup_epochs < preset.epochs

@@ -267,6 +267,36 @@ def test_candidates_are_valid_and_start_with_the_table():
         assert (any(each.path == "bulk" for each in rows)) <= (key[1] >= 90)
 
 
+def test_candidates_suit_the_architecture_and_have_blocks_of_powers_of_two():
+    for key in TABLE:
+        for row in tuning.candidates(key):
+            assert key[1] >= 90 or row.path not in ("bulk", "persistent")
+            for size in (row.block_m, row.block_n, row.block_k, row.warps):
+                assert size & (size - 1) == 0, (key, row)
+
+
+def test_shared_memory_of_the_devices_is_nvidias():
+    """CUDA C++ Programming Guide, technical specifications per compute capability: the most shared
+    memory of a thread block."""
+    memory = {capability: device.shared_memory for capability, device in REFERENCE_DEVICES.items()}
+    assert memory == {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+
+
+@pytest.mark.parametrize("d", [96, 128, 1024])
+def test_depths_without_a_rest_are_not_masked(d):
+    launches = record_step(Case("correlation", 4096, d, torch.float32, "fp32"), H100)
+    found = [x.arguments for x in launches if x.name == "correlation_gradients_kernel"]
+    assert len(found) == 2
+    assert all(x["EVEN"] == (d % x["BLOCK_K"] == 0) for x in found)
+
+
+def test_every_launch_states_the_bytes_that_it_must_move():
+    for form, n, d in (("gram", 256, 1024), ("gram", 2048, 8192), ("correlation", 4096, 256)):
+        for precision in ("fp32", "bf16"):
+            for launch in record_step(Case(form, n, d, torch.float32, precision), H100):
+                assert launch.bytes > 0, launch.name
+
+
 def test_tuning_keeps_what_is_faster_and_only_that():
     lines = []
 
