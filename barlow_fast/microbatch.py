@@ -107,6 +107,7 @@ def backward_in_microbatches(
 
     def checked() -> tuple[int, int]:
         check_arguments(model, views, micro_batch_size)
+        entered_by(autocast)
         return len(views[0]), micro_batch_size
 
     plan = micro_batches.agree(model, checked)
