@@ -10,6 +10,7 @@ import contextlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -122,6 +123,22 @@ def tell(
             "the ranks of process_group came to different exchanges: " + _by_value(purposes)
         )
     return reports
+
+
+def compare(values: dict[str, Any], group: Group) -> None:
+    """ValueError on all ranks where values that print differ; the message says which."""
+    own = {name: repr(value) for name, value in values.items()}
+    everyone: list[Any] = [None] * group.size
+    with explained():
+        dist.all_gather_object(everyone, own, group=host_group(group))
+    names = dict.fromkeys(name for some in everyone for name in some)
+    differing = []
+    for name in names:
+        told = {rank: some.get(name, "nothing") for rank, some in enumerate(everyone)}
+        if len(set(told.values())) > 1:
+            differing.append(f"{name}: {_by_value(told)}")
+    if differing:
+        raise ValueError("the ranks of process_group differ: " + "; ".join(differing))
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def agree(model: nn.Module, call: Callable[[], tuple[int, int]]) -> Plan:
         TypeError, ValueError: what `call` raised on one of them.
         ValueError: micro-batches without enough rows on some rank, see `_check`.
     """
-    group, exchanges = _sharing(model)
+    group, exchanges = sharing(model)
     rows, size, failure = 0, 1, None
     try:
         rows, size = call()
@@ -109,7 +109,7 @@ def _has_base(kind: type, name: str, ending: str = "") -> bool:
     return any(name in each or (ending and each.endswith(ending)) for each in names)
 
 
-def _sharing(model: nn.Module) -> tuple[Group | None, bool]:
+def sharing(model: nn.Module) -> tuple[Group | None, bool]:
     """(The ranks that share the model, or None; whether it makes exchanges in its forward)."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None, False
