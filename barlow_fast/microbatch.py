@@ -76,8 +76,9 @@ def backward_in_microbatches(
             model.
         criterion: `criterion(*embeddings)` gives a scalar loss, or a tuple that starts with it,
             for embeddings of the whole batch.
-        micro_batch_size: samples of each view at a time, at most; micro-batches differ by one
-            sample at most. From N on, on all ranks, there is one plain pass.
+        micro_batch_size: samples of each view at a time, at most: micro-batches are as equal as
+            they can be. (Of an odd number in twos, one has three: a batch norm has no statistics
+            over one sample.) From N on, on all ranks, there is one plain pass.
         call: `call(*parts)` gives the embeddings, a tensor or tuple of tensors with the samples
             first; None calls `model(*parts)`. For a model of one view:
             `call=lambda a, b: (model(a), model(b))`.

@@ -57,7 +57,7 @@ def agree(model: nn.Module, call: Callable[[], tuple[int, int]]) -> Plan:
         if group is None:
             raise
         failure = error
-    wanted = -(-rows // size)
+    wanted = number_of(rows, size)
     if group is None:
         return Plan(split(rows, wanted), wanted == 1, None, exchanges)
     told = agreement.tell(PURPOSE, _WANTED.pack(wanted, exchanges), failure, group, rows)
@@ -72,6 +72,13 @@ def agree(model: nn.Module, call: Callable[[], tuple[int, int]]) -> Plan:
     own = count if exchanges or min(all_rows) >= 2 * count else wanted
     sizes = split(rows, own, sum(all_rows[: group.rank]))
     return Plan(sizes, count == 1, group, exchanges)
+
+
+def number_of(rows: int, size: int) -> int:
+    """Micro-batches of at most `size` rows; of one more where that saves one of a single row, over
+    which a batch norm has no statistics."""
+    count = -(-rows // size)
+    return count - 1 if size > 1 and 1 < rows < 2 * count else count
 
 
 def split(rows: int, count: int, before: int = 0) -> tuple[int, ...]:

@@ -391,10 +391,15 @@ class Trainer:
 
     def _compare_ranks(self) -> None:
         """ValueError on all ranks unless all are about to do the same."""
-        if not self.ranks.alone:
-            settings = {f"setting {k}": v for k, v in self.config.to_dict().items()}
-            position = {"step": self.step, "steps of an epoch": self.steps_per_epoch}
-            self.ranks.compare(position | settings | {"data": self.fingerprint})
+        if self.ranks.alone:
+            return
+        # Where files lie may differ; what is in them is in the fingerprint.
+        paths = ("dataset", "views")
+        self.ranks.compare(
+            {"step": self.step, "steps of an epoch": self.steps_per_epoch}
+            | {f"setting {k}": v for k, v in self.config.to_dict().items() if k not in paths}
+            | {f"data {k}": v for k, v in self.fingerprint.items() if k != "name"}
+        )
 
     def _measure_before(self) -> None:
         model = self.plain_model(copied=True)

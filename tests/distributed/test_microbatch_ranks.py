@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from barlow_fast import BarlowTwinsLoss
 from barlow_fast.distributed.batch_norm import synchronise
-from barlow_fast.distributed.micro_batches import split
+from barlow_fast.distributed.micro_batches import number_of, split
 from barlow_fast.microbatch import backward_in_microbatches
 
 ROWS = (10, 7)
@@ -265,6 +265,10 @@ def test_what_one_rank_refuses_all_ranks_tell(what, who, words, pool):
 
 def test_parts_of_all_ranks_are_as_equal_as_they_can_be():
     for rows in ((1, 40, 7), (10, 11, 0), (3, 3, 3), (1, 0, 1)):
+        for size in range(2, 12):
+            for n in (1, 2, 3, 7, 10, 40):
+                assert min(split(n, number_of(n, size))) >= min(n, 2)
+                assert max(split(n, number_of(n, size))) <= max(size, 3)
         for count in range(1, 12):
             parts = [split(n, count, sum(rows[:rank])) for rank, n in enumerate(rows)]
             assert [sum(sizes) for sizes in parts] == list(rows)
