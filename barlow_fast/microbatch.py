@@ -12,6 +12,7 @@ Contrastive Learning Batch Size under Memory Limited Setup* (RepL4NLP 2021).
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .distributed import agreement, micro_batches
 from .plan import autocast_dtype
 
 Context = contextlib.AbstractContextManager
@@ -60,8 +62,13 @@ def backward_in_microbatches(
 
     Under DistributedDataParallel the ranks' gradients are averaged once, in the last backward
     pass; let `criterion` have the `process_group`, so that the loss is that of all ranks' samples.
-    Fully sharded models work too, and reduce in every micro-batch. Ranks may differ in their number
-    of micro-batches only where the model itself makes no exchange (SyncBatchNorm, FSDP).
+    Fully sharded models work too, and reduce in every micro-batch.
+
+    Ranks may have different numbers of samples, at least one each. Those that share the model
+    (DDP, FSDP, SyncBatchNorm) tell each other their numbers first, in one small exchange between
+    hosts, and all take as many micro-batches as the one that needs most. A rank with fewer samples
+    than that joins in some with a batch of none where the model exchanges data in its forward
+    (SyncBatchNorm, FSDP), and takes as few as it needs where it does not.
 
     Args:
         model: whose buffers are put back between the passes, and which is called.
@@ -69,8 +76,9 @@ def backward_in_microbatches(
             model.
         criterion: `criterion(*embeddings)` gives a scalar loss, or a tuple that starts with it,
             for embeddings of the whole batch.
-        micro_batch_size: samples of each view at a time; the last micro-batch may have fewer. From
-            N on there is one plain pass.
+        micro_batch_size: samples of each view at a time, at most: micro-batches are as equal as
+            they can be. (Of an odd number in twos, one has three: a batch norm has no statistics
+            over one sample.) From N on, on all ranks, there is one plain pass.
         call: `call(*parts)` gives the embeddings, a tensor or tuple of tensors with the samples
             first; None calls `model(*parts)`. For a model of one view:
             `call=lambda a, b: (model(a), model(b))`.
@@ -87,25 +95,44 @@ def backward_in_microbatches(
         TypeError: an argument of another type; embeddings or a loss that are not tensors.
         ValueError: micro_batch_size below 1, views of differing or no batch size, embeddings
             without the samples first, a loss that is no scalar, a micro-batch of one sample that
-            batch norm cannot take.
+            batch norm cannot take, DistributedDataParallel with static_graph=True.
         RuntimeError: no gradient: everything is frozen, or the loss does not depend on embeddings.
+        What one rank finds wrong before the loss all raise; only where the model exchanges data in
+        its forward, an error within that is the rank's own.
     """
-    check_arguments(model, views, micro_batch_size)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, whose buffers can be found, got "
+            f"{type(model).__name__}; pass another way to call it as call="
+        )
+
+    def checked() -> tuple[int, int]:
+        check_arguments(model, views, micro_batch_size)
+        entered_by(autocast)
+        return len(views[0]), micro_batch_size
+
+    plan = micro_batches.agree(model, checked)
     call = model if call is None else call
     forward_context = entered_by(autocast)
     n = len(views[0])
-    if micro_batch_size >= n:
+    if plan.plain:
         with forward_context():
-            embeddings = as_tuple(call(*views), n)
+            with agreement.shared_fate(micro_batches.PURPOSE, plan.listening):
+                embeddings = as_tuple(call(*views), n)
             result = criterion(*embeddings)
         with without_autocast(views):
             scaled(loss_of(result), scaler, tuple(embeddings)).backward()
         return detached(result)
 
-    bounds = [(i, min(i + micro_batch_size, n)) for i in range(0, n, micro_batch_size)]
+    ends = list(itertools.accumulate(plan.sizes))
+    bounds = [(stop - size, stop) for size, stop in zip(plan.sizes, ends, strict=True)]
     random = RandomState(model, views)
-    with buffers_put_back(model):
-        stored, states = embed(call, views, bounds, forward_context, random)
+    with (
+        buffers_of_first_rank(model),
+        agreement.shared_fate(micro_batches.PURPOSE, plan.listening),
+        buffers_put_back(model),
+    ):
+        stored, states = embed(call, views, bounds, micro_batch_size, forward_context, random)
     # What was cast without a graph must not serve the pass that needs one.
     torch.clear_autocast_cache()
 
@@ -137,18 +164,20 @@ def embed(
     call: Callable[..., Any],
     views: Sequence[Tensor],
     bounds: Sequence[tuple[int, int]],
+    micro_batch_size: int,
     forward_context: Callable[[], Context],
     random: RandomState,
 ) -> tuple[tuple[Tensor, ...], list[list[Tensor]]]:
     """(Embeddings of the whole batch without graph, the random state before each micro-batch)."""
     stored: tuple[Tensor, ...] = ()
     states = []
+    n = bounds[-1][1]
     for start, stop in bounds:
         states.append(random.get())
-        with torch.no_grad(), forward_context(), one_sample_explained(bounds):
+        explained = small_batch_explained(stop - start, n, micro_batch_size)
+        with torch.no_grad(), forward_context(), explained:
             parts = as_tuple(call(*(v[start:stop] for v in views)), stop - start)
         if not stored:
-            n = bounds[-1][1]
             stored = tuple(part.new_empty((n, *part.shape[1:])) for part in parts)
         if len(parts) != len(stored) or any(
             p.shape[1:] != s.shape[1:] for p, s in zip(parts, stored, strict=True)
@@ -184,14 +213,12 @@ def backward(
 @contextlib.contextmanager
 def buffers_put_back(model: nn.Module) -> Iterator[None]:
     """All buffers of the model end with the values they have now: the same tensors, even where a
-    module exchanged them. What DistributedDataParallel shall do before its next pass stays too."""
+    module exchanged them."""
     kept = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    # A pass without gradients tells DDP that its buffers need not be broadcast before the next.
-    wrappers = [(ddp, ddp.require_forward_param_sync) for ddp in data_parallel(model)]
     try:
         yield
     finally:
@@ -200,8 +227,24 @@ def buffers_put_back(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
                 if getattr(module, name) is not buffer:
                     setattr(module, name, buffer)
-        for ddp, synchronise in wrappers:
-            ddp.require_forward_param_sync = synchronise
+
+
+@contextlib.contextmanager
+def buffers_of_first_rank(model: nn.Module) -> Iterator[None]:
+    """Does now what DistributedDataParallel does before a pass, instead of before some of the
+    passes: where among its other exchanges that falls would depend on their number. It does so
+    again after the pass that exchanges gradients, or where the block fails."""
+    wrappers = [(ddp, ddp.require_forward_param_sync) for ddp in data_parallel(model)]
+    for ddp, _ in wrappers:
+        if ddp.will_sync_module_buffers():
+            ddp._sync_buffers()
+        ddp.require_forward_param_sync = False
+    try:
+        yield
+    except BaseException:
+        for ddp, before in wrappers:
+            ddp.require_forward_param_sync = before
+        raise
 
 
 def data_parallel(model: nn.Module) -> list[DistributedDataParallel]:
@@ -266,26 +309,31 @@ def without_autocast(views: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_sample_explained(bounds: Sequence[tuple[int, int]]) -> Iterator[None]:
-    """Batch norm's complaint of a single value, with its cause."""
+def small_batch_explained(size: int, n: int, micro_batch_size: int) -> Iterator[None]:
+    """A model's complaint of one sample or none, with its cause."""
     try:
         yield
-    except ValueError as error:
-        start, n = bounds[-1]
-        if "more than 1 value" not in str(error) or n - start > 1:
-            raise
-        raise ValueError(
-            f"micro_batch_size {bounds[0][1]} leaves a micro-batch of one sample (of {n}), over "
-            "which batch norm has no statistics; choose one of at least 2 that leaves no "
-            "remainder of 1"
-        ) from error
+    except Exception as error:
+        if size == 1 and isinstance(error, ValueError) and "more than 1 value" in str(error):
+            raise ValueError(
+                f"micro_batch_size {micro_batch_size} leaves a micro-batch of one sample (of {n}), "
+                "over which batch norm has no statistics; choose a larger one"
+            ) from error
+        if size == 0:
+            raise RuntimeError(
+                f"the model cannot take a batch of no samples: {error}. With {n} samples, fewer "
+                "than another rank needs micro-batches, this rank joins in some with none, since "
+                "the model exchanges data in its forward; use a larger micro_batch_size or "
+                "batches of more equal sizes"
+            ) from error
+        raise
 
 
 def check_arguments(model: nn.Module, views: Sequence[Tensor], micro_batch_size: int) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a torch.nn.Module, whose buffers can be found, got "
-            f"{type(model).__name__}; pass another way to call it as call="
+    if any(ddp.static_graph for ddp in data_parallel(model)):
+        raise ValueError(
+            "DistributedDataParallel(static_graph=True) expects one forward and backward pass in "
+            "each step, micro-batches take several: build it with static_graph=False"
         )
     if not isinstance(micro_batch_size, int) or isinstance(micro_batch_size, bool):
         raise TypeError(f"micro_batch_size must be an int, got {micro_batch_size!r}")

@@ -147,9 +147,6 @@ def pretrain(
         from .training import Feeding, joined
 
         feeding = Feeding(loader, workers, on_bad_image)
-        if resume == AUTO:
-            resume = _newest(out)
-        config = _configuration(choices, dim, preset, config_file, settings or [], resume)
     except ModuleNotFoundError as error:
         fail(without(error), FAILURE)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -157,13 +154,18 @@ def pretrain(
     with contextlib.ExitStack() as stack:
         try:
             ranks = stack.enter_context(joined(device))
+            with ranks.together("settings"):
+                if resume == AUTO:
+                    resume = _newest(out)
+                config = _configuration(choices, dim, preset, config_file, settings or [], resume)
             console = Console(quiet=quiet or not ranks.first, highlight=False, soft_wrap=True)
             if dry_run:
                 _print_plan(config, data_dir, ranks, console)
                 return
             data = _load(config, data_dir, ranks)
             if not ignore_memory:
-                _check_memory(config, data, ranks)
+                with ranks.together("memory"):
+                    _check_memory(config, data, ranks)
             trainer, folder = _prepare(
                 config, data, feeding, ranks, out, resume, tensorboard, console
             )
@@ -287,12 +289,14 @@ def _load(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> ImageD
     if config.dataset == "files":
         raise ValueError("this preset is for a folder of images: give it as --data")
     if is_path(config.dataset):
-        return open_source(config.dataset)
-    if ranks.first:
-        data = load(config.dataset, data_dir)
+        with ranks.together("the data"):
+            return open_source(config.dataset)
     # Only one process of a machine may download; the others find the files.
-    ranks.barrier()
-    return data if ranks.first else load(config.dataset, data_dir)
+    for first in (True, False):
+        with ranks.together("the data"):
+            if ranks.first == first:
+                data = load(config.dataset, data_dir)
+    return data
 
 
 def _check_memory(config: PretrainConfig, data: ImageDataset | Source, ranks: Ranks) -> None:
@@ -382,7 +386,8 @@ def _prepare(
             trainer.resume(resume)
         _describe(trainer, console)
         # Ranks other than the first write nothing; they only have to have a path.
-        folder = _output_folder(out, _name(config), resume) if ranks.first else Path()
+        with ranks.together("the results"):
+            folder = _output_folder(out, _name(config), resume) if ranks.first else Path()
     except BaseException:
         trainer.close()
         raise
@@ -499,7 +504,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         )
     except OSError as error:
         fail(f"barlow-fast: cannot write the results: {_of_rank(error)}", FAILURE)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         fail(f"barlow-fast: {_of_rank(error)}", FAILURE)
     if not trainer.ranks.first:
         return

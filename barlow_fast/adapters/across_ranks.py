@@ -46,8 +46,18 @@ def agree(
     """The rows of all ranks, which all must call with the same D, dtype and options.
 
     Raises:
-        ValueError: on all ranks, in what their calls differ.
+        ValueError: on all ranks, in what their calls differ, or what is wrong with one.
     """
+    problem = None
+    if z_a.shape != z_b.shape or z_a.dim() != 2:
+        problem = ValueError(
+            f"both views must be (N, D) of the same shape, got {tuple(z_a.shape)} and "
+            f"{tuple(z_b.shape)}"
+        )
+    elif gradient not in functional.GRADIENTS:
+        problem = ValueError(f"gradient must be one of {functional.GRADIENTS}, got {gradient!r}")
+    if problem is not None:
+        agreement.tell("", b"", problem, group)
     differentiable = torch.is_grad_enabled()
     call = agreement.Call(
         z_a.shape[1], str(z_a.dtype), z_a.device.type, float(lambd), float(scale), 0.0, "auto",
@@ -68,8 +78,6 @@ def loss_across_ranks(
     scale: float = 1.0,
 ) -> Tensor:
     """The scalar loss of (rows[rank], D) embeddings, equal on all ranks."""
-    if gradient not in functional.GRADIENTS:
-        raise ValueError(f"gradient must be one of {functional.GRADIENTS}, got {gradient!r}")
     refuse_transforms("the loss of a process group")
     u_a, u_b = functional.as_matrices(u_a, u_b, at_least=0)
     precision = functional.given_precision(u_a, "auto")

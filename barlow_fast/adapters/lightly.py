@@ -67,11 +67,12 @@ class BarlowTwinsLoss(nn.Module):
             RuntimeError: different N.
             AssertionError: different D.
         """
-        check_matrices(z_a, z_b, ("z_a", "z_b"), AssertionError)
+        ranks = joined_ranks() if self.gather_distributed else None
+        check_matrices(z_a, z_b, ("z_a", "z_b"), AssertionError, ranks)
         return loss_of(
             z_a,
             z_b,
             as_number("lambda_param", self.lambda_param),
-            process_group=joined_ranks() if self.gather_distributed else None,
+            process_group=ranks,
             gradient=self.gradient,
         )

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..differentiable import refuse_double_backward, refuse_forward_mode, refuse_transforms
 from ..functional import as_number
-from .batch_normalised import check_matrices
+from .batch_normalised import check_matrices, joined_ranks
 from .normalising import loss_with_norm
 
 __all__ = ["CrossCorrelationLoss", "LatentCrossCorrelationHead"]
@@ -81,12 +81,14 @@ class CrossCorrelation(nn.Module):
 
     def loss_by(self, module: nn.Module, input: Tensor, target: Tensor) -> Tensor:
         """What `module` makes of the views' matrix."""
-        check_matrices(input, target, ("input", "target"), RuntimeError)
+        check_matrices(input, target, ("input", "target"), RuntimeError, joined_ranks())
         if isinstance(module, CrossCorrelationLoss):
             lambd = as_number("lambd", module.lambd)
             return loss_with_norm(
                 self.bn, input, target, lambd, lambda n: n * self.world_size, self.gradient
             )
+        if joined_ranks() is not None:
+            _agree(input, target, self.gradient)
         matrix = self.bn(input).T @ self.bn(target) / (input.shape[0] * self.world_size)
         return module(_added_up(matrix, self.gradient))
 
@@ -188,11 +190,17 @@ class _MatrixGradient(torch.autograd.Function):
         refuse_double_backward()
 
 
+@torch.compiler.disable
+def _agree(input: Tensor, target: Tensor, gradient: str) -> None:
+    """All ranks are about to add up matrices of one size."""
+    from . import across_ranks
+
+    across_ranks.agree(input, target, 0.0, 1.0, gradient, "matrix", across_ranks.joined())
+
+
 def _added_up(matrix: Tensor, gradient: str) -> Tensor:
     """The sum over ranks, whose gradient is that of this rank's part, or W times it."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return matrix
-    return _Added.apply(matrix, gradient == "exact")
+    return matrix if joined_ranks() is None else _Added.apply(matrix, gradient == "exact")
 
 
 class _Added(torch.autograd.Function):

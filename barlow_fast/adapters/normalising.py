@@ -68,6 +68,11 @@ def _of_all_ranks(
         )  # fmt: skip
         count_views(norm, z_a, z_b, group if synchronised else None)
         return loss
+    if norm.training and not is_synchronised(norm) and min(rows) < 2:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got {min(rows)} on rank "
+            f"{rows.index(min(rows))} (a last batch of one? use drop_last=True)"
+        )
     factor = divisor(z_a.shape[0]) ** -0.5
     return across_ranks.loss_across_ranks(
         norm(z_a) * factor, norm(z_b) * factor, lambd, rows=rows, group=group, gradient=gradient

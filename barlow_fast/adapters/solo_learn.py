@@ -42,7 +42,7 @@ def barlow_loss_func(
         ValueError: inputs that are not (N, D), or N = 1.
         RuntimeError: different N or D.
     """
-    check_matrices(z1, z2, ("z1", "z2"), RuntimeError)
+    check_matrices(z1, z2, ("z1", "z2"), RuntimeError, joined_ranks())
     return loss_of(
         z1,
         z2,

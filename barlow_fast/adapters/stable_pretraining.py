@@ -52,7 +52,7 @@ class BarlowTwinsLoss(nn.Module):
             RuntimeError: different N.
             AssertionError: different D.
         """
-        check_matrices(z_i, z_j, ("z_i", "z_j"), AssertionError)
+        check_matrices(z_i, z_j, ("z_i", "z_j"), AssertionError, joined_ranks())
         lambd = as_number("lambd", self.lambd)
         if joined_ranks() is None:
             return deviation_loss(z_i, z_j, lambd, eps_outside=EPS)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..functional import as_number
 from ..standardised import shared_norm_loss
-from .batch_normalised import EPS, joined_ranks
+from .batch_normalised import EPS, joined_ranks, refuse
 
 __all__ = ["BarlowTwinsCriterion", "BarlowTwinsLoss"]
 
@@ -66,16 +66,19 @@ class BarlowTwinsCriterion(nn.Module):
         Raises:
             AssertionError: another shape, or an odd number of rows.
         """
+        problem = None
         if embedding.ndim != 2 or embedding.shape[1] != int(self.embedding_dim):
-            raise AssertionError(
+            problem = (
                 f"Incorrect embedding shape: {tuple(embedding.shape)} but expected "
                 f"Nx{self.embedding_dim}"
             )
-        if embedding.shape[0] % self.num_copies or not embedding.shape[0]:
-            raise AssertionError(
+        elif embedding.shape[0] % self.num_copies or not embedding.shape[0]:
+            problem = (
                 f"Batch size {embedding.shape[0]} should be divisible by num_copies "
                 f"({self.num_copies}) and more than 0"
             )
+        if problem is not None:
+            refuse(AssertionError(problem), joined_ranks())
         lambd = as_number("lambda_", self.lambda_)
         scale = as_number("scale_loss", self.scale_loss)
         if joined_ranks() is not None:

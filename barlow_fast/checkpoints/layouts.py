@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,12 @@ from .reading import check_tensors
 PRETRAIN = "barlow_fast.pretrain"
 # Of batch norms; files from before torch 0.4.1 have none, and nothing in eval mode reads them.
 COUNTERS = "num_batches_tracked"
-# Wrappers that put their name before every key.
-WRAPPERS = ("module.", "_orig_mod.")
+# Parts of keys that are a wrapper's name for what it wraps, wherever it stands: of DDP and averaged
+# models, torch.compile, FSDP, activation checkpoints, FairScale and Lightning's Fabric.
+WRAPPERS = {
+    "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module",
+    "_forward_module", "_original_module",
+}  # fmt: skip
 # First parts of keys that belong to no encoder, by format.
 HEADS = {
     "official": {"projector", "bn"},
@@ -92,7 +96,7 @@ def take_apart(content: Mapping[str, Any], path: Path | str) -> Parts:
     nested = next(
         (key for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), None
     )
-    state = _unwrapped(check_tensors(content[nested] if nested else content, path))
+    state = _unwrapped(check_tensors(content[nested] if nested else content, path), path)
     if not state:
         raise ValueError(f"{path} holds no weights")
     first_parts = {key.split(".", 1)[0] for key in state}
@@ -135,7 +139,7 @@ def infer_resnet(state: Mapping[str, Tensor], small_stem: str) -> tuple[str, str
 def _ours(content: Mapping[str, Any], path: Path | str, details: dict[str, Any]) -> Parts:
     if not isinstance(content.get("model"), Mapping) or not isinstance(details.get("config"), dict):
         raise ValueError(f"{path} is a checkpoint of barlow-fast without model or config")
-    state = _unwrapped(check_tensors(content["model"], path))
+    state = _unwrapped(check_tensors(content["model"], path), path)
     strange = [key for key in state if not key.startswith(("encoder.", "projector."))]
     if strange:
         raise ValueError(f"{path} has keys that no model of ours has: {first_few(strange)}")
@@ -148,7 +152,7 @@ def _vissl(content: Mapping[str, Any], path: Path | str, details: dict[str, Any]
         trunk = trunk.get(key) if isinstance(trunk, Mapping) else None
     if not isinstance(trunk, Mapping):
         raise ValueError(f"{path} is a VISSL checkpoint without classy_state_dict...model.trunk")
-    state = check_tensors(trunk, path)
+    state = _unwrapped(check_tensors(trunk, path), path)
     marker = "_feature_blocks."
     strange = [key for key in state if marker not in key]
     if strange:
@@ -180,11 +184,35 @@ def _projector_of(layout: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        while state and all(key.startswith(wrapper) for key in state):
-            state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    return state
+def unwrapped(key: str) -> str:
+    """A key less the names that wrappers put into it, in any order and at any depth."""
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def _unwrapped(state: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
+    found: dict[str, str] = {}
+    for key in state:
+        if found.setdefault(unwrapped(key), key) != key:
+            raise ValueError(
+                f"{path} has {found[unwrapped(key)]} and {key}, which name one weight with and "
+                "without wrappers: take one of the two models out of the file"
+            )
+    # torch's AveragedModel counts beside the model that it wraps.
+    return {name: state[key] for name, key in found.items() if name != "n_averaged"}
+
+
+def without_shared_prefix(parts: Parts, expected: Iterable[str]) -> Parts:
+    """Less what all keys of the encoder begin with, if what follows are the `expected` keys."""
+    wanted = {unwrapped(key) for key in expected if not key.endswith(COUNTERS)}
+    state = parts.encoder
+    while True:
+        encoder, small_stem = _torchvision_names(state)
+        if wanted <= encoder.keys():
+            return replace(parts, encoder=encoder, small_stem=small_stem)
+        prefix = f"{next(iter(state), '').split('.', 1)[0]}."
+        if not all(key.startswith(prefix) for key in state):
+            return parts
+        state = _under(prefix, state)
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

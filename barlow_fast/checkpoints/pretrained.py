@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from ..models import Architecture, Projector, build_encoder
 from ..models.encoders import SMALL_IMAGE
-from .layouts import COUNTERS, Parts, first_few, infer_resnet, take_apart
+from .layouts import (
+    COUNTERS,
+    Parts,
+    first_few,
+    infer_resnet,
+    take_apart,
+    unwrapped,
+    without_shared_prefix,
+)
 from .reading import check_tensors, read_checkpoint
 
 LARGEST_SIDE = 2**15  # of images and grids that a file may describe, in pixels or positions
@@ -63,7 +71,8 @@ def load_encoder(
     Args:
         path: of the file.
         encoder: the architecture, as `build_encoder` takes it. Needed where the file does not
-            tell it: ResNets are recognised by their shapes.
+            tell it: ResNets are recognised by their shapes. With it, any prefix that all keys of
+            the file share is dropped; names of wrappers (DDP, torch.compile, FSDP) are always.
         channels: of the images, if they must be so many.
         image_size: pixels a side, where the file does not tell it.
 
@@ -76,6 +85,11 @@ def load_encoder(
     """
     content, attached = read_checkpoint(path)
     parts = take_apart(content, path)
+    if encoder is not None and parts.format == "torchvision":
+        with torch.random.fork_rng(devices=[]):
+            # Keys depend on no size.
+            hollow = _hollow(Architecture(encoder, 3, image_size or 224, "imagenet"))
+        parts = without_shared_prefix(parts, hollow.state_dict())
     if attached is not None:
         parts = replace(parts, format="safetensors", details=_attached(attached, path))
     architecture, assumed = _architecture(parts, path, encoder, image_size)
@@ -223,6 +237,9 @@ def _filled(
                 f"not {channels}"
             )
         hollow = _hollow(architecture)
+        # Some architectures have a part of their own that is called as a wrapper's is.
+        names = {unwrapped(key): key for key in hollow.state_dict()}
+        state = {names.get(key, key): value for key, value in state.items()}
         state = _without_heads(state, hollow)
         _compare(hollow.state_dict(), state, architecture.name, path)
         network = build_encoder(**architecture.arguments())

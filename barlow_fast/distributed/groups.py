@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ WORLD = "world"
 
 # Groups of CPU tensors made beside groups that have none; each lives as long as its partner.
 _companions: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+# Groups made for ranks that have none of their own, by the world and its ranks.
+_made: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,18 @@ def host_group(group: Group) -> Any:
         )
         _companions[group.handle] = companion
     return companion
+
+
+def group_of(ranks: list[int], candidates: Iterable[Any]) -> Group:
+    """The group of these ranks of the world, in order: one of `candidates`, the world, or one that
+    is made once, by all of them."""
+    for handle in (*candidates, dist.group.WORLD):
+        if dist.get_process_group_ranks(handle) == ranks:
+            return resolve(handle)
+    made = _made.setdefault(dist.group.WORLD, {})
+    if tuple(ranks) not in made:
+        made[tuple(ranks)] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return resolve(made[tuple(ranks)])
 
 
 def _timeout(handle: Any) -> Any:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from .. import BarlowTwinsLoss, __version__
 from ..data import Batch, ImageDataset, ViewLoader
 from ..data.sources import ArraySource, Source
+from ..distributed import agreement
+from ..distributed.micro_batches import sharing
 from ..microbatch import backward_in_microbatches
 from ..models import BarlowTwinsModel, build_twins
 from . import parallel
@@ -101,37 +103,43 @@ class Trainer:
         in_memory = isinstance(data, ImageDataset)
         self.dataset = data if in_memory else None
         self.source = ArraySource.of_dataset(data) if in_memory else data
-        self.views = choose_views(config.views, data)
         self.config = config
-        self._check_batch(data.name)
         self.feeding = feeding or Feeding()
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self.hooks = list(hooks)
-        self.precision = resolved_precision(config, self.device)
+        self._failure: Exception | None = None
+        with self._together("a trainer"):
+            self.views = choose_views(config.views, data)
+            self._check_batch(data.name)
+            self.precision = resolved_precision(config, self.device)
+            plain = self.initial_model()
         self.criterion = BarlowTwinsLoss(
             lambd=config.lambd,
             scale=config.scale,
             backend=config.backend,
             process_group=None if self.ranks.alone else "world",
         )
-        self.model = parallel.prepare(self.initial_model(), config, self.ranks)
+        self.model = parallel.prepare(plain, config, self.ranks)
         self.network = parallel.wrap(self.model, config, self.ranks)
+        # Who is on the way to the loss, and nowhere else, while this rank computes embeddings.
+        self._listening = None if sharing(self.network)[1] else self.ranks.group
         self.optimizer = build_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
         self.watcher = Watcher(config, self.views, self.device, self.dataset, self.source)
         # Last, because it may start processes.
-        self.loader = ViewLoader(
-            self.source,
-            self.views,
-            config.batch_size // self.ranks.size,
-            seed=config.seed,
-            rank=self.ranks.rank,
-            ranks=self.ranks.size,
-            device=self.device,
-            **self.feeding.arguments(),
-        )
+        with self._together("a loader"):
+            self.loader = ViewLoader(
+                self.source,
+                self.views,
+                config.batch_size // self.ranks.size,
+                seed=config.seed,
+                rank=self.ranks.rank,
+                ranks=self.ranks.size,
+                device=self.device,
+                **self.feeding.arguments(),
+            )
         self.steps_per_epoch = len(self.loader)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step = 0
@@ -221,13 +229,14 @@ class Trainer:
             self.optimizer, self.config, self.step, self.total_steps, self.steps_per_epoch
         )
         self.clock.start()
-        batch = self.next_batch()
+        with self._together("the next batch"):
+            batch = self.next_batch()
+            if self.ranks.alone and len(batch.index) < 2:
+                raise RuntimeError(
+                    f"step {self.step + 1}: of {self.config.batch_size} images only "
+                    f"{len(batch.index)} can be read, and the loss takes two at least"
+                )
         self.clock.mark("data")
-        if self.ranks.alone and len(batch.index) < 2:
-            raise RuntimeError(
-                f"step {self.step + 1}: of {self.config.batch_size} images only "
-                f"{len(batch.index)} can be read, and the loss takes two at least"
-            )
         self._seed_generators()
         self._keep_buffers()
         self.optimizer.zero_grad(set_to_none=True)
@@ -272,10 +281,12 @@ class Trainer:
 
     def _backward_of(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         micro = self.config.micro_batch_size
-        if micro is not None and micro < len(batch.index):
+        # Not by this batch's size, which may be smaller here than on other ranks.
+        if micro is not None and micro < self.loader.batch_size:
             return self._backward_in_parts(batch, micro)
         with self.autocast():
-            z_a, z_b = self.network(*batch.views)
+            with agreement.refusals_told(self._listening):
+                z_a, z_b = self.network(*batch.views)
             self.clock.mark("forward")
             # Cut off from the network, so that the loss's share of the time can be told.
             leaves = [z.detach().requires_grad_() for z in (z_a, z_b)]
@@ -337,7 +348,7 @@ class Trainer:
                 culprit = first_bad_tensor(self.plain_model(), batch.views, self.autocast,
                                            batch.index)  # fmt: skip
         kept = self.checkpoint_path
-        with contextlib.suppress(TrainingDiverged, OSError):
+        with contextlib.suppress(RuntimeError, OSError):
             if step == self.step:
                 for name, buffer in self.model.named_buffers():
                     buffer.copy_(self._buffers[name])
@@ -366,23 +377,38 @@ class Trainer:
             TrainingDiverged: see `train_step`. The checkpoint keeps the last state that was finite.
             TrainingInterrupted: `stop_requested` was set; the checkpoint holds the state.
         """
+        self._compare_ranks()
         try:
             if not self.step:
                 self._measure_before()
             self._saved_at = time.monotonic()
-            self._notify("started")
+            with self._together("the start"):
+                self._notify("started")
             while self.step < self.total_steps:
                 self.train_epoch()
         finally:
             self._notify("ended")
 
+    def _compare_ranks(self) -> None:
+        """ValueError on all ranks unless all are about to do the same."""
+        if self.ranks.alone:
+            return
+        # Where files lie may differ; what is in them is in the fingerprint.
+        paths = ("dataset", "views")
+        self.ranks.compare(
+            {"step": self.step, "steps of an epoch": self.steps_per_epoch}
+            | {f"setting {k}": v for k, v in self.config.to_dict().items() if k not in paths}
+            | {f"data {k}": v for k, v in self.fingerprint.items() if k != "name"}
+        )
+
     def _measure_before(self) -> None:
         model = self.plain_model(copied=True)
-        if self.ranks.first:
+        with self._together("measuring"):
+            if not self.ranks.first:
+                return
             raw, before = self.watcher.score(nn.Flatten()), self.watcher.score(model.encoder)
             correlation, _ = self.watcher.measure(model)
             self.before = {"raw": raw, "before": before, "correlation": correlation}
-        self.ranks.barrier()
 
     def train_epoch(self) -> None:
         """The rest of the current epoch, then its record, score and checkpoint."""
@@ -395,7 +421,13 @@ class Trainer:
                 self._add_shares()
                 self.save()
                 raise TrainingInterrupted(f"stopped after step {self.step} of {self.total_steps}")
-            self._notify("stepped", self.train_step())
+            record = self.train_step()
+            try:
+                self._notify("stepped", record)
+            except Exception as error:
+                if self.ranks.alone:
+                    raise
+                self._failure = error
             if self._save_is_due():
                 self._seconds += time.perf_counter() - start
                 self._add_shares()
@@ -408,12 +440,7 @@ class Trainer:
         self.close_epoch(epoch)
 
     def _stops(self) -> bool:
-        """Whether any rank was asked to stop. Asked together at every step, which costs ranks of
-        CPUs a message and those of GPUs a wait; there at every 16th step."""
-        if self.ranks.alone:
-            return self.stop_requested
-        if self.device.type == "cuda" and self.step % 16:
-            return False
+        """Whether any rank was asked to stop."""
         return self.ranks.agree(self.stop_requested)
 
     def _save_is_due(self) -> bool:
@@ -464,18 +491,28 @@ class Trainer:
         self._shares = dict.fromkeys(self._shares, 0.0)
         if saved:
             self.save()
-        self._notify("epoch_ended", record)
+        with self._together("the end of an epoch"):
+            self._notify("epoch_ended", record)
 
     def _scored(self) -> Record:
         """k-NN and monitors; empty on ranks other than the first, which wait."""
         model = self.plain_model(copied=True)
-        self._check_weights(model.state_dict())
         found: Record = {}
-        if self.ranks.first:
-            found["knn"] = self.watcher.score(model.encoder)
-            found |= self.watcher.measure(model)[1]
-        self.ranks.barrier()
+        with self._together("scoring"):
+            self._check_weights(model.state_dict())
+            if self.ranks.first:
+                found["knn"] = self.watcher.score(model.encoder)
+                found |= self.watcher.measure(model)[1]
         return found
+
+    @contextlib.contextmanager
+    def _together(self, purpose: str) -> Iterator[None]:
+        """As `Ranks.together`; also raises, on all ranks, what a hook has raised since the last."""
+        with self.ranks.together(purpose):
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+            yield
 
     def plain_model(self, copied: bool = False) -> BarlowTwinsModel:
         """Encoder and projector with whole weights and without any exchange between ranks: the
@@ -568,10 +605,10 @@ class Trainer:
             return
         self._saved_at = time.monotonic()
         state = self.state_dict()
-        if not self.ranks.first:
-            return
-        self._check_weights(state["model"])
-        save_checkpoint(self.checkpoint_path, state, self.config.keep_checkpoints)
+        with self._together("a checkpoint"):
+            if self.ranks.first:
+                self._check_weights(state["model"])
+                save_checkpoint(self.checkpoint_path, state, self.config.keep_checkpoints)
 
     def _check_weights(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
@@ -610,20 +647,10 @@ class Trainer:
             ValueError: it belongs to other settings, other data or another architecture; nothing
                 is loaded then.
         """
-        free = self.config.MAY_CHANGE
-        differing = different_settings(
-            {k: v for k, v in self.config.to_dict().items() if k not in free},
-            {k: v for k, v in state["config"].items() if k not in free},
-        )
-        if differing:
-            raise ValueError(f"the checkpoint was made with other settings: {', '.join(differing)}")
-        if self.fingerprint != state["dataset"]:
-            raise ValueError(
-                "the checkpoint was made with other images or views: "
-                + ", ".join(different_settings(self.fingerprint, state["dataset"]))
-            )
         before = self.loader.state_dict()
-        self.loader.load_state_dict(state["loader"])
+        with self._together("a state"):
+            self._check_fits(state)
+            self.loader.load_state_dict(state["loader"])
         try:
             parallel.load_model_state(self.model, state["model"])
             parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"])
@@ -642,10 +669,27 @@ class Trainer:
         self.history = list(state["history"])
         self.before = state["before"]
 
+    def _check_fits(self, state: dict[str, Any]) -> None:
+        """ValueError where it belongs to other settings or other data."""
+        free = self.config.MAY_CHANGE
+        differing = different_settings(
+            {k: v for k, v in self.config.to_dict().items() if k not in free},
+            {k: v for k, v in state["config"].items() if k not in free},
+        )
+        if differing:
+            raise ValueError(f"the checkpoint was made with other settings: {', '.join(differing)}")
+        if self.fingerprint != state["dataset"]:
+            raise ValueError(
+                "the checkpoint was made with other images or views: "
+                + ", ".join(different_settings(self.fingerprint, state["dataset"]))
+            )
+
     def resume(self, path: Path) -> None:
         """Loads the checkpoint at `path`; errors are those of `load_checkpoint` and
         `load_state_dict`."""
-        self.load_state_dict(load_checkpoint(path))
+        with self._together("a checkpoint"):
+            state = load_checkpoint(path)
+        self.load_state_dict(state)
 
 
 def different_settings(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ..distributed import agreement, groups
+from ..distributed.groups import Group
+
 # Longer than an evaluation on the first rank takes, shorter than a night of waiting for the dead.
 TIMEOUT = datetime.timedelta(minutes=30)
+
+LOOK_EVERY = 1.0  # seconds, at whether the launcher still lives
+# Seconds to save after it has died, as many as torchrun gives a process that it ends.
+GRACE = 30.0
 
 
 @dataclass(frozen=True)
@@ -33,26 +44,34 @@ class Ranks:
     def alone(self) -> bool:
         return self.size == 1
 
+    @property
+    def group(self) -> Group | None:
+        """All processes; None for one alone."""
+        return None if self.alone else groups.resolve("world")
+
     def barrier(self) -> None:
         """Waits for all."""
-        if not self.alone:
-            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        with self.together("a barrier"):
+            pass
+
+    def together(self, purpose: str) -> contextlib.AbstractContextManager[None]:
+        """A block without exchanges of its own, that all ranks leave together: what is raised on
+        one is raised on all."""
+        return agreement.shared_fate(purpose, self.group)
 
     def agree(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; the same answer everywhere."""
-        if self.alone:
-            return flag
-        seen = torch.tensor([int(flag)], device=self.device)
-        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-        return bool(seen.item())
+        return self.total(int(flag)) > 0
 
     def total(self, count: int) -> int:
-        """The sum over all ranks, on all of them."""
+        """The sum over all ranks, on all of them. A message between hosts: no device waits."""
         if self.alone:
             return count
-        summed = torch.tensor([count], device=self.device)
-        dist.all_reduce(summed)
-        return int(summed.item())
+        return sum(r.rows for r in agreement.tell("a total", b"", None, self.group, count))
+
+    def compare(self, values: dict[str, Any]) -> None:
+        """ValueError on all of several ranks where they differ."""
+        agreement.compare(values, self.group)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -81,7 +100,8 @@ def joined(device: str) -> Iterator[Ranks]:
     """Joins the processes that the environment tells of, and leaves them at the end.
 
     `torchrun` sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without WORLD_SIZE
-    the process is alone. NCCL between GPUs, gloo between CPUs.
+    the process is alone. NCCL between GPUs, gloo between CPUs. A process does not outlive the
+    `torchrun` that started it.
 
     Raises:
         ValueError: see `choose_device`; an environment that is incomplete.
@@ -103,6 +123,8 @@ def joined(device: str) -> Iterator[Ranks]:
             f"WORLD_SIZE is {size} but {', '.join(missing)} is not set: start with torchrun, or "
             "unset WORLD_SIZE"
         )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_follow_launcher, args=(os.getppid(),), daemon=True).start()
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=TIMEOUT,
@@ -113,6 +135,16 @@ def joined(device: str) -> Iterator[Ranks]:
     # destroying the group would wait for them instead of telling.
     yield ranks
     dist.destroy_process_group()
+
+
+def _follow_launcher(parent: int) -> None:
+    """Ends this process, as SIGTERM from torchrun would, when torchrun itself was killed: nobody
+    else would end one that hangs, and its loader's processes live as long as it does."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 def _nodes(size: int) -> int:

@@ -161,6 +161,30 @@ def test_ranks_of_different_sizes(pool):
     compare(found, UNEQUAL)
 
 
+def refused(group, names: list[str]) -> dict[str, str]:
+    """What this rank says of views of which rank 1 has two of different numbers of samples."""
+    told = {}
+    for name in names:
+        a, b = (part[group.rank()] for part in views((N,) * W, 6))
+        try:
+            ADAPTERS[name](6)(a, b[:-1] if group.rank() == 1 else b)
+        except Exception as error:
+            told[name] = str(error)
+    return told
+
+
+def test_what_one_rank_refuses_all_ranks_tell(pool):
+    names = [name for name in ADAPTERS if name != "lightly_alone"]
+    first, *rest = pool.run(refused, W, names)
+    assert list(first) == names
+    for name, text in first.items():
+        assert text.startswith("rank 1 of process_group: "), (name, text)
+        own = rest[0][name]
+        assert text == f"rank 1 of process_group: {own}", (name, text)
+        assert "9 should be divisible" in own if name == "vissl" else "4" in own, own
+        assert all(others[name] == text for others in rest[1:])
+
+
 def installed_lightly(group):
     """lightly's own loss and ours, on this rank's rows."""
     from lightly.loss import BarlowTwinsLoss

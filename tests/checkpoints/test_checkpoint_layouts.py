@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +133,97 @@ def test_features_and_embeddings_are_the_peers(peer: str, resnet18, saved: Save)
 def test_a_projector_without_biases_is_ours(resnet18, saved: Save):
     content, _ = official(resnet18.state)
     assert isinstance(load_projector(saved(content)), Projector)
+
+
+WRAPPED = {
+    "torch.compile of DataParallel": lambda n: torch.compile(nn.DataParallel(n)),
+    "DataParallel of torch.compile": lambda n: nn.DataParallel(torch.compile(n)),
+    "an average of a compiled one": lambda n: torch.optim.swa_utils.AveragedModel(torch.compile(n)),
+    "a compiled stage": lambda n: within(n, "layer2", torch.compile),
+    "a DataParallel block": lambda n: within(n, "layer3", nn.DataParallel),
+}
+
+
+def within(network: nn.Module, name: str, wrap: Callable) -> nn.Module:
+    setattr(network, name, wrap(getattr(network, name)))
+    return network
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize("given", [{}, {"encoder": "resnet18"}], ids=["found", "given"])
+def test_wrappers_put_no_name_into_the_way(wrapper, given, resnet18, saved: Save):
+    network = pytest.importorskip("torchvision").models.resnet18(weights=None)
+    network.fc = nn.Identity()
+    network.load_state_dict(resnet18.state)
+    state = WRAPPED[wrapper](network).state_dict()
+    assert state.keys() != resnet18.state.keys()
+    loaded = load_encoder(saved(state), **given)
+    with torch.no_grad():
+        assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
+
+
+NAMES = (
+    "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module",
+    "_forward_module",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_wrappers_of_every_layout_in_any_order_and_depth(peer: str, resnet18, saved: Save):
+    """As FSDP does it, around blocks within blocks."""
+    content, _ = PEERS[peer][0](resnet18.state)
+    generator = random.Random(peer)
+    chosen: dict[str, list[str]] = {}  # by the module that is wrapped
+
+    def wrapped(key: str) -> str:
+        parts, path = [], ""
+        for part in key.split("."):
+            names = generator.sample(NAMES, generator.choice([0, 0, 1, 3]))
+            parts += [*chosen.setdefault(path, names), part]
+            path += f".{part}"
+        return ".".join(parts)
+
+    def everywhere(values: dict) -> dict:
+        is_weights = any(isinstance(v, Tensor) for v in values.values())
+        return {
+            wrapped(key) if is_weights else key: everywhere(v) if isinstance(v, dict) else v
+            for key, v in values.items()
+        }
+
+    loaded = load_encoder(saved(everywhere(content)))
+    assert len(set(map(len, chosen.values()))) == 3
+    with torch.no_grad():
+        assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.backbone.", "_orig_mod.module.a.b.module.c."])
+def test_a_prefix_that_all_keys_share_where_the_encoder_is_given(prefix, resnet18, saved: Save):
+    head = under("fc.", nn.Linear(512, 1000).state_dict())
+    for state in (resnet18.state, {**resnet18.state, **head}):
+        loaded = load_encoder(saved(under(prefix, state)), encoder="resnet18")
+        with torch.no_grad():
+            assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
+    sequence = {re.sub("^conv1", "0", k): v for k, v in resnet18.state.items()}
+    renamed = {"bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    sequence = {".".join([renamed.get((p := k.split("."))[0], p[0]), *p[1:]]): v
+                for k, v in sequence.items()}  # fmt: skip
+    assert load_encoder(saved(under(prefix, sequence)), encoder="resnet18").name == "resnet18"
+
+
+def test_two_models_in_one_dict(resnet18, saved: Save):
+    state = {**resnet18.state, **under("module.", resnet18.state)}
+    with pytest.raises(ValueError, match=r"has conv1.weight and module.conv1.weight, which name"):
+        load_encoder(saved(state))
+
+
+def test_architectures_with_a_part_of_a_wrappers_name(saved: Save):
+    pytest.importorskip("timm")
+    network = build_encoder("timm:iformer_t", channels=3, image_size=32)
+    assert any(".module." in key for key in network.state_dict())
+    path = saved(under("_orig_mod.module.", network.state_dict()))
+    loaded = load_encoder(path, encoder="timm:iformer_t")
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.encoder.state_dict()[key], value)
 
 
 def test_what_the_file_says_beside_its_weights(resnet18, saved: Save):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,10 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from barlow_fast import BarlowTwinsLoss
+from barlow_fast.distributed.batch_norm import synchronise
+from barlow_fast.distributed.micro_batches import number_of, split
 from barlow_fast.microbatch import backward_in_microbatches
 
 ROWS = (10, 7)
-# 3 and 2 micro-batches; sharded parameters need as many on all ranks.
 SIZE, SHARDED_SIZE = 4, 5
 LAMBDA = 0.1
 
@@ -86,7 +89,188 @@ def test_ranks_get_the_gradient_of_all_samples(wrap, pool):
         for name, p in alone.named_parameters():
             assert float((found[name] - p.grad).norm()) <= 1e-12 * float(p.grad.norm()), name
     if wrap is data_parallel:
-        # One bucket, once per step; 3 and 2 micro-batches, the count as on rank 0 when the second
-        # step began.
+        # One bucket, once per step; 3 micro-batches each, since one rank needs so many.
         assert [found["exchanged"] for found in results] == [2, 2]
-        assert [int(found["calls"]) for found in results] == [6, 5]
+        assert [int(found["calls"]) for found in results] == [6, 6]
+
+
+class Normed(nn.Module):
+    """With a batch norm of pixels and one of features, or none."""
+
+    def __init__(self, batch_norm: bool) -> None:
+        super().__init__()
+        norms = (nn.BatchNorm2d(3), nn.BatchNorm1d(10)) if batch_norm else (nn.Identity(),) * 2
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self.layers = nn.Sequential(
+                nn.Conv2d(2, 3, 3), norms[0], nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                nn.Linear(12, 10), norms[1], nn.GELU(), nn.Linear(10, 12),
+            ).double()  # fmt: skip
+        # So that DDP has something to broadcast.
+        self.register_buffer("factor", torch.ones((), dtype=torch.float64))
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layers(a) * self.factor, self.layers(b)
+
+
+# Which batch norm, and how the ranks share the model.
+KINDS = {
+    "ddp": ("none", "ddp"),
+    "ddp, batch norm": ("own", "ddp"),
+    "ddp, SyncBatchNorm": ("of all", "ddp"),
+    "fsdp2": ("none", "fsdp2"),
+    "fsdp2, SyncBatchNorm": ("of all", "fsdp2"),
+}
+STEPS = 3
+
+
+def random_cases(norm: str, count: int = 12) -> list[tuple[tuple[int, int], int]]:
+    """(Rows of two ranks, micro_batch_size). A batch norm of each rank's own takes two rows."""
+    generator = torch.Generator().manual_seed(len(norm))
+    least = 2 if norm == "own" else 1
+    drawn = torch.randint(least, 41, (count, 2), generator=generator).tolist()
+    sizes = torch.randint(4, 12, (count,), generator=generator).tolist()
+    # The pair of the first report, and one in which a rank has fewer rows than micro-batches.
+    return [((10, 11), 10), ((least, 40), 4), *zip(map(tuple, drawn), sizes, strict=True)]
+
+
+def drawn(rows: tuple[int, int], step: int) -> list[tuple[Tensor, Tensor]]:
+    """Both views of each rank."""
+    generator = torch.Generator().manual_seed(100 + step)
+    a = torch.randn(sum(rows), 2, 6, 6, dtype=torch.float64, generator=generator)
+    b = a + 0.5 * torch.randn(a.shape, dtype=torch.float64, generator=generator)
+    return list(zip(a.split(list(rows)), b.split(list(rows)), strict=True))
+
+
+def steps_of_ranks(group, norm: str, wrap: str, cases) -> list[list[dict[str, Tensor]]]:
+    """Gradients and losses of each step of each case."""
+    found = []
+    criterion = BarlowTwinsLoss(lambd=LAMBDA, process_group=group)
+    for rows, size in cases:
+        model = Normed(norm != "none")
+        if norm == "of all":
+            model = synchronise(model, "cpu", group)
+        if wrap == "fsdp2":
+            fully_shard(model, mesh=DeviceMesh.from_group(group, "cpu"))
+        wrapped = model if wrap == "fsdp2" else DistributedDataParallel(model, process_group=group)
+        steps = []
+        for step in range(STEPS):
+            wrapped.zero_grad()
+            own = drawn(rows, step)[group.rank()]
+            loss = backward_in_microbatches(wrapped, own, criterion, size)
+            gradients = {name: p.grad for name, p in model.named_parameters()}
+            if wrap == "fsdp2":
+                gradients = {name: g.full_tensor() for name, g in gradients.items()}
+            steps.append({name: g.clone() for name, g in gradients.items()} | {"loss": loss})
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.1 * p.grad
+        found.append(steps)
+    return found
+
+
+def steps_alone(norm: str, rows: tuple[int, int], size: int) -> list[dict[str, Tensor]]:
+    """The same on one device, with the graphs of all micro-batches at once."""
+    model = Normed(norm != "none")
+    wanted = [-(-n // size) for n in rows]
+    if norm == "of all" or min(rows) >= 2 * max(wanted):
+        wanted = [max(wanted)] * 2
+    steps = []
+    for step in range(STEPS):
+        model.zero_grad()
+        views = drawn(rows, step)
+        # [rank][view][part]
+        parts = [
+            [view.split(split(n, count, before)) for view in pair]
+            for n, count, before, pair in zip(rows, wanted, (0, rows[0]), views, strict=True)
+        ]
+        if norm == "of all":
+            batches = [[torch.cat(same) for same in zip(*pair, strict=True)]
+                       for pair in zip(*parts, strict=True)]  # fmt: skip
+        else:
+            batches = [[part for rank in parts for part in rank[view]] for view in (0, 1)]
+        embedded = [model(a, b) for a, b in zip(*batches, strict=True)]
+        loss = BarlowTwinsLoss(lambd=LAMBDA)(*map(torch.cat, zip(*embedded, strict=True)))
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        steps.append(gradients | {"loss": loss.detach()})
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad
+    return steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_with_any_rows_get_the_gradients_of_one_device(kind, pool):
+    norm, wrap = KINDS[kind]
+    cases = random_cases(norm)
+    results = pool.run(steps_of_ranks, 2, norm, wrap, cases)
+    for case, *found in zip(cases, *results, strict=True):
+        for step, wanted in enumerate(steps_alone(norm, *case)):
+            largest = max(float(value.norm()) for value in wanted.values())
+            for steps in found:
+                for name, value in wanted.items():
+                    error = float((steps[step][name] - value).norm())
+                    assert error <= 1e-9 * largest, (case, step, name, error, largest)
+
+
+def refused(group, what: str) -> str:
+    """What a rank says of a step of which one rank, or all, cannot do its part."""
+    rows = {"one sample": (1, 9), "few for shards": (3, 40)}.get(what, ROWS)
+    model = Normed(batch_norm="one" in what or "few" in what)
+    if what == "few for shards":
+        fully_shard(model, mesh=DeviceMesh.from_group(group, "cpu"))
+    else:
+        model = DistributedDataParallel(
+            model, process_group=group, static_graph=what == "static graph"
+        )
+    views: list = list(drawn(rows, 0)[group.rank()])
+    size = 4
+    if what == "a view" and group.rank() == 1:
+        views[1] = views[1][:-1]
+    if what == "a size" and group.rank() == 0:
+        size = 0
+    if what == "a forward" and group.rank() == 1:
+        model.module.register_forward_pre_hook(fail)
+    try:
+        backward_in_microbatches(model, views, BarlowTwinsLoss(process_group=group), size)
+    except (ValueError, RuntimeError) as error:
+        told = f"{type(error).__name__}: {error}"
+    # Nobody is behind in the exchanges, so that whoever goes on is understood.
+    dist.barrier(group)
+    return told
+
+
+def fail(module: nn.Module, inputs: tuple) -> None:
+    raise RuntimeError("out of something")
+
+
+@pytest.mark.parametrize(
+    ("what", "who", "words"),
+    [
+        ("a view", 1, r"ValueError: views must have the same number of samples"),
+        ("a size", 0, r"ValueError: micro_batch_size must be at least 1, got 0"),
+        ("a forward", 1, r"RuntimeError: out of something"),
+        ("one sample", 0, r"ValueError: micro_batch_size 4 leaves a micro-batch of one sample"),
+        ("static graph", None, r"ValueError: DistributedDataParallel\(static_graph=True\)"),
+        ("few for shards", None, r"ValueError: all ranks need 10 micro-batches.*rank 0 has 3"),
+    ],
+)
+def test_what_one_rank_refuses_all_ranks_tell(what, who, words, pool):
+    for rank, text in enumerate(pool.run(refused, 2, what)):
+        kind, words_alone = words.split(": ", 1)
+        told_by = "" if who in (None, rank) else f"rank {who} of process_group: "
+        assert re.match(f"{kind}: {told_by}{words_alone}", text), text
+
+
+def test_parts_of_all_ranks_are_as_equal_as_they_can_be():
+    for rows in ((1, 40, 7), (10, 11, 0), (3, 3, 3), (1, 0, 1)):
+        for size in range(2, 12):
+            for n in (1, 2, 3, 7, 10, 40):
+                assert min(split(n, number_of(n, size))) >= min(n, 2)
+                assert max(split(n, number_of(n, size))) <= max(size, 3)
+        for count in range(1, 12):
+            parts = [split(n, count, sum(rows[:rank])) for rank, n in enumerate(rows)]
+            assert [sum(sizes) for sizes in parts] == list(rows)
+            for sizes in (*parts, [sum(same) for same in zip(*parts, strict=True)]):
+                assert max(sizes) - min(sizes) <= 1, (rows, count, parts)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ended import SECONDS, running, until
+from launched import LAUNCH, torchrun
 from scenarios import CONFIG, SCENARIOS, digits, gradients
 from typer.testing import CliRunner
 
@@ -21,19 +21,6 @@ from barlow_fast.commands import app
 from barlow_fast.training import Trainer, load_checkpoint
 
 PROGRAM = Path(__file__).parent / "run_on_ranks.py"
-
-
-def torchrun(*arguments: object) -> subprocess.CompletedProcess:
-    """Of two processes on this machine."""
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
-         *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +129,7 @@ def test_sigterm_to_torchrun_saves_where_all_ranks_are(tmp_path: Path):
     settings = ["pretrain", "--device", "cpu", "--batch-size", "64", "--projector", "32-96",
                 "--out", str(out), "epochs=400", "evaluate_every=400",
                 "checkpoint_every=1"]  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               "--standalone", "-m", "barlow_fast", *settings]  # fmt: skip
+    command = [*LAUNCH, "-m", "barlow_fast", *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with running(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment

@@ -1,0 +1,141 @@
+"""Into how many micro-batches the ranks of a model cut their rows.
+
+What a model exchanges in its forward (statistics of a synchronised batch norm, shards of weights)
+all ranks must exchange equally often. So they tell each other their rows first, in one small
+exchange between hosts.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import agreement
+from .groups import Group, group_of
+
+PURPOSE = "micro-batches"
+_WANTED = struct.Struct("<qB")  # micro-batches, whether the model exchanges data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a rank does with its rows."""
+
+    sizes: tuple[int, ...]  # rows of each of its micro-batches
+    plain: bool  # one pass for all ranks: nobody needs more
+    group: Group | None  # the ranks that share the model; None for this one alone
+    exchanges: bool  # whether the model itself makes exchanges in its forward
+
+    @property
+    def listening(self) -> Group | None:
+        """Who can be told of an error while the embeddings are computed: where the model makes
+        exchanges, the others may be waiting in one of these."""
+        return None if self.exchanges else self.group
+
+
+def agree(model: nn.Module, call: Callable[[], tuple[int, int]]) -> Plan:
+    """The plan of this rank, made with all ranks that share the model.
+
+    call: checks what this rank was given, and returns its rows and its micro_batch_size.
+
+    Raises, on all ranks alike:
+        TypeError, ValueError: what `call` raised on one of them.
+        ValueError: micro-batches without enough rows on some rank, see `_check`.
+    """
+    group, exchanges = sharing(model)
+    rows, size, failure = 0, 1, None
+    try:
+        rows, size = call()
+    except (TypeError, ValueError) as error:
+        if group is None:
+            raise
+        failure = error
+    wanted = number_of(rows, size)
+    if group is None:
+        return Plan(split(rows, wanted), wanted == 1, None, exchanges)
+    told = agreement.tell(PURPOSE, _WANTED.pack(wanted, exchanges), failure, group, rows)
+    all_rows = [report.rows for report in told]
+    reports = [_WANTED.unpack_from(report.payload) for report in told]
+    count = max(wanted for wanted, _ in reports)
+    exchanges = any(flag for _, flag in reports)
+    if exchanges and count > 1:
+        _check(model, all_rows, count)
+    # Equally many, unless that would leave some rank with micro-batches of one row or none, and
+    # nobody has to wait for anybody.
+    own = count if exchanges or min(all_rows) >= 2 * count else wanted
+    sizes = split(rows, own, sum(all_rows[: group.rank]))
+    return Plan(sizes, count == 1, group, exchanges)
+
+
+def number_of(rows: int, size: int) -> int:
+    """Micro-batches of at most `size` rows; of one more where that saves one of a single row, over
+    which a batch norm has no statistics."""
+    count = -(-rows // size)
+    return count - 1 if size > 1 and 1 < rows < 2 * count else count
+
+
+def split(rows: int, count: int, before: int = 0) -> tuple[int, ...]:
+    """`rows` in `count` parts that differ by one at most.
+
+    before: rows of the ranks before this one. Where the larger parts lie depends on it, so that
+    the parts of all ranks put together differ by one at most, too.
+    """
+    least, larger = divmod(rows, count)
+    return tuple(least + ((part - before) % count < larger) for part in range(count))
+
+
+def _check(model: nn.Module, rows: list[int], count: int) -> None:
+    """ValueError where a batch norm of each rank's own would get one row or none."""
+    normalises = any(
+        isinstance(m, _BatchNorm) and m.training and not synchronised(m) for m in model.modules()
+    )
+    if normalises and min(rows) < 2 * count:
+        raise ValueError(
+            f"all ranks need {count} micro-batches, since the model exchanges data in its forward, "
+            f"and its batch norm two samples in each: rank {rows.index(min(rows))} has "
+            f"{min(rows)} samples. Use a larger micro_batch_size, batches of more equal sizes, or "
+            "a batch norm over all ranks (SyncBatchNorm)"
+        )
+
+
+def synchronised(module: nn.Module) -> bool:
+    """Whether it is a batch norm with statistics of several ranks, of whatever library."""
+    return isinstance(module, nn.SyncBatchNorm) or _has_base(type(module), "SyncBatchNorm", "Sync")
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_base(kind: type, name: str, ending: str = "") -> bool:
+    names = [base.__name__ for base in kind.__mro__]
+    return any(name in each or (ending and each.endswith(ending)) for each in names)
+
+
+def sharing(model: nn.Module) -> tuple[Group | None, bool]:
+    """(The ranks that share the model, or None; whether it makes exchanges in its forward)."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return None, False
+    handles: list[Any] = []
+    exchanges = False
+    for module in model.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            handles.append(module.process_group)
+        elif module.training and synchronised(module):
+            handles.append(getattr(module, "process_group", None) or dist.group.WORLD)
+            exchanges = True
+        elif _has_base(type(module), "FullyShardedDataParallel"):
+            handles.append(module.process_group)
+            exchanges = True
+    meshes = {p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")}
+    ranks = {rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()}
+    handles += [handle for mesh in meshes for handle in mesh.get_all_groups()]
+    for handle in dict.fromkeys(handles):
+        ranks.update(dist.get_process_group_ranks(handle))
+    if len(ranks) < 2:
+        return None, False
+    return group_of(sorted(ranks), handles), exchanges or bool(meshes)

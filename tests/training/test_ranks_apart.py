@@ -1,0 +1,154 @@
+"""Two ranks of which one is not as the other: both go on, or both say why not, at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from ended import alive, gone, running, until
+from launched import LAUNCH, torchrun
+
+from barlow_fast.data.order import Shard, batches
+
+PROGRAM = Path(__file__).parent / "apart_on_ranks.py"
+IMAGES = 48  # three steps of eight images on each rank
+
+
+def write_images(folder: Path, damaged: set[int] = frozenset()) -> Path:
+    pil = pytest.importorskip("PIL.Image")
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(IMAGES):
+        pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        path = folder / f"{number:02d}.png"
+        pil.fromarray(pixels).save(path)
+        if number in damaged:
+            path.write_bytes(path.read_bytes()[:60])
+    return folder
+
+
+def of_rank(rank: int) -> list[list[int]]:
+    """The images of its batches."""
+    return [some.tolist() for some in batches(0, 0, IMAGES, 8, Shard(rank, 2))]
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> list[dict[str, str]]:
+    """What each rank said in each scenario."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    folder = tmp_path_factory.mktemp("apart")
+    first, second = of_rank(0), of_rank(1)
+    write_images(folder / "whole")
+    # In the first step rank 1 lacks three images, in the second rank 0 has two left.
+    write_images(folder / "some", {*second[0][:3], *first[1][:6]})
+    write_images(folder / "none", set(second[0]))
+    done = torchrun(PROGRAM, folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["parts", "parts without sync", "parts of shards", "nothing"])
+def test_ranks_with_other_numbers_of_images_go_on(name: str, said):
+    assert [ours[name] for ours in said] == ["finished"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "who", "words"),
+    [
+        ("a damaged image", 1, "image file is truncated"),
+        ("no image of a batch", 1, "nor can any other of the 8 images of its batch"),
+        ("a forward", 1, "out of memory"),
+        ("a score", 0, "out of memory"),
+        ("a hook", 0, "no space left for a hook"),
+        ("the last hook", 0, "no space left for a hook"),
+        ("a checkpoint", 0, "checkpoint.pt"),
+    ],
+)
+def test_what_fails_on_one_rank_both_say(name: str, who: int, words: str, said):
+    assert words in said[who][name]
+    assert not said[who][name].startswith("rank")
+    other = said[1 - who][name]
+    assert f"rank {who} of process_group: " in other
+    assert words in other
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("other settings", "lambd: 0.1 on rank 0, 0.2 on rank 1"), ("other data", "data images: ")],
+)
+def test_ranks_that_are_not_about_to_do_the_same(name: str, words: str, said):
+    for ours in said:
+        assert "the ranks of process_group differ: " in ours[name]
+        assert words in ours[name]
+
+
+def children(pid: int) -> list[int]:
+    """Of a process, theirs included."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if parent == pid:
+            child = int(path.parent.name)
+            found += [child, *children(child)]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_nothing_outlives_a_torchrun_that_was_killed(tmp_path: Path):
+    folder, out = write_images(tmp_path / "images"), tmp_path / "out"
+    settings = [
+        "pretrain", "--device", "cpu", "--data", folder, "--views", "cifar", "--encoder", "small",
+        "--batch-size", "16", "--projector", "16-16", "--workers", "1", "--out", out,
+        "epochs=4000", "evaluate_every=4000", "checkpoint_every=1", "encoder_widths=[8]",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with running(
+        [*LAUNCH, "-m", "barlow_fast", *settings], stdout=subprocess.DEVNULL, env=environment
+    ) as process:
+        assert until((out / "checkpoint.pt").exists)
+        started = children(process.pid)
+        assert len(started) >= 4  # two ranks, each with a worker
+        process.kill()
+        process.wait()
+        for pid in started:
+            assert gone(pid), pid
+
+
+# A process that waits for something that never comes, with SIGTERM ignored as in a hang.
+HANGING = """
+import os, signal, sys, threading, time
+from barlow_fast.training import ranks
+ranks.LOOK_EVERY, ranks.GRACE = 0.05, 0.2
+child = os.fork()
+if child:
+    print(child, flush=True)
+    sys.stdin.readline()
+    os._exit(0)
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+threading.Thread(target=ranks._follow_launcher, args=(os.getppid(),), daemon=True).start()
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_rank_that_hangs_ends_after_its_launcher():
+    with running(
+        [sys.executable, "-c", HANGING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        child = int(process.stdout.readline())
+        assert alive(child)
+        process.send_signal(signal.SIGKILL)
+        assert gone(child)
+        assert process.stdout.read() == "told\n"
