@@ -238,11 +238,12 @@ def _configuration(
         chosen["projector"] = (*overridden.projector[:-1], dim)
     _, in_arguments = override(base, None, assignments)
     chosen |= in_arguments
-    if resume is not None and named is not None:
-        theirs = find(named)
-        chosen = theirs.to_dict() | fitting(theirs, chosen)
     if resume is None:
         return _replaced(base, chosen)
+    if named is not None:
+        # Less what the choices derive, such as the warm-up of a short run: nobody requested that.
+        theirs, derived = find(named).to_dict(), fitting(find(named), chosen)
+        chosen = {k: v for k, v in theirs.items() if derived.get(k, v) == v} | chosen
     refused = [
         f"{name} is {getattr(base, name)!r} there, {value!r} was asked for"
         for name, value in chosen.items()

@@ -230,6 +230,32 @@ def test_a_run_goes_on_by_the_command_that_began_it(pretraining: Calls, how: str
     assert "dataset is 'digits' there, 'stl10' was asked for" in output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--preset digits --epochs 2",
+        "--preset digits epochs=2",
+        "--preset digits --epochs 2 warmup_epochs=1",
+        "--preset fashion-mnist --dim 24 lambd=0.1",
+        "--epochs 1",
+        "--dataset cifar10 --epochs 3 --projector 6-7",
+        "--config settings.yaml --epochs 1",
+    ],
+)
+def test_a_command_may_be_given_again(pretraining: Calls, command: str):
+    """What a cluster does that queues a job again. What was derived then is not compared either."""
+    again = ["pretrain", *command.split(), "--out", "out", "--resume", "auto"]
+    invoke(*again)
+    Path("out").mkdir()
+    config = pretraining["_prepare"][0]["config"]
+    save_checkpoint(Path("out/checkpoint.pt"), {"config": config.to_dict()})
+    invoke(*again)
+    invoke(*(part for part in again if part != "warmup_epochs=1"))
+    for call in pretraining["_prepare"][1:]:
+        assert call["resume"] == Path("out/checkpoint.pt")
+        assert call["config"] == config
+
+
 def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
     config = saved()
     invoke("pretrain", "--resume", "old.pt", "--backend", "aten", "checkpoint_minutes=2")
