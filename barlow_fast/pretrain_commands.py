@@ -229,7 +229,7 @@ def _configuration(
         raise ValueError("--dim and --projector both set the embedding dimensions: give one")
     named = preset or (preset_in(file) if file is not None else None)
     if resume is not None:
-        base = PretrainConfig.from_dict(load_checkpoint(resume)["config"])
+        base = PretrainConfig.from_dict(load_checkpoint(resume).get("config"))
     else:
         base = configure(named or _preset(choices["dataset"] or "digits"))
     overridden, in_file = override(base, file)

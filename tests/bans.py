@@ -23,7 +23,7 @@ TEST_BANS = (
     (r"timeout=\d", "a busy machine takes its time: ended.SECONDS"),
     (r"= subprocess\.Popen\(", "ended.running ends it with all that it starts"),
 )
-# Of the packages: a file written by hand lacks some of exclusive creation, permissions, errors, cleaning up.
+# Of the packages: what is written by hand follows links, or leaves halves and litter behind.
 WRITING = r"os\.replace\(|delete=False|mkstemp|\.write_(text|bytes)\(|\.touch\("
 WRITERS = {"barlow_fast/files.py", "barlow_fast/training/checkpoint.py"}
 # Without `device=` these follow torch.set_default_device, whatever device the inputs are on.

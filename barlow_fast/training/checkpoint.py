@@ -13,6 +13,7 @@ from ..checkpoints import archive
 from ..checkpoints.layouts import PRETRAIN
 from ..checkpoints.reading import read_checkpoint
 from ..files import WriteError, temporary_name, whole_file
+from .state import check_fields
 
 VERSION = 3
 # Files of version 2 carry no digest.
@@ -127,4 +128,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint version {state.get('version')}, "
             f"this program reads versions {READ_VERSIONS[0]} to {VERSION}"
         )
+    try:
+        check_fields(state)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from None
     return state

@@ -34,6 +34,7 @@ from .feeding import Feeding, choose_views, image_size
 from .hooks import Hook, Record
 from .optimizers import build_optimizer, set_learning_rates
 from .ranks import Ranks
+from .state import check_complete, check_optimizer
 from .watching import Watcher
 
 LOG = logging.getLogger("barlow_fast.training")
@@ -610,6 +611,7 @@ class Trainer:
             ValueError: it belongs to other settings, other data or another architecture; nothing
                 is loaded then.
         """
+        check_complete(state, self.total_steps, self.steps_per_epoch)
         free = self.config.MAY_CHANGE
         differing = different_settings(
             {k: v for k, v in self.config.to_dict().items() if k not in free},
@@ -625,13 +627,15 @@ class Trainer:
         before = self.loader.state_dict()
         self.loader.load_state_dict(state["loader"])
         try:
+            check_optimizer(self.optimizer, state["optimizer"])
             parallel.load_model_state(self.model, state["model"])
             parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             self.loader.load_state_dict(before)
-            raise ValueError(f"the checkpoint does not fit the model: {error}") from error
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
+            reason = str(error).split("\n", 1)[0]
+            raise ValueError(f"the checkpoint does not fit the model: {reason}") from error
         self._batches = iter(())
         self.step = state["step"]
         self._totals = state["totals"].to(self.device)

@@ -65,11 +65,14 @@ def accepted(path: Path, read: Read, content: bytes, flips: Iterable[tuple[int, 
         # What torch does not fill shows: memory of these sizes was last used for other numbers.
         for tensor in weights().values():
             tensor.fill_(-7)
+        line = ""
         try:
             state = read(path)
         except ValueError as error:
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
+            line = str(error)
+        if line:
+            assert str(path) in line
+            assert "\n" not in line
             continue
         count += 1
         assert state["step"] == 3, (position, bits)
