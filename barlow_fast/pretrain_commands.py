@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 
 from .exits import FAILURE, INTERRUPTED, SKIPPING, TERMINATED, fail, without
+from .files import remove_abandoned
 
 if TYPE_CHECKING:
     from .data import ImageDataset
@@ -374,6 +376,7 @@ def _prepare(
 ) -> tuple[Trainer, Path]:
     """Everything that can fail before the first step; says what is about to happen."""
     from .training import JsonLinesLog, TensorBoardLog, Trainer
+    from .training.folder_lock import FolderLock
     from .training.reporting import why_no_tensorboard
     from .training.reporting.progress import ProgressReport
 
@@ -383,7 +386,12 @@ def _prepare(
             trainer.resume(resume)
         _describe(trainer, console)
         # Ranks other than the first write nothing; they only have to have a path.
-        folder = _output_folder(out, _name(config), resume) if ranks.first else Path()
+        folder = Path()
+        if ranks.first:
+            folder = _output_folder(out, _name(config), resume)
+            trainer.folder_lock = FolderLock(folder, lambda line: console.print(line, markup=False))
+            remove_abandoned(folder)
+            _check_unused(folder, resume)
     except BaseException:
         trainer.close()
         raise
@@ -401,24 +409,29 @@ def _prepare(
 
 
 def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:
-    """The folder, created and seen to be writable. Never one that would lose another run's
-    checkpoint."""
-    if out is None:
-        out = resume.parent if resume is not None else _fresh_folder(Path("runs"), dataset)
-    continued = resume is not None and out.resolve() == resume.parent.resolve()
-    if not continued and (out / CHECKPOINT).exists():
-        raise ValueError(
-            f"{out} holds the checkpoint of another run: continue it with "
-            f"--resume {out / CHECKPOINT}, or choose another --out"
-        )
+    """The folder, created."""
+    if out is None and resume is None:
+        return _fresh_folder(Path("runs"), dataset)
+    out = resume.parent if out is None else out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write to --out {out}: {error.strerror}") from error
     return out
+
+
+def _check_unused(out: Path, resume: Path | None) -> None:
+    """Refuses a folder whose checkpoints would be lost. Called when no other run can write there
+    any more."""
+    from .training.checkpoint import kept_checkpoints
+
+    continued = resume is not None and out.resolve() == resume.parent.resolve()
+    there = kept_checkpoints(out / CHECKPOINT)
+    if there and not continued:
+        raise ValueError(
+            f"{out} holds the checkpoint of another run: continue it with "
+            f"--resume {there[0]}, or choose another --out"
+        )
 
 
 def _name(config: PretrainConfig) -> str:
@@ -430,10 +443,17 @@ def _name(config: PretrainConfig) -> str:
 
 
 def _fresh_folder(parent: Path, name: str) -> Path:
-    number = 1
-    while (folder := parent / (f"{name}-{number}" if number > 1 else name)).exists():
-        number += 1
-    return folder
+    """A new one, which is created: two runs that start at once get one each."""
+    for number in itertools.count(1):
+        folder = parent / (f"{name}-{number}" if number > 1 else name)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
+        return folder
+    raise AssertionError("numbers do not end")
 
 
 def _describe(trainer: Trainer, console: Console) -> None:

@@ -295,6 +295,7 @@ class Prepared:
 
     def close(self) -> None:
         self.closed = True
+        self.folder_lock.release()
 
 
 @pytest.fixture
@@ -322,6 +323,8 @@ def prepare(monkeypatch, tmp_path: Path) -> Callable[..., Any]:
             **changes,
         }
         trainer, folder = pretrain_commands._prepare(**arguments)
+        if arguments["ranks"].first:
+            trainer.folder_lock.release()
         made = Prepared.made[-1]
         assert all(made[name] is arguments[name] for name in made)
         return trainer, folder, opened
