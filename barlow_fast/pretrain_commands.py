@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .exits import FAILURE, INTERRUPTED, SKIPPING, TERMINATED, fail, without
+from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
 from .files import remove_abandoned
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 AUTO = Path("auto")
+# Seconds in which a second signal is the first one again: a terminal and a batch system signal all
+# processes, and torchrun then passes on what it got itself.
+SAME_REQUEST = 2.0
 
 
 def pretrain(
@@ -71,6 +74,10 @@ def pretrain(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes or threads that read images.")
     ] = None,
+    worker_timeout: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds until such a process counts as stopped; 0: never."),
+    ] = 1800,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step, over all processes.")
@@ -148,7 +155,7 @@ def pretrain(
             raise ValueError("--data is instead of a data set: give no --dataset and no --data-dir")
         from .training import Feeding, joined
 
-        feeding = Feeding(loader, workers, on_bad_image)
+        feeding = Feeding(loader, workers, on_bad_image, worker_timeout)
         if resume == AUTO:
             resume = _newest(out)
         config = _configuration(choices, dim, preset, config_file, settings or [], resume)
@@ -510,7 +517,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     except TrainingDiverged as error:
         fail(f"barlow-fast: {error}", FAILURE)
     except TrainingInterrupted as error:
-        code = TERMINATED if signals and signals[0] == signal.SIGTERM else INTERRUPTED
+        code = SIGNALLED + signals[0] if signals else INTERRUPTED
         if not trainer.ranks.first:
             raise typer.Exit(code) from None
         fail(
@@ -553,20 +560,35 @@ def _finish(trainer: Trainer, folder: Path) -> Report:
 
 @contextlib.contextmanager
 def _stop_on_signal(trainer: Trainer, seen: list[int]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM (what SLURM and torchrun send) asks the trainer to stop between
-    two steps; a second one stops at once, unsaved."""
-    previous: dict[int, Any] = {}
+    """The first signal that would end this process asks the trainer to stop between two steps; a
+    second one stops at once, unsaved.
 
-    def request(number: int, frame: object) -> None:
-        trainer.stop_requested = True
-        seen.append(number)
+    Those that are ignored stay so, as SIGHUP under nohup, and so do handlers of others.
+    """
+    from .data.processes import STOP_SIGNALS
+
+    previous: dict[int, Any] = {}
+    first = 0.0
+
+    def restore() -> None:
         for each, handler in previous.items():
             signal.signal(each, handler)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        previous[each] = signal.signal(each, request)
+    def request(number: int, frame: object) -> None:
+        nonlocal first
+        if not seen:
+            first = time.monotonic()
+            trainer.stop_requested = True
+            seen.append(number)
+        elif time.monotonic() - first > SAME_REQUEST:
+            restore()
+            signal.raise_signal(number)
+
+    for each in STOP_SIGNALS:
+        handler = signal.getsignal(each)
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            previous[each] = signal.signal(each, request)
     try:
         yield
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        restore()
