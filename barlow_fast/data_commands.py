@@ -75,8 +75,6 @@ def check(
             if bad > len(kept):
                 console.print(f"and {bad - len(kept):,} more (--json FILE lists them all)")
         console.print(f"{bad:,} of {_number(len(images), 'image')} cannot be read")
-        if getattr(images, "ignored", 0):
-            console.print(f"not looked at: {_number(images.ignored, 'file')} of other extensions")
     if bad:
         raise typer.Exit(FAILURE)
 
@@ -157,7 +155,7 @@ def _open(
     console: Console, spec: str, split: str | None, data_dir: Path | None, allow_symlinks: bool
 ) -> Source:
     """The source, with its number of images and classes told."""
-    from .data.sources import open_source
+    from .data.sources import open_source, passed_over
 
     with _bar(console, "looking", None) as found:
         images = open_source(
@@ -165,6 +163,8 @@ def _open(
         )
     classes = f" in {_number(len(images.classes), 'class')}" if images.classes else ""
     console.print(f"{images.name}: {_number(len(images), 'image')}{classes}", markup=False)
+    if passed_over(images):
+        console.print(passed_over(images))
     return images
 
 

@@ -278,6 +278,7 @@ def _request(options: dict[str, Any]) -> Request:
 def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[str, Any]) -> None:
     """Evaluates every checkpoint, prints a table, writes the JSON."""
     from .checkpoints import load_encoder
+    from .data.sources import passed_over
     from .evaluation import Reading, merged
 
     console = Console(highlight=False, soft_wrap=True)
@@ -289,6 +290,9 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
     device = _device(request.device)
     splits = _splits(request)
     console.print(f"data      {splits}", markup=False)
+    for source in (splits.train, splits.test):
+        if passed_over(source):
+            console.print(f"          {source.name}: {passed_over(source)}", markup=False)
     start = time.perf_counter()
     found, used = [], []
     with _bar(console) as progress:

@@ -436,6 +436,7 @@ def _fresh_folder(parent: Path, name: str) -> Path:
 
 
 def _describe(trainer: Trainer, console: Console) -> None:
+    from .data.sources import passed_over
     from .training.estimate import plan_loss
 
     config, ranks = trainer.config, trainer.ranks
@@ -445,6 +446,8 @@ def _describe(trainer: Trainer, console: Console) -> None:
     ]
     described = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
     console.print(f"data      {described}", markup=False)
+    if passed_over(trainer.source):
+        console.print(f"          {passed_over(trainer.source)}")
     console.print(
         f"views     {trainer.views.name}, by {trainer.loader.chosen} ({trainer.loader.reason})",
         markup=False,

@@ -11,10 +11,11 @@ import functools
 import io
 import logging
 import os
-import stat
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
+
+from ..files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -157,35 +158,8 @@ def read_file(path: str | bytes, identity: str, index: int = -1) -> bytes:
         BadImageError: missing, not permitted, a folder, a device or a pipe (which could keep a
             reader waiting for ever), or larger than any image.
     """
-    with guard(identity, index), open_regular(path) as file:
+    with guard(identity, index), open_regular(path, MAX_BYTES) as file:
         return file.read(MAX_BYTES)
-
-
-def open_regular(path: str | bytes) -> BinaryIO:
-    """Opens a file for reading, unbuffered; anything but a regular file is refused, without
-    waiting.
-
-    Raises:
-        Unreadable: not a regular file, or larger than `MAX_BYTES`.
-        OSError: it cannot be opened.
-    """
-    # Opening a pipe waits for its other end unless told not to.
-    descriptor = os.open(
-        path,
-        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0),
-    )
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise Unreadable("is a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise Unreadable(f"has {status.st_size} bytes, more than any image here may have")
-        return os.fdopen(descriptor, "rb", buffering=0)
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 class Unreadable(ValueError):

@@ -43,6 +43,7 @@ class SubsetSource:
         if not 0 <= self.indices.min() <= self.indices.max() < len(source):
             raise IndexError(f"{source.name} has {len(source)} images, not all that were asked for")
         self.source = source
+        self.ignored = getattr(source, "ignored", 0)
         self.classes = source.classes
         self._labels = None if source.labels is None else source.labels[self.indices]
 
