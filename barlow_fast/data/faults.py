@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..files import open_regular
+from .whole import load_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -130,7 +131,8 @@ def decode(
         ModuleNotFoundError: Pillow is missing.
     """
     with guard(identity, index), _open(io.BytesIO(encoded), max_pixels) as image:
-        image.load()
+        if not load_whole(image, encoded, lambda file: _open(io.BytesIO(file), max_pixels)):
+            raise Unreadable("its data end before the image does: a part of it is missing")
         return _rgb(image)
 
 

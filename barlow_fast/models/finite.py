@@ -8,8 +8,12 @@ from torch import Tensor, nn
 
 def is_finite(values: Tensor) -> bool:
     """Whether no value is NaN or infinite; reads them once and copies nothing."""
-    # NaN passes through both.
-    return not values.numel() or all(bool(end.isfinite()) for end in values.aminmax())
+    # NaN passes through both. A tensor of the device "meta" has no values.
+    return (
+        not values.numel()
+        or values.is_meta
+        or all(bool(end.isfinite()) for end in values.aminmax())
+    )
 
 
 def check_finite(values: Tensor, words: str) -> None:
