@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from . import terminal
 from .exits import FAILURE, INTERRUPTED, SKIPPING, TERMINATED, fail, without
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .data import ImageDataset
     from .data.sources import Source
     from .training import Feeding, PretrainConfig, Ranks, Trainer
@@ -157,7 +159,7 @@ def pretrain(
     with contextlib.ExitStack() as stack:
         try:
             ranks = stack.enter_context(joined(device))
-            console = Console(quiet=quiet or not ranks.first, highlight=False, soft_wrap=True)
+            console = terminal.console(quiet=quiet or not ranks.first)
             if dry_run:
                 _print_plan(config, data_dir, ranks, console)
                 return
@@ -178,7 +180,7 @@ def pretrain(
 def _of_rank(error: Exception) -> str:
     """The error, with the rank where there are several."""
     rank = os.environ.get("RANK")
-    return f"rank {rank}: {error}" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else str(error)
+    return f"rank {rank}: {error}" if os.environ.get("WORLD_SIZE", "1") != "1" else str(error)
 
 
 def _absolute(path: str) -> str:
@@ -206,9 +208,7 @@ def _newest(out: Path | None) -> Path | None:
         return None
     path, complaints = found
     for complaint in complaints:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"barlow-fast: {complaint}; going on from {path}", markup=False
-        )
+        terminal.complain(f"barlow-fast: {complaint}; going on from {path}")
     return path
 
 
@@ -311,7 +311,7 @@ def _print_plan(
 ) -> None:
     """What a run would do, and its settings as YAML. Data that are not there are taken to be as
     large as they are known to be."""
-    from omegaconf import OmegaConf
+    import yaml
 
     from .training.estimate import available_memory, estimate_memory, plan_loss
     from .training.feeding import NOMINAL, choose_views, image_size, named_views
@@ -355,7 +355,7 @@ def _print_plan(
     lines += [
         str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)),
         "settings  (a file for --config)",
-        OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).rstrip(),
+        yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(),
     ]
     for line in lines:
         console.print(line, markup=False)
@@ -522,9 +522,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     for name, path in files.items():
         console.print(f"{name:<9} {path}", markup=False)
     for complaint in report.complaints:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"barlow-fast: {complaint}", markup=False
-        )
+        terminal.complain(f"barlow-fast: {complaint}")
 
 
 def _finish(trainer: Trainer, folder: Path) -> Report:

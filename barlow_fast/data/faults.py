@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import os
+import threading
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..files import open_regular
+from ..inputs import open_regular
+from ..terminal import printable
 from .whole import load_whole
 
 if TYPE_CHECKING:
@@ -168,6 +170,27 @@ class Unreadable(ValueError):
     """Why an image cannot be read, before it is known which image it is."""
 
 
+_reading = threading.local()  # identity: what this thread reads
+_show_warning = warnings.showwarning
+
+
+def _name_warnings() -> None:
+    """Warnings of Pillow name no file: from now on those of a thread that reads an image go to the
+    log, with its name."""
+    global _show_warning
+    # Looked at every time: whoever catches warnings puts back what was there.
+    if warnings.showwarning is not _named_warning:
+        _show_warning, warnings.showwarning = warnings.showwarning, _named_warning
+
+
+def _named_warning(message: Warning | str, *rest: object, **more: object) -> None:
+    identity = getattr(_reading, "identity", None)
+    if identity is None:
+        _show_warning(message, *rest, **more)
+    else:
+        LOG.warning("%s: %s", identity, printable(" ".join(str(message).split())))
+
+
 class guard:
     """Turns whatever goes wrong inside into a `BadImageError`.
 
@@ -180,9 +203,12 @@ class guard:
         self.identity, self.index = identity, index
 
     def __enter__(self) -> None:
-        return None
+        self.outer = getattr(_reading, "identity", None)
+        _reading.identity = self.identity
+        _name_warnings()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        _reading.identity = self.outer
         if not isinstance(error, Exception) or isinstance(
             error, (BadImageError, MemoryError, ModuleNotFoundError)
         ):
@@ -250,16 +276,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise Unreadable("holds 32-bit pixels beyond 0 to 65535, for which no white is defined")
     return pillow().fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def printable(name: str | bytes) -> str:
-    """A file's name that fits a line of text: control characters and bytes that are no UTF-8 are
-    written as escapes."""
-    text = os.fsencode(name) if isinstance(name, str) else name
-    text = text.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import open_regular
+from ..inputs import open_regular
 
 UNSIGNED_BYTE = 0x08
 # What a compressed file may unpack to: so many times its size, or so many bytes. Fashion-MNIST's

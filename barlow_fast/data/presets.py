@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from ..files import parse_yaml, read_yaml
+from ..inputs import parse_yaml, read_yaml
 from .faults import printable
 from .views import ViewSpecification, shown
 

@@ -7,14 +7,18 @@ import os
 import signal
 import threading
 
+from .. import terminal
+
 LOOK_EVERY = 2.0  # seconds, at whether the parent still lives
 
 
 def obey_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends this process when that has ended, also by SIGKILL.
+    """Leaves Ctrl-C to the parent, and ends this process when that has ended, also by SIGKILL. What
+    it logs is escaped.
 
     Called first in a process of multiprocessing that is not forked from the parent.
     """
+    terminal.install()
     # A terminal sends it to all; the parent knows what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True).start()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import open_regular
+from ..inputs import open_regular
 from .faults import printable
 
 

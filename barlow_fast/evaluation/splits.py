@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.datasets import ImageDataset
 from ..data.faults import printable
-from ..data.sources import ArraySource, Source, open_source
+from ..data.sources import ArraySource, Source, open_source, passed_over
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -139,9 +139,13 @@ class LabelledSplits:
         return str(label) if self.class_names is None else self.class_names[label]
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: {len(self.train):,} training and {len(self.test):,} test images, "
-            f"{self.classes} classes"
+        ignored = dict.fromkeys(passed_over(source) for source in (self.train, self.test))
+        return "; ".join(
+            (
+                f"{self.name}: {len(self.train):,} training and {len(self.test):,} test images, "
+                f"{self.classes} classes",
+                *filter(None, ignored),
+            )
         )
 
 

@@ -53,24 +53,24 @@ def test_a_file_and_assignments_change_what_they_name(tmp_path: Path):
 
 
 def test_what_is_written_as_yaml_reads_back(tmp_path: Path):
-    from omegaconf import OmegaConf
+    yaml = pytest.importorskip("yaml")
 
     for name, preset in PRESETS.items():
         file = tmp_path / f"{name}.yaml"
-        file.write_text(OmegaConf.to_yaml(OmegaConf.create(preset.to_dict())))
+        file.write_text(yaml.safe_dump(preset.to_dict()))
         assert override(PRESETS["digits"], file)[0] == preset
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epochs: many", r"'many'.*Integer"),
+        ("epochs: many", r"epochs must be of type int, got 'many'"),
         ("epoch: 3", r"unknown setting 'epoch'; did you mean epochs"),
         ("- 1\n- 2", r"mapping"),
         ("a: [", r"not YAML"),
-        ("projector: 64", r"Invalid value|projector"),
+        ("projector: 64", r"projector must be whole numbers, got 64"),
         ("epochs: 0", r"epochs must be at least 1"),
-        ("epochs: null", r"epochs|None"),
+        ("epochs: null", r"epochs must be of type int, got None"),
         ("optimizer: sgd", r"optimizer must be one of"),
     ],
 )
@@ -87,7 +87,7 @@ def test_bad_files_are_refused(tmp_path: Path, content: str, message: str):
         ("epochs", r"name=value"),
         ("lambda=1", r"unknown setting 'lambda'; did you mean lambd"),
         ("learning_rate=-1", r"learning_rate must be positive"),
-        ("one_pass=maybe", r"valid bool"),
+        ("one_pass=maybe", r"one_pass must be of type bool, got 'maybe'"),
     ],
 )
 def test_bad_assignments_are_refused(text: str, message: str):

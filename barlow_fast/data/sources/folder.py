@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...files import open_regular
+from ...inputs import open_regular
 from ..faults import (
     MAX_BYTES,
     MAX_PIXELS,

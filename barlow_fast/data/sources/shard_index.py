@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import open_descriptor, open_regular
+from ...inputs import open_descriptor, open_regular
 from ..faults import BadImageError, header_size, printable
 from .names import Names
 from .tar import Member, members, read_at
@@ -129,7 +129,8 @@ def scan(shard: Path) -> Rows:
                     compound.append(member.name)
         found = []
         for key, (name, offset, size) in images.items():
-            height, width = _pixels(descriptor, offset, size)
+            identity = f"{path}:{printable(name)}"
+            height, width = _pixels(descriptor, offset, size, identity)
             found.append((name, offset, size, labels.get(key, -1), height, width))
     finally:
         os.close(descriptor)
@@ -177,10 +178,10 @@ def _label(descriptor: int, member: Member, extension: bytes, path: str) -> int:
     return label
 
 
-def _pixels(descriptor: int, offset: int, size: int) -> tuple[int, int]:
+def _pixels(descriptor: int, offset: int, size: int, identity: str) -> tuple[int, int]:
     """(height, width) of the image at `offset`; (0, 0) where its header cannot be read."""
     try:
-        return header_size(io.BufferedReader(Window(descriptor, offset, size)), "")
+        return header_size(io.BufferedReader(Window(descriptor, offset, size)), identity)
     except BadImageError:
         return 0, 0
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...files import open_descriptor, open_regular
+from ...inputs import open_descriptor, open_regular
 from ..faults import MAX_PIXELS, Unreadable, decode, guard, header_size, printable
 from . import shard_index
 from .names import Names, fingerprint
