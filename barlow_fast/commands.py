@@ -63,7 +63,8 @@ def doctor() -> None:
     from .doctor import report
 
     with failures():
-        raise typer.Exit(report())
+        status = report()
+    raise typer.Exit(status)
 
 
 @app.command(
