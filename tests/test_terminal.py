@@ -244,8 +244,9 @@ def test_variables_are_named_in_one_line(name: str):
 
 VALUES = (
     "", " ", "0", "-1", "1", "2", "1e400", "-1e-400", "nan", "inf", "9" * 25, "1" * 5000,
-    "4294967296", "null", "true", "off", "[]", "[1]", "[x]", "{}", "{a: 1}", "[[1]]", "x", "auto", "'", '"', ":",
-    "- ", "!!int x", "!!timestamp x", "&a [*a]", "2001-99-99", "${a}", "%s", "/dev/null", "pipe:",
+    "4294967296", "null", "true", "off", "[]", "[1]", "[x]", "{}", "{a: 1}", "[[1]]", "x", "auto",
+    "'", '"', ":", "- ", "!!int x", "!!timestamp x", "&a [*a]", "2001-99-99", "${a}", "%s",
+    "/dev/null", "pipe:",
     "x://y", "*", "[", "~", "fine", "views.yaml", "\u00e9", "\udcff", NASTY, RED, "a\nb",
 )  # fmt: skip
 NAMES = (*ANNOTATIONS, "preset", "x", "", "a.b", "epochs.x", "1", NASTY)

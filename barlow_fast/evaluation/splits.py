@@ -17,6 +17,7 @@ from ..data.sources import ArraySource, Source, open_source, passed_over
 if TYPE_CHECKING:
     from PIL import Image
 
+MOST_CLASSES = 2**16  # of labels without names
 # Folders of the part that scores, in the order in which they are looked for: where there are both,
 # the labels of `test` are often withheld or kept for the last comparison.
 TEST_FOLDERS = ("val", "validation", "test")
@@ -215,7 +216,7 @@ def folder_splits(
         for source in (train, test):
             _check_labels(source)
         _check_same_classes(train, test)
-        classes = len(train.classes) if train.classes else int(train.labels.max()) + 1
+        classes = _class_count(train)
         names = tuple(train.classes) if train.classes else None
         return LabelledSplits(
             name, train, test, classes, names, {"split": f"folders train and {test_folder}"}
@@ -229,7 +230,7 @@ def folder_splits(
         name,
         subset(whole, learned, f"{name} (training part)"),
         subset(whole, scored, f"{name} (test part)"),
-        len(whole.classes) if whole.classes else int(whole.labels.max()) + 1,
+        _class_count(whole),
         tuple(whole.classes) if whole.classes else None,
         {"split": "drawn here", "test_fraction": test_fraction, "split_seed": seed},
     )
@@ -321,6 +322,19 @@ def _by_class(labels: np.ndarray):
 
 def _drawn(members: np.ndarray, count: int, seed: int, label: int) -> np.ndarray:
     return np.random.default_rng((seed, label)).permutation(members)[:count]
+
+
+def _class_count(source: Source) -> int:
+    """Of labels without names the largest decides how large a classifier is."""
+    if source.classes:
+        return len(source.classes)
+    count = int(source.labels.max()) + 1
+    if count > max(MOST_CLASSES, len(source)):
+        raise ValueError(
+            f"{source.name}: label {count - 1} of {len(source)} images: classes are numbered from "
+            f"0, up to {MOST_CLASSES} or as many as there are images"
+        )
+    return count
 
 
 def _check_labels(source: Source, classes: int | None = None) -> None:

@@ -149,6 +149,7 @@ WRONG = {
     "no size": (changed("[32, 48]", "0"), "size must be pixels"),
     "half a pixel": (changed("[32, 48]", "31.5"), "size must be pixels"),
     "negative size": (changed("[32, 48]", "[32, -48]"), "size must be pixels"),
+    "size beyond any view": (changed("[32, 48]", "[32, 40000]"), "sides of at most 32768"),
     "size of three": (changed("[32, 48]", "[32, 48, 3]"), "size must be pixels"),
     "size as word": (changed("[32, 48]", "large"), "size must be pixels"),
     "interpolation": (changed("bilinear", "nearest"), "interpolation must be one of bicubic, bili"),
