@@ -287,7 +287,7 @@ def _check(
         raise ValueError(f"{len(train_features)} training features, {len(train_labels)} labels")
     if int(train_labels.min()) < 0:
         raise ValueError(f"labels must be at least 0, got {int(train_labels.min())}")
-    if not neighbours or min(neighbours) < 1 or temperature <= 0:
+    if not neighbours or min(neighbours) < 1 or not temperature > 0:
         raise ValueError(
             "k must be at least 1 and temperature above 0, "
             f"got k={', '.join(map(str, neighbours))}, temperature={temperature}"

@@ -122,6 +122,8 @@ def test_labels_decide_no_allocation():
     scores = evaluation.knn_scores(features, labels, features, labels, (1, 5))
     assert predicted.tolist() == labels.tolist()
     assert scores[1] == (1.0, 1.0)
+    with pytest.raises(ValueError, match="temperature above 0, got k=1, temperature=nan"):
+        evaluation.knn_predict(features, labels, features, 1, torch.nan)
     with pytest.raises(ValueError, match="at least 0, got -1"):
         evaluation.knn_predict(features, labels - 1, features, 1)
 
