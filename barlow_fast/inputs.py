@@ -33,12 +33,12 @@ def open_descriptor(path: str | bytes | Path, largest: int | None = None) -> int
         # Of what is open now: the name may stand for something else by the time it is opened.
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise OSError(errno.EISDIR, "is a folder", path)
+            raise OSError(errno.EISDIR, "is a folder", os.fspath(path))
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", path)
+            raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
         if largest is not None and status.st_size > largest:
             words = f"has {status.st_size} bytes, more than the {largest} that it may have"
-            raise OSError(errno.EFBIG, words, path)
+            raise OSError(errno.EFBIG, words, os.fspath(path))
     except BaseException:
         os.close(descriptor)
         raise

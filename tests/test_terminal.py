@@ -140,6 +140,15 @@ def test_tables_bars_and_markup_are_escaped(capsys: pytest.CaptureFixture):
     assert output.count("\\x1b[31m") >= 4
 
 
+# Without torch, which takes seconds.
+ALONE = f"""
+import importlib.util, logging, sys, warnings
+spec = importlib.util.spec_from_file_location("terminal", {terminal.__file__!r})
+terminal = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(terminal)
+"""
+
+
 def main(code: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -152,14 +161,12 @@ def main(code: str, **variables: str) -> subprocess.CompletedProcess:
 
 def test_logs_warnings_and_tracebacks_are_escaped():
     code = (
-        "import logging, warnings\n"
-        "from barlow_fast import terminal\n"
         "terminal.install()\n"
         "logging.getLogger('x').warning('logged %s', '\\x1b[31m')\n"
         "warnings.warn('warned \\x1b[31m')\n"
         "raise ValueError('raised \\x1b[31m')\n"
     )
-    found = main(code)
+    found = main(ALONE + code)
     assert found.returncode == 1
     error = found.stderr.decode()
     assert not controls(error)
@@ -169,13 +176,11 @@ def test_logs_warnings_and_tracebacks_are_escaped():
 
 def test_a_handler_that_is_there_stays():
     code = (
-        "import logging, sys\n"
         "logging.basicConfig(stream=sys.stdout, format='mine %(message)s')\n"
-        "from barlow_fast import terminal\n"
         "terminal.install()\n"
         "logging.getLogger('x').warning('logged')\n"
     )
-    found = main(code)
+    found = main(ALONE + code)
     assert (found.stdout, found.stderr) == (b"mine logged\n", b"")
 
 
@@ -228,16 +233,26 @@ def test_numbers_of_the_environment(monkeypatch, text: str):
         assert environment.whole_number("BARLOW_FAST_CPU_POOL_MIB", 512) == number
 
 
-@pytest.mark.parametrize("name", ["BARLOW_FAST_CPU_POOL_MIB", "BARLOW_FAST_CPU_INSTRUCTION_SET"])
-def test_variables_are_named_in_one_line(name: str):
-    found = main(
-        "from barlow_fast.cli import main; import sys; sys.argv[1:] = ['doctor']; main()",
-        **{name: "abc"},
-    )
+def test_words_of_the_environment(monkeypatch):
+    from barlow_fast.kernels import cpu
+
+    monkeypatch.setenv("BARLOW_FAST_CPU_INSTRUCTION_SET", "abc")
+    words = "BARLOW_FAST_CPU_INSTRUCTION_SET must be one of baseline, .* got 'abc'"
+    with pytest.raises(ValueError, match=words):
+        environment.word("BARLOW_FAST_CPU_INSTRUCTION_SET", cpu.INSTRUCTION_SETS)
+    with contextlib.suppress(ImportError):
+        cpu.require()
+        with pytest.raises(ValueError, match=words):
+            cpu._problem.__wrapped__()
+
+
+def test_a_variable_is_named_in_one_line():
+    code = "from barlow_fast.cli import main; import sys; sys.argv[1:] = ['doctor']; main()"
+    found = main(code, BARLOW_FAST_CPU_POOL_MIB="abc")
     assert found.returncode != 0
     error = found.stderr.decode()
     assert "Traceback" not in error
-    assert re.search(rf"barlow-fast: .*{name} must be .*'abc'", error)
+    assert re.search("barlow-fast: .*BARLOW_FAST_CPU_POOL_MIB must be .*'abc'", error)
 
 
 # ---- whatever they are given
@@ -315,7 +330,7 @@ def prepare(here: Path) -> None:
 
 def test_settings_are_taken_or_refused(here: Path):
     generator = random.Random(0)
-    for _ in range(2000):
+    for _ in range(500):
         settings(generator)
 
 
