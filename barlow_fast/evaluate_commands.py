@@ -20,6 +20,7 @@ from rich.table import Table
 
 from . import terminal
 from .exits import SKIPPING, failures
+from .files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -344,7 +345,7 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
             "seconds": round(time.perf_counter() - start, 3),
             "versions": _versions(device),
         }
-        _write_json(request.json_file, content)
+        write_whole(request.json_file, json.dumps(content, indent=2) + "\n")
         console.print(f"written   {request.json_file}")
 
 
@@ -482,17 +483,3 @@ def _check_writable(path: Path) -> None:
         raise ValueError(f"--json {path} is a folder, not a file")
     if not os.access(path.absolute().parent, os.W_OK):
         raise ValueError(f"--json {path}: its folder does not exist or cannot be written")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """The whole file or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,8 +12,9 @@ from .cli import missing_libraries
 from .terminal import complain
 
 USAGE_ERROR, FAILURE = 2, 1
-# As shells report a process that a signal ended: 128 + its number.
-INTERRUPTED, TERMINATED = 130, 143
+# As shells report a process that a signal ended: this and its number.
+SIGNALLED = 128
+INTERRUPTED = SIGNALLED + 2
 
 # For commands that have the option.
 SKIPPING = (

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import whole_file
 from ..models.finite import check_finite, check_weights
+from . import archive
 from .pretrained import Pretrained, load_encoder
 from .reading import optional_library
-from .writing import whole_file
 
 SUFFIXES = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "safetensors"}
 SUFFIXES[".onnx"] = "onnx"
@@ -75,7 +76,7 @@ def _torchvision(pretrained: Pretrained, path: Path) -> None:
 
     if name not in models.list_models(module=models):
         raise ValueError(f"torchvision has no {name!r}; safetensors and onnx take any encoder")
-    torch.save(_state(pretrained), path)
+    archive.save(_state(pretrained), path)
     loaded = _read_back(pretrained, path, name)
     _compare(pretrained, loaded.encoder, "torchvision")
 
@@ -92,7 +93,7 @@ def _timm(pretrained: Pretrained, path: Path) -> None:
         return
     if name.split(".", 1)[0] not in timm.list_models():
         raise ValueError(f"timm has no {name!r}; safetensors and onnx take any encoder")
-    torch.save(_state(pretrained), path)
+    archive.save(_state(pretrained), path)
     loaded = _read_back(pretrained, path, f"timm:{name}")
     _compare(pretrained, loaded.encoder, "timm")
 

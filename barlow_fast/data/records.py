@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import whole_folder
 from ..inputs import open_regular
 from .faults import printable
 
@@ -222,8 +223,8 @@ def _folder(name: str, file: str, data_dir: Path | None, cache: Path) -> Path | 
 def _download(files: CifarFiles, root: Path) -> Path:
     """Fetches the archive, compares its checksum and unpacks what is needed."""
     root.mkdir(parents=True, exist_ok=True)
-    archive = root / f"{files.folder}.{os.getpid()}.partial"
-    try:
+    with whole_folder(root / files.folder) as partial:
+        archive = partial / "archive"
         try:
             with urllib.request.urlopen(files.url, timeout=60) as response:  # a constant of ours
                 found = _copy(response, archive)
@@ -237,9 +238,9 @@ def _download(files: CifarFiles, root: Path) -> Path:
                 f"{files.url} has changed or was damaged on its way: its SHA-256 is {found}, "
                 f"not {files.sha256}"
             )
-        return _unpack(archive, files, root)
-    finally:
-        archive.unlink(missing_ok=True)
+        _unpack(archive, files, partial)
+        archive.unlink()
+    return root / files.folder
 
 
 def _copy(response: object, path: Path) -> str:
@@ -256,22 +257,13 @@ def _copy(response: object, path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unpack(archive: Path, files: CifarFiles, root: Path) -> Path:
-    """Takes the data set's own files out of its archive, by name, into a folder that appears when
-    it is complete."""
-    folder = root / files.folder
-    partial = root / f"{files.folder}.{os.getpid()}.unpacked"
-    partial.mkdir()
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for name in (*files.train, *files.test, files.names):
-                source = tar.extractfile(f"{files.folder}/{name}")
-                with source, open(partial / name, "wb") as file:
-                    shutil.copyfileobj(source, file, 2**20)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+def _unpack(archive: Path, files: CifarFiles, folder: Path) -> None:
+    """Takes the data set's own files out of its archive, by name."""
+    with tarfile.open(archive, "r:gz") as tar:
+        for name in (*files.train, *files.test, files.names):
+            source = tar.extractfile(f"{files.folder}/{name}")
+            with source, open(folder / name, "wb") as file:
+                shutil.copyfileobj(source, file, 2**20)
 
 
 def _download_stl10(root: Path) -> Path:

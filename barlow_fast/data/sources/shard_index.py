@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import write_whole
 from ...inputs import open_descriptor, open_regular
 from ..faults import BadImageError, header_size, printable
 from .names import Names
@@ -234,12 +235,7 @@ def write(shard: Path, rows: Rows) -> None:
     }
     path = index_path(shard)
     # Ranks that start together may all write it; the last one wins, with the same contents.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(json.dumps(header).encode() + b"\n" + body)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(header).encode() + b"\n" + body)
 
 
 def _columns(rows: Rows) -> list[np.ndarray]:
