@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from . import terminal
 from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
 from .files import remove_abandoned
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .data import ImageDataset
     from .data.sources import Source
     from .training import Feeding, PretrainConfig, Ranks, Trainer
@@ -167,7 +169,7 @@ def pretrain(
                 if resume == AUTO:
                     resume = _newest(out)
                 config = _configuration(choices, dim, preset, config_file, settings or [], resume)
-            console = Console(quiet=quiet or not ranks.first, highlight=False, soft_wrap=True)
+            console = terminal.console(quiet=quiet or not ranks.first)
             if dry_run:
                 _print_plan(config, data_dir, ranks, console)
                 return
@@ -189,7 +191,7 @@ def pretrain(
 def _of_rank(error: Exception) -> str:
     """The error, with the rank where there are several."""
     rank = os.environ.get("RANK")
-    return f"rank {rank}: {error}" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else str(error)
+    return f"rank {rank}: {error}" if os.environ.get("WORLD_SIZE", "1") != "1" else str(error)
 
 
 def _absolute(path: str) -> str:
@@ -217,9 +219,7 @@ def _newest(out: Path | None) -> Path | None:
         return None
     path, complaints = found
     for complaint in complaints:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"barlow-fast: {complaint}; going on from {path}", markup=False
-        )
+        terminal.complain(f"barlow-fast: {complaint}; going on from {path}")
     return path
 
 
@@ -325,7 +325,7 @@ def _print_plan(
 ) -> None:
     """What a run would do, and its settings as YAML. Data that are not there are taken to be as
     large as they are known to be."""
-    from omegaconf import OmegaConf
+    import yaml
 
     from .training.estimate import available_memory, estimate_memory, plan_loss
     from .training.feeding import NOMINAL, choose_views, image_size, named_views
@@ -369,7 +369,7 @@ def _print_plan(
     lines += [
         str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)),
         "settings  (a file for --config)",
-        OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).rstrip(),
+        yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(),
     ]
     for line in lines:
         console.print(line, markup=False)
@@ -471,6 +471,7 @@ def _fresh_folder(parent: Path, name: str) -> Path:
 
 
 def _describe(trainer: Trainer, console: Console) -> None:
+    from .data.sources import passed_over
     from .training.estimate import plan_loss
 
     config, ranks = trainer.config, trainer.ranks
@@ -480,6 +481,8 @@ def _describe(trainer: Trainer, console: Console) -> None:
     ]
     described = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
     console.print(f"data      {described}", markup=False)
+    if passed_over(trainer.source):
+        console.print(f"          {passed_over(trainer.source)}")
     console.print(
         f"views     {trainer.views.name}, by {trainer.loader.chosen} ({trainer.loader.reason})",
         markup=False,
@@ -554,9 +557,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     for name, path in files.items():
         console.print(f"{name:<9} {path}", markup=False)
     for complaint in report.complaints:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"barlow-fast: {complaint}", markup=False
-        )
+        terminal.complain(f"barlow-fast: {complaint}")
 
 
 def _finish(trainer: Trainer, folder: Path) -> Report:

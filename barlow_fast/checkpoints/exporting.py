@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import whole_file
+from ..models.finite import check_finite, check_weights
 from . import archive
 from .pretrained import Pretrained, load_encoder
 from .reading import optional_library
@@ -43,12 +44,14 @@ def export(pretrained: Pretrained, path: Path | str, format: str = "torchvision"
 
     Raises:
         ValueError: no such format, or one that the encoder does not fit.
-        RuntimeError: what was read back is another encoder; there is no file then.
+        RuntimeError: weights or features that are not finite, or what was read back is another
+            encoder; there is no file then.
         ModuleNotFoundError: the format's library is not installed.
         OSError: the file cannot be written; an old one stays.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    check_weights(pretrained.encoder)
     plain = replace(pretrained, encoder=_plain(pretrained.encoder))
     with whole_file(path) as temporary:
         FORMATS[format](plain, temporary)
@@ -210,6 +213,7 @@ def _assert_same(found: Tensor, expected: Tensor, format: str) -> None:
             f"the exported {format} file gives features of shape {tuple(found.shape)}, the encoder "
             f"{tuple(expected.shape)}"
         )
+    check_finite(expected, "the encoder's features of random images")
     largest = expected.abs().max()
     error = (found - expected).abs().max()
     # Written so that NaN is a difference.

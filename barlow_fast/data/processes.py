@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Iterable
 
+from .. import terminal
+
 # All that end a process unless it handles them, and that others send: terminals, batch systems,
 # limits. Not those that a fault of the process itself causes.
 STOP_SIGNALS = tuple(
@@ -23,13 +25,15 @@ LOOK_EVERY = 2.0  # seconds, at whether the parent still lives
 
 
 def obey_parent(ignored: Iterable[int] = (signal.SIGINT,)) -> None:
-    """Leaves Ctrl-C to the parent, and ends this process when that has ended, also by SIGKILL.
+    """Leaves Ctrl-C to the parent, and ends this process when that has ended, also by SIGKILL. What
+    it logs is escaped.
 
     Called first in a process of multiprocessing that is not forked from the parent.
 
     Args:
         ignored: signals that are left to the parent.
     """
+    terminal.install()
     # Terminals and batch systems send them to all; the parent knows what to do about it.
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)

@@ -9,17 +9,20 @@ before rows; labels from 1 in a file of their own).
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tarfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..files import whole_folder
+from ..inputs import open_regular
 from .faults import printable
 
 
@@ -102,13 +105,13 @@ def cifar(
 
 
 def _records(path: Path, files: CifarFiles) -> Part:
-    size = _size(path)
-    if not size or size % files.record:
+    content = _content(path)
+    if not content.size or content.size % files.record:
         raise ValueError(
-            f"{printable(str(path))}: {size} bytes are no whole number of {files.name}'s records "
-            f"of {files.record} bytes: the file is cut short or something else"
+            f"{printable(str(path))}: {content.size} bytes are no whole number of {files.name}'s "
+            f"records of {files.record} bytes: the file is cut short or something else"
         )
-    records = np.fromfile(path, dtype=np.uint8).reshape(-1, files.record)
+    records = content.reshape(-1, files.record)
     labels = records[:, files.label_bytes - 1]
     if labels.max() >= files.classes:
         raise ValueError(
@@ -137,11 +140,11 @@ def stl10(
     for part in ("train", "test"):
         images = _mapped(folder / f"{part}_X.bin")
         path = folder / f"{part}_y.bin"
-        if _size(path) != len(images):
+        labels = _content(path)
+        if len(labels) != len(images):
             raise ValueError(
-                f"{printable(str(path))}: {_size(path)} labels for {len(images)} images"
+                f"{printable(str(path))}: {len(labels)} labels for {len(images)} images"
             )
-        labels = np.fromfile(path, dtype=np.uint8)
         if not 1 <= labels.min() <= labels.max() <= STL10_CLASSES:
             raise ValueError(
                 f"{printable(str(path))}: labels from {labels.min()} to {labels.max()} where 1 to "
@@ -154,31 +157,39 @@ def stl10(
 
 
 def _mapped(path: Path) -> Tensor:
-    size, record = _size(path), int(np.prod(STL10_IMAGE))
-    if not size or size % record:
-        raise ValueError(
-            f"{printable(str(path))}: {size} bytes are no whole number of STL-10's images of "
-            f"{record} bytes: the file is cut short or something else"
-        )
-    # Copy-on-write, since torch has no tensors that cannot be written to.
-    columns = np.memmap(path, dtype=np.uint8, mode="c", shape=(size // record, *STL10_IMAGE))
+    record = int(np.prod(STL10_IMAGE))
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size or size % record:
+            raise ValueError(
+                f"{printable(str(path))}: {size} bytes are no whole number of STL-10's images of "
+                f"{record} bytes: the file is cut short or something else"
+            )
+        # Copy-on-write, since torch has no tensors that cannot be written to.
+        columns = np.memmap(file, dtype=np.uint8, mode="c", shape=(size // record, *STL10_IMAGE))
     return torch.from_numpy(columns).transpose(2, 3)
 
 
-def _size(path: Path) -> int:
-    if not path.is_file():
-        raise FileNotFoundError(f"{printable(str(path))} is missing")
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise ValueError(f"{printable(str(path))}: {size} bytes, more than the data set has")
-    return size
+def _content(path: Path) -> np.ndarray:
+    """The bytes of a file of one of these data sets."""
+    with _opened(path) as file:
+        return np.fromfile(file, dtype=np.uint8)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path, LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{printable(str(path))} is missing") from error
+    except OSError as error:
+        raise ValueError(f"{printable(str(path))}: {error.strerror}") from error
 
 
 def _names(path: Path, count: int) -> tuple[str, ...] | None:
     """Names of the classes, one a line; None where there is no such file."""
     if not path.is_file():
         return None
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         lines = file.read(LONGEST_NAMES).decode("utf-8", "replace").splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != count:

@@ -65,7 +65,7 @@ class PretrainConfig:
     # How it is learned.
     epochs: int = 100
     batch_size: int = 128  # over all ranks
-    micro_batch_size: Optional[int] = None  # noqa: UP045 - read by OmegaConf; per rank
+    micro_batch_size: Optional[int] = None  # noqa: UP045 - per rank
     optimizer: str = "adamw"
     learning_rate: float = 2e-3  # peak, of weights
     bias_learning_rate: Optional[float] = None  # noqa: UP045 - of biases and norms
