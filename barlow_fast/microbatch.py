@@ -231,9 +231,10 @@ def buffers_put_back(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def buffers_of_first_rank(model: nn.Module) -> Iterator[None]:
-    """Does now what DistributedDataParallel does before a pass, instead of before some of the
-    passes: where among its other exchanges that falls would depend on their number. It does so
-    again after the pass that exchanges gradients, or where the block fails."""
+    """Does now what DistributedDataParallel does before a pass, instead of within some of the
+    passes: where among its other exchanges that falls would depend on their number, and on whether
+    they fail. It does so again after the pass that exchanges gradients, or where the block fails.
+    """
     wrappers = [(ddp, ddp.require_forward_param_sync) for ddp in data_parallel(model)]
     for ddp, _ in wrappers:
         if ddp.will_sync_module_buffers():

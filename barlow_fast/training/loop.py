@@ -24,7 +24,7 @@ from ..data import Batch, ImageDataset, ViewLoader
 from ..data.sources import ArraySource, Source
 from ..distributed import agreement
 from ..distributed.micro_batches import sharing
-from ..microbatch import backward_in_microbatches
+from ..microbatch import backward_in_microbatches, buffers_of_first_rank
 from ..models import BarlowTwinsModel, build_twins
 from . import parallel
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -291,7 +291,7 @@ class Trainer:
         if micro is not None and micro < self.loader.batch_size:
             return self._backward_in_parts(batch, micro)
         with self.autocast():
-            with agreement.refusals_told(self._listening):
+            with buffers_of_first_rank(self.network), agreement.refusals_told(self._listening):
                 z_a, z_b = self.network(*batch.views)
             self.clock.mark("forward")
             # Cut off from the network, so that the loss's share of the time can be told.

@@ -1,4 +1,4 @@
-"""What each process of `test_ranks_apart.py` does: two ranks of which one is not as the other.
+"""What two processes do of which one is not as the other; called by `run_on_ranks.py`.
 
 Every scenario leaves the ranks where they can go on with the next, or the next one fails.
 """
@@ -6,21 +6,47 @@ Every scenario leaves the ranks where they can go on with the next, or the next 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
+from barlow_fast.data.order import Shard, batches
 from barlow_fast.data.sources import open_source
-from barlow_fast.training import Feeding, Hook, Ranks, Trainer, configure, joined
+from barlow_fast.training import Feeding, Hook, Ranks, Trainer, configure
+
+IMAGES = 48  # three steps of eight images on each rank
 
 CONFIG = configure(
     "digits", epochs=1, batch_size=16, encoder_widths=(8,), projector=(16, 16), warmup_epochs=0,
     views="cifar", precision="fp32",
 )  # fmt: skip
+
+
+def write_images(folder: Path, damaged: Collection[int] = ()) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(IMAGES):
+        pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        path = folder / f"{number:02d}.png"
+        Image.fromarray(pixels).save(path)
+        if number in damaged:
+            path.write_bytes(path.read_bytes()[:60])
+    return folder
+
+
+def write_folders(folder: Path) -> None:
+    """In the first step of `some` rank 1 lacks three images, in the second rank 0 has two left; of
+    `none` rank 1 has none in the first."""
+    first, second = (list(batches(0, 0, IMAGES, 8, Shard(rank, 2))) for rank in (0, 1))
+    write_images(folder / "whole")
+    write_images(folder / "some", [*second[0][:3], *first[1][:6]])
+    write_images(folder / "none", second[0])
 
 
 class Raising(Hook):
@@ -35,13 +61,16 @@ class Raising(Hook):
 
 def trainer(folder: Path, ranks: Ranks, policy: str = "skip", **changes: Any) -> Trainer:
     options = {key: changes.pop(key) for key in ("checkpoint_path", "hooks") if key in changes}
-    return Trainer(
+    run = Trainer(
         replace(CONFIG, **changes),
         open_source(str(folder)),
         feeding=Feeding(workers=0, on_bad_image=policy),
         ranks=ranks,
         **options,
     )
+    # It has a loader of its own, with processes that take seconds to start.
+    run.watcher.measure = lambda model: (torch.zeros(1, 1), {})
+    return run
 
 
 def outcome(run: Trainer, act: Any = None) -> str:
@@ -72,40 +101,48 @@ def failing_forward(ranks: Ranks, folder: Path) -> str:
     return outcome(run, Trainer.train_step)
 
 
-def _out_of_memory(module: nn.Module, inputs: tuple) -> None:
+def _out_of_memory(*_: Any) -> None:
     raise RuntimeError("out of memory")
+
+
+def failing_compiler(ranks: Ranks, folder: Path) -> str:
+    """On one rank: all go back to the plain network."""
+    run = trainer(folder, ranks, sync_batch_norm=False, compile="default")
+    fails = _out_of_memory if ranks.rank == 1 else run.network._call_impl
+    run.network._compiled_call_impl = fails
+    told = outcome(run)
+    assert run.network._compiled_call_impl is None
+    return told
 
 
 def failing_score(ranks: Ranks, folder: Path) -> str:
     run = trainer(folder, ranks)
     if ranks.first:
-        run.watcher.measure = lambda model: _out_of_memory(model, ())
+        run.watcher.measure = _out_of_memory
     return outcome(run)
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    with joined("cpu") as ranks:
-        whole, some, none = (folder / name for name in ("whole", "some", "none"))
-        damaged = whole if ranks.first else some
-        full = folder / "no folder" / "checkpoint.pt" if ranks.first else folder / "x"
-        said = {
-            "parts": parts(ranks, some),
-            "parts without sync": parts(ranks, some, sync_batch_norm=False),
-            "parts of shards": parts(ranks, some, parallel="fsdp"),
-            "a damaged image": outcome(trainer(some, ranks, "error")),
-            "no image of a batch": outcome(trainer(none, ranks)),
-            "a forward": failing_forward(ranks, whole),
-            "a score": failing_score(ranks, whole),
-            "a hook": outcome(trainer(whole, ranks, hooks=[Raising("stepped")])),
-            "the last hook": outcome(trainer(whole, ranks, hooks=[Raising("epoch_ended")])),
-            "a checkpoint": outcome(trainer(whole, ranks, checkpoint_path=full)),
-            "other settings": outcome(trainer(whole, ranks, lambd=0.1 * (1 + ranks.rank))),
-            "other data": outcome(trainer(damaged, ranks)),
-            "nothing": outcome(trainer(whole, ranks)),
-        }
-        (folder / f"said-{ranks.rank}.json").write_text(json.dumps(said))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def report(folder: Path, ranks: Ranks) -> None:
+    """Writes `said-RANK.json`, if there are images."""
+    whole, some, none = (folder / name for name in ("whole", "some", "none"))
+    if not whole.exists():
+        return
+    damaged = whole if ranks.first else some
+    path = folder / "no folder" / "checkpoint.pt" if ranks.first else folder / "x"
+    said = {
+        "parts": parts(ranks, some),
+        "parts without sync": parts(ranks, some, sync_batch_norm=False),
+        "parts of shards": parts(ranks, some, parallel="fsdp"),
+        "a damaged image": outcome(trainer(some, ranks, "error")),
+        "no image of a batch": outcome(trainer(none, ranks)),
+        "a forward": failing_forward(ranks, whole),
+        "a score": failing_score(ranks, whole),
+        "a hook": outcome(trainer(whole, ranks, hooks=[Raising("stepped")])),
+        "the last hook": outcome(trainer(whole, ranks, hooks=[Raising("epoch_ended")])),
+        "a checkpoint": outcome(trainer(whole, ranks, checkpoint_path=path)),
+        "other settings": outcome(trainer(whole, ranks, lambd=0.1 * (1 + ranks.rank))),
+        "other data": outcome(trainer(damaged, ranks)),
+        "a compiler": failing_compiler(ranks, whole),
+        "nothing": outcome(trainer(whole, ranks)),
+    }
+    (folder / f"said-{ranks.rank}.json").write_text(json.dumps(said))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
+import apart_on_ranks
 import pytest
+import torch.distributed as dist
+from launched import torchrun
 
 from barlow_fast.data import ImageDataset, load
 from barlow_fast.training import PretrainConfig, configure, reporting
@@ -37,6 +42,20 @@ def small_config() -> PretrainConfig:
         evaluate_every=2,
         precision="fp32",
     )
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory) -> Path:
+    """The folder with what two processes found, of `run_on_ranks.py`; started once for all tests,
+    since they take seconds to start."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    folder = tmp_path_factory.mktemp("ranks")
+    if importlib.util.find_spec("PIL"):
+        apart_on_ranks.write_folders(folder)
+    done = torchrun(Path(__file__).parent / "run_on_ranks.py", folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What each process of `test_training_ranks.py` does; started by torchrun with a folder."""
+"""What each process does of the tests on two ranks; started by torchrun with a folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import apart_on_ranks
 import torch
 from scenarios import CONFIG, SCENARIOS, digits, gradients
 from state_on_ranks import report
@@ -41,6 +42,7 @@ def main(folder: Path) -> None:
             except TrainingInterrupted:
                 (folder / f"stopped-{ranks.rank}").write_text(str(trainer.step))
         report(folder, ranks)
+        apart_on_ranks.report(folder, ranks)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from ended import SECONDS, running, until
 from launched import LAUNCH, torchrun
 from scenarios import CONFIG, SCENARIOS, digits, gradients
@@ -19,19 +18,6 @@ from typer.testing import CliRunner
 
 from barlow_fast.commands import app
 from barlow_fast.training import Trainer, load_checkpoint
-
-PROGRAM = Path(__file__).parent / "run_on_ranks.py"
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> Path:
-    """The folder with what two processes found."""
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
-    folder = tmp_path_factory.mktemp("ranks")
-    done = torchrun(PROGRAM, folder)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
