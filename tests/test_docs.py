@@ -193,3 +193,10 @@ def test_shown_code_is_python():
     for page in PAGES:
         for code in shown.findall(page.read_text(encoding="utf-8")):
             ast.parse(code)
+
+
+def test_every_promise_names_a_test_that_is_there():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "promises.md").read_text())
+    assert len(named) > 30
+    for path, test in named:
+        assert f"\ndef {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
