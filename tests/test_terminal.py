@@ -334,7 +334,7 @@ def test_settings_are_taken_or_refused(here: Path):
         settings(generator)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_commands_end_without_a_traceback(here: Path, count: int):
     prepare(here)
     generator = random.Random(count)
