@@ -262,8 +262,8 @@ def _(rendering, files):
 
 @case(ViewLoader, "timeout")
 def _(rendering, files):
-    assert made(files, timeout=5.5)[1]["timeout"] == 5.5
-    assert made(files, timeout=0)[1]["timeout"] == 0
+    for seconds in (5.5, 0):
+        assert made(files, timeout=seconds)[1]["timeout"] == seconds
     for wrong in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="timeout must be at least 0 and finite"):
             made(files, timeout=wrong)
