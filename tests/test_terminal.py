@@ -120,7 +120,8 @@ def test_no_control_character_reaches_the_terminal(here: Path, name: str):
     (here / "keys.yaml").write_text(f'"{json.dumps(NASTY)[1:-1]}": 1\n')
     (here / "file").write_bytes(b"")
     output = run(*PRINTED[name])
-    assert "\\x1b" in output or name in ("number",)
+    # Older versions of click take colours out of their own messages.
+    assert "\\x" in output or name == "number"
 
 
 def test_tables_bars_and_markup_are_escaped(capsys: pytest.CaptureFixture):
@@ -334,7 +335,7 @@ def test_settings_are_taken_or_refused(here: Path):
         settings(generator)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_commands_end_without_a_traceback(here: Path, count: int):
     prepare(here)
     generator = random.Random(count)

@@ -17,7 +17,7 @@ from ..files import whole_file
 from ..models.finite import check_finite, check_weights
 from . import archive
 from .pretrained import Pretrained, load_encoder
-from .reading import optional_library
+from .reading import DIGEST, optional_library, weights_digest
 
 SUFFIXES = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "safetensors"}
 SUFFIXES[".onnx"] = "onnx"
@@ -117,7 +117,10 @@ def _read_back(pretrained: Pretrained, path: Path, name: str) -> Pretrained:
 
 def _safetensors(pretrained: Pretrained, path: Path) -> None:
     library = optional_library("safetensors.torch", "export", "format 'safetensors'")
-    library.save_file(_state(pretrained), str(path), metadata=_metadata(pretrained))
+    state, metadata = _state(pretrained), _metadata(pretrained)
+    metadata[DIGEST] = weights_digest(state, metadata)
+    # Not by the library's own file, which reports a full disk in its own way.
+    path.write_bytes(library.save(state, metadata))
     loaded = load_encoder(path)
     told = [
         name

@@ -4,6 +4,7 @@ believing how large they say they are."""
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import os
 import pickle
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from . import archive
 
+# The entry of a safetensors file's metadata that ours carry.
+DIGEST = "barlow_fast_sha256"
 SAFETENSORS_HEADER_LIMIT = 100_000_000
 
 
@@ -151,9 +154,26 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with library.safe_open(path, framework="pt", device="cpu") as opened:
             metadata = dict(opened.metadata() or {})
             # Sorted by the file: names are all that counts here.
-            return {key: opened.get_tensor(key) for key in opened.keys()}, metadata  # noqa: SIM118
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    # Others have no such entry.
+    if DIGEST in metadata and metadata[DIGEST] != weights_digest(state, metadata):
+        raise ValueError(
+            f"{path} is not a readable checkpoint: its SHA-256 is not the one that it carries"
+        )
+    return state, metadata
+
+
+def weights_digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of tensors with their names, types and shapes, and of the metadata but this."""
+    told = sorted((key, value) for key, value in metadata.items() if key != DIGEST)
+    digest = hashlib.sha256(repr(told).encode("utf-8", "surrogatepass"))
+    for name in sorted(state):
+        value = state[name]
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _refusal(path: Path) -> str:
