@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 
 from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
-from .files import remove_abandoned
+from .files import WriteError, remove_abandoned
 
 if TYPE_CHECKING:
     from .data import ImageDataset
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .training.reporting import Report
 
 CHECKPOINT = "checkpoint.pt"
+RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|log\.jsonl|\.run\.lock")
 AUTO = Path("auto")
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
@@ -397,7 +399,8 @@ def _prepare(
         if ranks.first:
             folder = _output_folder(out, _name(config), resume)
             trainer.folder_lock = FolderLock(folder, lambda line: console.print(line, markup=False))
-            remove_abandoned(folder)
+            # Locked: no other run can be writing these files.
+            remove_abandoned(folder, RUN_FILES.fullmatch)
             _check_unused(folder, resume)
     except BaseException:
         trainer.close()
@@ -526,7 +529,8 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
             code,
         )
     except OSError as error:
-        fail(f"barlow-fast: cannot write the results: {_of_rank(error)}", FAILURE)
+        what = "" if isinstance(error, WriteError) else "cannot write the results: "
+        fail(f"barlow-fast: {what}{_of_rank(error)}{_advice(trainer.checkpoint_path)}", FAILURE)
     except RuntimeError as error:
         fail(f"barlow-fast: {_of_rank(error)}", FAILURE)
     if not trainer.ranks.first:
@@ -550,6 +554,12 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"barlow-fast: {complaint}", markup=False
         )
+
+
+def _advice(checkpoint: Path) -> str:
+    if not checkpoint.is_file():
+        return ""
+    return f". Correct that, then continue with: barlow-fast pretrain --resume {checkpoint}"
 
 
 def _finish(trainer: Trainer, folder: Path) -> Report:
