@@ -88,7 +88,7 @@ def whole_file(path: Path | str, before: Callable[[], None] | None = None) -> It
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not the name of a file")
-    remove_abandoned(path.parent)
+    _clean_once(os.path.abspath(path.parent), os.getpid())
     temporary = temporary_name(path)
     with _named(path):
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | _NO_FOLLOW
@@ -116,7 +116,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: see `whole_file`; `path` is there already.
     """
-    remove_abandoned(path.parent)
+    _clean_once(os.path.abspath(path.parent), os.getpid())
     temporary = temporary_name(path)
     with _named(path):
         temporary.mkdir()
@@ -170,6 +170,12 @@ def remove_abandoned(folder: Path, unshared: Callable[[str], bool] = lambda _: F
                 ended = unshared(match[1]) or _is_old(entry)
             if ended:
                 _remove(entry)
+
+
+@functools.lru_cache(maxsize=1000)
+def _clean_once(folder: str, pid: int) -> None:
+    """At the first file that a process writes in a folder: one of shards gets an index for each."""
+    remove_abandoned(Path(folder))
 
 
 def _is_old(entry: os.DirEntry) -> bool:

@@ -216,9 +216,18 @@ def test_a_process_killed_while_it_writes_leaves_nothing_for_long(tmp_path: Path
     command = [sys.executable, "-c", WAITING, tmp_path / "file"]
     with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         temporary = process.stdout.readline().strip()
-        write_whole(tmp_path / "other", b"1")
-        assert names(tmp_path) == [temporary, "other"]
+        remove_abandoned(tmp_path)
+        assert names(tmp_path) == [temporary]
         process.kill()
         process.wait()
     write_whole(tmp_path / "other", b"1")
     assert names(tmp_path) == ["other"]
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch):
+    """One of thousands of shards gets an index for each."""
+    looked: list[Path] = []
+    monkeypatch.setattr(files, "remove_abandoned", looked.append)
+    for number in range(3):
+        write_whole(tmp_path / str(number), b"1")
+    assert looked == [tmp_path]
