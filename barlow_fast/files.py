@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # 12 hexadecimal digits of the machine, the process number, the time when the process started.
-_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{16}\.part", re.DOTALL)
+_TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{16}\.part", re.DOTALL)
 # Of a file's name, which together with the rest stays below the 255 bytes of most file systems.
 _LONGEST_NAME = 150
 # Seconds after which what another machine was writing is taken to be abandoned: nothing takes so
@@ -88,7 +88,7 @@ def whole_file(path: Path | str, before: Callable[[], None] | None = None) -> It
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not the name of a file")
-    remove_abandoned(path.parent)
+    _clean_once(os.path.abspath(path.parent), os.getpid())
     temporary = temporary_name(path)
     with _named(path):
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | _NO_FOLLOW
@@ -116,7 +116,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: see `whole_file`; `path` is there already.
     """
-    remove_abandoned(path.parent)
+    _clean_once(os.path.abspath(path.parent), os.getpid())
     temporary = temporary_name(path)
     with _named(path):
         temporary.mkdir()
@@ -152,20 +152,33 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{name}.{this_process()}-{secrets.token_hex(8)}.part")
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, unshared: Callable[[str], bool] = lambda _: False) -> None:
     """Removes the temporary files that processes left in a folder which have ended since; of other
-    machines, those that nobody wrote for a day."""
+    machines, those that nobody wrote for a day.
+
+    Args:
+        folder: where to look.
+        unshared: whether no process of another machine can be writing the file of this name now.
+    """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _TEMPORARY.fullmatch(entry.name)
-            if match and _abandoned(entry, Process(match[1], int(match[2]), int(match[3]))):
+            if match is None:
+                continue
+            ended = Process(match[2], int(match[3]), int(match[4])).has_ended()
+            if ended is None:
+                ended = unshared(match[1]) or _is_old(entry)
+            if ended:
                 _remove(entry)
 
 
-def _abandoned(entry: os.DirEntry, owner: Process) -> bool:
-    ended = owner.has_ended()
-    if ended is not None:
-        return ended
+@functools.lru_cache(maxsize=1000)
+def _clean_once(folder: str, pid: int) -> None:
+    """At the first file that a process writes in a folder: one of shards gets an index for each."""
+    remove_abandoned(Path(folder))
+
+
+def _is_old(entry: os.DirEntry) -> bool:
     with contextlib.suppress(OSError):
         return time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED
     return False

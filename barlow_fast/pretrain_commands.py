@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import typer
 
 from . import terminal
 from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
-from .files import remove_abandoned
+from .files import WriteError, remove_abandoned
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .training.reporting import Report
 
 CHECKPOINT = "checkpoint.pt"
+RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|log\.jsonl|\.run\.lock")
 AUTO = Path("auto")
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
@@ -404,7 +406,7 @@ def _prepare(
                 trainer.folder_lock = FolderLock(
                     folder, lambda line: console.print(line, markup=False)
                 )
-                remove_abandoned(folder)
+                remove_abandoned(folder, RUN_FILES.fullmatch)
                 _check_unused(folder, resume)
     except BaseException:
         trainer.close()
@@ -536,7 +538,8 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
             code,
         )
     except OSError as error:
-        fail(f"barlow-fast: cannot write the results: {_of_rank(error)}", FAILURE)
+        what = "" if isinstance(error, WriteError) else "cannot write the results: "
+        fail(f"barlow-fast: {what}{_of_rank(error)}{_advice(trainer.checkpoint_path)}", FAILURE)
     except (RuntimeError, ValueError) as error:
         fail(f"barlow-fast: {_of_rank(error)}", FAILURE)
     if not trainer.ranks.first:
@@ -558,6 +561,12 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         console.print(f"{name:<9} {path}", markup=False)
     for complaint in report.complaints:
         terminal.complain(f"barlow-fast: {complaint}")
+
+
+def _advice(checkpoint: Path) -> str:
+    if not checkpoint.is_file():
+        return ""
+    return f". Correct that, then continue with: barlow-fast pretrain --resume {checkpoint}"
 
 
 def _finish(trainer: Trainer, folder: Path) -> Report:

@@ -44,6 +44,7 @@ from barlow_fast.data.pack import Packed
 from barlow_fast.data.processes import STOP_SIGNALS
 from barlow_fast.evaluation import FinetuneSettings, LinearSettings
 from barlow_fast.evaluation.scores import Evaluation, Score
+from barlow_fast.files import WriteError
 from barlow_fast.training import PretrainConfig, Ranks, configure, save_checkpoint
 
 Calls = dict[str, list[dict[str, Any]]]
@@ -451,6 +452,20 @@ def test_a_run_that_does_not_finish_says_why(capsys, error, first: bool, code: i
         pretrain_commands._train(Ending(error, first), Path("there"), Console())
     assert left.value.exit_code == code
     assert message in capsys.readouterr().err or not message
+
+
+def test_a_full_disk_tells_how_to_go_on(capsys, tmp_path: Path):
+    trainer = Ending(WriteError(28, "cannot write out/checkpoint.pt: No space left on device"))
+    trainer.checkpoint_path = tmp_path / "checkpoint.pt"
+    for advice in (
+        "",
+        f". Correct that, then continue with: barlow-fast pretrain --resume {tmp_path}",
+    ):
+        with pytest.raises(typer.Exit):
+            pretrain_commands._train(trainer, tmp_path, Console())
+        line = "barlow-fast: cannot write out/checkpoint.pt: No space left on device"
+        assert capsys.readouterr().err.strip() == line + (advice and f"{advice}/checkpoint.pt")
+        trainer.checkpoint_path.touch()
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

@@ -21,6 +21,7 @@ from barlow_fast.files import (
     Process,
     WriteError,
     append_text,
+    remove_abandoned,
     temporary_name,
     this_process,
     whole_file,
@@ -127,16 +128,13 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path):
     big = {"weights": torch.zeros(2**20)}
     with small_files_only(2**20), pytest.raises(WriteError) as first:
         save_checkpoint(path, big)
-    assert str(first.value) == (
-        f"cannot write {path}: File too large; no checkpoint was written before"
-    )
+    assert str(first.value) == f"cannot write {path}: File too large"
     assert first.value.errno == errno.EFBIG
     save_checkpoint(path, {"step": 1})
     with small_files_only(2**20), pytest.raises(WriteError) as second:
         save_checkpoint(path, big)
     assert str(second.value) == (
-        f"cannot write {path}: File too large; the file before it is whole. Correct that, then "
-        f"continue with: barlow-fast pretrain --resume {path}"
+        f"cannot write {path}: File too large; the file before it is whole"
     )
     assert names(tmp_path) == ["checkpoint.pt"]
     with small_files_only(2**20), pytest.raises(WriteError, match=r"cannot write .*x: File too"):
@@ -199,6 +197,9 @@ def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path: Path, ended: P
     os.utime(tmp_path / left[2], (1, 1))
     write_whole(tmp_path / "file", b"1")
     assert names(tmp_path) == sorted([*kept, "file"])
+    # Where nobody else can be writing the file.
+    remove_abandoned(tmp_path, "a".__eq__)
+    assert names(tmp_path) == sorted([kept[0], *kept[2:], "file"])
 
 
 WAITING = """
@@ -215,9 +216,18 @@ def test_a_process_killed_while_it_writes_leaves_nothing_for_long(tmp_path: Path
     command = [sys.executable, "-c", WAITING, tmp_path / "file"]
     with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         temporary = process.stdout.readline().strip()
-        write_whole(tmp_path / "other", b"1")
-        assert names(tmp_path) == [temporary, "other"]
+        remove_abandoned(tmp_path)
+        assert names(tmp_path) == [temporary]
         process.kill()
         process.wait()
     write_whole(tmp_path / "other", b"1")
     assert names(tmp_path) == ["other"]
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch):
+    """One of thousands of shards gets an index for each."""
+    looked: list[Path] = []
+    monkeypatch.setattr(files, "remove_abandoned", looked.append)
+    for number in range(3):
+        write_whole(tmp_path / str(number), b"1")
+    assert looked == [tmp_path]

@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoints import archive
 from ..checkpoints.layouts import PRETRAIN
 from ..checkpoints.reading import read_checkpoint
-from ..files import WriteError, temporary_name, whole_file
+from ..files import temporary_name, whole_file
 from .state import check_fields
 
 VERSION = 3
@@ -31,20 +31,11 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
             NAME-2.pt, ... from new to old.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; the old file is untouched.
+        WriteError: the folder cannot be written or the disk is full; the old file is untouched.
     """
     path = Path(path)
-    try:
-        with whole_file(path, before=lambda: _rotate(path, keep)) as temporary:
-            archive.save({"format": PRETRAIN, "version": VERSION, **state}, temporary)
-    except WriteError as error:
-        raise WriteError(error.errno, f"{error}{_advice(path)}") from error
-
-
-def _advice(path: Path) -> str:
-    if path.is_file():
-        return f". Correct that, then continue with: barlow-fast pretrain --resume {path}"
-    return "; no checkpoint was written before"
+    with whole_file(path, before=lambda: _rotate(path, keep)) as temporary:
+        archive.save({"format": PRETRAIN, "version": VERSION, **state}, temporary)
 
 
 def earlier(path: Path, number: int) -> Path:

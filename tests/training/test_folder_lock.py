@@ -183,6 +183,15 @@ def test_the_second_run_on_a_folder_is_refused_until_the_first_is_dead(tmp_path:
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+def test_what_a_run_of_another_machine_left_is_removed(tmp_path: Path, undrawn):
+    left = f".checkpoint-1.pt.{'0' * 12}-1-1-{'0' * 16}.part"
+    kept = f".scores.json.{'0' * 12}-1-1-{'0' * 16}.part"
+    for name in (left, kept):
+        (tmp_path / name).touch()
+    assert pretrain(*TINY, "--no-tensorboard", "--out", tmp_path).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [kept]
+
+
 def test_older_checkpoints_are_not_lost_either(tmp_path: Path):
     save_checkpoint(tmp_path / "checkpoint-2.pt", {"step": 1})
     refused = pretrain(*TINY, "--out", tmp_path)

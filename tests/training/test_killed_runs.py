@@ -202,6 +202,25 @@ def test_sigterm_saves_and_exits_as_terminated(tmp_path: Path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
+def test_a_signal_to_the_run_and_its_workers_saves_too(tmp_path: Path):
+    """As when a terminal is closed, or a batch system ends a step."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "barlow_fast", "pretrain", *photographs(tmp_path), *TINY,
+               "--batch-size", "8", "epochs=50000", "evaluate_every=50000"]  # fmt: skip
+    with running(
+        [*command, *EVERY_STEP, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert until((out / "checkpoint.pt").exists)
+        os.killpg(process.pid, signal.SIGHUP)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert group_gone(process.pid)
+    assert process.returncode == 128 + signal.SIGHUP, errors
+    assert f"--resume {out / 'checkpoint.pt'}" in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
 def test_auto_starts_anew_where_nothing_is(tmp_path: Path):
     result = pretrain("--resume", "auto", "--out", tmp_path / "new", *SETTINGS[:6], "epochs=1")
     assert result.exit_code == 0, result.output

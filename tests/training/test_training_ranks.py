@@ -109,8 +109,10 @@ def test_an_error_of_the_ranks_ends_the_job_with_its_reason(tmp_path: Path):
     assert 'Traceback (most recent call last):\n  File "barlow' not in done.stderr
 
 
-def test_sigterm_to_torchrun_saves_where_all_ranks_are(tmp_path: Path):
-    """As a cluster ends a job: the launcher passes the signal on, all ranks stop at one step."""
+@pytest.mark.parametrize("to_all", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_signal_to_torchrun_saves_where_all_ranks_are(tmp_path: Path, to_all: bool):
+    """As a cluster ends a job: the launcher passes the signal on, all ranks stop at one step. Some
+    send it to every process themselves, which then gets it twice."""
     out = tmp_path / "out"
     settings = ["pretrain", "--device", "cpu", "--batch-size", "64", "--projector", "32-96",
                 "--out", str(out), "epochs=400", "evaluate_every=400",
@@ -121,7 +123,10 @@ def test_sigterm_to_torchrun_saves_where_all_ranks_are(tmp_path: Path):
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
     ) as process:
         assert until((out / "checkpoint.pt").exists)
-        process.send_signal(signal.SIGTERM)
+        if to_all:
+            os.killpg(process.pid, signal.SIGHUP)
+        else:
+            process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode != 0
     assert f"--resume {out / 'checkpoint.pt'}" in errors, errors[-3000:]
