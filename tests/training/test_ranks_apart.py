@@ -98,7 +98,7 @@ def test_nothing_outlives_a_torchrun_that_was_killed(tmp_path: Path):
 
 # A process that waits for something that never comes, with SIGTERM ignored as in a hang.
 HANGING = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from barlow_fast.training import ranks
 ranks.LOOK_EVERY, ranks.GRACE = 0.05, 0.2
 child = os.fork()
@@ -109,7 +109,7 @@ if child:
 signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
 threading.Thread(target=ranks._follow_launcher, args=(os.getppid(),), daemon=True).start()
 while True:
-    time.sleep(1)
+    signal.pause()
 """
 
 
