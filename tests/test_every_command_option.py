@@ -367,12 +367,17 @@ def test_other_ranks_write_nothing(prepare):
 
 
 def test_the_other_ranks_of_a_machine_wait_for_the_first_ones_data(monkeypatch):
-    for rank, order in ((0, ["load", "barrier"]), (1, ["barrier", "load"])):
+    """They leave two blocks together, and the first loads in the first of them."""
+    for rank, order in ((0, ["load", "left", "left"]), (1, ["left", "load", "left"])):
         events: list[str] = []
         monkeypatch.setattr(data, "load", lambda *a, events=events: events.append("load") or "set")
-        ranks = SimpleNamespace(
-            first=rank == 0, barrier=lambda events=events: events.append("barrier")
-        )
+
+        @contextlib.contextmanager
+        def together(purpose: str, events=events):
+            yield
+            events.append("left")
+
+        ranks = SimpleNamespace(first=rank == 0, together=together)
         assert pretrain_commands._load(configure("digits"), None, ranks) == "set"
         assert events == order
 

@@ -27,7 +27,7 @@ from ..differentiable import (
     saved_tensors,
 )
 from ..distributed import agreement, groups
-from ..distributed.collectives import all_gather, total
+from ..distributed.collectives import all_gather, explained, total
 from ..distributed.groups import Group
 from ..kernels.aten import product
 from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
@@ -104,7 +104,8 @@ class AddedCorrelation(torch.autograd.Function):
         with ops.without_autocast(u_a.device.type):
             a, b = (u.to(OPERAND_DTYPE[precision]) for u in (u_a, u_b))
             c = product(a.T, b, precision)
-            dist.all_reduce(c, group=group.handle)
+            with explained():
+                dist.all_reduce(c, group=group.handle)
             diagonal = c.diagonal().clone()
             c.fill_diagonal_(0)
             save_for_backward(ctx, u_a, u_b, c, diagonal)

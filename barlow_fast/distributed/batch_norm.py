@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .collectives import explained
+
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm of (B, C, ...) inputs with the statistics of all ranks' batches, in training.
@@ -100,7 +102,8 @@ class _Normalise(torch.autograd.Function):
         wide = _rows(x).double()
         channels = wide.shape[0]
         sums = torch.cat([wide.sum(1), wide.square().sum(1), wide.new_tensor([wide.shape[1]])])
-        dist.all_reduce(sums, group=group)
+        with explained():
+            dist.all_reduce(sums, group=group)
         count = sums[-1]
         if count < 2:
             raise ValueError("batch norm needs more than one value per channel over all ranks")
@@ -124,7 +127,8 @@ class _Normalise(torch.autograd.Function):
         dy = _rows(grad).to(x_hat.dtype)
         sum_dy, sum_dy_x = dy.double().sum(1), (dy.double() * x_hat).sum(1)
         sums = torch.cat([sum_dy, sum_dy_x])
-        dist.all_reduce(sums, group=ctx.group)
+        with explained():
+            dist.all_reduce(sums, group=ctx.group)
         mean_dy, mean_dy_x = (sums / count).to(dy.dtype).chunk(2)
         dx = dy - mean_dy[:, None] - x_hat * mean_dy_x[:, None]
         factor = inverse if weight is None else inverse * weight

@@ -47,8 +47,8 @@ class Ranks:
 
     @property
     def group(self) -> Group | None:
-        """All processes; None for one alone."""
-        return None if self.alone else groups.resolve("world")
+        """All processes, to exchange something with; None where there is nobody to."""
+        return groups.resolve("world") if not self.alone and dist.is_initialized() else None
 
     def barrier(self) -> None:
         """Waits for all."""
@@ -66,13 +66,16 @@ class Ranks:
 
     def total(self, count: int) -> int:
         """The sum over all ranks, on all of them. A message between hosts: no device waits."""
-        if self.alone:
+        group = self.group
+        if group is None:
             return count
-        return sum(r.rows for r in agreement.tell("a total", b"", None, self.group, count))
+        return sum(r.rows for r in agreement.tell("a total", b"", None, group, count))
 
     def compare(self, values: dict[str, Any]) -> None:
-        """ValueError on all of several ranks where they differ."""
-        agreement.compare(values, self.group)
+        """ValueError on all ranks where they differ."""
+        group = self.group
+        if group is not None:
+            agreement.compare(values, group)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -253,7 +253,7 @@ def _(around):
     sizes: list[int] = []
     trainer.network.register_forward_pre_hook(lambda _, views: sizes.append(len(views[0])))
     trainer.train_step()
-    assert sizes == [12, 12, 8] * 2
+    assert sizes == [11, 11, 10] * 2
 
 
 @case("optimizer")

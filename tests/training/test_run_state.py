@@ -361,19 +361,20 @@ def test_a_bad_step_leaves_no_trace(config, small_digits, tmp_path):
         assert_equal(saved[name], expected[name], name)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("wanted", [True, False])
 @pytest.mark.parametrize("step", [0, 1, 15, 16, 17, 32])
-def test_gpus_are_asked_for_a_stop_at_every_16th_step(step: int):
+def test_all_ranks_are_asked_for_a_stop_at_every_step(step: int, wanted: bool, device: str):
+    """A message between hosts: no GPU waits for it."""
     asked = []
     ranks = SimpleNamespace(alone=False, agree=lambda flag: asked.append(flag) or True)
     trainer = SimpleNamespace(
-        ranks=ranks, stop_requested=False, device=torch.device("cuda"), step=step
+        ranks=ranks, stop_requested=wanted, device=torch.device(device), step=step
     )
-    assert Trainer._stops(trainer) is (step % 16 == 0)
-    assert len(asked) == (step % 16 == 0)
-    trainer.device = CPU
     assert Trainer._stops(trainer) is True
-    trainer.ranks = SimpleNamespace(alone=True)
-    assert Trainer._stops(trainer) is False
+    assert asked == [wanted]
+    trainer.ranks = Ranks(CPU)
+    assert Trainer._stops(trainer) is wanted
 
 
 @pytest.mark.parametrize("first", [True, False])
