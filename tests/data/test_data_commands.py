@@ -361,7 +361,7 @@ def test_what_was_drawn_is_told():
         (("digits", "--preset", "digits", "--count", 0), "count must be in"),
         (("digits", "--preset", "digits", "--count", 65), "count must be in"),
         (("digits", "--preset", "digits", "--output", "x.jpg"), "is a PNG"),
-        (("digits", "--preset", "digits", "--output", "/nowhere/x.png"), "No such file"),
+        (("digits", "--preset", "digits", "--output", "/nowhere/x.png"), "no folder /nowhere"),
         (("digits", "--preset", "digits", "--split", "unlabelled"), "no split"),
     ],
 )
