@@ -19,6 +19,10 @@ from typing import Any, BinaryIO
 
 import torch
 
+# What `barlow_fast.training.checkpoint` writes, and since which version with a digest; that module
+# needs far more than this one.
+PRETRAIN = "barlow_fast.pretrain"
+DIGEST_VERSION = 3
 PICKLE = "data.pkl"
 START = b"PK\x03\x04"
 # torch stores without compression, so what a file unpacks to is what it weighs.

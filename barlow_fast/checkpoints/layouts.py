@@ -25,10 +25,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .archive import PRETRAIN
 from .reading import check_tensors
 
-# What `barlow_fast.training.checkpoint` writes; that module needs far more than this one.
-PRETRAIN = "barlow_fast.pretrain"
 # Of batch norms; files from before torch 0.4.1 have none, and nothing in eval mode reads them.
 COUNTERS = "num_batches_tracked"
 # Parts of keys that are a wrapper's name for what it wraps, wherever it stands: of DDP and averaged

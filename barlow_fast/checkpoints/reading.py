@@ -11,7 +11,7 @@ import pickle
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -26,18 +26,12 @@ DIGEST = "barlow_fast_sha256"
 SAFETENSORS_HEADER_LIMIT = 100_000_000
 
 
-def read_checkpoint(
-    path: Path | str, needs_digest: Callable[[Mapping[str, Any]], bool] = lambda _: False
-) -> tuple[dict[str, Any], dict[str, str] | None]:
+def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | None]:
     """The content of a torch or safetensors file, with tensors on the CPU, and a safetensors
     file's metadata (None: a torch file).
 
     Tensors, plain values, plain containers and `argparse.Namespace` are all that is read. A digest
     that the file carries is verified.
-
-    Args:
-        path: of the file.
-        needs_digest: whether a file of this content carries a digest unless it is damaged.
 
     Raises:
         FileNotFoundError: no such file.
@@ -62,19 +56,14 @@ def read_checkpoint(
         stream.seek(0)
         if _is_safetensors(start):
             return _read_safetensors(path)
-        return _read_torch(stream, start, path, needs_digest), None
+        return _read_torch(stream, start, path), None
 
 
 def _open_now(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _read_torch(
-    stream: BinaryIO,
-    start: bytes,
-    path: Path,
-    needs_digest: Callable[[Mapping[str, Any]], bool],
-) -> dict[str, Any]:
+def _read_torch(stream: BinaryIO, start: bytes, path: Path) -> dict[str, Any]:
     carries = False
     try:
         if start.startswith(archive.START):
@@ -99,7 +88,8 @@ def _read_torch(
         raise ValueError(
             f"{path} holds a {type(content).__name__}, not a dict of weights or a checkpoint"
         )
-    if needs_digest(content) and not carries:
+    version = content.get("version") if content.get("format") == archive.PRETRAIN else None
+    if version == archive.DIGEST_VERSION and not carries:
         raise ValueError(f"{path} is not a readable checkpoint: the digest at its end is damaged")
     return dict(content)
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import archive
-from ..checkpoints.layouts import PRETRAIN
 from ..checkpoints.reading import read_checkpoint
 from ..files import temporary_name, whole_file
 from .state import check_fields
 
-VERSION = 3
+VERSION = archive.DIGEST_VERSION
 # Files of version 2 carry no digest.
 READ_VERSIONS = (2, 3)
 
@@ -35,7 +34,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
     """
     path = Path(path)
     with whole_file(path, before=lambda: _rotate(path, keep)) as temporary:
-        archive.save({"format": PRETRAIN, "version": VERSION, **state}, temporary)
+        archive.save({"format": archive.PRETRAIN, "version": VERSION, **state}, temporary)
 
 
 def earlier(path: Path, number: int) -> Path:
@@ -111,8 +110,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: not a checkpoint of this program and version, or damaged.
     """
     path = Path(path)
-    state, _ = read_checkpoint(path, needs_digest=lambda state: state.get("version") == VERSION)
-    if state.get("format") != PRETRAIN:
+    state, _ = read_checkpoint(path)
+    if state.get("format") != archive.PRETRAIN:
         raise ValueError(f"{path} is not a checkpoint of `barlow-fast pretrain`")
     if state.get("version") not in READ_VERSIONS:
         raise ValueError(

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any
 
 # For the forks: what a run imports while it runs.
-import omegaconf  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401
 
