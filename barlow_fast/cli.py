@@ -6,12 +6,15 @@ from __future__ import annotations
 import importlib.util
 import sys
 
+from . import terminal
+
 REQUIRED = ("typer", "rich", "numpy")
 
 
 def main() -> None:
     """Runs the command line. Without the extra's libraries only `doctor` and `tune`, which need
     none, still work."""
+    terminal.install()
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if not missing:
         from .commands import app
@@ -24,20 +27,23 @@ def main() -> None:
         sys.exit(report())
     if sys.argv[1:2] == ["tune"]:
         sys.exit(tune(sys.argv[2:]))
-    sys.exit(missing_libraries(missing))
+    terminal.complain(missing_libraries(missing))
+    sys.exit(1)
 
 
-def tune(arguments: list[str]) -> int | str:
-    """`barlow-fast tune`: the exit status, or why there is no tuning here."""
+def tune(arguments: list[str]) -> int:
+    """`barlow-fast tune`: the exit status."""
     from .kernels import load
 
     try:
         load("triton")
     except ImportError as error:
-        return f"barlow-fast tune: {error}"
+        terminal.complain(f"barlow-fast tune: {error}")
+        return 1
     from .kernels.triton.tuning import main
 
-    return main(arguments)
+    with terminal.escaping():
+        return main(arguments)
 
 
 def missing_libraries(names: list[str]) -> str:

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
+from . import terminal
 from .data_commands import data
 from .evaluate_commands import evaluate
+from .exits import INTERRUPTED, failures
 from .export_commands import export
 from .pretrain_commands import pretrain
 
+# `ClickException`, wherever this version of typer has it.
+USAGE = typer.BadParameter.__mro__[2]
+
+
+class Commands(TyperGroup):
+    """Prints wrong usage as everything else is printed: an argument may hold any character."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*arguments, standalone_mode=False, **options)
+        try:
+            status = super().main(*arguments, standalone_mode=False, **options)
+        except typer.Abort:
+            terminal.complain("barlow-fast: interrupted")
+            status = INTERRUPTED
+        except USAGE as error:
+            message = io.StringIO()
+            error.show(message)
+            terminal.say(message.getvalue().rstrip(), sys.stderr)
+            status = error.exit_code
+        sys.exit(status)
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,7 +62,9 @@ def doctor() -> None:
     """Report what is installed, what is missing and what that costs."""
     from .doctor import report
 
-    raise typer.Exit(report())
+    with failures():
+        status = report()
+    raise typer.Exit(status)
 
 
 @app.command(

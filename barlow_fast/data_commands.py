@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from . import terminal
 from .exits import FAILURE, failures
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .data.faults import BadImage
     from .data.sources import Source
 
@@ -59,7 +61,7 @@ def check(
     ] = None,
 ) -> None:
     """Decode every image and list those that cannot be read; exit status 1 if there are any."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console()
     with failures():
         from .data.check import bad_images, write_report
 
@@ -75,8 +77,6 @@ def check(
             if bad > len(kept):
                 console.print(f"and {bad - len(kept):,} more (--json FILE lists them all)")
         console.print(f"{bad:,} of {_number(len(images), 'image')} cannot be read")
-        if getattr(images, "ignored", 0):
-            console.print(f"not looked at: {_number(images.ignored, 'file')} of other extensions")
     if bad:
         raise typer.Exit(FAILURE)
 
@@ -97,7 +97,7 @@ def pack(
     workers: Workers = None,
 ) -> None:
     """Pack images into tar shards that train as they are."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console()
     with failures():
         from .data.pack import pack
 
@@ -118,7 +118,6 @@ def pack(
             f"{_number(packed.images, 'image')} ({packed.resized:,} resized, "
             f"{packed.left_out:,} left out) in {_number(packed.shards, 'shard')}, "
             f"{packed.bytes:,} bytes, read back and compared: {target}",
-            markup=False,
         )
 
 
@@ -135,7 +134,7 @@ def show(
     allow_symlinks: Symlinks = False,
 ) -> None:
     """Draw a sheet of images and their views: what the encoder sees."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console()
     with failures():
         from .data import PRESETS, Views
         from .data.show import sheet, write_sheet
@@ -150,21 +149,23 @@ def show(
         write_sheet(output, picture)
         if bad:
             _table(console, bad)
-        console.print(f"{output}", markup=False)
+        console.print(f"{output}")
 
 
 def _open(
     console: Console, spec: str, split: str | None, data_dir: Path | None, allow_symlinks: bool
 ) -> Source:
     """The source, with its number of images and classes told."""
-    from .data.sources import open_source
+    from .data.sources import open_source, passed_over
 
     with _bar(console, "looking", None) as found:
         images = open_source(
             spec, split, data_dir=data_dir, allow_symlinks=allow_symlinks, progress=found
         )
     classes = f" in {_number(len(images.classes), 'class')}" if images.classes else ""
-    console.print(f"{images.name}: {_number(len(images), 'image')}{classes}", markup=False)
+    console.print(f"{images.name}: {_number(len(images), 'image')}{classes}")
+    if passed_over(images):
+        console.print(passed_over(images))
     return images
 
 
@@ -184,7 +185,7 @@ def _table(console: Console, bad: list[BadImage]) -> None:
     """Identity and reason in two columns. Names of files are text, never markup."""
     width = min(max(len(image.identity) for image in bad), 80)
     for image in bad:
-        console.print(f"{image.identity:<{width}}  {image.reason}", markup=False)
+        console.print(f"{image.identity:<{width}}  {image.reason}")
 
 
 def _number(count: int, thing: str) -> str:

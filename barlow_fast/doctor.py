@@ -19,6 +19,7 @@ from . import __version__, barlow_twins_loss, reference
 from .kernels import KERNEL_SETS, why_unusable
 from .kernels.precision import float32_matmul_precision
 from .plan import FORMS
+from .terminal import say
 
 PACKAGES = (
     "triton",
@@ -70,14 +71,14 @@ def report() -> int:
         ("Environment", environment()),
         ("Kernel sets", kernel_sets()),
     ):
-        print(f"{title}\n" + "\n".join(f"  {line}" for line in lines) + "\n")
-    print("Self-test: relative error against the float64 reference (loss, gradient)")
+        say(f"{title}\n" + "\n".join(f"  {line}" for line in lines) + "\n")
+    say("Self-test: relative error against the float64 reference (loss, gradient)")
     healthy = True
     for device in devices():
         for name in KERNEL_SETS:
             if why_unusable(name, device) is None:
                 healthy &= print_self_test(name, device)
-    print(
+    say(
         "\n"
         + ("All usable kernel sets compute the right numbers." if healthy else "SELF-TEST FAILED")
     )
@@ -206,7 +207,7 @@ def print_self_test(name: str, device: torch.device) -> bool:
             healthy &= fine
             verdict = "" if fine else f" > {bound:g} WRONG"
             results.append(f"{precision} {errors[0]:.0e} {errors[1]:.0e}{verdict}")
-        print(f"  {name:<8} {device!s:<8} {form:<12} " + "   ".join(results))
+        say(f"  {name:<8} {device!s:<8} {form:<12} " + "   ".join(results))
     return healthy
 
 

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from . import terminal
 from .exits import SKIPPING, failures
+from .files import write_whole
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .checkpoints import Pretrained
     from .evaluation import Evaluation, ImageFormat, LabelledSplits, Score
 
@@ -280,7 +283,7 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
     from .checkpoints import load_encoder
     from .evaluation import Reading, merged
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console()
     seeds = _numbers(request.seeds, "--seeds")
     if request.random and len(request.checkpoints) > 1:
         raise ValueError("--random needs the architecture alone: give one checkpoint")
@@ -288,7 +291,7 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
         _check_writable(request.json_file)
     device = _device(request.device)
     splits = _splits(request)
-    console.print(f"data      {splits}", markup=False)
+    console.print(f"data      {splits}")
     start = time.perf_counter()
     found, used = [], []
     with _bar(console) as progress:
@@ -326,7 +329,6 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
     for entry in used:
         console.print(
             f"encoder   {entry['path']} ({entry['name']}, sha256 {entry['sha256'][:12]})",
-            markup=False,
         )
         for name in sorted({"mean", "std"} & set(entry["assumed"])):
             console.print(f"assumed   {name} {getattr(form, name)}: the file does not tell it")
@@ -343,8 +345,8 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
             "seconds": round(time.perf_counter() - start, 3),
             "versions": _versions(device),
         }
-        _write_json(request.json_file, content)
-        console.print(f"written   {request.json_file}", markup=False)
+        write_whole(request.json_file, json.dumps(content, indent=2) + "\n")
+        console.print(f"written   {request.json_file}")
 
 
 def _splits(request: Request) -> LabelledSplits:
@@ -481,17 +483,3 @@ def _check_writable(path: Path) -> None:
         raise ValueError(f"--json {path} is a folder, not a file")
     if not os.access(path.absolute().parent, os.W_OK):
         raise ValueError(f"--json {path}: its folder does not exist or cannot be written")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """The whole file or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

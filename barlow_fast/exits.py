@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
 import typer
 
 from .cli import missing_libraries
+from .terminal import complain
 
 USAGE_ERROR, FAILURE = 2, 1
-# As shells report a process that a signal ended: 128 + its number.
-INTERRUPTED, TERMINATED = 130, 143
+# As shells report a process that a signal ended: this and its number.
+SIGNALLED = 128
+INTERRUPTED = SIGNALLED + 2
 
 # For commands that have the option.
 SKIPPING = (
@@ -23,7 +24,7 @@ SKIPPING = (
 
 def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     """Says why on standard error and leaves with an exit status."""
-    print(message, file=sys.stderr)
+    complain(message)
     raise typer.Exit(code)
 
 
@@ -54,5 +55,7 @@ def failures(on_bad_image: str = "") -> Iterator[None]:
         fail(f"barlow-fast: {error}{on_bad_image}", FAILURE)
     except RuntimeError as error:
         fail(f"barlow-fast: {error}", FAILURE)
-    except (ValueError, OSError) as error:
+    except MemoryError as error:
+        fail(f"barlow-fast: out of memory ({error})", FAILURE)
+    except (ValueError, OSError, OverflowError) as error:
         fail(f"barlow-fast: {error}")

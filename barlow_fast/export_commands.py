@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from . import terminal
 from .exits import failures
 
 
@@ -42,7 +42,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the encoder of a checkpoint for other programs; read it back and compare."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console()
     with failures():
         from .checkpoints import FORMATS, load_encoder
         from .checkpoints import export as write
@@ -58,13 +58,10 @@ def export(
             f"{checkpoint}: {loaded.name} of a {loaded.format} checkpoint, "
             f"{loaded.features:,} features, {loaded.channels} x {loaded.image_size} x "
             f"{loaded.image_size} images",
-            markup=False,
         )
         assumed = loaded.metadata["assumed"]
         if assumed:
             known = ", ".join(f"{name} {getattr(loaded, name)}" for name in assumed)
-            console.print(f"not in the checkpoint, assumed: {known}", markup=False)
+            console.print(f"not in the checkpoint, assumed: {known}")
         write(loaded, out, format)
-        console.print(
-            f"{out}: {format}, {out.stat().st_size:,} bytes, read back and compared", markup=False
-        )
+        console.print(f"{out}: {format}, {out.stat().st_size:,} bytes, read back and compared")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from .exits import FAILURE, INTERRUPTED, SKIPPING, TERMINATED, fail, without
+from . import terminal
+from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
+from .files import remove_abandoned
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .data import ImageDataset
     from .data.sources import Source
     from .training import Feeding, PretrainConfig, Ranks, Trainer
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 AUTO = Path("auto")
+# Seconds in which a second signal is the first one again: a terminal and a batch system signal all
+# processes, and torchrun then passes on what it got itself.
+SAME_REQUEST = 2.0
 
 
 def pretrain(
@@ -69,6 +76,10 @@ def pretrain(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes or threads that read images.")
     ] = None,
+    worker_timeout: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds until such a process counts as stopped; 0: never."),
+    ] = 1800,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step, over all processes.")
@@ -146,7 +157,7 @@ def pretrain(
             raise ValueError("--data is instead of a data set: give no --dataset and no --data-dir")
         from .training import Feeding, joined
 
-        feeding = Feeding(loader, workers, on_bad_image)
+        feeding = Feeding(loader, workers, on_bad_image, worker_timeout)
     except ModuleNotFoundError as error:
         fail(without(error), FAILURE)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -158,7 +169,7 @@ def pretrain(
                 if resume == AUTO:
                     resume = _newest(out)
                 config = _configuration(choices, dim, preset, config_file, settings or [], resume)
-            console = Console(quiet=quiet or not ranks.first, highlight=False, soft_wrap=True)
+            console = terminal.console(quiet=quiet or not ranks.first)
             if dry_run:
                 _print_plan(config, data_dir, ranks, console)
                 return
@@ -180,7 +191,7 @@ def pretrain(
 def _of_rank(error: Exception) -> str:
     """The error, with the rank where there are several."""
     rank = os.environ.get("RANK")
-    return f"rank {rank}: {error}" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else str(error)
+    return f"rank {rank}: {error}" if os.environ.get("WORLD_SIZE", "1") != "1" else str(error)
 
 
 def _absolute(path: str) -> str:
@@ -208,9 +219,7 @@ def _newest(out: Path | None) -> Path | None:
         return None
     path, complaints = found
     for complaint in complaints:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"barlow-fast: {complaint}; going on from {path}", markup=False
-        )
+        terminal.complain(f"barlow-fast: {complaint}; going on from {path}")
     return path
 
 
@@ -231,7 +240,7 @@ def _configuration(
         raise ValueError("--dim and --projector both set the embedding dimensions: give one")
     named = preset or (preset_in(file) if file is not None else None)
     if resume is not None:
-        base = PretrainConfig.from_dict(load_checkpoint(resume)["config"])
+        base = PretrainConfig.from_dict(load_checkpoint(resume).get("config"))
     else:
         base = configure(named or _preset(choices["dataset"] or "digits"))
     overridden, in_file = override(base, file)
@@ -240,11 +249,12 @@ def _configuration(
         chosen["projector"] = (*overridden.projector[:-1], dim)
     _, in_arguments = override(base, None, assignments)
     chosen |= in_arguments
-    if resume is not None and named is not None:
-        theirs = find(named)
-        chosen = theirs.to_dict() | fitting(theirs, chosen)
     if resume is None:
         return _replaced(base, chosen)
+    if named is not None:
+        # Less what the choices derive, such as the warm-up of a short run: nobody requested that.
+        theirs, derived = find(named).to_dict(), fitting(find(named), chosen)
+        chosen = {k: v for k, v in theirs.items() if derived.get(k, v) == v} | chosen
     refused = [
         f"{name} is {getattr(base, name)!r} there, {value!r} was asked for"
         for name, value in chosen.items()
@@ -315,7 +325,7 @@ def _print_plan(
 ) -> None:
     """What a run would do, and its settings as YAML. Data that are not there are taken to be as
     large as they are known to be."""
-    from omegaconf import OmegaConf
+    import yaml
 
     from .training.estimate import available_memory, estimate_memory, plan_loss
     from .training.feeding import NOMINAL, choose_views, image_size, named_views
@@ -359,7 +369,7 @@ def _print_plan(
     lines += [
         str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)),
         "settings  (a file for --config)",
-        OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).rstrip(),
+        yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(),
     ]
     for line in lines:
         console.print(line, markup=False)
@@ -377,6 +387,7 @@ def _prepare(
 ) -> tuple[Trainer, Path]:
     """Everything that can fail before the first step; says what is about to happen."""
     from .training import JsonLinesLog, TensorBoardLog, Trainer
+    from .training.folder_lock import FolderLock
     from .training.reporting import why_no_tensorboard
     from .training.reporting.progress import ProgressReport
 
@@ -386,8 +397,15 @@ def _prepare(
             trainer.resume(resume)
         _describe(trainer, console)
         # Ranks other than the first write nothing; they only have to have a path.
+        folder = Path()
         with ranks.together("the results"):
-            folder = _output_folder(out, _name(config), resume) if ranks.first else Path()
+            if ranks.first:
+                folder = _output_folder(out, _name(config), resume)
+                trainer.folder_lock = FolderLock(
+                    folder, lambda line: console.print(line, markup=False)
+                )
+                remove_abandoned(folder)
+                _check_unused(folder, resume)
     except BaseException:
         trainer.close()
         raise
@@ -405,24 +423,29 @@ def _prepare(
 
 
 def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:
-    """The folder, created and seen to be writable. Never one that would lose another run's
-    checkpoint."""
-    if out is None:
-        out = resume.parent if resume is not None else _fresh_folder(Path("runs"), dataset)
-    continued = resume is not None and out.resolve() == resume.parent.resolve()
-    if not continued and (out / CHECKPOINT).exists():
-        raise ValueError(
-            f"{out} holds the checkpoint of another run: continue it with "
-            f"--resume {out / CHECKPOINT}, or choose another --out"
-        )
+    """The folder, created."""
+    if out is None and resume is None:
+        return _fresh_folder(Path("runs"), dataset)
+    out = resume.parent if out is None else out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write to --out {out}: {error.strerror}") from error
     return out
+
+
+def _check_unused(out: Path, resume: Path | None) -> None:
+    """Refuses a folder whose checkpoints would be lost. Called when no other run can write there
+    any more."""
+    from .training.checkpoint import kept_checkpoints
+
+    continued = resume is not None and out.resolve() == resume.parent.resolve()
+    there = kept_checkpoints(out / CHECKPOINT)
+    if there and not continued:
+        raise ValueError(
+            f"{out} holds the checkpoint of another run: continue it with "
+            f"--resume {there[0]}, or choose another --out"
+        )
 
 
 def _name(config: PretrainConfig) -> str:
@@ -434,13 +457,21 @@ def _name(config: PretrainConfig) -> str:
 
 
 def _fresh_folder(parent: Path, name: str) -> Path:
-    number = 1
-    while (folder := parent / (f"{name}-{number}" if number > 1 else name)).exists():
-        number += 1
-    return folder
+    """A new one, which is created: two runs that start at once get one each."""
+    for number in itertools.count(1):
+        folder = parent / (f"{name}-{number}" if number > 1 else name)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
+        return folder
+    raise AssertionError("numbers do not end")
 
 
 def _describe(trainer: Trainer, console: Console) -> None:
+    from .data.sources import passed_over
     from .training.estimate import plan_loss
 
     config, ranks = trainer.config, trainer.ranks
@@ -450,6 +481,8 @@ def _describe(trainer: Trainer, console: Console) -> None:
     ]
     described = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
     console.print(f"data      {described}", markup=False)
+    if passed_over(trainer.source):
+        console.print(f"          {passed_over(trainer.source)}")
     console.print(
         f"views     {trainer.views.name}, by {trainer.loader.chosen} ({trainer.loader.reason})",
         markup=False,
@@ -494,7 +527,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     except TrainingDiverged as error:
         fail(f"barlow-fast: {error}", FAILURE)
     except TrainingInterrupted as error:
-        code = TERMINATED if signals and signals[0] == signal.SIGTERM else INTERRUPTED
+        code = SIGNALLED + signals[0] if signals else INTERRUPTED
         if not trainer.ranks.first:
             raise typer.Exit(code) from None
         fail(
@@ -524,9 +557,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     for name, path in files.items():
         console.print(f"{name:<9} {path}", markup=False)
     for complaint in report.complaints:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"barlow-fast: {complaint}", markup=False
-        )
+        terminal.complain(f"barlow-fast: {complaint}")
 
 
 def _finish(trainer: Trainer, folder: Path) -> Report:
@@ -537,20 +568,35 @@ def _finish(trainer: Trainer, folder: Path) -> Report:
 
 @contextlib.contextmanager
 def _stop_on_signal(trainer: Trainer, seen: list[int]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM (what SLURM and torchrun send) asks the trainer to stop between
-    two steps; a second one stops at once, unsaved."""
-    previous: dict[int, Any] = {}
+    """The first signal that would end this process asks the trainer to stop between two steps; a
+    second one stops at once, unsaved.
 
-    def request(number: int, frame: object) -> None:
-        trainer.stop_requested = True
-        seen.append(number)
+    Those that are ignored stay so, as SIGHUP under nohup, and so do handlers of others.
+    """
+    from .data.processes import STOP_SIGNALS
+
+    previous: dict[int, Any] = {}
+    first = 0.0
+
+    def restore() -> None:
         for each, handler in previous.items():
             signal.signal(each, handler)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        previous[each] = signal.signal(each, request)
+    def request(number: int, frame: object) -> None:
+        nonlocal first
+        if not seen:
+            first = time.monotonic()
+            trainer.stop_requested = True
+            seen.append(number)
+        elif time.monotonic() - first > SAME_REQUEST:
+            restore()
+            signal.raise_signal(number)
+
+    for each in STOP_SIGNALS:
+        handler = signal.getsignal(each)
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            previous[each] = signal.signal(each, request)
     try:
         yield
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        restore()

@@ -8,12 +8,12 @@ mark tells: another version of matplotlib alone makes nothing out of date.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+from barlow_fast.files import write_whole
 from bench import page as html_page
 from bench import plots, provenance, results, suites
 from bench.optional import typer
@@ -293,6 +293,4 @@ def _write(path: Path, text: str | None) -> None:
         path.unlink()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from barlow_fast.files import write_whole
 from bench import provenance
 
 Row = dict[str, Any]
@@ -49,6 +49,4 @@ def merge(path: Path, rows: Iterable[Row], whole: bool = False) -> None:
     suites = {row["suite"] for row in rows} if whole else set()
     kept = [r for r in read(path) if group(r) not in replaced and r["suite"] not in suites]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in (*kept, *rows)))
-    os.replace(temporary, path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in (*kept, *rows)))

@@ -17,12 +17,28 @@ BANS = (
     (r"torch\.distributed\.nn\.functional", "deprecated: use an autograd.Function of our own"),
     (r"SIGSTOP|SIGCONT", "a stopped process may stay for ever: do not ask it for work instead"),
 )  # fmt: skip
+# In what users run: files and environment variables hold what others wrote.
+PACKAGE_BANS = (
+    (r"\b(int|float)\(\s*os\.(environ|getenv)", "environment.whole_number names the variable"),
+    (r"OmegaConf|yaml\.(safe_)?load\(", "inputs.parse_yaml and read_yaml bound what they read"),
+)
+# The way out itself, and two programs of kernels/ that print what they compiled and tuned.
+PRINTING = {
+    "barlow_fast/terminal.py", "kernels/triton/inspection.py", "kernels/triton/tuning.py",
+}  # fmt: skip
 # In tests: a busy machine takes its time, and what a test starts must not outlive it.
 TEST_BANS = (
     (r"time\.sleep\(", "wait for what is to happen: ended.until"),
     (r"timeout=\d", "a busy machine takes its time: ended.SECONDS"),
     (r"= subprocess\.Popen\(", "ended.running ends it with all that it starts"),
 )
+# Of the packages: what is written by hand follows links, or leaves halves and litter behind.
+WRITING = r"os\.replace\(|delete=False|mkstemp|\.write_(text|bytes)\(|\.touch\("
+WRITERS = {
+    "barlow_fast/files.py",
+    "barlow_fast/checkpoints/exporting.py",
+    "barlow_fast/training/checkpoint.py",
+}
 # Without `device=` these follow torch.set_default_device, whatever device the inputs are on.
 FACTORIES = {
     "arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "ones",
@@ -40,19 +56,40 @@ def offences(path: Path, name: str) -> list[str]:
     """'file:line: reason' for every banned line of one file."""
     if name in EXEMPT or path.suffix not in SUFFIXES:
         return []
+    in_package = name.startswith(PACKAGES)
     in_tests = name.startswith("tests/") and name not in TEST_EXEMPT
+    bans = BANS + TEST_BANS * in_tests + PACKAGE_BANS * in_package
+    if in_package and name not in WRITERS:
+        bans += ((WRITING, "barlow_fast.files has the one atomic write"),)
     found = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         comment = line.lstrip().startswith(("#", "//"))
-        for pattern, reason in BANS + TEST_BANS * in_tests:
+        for pattern, reason in bans:
             if not comment and re.search(pattern, line):
                 found.append(f"{name}:{number}: {reason}")
-    if name.startswith(PACKAGES) and path.suffix == ".py":
+    if in_package and path.suffix == ".py" and name not in PRINTING:
+        found += [
+            f"{name}:{line}: barlow_fast.terminal is the one way out, which escapes"
+            for line in other_ways_out(path.read_text())
+        ]
+    if in_package and path.suffix == ".py":
         found += [
             f"{name}:{line}: torch.{factory} without device= follows torch.set_default_device"
             for line, factory in without_device(path.read_text())
         ]
     return found
+
+
+def other_ways_out(source: str) -> list[int]:
+    """Lines of calls that print, past `barlow_fast.terminal`."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        node.lineno
+        for node in calls
+        if getattr(node.func, "id", "") in ("print", "Console")
+        or getattr(node.func, "attr", "") in ("Console", "echo", "secho")
+        or ast.unparse(node.func) in ("sys.stdout.write", "sys.stderr.write")
+    ]
 
 
 def without_device(source: str) -> list[tuple[int, str]]:

@@ -41,6 +41,7 @@ from barlow_fast.commands import app
 from barlow_fast.data import sources
 from barlow_fast.data.faults import BadImage
 from barlow_fast.data.pack import Packed
+from barlow_fast.data.processes import STOP_SIGNALS
 from barlow_fast.evaluation import FinetuneSettings, LinearSettings
 from barlow_fast.evaluation.scores import Evaluation, Score
 from barlow_fast.training import PretrainConfig, Ranks, configure, save_checkpoint
@@ -102,6 +103,7 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     "on_bad_image": (["--on-bad-image", "skip"], fed("on_bad_image", "skip")),
     "loader": (["--loader", "pil"], fed("loader", "pil")),
     "workers": (["--workers", "3"], fed("workers", 3)),
+    "worker_timeout": (["--worker-timeout", "7.5"], fed("timeout", 7.5)),
     "epochs": (["--epochs", "7"], setting("epochs", 7)),
     "batch_size": (["--batch-size", "48"], setting("batch_size", 48)),
     "micro_batch_size": (["--micro-batch-size", "16"], setting("micro_batch_size", 16)),
@@ -230,6 +232,32 @@ def test_a_run_goes_on_by_the_command_that_began_it(pretraining: Calls, how: str
     assert "dataset is 'digits' there, 'stl10' was asked for" in output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--preset digits --epochs 2",
+        "--preset digits epochs=2",
+        "--preset digits --epochs 2 warmup_epochs=1",
+        "--preset fashion-mnist --dim 24 lambd=0.1",
+        "--epochs 1",
+        "--dataset cifar10 --epochs 3 --projector 6-7",
+        "--config settings.yaml --epochs 1",
+    ],
+)
+def test_a_command_may_be_given_again(pretraining: Calls, command: str):
+    """What a cluster does that queues a job again. What was derived then is not compared either."""
+    again = ["pretrain", *command.split(), "--out", "out", "--resume", "auto"]
+    invoke(*again)
+    Path("out").mkdir()
+    config = pretraining["_prepare"][0]["config"]
+    save_checkpoint(Path("out/checkpoint.pt"), {"config": config.to_dict()})
+    invoke(*again)
+    invoke(*(part for part in again if part != "warmup_epochs=1"))
+    for call in pretraining["_prepare"][1:]:
+        assert call["resume"] == Path("out/checkpoint.pt")
+        assert call["config"] == config
+
+
 def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
     config = saved()
     invoke("pretrain", "--resume", "old.pt", "--backend", "aten", "checkpoint_minutes=2")
@@ -269,6 +297,7 @@ class Prepared:
 
     def close(self) -> None:
         self.closed = True
+        self.folder_lock.release()
 
 
 @pytest.fixture
@@ -296,6 +325,8 @@ def prepare(monkeypatch, tmp_path: Path) -> Callable[..., Any]:
             **changes,
         }
         trainer, folder = pretrain_commands._prepare(**arguments)
+        if arguments["ranks"].first:
+            trainer.folder_lock.release()
         made = Prepared.made[-1]
         assert all(made[name] is arguments[name] for name in made)
         return trainer, folder, opened
@@ -427,23 +458,54 @@ def test_a_run_that_does_not_finish_says_why(capsys, error, first: bool, code: i
     assert message in capsys.readouterr().err or not message
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_asks_for_a_stop(number: int, code: int):
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_the_first_signal_asks_for_a_stop(monkeypatch, number: int):
+    before = [signal.getsignal(each) for each in STOP_SIGNALS]
+    now = [100.0]
+    monkeypatch.setattr(pretrain_commands.time, "monotonic", lambda: now[0])
     trainer = Ending()
 
     def run() -> None:
         signal.raise_signal(number)
         assert trainer.stop_requested
-        # A second one is as it was without us.
-        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+        # The same again, as from torchrun and the batch system.
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
         raise training.TrainingInterrupted("stopped")
 
     trainer.run = run
     with pytest.raises(typer.Exit) as left:
         pretrain_commands._train(trainer, Path("there"), Console(quiet=True))
-    assert left.value.exit_code == code
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert left.value.exit_code == 128 + number
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
+
+
+def test_a_later_signal_ends_at_once(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(pretrain_commands.time, "monotonic", lambda: now[0])
+    trainer = Ending()
+
+    def run() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += 3
+        signal.raise_signal(signal.SIGINT)  # which Python turns into an exception, if it is itself
+        raise AssertionError("not reached")
+
+    trainer.run = run
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_commands._train(trainer, Path("there"), Console(quiet=True))
+
+
+def test_what_is_ignored_or_handled_by_others_stays_so(monkeypatch):
+    """As SIGHUP under nohup."""
+    mine = {signal.SIGHUP: signal.SIG_IGN, signal.SIGUSR1: lambda *_: None}
+    before = {number: signal.signal(number, handler) for number, handler in mine.items()}
+    try:
+        with pretrain_commands._stop_on_signal(Ending(), []):
+            assert {number: signal.getsignal(number) for number in mine} == mine
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_finished_run_tells_its_scores_and_files(monkeypatch, capsys, tmp_path: Path):

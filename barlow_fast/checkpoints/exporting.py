@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import whole_file
+from ..models.finite import check_finite, check_weights
+from . import archive
 from .pretrained import Pretrained, load_encoder
-from .reading import optional_library
-from .writing import whole_file
+from .reading import DIGEST, optional_library, weights_digest
 
 SUFFIXES = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "safetensors"}
 SUFFIXES[".onnx"] = "onnx"
@@ -42,12 +44,14 @@ def export(pretrained: Pretrained, path: Path | str, format: str = "torchvision"
 
     Raises:
         ValueError: no such format, or one that the encoder does not fit.
-        RuntimeError: what was read back is another encoder; there is no file then.
+        RuntimeError: weights or features that are not finite, or what was read back is another
+            encoder; there is no file then.
         ModuleNotFoundError: the format's library is not installed.
         OSError: the file cannot be written; an old one stays.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    check_weights(pretrained.encoder)
     plain = replace(pretrained, encoder=_plain(pretrained.encoder))
     with whole_file(path) as temporary:
         FORMATS[format](plain, temporary)
@@ -72,7 +76,7 @@ def _torchvision(pretrained: Pretrained, path: Path) -> None:
 
     if name not in models.list_models(module=models):
         raise ValueError(f"torchvision has no {name!r}; safetensors and onnx take any encoder")
-    torch.save(_state(pretrained), path)
+    archive.save(_state(pretrained), path)
     loaded = _read_back(pretrained, path, name)
     _compare(pretrained, loaded.encoder, "torchvision")
 
@@ -89,7 +93,7 @@ def _timm(pretrained: Pretrained, path: Path) -> None:
         return
     if name.split(".", 1)[0] not in timm.list_models():
         raise ValueError(f"timm has no {name!r}; safetensors and onnx take any encoder")
-    torch.save(_state(pretrained), path)
+    archive.save(_state(pretrained), path)
     loaded = _read_back(pretrained, path, f"timm:{name}")
     _compare(pretrained, loaded.encoder, "timm")
 
@@ -113,7 +117,10 @@ def _read_back(pretrained: Pretrained, path: Path, name: str) -> Pretrained:
 
 def _safetensors(pretrained: Pretrained, path: Path) -> None:
     library = optional_library("safetensors.torch", "export", "format 'safetensors'")
-    library.save_file(_state(pretrained), str(path), metadata=_metadata(pretrained))
+    state, metadata = _state(pretrained), _metadata(pretrained)
+    metadata[DIGEST] = weights_digest(state, metadata)
+    # Not by the library's own file, which reports a full disk in its own way.
+    path.write_bytes(library.save(state, metadata))
     loaded = load_encoder(path)
     told = [
         name
@@ -209,6 +216,7 @@ def _assert_same(found: Tensor, expected: Tensor, format: str) -> None:
             f"the exported {format} file gives features of shape {tuple(found.shape)}, the encoder "
             f"{tuple(expected.shape)}"
         )
+    check_finite(expected, "the encoder's features of random images")
     largest = expected.abs().max()
     error = (found - expected).abs().max()
     # Written so that NaN is a difference.

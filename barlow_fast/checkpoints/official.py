@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import whole_file
 from ..models import BarlowTwinsModel
+from . import archive
 from .layouts import COUNTERS, take_apart
 from .reading import read_checkpoint
-from .writing import whole_file
 
 # Theirs and ours, of the same thing.
 MOMENTUM_KEYS = ("mu", "momentum_buffer")
@@ -73,7 +74,7 @@ def save_official(
     """
     content = to_official(model, epoch=epoch, optimizer=optimizer)
     with whole_file(path) as temporary:
-        torch.save(content, temporary)
+        archive.save(content, temporary)
 
 
 def load_official(

@@ -23,7 +23,7 @@ from .layouts import (
     unwrapped,
     without_shared_prefix,
 )
-from .reading import check_tensors, read_checkpoint
+from .reading import DIGEST, check_tensors, read_checkpoint
 
 LARGEST_SIDE = 2**15  # of images and grids that a file may describe, in pixels or positions
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -212,7 +212,9 @@ def _attached(metadata: Mapping[str, str], path: Path | str) -> dict[str, Any]:
         return dict(metadata)
     try:
         return {
-            key: value if key in ("name", "stem", "format", "format_of") else json.loads(value)
+            key: value
+            if key in ("name", "stem", "format", "format_of", DIGEST)
+            else json.loads(value)
             for key, value in metadata.items()
         }
     except ValueError as error:

@@ -4,27 +4,40 @@ believing how large they say they are."""
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
+import os
 import pickle
+import stat
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-# torch stores without compression, so what a file unpacks to is what it weighs.
-UNPACKED_LIMIT = 2
+from . import archive
+
+# The entry of a safetensors file's metadata that ours carry.
+DIGEST = "barlow_fast_sha256"
 SAFETENSORS_HEADER_LIMIT = 100_000_000
 
 
-def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | None]:
+def read_checkpoint(
+    path: Path | str, needs_digest: Callable[[Mapping[str, Any]], bool] = lambda _: False
+) -> tuple[dict[str, Any], dict[str, str] | None]:
     """The content of a torch or safetensors file, with tensors on the CPU, and a safetensors
     file's metadata (None: a torch file).
 
-    Tensors, plain values, plain containers and `argparse.Namespace` are all that is read.
+    Tensors, plain values, plain containers and `argparse.Namespace` are all that is read. A digest
+    that the file carries is verified.
+
+    Args:
+        path: of the file.
+        needs_digest: whether a file of this content carries a digest unless it is damaged.
 
     Raises:
         FileNotFoundError: no such file.
@@ -33,17 +46,50 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | 
         ModuleNotFoundError: a safetensors file, and safetensors is not installed.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    if _is_safetensors(path):
-        return _read_safetensors(path)
-    _check_archive(path)
+    try:
+        # Opened once: what is checked is what is read. A pipe would keep a plain open waiting.
+        stream = open(path, "rb", opener=_open_now)  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except OSError as error:
+        if path.is_dir():
+            raise ValueError(f"{path} is not a file") from None
+        raise ValueError(f"{path} is not a readable checkpoint: {error.strerror}") from error
+    with stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ValueError(f"{path} is not a file")
+        start = stream.read(9)
+        stream.seek(0)
+        if _is_safetensors(start):
+            return _read_safetensors(path)
+        return _read_torch(stream, start, path, needs_digest), None
+
+
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read_torch(
+    stream: BinaryIO,
+    start: bytes,
+    path: Path,
+    needs_digest: Callable[[Mapping[str, Any]], bool],
+) -> dict[str, Any]:
+    carries = False
+    try:
+        if start.startswith(archive.START):
+            carries = archive.check(stream)
+        elif zipfile.is_zipfile(stream):
+            raise ValueError("it does not begin with a record")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    stream.seek(0)
     try:
         # A Namespace takes attributes and does nothing: the settings that trainers store.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # Warnings are of files that are damaged, or that others read in any case.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path)) from error
     except Exception as error:
@@ -53,7 +99,9 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | 
         raise ValueError(
             f"{path} holds a {type(content).__name__}, not a dict of weights or a checkpoint"
         )
-    return dict(content), None
+    if needs_digest(content) and not carries:
+        raise ValueError(f"{path} is not a readable checkpoint: the digest at its end is damaged")
+    return dict(content)
 
 
 def check_tensors(state: Mapping[str, Any], path: Path | str) -> dict[str, Tensor]:
@@ -76,7 +124,7 @@ def check_tensors(state: Mapping[str, Any], path: Path | str) -> dict[str, Tenso
                 f"{path}: {key!r} claims {size} bytes and has {value.untyped_storage().nbytes()}"
             )
     weight = Path(path).stat().st_size
-    if claimed > UNPACKED_LIMIT * weight + 2**20:
+    if claimed > archive.UNPACKED_LIMIT * weight + 2**20:
         raise ValueError(f"{path} claims {claimed} bytes of weights and has {weight}")
     return dict(state)
 
@@ -95,9 +143,7 @@ def optional_library(name: str, extra: str, purpose: str) -> ModuleType:
         ) from error
 
 
-def _is_safetensors(path: Path) -> bool:
-    with open(path, "rb") as stream:
-        start = stream.read(9)
+def _is_safetensors(start: bytes) -> bool:
     length = int.from_bytes(start[:8], "little")
     return len(start) == 9 and start[8:] == b"{" and length < SAFETENSORS_HEADER_LIMIT
 
@@ -108,31 +154,26 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with library.safe_open(path, framework="pt", device="cpu") as opened:
             metadata = dict(opened.metadata() or {})
             # Sorted by the file: names are all that counts here.
-            return {key: opened.get_tensor(key) for key in opened.keys()}, metadata  # noqa: SIM118
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    # Others have no such entry.
+    if DIGEST in metadata and metadata[DIGEST] != weights_digest(state, metadata):
+        raise ValueError(
+            f"{path} is not a readable checkpoint: its SHA-256 is not the one that it carries"
+        )
+    return state, metadata
 
 
-def _check_archive(path: Path) -> None:
-    """torch writes checksums and, on reading, does not look at all of them."""
-    if not zipfile.is_zipfile(path):
-        return
-    weight = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > UNPACKED_LIMIT * weight + 2**20:
-                raise ValueError(
-                    f"{path} is not a readable checkpoint: it unpacks to {unpacked} bytes and has "
-                    f"{weight}"
-                )
-            damaged = archive.testzip()
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
-    if damaged is not None:
-        raise ValueError(f"{path} is not a readable checkpoint: {damaged} fails its checksum")
+def weights_digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of tensors with their names, types and shapes, and of the metadata but this."""
+    told = sorted((key, value) for key, value in metadata.items() if key != DIGEST)
+    digest = hashlib.sha256(repr(told).encode("utf-8", "surrogatepass"))
+    for name in sorted(state):
+        value = state[name]
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _refusal(path: Path) -> str:

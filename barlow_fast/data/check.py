@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import whole_file
 from .faults import BadImage, BadImageError
 from .parallel import in_order
 from .sources import Source
@@ -57,17 +57,12 @@ def write_report(path: Path, source: Source, found: Iterable[BadImage]) -> Itera
     Raises:
         OSError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            head = {"source": source.name, "images": len(source)}
-            file.write(json.dumps(head)[:-1] + ', "bad": [')
-            separator = "\n"
-            for bad in found:
-                file.write(separator + json.dumps(vars(bad)))
-                separator = ",\n"
-                yield bad
-            file.write("]}\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        head = {"source": source.name, "images": len(source)}
+        file.write(json.dumps(head)[:-1] + ', "bad": [')
+        separator = "\n"
+        for bad in found:
+            file.write(separator + json.dumps(vars(bad)))
+            separator = ",\n"
+            yield bad
+        file.write("]}\n")

@@ -10,11 +10,15 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import os
-import stat
+import threading
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
+
+from ..inputs import open_regular
+from ..terminal import printable
+from .whole import load_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -129,7 +133,8 @@ def decode(
         ModuleNotFoundError: Pillow is missing.
     """
     with guard(identity, index), _open(io.BytesIO(encoded), max_pixels) as image:
-        image.load()
+        if not load_whole(image, encoded, lambda file: _open(io.BytesIO(file), max_pixels)):
+            raise Unreadable("its data end before the image does: a part of it is missing")
         return _rgb(image)
 
 
@@ -157,39 +162,33 @@ def read_file(path: str | bytes, identity: str, index: int = -1) -> bytes:
         BadImageError: missing, not permitted, a folder, a device or a pipe (which could keep a
             reader waiting for ever), or larger than any image.
     """
-    with guard(identity, index), open_regular(path) as file:
+    with guard(identity, index), open_regular(path, MAX_BYTES) as file:
         return file.read(MAX_BYTES)
-
-
-def open_regular(path: str | bytes) -> BinaryIO:
-    """Opens a file for reading, unbuffered; anything but a regular file is refused, without
-    waiting.
-
-    Raises:
-        Unreadable: not a regular file, or larger than `MAX_BYTES`.
-        OSError: it cannot be opened.
-    """
-    # Opening a pipe waits for its other end unless told not to.
-    descriptor = os.open(
-        path,
-        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0),
-    )
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise Unreadable("is a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise Unreadable(f"has {status.st_size} bytes, more than any image here may have")
-        return os.fdopen(descriptor, "rb", buffering=0)
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 class Unreadable(ValueError):
     """Why an image cannot be read, before it is known which image it is."""
+
+
+_reading = threading.local()  # identity: what this thread reads
+_show_warning = warnings.showwarning
+
+
+def _name_warnings() -> None:
+    """Warnings of Pillow name no file: from now on those of a thread that reads an image go to the
+    log, with its name."""
+    global _show_warning
+    # Looked at every time: whoever catches warnings puts back what was there.
+    if warnings.showwarning is not _named_warning:
+        _show_warning, warnings.showwarning = warnings.showwarning, _named_warning
+
+
+def _named_warning(message: Warning | str, *rest: object, **more: object) -> None:
+    identity = getattr(_reading, "identity", None)
+    if identity is None:
+        _show_warning(message, *rest, **more)
+    else:
+        LOG.warning("%s: %s", identity, printable(" ".join(str(message).split())))
 
 
 class guard:
@@ -204,9 +203,12 @@ class guard:
         self.identity, self.index = identity, index
 
     def __enter__(self) -> None:
-        return None
+        self.outer = getattr(_reading, "identity", None)
+        _reading.identity = self.identity
+        _name_warnings()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        _reading.identity = self.outer
         if not isinstance(error, Exception) or isinstance(
             error, (BadImageError, MemoryError, ModuleNotFoundError)
         ):
@@ -274,16 +276,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise Unreadable("holds 32-bit pixels beyond 0 to 65535, for which no white is defined")
     return pillow().fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def printable(name: str | bytes) -> str:
-    """A file's name that fits a line of text: control characters and bytes that are no UTF-8 are
-    written as escapes."""
-    text = os.fsencode(name) if isinstance(name, str) else name
-    text = text.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from .presets import Views
 from .rendering import Crops, Renderer, dali
 from .rendering.arrays import ArrayRenderer
 from .rendering.pil import PilRenderer
-from .rendering.workers import WorkerRenderer
+from .rendering.workers import TIMEOUT, WorkerRenderer
 from .sources import ArraySource, Source
 from .views import draw
 
@@ -88,6 +89,8 @@ class ViewLoader:
             batch, which is shorter then, and reported once. No other takes its place, so ranks may
             differ in batch size.
         prefetch: how many batches are rendered ahead; memory is bounded by it.
+        timeout: seconds that processes of Pillow may leave a batch without an answer, because they
+            are stopped or their storage is; 0: any time.
 
     Attributes:
         chosen: 'arrays', 'pil' or 'dali'.
@@ -115,11 +118,14 @@ class ViewLoader:
         drop_last: bool = True,
         on_bad_image: str = "error",
         prefetch: int = 2,
+        timeout: float = TIMEOUT,
     ) -> None:
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
         if prefetch < 1:
             raise ValueError(f"prefetch must be at least 1, got {prefetch}")
+        if not 0 <= timeout < math.inf:
+            raise ValueError(f"timeout must be at least 0 and finite, got {timeout}")
         if workers is not None and workers < 0:
             raise ValueError(f"workers must be at least 0, got {workers}")
         self.source, self.views = source, views
@@ -127,6 +133,7 @@ class ViewLoader:
         self.shard = Shard(rank, ranks)
         self.device, self.dtype = torch.device(device), dtype
         self.prefetch = prefetch
+        self._timeout = timeout
         self._bad = BadImages(on_bad_image)
         # Refuses what cannot be cut into batches before anything is started.
         batches(seed, 0, len(source), batch_size, self.shard, drop_last)
@@ -328,7 +335,8 @@ class ViewLoader:
         if workers == 0:
             return PilRenderer(self.source, self.views, **settings)
         workers = min(cores, MOST_PROCESSES) if workers is None else workers
-        return WorkerRenderer(self.source, self.views, self.batch_size, workers=workers, **settings)
+        settings |= {"workers": workers, "timeout": self._timeout}
+        return WorkerRenderer(self.source, self.views, self.batch_size, **settings)
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from ..files import write_whole
 from .faults import FORMATS, BadImage, BadImageError, BadImages, decode, pillow, printable
 from .parallel import in_order
 from .sources import ArraySource, Source
@@ -257,9 +258,7 @@ class Writer:
         """Gives the shards their names and writes what belongs to them; the bytes of all."""
         self._close()
         if classes is not None:
-            partial = self._folder / f"{CLASSES}{PARTIAL}"
-            partial.write_text(json.dumps(classes), encoding="utf-8")
-            partial.rename(self._folder / CLASSES)
+            write_whole(self._folder / CLASSES, json.dumps(classes))
         total = 0
         for partial, rows in self.done:
             shard = partial.with_name(partial.name.removesuffix(PARTIAL))

@@ -43,7 +43,8 @@ def in_order(
     Args:
         source: for its length, and its names where a process dies.
         task: picklable; called with sample numbers. What it raises is raised here.
-        workers: processes; 0 for this one alone; None: `default_workers`.
+        workers: processes, no more than there are chunks of images; 0 for this one alone; None:
+            `default_workers`.
 
     Yields:
         Results. At most `workers * AHEAD * CHUNK` of them exist at a time.
@@ -52,7 +53,7 @@ def in_order(
         RuntimeError: a process died; the message names the images that it had.
     """
     count = len(source)
-    workers = default_workers(count) if workers is None else workers
+    workers = default_workers(count) if workers is None else min(workers, -(-count // CHUNK))
     if not workers:
         yield from map(task, range(count))
         return

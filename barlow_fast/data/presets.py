@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from ..inputs import parse_yaml, read_yaml
+from .faults import printable
 from .views import ViewSpecification, shown
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -110,15 +112,11 @@ class Views:
             OSError: the file cannot be read.
             ImportError: PyYAML is missing (`pip install barlow-fast[train]`).
         """
-        origin = "YAML"
-        if isinstance(source, Path) or source.endswith(YAML_SUFFIXES):
-            origin = str(source)
-            try:
-                source = Path(source).read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{origin}: not a text in UTF-8 ({error})") from error
+        file = isinstance(source, Path) or source.endswith(YAML_SUFFIXES)
+        origin = printable(str(source)) if file else "YAML"
         try:
-            return cls(**_arguments(_parse(source)))
+            content = read_yaml(Path(source)) if file else parse_yaml(source)
+            return cls(**_arguments(content))
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
 
@@ -137,27 +135,6 @@ def _plain(value: Any, whole: Callable[[Any], Any] = int) -> Any:
     if isinstance(value, bool | str) or value is None:
         return value
     return whole(value) if isinstance(value, Integral) else float(value)
-
-
-def _parse(text: str) -> Any:
-    """The content of a YAML text; ValueError for text that is not YAML, and for keys that are there
-    twice, of which YAML parsers silently take the last."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            names = [key.value for key, _ in node.value if isinstance(key.value, str)]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{twice[0]}: twice in one mapping{node.start_mark}")
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {error}") from error
-    except RecursionError as error:
-        raise ValueError("not YAML that anybody needs: it is nested too deeply") from error
 
 
 def _arguments(content: Any) -> dict[str, Any]:
@@ -186,7 +163,7 @@ def _check_keys(content: Any, kind: type, place: str) -> None:
     for key in content:
         if key not in known:
             raise ValueError(
-                f"{place}{shown(key) if not isinstance(key, str) else key[:80]}: "
+                f"{place}{printable(key[:80]) if isinstance(key, str) else shown(key)}: "
                 f"unknown; there are {', '.join(known)}"
             )
     for name, field in known.items():

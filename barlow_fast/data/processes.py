@@ -6,17 +6,37 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterable
+
+from .. import terminal
+
+# All that end a process unless it handles them, and that others send: terminals, batch systems,
+# limits. Not those that a fault of the process itself causes.
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in (
+        "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR",
+        "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO",
+    )
+    if hasattr(signal, name)
+)  # fmt: skip
 
 LOOK_EVERY = 2.0  # seconds, at whether the parent still lives
 
 
-def obey_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends this process when that has ended, also by SIGKILL.
+def obey_parent(ignored: Iterable[int] = (signal.SIGINT,)) -> None:
+    """Leaves Ctrl-C to the parent, and ends this process when that has ended, also by SIGKILL. What
+    it logs is escaped.
 
     Called first in a process of multiprocessing that is not forked from the parent.
+
+    Args:
+        ignored: signals that are left to the parent.
     """
-    # A terminal sends it to all; the parent knows what to do about it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminal.install()
+    # Terminals and batch systems send them to all; the parent knows what to do about it.
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True).start()
 
 

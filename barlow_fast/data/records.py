@@ -15,11 +15,14 @@ import tarfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import whole_folder
+from ..inputs import open_regular
 from .faults import printable
 
 
@@ -102,13 +105,13 @@ def cifar(
 
 
 def _records(path: Path, files: CifarFiles) -> Part:
-    size = _size(path)
-    if not size or size % files.record:
+    content = _content(path)
+    if not content.size or content.size % files.record:
         raise ValueError(
-            f"{printable(str(path))}: {size} bytes are no whole number of {files.name}'s records "
-            f"of {files.record} bytes: the file is cut short or something else"
+            f"{printable(str(path))}: {content.size} bytes are no whole number of {files.name}'s "
+            f"records of {files.record} bytes: the file is cut short or something else"
         )
-    records = np.fromfile(path, dtype=np.uint8).reshape(-1, files.record)
+    records = content.reshape(-1, files.record)
     labels = records[:, files.label_bytes - 1]
     if labels.max() >= files.classes:
         raise ValueError(
@@ -137,11 +140,11 @@ def stl10(
     for part in ("train", "test"):
         images = _mapped(folder / f"{part}_X.bin")
         path = folder / f"{part}_y.bin"
-        if _size(path) != len(images):
+        labels = _content(path)
+        if len(labels) != len(images):
             raise ValueError(
-                f"{printable(str(path))}: {_size(path)} labels for {len(images)} images"
+                f"{printable(str(path))}: {len(labels)} labels for {len(images)} images"
             )
-        labels = np.fromfile(path, dtype=np.uint8)
         if not 1 <= labels.min() <= labels.max() <= STL10_CLASSES:
             raise ValueError(
                 f"{printable(str(path))}: labels from {labels.min()} to {labels.max()} where 1 to "
@@ -154,31 +157,39 @@ def stl10(
 
 
 def _mapped(path: Path) -> Tensor:
-    size, record = _size(path), int(np.prod(STL10_IMAGE))
-    if not size or size % record:
-        raise ValueError(
-            f"{printable(str(path))}: {size} bytes are no whole number of STL-10's images of "
-            f"{record} bytes: the file is cut short or something else"
-        )
-    # Copy-on-write, since torch has no tensors that cannot be written to.
-    columns = np.memmap(path, dtype=np.uint8, mode="c", shape=(size // record, *STL10_IMAGE))
+    record = int(np.prod(STL10_IMAGE))
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size or size % record:
+            raise ValueError(
+                f"{printable(str(path))}: {size} bytes are no whole number of STL-10's images of "
+                f"{record} bytes: the file is cut short or something else"
+            )
+        # Copy-on-write, since torch has no tensors that cannot be written to.
+        columns = np.memmap(file, dtype=np.uint8, mode="c", shape=(size // record, *STL10_IMAGE))
     return torch.from_numpy(columns).transpose(2, 3)
 
 
-def _size(path: Path) -> int:
-    if not path.is_file():
-        raise FileNotFoundError(f"{printable(str(path))} is missing")
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise ValueError(f"{printable(str(path))}: {size} bytes, more than the data set has")
-    return size
+def _content(path: Path) -> np.ndarray:
+    """The bytes of a file of one of these data sets."""
+    with _opened(path) as file:
+        return np.fromfile(file, dtype=np.uint8)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path, LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{printable(str(path))} is missing") from error
+    except OSError as error:
+        raise ValueError(f"{printable(str(path))}: {error.strerror}") from error
 
 
 def _names(path: Path, count: int) -> tuple[str, ...] | None:
     """Names of the classes, one a line; None where there is no such file."""
     if not path.is_file():
         return None
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         lines = file.read(LONGEST_NAMES).decode("utf-8", "replace").splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != count:
@@ -212,8 +223,8 @@ def _folder(name: str, file: str, data_dir: Path | None, cache: Path) -> Path | 
 def _download(files: CifarFiles, root: Path) -> Path:
     """Fetches the archive, compares its checksum and unpacks what is needed."""
     root.mkdir(parents=True, exist_ok=True)
-    archive = root / f"{files.folder}.{os.getpid()}.partial"
-    try:
+    with whole_folder(root / files.folder) as partial:
+        archive = partial / "archive"
         try:
             with urllib.request.urlopen(files.url, timeout=60) as response:  # a constant of ours
                 found = _copy(response, archive)
@@ -227,9 +238,9 @@ def _download(files: CifarFiles, root: Path) -> Path:
                 f"{files.url} has changed or was damaged on its way: its SHA-256 is {found}, "
                 f"not {files.sha256}"
             )
-        return _unpack(archive, files, root)
-    finally:
-        archive.unlink(missing_ok=True)
+        _unpack(archive, files, partial)
+        archive.unlink()
+    return root / files.folder
 
 
 def _copy(response: object, path: Path) -> str:
@@ -246,22 +257,13 @@ def _copy(response: object, path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unpack(archive: Path, files: CifarFiles, root: Path) -> Path:
-    """Takes the data set's own files out of its archive, by name, into a folder that appears when
-    it is complete."""
-    folder = root / files.folder
-    partial = root / f"{files.folder}.{os.getpid()}.unpacked"
-    partial.mkdir()
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for name in (*files.train, *files.test, files.names):
-                source = tar.extractfile(f"{files.folder}/{name}")
-                with source, open(partial / name, "wb") as file:
-                    shutil.copyfileobj(source, file, 2**20)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+def _unpack(archive: Path, files: CifarFiles, folder: Path) -> None:
+    """Takes the data set's own files out of its archive, by name."""
+    with tarfile.open(archive, "r:gz") as tar:
+        for name in (*files.train, *files.test, files.names):
+            source = tar.extractfile(f"{files.folder}/{name}")
+            with source, open(folder / name, "wb") as file:
+                shutil.copyfileobj(source, file, 2**20)
 
 
 def _download_stl10(root: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from .. import kernels
+from ..files import write_whole
 from ..kernels.photometry import ORDERS
 from ..plan import choose_backend
 from .faults import BadImage, BadImageError, pillow, printable
@@ -101,12 +101,7 @@ def write_sheet(path: Path, image: Image.Image) -> None:
         raise ValueError(f"{printable(str(path))}: the sheet is a PNG: give a name that ends so")
     stream = io.BytesIO()
     image.save(stream, "PNG")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(stream.getvalue())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, stream.getvalue())
 
 
 def _rendered(

@@ -31,6 +31,8 @@ from .philox import philox, uniform
 
 __all__ = ["DRAWS", "INTERPOLATIONS", "ViewParameters", "ViewSpecification", "draw", "order"]
 
+# Pixels a side of a view: it decides how much memory a batch takes.
+LARGEST_SIDE = 2**15
 # How often a crop window is tried before a central one is taken.
 ATTEMPTS = 10
 
@@ -181,11 +183,11 @@ class ViewSpecification:
             object.__setattr__(self, "size", tuple(self.size))
         sides = self.size if isinstance(self.size, tuple) else (self.size,) * 2
         if self.size is not None and (
-            len(sides) != 2 or not all(_whole(side) and side > 0 for side in sides)
+            len(sides) != 2 or not all(_whole(side) and 0 < side <= LARGEST_SIDE for side in sides)
         ):
             raise ValueError(
-                "size must be pixels, or (height, width) in pixels, or none, "
-                f"got {shown(self.size)}"
+                "size must be pixels, or (height, width) in pixels, or none, with sides of at most "
+                f"{LARGEST_SIDE}, got {shown(self.size)}"
             )
 
     @property

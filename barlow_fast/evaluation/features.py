@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..data.render import normalise
 from ..data.sources import Source
+from ..models.finite import check_finite
 from .images import ImageFormat, Reading, pictures
 
 # The encoder's own output, beside the names of its stages.
@@ -49,10 +50,15 @@ def extract_features(
 
     Returns:
         (N, F) float32 on `device`.
+
+    Raises:
+        RuntimeError: features that are not finite.
     """
     with evaluating(encoder):
         parts = [encoder(normalise(part.to(device), mean, std)) for part in images.split(chunk)]
-    return torch.cat(parts).float()
+    features = torch.cat(parts).float()
+    check_finite(features, "the encoder's features")
+    return features
 
 
 @contextlib.contextmanager
@@ -75,7 +81,8 @@ class StageFeatures:
             features = extract(images)  # {"Feature1": (B, F1), "average pool": (B, F)}
 
     Maps (B, C, h, w) are averaged on a grid of min(h, w, round(sqrt(dimensions / C))) positions a
-    side; tokens (B, T, C) over all tokens. Gradients do not reach the encoder.
+    side; tokens (B, T, C) over all tokens. Gradients do not reach the encoder. A call raises
+    RuntimeError for features that are not finite.
 
     Args:
         encoder: maps (B, C, H, W) float32 to (B, F), or to (B, F, 1, 1).
@@ -130,7 +137,10 @@ class StageFeatures:
             if missing:
                 raise RuntimeError(f"the encoder's forward does not reach stage {missing[0]}")
             seen[AVERAGE_POOL] = output.flatten(1)
-            return {name: seen[name].float() for name in self.names}
+            features = {name: seen[name].float() for name in self.names}
+            for name, values in features.items():
+                check_finite(values, f"the encoder's features ({name})")
+            return features
 
     def _keeper(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -194,6 +204,7 @@ def features_of_source(
 
     Raises:
         ValueError: the features do not fit into the memory that is free.
+        RuntimeError: features that are not finite.
         BadImageError: an image that cannot be read, under the policy 'error'.
     """
     features: dict[str, Tensor] = {}

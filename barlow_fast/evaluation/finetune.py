@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..data import ViewSpecification
+from ..models.finite import check_weights
 from .features import AVERAGE_POOL, StageFeatures, evaluating
 from .images import AUGMENTATIONS, CROP_AND_FLIP, ImageFormat, Reading, check_fits, training_crops
 from .knn import check_seeds, subjects
@@ -70,9 +71,10 @@ def finetune(
         The classifier, in evaluation mode.
 
     Raises:
-        RuntimeError: a loss that is not finite; the message names the epoch.
+        RuntimeError: weights, features or a loss that are not finite; with the loss's epoch.
         BadImageError: an image that cannot be read, under the policy 'error'.
     """
+    check_weights(encoder)
     modes = [(module, module.training) for module in encoder.modules()]
     frozen = [parameter for parameter in encoder.parameters() if not parameter.requires_grad]
     classifier, optimizer = None, None
@@ -147,7 +149,7 @@ def evaluate_finetune(
     Raises:
         ValueError: images that do not fit the encoder, a fraction that leaves a class without a
             sample, no seeds.
-        RuntimeError: the training diverged.
+        RuntimeError: weights or features that are not finite, or the training diverged.
         BadImageError: an image that cannot be read, under the policy 'error'.
     """
     reading = reading or Reading()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..models.finite import check_finite, check_weights
 from ..ops import without_autocast
 from .baselines import random_weights, raw_pixels
 from .features import AVERAGE_POOL, features_of_source
@@ -52,15 +53,18 @@ def knn_predict(
         (M,) int64.
 
     Raises:
-        ValueError: shapes that do not fit, no training samples, k < 1 or temperature <= 0.
+        ValueError: shapes that do not fit, no training samples, a negative label, k < 1 or
+            temperature <= 0.
+        RuntimeError: features that are not finite, or whose norms are not.
     """
     _check(train_features, train_labels, test_features, (k,), temperature)
     k = min(k, len(train_features))
+    present, labels = train_labels.to(torch.int64).unique(return_inverse=True)
     predictions = [
-        votes[0].argmax(dim=1)
-        for votes in _votes(train_features, train_labels, test_features, (k,), temperature, chunk)
+        present[votes[0].argmax(dim=1)]
+        for votes in _votes(train_features, labels, test_features, (k,), temperature, chunk)
     ]
-    return torch.cat(predictions) if predictions else train_labels.new_empty(0, dtype=torch.int64)
+    return torch.cat(predictions) if predictions else present.new_empty(0)
 
 
 def knn_accuracy(
@@ -120,14 +124,14 @@ def knn_scores(
         chunk = min(max(SIMILARITY_BYTES // (4 * count), 1), 512)
     hits = dict.fromkeys(neighbours, 0)
     top_hits = dict(hits)
-    parts = _votes(train_features, train_labels, test_features, neighbours, temperature, chunk)
-    classes = 0
+    present, labels = train_labels.to(torch.int64).unique(return_inverse=True)
+    parts = _votes(train_features, labels, test_features, neighbours, temperature, chunk)
+    classes = int(present[-1]) + 1
     for truth, votes_of_part in zip(test_labels.split(chunk), parts, strict=True):
         for k, votes in zip(neighbours, votes_of_part, strict=True):
-            classes = votes.shape[1]
-            hits[k] += (votes.argmax(dim=1) == truth).sum()
-            most, best = votes.topk(min(TOP, classes), dim=1)
-            top_hits[k] += ((best == truth[:, None]) & (most > 0)).sum()
+            hits[k] += (present[votes.argmax(dim=1)] == truth).sum()
+            most, best = votes.topk(min(TOP, len(present)), dim=1)
+            top_hits[k] += ((present[best] == truth[:, None]) & (most > 0)).sum()
     total = len(test_labels)
     return {
         k: Accuracy(int(hits[k]) / total, int(top_hits[k]) / total if classes > TOP else None)
@@ -166,6 +170,7 @@ def evaluate_knn(
 
     Raises:
         ValueError: images that do not fit the encoder, k out of its range, no seeds.
+        RuntimeError: weights or features that are not finite.
         BadImageError: an image that cannot be read, under the policy 'error'.
     """
     reading = reading or Reading()
@@ -219,8 +224,13 @@ def subjects(
     pixels: bool = True,
 ) -> Iterator[tuple[str, Iterator[nn.Module]]]:
     """(kind of features, the encoders of its runs): of the encoder one, of random weights one per
-    seed, of raw pixels one."""
+    seed, of raw pixels one.
+
+    Raises:
+        RuntimeError: the encoder's weights are not finite.
+    """
     if not random:
+        check_weights(encoder)
         yield ENCODER, iter([encoder])
     if random or baselines:
         # One at a time: each is a copy.
@@ -275,7 +285,9 @@ def _check(
         )
     if train_labels.shape != train_features.shape[:1] or not len(train_labels):
         raise ValueError(f"{len(train_features)} training features, {len(train_labels)} labels")
-    if not neighbours or min(neighbours) < 1 or temperature <= 0:
+    if int(train_labels.min()) < 0:
+        raise ValueError(f"labels must be at least 0, got {int(train_labels.min())}")
+    if not neighbours or min(neighbours) < 1 or not temperature > 0:
         raise ValueError(
             "k must be at least 1 and temperature above 0, "
             f"got k={', '.join(map(str, neighbours))}, temperature={temperature}"
@@ -290,10 +302,14 @@ def _votes(
     temperature: float,
     chunk: int,
 ) -> Iterator[list[Tensor]]:
-    """For each chunk of test samples, one (chunk, classes) tensor of votes per k."""
+    """For each chunk of test samples, one (chunk, classes) tensor of votes per k, with a column for
+    each class that a training sample has: labels in [0, classes) without a gap."""
+    for part, words in ((train_features, "training"), (test_features, "test")):
+        # A norm beyond float32 would make every similarity 0.
+        norms = torch.linalg.vector_norm(part.float(), dim=1)
+        check_finite(norms[:, None], f"the norms of the {words} features")
     classes = int(train_labels.max()) + 1
     train = functional.normalize(train_features.float(), dim=1)
-    labels = train_labels.to(torch.int64)
     for part in test_features.split(chunk):
         # An autocast that is on for the encoder would round the similarities to 16 bits.
         with without_autocast(train.device.type):
@@ -302,7 +318,7 @@ def _votes(
         # Relative to the nearest, so that a low temperature cannot overflow; the order of the
         # votes is the same.
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        named = labels[indices]
+        named = train_labels[indices]
         yield [
             weights.new_zeros(len(part), classes).scatter_add_(1, named[:, :k], weights[:, :k])
             for k in neighbours

@@ -148,7 +148,7 @@ def train_heads(
         {name: the classifier, in evaluation mode}.
 
     Raises:
-        RuntimeError: a loss that is not finite; the message names stage and epoch.
+        RuntimeError: features or a loss that are not finite; the message names stage and epoch.
         BadImageError: an image that cannot be read, under the policy 'error'.
     """
     heads: dict[str, nn.Module] = {}
@@ -265,7 +265,7 @@ def evaluate_linear(
     Raises:
         ValueError: images that do not fit the encoder, unknown stages, features too large for the
             memory, no seeds.
-        RuntimeError: a classifier diverged.
+        RuntimeError: weights or features that are not finite, or a classifier diverged.
         BadImageError: an image that cannot be read, under the policy 'error'.
     """
     reading = reading or Reading()

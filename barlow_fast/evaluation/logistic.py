@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..models.finite import check_finite
 from ..ops import without_autocast
 from .scores import TOP, Accuracy
 from .splits import stratified
@@ -68,9 +69,11 @@ def accuracy_of(logits, labels) -> Accuracy:
 
     Raises:
         ValueError: no samples.
+        RuntimeError: logits that are not finite.
     """
     hits, top_hits, count, classes = 0, 0, 0, 0
     for values, truth in zip(logits, labels, strict=True):
+        check_finite(values, "the classifier's outputs")
         classes = values.shape[1]
         best = values.topk(min(TOP, classes), dim=1).indices == truth[:, None]
         hits += best[:, 0].sum()
@@ -217,9 +220,7 @@ def _moments(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"and {tuple(labels.shape)}"
         )
     variance, mean = torch.var_mean(features, dim=0, correction=0)
-    if not torch.isfinite(variance).all():
-        bad = int((~torch.isfinite(variance)).nonzero()[0])
-        raise RuntimeError(f"the features are not finite, dimension {bad} first")
+    check_finite(variance, "the features, or their variances,")
     # What is left of a constant column after rounding is noise, not a feature.
     floor = (torch.finfo(features.dtype).eps * 8 * mean.abs()).square()
     constant = (variance <= floor) | (variance == 0)

@@ -12,11 +12,12 @@ import numpy as np
 
 from ..data.datasets import ImageDataset
 from ..data.faults import printable
-from ..data.sources import ArraySource, Source, open_source
+from ..data.sources import ArraySource, Source, open_source, passed_over
 
 if TYPE_CHECKING:
     from PIL import Image
 
+MOST_CLASSES = 2**16  # of labels without names
 # Folders of the part that scores, in the order in which they are looked for: where there are both,
 # the labels of `test` are often withheld or kept for the last comparison.
 TEST_FOLDERS = ("val", "validation", "test")
@@ -43,6 +44,7 @@ class SubsetSource:
         if not 0 <= self.indices.min() <= self.indices.max() < len(source):
             raise IndexError(f"{source.name} has {len(source)} images, not all that were asked for")
         self.source = source
+        self.ignored = getattr(source, "ignored", 0)
         self.classes = source.classes
         self._labels = None if source.labels is None else source.labels[self.indices]
 
@@ -138,9 +140,13 @@ class LabelledSplits:
         return str(label) if self.class_names is None else self.class_names[label]
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: {len(self.train):,} training and {len(self.test):,} test images, "
-            f"{self.classes} classes"
+        ignored = dict.fromkeys(passed_over(source) for source in (self.train, self.test))
+        return "; ".join(
+            (
+                f"{self.name}: {len(self.train):,} training and {len(self.test):,} test images, "
+                f"{self.classes} classes",
+                *filter(None, ignored),
+            )
         )
 
 
@@ -210,7 +216,7 @@ def folder_splits(
         for source in (train, test):
             _check_labels(source)
         _check_same_classes(train, test)
-        classes = len(train.classes) if train.classes else int(train.labels.max()) + 1
+        classes = _class_count(train)
         names = tuple(train.classes) if train.classes else None
         return LabelledSplits(
             name, train, test, classes, names, {"split": f"folders train and {test_folder}"}
@@ -224,7 +230,7 @@ def folder_splits(
         name,
         subset(whole, learned, f"{name} (training part)"),
         subset(whole, scored, f"{name} (test part)"),
-        len(whole.classes) if whole.classes else int(whole.labels.max()) + 1,
+        _class_count(whole),
         tuple(whole.classes) if whole.classes else None,
         {"split": "drawn here", "test_fraction": test_fraction, "split_seed": seed},
     )
@@ -316,6 +322,19 @@ def _by_class(labels: np.ndarray):
 
 def _drawn(members: np.ndarray, count: int, seed: int, label: int) -> np.ndarray:
     return np.random.default_rng((seed, label)).permutation(members)[:count]
+
+
+def _class_count(source: Source) -> int:
+    """Of labels without names the largest decides how large a classifier is."""
+    if source.classes:
+        return len(source.classes)
+    count = int(source.labels.max()) + 1
+    if count > max(MOST_CLASSES, len(source)):
+        raise ValueError(
+            f"{source.name}: label {count - 1} of {len(source)} images: classes are numbered from "
+            f"0, up to {MOST_CLASSES} or as many as there are images"
+        )
+    return count
 
 
 def _check_labels(source: Source, classes: int | None = None) -> None:

@@ -46,6 +46,7 @@ def evaluate_transfer(
 
     Raises:
         ValueError: files for an encoder without an input size, k out of its range, no seeds.
+        RuntimeError: weights or features that are not finite.
         BadImageError: an image that cannot be read, under the policy 'error'.
     """
     reading = reading or Reading()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
+import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
+from ..checkpoints import archive
+from ..checkpoints.layouts import PRETRAIN
+from ..checkpoints.reading import read_checkpoint
+from ..files import WriteError, temporary_name, whole_file
+from .state import check_fields
 
-FORMAT = "barlow_fast.pretrain"
-VERSION = 2
+VERSION = 3
+# Files of version 2 carry no digest.
+READ_VERSIONS = (2, 3)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
@@ -30,22 +34,17 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 1) -> None:
         OSError: the folder cannot be written or the disk is full; the old file is untouched.
     """
     path = Path(path)
-    # The same folder, because a rename is atomic only within one file system; the process id,
-    # because two may write.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as stream:
-            torch.save({"format": FORMAT, "version": VERSION, **state}, stream)
-            stream.flush()
-            # Without it a power cut can leave the new name on data that never reached the disk.
-            os.fsync(stream.fileno())
-        _rotate(path, keep)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
+        with whole_file(path, before=lambda: _rotate(path, keep)) as temporary:
+            archive.save({"format": PRETRAIN, "version": VERSION, **state}, temporary)
+    except WriteError as error:
+        raise WriteError(error.errno, f"{error}{_advice(path)}") from error
+
+
+def _advice(path: Path) -> str:
+    if path.is_file():
+        return f". Correct that, then continue with: barlow-fast pretrain --resume {path}"
+    return "; no checkpoint was written before"
 
 
 def earlier(path: Path, number: int) -> Path:
@@ -55,7 +54,8 @@ def earlier(path: Path, number: int) -> Path:
 
 
 def newest_checkpoint(path: Path) -> tuple[Path, list[str]] | None:
-    """What to go on from: `path`, or where it is damaged the newest before it that is whole.
+    """What to go on from: `path`, or where it is damaged or missing the newest before it that is
+    whole, whatever numbers are missing between them.
 
     Returns:
         That file, and what is wrong with newer ones; None where there is no checkpoint at all.
@@ -64,21 +64,30 @@ def newest_checkpoint(path: Path) -> tuple[Path, list[str]] | None:
         ValueError: there are checkpoints, and none can be read.
     """
     complaints: list[str] = []
-    number = 0
-    while earlier(path, number).exists() or number == 0:
-        candidate = earlier(path, number)
-        number += 1
-        if not candidate.exists():
-            continue
+    for candidate in kept_checkpoints(path):
+        if candidate != path and not complaints:
+            complaints.append(f"no checkpoint at {path}")
         try:
             load_checkpoint(candidate)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             complaints.append(str(error))
             continue
         return candidate, complaints
     if complaints:
-        raise ValueError("; ".join(complaints))
+        raise ValueError(f"{'; '.join(complaints)}: move these files away to begin anew")
     return None
+
+
+def kept_checkpoints(path: Path) -> list[Path]:
+    """Those that are there, from new to old."""
+    path = Path(path)
+    pattern = re.compile(rf"{re.escape(path.stem)}-([1-9]\d{{0,8}}){re.escape(path.suffix)}")
+    with contextlib.suppress(OSError):
+        found = (pattern.fullmatch(name) for name in os.listdir(path.parent))
+        numbers = sorted(int(match[1]) for match in found if match)
+        there = [path] if os.path.lexists(path) else []
+        return [*there, *(earlier(path, number) for number in numbers)]
+    return []
 
 
 def _rotate(path: Path, keep: int) -> None:
@@ -88,14 +97,19 @@ def _rotate(path: Path, keep: int) -> None:
     for number in range(keep - 1, 1, -1):
         if earlier(path, number - 1).exists():
             os.replace(earlier(path, number - 1), earlier(path, number))
-    linked = path.with_name(f".{path.name}.{os.getpid()}.link")
-    linked.unlink(missing_ok=True)
+    linked = temporary_name(earlier(path, 1))
     try:
         os.link(path, linked)
     except OSError:
         # A file system without hard links.
-        shutil.copyfile(path, linked)
-    os.replace(linked, earlier(path, 1))
+        with whole_file(earlier(path, 1)) as copy:
+            shutil.copyfile(path, copy)
+        return
+    try:
+        os.replace(linked, earlier(path, 1))
+    finally:
+        # Both names stay where they are of one file, as after a run that was killed right here.
+        linked.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -106,38 +120,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: not a checkpoint of this program and version, or damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        # torch writes checksums and, on reading, does not look at all of them.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} fails its checksum")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own text advises to turn the protection off.
-        raise ValueError(
-            f"{path} is not a readable checkpoint: it holds more than tensors and plain values"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    state, _ = read_checkpoint(path, needs_digest=lambda state: state.get("version") == VERSION)
+    if state.get("format") != PRETRAIN:
         raise ValueError(f"{path} is not a checkpoint of `barlow-fast pretrain`")
-    if state.get("version") != VERSION:
+    if state.get("version") not in READ_VERSIONS:
         raise ValueError(
             f"{path} has checkpoint version {state.get('version')}, "
-            f"this program reads version {VERSION}"
+            f"this program reads versions {READ_VERSIONS[0]} to {VERSION}"
         )
+    try:
+        check_fields(state)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from None
     return state
-
-
-def _sync_folder(folder: Path) -> None:
-    # Not every platform lets a folder be opened; the file itself is safe already.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from types import NoneType
 from typing import Any, ClassVar, Optional
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -11,6 +12,28 @@ OPTIMIZERS = ("adamw", "lars")
 PARALLEL = ("ddp", "fsdp")
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 STEMS = ("auto", "imagenet", "small")
+
+# Of annotations: what they accept.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "Optional[int]": (int, NoneType),
+    "Optional[float]": (int, float, NoneType),
+}
+
+
+def check_type(name: str, value: Any, annotation: str) -> None:
+    """Raises ValueError where a setting's value is not of its type."""
+    if annotation == "tuple[int, ...]":
+        if isinstance(value, (tuple, list)) and all(type(each) is int for each in value):
+            return
+        raise ValueError(f"{name} must be whole numbers, got {value!r}")
+    accepted = _TYPES[annotation]
+    # True is a number to Python.
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+        raise ValueError(f"{name} must be of type {annotation}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +65,7 @@ class PretrainConfig:
     # How it is learned.
     epochs: int = 100
     batch_size: int = 128  # over all ranks
-    micro_batch_size: Optional[int] = None  # noqa: UP045 - read by OmegaConf; per rank
+    micro_batch_size: Optional[int] = None  # noqa: UP045 - per rank
     optimizer: str = "adamw"
     learning_rate: float = 2e-3  # peak, of weights
     bias_learning_rate: Optional[float] = None  # noqa: UP045 - of biases and norms
@@ -86,6 +109,8 @@ class PretrainConfig:
     )
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            check_type(field.name, getattr(self, field.name), field.type)
         for name in ("encoder_widths", "projector"):
             widths = tuple(getattr(self, name))
             object.__setattr__(self, name, widths)
@@ -154,6 +179,8 @@ class PretrainConfig:
         Raises:
             ValueError: missing or unknown names, or a value out of its range.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"settings must be a dict of names to values, got {values!r}")
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data import PRESETS, ImageDataset, Views
 from ..data.presets import YAML_SUFFIXES
+from ..data.rendering.workers import TIMEOUT
 from ..data.sources import Source
 
 # 96 x 96 pixels are photographs, only smaller.
@@ -43,6 +44,7 @@ class Feeding:
     loader: str = "auto"
     workers: int | None = None
     on_bad_image: str = "error"
+    timeout: float = TIMEOUT
 
     def arguments(self) -> dict[str, Any]:
         """For `ViewLoader`."""

@@ -33,9 +33,11 @@ from .config import PretrainConfig
 from .diagnosis import first_bad_tensor, gradients_finite
 from .estimate import resolved_precision
 from .feeding import Feeding, choose_views, image_size
+from .folder_lock import FolderLock
 from .hooks import Hook, Record
 from .optimizers import build_optimizer, set_learning_rates
 from .ranks import Ranks
+from .state import check_complete, check_optimizer
 from .watching import Watcher
 
 LOG = logging.getLogger("barlow_fast.training")
@@ -79,6 +81,7 @@ class Trainer:
     Attributes:
         model: encoder and projector, with torchvision's or timm's names for the encoder.
         network: what a step calls: `model`, or what wraps it on several ranks.
+        folder_lock: of the checkpoint's folder; None: nobody else is kept from it.
         clock: seconds per phase of the steps since it was read.
 
     Raises:
@@ -106,6 +109,7 @@ class Trainer:
         self.config = config
         self.feeding = feeding or Feeding()
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
+        self.folder_lock: FolderLock | None = None
         self.hooks = list(hooks)
         self._failure: Exception | None = None
         with self._together("a trainer"):
@@ -202,8 +206,10 @@ class Trainer:
         return batch
 
     def close(self) -> None:
-        """Ends the loader's processes. May be called again."""
+        """Ends the loader's processes, and lets others into the folder. May be called again."""
         self.loader.close()
+        if self.folder_lock is not None:
+            self.folder_lock.release()
 
     def __enter__(self) -> Trainer:
         return self
@@ -599,6 +605,7 @@ class Trainer:
 
         Raises:
             TrainingDiverged: a weight or buffer is not finite; the old checkpoint stays.
+            FolderInUse: another run has taken over the folder.
             OSError: see `save_checkpoint`.
         """
         if self.checkpoint_path is None:
@@ -608,6 +615,8 @@ class Trainer:
         with self._together("a checkpoint"):
             if self.ranks.first:
                 self._check_weights(state["model"])
+                if self.folder_lock is not None:
+                    self.folder_lock.check()
                 save_checkpoint(self.checkpoint_path, state, self.config.keep_checkpoints)
 
     def _check_weights(self, state: dict[str, Tensor]) -> None:
@@ -649,16 +658,19 @@ class Trainer:
         """
         before = self.loader.state_dict()
         with self._together("a state"):
+            check_complete(state, self.total_steps, self.steps_per_epoch)
             self._check_fits(state)
             self.loader.load_state_dict(state["loader"])
         try:
+            check_optimizer(self.optimizer, state["optimizer"])
             parallel.load_model_state(self.model, state["model"])
             parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             self.loader.load_state_dict(before)
-            raise ValueError(f"the checkpoint does not fit the model: {error}") from error
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
+            reason = str(error).split("\n", 1)[0]
+            raise ValueError(f"the checkpoint does not fit the model: {reason}") from error
         self._batches = iter(())
         self.step = state["step"]
         self._totals = state["totals"].to(self.device)

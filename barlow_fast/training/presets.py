@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .config import PretrainConfig
+from ..data.views import shown
+from ..inputs import parse_yaml, read_yaml
+from ..terminal import printable
+from .config import PretrainConfig, check_type
+
+ANNOTATIONS = {field.name: field.type for field in fields(PretrainConfig)}
 
 # The paper's: section 2.2 and appendix A of Zbontar et al. (ICML 2021), and the authors' code for
 # what the paper leaves out (learning rates are per 256 images).
@@ -111,43 +118,21 @@ def override(
         The settings, and the values that were named, as plain containers.
 
     Raises:
-        ImportError: OmegaConf is not installed.
+        ImportError: PyYAML is not installed.
         OSError: the file cannot be read.
         ValueError: not YAML, an unknown name, a value of the wrong type or out of its range.
     """
-    if file is None and not assignments:
-        return base, {}
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
+    parts = [] if file is None else [(printable(str(file)), lambda: _settings_in(file))]
+    parts += [(repr(text), partial(_assigned, text)) for text in assignments]
     named: dict[str, Any] = {}
-    settings = OmegaConf.structured(PretrainConfig)
-    OmegaConf.set_readonly(settings, False)
-    settings.merge_with(base.to_dict())
-    try:
-        parts = [] if file is None else [(str(file), OmegaConf.load(file))]
-        for text in assignments:
-            if "=" not in text:
-                raise ValueError(f"settings are given as name=value, got {text!r}")
-            parts.append((repr(text), OmegaConf.from_dotlist([text])))
-        for place, part in parts:
-            values = OmegaConf.to_container(part)
-            if not isinstance(values, dict):
-                raise ValueError(f"{place} must be a mapping of settings to values")
+    for place, read in parts:
+        try:
+            values = read()
             values.pop("preset", None)
-            unknown = [name for name in values if name not in settings]
-            if unknown:
-                raise ValueError(f"{place}: {_unknown(str(unknown[0]))}")
-            settings.merge_with(values)
-            named |= values
-    except OmegaConfBaseException as error:
-        raise ValueError(str(error).split("\n", 1)[0]) from None
-    except YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    chosen = OmegaConf.to_container(settings)
-    chosen = {name: chosen[name] for name in named}
-    return replace(base, **fitting(base, chosen)), chosen
+            named |= {name: _typed(name, value) for name, value in values.items()}
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return replace(base, **fitting(base, named)), named
 
 
 def preset_in(file: Path) -> str | None:
@@ -155,15 +140,45 @@ def preset_in(file: Path) -> str | None:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: not YAML.
+        ValueError: not YAML, or something else than a name.
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    return values.get("preset") if isinstance(values, dict) else None
+        preset = _settings_in(file).get("preset")
+        if preset is not None and not isinstance(preset, str):
+            raise ValueError(f"preset must be a name, got {shown(preset)}")
+    except ValueError as error:
+        raise ValueError(f"{printable(str(file))}: {error}") from None
+    return preset
+
+
+def _settings_in(file: Path) -> dict[str, Any]:
+    values = read_yaml(file)
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"must be a mapping of settings to values, got {shown(values)}")
+    return values or {}
+
+
+def _assigned(text: str) -> dict[str, Any]:
+    """The setting of `name=value`."""
+    name, equals, given = text.partition("=")
+    if not equals:
+        raise ValueError("settings are given as name=value")
+    value = parse_yaml(given)
+    # YAML takes a bare off, null or 18 for something else than text.
+    as_text = ANNOTATIONS.get(name) == "str" and not isinstance(value, str)
+    return {name: given if as_text else value}
+
+
+def _typed(name: object, value: Any) -> Any:
+    """The value of a setting, of its type; whole numbers do where others are expected."""
+    if name not in ANNOTATIONS:
+        raise ValueError(_unknown(name))
+    check_type(name, value, ANNOTATIONS[name])
+    if "float" in ANNOTATIONS[name] and isinstance(value, int):
+        if abs(value) > sys.float_info.max:
+            raise ValueError(f"{name} is too large a number")
+        return float(value)
+    return value
 
 
 def find(preset: str) -> PretrainConfig:
@@ -181,10 +196,9 @@ def fitting(base: PretrainConfig, chosen: dict[str, Any]) -> dict[str, Any]:
     return chosen | {"warmup_epochs": min(base.warmup_epochs, epochs)}
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: object) -> str:
     from difflib import get_close_matches
 
-    names = [field.name for field in fields(PretrainConfig)]
-    close = get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-    return f"unknown setting {name!r}; {hint}"
+    close = get_close_matches(name[:80], ANNOTATIONS, n=1) if isinstance(name, str) else []
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(ANNOTATIONS)}"
+    return f"unknown setting {shown(name)}; {hint}"

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from ..distributed import agreement, groups
 from ..distributed.groups import Group
+from ..kernels.environment import whole_number
 
 # Longer than an evaluation on the first rank takes, shorter than a night of waiting for the dead.
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -110,8 +111,8 @@ def joined(device: str) -> Iterator[Ranks]:
         ValueError: see `choose_device`; an environment that is incomplete.
         RuntimeError: the others cannot be reached.
     """
-    size = _number("WORLD_SIZE", 1)
-    local = _number("LOCAL_RANK", 0)
+    size = whole_number("WORLD_SIZE", 1)
+    local = whole_number("LOCAL_RANK", 0)
     chosen = choose_device(device, local)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -151,16 +152,4 @@ def _follow_launcher(parent: int) -> None:
 
 
 def _nodes(size: int) -> int:
-    return max(1, size // max(1, _number("LOCAL_WORLD_SIZE", size)))
-
-
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
-    if not text:
-        return default
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(
-            f"the environment variable {name} must be a number, got {text!r}"
-        ) from None
+    return max(1, size // max(1, whole_number("LOCAL_WORLD_SIZE", size)))

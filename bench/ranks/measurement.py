@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from barlow_fast.distributed import count_traffic
+from barlow_fast.files import write_whole
 from bench import agreement
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss
@@ -109,11 +110,9 @@ def measure(task: Task) -> None:
         usable = [p for p in peers if p.name not in failures and variant.name in p.dtypes]
         timed += _measure_group(task, variant, usable, group, failures)
         if group.rank == 0:
-            partial = task.results.with_suffix(".partial")
             rows, samples = [row for row, _ in timed], [seconds for _, seconds in timed]
             found = {"rows": rows, "samples": samples, "failures": failures}
-            partial.write_text(json.dumps(found))
-            partial.replace(task.results)
+            write_whole(task.results, json.dumps(found))
 
 
 def bound(peer: Implementation, rows: list[int]) -> Loss:

@@ -14,7 +14,6 @@ Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces 
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from .. import tiles
 from ..aten import correlation_layout, gram_layout
+from ..environment import word
 from ..photometry import check_arguments
 from ..precision import OPERAND_DTYPE, accumulation_dtype
 from .memory import POOL
@@ -54,7 +54,7 @@ def _problem() -> str | None:
         torch.ops.load_library(libraries[0])
     except OSError as error:
         return f"the native CPU kernels do not load into torch {torch.__version__}: {error}"
-    wanted = os.environ.get("BARLOW_FAST_CPU_INSTRUCTION_SET")
+    wanted = word("BARLOW_FAST_CPU_INSTRUCTION_SET", INSTRUCTION_SETS)
     if wanted:
         use_instruction_set(wanted)
     return None

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import threading
 import weakref
 from collections import deque
 
 import torch
 from torch import Tensor
+
+from ..environment import whole_number
 
 HUGE_PAGE = 2 << 20
 SMALLEST = 64 << 10  # below this the C library's own free lists serve well
@@ -84,4 +85,4 @@ class Pool:
             surplus -= len(self._free.pop(0))
 
 
-POOL = Pool(int(os.environ.get("BARLOW_FAST_CPU_POOL_MIB", "512")) << 20)
+POOL = Pool(whole_number("BARLOW_FAST_CPU_POOL_MIB", 512) << 20)

@@ -19,7 +19,6 @@ import os
 import re
 import statistics
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ...files import write_whole
 from . import configurations
 from .configurations import Product
 from .launch import device_of
@@ -148,9 +148,7 @@ def save(path: Path, device_name: str, rows: dict[Key, tuple[Product, dict[str, 
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file, indent=1)
-    os.replace(file.name, path)
+    write_whole(path, json.dumps(content, indent=1))
 
 
 def candidates(key: Key) -> list[Product]:

@@ -13,6 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from barlow_fast.checkpoints import FORMATS, Pretrained, export, exporting, load_encoder
+from barlow_fast.checkpoints.reading import read_checkpoint
 from barlow_fast.export_commands import export as export_command
 from barlow_fast.models import build_encoder
 
@@ -206,3 +207,26 @@ def test_the_command_names_the_extra_of_a_missing_library(
     wrong = run(saved(resnet18.state), tmp_path / "encoder.onnx")
     assert wrong.exit_code == 1
     assert "format 'onnx' needs onnx: pip install 'barlow-fast[export]'" in wrong.output
+
+
+def test_every_byte_of_an_exported_safetensors_file(tmp_path: Path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "encoder.safetensors"
+    export(pretrained("small", 8, widths=(2,), grid=1), path, "safetensors")
+    content = path.read_bytes()
+    state, metadata = read_checkpoint(path)
+    damaged = 0
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 0x10
+        path.write_bytes(flipped)
+        try:
+            found, told = read_checkpoint(path)
+        except ValueError:
+            damaged += 1
+            continue
+        # A digest by another name is nobody's.
+        assert "barlow_fast_sha256" not in told
+        assert {**told, **metadata}.keys() > metadata.keys()
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert len(content) - damaged <= len("barlow_fast_sha256")

@@ -167,3 +167,28 @@ def test_damaged_safetensors(tmp_path: Path):
     path.write_bytes((20).to_bytes(8, "little") + b'{"a": nothing}      ')
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         load_encoder(path)
+
+
+class Call:
+    """Unpickles as the result of a call."""
+
+    def __init__(self, function: Callable, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call", [Call(bytearray, 10**6), Call(torch.Tensor, 1000), Call(torch.IntTensor, 8)]
+)
+def test_memory_that_no_record_fills(call: Call, saved: Save):
+    """torch allows these calls, of any size, and their numbers are whatever memory held."""
+    with pytest.raises(ValueError, match=r"it calls (bytearray|Tensor|IntTensor), which no file"):
+        load_encoder(saved({"conv1.weight": call}))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(ValueError, match="is not a file"):
+        load_encoder(tmp_path / "pipe.pth")

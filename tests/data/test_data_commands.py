@@ -20,7 +20,7 @@ from pictures import Image, bomb, encode, photographs, pixels, write_folder
 from typer.testing import CliRunner
 
 from barlow_fast.commands import app
-from barlow_fast.data import PRESETS, order
+from barlow_fast.data import PRESETS, order, parallel
 from barlow_fast.data.check import bad_images, write_report
 from barlow_fast.data.faults import BadImage, BadImageError
 from barlow_fast.data.show import FRAMES, MARGIN, TILE, describe, sheet, write_sheet
@@ -361,7 +361,10 @@ def test_what_was_drawn_is_told():
         (("digits", "--preset", "digits", "--count", 0), "count must be in"),
         (("digits", "--preset", "digits", "--count", 65), "count must be in"),
         (("digits", "--preset", "digits", "--output", "x.jpg"), "is a PNG"),
-        (("digits", "--preset", "digits", "--output", "/nowhere/x.png"), "No such file"),
+        (
+            ("digits", "--preset", "digits", "--output", "/nowhere/x.png"),
+            "no folder /nowhere for x.png",
+        ),
         (("digits", "--preset", "digits", "--split", "unlabelled"), "no split"),
     ],
 )
@@ -381,3 +384,17 @@ def test_a_sheet_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_sheet(tmp_path / "x.png", Image.new("RGB", (4, 4)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_processes_than_there_is_work_for(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    class Pool:
+        def __init__(self, workers: int, *_: object, **__: object) -> None:
+            asked.append(workers)
+            raise RuntimeError("enough")
+
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Pool)
+    with pytest.raises(RuntimeError, match="enough"):
+        list(parallel.in_order(ArraySource(np.zeros((17, 2, 2, 1), np.uint8)), int, 10**9))
+    assert asked == [-(-17 // parallel.CHUNK)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -65,6 +66,31 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, images: np.ndarray, name: s
     with pytest.raises(ValueError, match=message) as caught:
         read_idx(path, dimensions=3)
     assert str(path) in str(caught.value)
+
+
+def test_a_small_file_does_not_unpack_to_gigabytes(tmp_path: Path):
+    path = tmp_path / "images.gz"
+    header = struct.pack(">I3I", 0x803, 1000, 1024, 1024)
+    with gzip.open(path, "wb", 1) as file:
+        file.write(header)
+        for _ in range(40):
+            file.write(bytes(2**20))
+    # The header decides, before anything is unpacked.
+    with pytest.raises(ValueError, match="asks for 1048576000 bytes"):
+        read_idx(path, dimensions=3)
+    path.write_bytes(header)
+    with pytest.raises(ValueError, match="asks for 1048576000 bytes"):
+        read_idx(path, dimensions=3)
+    labels = np.zeros(60_000, np.uint8)
+    path.write_bytes(gzip.compress(idx_bytes(labels)))
+    assert read_idx(path, dimensions=1).size == 60_000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_does_not_hang(tmp_path: Path):
+    os.mkfifo(tmp_path / "images")
+    with pytest.raises(OSError, match="not a regular file"):
+        read_idx(tmp_path / "images", dimensions=3)
 
 
 def test_sizes_beyond_the_limit_are_refused_before_reading(tmp_path: Path, images: np.ndarray):

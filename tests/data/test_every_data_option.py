@@ -234,7 +234,8 @@ def _(rendering, files, monkeypatch):
         found, told = made(files, **options)
         assert found == kind
         del told["arguments"]
-        assert told == {"seed": 0, "prefetch": 2, **expected}
+        waits = {"timeout": 1800.0} if kind == "WorkerRenderer" else {}
+        assert told == {"seed": 0, "prefetch": 2, **waits, **expected}
     monkeypatch.setattr(loader, "cores_of_rank", lambda: 99)
     assert made(files)[1]["workers"] == loader.MOST_PROCESSES
     assert made(files, workers=99)[1]["workers"] == 99
@@ -257,6 +258,15 @@ def _(rendering, files):
         assert Rendering.submitted == [2] * prefetch
     with pytest.raises(ValueError, match="prefetch must be at least 1"):
         ViewLoader(files, views, 2, prefetch=0)
+
+
+@case(ViewLoader, "timeout")
+def _(rendering, files):
+    for seconds in (5.5, 0):
+        assert made(files, timeout=seconds)[1]["timeout"] == seconds
+    for wrong in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="timeout must be at least 0 and finite"):
+            made(files, timeout=wrong)
 
 
 @case(ViewLoader, "device")

@@ -242,7 +242,7 @@ def test_files_that_cannot_be_read_are_bad(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*args: object, **kwargs: object) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(faults.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(BadImageError, match=r"picture.png: Permission denied$"):
         read_file(str(path), "picture.png")
 

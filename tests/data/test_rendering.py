@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,15 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
-from barlow_fast.data import Views, draw, windows
+from barlow_fast.data import Views, draw, rendering, windows
+from barlow_fast.data.processes import STOP_SIGNALS
 from barlow_fast.data.rendering import Crops, crop_shapes
 from barlow_fast.data.rendering.pil import PilRenderer
 from barlow_fast.data.rendering.workers import WorkerRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource
 from barlow_fast.data.views import ViewSpecification
 
+LIMIT = 0.5  # seconds
 VIEWS = Views("crops", (cropping(48), cropping((40, 56), interpolation="bilinear")), MEAN, STD)
 
 
@@ -148,6 +151,38 @@ def test_a_killed_worker_is_an_error_that_says_so(tmp_path):
         rendered(renderer, [np.arange(8)])
     with pytest.raises(RuntimeError, match="closed"):
         renderer.submit(0, np.arange(8))
+
+
+class Stopped(FolderSource):
+    """Stands in for a worker that is stopped, or for storage that does not answer."""
+
+    def encoded(self, index: int) -> bytes:
+        threading.Event().wait()
+        raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("remark", [60.0, 0.2])
+def test_a_worker_that_does_not_answer_is_given_up(tmp_path, monkeypatch, remark: float):
+    monkeypatch.setattr(rendering.workers, "REMARK_AFTER", remark)
+    source = Stopped(photographs(tmp_path / "photographs", 8))
+    renderer = WorkerRenderer(source, VIEWS, 8, workers=2, timeout=LIMIT)
+    renderer.submit(0, np.arange(8))
+    pids = renderer.processes
+    message = rf"processes {pids[0]}, {pids[1]}\) have not answered for 0.5 s.*--worker-timeout"
+    with pytest.raises(RuntimeError, match=message):
+        renderer.receive()
+    assert all(gone(pid) for pid in pids)
+
+
+def test_signals_that_go_to_all_are_left_to_the_parent(tmp_path):
+    source = FolderSource(photographs(tmp_path / "photographs", 8))
+    renderer = WorkerRenderer(source, VIEWS, 8, workers=1)
+    (pid,) = rendered_pids(renderer)
+    for number in STOP_SIGNALS:
+        os.kill(pid, number)
+        assert rendered_pids(renderer) == [pid]
+    renderer.close()
+    assert gone(pid)
 
 
 def test_a_forgotten_renderer_ends_its_workers_unless_it_is_a_forks(tmp_path):

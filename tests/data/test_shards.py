@@ -19,7 +19,14 @@ from pictures import encode, pixels, write_folder
 from test_sources import assert_is_a_source
 
 from barlow_fast.data.faults import BadImageError
-from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource, open_source, shards
+from barlow_fast.data.sources import (
+    ArraySource,
+    FolderSource,
+    ShardSource,
+    open_source,
+    passed_over,
+    shards,
+)
 from barlow_fast.data.sources.shard_index import index_path
 
 FILES = {
@@ -156,7 +163,7 @@ def damaged_indices(content: bytes) -> dict[str, tuple[bytes, str]]:
         "fewer": (rewritten(images=1), "damaged"),
         "negative": (rewritten(images=-1), "damaged"),
         "no number": (rewritten(images="3"), "damaged"),
-        "version": (rewritten(version=2), "another version"),
+        "version": (rewritten(version=1), "another version"),
         "another shard": (rewritten(shard_bytes=1), "older"),
     }
 
@@ -228,7 +235,7 @@ def damaged_shards(content: bytes) -> dict[str, tuple[bytes, str]]:
         "cut in a header": (content[: second + 100], f"byte {second + 100} without an end"),
         "cut between members": (content[:second], f"byte {second} without an end"),
         "cut in a member": (content[: second - 600], "byte 0: a member of"),
-        "compressed": (gzip.compress(content), "damaged tar header|end marker"),
+        "compressed": (gzip.compress(content), "is compressed.*gunzip"),
     }
 
 
@@ -269,6 +276,93 @@ def test_a_size_beyond_the_file_is_refused(tmp_path: Path):
         (tmp_path / "x.tar").write_bytes(bytes(header) + bytes(2048))
         with pytest.raises(ValueError, match=rf"byte 0: a member of {size} bytes"):
             ShardSource(tmp_path)
+
+
+@pytest.mark.parametrize("padding", [0, 512, 2**20])
+def test_archives_one_after_another_are_read(tmp_path: Path, padding: int):
+    parts = []
+    for number, names in enumerate((["a.png"], ["b.png", "b.cls"], ["c.png"])):
+        files = {name: FILES["a/2.PNG"] if name.endswith("png") else b"4" for name in names}
+        parts.append(write_shard(tmp_path / "parts" / f"{number}.tar", files).read_bytes())
+    (tmp_path / "x.tar").write_bytes(bytes(padding).join(parts))
+    source = ShardSource(tmp_path / "x.tar")
+    assert [source.identity(i).rpartition(":")[2] for i in range(3)] == ["a.png", "b.png", "c.png"]
+    assert source.labels.tolist() == [-1, 4, -1]
+    assert all(source.encoded(i) == FILES["a/2.PNG"] for i in range(3))
+    # What follows is an archive, or the shard is refused.
+    length = len(parts[0])
+    for rest, words in (
+        (b"x" * 512, f"byte {length}: damaged tar header"),
+        (b"x", f"byte {length + 1} without an end marker"),
+        (parts[1][:512], f"byte {length}: a member of"),
+        (parts[1][:1024], "without an end marker"),
+    ):
+        (tmp_path / "y.tar").write_bytes(parts[0] + rest)
+        with pytest.raises(ValueError, match=words):
+            ShardSource(tmp_path / "y.tar")
+
+
+def test_zeros_without_an_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shard = write_shard(tmp_path / "x.tar", FILES)
+    with open(shard, "r+b") as file:
+        file.truncate(2**20)
+    assert len(ShardSource(shard)) == 3
+    monkeypatch.setattr("barlow_fast.data.sources.tar.LONGEST_PADDING", 2**18)
+    index_path(shard).unlink()
+    with pytest.raises(ValueError, match="more than 262144 bytes of zeros"):
+        ShardSource(shard)
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.TAR.zst", "x.tar.bz2", "x.txz"])
+def test_compressed_shards_are_refused_by_name(tmp_path: Path, name: str):
+    write_shard(tmp_path / "only" / name, FILES)
+    write_shard(tmp_path / "both" / name, FILES)
+    write_shard(tmp_path / "both" / "y.tar", FILES)
+    pattern = str(tmp_path / "only" / "x.*")
+    for spec in (tmp_path / "only" / name, tmp_path / "only", tmp_path / "both", pattern):
+        with pytest.raises(ValueError, match=rf"{name}:? is compressed"):
+            open_source(spec)
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path):
+    files = FILES | {"c.cls": b"1", "d.seg.png": b"x", ".hidden.jpg": b"x"}
+    write_shard(tmp_path / "0.tar", files)
+    # A text, a label without an image, a name with two extensions, a hidden one.
+    for source in (open_source(tmp_path), open_source(tmp_path), open_source(tmp_path / "0.tar")):
+        assert source.ignored == 4
+    (tmp_path / "loose.jpg").write_bytes(FILES["a/1.jpg"])
+    (tmp_path / "more").mkdir()
+    assert open_source(tmp_path).ignored == 6
+    assert passed_over(open_source(tmp_path)) == (
+        "not looked at: 6 files that are no images or labels"
+    )
+    write_shard(tmp_path / "clean" / "0.tar", {"a.png": FILES["a/2.PNG"], "a.cls": b"1"})
+    assert passed_over(open_source(tmp_path / "clean")) == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_do_not_hang(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.tar")
+    for spec in (tmp_path, tmp_path / "x.tar"):
+        with pytest.raises(OSError, match="not a regular file"):
+            open_source(spec)
+    # An index and the names of classes are no different.
+    write_shard(tmp_path / "y" / "y.tar", FILES)
+    os.mkfifo(tmp_path / "y" / "y.tar.index")
+    assert len(open_source(tmp_path / "y" / "y.tar")) == 3
+    os.mkfifo(tmp_path / "y" / "classes.json")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_source(tmp_path / "y")
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_devices_are_refused(tmp_path: Path, kind: bytes):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        device = tarfile.TarInfo("a.jpg")
+        device.type = kind
+        archive.addfile(device)
+    with pytest.raises(ValueError, match="byte 0: a member that is of type"):
+        ShardSource(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])

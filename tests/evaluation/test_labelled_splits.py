@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +194,26 @@ def test_a_subset_is_a_source_of_its_own(tmp_path: Path):
         subset(whole, indices[:0])
     with pytest.raises(IndexError, match="not all"):
         subset(whole, np.array([99]))
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "val")])
+def test_a_label_of_a_shard_decides_no_allocation(tmp_path: Path, parts: tuple[str, ...]):
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+
+    def write(largest: int) -> Path:
+        for part in parts:
+            folder = tmp_path / str(largest) / part
+            folder.mkdir(parents=True)
+            with tarfile.open(folder / "x.tar", "w") as archive:
+                for number in range(8):
+                    label = b"%d" % (largest * (number % 2))
+                    for name, content in (("png", image.getvalue()), ("cls", label)):
+                        info = tarfile.TarInfo(f"{number}.{name}")
+                        info.size = len(content)
+                        archive.addfile(info, io.BytesIO(content))
+        return tmp_path / str(largest)
+
+    assert folder_splits(write(999)).classes == 1000
+    with pytest.raises(ValueError, match=r"label 2000000000 of 8 images: .* up to 65536"):
+        folder_splits(write(2_000_000_000))

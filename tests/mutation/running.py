@@ -32,7 +32,7 @@ import process_tracing  # noqa: E402
 # Imported before the fork. None starts a thread.
 BEFORE_FORK = (
     "torch", "torch._dynamo", "torchvision", "hypothesis", "scipy.stats", "sklearn.linear_model",
-    "sklearn.datasets", "matplotlib.pyplot", "omegaconf", "jinja2", "typer.testing", "timm",
+    "sklearn.datasets", "matplotlib.pyplot", "jinja2", "typer.testing", "timm",
     "rich.progress", "torch.utils.tensorboard", "safetensors.torch", "monai.losses",
 )  # fmt: skip
 INTERPRETED = "tests/triton_kernels/test_interpreter.py"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from barlow_fast.checkpoints.layouts import PRETRAIN
 from barlow_fast.training import (
     checkpoint,
     load_checkpoint,
@@ -41,10 +43,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
         raise OSError(5, "Input/output error")
 
     if moment == "write":
-        monkeypatch.setattr(checkpoint.torch, "save", half_written)
+        monkeypatch.setattr(torch, "save", half_written)
     else:
         monkeypatch.setattr(os, moment, fail)
-    with pytest.raises(OSError, match=r"space|error"):
+    expected = (
+        rf"^cannot write {path}: .*(space.*|error); the file before it is whole\. Correct that"
+    )
+    with pytest.raises(OSError, match=expected):
         save_checkpoint(path, {"step": 2})
     monkeypatch.undo()
     assert path.read_bytes() == old
@@ -73,8 +78,8 @@ class Payload:
 
 def test_loading_runs_nothing(tmp_path: Path):
     path, touched = tmp_path / "checkpoint.pt", tmp_path / "touched"
-    torch.save({"format": checkpoint.FORMAT, "version": 1, "x": Payload(str(touched))}, path)
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
+    torch.save({"format": PRETRAIN, "version": 2, "x": Payload(str(touched))}, path)
+    with pytest.raises(ValueError, match="is refused: it holds objects"):
         load_checkpoint(path)
     assert not touched.exists()
 
@@ -110,7 +115,7 @@ def test_foreign_and_future_checkpoints_are_refused(tmp_path: Path):
     torch.save({"model": {}}, path)
     with pytest.raises(ValueError, match="not a checkpoint of"):
         load_checkpoint(path)
-    torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
+    torch.save({"format": PRETRAIN, "version": 99}, path)
     with pytest.raises(ValueError, match="version 99"):
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -149,10 +154,19 @@ def test_the_newest_whole_file_is_found(tmp_path: Path):
     assert len(complaints) == 1
     assert "checkpoint.pt" in complaints[0]
     path.unlink()
-    assert newest_checkpoint(path)[0] == tmp_path / "checkpoint-1.pt"
+    found, complaints = newest_checkpoint(path)
+    assert found == tmp_path / "checkpoint-1.pt"
+    assert complaints == [f"no checkpoint at {path}"]
+    # Whatever numbers are missing between.
+    found.unlink()
+    found, complaints = newest_checkpoint(path)
+    assert found == tmp_path / "checkpoint-2.pt"
+    assert len(complaints) == 1
+    found.rename(tmp_path / "checkpoint-1.pt")
+    (tmp_path / "checkpoint-10.pt").write_bytes(b"")
     for old in tmp_path.glob("checkpoint-*.pt"):
         old.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"checkpoint-1\.pt.*checkpoint-2\.pt"):
+    with pytest.raises(ValueError, match=r"checkpoint-1\.pt.*checkpoint-10\.pt.*begin anew"):
         newest_checkpoint(path)
 
 
@@ -169,3 +183,43 @@ def test_a_full_disk_leaves_all_files_as_they_were(tmp_path: Path, monkeypatch):
         save_checkpoint(path, {"step": 2}, keep=2)
     found = {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()}
     assert found == {"checkpoint.pt": 1, "checkpoint-1.pt": 0}
+
+
+def test_files_without_a_digest_are_of_an_earlier_version(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": PRETRAIN, "version": 2, "step": 7}, path)
+    assert load_checkpoint(path)["step"] == 7
+    torch.save({"format": PRETRAIN, "version": 3, "step": 7}, path)
+    with pytest.raises(ValueError, match="the digest at its end is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_run_that_was_killed_between_two_names_leaves_nothing(tmp_path: Path):
+    """The older file then is the same as the newest, and renaming one to the other does nothing."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1})
+    os.link(path, tmp_path / "checkpoint-1.pt")
+    save_checkpoint(path, {"step": 2}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1.pt", "checkpoint.pt"]
+
+
+def test_other_programs_read_it(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"weights": torch.arange(4.0)})
+    for options in ({}, {"mmap": True}):
+        state = torch.load(path, weights_only=True, **options)
+        assert torch.equal(state["weights"], torch.arange(4.0))
+
+
+def test_a_checkpoint_that_unpacks_to_much_more_is_refused_before_it_is_read(tmp_path: Path):
+    """The same reader as for the weights of others."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"weights": torch.zeros(2**22)})
+    with zipfile.ZipFile(path) as stored:
+        records = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    assert path.stat().st_size < 2**17
+    with pytest.raises(ValueError, match=r"it unpacks to \d+ bytes and has"):
+        load_checkpoint(path)

@@ -704,10 +704,10 @@ def told_to_the_loader(around: Surroundings, **arguments: Any) -> tuple[Trainer,
     return trainer, {"batch_size": batch_size, **options}
 
 
-FEEDING = {"loader": "pil", "workers": 3, "on_bad_image": "skip"}
+FEEDING = {"loader": "pil", "workers": 3, "on_bad_image": "skip", "timeout": 5.0}
 PLAIN = {
     "batch_size": 32, "seed": 0, "rank": 0, "ranks": 1, "device": CPU,
-    "loader": "auto", "workers": None, "on_bad_image": "error",
+    "loader": "auto", "workers": None, "on_bad_image": "error", "timeout": 1800.0,
 }  # fmt: skip
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from ended import SECONDS, running, until
+from ended import SECONDS, group_gone, running, until
+from PIL import Image
 from typer.testing import CliRunner
 
 from barlow_fast.commands import app
+from barlow_fast.data import PRESETS
 from barlow_fast.training import load_checkpoint, reporting
 from barlow_fast.training.reporting.finishing import Report
 
@@ -79,6 +85,107 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_bits(tmp_path: Path, who
         assert ours["loss"] == theirs["loss"]
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["event"] == "epoch"] == [1, 2, 3, 4]
+
+
+@dataclass(frozen=True)
+class Kills:
+    """Runs that are killed again and again; see killed_again.py."""
+
+    arguments: list[str]
+    kills: int
+    most: int  # operations from which the moment is drawn
+    ranks: int = 1
+
+
+def photographs(folder: Path) -> list[str]:
+    """Arguments for a folder of images and views of it."""
+    images = folder / "images"
+    images.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{number:02d}.png")
+    view = replace(PRESETS["cifar"].views[0], size=16)
+    views = folder / "small.yaml"
+    views.write_text(replace(PRESETS["cifar"], name="small", views=(view, view)).to_yaml())
+    return ["--data", str(images), "--views", str(views), "--workers", "1", "--loader", "pil"]
+
+
+LONG = 5 * SECONDS  # of many runs on a busy machine
+TINY = ["--projector", "8-12", "encoder_widths=[4]", "precision=fp32", "--no-tensorboard"]
+EVERY_STEP = ["checkpoint_every=1", "checkpoint_minutes=1e-9"]
+KILLS = {
+    "single process": Kills(
+        ["--batch-size", "128", "--epochs", "12", "evaluate_every=6", *EVERY_STEP, *TINY], 20, 150
+    ),
+    # Within an epoch ranks save at every 16th step.
+    "two ranks": Kills(
+        ["--device", "cpu", "--batch-size", "64", "--epochs", "8", "evaluate_every=8",
+         *EVERY_STEP, *TINY], 8, 400, ranks=2,
+    ),
+    "folder": Kills(
+        ["--batch-size", "4", "--epochs", "8", "evaluate_every=8", *EVERY_STEP, *TINY], 4, 150
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLS)
+def test_killed_at_any_moment_it_ends_with_the_same_bits_and_leaves_nothing(
+    tmp_path: Path, name: str
+):
+    case = KILLS[name]
+    arguments = [*(photographs(tmp_path) if name == "folder" else []), *case.arguments]
+    outputs = []
+    for folder, kills in (("whole", 0), ("killed", case.kills)):
+        out = tmp_path / folder
+        command = [
+            sys.executable, Path(__file__).with_name("killed_again.py"), 1, kills, case.most,
+            case.ranks, *arguments, "--out", out, "--resume", "auto",
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with running(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        ) as process:
+            printed, errors = process.communicate(timeout=LONG)
+            assert group_gone(process.pid)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors, errors
+        ends = [line for line in printed.splitlines() if re.fullmatch(r"[-\d ]+", line)]
+        assert len(ends) == kills + 1
+        # Killed each time, or the run would be too short for so many kills.
+        assert all(str(-signal.SIGKILL) in line.split() for line in ends[:-1]), ends
+        assert set(ends[-1].split()) == {"0"}, errors
+        outputs.append(out)
+    whole, killed = (load_checkpoint(out / "checkpoint.pt") for out in outputs)
+    for part in ("model", "optimizer", "totals"):
+        assert_same(killed[part], whole[part], part)
+    for ours, theirs in zip(killed["history"], whole["history"], strict=True):
+        assert [ours[n] for n in EXACT] == [theirs[n] for n in EXACT]
+    names = [sorted(path.name for path in out.iterdir()) for out in outputs]
+    assert names[0] == names[1] == ["checkpoint-1.pt", "checkpoint.pt", "log.jsonl"]
+    lines = [json.loads(line) for line in (outputs[1] / "log.jsonl").read_text().splitlines()]
+    epochs = [line["epoch"] for line in lines if line["event"] == "epoch"]
+    assert epochs == [record["epoch"] for record in whole["history"]]
+
+
+EXACT = ("epoch", "step", "loss", "on_diagonal_mean", "off_diagonal_mean", "knn")
+
+
+def assert_same(ours: Any, theirs: Any, place: str) -> None:
+    """Equality to the bit of nested containers."""
+    if isinstance(theirs, torch.Tensor):
+        assert torch.equal(ours, theirs), place
+    elif isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key, value in theirs.items():
+            assert_same(ours[key], value, f"{place}/{key}")
+    elif isinstance(theirs, (list, tuple)):
+        assert len(ours) == len(theirs), place
+        for number, (left, right) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(left, right, f"{place}/{number}")
+    else:
+        assert ours == theirs, place
 
 
 def test_sigterm_saves_and_exits_as_terminated(tmp_path: Path):

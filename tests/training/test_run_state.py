@@ -82,7 +82,7 @@ def _more(trainer: Trainer) -> dict[str, tuple[Any, Callable[[Trainer], Any]]]:
         "images": (77, lambda t: t._images),
         "seconds": (55.5, lambda t: t._seconds),
         "shares": ({**dict.fromkeys(PHASES, 0.25), "data": 0.5}, lambda t: t._shares),
-        "history": ([*state["history"], {"epoch": 2}], lambda t: t.history),
+        "history": ([*state["history"], {**state["history"][0], "epoch": 2}], lambda t: t.history),
         "before": ({"raw": 0.1, "before": 0.2, "correlation": None}, lambda t: t.before),
     }
 

@@ -35,6 +35,7 @@ from torch import Tensor
 from ..faults import MAX_PIXELS, BadImage, BadImageError, header_size, pillow
 from ..sources import ArraySource, Source
 from ..views import draw
+from ..whole import FRAMES, find_marker
 from ..windows import windows
 from . import Crops, crop_shapes, without
 from .pil import crop_rows
@@ -99,16 +100,8 @@ def decoded_alike(encoded: bytes) -> bool:
 
 def _jpeg_frame(encoded: bytes) -> tuple[int, int] | None:
     """(bits, components) from the frame header of a baseline, extended or progressive JPEG."""
-    at = 2
-    while at + 10 <= len(encoded) and encoded[at] == 0xFF:
-        marker = encoded[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-        elif 0xC0 <= marker <= 0xC2:
-            return encoded[at + 4], encoded[at + 9]
-        else:
-            at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    return None
+    at = find_marker(encoded, FRAMES)
+    return None if at is None else (encoded[at + 4], encoded[at + 9])
 
 
 class Graph:

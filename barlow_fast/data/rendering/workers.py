@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 
 from ..faults import BadImage, pillow
-from ..processes import obey_parent
+from ..processes import STOP_SIGNALS, obey_parent
 from ..sources import Source
 from . import Crops, crop_shapes, without
 from .pil import crop_rows
@@ -47,6 +48,8 @@ START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() 
 # code.
 REMARK_AFTER = 60.0
 PATIENCE = 60.0
+# Seconds until a worker that does not answer counts as stopped, unless somebody sets another time.
+TIMEOUT = 1800.0
 
 
 class Slots:
@@ -105,6 +108,7 @@ class WorkerRenderer:
         seed: of the parameters.
         workers: how many processes.
         prefetch: how many batches may be under way. Memory: (prefetch + 1) batches of crops.
+        timeout: seconds without any answer until `receive` gives up; 0: never.
 
     Raises:
         ValueError: views that need another renderer; no workers.
@@ -120,6 +124,7 @@ class WorkerRenderer:
         seed: int = 0,
         workers: int = 2,
         prefetch: int = 2,
+        timeout: float = TIMEOUT,
     ) -> None:
         pillow()
         if workers < 1:
@@ -129,6 +134,7 @@ class WorkerRenderer:
         self._batch_size = batch_size
         self._shapes = crop_shapes(source, views)
         self._prefetch = prefetch
+        self._timeout = timeout
         self._slots: Slots | None = None
         self._free: list[int] = []
         self._shown: int | None = None  # the slot whose batch was handed out last
@@ -214,7 +220,13 @@ class WorkerRenderer:
     def _collect(self, workers: set[int]) -> None:
         """Takes in what has come from any of `workers`, after waiting for it."""
         pipes = {self._pipes[worker]: worker for worker in workers}
-        while not (ready := wait(list(pipes), timeout=REMARK_AFTER)):
+        left = self._timeout or math.inf
+        while not (ready := wait(list(pipes), timeout=min(REMARK_AFTER, left))):
+            # Counted rather than read from a clock: while the whole job is suspended, this process
+            # does not wait either.
+            left -= REMARK_AFTER
+            if left <= 0:
+                self._give_up(sorted(workers))
             LOG.warning(
                 "waiting for %d data workers for more than %d s: is the storage of %s slow?",
                 len(pipes),
@@ -232,6 +244,15 @@ class WorkerRenderer:
             batch.waiting.discard(worker)
             batch.bad += bad
             batch.failure = batch.failure or failure
+
+    def _give_up(self, workers: list[int]) -> None:
+        pids = ", ".join(str(self._processes[worker].pid) for worker in workers)
+        self.close()
+        raise RuntimeError(
+            f"data workers (processes {pids}) have not answered for {self._timeout:g} s: they are "
+            f"stopped, or the storage of {self._task[0].name} does not answer. --worker-timeout "
+            "(timeout= of a loader) sets how long to wait"
+        )
 
     def _died(self, worker: int) -> None:
         process = self._processes[worker]
@@ -267,7 +288,8 @@ def _end(owner: int, processes: list[multiprocessing.Process], pipes: list[Conne
 
 def _work(pipe: Connection, memory, arguments: tuple, source: Source, views: Views, seed: int):
     """A worker's life: rows of slots, until the pipe closes."""
-    obey_parent()
+    # A run that is told to stop takes its step to the end and saves: it needs its batch.
+    obey_parent(STOP_SIGNALS)
     slots = Slots(*arguments, memory=memory)
     crops = [[view.numpy() for view in views_of_slot] for views_of_slot in slots.crops]
     with contextlib.suppress(EOFError, OSError):

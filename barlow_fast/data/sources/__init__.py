@@ -14,11 +14,12 @@ from ..faults import MAX_PIXELS, printable
 from .arrays import ArraySource
 from .folder import FolderSource
 from .shards import PARTIAL, ShardSource
+from .tar import COMPRESSED_ENDINGS
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ArraySource", "FolderSource", "ShardSource", "Source", "open_source"]
+__all__ = ["ArraySource", "FolderSource", "ShardSource", "Source", "open_source", "passed_over"]
 
 
 @runtime_checkable
@@ -98,7 +99,11 @@ def open_source(
     path = Path(spec)
     if split is not None:
         path = path / split
-    tar_files = text.endswith(".tar") or "://" in text or text.startswith("pipe:")
+    tar_files = (
+        text.lower().endswith((".tar", *COMPRESSED_ENDINGS))
+        or "://" in text
+        or text.startswith("pipe:")
+    )
     if not path.is_dir() and (tar_files or (not path.exists() and glob.has_magic(text))):
         if split is not None:
             raise ValueError(f"{printable(text)} has no splits: name the tar files of one")
@@ -113,3 +118,15 @@ def open_source(
     return FolderSource(
         path, allow_symlinks=allow_symlinks, max_pixels=max_pixels, progress=progress
     )
+
+
+def passed_over(source: Source) -> str:
+    """What people are told of files that a source holds and does not read; '' where there are
+    none."""
+    count = getattr(source, "ignored", 0)
+    if not count:
+        return ""
+    files = f"{count:,} file" + ("" if count == 1 else "s")
+    in_folder = isinstance(getattr(source, "source", source), FolderSource)
+    kind = "of other extensions" if in_folder else "that are no images or labels"
+    return f"not looked at: {files} {kind}"

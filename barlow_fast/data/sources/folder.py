@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...inputs import open_regular
 from ..faults import (
+    MAX_BYTES,
     MAX_PIXELS,
     decode,
     guard,
     header_size,
-    open_regular,
     printable,
     read_file,
 )
 from .names import Names, fingerprint
 from .sizes import SizeCache
+from .tar import COMPRESSED_ENDINGS, NOT_IN_PLACE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,8 +93,12 @@ class FolderSource:
         self._root = os.fsencode(self.root)
         found, self.ignored = _scan(self._root, allow_symlinks, progress)
         if not found:
+            names = sorted(os.listdir(self.root))
+            packed = [name for name in names if name.lower().endswith(COMPRESSED_ENDINGS)]
+            hint = f"; {printable(packed[0])} {NOT_IN_PLACE}" if packed else ""
             raise ValueError(
-                f"{self.name} holds no images: no file below it ends with {' '.join(EXTENSIONS)}"
+                f"{self.name} holds no images: no file below it ends with "
+                f"{' '.join(EXTENSIONS)}{hint}"
             )
         found.sort()
         self._names = Names.of([name for name, _ in found])
@@ -136,7 +142,7 @@ class FolderSource:
 
     def _size(self, index: int) -> tuple[int, int]:
         identity = self.identity(index)
-        with guard(identity, index), open_regular(self._path(index)) as file:
+        with guard(identity, index), open_regular(self._path(index), MAX_BYTES) as file:
             return header_size(file, identity, index, self.max_pixels)
 
 

@@ -18,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import write_whole
+from ...inputs import open_descriptor, open_regular
 from ..faults import BadImageError, header_size, printable
 from .names import Names
 from .tar import Member, members, read_at
 
 LOG = logging.getLogger("barlow_fast.data")
 
-FORMAT, VERSION = "barlow_fast shard index", 1
+FORMAT, VERSION = "barlow_fast shard index", 2
 SUFFIX = ".index"
 
 # Keys of a sample's files, as WebDataset has them: everything before the first dot of the base
@@ -32,6 +34,7 @@ SUFFIX = ".index"
 IMAGES = (b"jpg", b"jpeg", b"jfif", b"png", b"webp", b"bmp", b"tif", b"tiff", b"gif", b"ppm")
 LONGEST_LABEL, LONGEST_JSON = 32, 2**20
 LARGEST_LABEL = 2**31 - 1
+LARGEST_HEADER = 2**20  # of an index
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Rows:
     label: np.ndarray  # int64; -1: none
     height: np.ndarray  # int32, pixels; 0: the header cannot be read
     width: np.ndarray  # int32
+    ignored: int = 0  # members that are neither an image nor the label of one
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,6 +55,7 @@ class Rows:
 
 def rows_of(
     found: list[tuple[bytes, int, int, int, int, int]],
+    ignored: int = 0,
 ) -> Rows:
     """`Rows` from (name, offset, size, label, height, width) of each image."""
     columns = list(zip(*found, strict=True)) or [()] * 6
@@ -59,6 +64,7 @@ def rows_of(
         Names.of(names),
         *(np.array(column, dtype=np.int64) for column in (offset, size, label)),
         *(np.array(column, dtype=np.int32) for column in (height, width)),
+        ignored,
     )
 
 
@@ -99,11 +105,12 @@ def scan(shard: Path) -> Rows:
         ValueError, OSError: as `load`.
     """
     path = printable(str(shard))
-    descriptor = os.open(shard, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    descriptor = open_descriptor(shard)
     try:
         images: dict[bytes, Member] = {}
         labels: dict[bytes, int] = {}
         compound: list[bytes] = []
+        ignored = 0
         for member in members(descriptor, path):
             key, extension = split(member.name)
             if extension in IMAGES:
@@ -117,11 +124,14 @@ def scan(shard: Path) -> Rows:
                 label = _label(descriptor, member, extension, path)
                 if labels.setdefault(key, label) != label:
                     raise ValueError(f"{path}: two labels of one sample: {printable(key)}")
-            elif extension.rpartition(b".")[2] in IMAGES:
-                compound.append(member.name)
+            else:
+                ignored += 1
+                if extension.rpartition(b".")[2] in IMAGES:
+                    compound.append(member.name)
         found = []
         for key, (name, offset, size) in images.items():
-            height, width = _pixels(descriptor, offset, size)
+            identity = f"{path}:{printable(name)}"
+            height, width = _pixels(descriptor, offset, size, identity)
             found.append((name, offset, size, labels.get(key, -1), height, width))
     finally:
         os.close(descriptor)
@@ -133,7 +143,7 @@ def scan(shard: Path) -> Rows:
             len(compound),
             printable(compound[0]),
         )
-    return rows_of(found)
+    return rows_of(found, ignored + len(labels.keys() - images.keys()))
 
 
 def split(name: bytes) -> tuple[bytes, bytes]:
@@ -169,10 +179,10 @@ def _label(descriptor: int, member: Member, extension: bytes, path: str) -> int:
     return label
 
 
-def _pixels(descriptor: int, offset: int, size: int) -> tuple[int, int]:
+def _pixels(descriptor: int, offset: int, size: int, identity: str) -> tuple[int, int]:
     """(height, width) of the image at `offset`; (0, 0) where its header cannot be read."""
     try:
-        return header_size(io.BufferedReader(Window(descriptor, offset, size)), "")
+        return header_size(io.BufferedReader(Window(descriptor, offset, size)), identity)
     except BadImageError:
         return 0, 0
 
@@ -220,16 +230,12 @@ def write(shard: Path, rows: Rows) -> None:
         "shard_bytes": status.st_size,
         "shard_modified": int(status.st_mtime),
         "images": len(rows),
+        "ignored": rows.ignored,
         "crc32": zlib.crc32(body),
     }
     path = index_path(shard)
     # Ranks that start together may all write it; the last one wins, with the same contents.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(json.dumps(header).encode() + b"\n" + body)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(header).encode() + b"\n" + body)
 
 
 def _columns(rows: Rows) -> list[np.ndarray]:
@@ -242,7 +248,9 @@ def _read(shard: Path, status: os.stat_result) -> Rows | None:
     log."""
     path = index_path(shard)
     try:
-        content = path.read_bytes()
+        # An image takes more room in its shard than in the index.
+        with open_regular(path, status.st_size + LARGEST_HEADER) as file:
+            content = file.readall()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -261,14 +269,14 @@ def _parse(content: bytes, status: os.stat_result) -> Rows:
         header = json.loads(line)
         current = header["format"] == FORMAT and header["version"] == VERSION
         shard = (header["shard_bytes"], header["shard_modified"])
-        count, checksum = header["images"], header["crc32"]
+        count, checksum, ignored = header["images"], header["crc32"], header["ignored"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("is damaged") from error
     if not current:
         raise ValueError("is of another version")
     if shard != (status.st_size, int(status.st_mtime)):
         raise ValueError("is older than its shard")
-    if not isinstance(count, int) or count < 0:
+    if not all(isinstance(number, int) and number >= 0 for number in (count, ignored)):
         raise ValueError("is damaged")
     wide = 4 * 8 * count
     names_at = wide + 2 * 4 * count
@@ -287,4 +295,5 @@ def _parse(content: bytes, status: os.stat_result) -> Rows:
         Names(names, ends.astype(np.int64)),
         *(column.astype(np.int64) for column in (offset, size, label)),
         *(column.astype(np.int32) for column in (height, width)),
+        ignored,
     )

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...inputs import open_descriptor, open_regular
 from ..faults import MAX_PIXELS, Unreadable, decode, guard, header_size, printable
 from . import shard_index
 from .names import Names, fingerprint
 from .sizes import UNKNOWN, SizeCache
-from .tar import read_at
+from .tar import COMPRESSED_ENDINGS, NOT_IN_PLACE, read_at
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,6 +41,9 @@ class ShardSource:
     """Images in tar files: `key.jpg` (or another image's extension) with its label in `key.cls`
     (digits) or `key.json` ({"label": integer}), or without one.
 
+    What is neither an image nor the label of one, in the shards or beside them in the folder, is
+    left out, and `ignored` counts it.
+
     Members are read where they lie, by offset: nothing is extracted, and threads and processes
     share no position. Where they lie is kept in an index beside each shard, made by one scan of the
     headers where there is none; a shard whose size or modification time has changed since is
@@ -51,8 +55,8 @@ class ShardSource:
         progress: called after each shard with the number of images found so far.
 
     Raises:
-        ValueError: no shards, an unfinished `pack` in the folder, a damaged shard, labels that are
-            none, a shard twice; the message names the shard and the byte or member.
+        ValueError: no shards, a compressed one, an unfinished `pack` in the folder, a damaged one,
+            labels that are none, a shard twice; the message names the shard and the byte or member.
         OSError: a shard cannot be read.
     """
 
@@ -76,6 +80,9 @@ class ShardSource:
             rows.append(shard_index.load(shard))
             if progress is not None:
                 progress(sum(map(len, rows)))
+        self.ignored = sum(part.ignored for part in rows)
+        if single and Path(shards).is_dir():
+            self.ignored += _others(Path(shards))
         self._join(rows)
         if not len(self):
             raise ValueError(f"{self.name}: the shards hold no images")
@@ -163,7 +170,7 @@ class ShardSource:
         descriptor = self._open.get(shard)
         kept = descriptor is not None
         if descriptor is None:
-            descriptor = os.open(self.shards[shard], os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            descriptor = open_descriptor(self.shards[shard])
             with self._lock:
                 if len(self._open) < KEPT_OPEN and shard not in self._open:
                     self._open[shard] = descriptor
@@ -194,22 +201,38 @@ def _found(shards: str | Path) -> list[Path]:
                 f"{printable(str(unfinished[0]))}: left by a pack that did not finish: delete "
                 "the folder and pack again"
             )
-        found = sorted(path.glob("*.tar"))
+        found = sorted(
+            shard
+            for shard in path.iterdir()
+            if shard.name.endswith(".tar") or shard.name.lower().endswith(COMPRESSED_ENDINGS)
+        )
     elif path.exists():
         found = [path]
     else:
         found = sorted(map(Path, glob.glob(text)))
     if not found:
         raise ValueError(f"{printable(text)}: no tar files there")
+    for shard in found:
+        if shard.name.lower().endswith(COMPRESSED_ENDINGS):
+            raise ValueError(f"{printable(str(shard))}: {NOT_IN_PLACE}")
     return found
+
+
+def _others(folder: Path) -> int:
+    """Entries of a folder of shards that are neither shards nor belong to them."""
+    ours = (".tar", f".tar{shard_index.SUFFIX}")
+    return sum(
+        not entry.name.startswith(".") and entry.name != CLASSES and not entry.name.endswith(ours)
+        for entry in folder.iterdir()
+    )
 
 
 def _classes(path: Path, labels: np.ndarray | None) -> list[str] | None:
     """The names of the classes, where `pack` has left them."""
     where = printable(str(path))
     try:
-        with open(path, "rb") as file:
-            content = file.read(LONGEST_CLASSES + 1)
+        with open_regular(path, LONGEST_CLASSES) as file:
+            content = file.readall()
     except FileNotFoundError:
         return None
     try:

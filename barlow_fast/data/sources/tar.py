@@ -1,8 +1,8 @@
 """Where the files of a tar archive lie in it.
 
 Python's `tarfile` stops without a word at a damaged header that is not the first one, which would
-lose the rest of a shard. Here every byte up to the end marker is accounted for, or the archive is
-refused.
+lose the rest of a shard, and in some of the Pythons that run this a negative size keeps it in a
+loop (CVE-2025-8194). Here every byte of the file is accounted for, or the archive is refused.
 """
 
 from __future__ import annotations
@@ -15,16 +15,28 @@ from typing import NamedTuple
 
 BLOCK = tarfile.BLOCKSIZE
 ZEROS = bytes(BLOCK)
+ZEROS_AT_ONCE = 2**18  # a multiple of `BLOCK`
 
 # Of the headers that carry a long name; a name has 4096 bytes at most on Linux.
 LONGEST_EXTENSION = 2**20
+# After an end marker. Archives are padded to some KiB; a hole in a file may have terabytes.
+LONGEST_PADDING = 2**30
+
+# What compressed files start with.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+COMPRESSED_ENDINGS = (
+    *(f".tar.{kind}" for kind in ("gz", "bz2", "xz", "zst", "lz4", "lzma", "lz", "br", "z")),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tlz"),
+)
 
 PAX_LOCAL, PAX_GLOBAL = tarfile.XHDTYPE, tarfile.XGLTYPE
 LONG_NAME, LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-# Without contents, and nothing is lost with them.
-SKIPPED = (tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
+NOT_IN_PLACE = (
+    "is compressed, and shards are read in place, by offset: unpack it to a .tar first (such as "
+    "gunzip, unzstd)"
+)
 
 _POSITION = threading.Lock()
 
@@ -48,24 +60,30 @@ class Member(NamedTuple):
 
 
 def members(descriptor: int, path: str) -> Iterator[Member]:
-    """The files of a tar archive (ustar, GNU or PAX), in its order, from their headers alone.
+    """The files of a tar archive (ustar, GNU or PAX), in its order, from their headers alone; of
+    several archives one after another (`cat a.tar b.tar`) those of all. Folders are left out.
 
     Args:
         descriptor: of the archive, open for reading; its position is neither used nor moved.
         path: for messages.
 
     Raises:
-        ValueError: a damaged header, a member beyond the end of the file, a missing end marker, a
-            link or a sparse file; the message names the archive and the byte.
+        ValueError: compressed, a damaged header, a member beyond the end of the file, a missing end
+            marker, a link, a device or a sparse file; the message names the archive and the byte.
     """
     length = os.fstat(descriptor).st_size
     offset = 0
     long_name: bytes | None = None
     extension: dict[bytes, bytes] = {}
-    while True:
+    ended = False
+    while not ended or offset < length:
         header = read_at(descriptor, BLOCK, offset)
-        if header == ZEROS:
-            return
+        ended = header == ZEROS
+        if ended:
+            offset = _after_zeros(descriptor, offset, length, path)
+            continue
+        if not offset and header.startswith(COMPRESSED):
+            raise ValueError(f"{path}: {NOT_IN_PLACE}")
         if len(header) < BLOCK:
             raise ValueError(
                 f"{path}: ends at byte {length} without an end marker: it has been cut short"
@@ -76,7 +94,7 @@ def members(descriptor: int, path: str) -> Iterator[Member]:
         if info.type in FILES:
             name = extension.get(b"path", long_name or name)
             size = _number(extension.get(b"size"), size, path, offset)
-        elif info.type in SKIPPED:
+        elif info.type == tarfile.DIRTYPE:
             size = 0
         if size < 0 or start + size > length:
             raise ValueError(
@@ -95,12 +113,25 @@ def members(descriptor: int, path: str) -> Iterator[Member]:
             continue
         if info.type in FILES:
             yield Member(name, start, size)
-        elif info.type not in SKIPPED:
+        elif info.type != tarfile.DIRTYPE:
             kind = "a link" if info.islnk() or info.issym() else f"of type {info.type!r}"
             raise ValueError(
                 f"{path}: at byte {start - BLOCK}: a member that is {kind}: shards hold files only"
             )
         long_name, extension = None, {}
+
+
+def _after_zeros(descriptor: int, offset: int, length: int, path: str) -> int:
+    """Where the zeros from `offset` on end: the next block that holds something else, or the end of
+    the file. Only another archive may follow."""
+    start = offset
+    while content := read_at(descriptor, ZEROS_AT_ONCE, offset):
+        if content.count(0) < len(content):
+            return offset + (len(content) - len(content.lstrip(b"\0"))) // BLOCK * BLOCK
+        offset += len(content)
+        if offset - start > LONGEST_PADDING:
+            raise ValueError(f"{path}: more than {LONGEST_PADDING} bytes of zeros at byte {start}")
+    return length
 
 
 def _parse(header: bytes, path: str, offset: int) -> tarfile.TarInfo:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoints.writing import whole_file
+from ...files import whole_file
 from ..hooks import Record
 from ..watching import Portrait
 from .projection import project

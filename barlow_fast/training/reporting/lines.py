@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoints.writing import whole_file
+from ...files import append_text, write_whole
 from ..hooks import Hook, Record
 from .readings import StepReadings
 
@@ -35,8 +35,7 @@ class JsonLinesLog(Hook):
         kept = self._lines_until(trainer) if trainer.step else []
         event = "resumed" if trainer.step else "started"
         header = {"event": event, "step": trainer.step, **trainer.provenance()}
-        with whole_file(self.path) as partial:
-            partial.write_text("".join(map(_line, [*kept, header])), encoding="utf-8")
+        write_whole(self.path, "".join(map(_line, [*kept, header])))
 
     def stepped(self, trainer: Trainer, step: Record) -> None:
         if self._readings is not None:
@@ -80,8 +79,7 @@ class JsonLinesLog(Hook):
 
     def _write(self, lines: list[Record]) -> None:
         if lines:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.write("".join(map(_line, lines)))
+            append_text(self.path, "".join(map(_line, lines)))
 
 
 def _line(record: Record) -> str:

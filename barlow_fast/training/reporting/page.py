@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoints.writing import whole_file
+from ...files import write_whole
 from ..clock import PHASES
 from ..hooks import Record
 from ..watching import Portrait
@@ -57,9 +57,8 @@ def write_page(
         OSError: a file cannot be read or written.
     """
     text = render_page(content(trainer, name, portraits, figures))
-    with whole_file(path) as partial:
-        # A path may hold bytes that are no text.
-        partial.write_bytes(text.encode("utf-8", "replace"))
+    # A path may hold bytes that are no text.
+    write_whole(path, text.encode("utf-8", "replace"))
 
 
 def render_page(values: Record) -> str:
