@@ -658,6 +658,7 @@ class Trainer:
         """
         before = self.loader.state_dict()
         with self._together("a state"):
+            check_complete(state, self.total_steps, self.steps_per_epoch)
             self._check_fits(state)
             self.loader.load_state_dict(state["loader"])
         try:
