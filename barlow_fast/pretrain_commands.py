@@ -406,11 +406,7 @@ def _prepare(
                 trainer.folder_lock = FolderLock(
                     folder, lambda line: console.print(line, markup=False)
                 )
-<<<<<<< HEAD
                 remove_abandoned(folder, RUN_FILES.fullmatch)
-=======
-                remove_abandoned(folder)
->>>>>>> ranks
                 _check_unused(folder, resume)
     except BaseException:
         trainer.close()
