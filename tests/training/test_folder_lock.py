@@ -155,6 +155,16 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path, looks):
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder_lock.os, "write", full)
+    with pytest.raises(OSError, match=f"cannot write to {tmp_path}: No space left on device"):
+        FolderLock(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 # The command.
 
 
