@@ -24,7 +24,9 @@ SKIPPING = (
 
 def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     """Says why on standard error and leaves with an exit status."""
-    complain(message)
+    # Nobody reads it where the terminal was closed; the status remains.
+    with contextlib.suppress(OSError):
+        complain(message)
     raise typer.Exit(code)
 
 

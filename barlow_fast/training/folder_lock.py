@@ -162,12 +162,17 @@ def _create(path: Path) -> int:
     content = {"host": socket.gethostname(), "process": this_process(), "token": token_hex(8)}
     try:
         descriptor = os.open(path, flags, 0o666)
-        os.write(descriptor, json.dumps(content).encode())
+        try:
+            os.write(descriptor, json.dumps(content).encode())
+        except OSError:
+            os.close(descriptor)
+            path.unlink()
+            raise
     except FileExistsError:
         raise
     except OSError as error:
-        reason = error.strerror
-        raise WriteError(error.errno, f"cannot write to {path.parent}: {reason}") from error
+        reason = f"cannot write to {path.parent}: {error.strerror}"
+        raise WriteError(error.errno, reason) from error
     return descriptor
 
 

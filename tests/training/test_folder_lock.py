@@ -155,9 +155,46 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path, looks):
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder_lock.os, "write", full)
+    with pytest.raises(OSError, match=f"cannot write to {tmp_path}: No space left on device"):
+        FolderLock(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 # The command.
 
 
+HOLDING = """
+import sys
+from pathlib import Path
+from barlow_fast.training.folder_lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+print("locked", flush=True)
+input()
+"""
+
+
+def test_a_folder_is_free_at_once_when_its_process_is_dead(tmp_path: Path, undrawn):
+    assert pretrain(*TINY, "--no-tensorboard", "--out", tmp_path).exit_code == 0
+    command = [sys.executable, "-c", HOLDING, tmp_path]
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "locked\n"
+        refused = pretrain("--resume", "auto", "--out", tmp_path)
+        assert refused.exit_code == 2
+        assert f"{tmp_path} is in use by process {process.pid} on " in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+        process.kill()
+        process.wait()
+    resumed = pretrain("--resume", "auto", "--out", tmp_path)
+    assert resumed.exit_code == 0, resumed.output
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.slow
 def test_the_second_run_on_a_folder_is_refused_until_the_first_is_dead(tmp_path: Path, undrawn):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "barlow_fast", "pretrain", *TINY, "epochs=50000"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -219,6 +220,25 @@ def test_a_signal_to_the_run_and_its_workers_saves_too(tmp_path: Path):
     assert f"--resume {out / 'checkpoint.pt'}" in errors
     assert len(errors.strip().splitlines()) == 1
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_loses_no_step(tmp_path: Path):
+    """Every write to it fails from then on, before the signal comes."""
+    out = tmp_path / "out"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "barlow_fast", "pretrain", *TINY, "epochs=50000",
+               "evaluate_every=1", *EVERY_STEP, "--out", out]  # fmt: skip
+    with running(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        assert until((out / "checkpoint.pt").exists)
+        os.close(ours)
+        steps = load_checkpoint(out / "checkpoint.pt")["step"]
+        assert until(lambda: load_checkpoint(out / "checkpoint.pt")["step"] > steps + 18)
+        process.send_signal(signal.SIGHUP)
+        process.wait(timeout=SECONDS)
+    assert process.returncode in (128 + signal.SIGHUP, 120)  # 120: Python could not flush
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
 def test_auto_starts_anew_where_nothing_is(tmp_path: Path):

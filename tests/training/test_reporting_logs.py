@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -360,3 +362,30 @@ def test_a_terminal_has_a_bar(small_config, small_digits, monkeypatch):
 
 def test_a_quiet_console_stays_so(small_config, small_digits):
     assert output(small_config, small_digits, quiet=True, force_terminal=True) == ""
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed, or a pipe that nobody reads any more."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken")])
+def test_output_that_nobody_reads_does_not_end_the_run(
+    small_config, small_digits, monkeypatch, error: OSError, terminal: bool
+):
+    console = Console(file=Gone(error), force_terminal=terminal)
+    trainer = Trainer(small_config, small_digits, hooks=[ProgressReport(console)])
+    with open(os.devnull, "w") as null:
+        monkeypatch.setattr(sys, "stdout", null)  # which rich redirects when a pipe breaks
+        trainer.run()
+    assert trainer.step == trainer.total_steps

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +24,21 @@ SECONDS_BETWEEN_LINES = 300.0
 WIDE = 110
 
 
+def _without_a_terminal_too(method: Callable) -> Callable:
+    """Goes quiet where the output is gone: a terminal that was closed, a pipe that nobody reads,
+    at which rich asks to exit. The run is worth more."""
+
+    @functools.wraps(method)
+    def call(self: ProgressReport, *arguments: object) -> None:
+        try:
+            method(self, *arguments)
+        except (OSError, SystemExit):
+            self.console.quiet = True
+            self.progress = None
+
+    return call
+
+
 class ProgressReport(Hook):
     """Epoch, loss terms, images/s, the wait for data and the time left; a scored epoch leaves a
     line behind."""
@@ -30,6 +47,7 @@ class ProgressReport(Hook):
         self.console = console
         self.progress: Progress | None = None
 
+    @_without_a_terminal_too
     def started(self, trainer: Trainer) -> None:
         self.pace = Pace()
         self.read, self.printed = 0.0, time.perf_counter()
@@ -54,6 +72,7 @@ class ProgressReport(Hook):
         )
         self.progress.start()
 
+    @_without_a_terminal_too
     def stepped(self, trainer: Trainer, step: Record) -> None:
         self.pace.step(trainer.config.batch_size)
         now = time.perf_counter()
@@ -75,6 +94,7 @@ class ProgressReport(Hook):
             words="  ".join(words),
         )
 
+    @_without_a_terminal_too
     def epoch_ended(self, trainer: Trainer, record: Record) -> None:
         scored = "effective_rank" in record
         self.pace.resume(scored)
@@ -82,6 +102,7 @@ class ProgressReport(Hook):
         if scored or not trainer.scores:
             self._print(trainer, record["epoch"], record)
 
+    @_without_a_terminal_too
     def ended(self, trainer: Trainer) -> None:
         if self.progress is not None:
             self.progress.stop()
