@@ -107,13 +107,18 @@ def _check(model: nn.Module, rows: list[int], count: int) -> None:
 
 def synchronised(module: nn.Module) -> bool:
     """Whether it is a batch norm with statistics of several ranks, of whatever library."""
-    return isinstance(module, nn.SyncBatchNorm) or _has_base(type(module), "SyncBatchNorm", "Sync")
+    return _kind(type(module)) == "synchronised"
 
 
 @functools.lru_cache(maxsize=1024)
-def _has_base(kind: type, name: str, ending: str = "") -> bool:
-    names = [base.__name__ for base in kind.__mro__]
-    return any(name in each or (ending and each.endswith(ending)) for each in names)
+def _kind(module: type) -> str:
+    """How modules of a type take part in exchanges."""
+    names = [base.__name__ for base in module.__mro__]
+    if issubclass(module, nn.parallel.DistributedDataParallel):
+        return "wrapper"
+    if any("SyncBatchNorm" in name or name.endswith("Sync") for name in names):
+        return "synchronised"
+    return "sharded" if "FullyShardedDataParallel" in names else ""
 
 
 def sharing(model: nn.Module) -> tuple[Group | None, bool]:
@@ -121,17 +126,17 @@ def sharing(model: nn.Module) -> tuple[Group | None, bool]:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None, False
     handles: list[Any] = []
+    meshes: set[Any] = set()
     exchanges = False
     for module in model.modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            handles.append(module.process_group)
-        elif module.training and synchronised(module):
+        kind = _kind(type(module))
+        if kind in ("wrapper", "sharded") or (kind and module.training):
             handles.append(getattr(module, "process_group", None) or dist.group.WORLD)
-            exchanges = True
-        elif _has_base(type(module), "FullyShardedDataParallel"):
-            handles.append(module.process_group)
-            exchanges = True
-    meshes = {p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")}
+            exchanges = exchanges or kind != "wrapper"
+        # Not by `parameters()`, which goes through all modules again.
+        for p in module._parameters.values():
+            if type(p) is not nn.Parameter and hasattr(p, "device_mesh"):
+                meshes.add(p.device_mesh)
     ranks = {rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()}
     handles += [handle for mesh in meshes for handle in mesh.get_all_groups()]
     for handle in dict.fromkeys(handles):
