@@ -115,7 +115,8 @@ def _bodies(scope: ast.AST) -> Iterator[Span]:
 
 def candidates(mutant: Mutant, source: str, traced: Iterable[Traced]) -> dict[str, float]:
     """All tests that could see it, with the seconds of each. None where no test executes it; of
-    what runs on import, those of the folder too: a constant is seen by whoever reads it."""
+    what runs on import, all tests of the folder and of files that use the module: a constant is
+    seen by whoever reads it."""
     spans = lines_to_see(source, mutant.line)
     on_import = runs_on_import(source, mutant.line)
     name = Path(mutant.folder).name
@@ -127,9 +128,10 @@ def candidates(mutant: Mutant, source: str, traced: Iterable[Traced]) -> dict[st
             for context, lines in file.lines.get(mutant.path, {}).items()
             if any(first <= executed <= last for executed in lines for first, last in spans)
         }
+        users = on_import and mutant.path in file.lines
         for test in file.passed:
             sees = test in contexts or not contexts.isdisjoint(file.fixtures.get(test, []))
-            if sees or (on_import and test.startswith(folder)):
+            if sees or users or (on_import and test.startswith(folder)):
                 found[test] = file.cost(test)
     return found
 

@@ -273,6 +273,8 @@ def test_candidates_suit_the_architecture_and_have_blocks_of_powers_of_two():
             assert key[1] >= 90 or row.path not in ("bulk", "persistent")
             for size in (row.block_m, row.block_n, row.block_k, row.warps):
                 assert size & (size - 1) == 0, (key, row)
+        owned = {row.block_n for row in tuning.candidates(key) if row.path == "owned"}
+        assert not owned or owned >= {32, 64}, key
 
 
 def test_shared_memory_of_the_devices_is_nvidias():
