@@ -81,7 +81,7 @@ def allowed_errors(drawn: list, exact: list, precision: str, form: str) -> dict[
     }
 
 
-@pytest.mark.parametrize("statistics", ["global", "local"])
+@pytest.mark.parametrize("statistics", ["global", pytest.param("local", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", ["gram", "correlation"])
 @pytest.mark.parametrize(
     ("precision", "dtype", "kinds"), INPUTS, ids=[f"{p}-{str(t)[6:]}" for p, t, _ in INPUTS]
