@@ -23,8 +23,10 @@ def running(command: list, **options: Any) -> Iterator[subprocess.Popen]:
     end_with_tests = lifetime.tied()
 
     def prepare() -> None:
-        # A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # A shell starts background jobs with Ctrl-C ignored, nohup with SIGHUP, and what they start
+        # inherits that.
+        for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_DFL)
         if end_with_tests is not None:
             end_with_tests()
 
