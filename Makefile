@@ -22,7 +22,7 @@ demo: install
 
 # What is not marked as slow, in two processes at a time, on one core each, the longest first; each of the others begins
 # when one is done, and prints what it has to say at its end. The Triton kernels run in Triton's interpreter, which must be
-# on before Triton is imported. `make test-core` and the like run one part; with SELECT= all of it, on all cores.
+# on before Triton is imported. `make test-core` and the like run one part; with SELECT= all of it, the core's on all cores.
 SELECT ?= -m "not slow"
 PARTS_OF_TEST := test-core test-training test-interpreter test-bench test-around
 TRAINING := $(addprefix tests/,checkpoints data evaluation training)
@@ -40,16 +40,16 @@ test-core: install
 	$(PYTEST) $(addprefix --ignore=,$(TRAINING) $(AROUND) tests/bench)
 
 test-training: install
-	$(PYTEST) $(TRAINING)
+	OMP_NUM_THREADS=1 $(PYTEST) $(TRAINING)
 
 test-interpreter: install
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -q tests/triton_kernels/test_interpreter.py
 
 test-bench: install
-	$(PYTEST) tests/bench
+	OMP_NUM_THREADS=1 $(PYTEST) tests/bench
 
 test-around: install
-	$(PYTEST) $(AROUND)
+	OMP_NUM_THREADS=1 $(PYTEST) $(AROUND)
 
 # On each supported torch, or on some: VERSIONS="oldest newest". See tests/versions.py.
 VERSIONS ?=

@@ -473,6 +473,20 @@ def test_a_full_disk_tells_how_to_go_on(capsys, tmp_path: Path):
         trainer.checkpoint_path.touch()
 
 
+@pytest.fixture
+def nothing_ignored() -> Iterator[None]:
+    """As in a shell's foreground: in the background and under nohup some signals are ignored."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("nothing_ignored")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_signal_asks_for_a_stop(monkeypatch, number: int):
     before = [signal.getsignal(each) for each in STOP_SIGNALS]
@@ -495,6 +509,7 @@ def test_the_first_signal_asks_for_a_stop(monkeypatch, number: int):
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
+@pytest.mark.usefixtures("nothing_ignored")
 def test_a_later_signal_ends_at_once(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(pretrain_commands.time, "monotonic", lambda: now[0])

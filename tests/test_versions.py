@@ -187,7 +187,8 @@ def test_a_tier_that_fails_or_runs_nothing_is_a_failure(tmp_path, body, outcome,
     if body is not None:
         text += f"def test_it():\n    {body}\n"
     test.write_text(text)
-    arguments = (str(test), "--rootdir", str(tmp_path), "-c", os.devnull)
+    (tmp_path / "pytest.ini").touch()
+    arguments = (str(test), "--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"))
     tier = versions.Tier("loss", arguments, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
     (result,) = versions.run_tiers([(OLDEST, MINOR, Path(sys.executable), tier)], 1)
     assert (result.outcome, result.failed) == (outcome, failed)

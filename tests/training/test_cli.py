@@ -190,7 +190,8 @@ def test_divergence_exits_with_1(tmp_path: Path):
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "barlow_fast.cli", "pretrain", *SMALL]
-    command += ["--epochs", "5000", "--batch-size", "512", "--out", out]
+    # A line of a scored epoch is the first that is printed.
+    command += ["--epochs", "5000", "--batch-size", "512", "evaluate_every=1", "--out", out]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         for line in process.stdout:
             if line.startswith("epoch"):

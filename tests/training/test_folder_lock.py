@@ -213,7 +213,7 @@ def test_the_second_run_on_a_folder_is_refused_until_the_first_is_dead(tmp_path:
         process.wait()
     state = load_checkpoint(out / "checkpoint.pt")
     # So that little is left to do.
-    state["config"]["epochs"] = state["epoch"] + 1
+    state["config"]["epochs"] = max(state["epoch"] + 1, state["config"]["warmup_epochs"])
     save_checkpoint(out / "checkpoint.pt", state)
     after = pretrain("--resume", "auto", "--out", out)
     assert after.exit_code == 0, after.output
