@@ -24,7 +24,7 @@ demo: install
 # when one is done, and prints what it has to say at its end. The Triton kernels run in Triton's interpreter, which must be
 # on before Triton is imported. `make test-core` and the like run one part; with SELECT= all of it, the core's on all cores.
 SELECT ?= -m "not slow"
-PARTS_OF_TEST := test-core test-training test-interpreter test-bench test-around
+PARTS_OF_TEST := test-training test-core test-around test-bench test-interpreter
 TRAINING := $(addprefix tests/,checkpoints data evaluation training)
 AROUND := tests/adapters $(wildcard tests/test_*.py)
 PYTEST = $(if $(SELECT),OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(SELECT)

@@ -45,6 +45,7 @@ def test_cuda_graph_says_that_it_needs_a_device():
     assert not done.stdout
 
 
+@pytest.mark.slow
 def test_ddp_under_torchrun():
     """Two ranks print one loss per step, which falls, and the bytes that the loss sent."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

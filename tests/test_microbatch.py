@@ -340,6 +340,7 @@ def test_the_scaler_scales():
         assert float(loss) == pytest.approx(float(want_loss), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_compiled_model():
     model = Twins(encoder())
     whole = copy.deepcopy(model)

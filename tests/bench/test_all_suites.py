@@ -168,6 +168,7 @@ def test_summary_names_what_was_left_out():
     assert Outcome("loss").words() == "done"
 
 
+@pytest.mark.slow
 def test_exit_status_and_time_limit_of_a_real_process(monkeypatch):
     python = [sys.executable, "-c"]
     monkeypatch.setattr(every, "command_of", lambda suite, _: [*python, "raise SystemExit(3)"])

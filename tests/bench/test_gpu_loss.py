@@ -144,6 +144,7 @@ def test_a_replay_with_a_wrong_result_is_not_timed(tmp_path):
     assert rows[0]["graph_ms"] is None
 
 
+@pytest.mark.slow
 def test_finished_groups_are_not_measured_again(tmp_path):
     measure(tmp_path, choose("official"), cases=CASES[:1])
     first = results.read(tmp_path / "rows.jsonl")
@@ -153,6 +154,7 @@ def test_finished_groups_are_not_measured_again(tmp_path):
     assert measure(tmp_path, choose("official"))[0].measured == 2
 
 
+@pytest.mark.slow
 def test_groups_of_other_sources_are_measured_again(tmp_path, monkeypatch):
     measure(tmp_path, choose("official"))
     monkeypatch.setattr(loss.sources, "fingerprint", lambda patterns: "another")

@@ -139,6 +139,7 @@ def test_clouds_stand_in_for_photographs(tmp_path, monkeypatch):
         assert 5_000 < path.stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_a_file_of_tests_that_lacks_a_library_is_skipped_with_the_reason(tmp_path):
     (tmp_path / "test_lacking.py").write_text("import no_such_library\n")
     (tmp_path / "test_broken.py").write_text("import barlow_fast.no_such_module\n")

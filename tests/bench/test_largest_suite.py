@@ -87,6 +87,7 @@ def test_tables_rank_the_peers_and_compare_with_ours():
     assert "- official: no memory" in largest.tables(rows, brief=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not memory_limit.STATUS.exists(), reason="needs /proc")
 def test_a_real_peer_fails_with_its_own_error(tmp_path, monkeypatch):
     monkeypatch.setattr(largest, "QUICK_FIRST", (256, 3000))  # 3000 x 3000 x 4 x 4 > 0.06 GB

@@ -216,6 +216,7 @@ def test_two_models_in_one_dict(resnet18, saved: Save):
         load_encoder(saved(state))
 
 
+@pytest.mark.slow
 def test_architectures_with_a_part_of_a_wrappers_name(saved: Save):
     pytest.importorskip("timm")
     network = build_encoder("timm:iformer_t", channels=3, image_size=32)

@@ -402,6 +402,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch_and_resumed(source, tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -556,6 +557,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at /proc")
 @pytest.mark.parametrize(
     "settings",

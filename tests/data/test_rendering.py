@@ -236,7 +236,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
 @pytest.mark.parametrize(
     "name",
-    ["forked", *(pytest.param(name, marks=pytest.mark.slow) for name in ("renderer", "pool"))],
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("forked", "renderer", "pool")],
 )
 def test_workers_end_with_a_killed_parent(tmp_path, name):
     folder = photographs(tmp_path / "photographs", 8)

@@ -83,7 +83,11 @@ def test_windows_lie_in_their_image(specification):
 
 
 @pytest.mark.parametrize("image", list(IMAGES))
-@pytest.mark.parametrize("specification", [USUAL, STUBBORN], ids=["usual", "stubborn"])
+@pytest.mark.parametrize(
+    "specification",
+    [USUAL, pytest.param(STUBBORN, marks=pytest.mark.slow)],
+    ids=["usual", "stubborn"],
+)
 def test_windows_are_distributed_as_torchvisions(specification, image):
     transforms = pytest.importorskip("torchvision.transforms")
     height, width = IMAGES[image]

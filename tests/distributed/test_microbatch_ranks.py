@@ -200,7 +200,10 @@ def steps_alone(norm: str, rows: tuple[int, int], size: int) -> list[dict[str, T
     return steps
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow) if k == "fsdp2, SyncBatchNorm" else k for k in KINDS],
+)
 def test_ranks_with_any_rows_get_the_gradients_of_one_device(kind, pool):
     norm, wrap = KINDS[kind]
     cases = random_cases(norm)

@@ -40,6 +40,7 @@ INPUTS = [
     ("bf16", torch.bfloat16, HALF_KINDS),
     ("fp16", torch.float16, HALF_KINDS),
 ]
+SLOW_INPUTS = INPUTS[3:]
 
 
 def draws(group, kind, rows, d, dtype, options):
@@ -84,7 +85,9 @@ def allowed_errors(drawn: list, exact: list, precision: str, form: str) -> dict[
 @pytest.mark.parametrize("statistics", ["global", pytest.param("local", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", ["gram", "correlation"])
 @pytest.mark.parametrize(
-    ("precision", "dtype", "kinds"), INPUTS, ids=[f"{p}-{str(t)[6:]}" for p, t, _ in INPUTS]
+    ("precision", "dtype", "kinds"),
+    [pytest.param(*i, marks=pytest.mark.slow) if i in SLOW_INPUTS else i for i in INPUTS],
+    ids=[f"{p}-{str(t)[6:]}" for p, t, _ in INPUTS],
 )
 def test_gate(precision, dtype, kinds, form, statistics, monkeypatch, pool):
     for kind in kinds if statistics == "global" else [k for k in kinds if k in LOCAL_KINDS]:

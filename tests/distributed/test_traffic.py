@@ -57,7 +57,7 @@ def sent_of_all(group, layout, statistics):
     ]
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("statistics", ["global", "local"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_model_is_exact(layout, statistics, ranks, pool):

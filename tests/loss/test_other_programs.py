@@ -212,7 +212,9 @@ def test_first_derivatives_by_torch_func(loss_of, shape):
     assert torch.equal(jacrev(loss_of)(z_a, z_b), expected)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
 def test_a_batch_of_losses_by_vmap(loss_of, compiled):
     draws = [draw("random", 9, 14, seed=seed) for seed in (1, 2, 3)]
     views = [torch.stack(view) for view in zip(*draws, strict=True)]

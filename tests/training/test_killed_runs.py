@@ -65,6 +65,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_twice_ends_with_the_same_bits(tmp_path: Path, whole: dict):
     """The checkpoint is written at every step, so that it falls in the middle of an epoch."""
     out = tmp_path / "out"

@@ -100,6 +100,7 @@ def test_the_command_line_on_two_ranks(tmp_path: Path):
     assert state["history"][-1]["knn"] > 0.5
 
 
+@pytest.mark.slow
 def test_an_error_of_the_ranks_ends_the_job_with_its_reason(tmp_path: Path):
     done = torchrun(
         "-m", "barlow_fast", "pretrain", "--device", "cpu", "--batch-size", 65, "--out", tmp_path
@@ -109,7 +110,8 @@ def test_an_error_of_the_ranks_ends_the_job_with_its_reason(tmp_path: Path):
     assert 'Traceback (most recent call last):\n  File "barlow' not in done.stderr
 
 
-@pytest.mark.parametrize("to_all", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True])
 def test_a_signal_to_torchrun_saves_where_all_ranks_are(tmp_path: Path, to_all: bool):
     """As a cluster ends a job: the launcher passes the signal on, all ranks stop at one step. Some
     send it to every process themselves, which then gets it twice."""

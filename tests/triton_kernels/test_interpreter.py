@@ -122,8 +122,13 @@ def test_one_row(dtype):
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 1), (13, 7), (64, 64), (65, 129), (300, 1), (33, 600)], ids=str
-)
+    "shape",
+    [
+        (2, 1), (13, 7), (64, 64), (65, 129), pytest.param((300, 1), marks=pytest.mark.slow),
+        pytest.param((33, 600), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_tiles(shape, precision):
     check_tiles(
@@ -172,16 +177,18 @@ def use(monkeypatch, kernel, path, **blocks):
 # torch's; their sums are chunked, which bulk copies are not.
 PATHS = ["stored", "bulk", "cublas"]
 PRODUCTS = [
-    *itertools.product(PATHS, [(60, 600), (200, 90), (330, 70)], ["bf16"]),
+    *itertools.product(PATHS, [(200, 90)], ["bf16"]),
+    ("stored", (60, 600), "bf16"),
+    *itertools.starmap(slow, itertools.product(PATHS, [(60, 600), (330, 70)], ["bf16"])),
     *itertools.starmap(slow, itertools.product(PATHS, [(60, 600)], ["tf32"])),
     *itertools.starmap(slow, itertools.product(PATHS, [(200, 90)], ["fp16"])),
-    ("cublas", (60, 600), "fp32"),
+    slow("cublas", (60, 600), "fp32"),
     slow("cublas", (330, 70), "fp32"),
 ]
 GRADIENTS = [
     *itertools.product(["tiles", "bulk", "persistent", "cublas"], [64], ["bf16"]),
-    *itertools.product(["tiles", "cublas"], [64], ["fp32"]),
-    ("persistent", 256, "tf32"),
+    *itertools.starmap(slow, itertools.product(["tiles", "cublas"], [64], ["fp32"])),
+    slow("persistent", 256, "tf32"),
     *itertools.starmap(
         slow, itertools.product(["tiles", "bulk", "persistent", "cublas"], [64], ["tf32"])
     ),
