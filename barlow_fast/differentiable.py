@@ -170,6 +170,9 @@ class DifferentiableOperator:
         return loss, *(term.detach() for term in terms)
 
 
+MOST_KNOWN = 256  # shapes that the checks of an operator remember
+
+
 class _Check:
     """Arguments of an operator, checked before kernels read memory by them."""
 
@@ -177,17 +180,35 @@ class _Check:
         self, layouts: Callable[..., tuple[Layout, ...]], results: int, at_least: int
     ) -> None:
         self.layouts, self.results, self.at_least = layouts, results, at_least
+        self._known: dict[tuple, tuple[Layout, ...]] = {}
+
+    def known(self, z_a: Tensor, z_b: Tensor, lambd: Any, *options: Any) -> tuple[Layout, ...]:
+        """As `forward`, of tensors that have memory, remembered by shape, dtype and device."""
+        key = (z_a.shape, z_a.dtype, z_a.device, z_b.shape, z_b.dtype, z_b.device, options)
+        layouts = self._known.get(key)
+        if layouts is not None:
+            check_number("lambd", lambd)
+            return layouts
+        layouts = self.forward(z_a, z_b, lambd, *options)
+        if options[-2] != "auto":  # which depends on torch's settings of the moment
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = layouts
+        return layouts
 
     def forward(self, z_a: Tensor, z_b: Tensor, lambd: Any, *options: Any) -> tuple[Layout, ...]:
         """The layouts of what is returned."""
         check_views(z_a, z_b, self.at_least)
         return self.layouts(z_a, lambd, *options)
 
-    def backward(self, names: list[str], arguments: tuple) -> None:
+    def backward(
+        self, names: list[str], arguments: tuple, layouts_of: Callable[..., tuple[Layout, ...]]
+    ) -> None:
+        """`layouts_of`: `forward` or `known`."""
         grad, z_a, z_b, *rest = arguments[:-2]
         kept = len(names) - 1
-        layouts = self.forward(z_a, z_b, *rest[kept:])
-        if grad.numel() == 1:  # of any shape, as kernels read it
+        layouts = layouts_of(z_a, z_b, *rest[kept:])
+        if grad.dim() and grad.numel() == 1:  # of any shape, as kernels read it
             grad = grad.reshape(())
         tensors, expected = (grad, *rest[:kept]), (layouts[0], *layouts[self.results :])
         check_tensors(names, tensors, expected, z_a.device)
@@ -207,11 +228,11 @@ def _register(
     kept = ["grad", *parameters[3 : parameters.index("lambd")]]
 
     def checked_forward(*arguments: Any) -> tuple[Tensor, ...]:
-        check.forward(*arguments)
+        check.known(*arguments)
         return forward(*arguments)
 
     def checked_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        check.backward(kept, arguments)
+        check.backward(kept, arguments, check.known)
         return backward(*arguments)
 
     def fake_forward(z_a: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -219,7 +240,7 @@ def _register(
         return tuple(z_a.new_empty(shape, dtype=dtype) for shape, dtype in layouts)
 
     def fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        check.backward(kept, arguments)
+        check.backward(kept, arguments, check.forward)
         views, need = arguments[1:3], arguments[-2:]
         return tuple(
             z.new_empty(z.shape if needed else 0) for z, needed in zip(views, need, strict=True)
