@@ -20,11 +20,12 @@ $(STAMP): $(SOURCES)
 demo: install
 	$(BIN)/barlow-fast pretrain
 
-# What is not marked as slow, in two processes at a time, on one core each, the longest first; each of the others begins
-# when one is done, and prints what it has to say at its end. The Triton kernels run in Triton's interpreter, which must be
-# on before Triton is imported. `make test-core` and the like run one part; with SELECT= all of it, the core's on all cores.
+# What is not marked as slow, in two processes at a time, on one core each, in the order that keeps both busy to the end;
+# each of the others begins when one is done, and prints what it has to say at its end. The Triton kernels run in
+# Triton's interpreter, which must be on before Triton is imported. `make test-core` and the like run one part; with
+# SELECT= all of it, the core's on all cores.
 SELECT ?= -m "not slow"
-PARTS_OF_TEST := test-training test-core test-around test-bench test-interpreter
+PARTS_OF_TEST := test-training test-core test-bench test-around test-interpreter
 TRAINING := $(addprefix tests/,checkpoints data evaluation training)
 AROUND := tests/adapters $(wildcard tests/test_*.py)
 PYTEST = $(if $(SELECT),OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(SELECT)

@@ -531,6 +531,7 @@ class Worker(multiprocessing.get_context("spawn").Process):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["torch", "subclass"])
 def test_spawned_processes_are_patched(package, tmp_path, way):
     # What the fixture takes for the version of the adapter's library is not the installed one's.

@@ -49,6 +49,7 @@ def chosen(*names):
     return [replace(views.CHOSEN[name], batch_size=4) for name in names]
 
 
+@pytest.mark.slow
 def test_loaders_and_the_kernel_have_rows(tmp_path):
     out = tmp_path / "rows.jsonl"
     given = Example(), out, chosen("kernel", "arrays-32", "photographs")

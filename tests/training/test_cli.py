@@ -187,6 +187,7 @@ def test_divergence_exits_with_1(tmp_path: Path):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "barlow_fast.cli", "pretrain", *SMALL]

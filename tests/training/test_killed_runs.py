@@ -190,6 +190,7 @@ def assert_same(ours: Any, theirs: Any, place: str) -> None:
         assert ours == theirs, place
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_as_terminated(tmp_path: Path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "barlow_fast", "pretrain", *SETTINGS, "epochs=5000"]
