@@ -28,7 +28,7 @@ SELECT ?= -m "not slow"
 PARTS_OF_TEST := test-training test-core test-bench test-around test-interpreter
 TRAINING := $(addprefix tests/,checkpoints data evaluation training)
 AROUND := tests/adapters $(wildcard tests/test_*.py)
-PYTEST = $(if $(SELECT),OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(SELECT)
+PYTEST = $(BIN)/python -m pytest $(SELECT)
 
 test: install
 	$(MAKE) --no-print-directory -j2 --output-sync=target $(PARTS_OF_TEST)
@@ -38,7 +38,7 @@ test-all:
 	$(MAKE) --no-print-directory test SELECT=
 
 test-core: install
-	$(PYTEST) $(addprefix --ignore=,$(TRAINING) $(AROUND) tests/bench)
+	$(if $(SELECT),OMP_NUM_THREADS=1) $(PYTEST) $(addprefix --ignore=,$(TRAINING) $(AROUND) tests/bench)
 
 test-training: install
 	OMP_NUM_THREADS=1 $(PYTEST) $(TRAINING)

@@ -4,11 +4,11 @@ believing how large they say they are."""
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import importlib
 import os
 import pickle
-import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..inputs import open_descriptor
 from . import archive
 
 # The entry of a safetensors file's metadata that ours carry.
@@ -42,25 +43,19 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | 
     path = Path(path)
     try:
         # Opened once: what is checked is what is read. A pipe would keep a plain open waiting.
-        stream = open(path, "rb", opener=_open_now)  # noqa: SIM115 - closed below
+        stream = os.fdopen(open_descriptor(path), "rb")
     except FileNotFoundError:
         raise FileNotFoundError(f"no checkpoint at {path}") from None
     except OSError as error:
-        if path.is_dir():
+        if error.errno in (errno.EISDIR, errno.EINVAL):
             raise ValueError(f"{path} is not a file") from None
         raise ValueError(f"{path} is not a readable checkpoint: {error.strerror}") from error
     with stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise ValueError(f"{path} is not a file")
         start = stream.read(9)
         stream.seek(0)
         if _is_safetensors(start):
             return _read_safetensors(path)
         return _read_torch(stream, start, path), None
-
-
-def _open_now(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read_torch(stream: BinaryIO, start: bytes, path: Path) -> dict[str, Any]:

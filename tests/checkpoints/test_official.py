@@ -66,6 +66,15 @@ def our_optimizer(model: nn.Module) -> Momentum:
     return Momentum(groups, "momentum_buffer", "trust_coefficient")
 
 
+def saved_by_theirs(path: Path) -> tuple[TheirModel, Momentum]:
+    """What the official code writes after its first epoch."""
+    theirs = scramble(TheirModel())
+    their = their_optimizer(theirs)
+    model = {f"module.{key}": value for key, value in theirs.state_dict().items()}
+    torch.save({"epoch": 1, "model": model, "optimizer": their.state_dict()}, path)
+    return theirs, their
+
+
 def test_ours_is_read_by_theirs(tmp_path: Path):
     model = scramble(twins())
     optimizer = our_optimizer(model)
@@ -122,11 +131,7 @@ def test_theirs_is_read_by_ours_and_written_again_as_it_was(tmp_path: Path):
 def test_our_lars_goes_on_with_their_momentum(tmp_path: Path):
     from barlow_fast.training.lars import LARS
 
-    theirs = scramble(TheirModel())
-    their = their_optimizer(theirs)
-    model = {f"module.{key}": value for key, value in theirs.state_dict().items()}
-    content = {"epoch": 1, "model": model, "optimizer": their.state_dict()}
-    torch.save(content, tmp_path / "checkpoint.pth")
+    theirs, their = saved_by_theirs(tmp_path / "checkpoint.pth")
     ours = twins(seed=1)
     optimizer = LARS(ours.parameters(), lr=0.1)
     load_official(tmp_path / "checkpoint.pth", ours, optimizer)
@@ -181,11 +186,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path):
 
 
 def test_a_lars_of_their_kind_gets_momentum_under_their_name(tmp_path: Path):
-    theirs = scramble(TheirModel())
-    their = their_optimizer(theirs)
-    model = {f"module.{key}": value for key, value in theirs.state_dict().items()}
-    content = {"epoch": 1, "model": model, "optimizer": their.state_dict()}
-    torch.save(content, tmp_path / "checkpoint.pth")
+    theirs, their = saved_by_theirs(tmp_path / "checkpoint.pth")
     for make, key in ((their_optimizer, "mu"), (our_optimizer, "momentum_buffer")):
         ours = twins(seed=1)
         optimizer = make(ours)
