@@ -29,7 +29,8 @@ from .memory import POOL
 __all__ = ["correlation_layout", "gram_layout"]
 
 NAME = "cpu"
-# AMX in plain C++, for tests on every machine: it is never chosen, and differs from `baseline` in the products of bf16.
+# AMX in plain C++, for tests on every machine: never chosen. Products of bf16 alone differ from
+# `baseline`.
 EMULATED = "amx_bf16_emulated"
 # Least first: the order of bindings.cpp.
 INSTRUCTION_SETS = (EMULATED, "baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
