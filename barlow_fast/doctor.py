@@ -182,9 +182,11 @@ def _triton_detail() -> str:
 def _native_detail() -> str:
     from .kernels import cpu
 
-    return (
-        f"instruction set {cpu.instruction_set()} of {', '.join(cpu.supported_instruction_sets())}"
-    )
+    known = [name for name in cpu.supported_instruction_sets() if name != cpu.EMULATED]
+    detail = f"instruction set {cpu.instruction_set()} of {', '.join(known)}"
+    if "amx_bf16" in cpu_model_and_features()[1] and "amx_bf16" not in known:
+        detail += "; the CPU has AMX, which the system or this build does not let the kernels use"
+    return detail
 
 
 def print_self_test(name: str, device: torch.device) -> bool:

@@ -5,7 +5,7 @@ z_hat is never stored: rows are standardised while they are packed into cache-re
 symmetric products compute half of their tiles, and the norm's backward runs on gradient panels
 before they leave the cache. Each input is read once per primitive, each gradient is written once.
 The sources beside this file are compiled once per instruction set (baseline, AVX2, AVX-512, AVX-512
-BF16) and the best one that the CPU has is chosen when the library is loaded.
+BF16, AMX) and the best one that CPU and system allow is chosen when the library is loaded.
 
 Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces a lesser one (tests,
     bug reports).
@@ -29,7 +29,12 @@ from .memory import POOL
 __all__ = ["correlation_layout", "gram_layout"]
 
 NAME = "cpu"
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
+# AMX in plain C++, for tests on every machine: never chosen. Products of bf16 alone differ from
+# `baseline`.
+EMULATED = "amx_bf16_emulated"
+# Least first: the order of bindings.cpp.
+INSTRUCTION_SETS = (EMULATED, "baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+
 FOLDER = Path(__file__).parent
 
 # Codes of `enum class Element` in contract.h.

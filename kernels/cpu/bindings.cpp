@@ -21,14 +21,33 @@
 #include "arguments.h"
 #include "contract.h"
 
+#if defined(BARLOW_FAST_AMX_BUILT)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace barlow_fast {
 namespace {
 
 // ---- instruction set ----------------------------------------------------------------------------------------------
 
-// Best last; the order is part of the Python side (kernels/cpu/__init__.py).
-std::vector<const Primitives*> supported_sets() {
-  std::vector<const Primitives*> sets{primitives_baseline()};
+#if defined(BARLOW_FAST_AMX_BUILT)
+// Whether the CPU multiplies tiles of bfloat16, and the system lets this process use their registers.
+bool may_use_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if ((d & kBf16) == 0 || (d & kTile) == 0) return false;
+  // Linux saves the registers' 8 KiB only for processes that ask for them (arch_prctl(2)); threads and forks inherit it.
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+// Best last; the order is part of the Python side (kernels/cpu/__init__.py). The first is for tests.
+std::vector<const Primitives*> find_sets() {
+  std::vector<const Primitives*> sets{primitives_amx_bf16_emulated(), primitives_baseline()};
 #if defined(BARLOW_FAST_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -36,10 +55,20 @@ std::vector<const Primitives*> supported_sets() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       sets.push_back(primitives_avx512());
-      if (__builtin_cpu_supports("avx512bf16")) sets.push_back(primitives_avx512_bf16());
+      if (__builtin_cpu_supports("avx512bf16")) {
+        sets.push_back(primitives_avx512_bf16());
+#if defined(BARLOW_FAST_AMX_BUILT)
+        if (may_use_amx()) sets.push_back(primitives_amx_bf16());
+#endif
+      }
     }
   }
 #endif
+  return sets;
+}
+
+const std::vector<const Primitives*>& supported_sets() {
+  static const std::vector<const Primitives*> sets = find_sets();
   return sets;
 }
 
@@ -57,7 +86,7 @@ const Primitives& primitives() {
 // Uses the set of that index from now on (negative: leaves it) and returns the active index, or -1 where it is not
 // supported by this CPU.
 int64_t instruction_set(int64_t index) {
-  const std::vector<const Primitives*> sets = supported_sets();
+  const std::vector<const Primitives*>& sets = supported_sets();
   if (index >= static_cast<int64_t>(sets.size())) return -1;
   if (index >= 0) active_set.store(sets[static_cast<size_t>(index)]);
   const Primitives* active = &primitives();

@@ -232,10 +232,14 @@ struct Primitives {
 };
 
 const Primitives* primitives_baseline();
+const Primitives* primitives_amx_bf16_emulated();
 #if defined(BARLOW_FAST_X86)
 const Primitives* primitives_avx2();
 const Primitives* primitives_avx512();
 const Primitives* primitives_avx512_bf16();
+#endif
+#if defined(BARLOW_FAST_AMX_BUILT)
+const Primitives* primitives_amx_bf16();
 #endif
 
 }  // namespace barlow_fast

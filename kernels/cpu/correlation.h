@@ -11,36 +11,54 @@ struct CorrelationScratch {
     const int64_t i_width = round_up(task.i_end - task.i_begin, kPanel<Op>);
     const int64_t j_width = round_up(task.j_end - task.j_begin, kPanel<Op>);
     const int64_t bytes = (i_width + j_width) * static_cast<int64_t>(sizeof(Unit<Op>));
-    depth = smaller(larger((512 << 10) / bytes * Op::kDepth / 2 * 2, 32), 512);
+    depth = smaller(larger((512 << 10) / bytes * Op::kDepth / 32 * 32, 32), 512);
     left = arena.template take<Unit<Op>>(i_width * depth / Op::kDepth);
     right = arena.template take<Unit<Op>>(j_width * depth / Op::kDepth);
   }
 };
 
-// Panels of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole units with zeros.
+// Panels of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole units with zeros; of
+// matrix tiles with `as_left` the left operand.
 template <class Op, Element E>
 void pack_features(const View& z, const Norm& norm, Element operand, int64_t row_begin, int64_t rows, int64_t begin,
-                   int64_t end, Unit<Op>* out) {
+                   int64_t end, Unit<Op>* out, bool as_left = false) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
-  const int64_t units = (rows + Op::kDepth - 1) / Op::kDepth;
+  const int64_t units = units_for<Op>(rows);
   const A* mean = static_cast<const A*>(norm.mean);
   const A* rstd = static_cast<const A*>(norm.rstd);
   const A* shift = static_cast<const A*>(norm.shift);
+  // Unit k of columns c, c + 1, ...
+  const auto units_at = [&](int64_t k, int64_t c) __attribute__((always_inline)) {
+    const int64_t count = end - c;
+    const Vector<A> m = load_some(mean + c, count), s = load_some(rstd + c, count), t = load_some(shift + c, count);
+    Vector<A> hat[2] = {};
+    BARLOW_FAST_UNROLL
+    for (int e = 0; e < Op::kDepth; ++e) {
+      const int64_t row = k * Op::kDepth + e;
+      if (row >= rows) continue;
+      const Vector<A> x = load_some<A, E>(row_of<E>(z, row_begin + row) + c, count);
+      hat[e] = rounded<Op>(standardised<A>(x, m, s, t), operand);
+    }
+    return units_across<Op>(hat[0], hat[1]);
+  };
+  if (as_left) {
+    for (int64_t c = begin; c < begin + round_up(end - begin, panel); c += lanes) {
+      for (int64_t k = 0; k < units; k += lanes) {
+        Vector<Unit<Op>> square[lanes] = {};
+        for (int u = 0; u < lanes && c < end; ++u) square[u] = units_at(k + u, c);
+        transpose<Unit<Op>>(square);
+        Unit<Op>* block = out + (c - begin) * units + k * lanes;
+        BARLOW_FAST_UNROLL
+        for (int r = 0; r < lanes; ++r) store(block + r * lanes, square[r]);
+      }
+    }
+    return;
+  }
   for (int64_t k = 0; k < units; ++k) {
     for (int64_t c = begin; c < end; c += lanes) {
-      const int64_t count = end - c;
-      const Vector<A> m = load_some(mean + c, count), s = load_some(rstd + c, count), t = load_some(shift + c, count);
-      Vector<A> hat[2] = {};
-      BARLOW_FAST_UNROLL
-      for (int e = 0; e < Op::kDepth; ++e) {
-        const int64_t row = k * Op::kDepth + e;
-        if (row >= rows) continue;
-        const Vector<A> x = load_some<A, E>(row_of<E>(z, row_begin + row) + c, count);
-        hat[e] = rounded<Op>(standardised<A>(x, m, s, t), operand);
-      }
       const int64_t at = c - begin;
-      store(out + at / panel * panel * units + k * panel + at % panel, units_across<Op>(hat[0], hat[1]));
+      store(out + at / panel * panel * units + k * panel + at % panel, units_at(k, c));
     }
     // The last panel's second half, where no column reaches it.
     const int64_t used = round_up(end - begin, lanes);
@@ -52,21 +70,19 @@ template <class Op, Element E>
 void correlation_in(const CorrelationTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>;
+  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const CorrelationScratch<Op> s(arena, task);
   const int64_t height = task.i_end - task.i_begin, width = task.j_end - task.j_begin;
   A* out = static_cast<A*>(task.out) + task.i_begin * task.out_stride + task.j_begin;
   for (int64_t row = task.row_begin; row < task.row_end; row += s.depth) {
-    const int64_t rows = smaller(s.depth, task.row_end - row), units = (rows + Op::kDepth - 1) / Op::kDepth;
-    pack_features<Op, E>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left);
+    const int64_t rows = smaller(s.depth, task.row_end - row), units = units_for<Op>(rows);
+    pack_features<Op, E>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left, kTiled<Op>);
     pack_features<Op, E>(task.b, task.norm_b, task.operand, row, rows, task.j_begin, task.j_end, s.right);
     for (int64_t j = 0; j < width; j += panel) {
-      for (int64_t i = 0; i < height; i += kTileRows) {
-        Vector<A> tile[kTileRows][2];
-        multiply<Op, kTileRows, 2>(units, s.left + i / panel * panel * units + i % panel, 1, panel, s.right + j * units,
-                                   tile);
-        store_tile<A>(tile, height - i, width - j, row > task.row_begin, out + i * task.out_stride + j,
-                      task.out_stride);
+      for (int64_t i = 0; i < height; i += kTileRows<Op>) {
+        multiply_to<Op>(units, left_of_panels<Op>(s.left, i, units), s.right + j * units, height - i, width - j,
+                        row > task.row_begin, out + i * task.out_stride + j, task.out_stride);
       }
     }
   }
@@ -120,7 +136,7 @@ void pack_matrix_in(const PackMatrixTask& task) {
     Unit<Op>* out = static_cast<Unit<Op>*>(task.out) + p * (depth / Op::kDepth) * panel;
     const int64_t column = p * panel;
     if (task.transpose) {
-      pack_transposed<Op>(depth, out, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
+      pack_transposed<Op>(depth, out, nullptr, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
         BARLOW_FAST_UNROLL
         for (int r = 0; r < lanes; ++r) {
           const int64_t row = column + first + r;
@@ -156,11 +172,13 @@ struct CorrelationGradientScratch {
   Unit<Op>* left[2];
 
   CorrelationGradientScratch(Arena& arena, const CorrelationGradientTask& task) {
-    rows = round_up(task.row_end - task.row_begin, kTileRows);
+    rows = round_up(task.row_end - task.row_begin, kTileRows<Op>);
     width = round_up(task.d, larger(kPanel<Op>, kDepthStep<Op>));
     // Rows a power of two apart would fall into the same cache sets.
     stride = width + kLanes<Acc<Op>>;
     left_stride = stride / Op::kDepth;
+    // Rows of matrix tiles fill whole cache lines, an odd number of lines apart.
+    if (kTiled<Op>) left_stride = (width / Op::kDepth / kLanes<Acc<Op>> | 1) * kLanes<Acc<Op>>;
     separate = rounds_operand<Op>(task.operand);
     weight = arena.template take<Acc<Op>>(width);
     for (int view = 0; view < 2; ++view) {
@@ -208,6 +226,7 @@ template <class Op, Element E>
 void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
+  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const CorrelationGradientScratch<Op> s(arena, task);
   for (int64_t c = 0; c < s.width; ++c) {
@@ -233,11 +252,12 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
     const A* hat = s.hat[view];
     const A* other = s.hat[1 - view];
     for (int64_t c = 0; c < task.d; c += panel) {
-      for (int64_t r = 0; r < s.rows; r += kTileRows) {
-        Vector<A> tile[kTileRows][2];
-        multiply<Op, kTileRows, 2>(units, s.left[1 - view] + r * s.left_stride, s.left_stride, 1, packed + c * units,
-                                   tile);
-        for (int64_t i = 0; i < smaller(kTileRows, task.row_end - task.row_begin - r); ++i) {
+      for (int64_t r = 0; r < s.rows; r += kTileRows<Op>) {
+        Vector<A> tile[kTileRows<Op>][2];
+        const Left<Op> left{s.left[1 - view] + r * s.left_stride, s.left_stride, kTiled<Op> ? lanes : 1,
+                            lanes * s.left_stride};
+        multiply<Op, kTileRows<Op>, 2>(units, left, packed + c * units, tile);
+        for (int64_t i = 0; i < smaller(kTileRows<Op>, task.row_end - task.row_begin - r); ++i) {
           auto* to = row_of<E>(out, task.row_begin + r + i);
           BARLOW_FAST_UNROLL
           for (int v = 0; v < 2; ++v) {

@@ -21,16 +21,17 @@ struct GramScratch {
   GramScratch(Arena& arena, const GramTask& task) {
     depth = gram_depth<Op>(task);
     left = arena.template take<Unit<Op>>(round_up(task.i_end - task.i_begin, kPanel<Op>) * depth / Op::kDepth);
-    right = task.i_begin == task.j_begin
+    right = task.i_begin == task.j_begin && !kTiled<Op>
                 ? left
                 : arena.template take<Unit<Op>>(round_up(task.j_end - task.j_begin, kPanel<Op>) * depth / Op::kDepth);
   }
 };
 
-// Panels of samples [row_begin, row_end) with `count` columns from `column` as summed index.
+// Panels of samples [row_begin, row_end) with `count` columns from `column` as summed index, as the right operand and
+// (of matrix tiles) the left one; either may be null.
 template <class Op, Element E>
 void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int64_t column, int64_t count,
-                  Unit<Op>* out) {
+                  Unit<Op>* right, Unit<Op>* left = nullptr) {
   using A = Acc<Op>;
   constexpr int lanes = kLanes<A>;
   const int64_t depth = round_up(count, kDepthStep<Op>);
@@ -38,8 +39,9 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
   const A* rstd = static_cast<const A*>(task.norm.rstd) + column;
   const A* shift = static_cast<const A*>(task.norm.shift) + column;
   for (int64_t row = row_begin; row < row_end; row += kPanel<Op>) {
-    Unit<Op>* panel = out + (row - row_begin) * (depth / Op::kDepth);
-    pack_transposed<Op>(depth, panel, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
+    const int64_t at = (row - row_begin) * (depth / Op::kDepth);
+    Unit<Op>*const panel = right == nullptr ? nullptr : right + at, *const blocks = left == nullptr ? nullptr : left + at;
+    pack_transposed<Op>(depth, panel, blocks, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
       Vector<A> m[2] = {}, s[2] = {}, t[2] = {};
       for (int v = 0; v < Op::kDepth; ++v) {
         m[v] = load_some(mean + k + v * lanes, count - k - v * lanes);
@@ -76,6 +78,7 @@ template <class Op, Element E>
 void gram_in(const GramTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
+  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const GramScratch<Op> s(arena, task);
   const int64_t rows = task.i_end - task.i_begin, columns = task.j_end - task.j_begin;
@@ -84,24 +87,28 @@ void gram_in(const GramTask& task, void* scratch) {
   for (int64_t column = task.column_begin; column < task.column_end; column += s.depth) {
     const int64_t count = smaller(s.depth, task.column_end - column);
     const int64_t units = round_up(count, kDepthStep<Op>) / Op::kDepth;
-    pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, s.left);
+    if constexpr (kTiled<Op>) {
+      pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, diagonal ? s.right : nullptr, s.left);
+    } else {
+      pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, s.left);
+    }
     if (!diagonal) pack_samples<Op, E>(task, task.j_begin, task.j_end, column, count, s.right);
     const bool accumulate = column > task.column_begin;
     for (int64_t j = 0; j < columns; j += panel) {
       const Unit<Op>* right = s.right + j * units;
-      for (int64_t i = diagonal ? j : 0; i < rows; i += kTileRows) {
-        const Unit<Op>* left = s.left + i / panel * panel * units + i % panel;
+      for (int64_t i = diagonal ? j : 0; i < rows; i += kTileRows<Op>) {
+        const Left<Op> left = left_of_panels<Op>(s.left, i, units);
         A* to = in_tiles(out, task.side, task.i_begin + i, task.j_begin + j);
-        if (diagonal && i + kTileRows <= j + lanes) {
-          // This tile's right half lies above the diagonal.
-          Vector<A> tile[kTileRows][1];
-          multiply<Op, kTileRows, 1>(units, left, 1, panel, right, tile);
-          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.side);
-        } else {
-          Vector<A> tile[kTileRows][2];
-          multiply<Op, kTileRows, 2>(units, left, 1, panel, right, tile);
-          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.side);
+        if constexpr (!kTiled<Op>) {
+          if (diagonal && i + kTileRows<Op> <= j + lanes) {
+            // This tile's right half lies above the diagonal.
+            Vector<A> tile[kTileRows<Op>][1];
+            multiply<Op, kTileRows<Op>, 1>(units, left, right, tile);
+            store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.side);
+            continue;
+          }
         }
+        multiply_to<Op>(units, left, right, rows - i, columns - j, accumulate, to, task.side);
       }
     }
   }
@@ -238,17 +245,12 @@ double inner(const void* x, const void* y, int64_t count, Element accumulation) 
 
 // ---- the left operand of the gradient product ---------------------------------------------------------------------
 
-template <class Op>
-int64_t gram_units(int64_t n) {
-  return (n + Op::kDepth - 1) / Op::kDepth;
-}
-
-// kTileRows units of one step from rows x and (for pairs) y of K.
+// kTileRows<Op> units of one step from rows x and (for pairs) y of K.
 template <class Op>
 BARLOW_FAST_INLINE void store_left(const Acc<Op>* x, const Acc<Op>* y, Element operand, float half_scale,
                                    Unit<Op>* to) {
   BARLOW_FAST_UNROLL
-  for (int r = 0; r < kTileRows; ++r) {
+  for (int r = 0; r < kTileRows<Op>; ++r) {
     if constexpr (Op::kDepth == 2) {
       to[r] = float_to_bf16(x[r]) | static_cast<uint32_t>(float_to_bf16(y[r])) << 16;
     } else if (operand == Element::bf16) {
@@ -263,25 +265,48 @@ BARLOW_FAST_INLINE void store_left(const Acc<Op>* x, const Acc<Op>* y, Element o
   (void)y;
 }
 
+// The same for matrix tiles: the units of a row of K' together, in blocks (tiles.h).
+template <class Op>
+void pack_gram_blocks(const PackGramTask& task) {
+  constexpr int lanes = kLanes<float>, rows = kTileRows<Op>;
+  const float* gram = static_cast<const float*>(task.gram);
+  const int64_t n = task.n, units = units_for<Op>(n);
+  for (int64_t p = task.panel_begin; p < task.panel_end; ++p) {
+    Unit<Op>* panel = static_cast<Unit<Op>*>(task.out) + p * units * rows;
+    for (int r = 0; r < rows; ++r) {
+      const int64_t row = p * rows + r;
+      Unit<Op>* to = panel + r / lanes * units * lanes + r % lanes * lanes;
+      for (int64_t k = 0; k < units * Op::kDepth; k += kDepthStep<Op>, to += lanes * lanes) {
+        Vector<float> x[2] = {};
+        for (int v = 0; v < 2 && row < n; ++v) x[v] = load_some(gram + row * n + k + v * lanes, n - k - v * lanes);
+        const int64_t at = row - k;
+        if (row < n && at >= 0 && at < 2 * lanes) x[at / lanes][at % lanes] -= static_cast<float>(task.centre);
+        store(to, units_of<Op>(x[0], x[1]));
+      }
+    }
+  }
+}
+
 // packed[panel][k][r] = K'[panel * kTileRows + r][k], K' = K - centre * identity. K is symmetric, so row k of K is read.
 template <class Op>
 void pack_gram_in(const PackGramTask& task) {
   using A = Acc<Op>;
+  if constexpr (kTiled<Op>) return pack_gram_blocks<Op>(task);
   const A* gram = static_cast<const A*>(task.gram);
-  const int64_t n = task.n, units = gram_units<Op>(n);
+  const int64_t n = task.n, units = units_for<Op>(n);
   const A centre = static_cast<A>(task.centre);
   for (int64_t p = task.panel_begin; p < task.panel_end; ++p) {
-    Unit<Op>* to = static_cast<Unit<Op>*>(task.out) + p * units * kTileRows;
-    const int64_t first = p * kTileRows, count = smaller(kTileRows, n - first);
-    for (int64_t k = 0; k < units; ++k, to += kTileRows) {
+    Unit<Op>* to = static_cast<Unit<Op>*>(task.out) + p * units * kTileRows<Op>;
+    const int64_t first = p * kTileRows<Op>, count = smaller(kTileRows<Op>, n - first);
+    for (int64_t k = 0; k < units; ++k, to += kTileRows<Op>) {
       const int64_t row = k * Op::kDepth;
-      const bool plain = count == kTileRows && row + Op::kDepth <= n && (row + Op::kDepth <= first || row >= first + count);
+      const bool plain = count == kTileRows<Op> && row + Op::kDepth <= n && (row + Op::kDepth <= first || row >= first + count);
       if (plain) {
         const A *upper = gram + row * n + first, *lower = upper + (Op::kDepth - 1) * n;
         store_left<Op>(upper, lower, task.operand, task.half_scale, to);
         continue;
       }
-      A value[2][kTileRows] = {};
+      A value[2][kTileRows<Op>] = {};
       for (int d = 0; d < Op::kDepth && row + d < n; ++d) {
         for (int64_t r = 0; r < count; ++r) {
           value[d][r] = gram[(row + d) * n + first + r] - (row + d == first + r ? centre : 0);
@@ -306,7 +331,7 @@ struct GramGradientScratch {
   GramGradientScratch(Arena& arena, const GramGradientTask& task) {
     const int64_t width = round_up(task.column_end - task.column_begin, kPanel<Op>);
     panels = width / kPanel<Op>;
-    samples = round_up(task.n, larger(kTileRows, Op::kDepth));
+    samples = round_up(task.n, larger(kTileRows<Op>, Op::kDepth));
     separate = rounds_operand<Op>(task.operand);
     product = arena.template take<Acc<Op>>(samples * width);
     for (int view = 0; view < 2; ++view) {
@@ -416,22 +441,22 @@ void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<O
 
 template <class Op, Element E>
 void gram_gradient_in(const GramGradientTask& task, void* scratch) {
-  using A = Acc<Op>;
   constexpr int panel = kPanel<Op>;
+  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const GramGradientScratch<Op> s(arena, task);
   stage_columns<Op, E>(task, s, 0);
   stage_columns<Op, E>(task, s, 1);
-  const int64_t units = gram_units<Op>(task.n);
+  const int64_t units = units_for<Op>(task.n);
   for (int view = 0; view < 2; ++view) {
     if ((view ? task.grad_b : task.grad_a).data == nullptr) continue;
     const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_a : task.packed_b);
-    for (int64_t n = 0; n < task.n; n += kTileRows) {
+    for (int64_t n = 0; n < task.n; n += kTileRows<Op>) {
+      Left<Op> left{packed + n * units, 1, kTileRows<Op>};
+      if constexpr (kTiled<Op>) left = left_of_panels<Op>(packed, n, units);
       for (int64_t p = 0; p < s.panels; ++p) {
-        Vector<A> tile[kTileRows][2];
-        multiply<Op, kTileRows, 2>(units, packed + n * units, 1, kTileRows,
-                                   s.right[view] + p * (s.samples / Op::kDepth) * panel, tile);
-        store_tile<A>(tile, kTileRows, panel, false, s.product + (p * s.samples + n) * panel, panel);
+        multiply_to<Op>(units, left, s.right[view] + p * (s.samples / Op::kDepth) * panel, kTileRows<Op>, panel, false,
+                        s.product + (p * s.samples + n) * panel, panel);
       }
     }
     for (int64_t p = 0; p < s.panels; ++p) finish_gram_panel<Op, E>(task, s, view, p);

@@ -16,15 +16,28 @@ namespace barlow_fast {
 namespace {
 
 #include "vector.h"
+#if defined(BARLOW_FAST_AMX) || defined(BARLOW_FAST_AMX_EMULATED)
+#include "tiles.h"
+#else
+struct TileRegisters {};
+#endif
 #include "pack.h"
 #include "moments.h"
 #include "gram.h"
 #include "correlation.h"
+#if defined(BARLOW_FAST_AMX_EMULATED)
+size_t photometric_scratch(const PhotometricTask& t) { return primitives_baseline()->photometric_scratch(t); }
+void photometric(const PhotometricTask& t, void* scratch) { primitives_baseline()->photometric(t, scratch); }
+#else
 #include "photometric.h"
+#endif
 
-// Calls function<Op>(arguments) for the operand type: bf16 as pairs where the CPU multiplies them, else, like f16, as
-// float32 values rounded to it.
-#if defined(__AVX512BF16__)
+// Calls function<Op>(arguments) for the operand type: bf16 as tiles or pairs where the CPU multiplies them, else, like
+// f16, as float32 values rounded to it.
+#if defined(BARLOW_FAST_AMX) || defined(BARLOW_FAST_AMX_EMULATED)
+#define BARLOW_FAST_PAIRS(operand, call) \
+  if ((operand) == Element::bf16) { using Op = Tiles; return call; }
+#elif defined(__AVX512BF16__)
 #define BARLOW_FAST_PAIRS(operand, call) \
   if ((operand) == Element::bf16) { using Op = Pairs; return call; }
 #else
@@ -50,11 +63,11 @@ namespace {
 
 template <class Op>
 Geometry geometry_in() {
-  return Geometry{kPanel<Op>, kTileRows};
+  return Geometry{kPanel<Op>, kTileRows<Op>};
 }
 template <class Op>
 size_t packed_gram_bytes_in(int64_t n) {
-  return static_cast<size_t>(round_up(n, kTileRows) * gram_units<Op>(n)) * sizeof(Unit<Op>);
+  return static_cast<size_t>(round_up(n, kTileRows<Op>) * units_for<Op>(n)) * sizeof(Unit<Op>);
 }
 template <class Scratch, class Task>
 size_t bytes_of(const Task& task) {

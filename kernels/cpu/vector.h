@@ -4,15 +4,17 @@
 // Written with the vector extensions of GCC and Clang, so that one source serves SSE2, AVX2, AVX-512 and NEON;
 // intrinsics appear only where an instruction has no expression in them (bf16 dot products, half conversions).
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
+#if defined(__AVX512F__) || defined(BARLOW_FAST_AMX_EMULATED)
+constexpr int kVectorBytes = 64;  // where no such vector exists, the compiler splits it
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
 
-#if defined(__clang__)
+#if defined(BARLOW_FAST_AMX_EMULATED)
+#define BARLOW_FAST_UNROLL
+#elif defined(__clang__)
 #define BARLOW_FAST_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define BARLOW_FAST_UNROLL _Pragma("GCC unroll 16")
@@ -285,16 +287,27 @@ struct Pairs {
 
 template <class Op>
 constexpr int kPanel = 2 * kLanes<typename Op::Accumulator>;
+// Whether products are those of matrix tiles (tiles.h), and the rows of what one product yields.
+template <class Op>
+constexpr bool kTiled = false;
+template <class Op>
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;  // 8 x 2 accumulators; 32 registers, two loads and eight broadcasts per 16 products
 #else
 constexpr int kTileRows = 4;  // 16 registers
 #endif
 
-// sum[r][v] += over k of left[r * left_row + k * left_step] * right[k * kPanel + v * lanes + lane].
+// Where the left operand of a product lies: its first unit, the distance of rows and that of units along the summed
+// index. Of matrix tiles `step` is the distance of blocks of 16 units, and `half` that of the second 16 rows.
+template <class Op>
+struct Left {
+  const typename Op::Unit* data;
+  int64_t row, step, half = 0;
+};
+
+// sum[r][v] = over k of left[r][k] * right[k * kPanel + v * lanes + lane].
 template <class Op, int Rows, int Vectors>
-BARLOW_FAST_INLINE void multiply(int64_t depth, const typename Op::Unit* left, int64_t left_row, int64_t left_step,
-                                 const typename Op::Unit* right,
+BARLOW_FAST_INLINE void multiply(int64_t depth, const Left<Op>& left, const typename Op::Unit* right,
                                  Vector<typename Op::Accumulator> (&sum)[Rows][Vectors]) {
   using Unit = typename Op::Unit;
   BARLOW_FAST_UNROLL
@@ -308,7 +321,7 @@ BARLOW_FAST_INLINE void multiply(int64_t depth, const typename Op::Unit* left, i
     for (int v = 0; v < Vectors; ++v) y[v] = load(right + k * kPanel<Op> + v * kLanes<Unit>);
     BARLOW_FAST_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const Unit x = left[r * left_row + k * left_step];
+      const Unit x = left.data[r * left.row + k * left.step];
       BARLOW_FAST_UNROLL
       for (int v = 0; v < Vectors; ++v) sum[r][v] = Op::fma(sum[r][v], x, y[v]);
     }
@@ -344,12 +357,17 @@ BARLOW_FAST_INLINE Vector<typename Op::Accumulator> rounded(Vector<typename Op::
 template <class Op>
 BARLOW_FAST_INLINE Vector<typename Op::Unit> units_of(Vector<typename Op::Accumulator> x,
                                                       Vector<typename Op::Accumulator> y) {
-#if defined(__AVX512BF16__)
   if constexpr (Op::kDepth == 2) {
+#if defined(__AVX512BF16__)
     return (Vector<uint32_t>)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
-  } else
+#else
+    constexpr int lanes = kLanes<float>;
+    uint16_t values[2 * lanes];
+    store_elements<float, Element::bf16>(values, x);
+    store_elements<float, Element::bf16>(values + lanes, y);
+    return load(reinterpret_cast<const uint32_t*>(values));
 #endif
-  {
+  } else {
     (void)y;
     return x;
   }
@@ -359,14 +377,19 @@ BARLOW_FAST_INLINE Vector<typename Op::Unit> units_of(Vector<typename Op::Accumu
 template <class Op>
 BARLOW_FAST_INLINE Vector<typename Op::Unit> units_across(Vector<typename Op::Accumulator> x,
                                                           Vector<typename Op::Accumulator> y) {
-#if defined(__AVX512BF16__)
   if constexpr (Op::kDepth == 2) {
+#if defined(__AVX512BF16__)
     const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
     const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)y));
     return (Vector<uint32_t>)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-  } else
+#else
+    Vector<uint32_t> units;
+    for (int i = 0; i < kLanes<float>; ++i) {
+      units[i] = float_to_bf16(x[i]) | static_cast<uint32_t>(float_to_bf16(y[i])) << 16;
+    }
+    return units;
 #endif
-  {
+  } else {
     (void)y;
     return x;
   }

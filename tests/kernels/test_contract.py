@@ -31,6 +31,10 @@ def kernels(request):
     """The native set, on each instruction set that this CPU has."""
     if PROBLEM is not None:
         pytest.skip(PROBLEM)
+    if request.param == cpu_kernels.EMULATED:
+        parameters = request.node.callspec.params
+        if parameters.get("precision", parameters.get("operand")) != "bf16":
+            pytest.skip("what is emulated are products of bf16")
     before = cpu_kernels.instruction_set()
     try:
         cpu_kernels.use_instruction_set(request.param)

@@ -28,7 +28,7 @@ native = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 channels = pytest.mark.parametrize("channels", [1, 3])
 
 
-@pytest.fixture(params=["aten", *cpu_kernels.INSTRUCTION_SETS])
+@pytest.fixture(params=["aten", *cpu_kernels.INSTRUCTION_SETS[1:]])
 def kernels(request):
     """Plain torch, and the native set on each instruction set that this CPU has."""
     if request.param == "aten":
