@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .kernels import KernelSet
+from .kernels import Coefficients, KernelSet
 
 
 def forward(
@@ -39,17 +39,7 @@ def backward(
     """dL/dz_a, dL/dz_b times `grad_scale`; an unwanted one is empty."""
     n = z_a.shape[0]
     statistics, matrix, squares = saved
-    coefficient, slope, offset = 2 * lambd / n, 2 / n, -2 / n
+    coefficients = Coefficients(2 * lambd / n, 2 / n, -2 / n)
     return kernels.correlation_gradients(
-        z_a,
-        z_b,
-        statistics,
-        matrix,
-        squares,
-        grad_scale,
-        coefficient,
-        slope,
-        offset,
-        precision,
-        need,
+        z_a, z_b, statistics, matrix, squares, grad_scale, coefficients, precision, need
     )

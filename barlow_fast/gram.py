@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .kernels import KernelSet
+from .kernels import Coefficients, KernelSet
 
 
 def forward(
@@ -38,18 +38,7 @@ def backward(
     """dL/dz_a, dL/dz_b times `grad_scale`; an unwanted one is empty."""
     n = z_a.shape[0]
     statistics, grams, centres = saved
-    coefficient, slope, offset = 2 * lambd / n**2, (2 - 2 * lambd) / n, -2 / n
+    coefficients = Coefficients(2 * lambd / n**2, (2 - 2 * lambd) / n, -2 / n, eps)
     return kernels.gram_gradients(
-        z_a,
-        z_b,
-        statistics,
-        grams,
-        centres,
-        grad_scale,
-        coefficient,
-        slope,
-        offset,
-        eps,
-        precision,
-        need,
+        z_a, z_b, statistics, grams, centres, grad_scale, coefficients, precision, need
     )

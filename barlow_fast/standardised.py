@@ -45,7 +45,7 @@ from torch import Tensor
 
 from . import arguments, functional, ops
 from .differentiable import DifferentiableOperator
-from .kernels import KernelSet, Layout, load
+from .kernels import Coefficients, KernelSet, Layout, load
 from .kernels.precision import accumulation_dtype, reciprocal, reciprocal_deviation
 
 DEAD_FEATURES = ("nan", "zero")
@@ -272,11 +272,13 @@ def backward(
         pull = 2 * target * beta * lambd / n  # of the target on the diagonal, which has none
         slope, offset = 2 * beta**2 / n, pull - 2 * beta / n
         if form == "gram":
-            grads = kernels.gram_gradients(
-                *given, statistics, matrix, companion, grad, 2 * lambd * beta**2 / n**2,
-                slope - 2 * lambd * beta**2 / n, offset, _kernel_eps(n, ddof, eps_inside),
-                precision, need, projected=factors.numel() == 0,
+            coefficients = Coefficients(
+                2 * lambd * beta**2 / n**2, slope - 2 * lambd * beta**2 / n, offset,
+                _kernel_eps(n, ddof, eps_inside), projected=factors.numel() == 0,
             )  # fmt: skip
+            grads = kernels.gram_gradients(
+                *given, statistics, matrix, companion, grad, coefficients, precision, need
+            )
         else:
             coefficient = 2 * lambd * beta**2 / n
             if coefficient == 0:  # the squares below could not carry anything
@@ -286,8 +288,8 @@ def backward(
                 known = (slope * diagonal + offset) * diagonal / coefficient
                 companion = factors * companion + (factors - 1) * known
             grads = kernels.correlation_gradients(
-                *given, statistics, matrix, companion, grad, coefficient, slope, offset,
-                precision, need,
+                *given, statistics, matrix, companion, grad,
+                Coefficients(coefficient, slope, offset), precision, need,
             )  # fmt: skip
         if shared:
             _project_shared(kernels, grads, given, statistics, precision)

@@ -34,16 +34,38 @@ devices).
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["KERNEL_SETS", "KernelSet", "load", "why_unusable"]
+__all__ = ["KERNEL_SETS", "Coefficients", "KernelSet", "load", "why_unusable"]
 
 KERNEL_SETS = ("triton", "cpu", "aten")
 
 Layout = tuple[tuple[int, ...], torch.dtype]
+
+
+class Coefficients(NamedTuple):
+    """The numbers that the gradient primitives take.
+
+    Attributes:
+        product: factor of the matrix product in G.
+        slope: w = slope * C_ii + offset, per column.
+        offset: see `slope`.
+        eps: of the norm; read by `gram_gradients` alone.
+        dimensions: the columns that K was summed over, where the views hold only some of them; None
+            for the columns of the views. Read by `gram_gradients` alone.
+        projected: whether the norm's backward is included; without it dL/dz = rstd * G *
+            grad_scale. Read by `gram_gradients` alone.
+    """
+
+    product: float
+    slope: float
+    offset: float
+    eps: float = 0.0
+    dimensions: int | None = None
+    projected: bool = True
 
 
 class KernelSet(Protocol):
@@ -135,25 +157,17 @@ class KernelSet(Protocol):
         grams: Tensor,
         centres: Tensor,
         grad_scale: Tensor,
-        coefficient: float,
-        slope: float,
-        offset: float,
-        eps: float,
+        coefficients: Coefficients,
         precision: str,
         need: tuple[bool, bool],
-        dimensions: int | None = None,
-        projected: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
 
-        With w = slope * C_ii + offset (per column) and the one-element tensor grad_scale
+        With `Coefficients` and the one-element tensor grad_scale
 
-            G_a = coefficient * K_b z_hat_a + w * z_hat_b
-            G_b = coefficient * K_a z_hat_b + w * z_hat_a
+            G_a = product * K_b z_hat_a + w * z_hat_b
+            G_b = product * K_a z_hat_b + w * z_hat_a
             dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
-
-        dimensions: the columns that K was summed over, where z_a and z_b hold only some of them.
-        Without `projected` the norm is another's to differentiate: dL/dz = rstd * G * grad_scale.
         """
         ...
 
@@ -176,19 +190,17 @@ class KernelSet(Protocol):
         matrix: Tensor,
         squares: Tensor,
         grad_scale: Tensor,
-        coefficient: float,
-        slope: float,
-        offset: float,
+        coefficients: Coefficients,
         precision: str,
         need: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
         """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
 
-        With w = slope * C_ii + offset (per column), the zeroed C and the one-element grad_scale
+        With `Coefficients`, the zeroed C and the one-element tensor grad_scale
 
-            G_a = coefficient * z_hat_b C^T + w * z_hat_b
-            G_b = coefficient * z_hat_a C + w * z_hat_a
-            mean_n(G * z_hat) = coefficient * squares + w * C_ii  (no reduction over rows needed)
+            G_a = product * z_hat_b C^T + w * z_hat_b
+            G_b = product * z_hat_a C + w * z_hat_a
+            mean_n(G * z_hat) = product * squares + w * C_ii  (no reduction over rows needed)
             dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
         """
         ...

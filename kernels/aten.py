@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import tiles
+from . import Coefficients, tiles
 from .photometry import photometric
 from .precision import (
     OPERAND_DTYPE,
@@ -114,18 +114,13 @@ def gram_gradients(
     grams: Tensor,
     centres: Tensor,
     grad_scale: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
-    eps: float,
+    coefficients: Coefficients,
     precision: str,
     need: tuple[bool, bool],
-    dimensions: int | None = None,
-    projected: bool = True,
 ) -> tuple[Tensor, Tensor]:
     rstd_a, rstd_b, diagonal = statistics[1], statistics[4], statistics[6]
     hat_a, hat_b = _hat(z_a, *statistics[0:3]), _hat(z_b, *statistics[3:6])
-    weight = slope * diagonal + offset
+    weight = coefficients.slope * diagonal + coefficients.offset
 
     def gradient(
         hat: Tensor, other: Tensor, gram: Tensor, rstd: Tensor, dtype: torch.dtype
@@ -136,12 +131,12 @@ def gram_gradients(
         centre = gram.diagonal().mean()
         centred = gram.clone()
         centred.diagonal().sub_(centre)
-        scale = gram_scale(hat.shape[0], dimensions or hat.shape[1], precision)
+        scale = gram_scale(hat.shape[0], coefficients.dimensions or hat.shape[1], precision)
         moved = product(_cast(centred * scale, precision), _cast(hat, precision), precision)
-        g = coefficient / scale * moved + weight * other
-        projection = -coefficient * centre
-        if projected:
-            projection = (g * hat).mean(0) + projection * eps * rstd.square()
+        g = coefficients.product / scale * moved + weight * other
+        projection = -coefficients.product * centre
+        if coefficients.projected:
+            projection = (g * hat).mean(0) + projection * coefficients.eps * rstd.square()
         return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
 
     gram_a, gram_b = grams
@@ -174,16 +169,14 @@ def correlation_gradients(
     matrix: Tensor,
     squares: Tensor,
     grad_scale: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
+    coefficients: Coefficients,
     precision: str,
     need: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     rstd_a, rstd_b, diagonal = statistics[1], statistics[4], statistics[6]
     hat_a, hat_b = _hat(z_a, *statistics[0:3]), _hat(z_b, *statistics[3:6])
-    weight = slope * diagonal + offset
-    projections = (coefficient * squares).to(weight.dtype) + weight * diagonal
+    weight = coefficients.slope * diagonal + coefficients.offset
+    projections = (coefficients.product * squares).to(weight.dtype) + weight * diagonal
     operand = _cast(matrix, precision)
 
     def gradient(
@@ -194,7 +187,8 @@ def correlation_gradients(
         rstd: Tensor,
         dtype: torch.dtype,
     ) -> Tensor:
-        g = coefficient * product(_cast(other, precision), right, precision) + weight * other
+        moved = product(_cast(other, precision), right, precision)
+        g = coefficients.product * moved + weight * other
         return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
 
     grad_a, grad_b = z_a.new_empty(0), z_b.new_empty(0)

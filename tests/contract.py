@@ -16,7 +16,7 @@ import torch
 from embeddings import draw
 from torch import Tensor
 
-from barlow_fast.kernels import aten, tiles
+from barlow_fast.kernels import Coefficients, aten, tiles
 from barlow_fast.kernels.precision import OPERAND_DTYPE, accumulation_dtype
 
 EPS = 1e-5
@@ -121,7 +121,8 @@ def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1
     for x, y in zip(mine, theirs, strict=True):
         assert x.dtype == y.dtype
         assert abs(float(x) - float(y)) <= max(bound, stored / 256) * max(size, abs(float(y)))
-    options = (statistics.new_tensor(1.7), 0.01 / n, 0.2, -0.3, EPS, precision)
+    coefficients = Coefficients(0.01 / n, 0.2, -0.3, EPS)
+    options = (statistics.new_tensor(1.7), coefficients, precision)
     compare_gradients(
         kernels,
         "gram_gradients",
@@ -181,18 +182,17 @@ def check_tiles(kernels: ModuleType, case: Case, precision: str, scale: float = 
             kept = (grams, taken, whole, no_centres)
 
     grams, taken, whole, no_centres = kept
-    options = (statistics.new_tensor(1.7), 0.01 / n, 0.2, -0.3, EPS, precision)
     last = parts[-1]
     views = (z_a[:, last], z_b[:, last], statistics[:, last].contiguous())
     for projected in (True, False):
+        coefficients = Coefficients(0.01 / n, 0.2, -0.3, EPS, dimensions=d, projected=projected)
+        options = (statistics.new_tensor(1.7), coefficients, precision)
         compare_gradients(
             kernels,
             "gram_gradients",
             (*views, grams, taken, *options),
             (*views, whole, no_centres, *options),
             precision,
-            dimensions=d,
-            projected=projected,
         )
 
 
@@ -237,15 +237,16 @@ def check_dominating_sample(
     centres = statistics.new_full((2,), float(d))
     packed -= d * tiles.pack(torch.eye(n, device=device), precision)
     few = (z_a[:, :10], z_b[:, :10], statistics[:, :10].contiguous())
-    options = (statistics.new_ones(()), 0.01 / n, 0.2, -0.3, EPS)
+    one = statistics.new_ones(())
+    coefficients = Coefficients(0.01 / n, 0.2, -0.3, EPS, dimensions=d, projected=False)
     exact = aten.gram_gradients(
         *(x.double() for x in few),
         *(x.double() for x in aten.gram_from_tiles(packed, centres, n, d, "fp64")),
-        *options, "fp64", (True, True), dimensions=d, projected=False,
+        one, coefficients, "fp64", (True, True),
     )  # fmt: skip
     grads = kernels.gram_gradients(
-        *few, *kernels.gram_from_tiles(packed, centres, n, d, precision), *options, precision,
-        (True, True), dimensions=d, projected=False,
+        *few, *kernels.gram_from_tiles(packed, centres, n, d, precision), one, coefficients,
+        precision, (True, True),
     )  # fmt: skip
     for x, y in zip(grads, exact, strict=True):
         assert_close(x.double(), y, max(1e-5, float(torch.finfo(OPERAND_DTYPE[precision]).eps)))
@@ -271,7 +272,8 @@ def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
     theirs = aten.terms(sums, want_squares[0], 1, False, 0.01, precision)
     for x, y in zip(mine, theirs, strict=True):
         assert_close(x, y, bound)
-    options = (statistics.new_tensor(1.7), 0.01, 0.2, -0.3, precision)
+    coefficients = Coefficients(0.01, 0.2, -0.3)
+    options = (statistics.new_tensor(1.7), coefficients, precision)
     compare_gradients(
         kernels,
         "correlation_gradients",
@@ -282,17 +284,12 @@ def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
 
 
 def compare_gradients(
-    kernels: ModuleType,
-    name: str,
-    mine: tuple,
-    theirs: tuple,
-    precision: str,
-    **options: bool | int,
+    kernels: ModuleType, name: str, mine: tuple, theirs: tuple, precision: str
 ) -> None:
     """Both gradients, and each of them alone."""
-    gradients = functools.partial(getattr(kernels, name), *mine, **options)
+    gradients = functools.partial(getattr(kernels, name), *mine)
     got = gradients((True, True))
-    want = getattr(aten, name)(*theirs, (True, True), **options)
+    want = getattr(aten, name)(*theirs, (True, True))
     z_a, statistics = theirs[0], theirs[2]
     # Where the exact gradient nearly vanishes (N = 2), what is compared is rounding in terms of
     # this size.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels import Coefficients
 from ..kernels.precision import accumulation_dtype
 from . import statistics, wire
 from .call import Call
@@ -79,15 +80,15 @@ def backward(
     if not call.own_rows:
         return tuple(z if needed else None for z, needed in zip((z_a, z_b), need, strict=True))
     n, lambd = call.n, call.lambd
-    coefficient, slope, offset = 2 * lambd / n, 2 / n, -2 / n
+    coefficients = Coefficients(2 * lambd / n, 2 / n, -2 / n)
     summed = transfer.wait().flatten(0, 2)[: call.d]
     matrix = _in_layout(call, summed)
     if own:
-        coefficient, matrix, squares = _local_projection(
-            call, matrix, summed, *own, rows[6], coefficient, slope, offset
+        coefficients, matrix, squares = _local_projection(
+            call, matrix, summed, *own, rows[6], coefficients
         )
     grads = call.kernels.correlation_gradients(
-        z_a, z_b, rows, matrix, squares, scale, coefficient, slope, offset, call.precision, need
+        z_a, z_b, rows, matrix, squares, scale, coefficients, call.precision, need
     )
     return tuple(g if needed else None for g, needed in zip(grads, need, strict=True))
 
@@ -108,20 +109,19 @@ def _local_projection(
     own_matrix: Tensor,
     own_diagonal: Tensor,
     diagonal: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
-) -> tuple[float, Tensor, Tensor]:
-    """(coefficient, matrix, squares) whose projections are those of this rank's own norm.
+    coefficients: Coefficients,
+) -> tuple[Coefficients, Tensor, Tensor]:
+    """(coefficients, matrix, squares) whose projections are those of this rank's own norm.
 
-    mean_n(G_a z_hat_a) over own rows is coefficient sum_j C_ij C'_ij + w C'_ii with C' of own rows.
-    The kernels compute coefficient squares + w C_ii: squares make up for the difference.
+    mean_n(G_a z_hat_a) over own rows is product sum_j C_ij C'_ij + w C'_ii with C' of own rows.
+    The kernels compute product squares + w C_ii: squares make up for the difference.
     """
-    if coefficient == 0:  # then C has no part in the gradient, and any factor will do
-        coefficient, matrix = 1.0, torch.zeros_like(matrix)
+    if coefficients.product == 0:  # then C has no part in the gradient, and any factor will do
+        coefficients, matrix = coefficients._replace(product=1.0), torch.zeros_like(matrix)
         summed = matrix[:, : call.d]
     own_matrix = own_matrix[:, : call.d].to(accumulation_dtype(call.precision))
     summed = summed.to(own_matrix.dtype)
-    rest = (slope * diagonal.double() + offset) * (own_diagonal - diagonal).double() / coefficient
+    weight = coefficients.slope * diagonal.double() + coefficients.offset
+    rest = weight * (own_diagonal - diagonal).double() / coefficients.product
     squares = [torch.linalg.vecdot(summed, own_matrix, dim=dim).double() for dim in (1, 0)]
-    return coefficient, matrix, torch.stack(squares) + rest
+    return coefficients, matrix, torch.stack(squares) + rest

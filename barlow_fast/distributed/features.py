@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import tiles
+from ..kernels import Coefficients, tiles
 from ..kernels.precision import accumulation_dtype, gram_scale
 from . import shards, statistics, wire
 from .call import Call
@@ -126,7 +126,9 @@ def backward(
     """dL/dz_a, dL/dz_b of this rank's rows, times `scale`."""
     (z_a, z_b, columns, centres, *home), matrices = saved
     n, lambd = call.n, call.lambd
-    coefficient, slope, offset = 2 * lambd / n**2, (2 - 2 * lambd) / n, -2 / n
+    coefficients = Coefficients(
+        2 * lambd / n**2, (2 - 2 * lambd) / n, -2 / n, call.eps, call.d, projected=call.is_global
+    )
     grams = None
     if z_a.shape[1]:
         shares = matrices.wait().transpose(0, 1).flatten(1, 2)  # (2, W * rows, B)
@@ -144,9 +146,8 @@ def backward(
         if grams is not None:
             only = (view == 0, view == 1)
             grad = call.kernels.gram_gradients(
-                z_a, z_b, columns, *grams, scale, coefficient, slope, offset, call.eps,
-                call.precision, only, dimensions=call.d, projected=call.is_global,
-            )[view]  # fmt: skip
+                z_a, z_b, columns, *grams, scale, coefficients, call.precision, only
+            )[view]
         transfers.append(_send_home(call, grad))
     return tuple(
         None if transfer is None else _arrived(call, transfer, view, home)

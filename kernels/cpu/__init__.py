@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import tiles
+from .. import Coefficients, tiles
 from ..aten import correlation_layout, gram_layout
 from ..environment import word
 from ..photometry import check_arguments
@@ -176,14 +176,9 @@ def gram_gradients(
     grams: Tensor,
     centres: Tensor,
     grad_scale: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
-    eps: float,
+    coefficients: Coefficients,
     precision: str,
     need: tuple[bool, bool],
-    dimensions: int | None = None,
-    projected: bool = True,
 ) -> tuple[Tensor, Tensor]:
     grad_a, grad_b = _gradients(z_a, z_b, need)
     torch.ops.barlow_fast_cpu.gram_gradients(
@@ -193,13 +188,10 @@ def gram_gradients(
         grams[0],
         grams[1],
         grad_scale,
-        coefficient,
-        slope,
-        offset,
-        eps,
+        *coefficients[:4],
         _OPERAND[precision],
-        dimensions or z_a.shape[1],
-        projected,
+        coefficients.dimensions or z_a.shape[1],
+        coefficients.projected,
         grad_a,
         grad_b,
     )
@@ -225,9 +217,7 @@ def correlation_gradients(
     matrix: Tensor,
     squares: Tensor,
     grad_scale: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
+    coefficients: Coefficients,
     precision: str,
     need: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
@@ -239,9 +229,7 @@ def correlation_gradients(
         matrix,
         squares,
         grad_scale,
-        coefficient,
-        slope,
-        offset,
+        *coefficients[:3],
         _OPERAND[precision],
         grad_a,
         grad_b,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import aten
+from .. import Coefficients, aten
 from . import correlation as _correlation
 from . import correlation_gradients as _correlation_gradients
 from . import gram as _gram
@@ -129,32 +129,15 @@ def gram_gradients(
     grams: Tensor,
     centres: Tensor,
     grad_scale: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
-    eps: float,
+    coefficients: Coefficients,
     precision: str,
     need: tuple[bool, bool],
-    dimensions: int | None = None,
-    projected: bool = True,
 ) -> tuple[Tensor, Tensor]:
     kernels = aten if precision == "fp64" else _gram_gradients
     return kernels.gram_gradients(
-        _rows(z_a),
-        _rows(z_b),
-        statistics,
-        grams,
-        centres,
-        grad_scale,
-        float(coefficient),
-        float(slope),
-        float(offset),
-        float(eps),
-        precision,
-        need,
-        dimensions,
-        projected,
-    )
+        _rows(z_a), _rows(z_b), statistics, grams, centres, grad_scale, _floats(coefficients),
+        precision, need,
+    )  # fmt: skip
 
 
 def correlation_layout(d: int, precision: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -178,26 +161,20 @@ def correlation_gradients(
     matrix: Tensor,
     squares: Tensor,
     grad_scale: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
+    coefficients: Coefficients,
     precision: str,
     need: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     kernels = aten if precision == "fp64" else _correlation_gradients
     return kernels.correlation_gradients(
-        _rows(z_a),
-        _rows(z_b),
-        statistics,
-        matrix,
-        squares,
-        grad_scale,
-        float(coefficient),
-        float(slope),
-        float(offset),
-        precision,
-        need,
-    )
+        _rows(z_a), _rows(z_b), statistics, matrix, squares, grad_scale, _floats(coefficients),
+        precision, need,
+    )  # fmt: skip
+
+
+def _floats(coefficients: Coefficients) -> Coefficients:
+    product, slope, offset, eps, *rest = coefficients
+    return Coefficients(float(product), float(slope), float(offset), float(eps), *rest)
 
 
 def terms(

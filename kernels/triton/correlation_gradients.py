@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import Coefficients
 from . import configurations
 from .arithmetic import (
     halves,
@@ -169,9 +170,7 @@ def correlation_gradients(
     matrix: Tensor,
     squares: Tensor,
     grad_scale: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
+    coefficients: Coefficients,
     precision: str,
     need: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
@@ -201,9 +200,7 @@ def correlation_gradients(
             z.stride(0),
             other.stride(0),
             matrix.shape[1],
-            coefficient,
-            slope,
-            offset,
+            *coefficients[:3],
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
             BLOCK_K=config.block_k,

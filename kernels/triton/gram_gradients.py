@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import Coefficients
 from ..precision import gram_scale
 from . import configurations
 from .arithmetic import (
@@ -106,7 +107,7 @@ def gram_columns_kernel(
     PRECISION: tl.constexpr,
 ):
     """All N <= ROWS rows of COLUMNS columns of one view's gradient; its numbers are those of
-    `Coefficients`."""
+    `Scalars`."""
     view = first_view + tl.program_id(1)
     column = tl.program_id(0) * COLUMNS
     columns = column + tl.arange(0, COLUMNS)
@@ -468,14 +469,9 @@ def gram_gradients(
     grams: Tensor,
     centres: Tensor,
     grad_scale: Tensor,
-    coefficient: float,
-    slope: float,
-    offset: float,
-    eps: float,
+    coefficients: Coefficients,
     precision: str,
     need: tuple[bool, bool],
-    dimensions: int | None = None,
-    projected: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """dL/dz_a, dL/dz_b; the contract's primitive."""
     n, d = z_a.shape
@@ -484,20 +480,13 @@ def gram_gradients(
         torch.empty((n, d) if needed else (0,), dtype=z_a.dtype, device=z_a.device)
         for needed in need
     )
-    coefficients = Coefficients(
-        coefficient / gram_scale(n, dimensions or d, precision),
-        coefficient * eps if projected else 0.0,
-        0.0 if projected else coefficient,
-        slope,
-        offset,
-        float(projected),
-    )
+    scalars = _scalars(coefficients, gram_scale(n, coefficients.dimensions or d, precision))
     if config.path != "owned":
         by_path = _by_library if config.path == "cublas" else _by_tiles
         for view in range(2):
             if need[view]:
                 side = _side(view, (z_a, z_b), statistics, grams, centres, grads[view])
-                by_path(config, side, statistics[6], grad_scale, coefficients, precision)
+                by_path(config, side, statistics[6], grad_scale, scalars, precision)
     elif any(need):
         # An empty tensor has no address to speak of; the kernel does not touch it.
         outputs = (g if g.numel() else grads[1 - i] for i, g in enumerate(grads))
@@ -518,7 +507,7 @@ def gram_gradients(
             z_b.stride(0),
             grams.shape[2],
             0 if need[0] else 1,
-            *coefficients,
+            *scalars,
             ROWS=config.block_m,
             COLUMNS=config.block_n,
             BLOCK_K=config.block_k,
@@ -531,16 +520,27 @@ def gram_gradients(
     return grads
 
 
-class Coefficients(NamedTuple):
-    """The contract's numbers as the kernels take them. Floats, so that no value of them compiles
-    another kernel."""
+class Scalars(NamedTuple):
+    """`Coefficients` as the kernels take them. Floats, so that no value of them compiles another
+    kernel."""
 
-    coefficient: float  # divided by the scale that K' is stored with
-    centring: float  # the contract's coefficient times eps, or 0 if not projected
-    returned: float  # 0, or if not projected the contract's coefficient
+    coefficient: float  # the product's, divided by the scale that K' is stored with
+    centring: float  # the product's times eps, or 0 if not projected
+    returned: float  # 0, or if not projected the product's
     slope: float
     offset: float
     projected: float  # 1 or 0
+
+
+def _scalars(given: Coefficients, scale: float) -> Scalars:
+    return Scalars(
+        given.product / scale,
+        given.product * given.eps if given.projected else 0.0,
+        0.0 if given.projected else given.product,
+        given.slope,
+        given.offset,
+        float(given.projected),
+    )
 
 
 class Side(NamedTuple):
@@ -572,7 +572,7 @@ def _by_tiles(
     side: Side,
     diagonal: Tensor,
     grad_scale: Tensor,
-    coefficients: Coefficients,
+    scalars: Scalars,
     precision: str,
 ) -> None:
     """Tiles of the product with all but q and c, then these."""
@@ -603,10 +603,10 @@ def _by_tiles(
         hat.stride(0),
         side.gram.shape[1],
         diagonal,
-        coefficients.coefficient,
-        coefficients.slope,
-        coefficients.offset,
-        coefficients.projected,
+        scalars.coefficient,
+        scalars.slope,
+        scalars.offset,
+        scalars.projected,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
@@ -633,9 +633,9 @@ def _by_tiles(
         d,
         side.z.stride(0),
         row_tiles,
-        coefficients.coefficient * coefficients.projected,
-        coefficients.centring,
-        coefficients.returned,
+        scalars.coefficient * scalars.projected,
+        scalars.centring,
+        scalars.returned,
         ROWS=project.rows,
         COLUMNS=project.columns,
         warps=project.warps,
@@ -648,7 +648,7 @@ def _by_library(
     side: Side,
     diagonal: Tensor,
     grad_scale: Tensor,
-    coefficients: Coefficients,
+    scalars: Scalars,
     precision: str,
 ) -> None:
     """The product by torch, some columns at a time, so that it stays in the second-level cache."""
@@ -677,7 +677,7 @@ def _by_library(
             side.other.stride(0),
             product.stride(0),
             first,
-            *coefficients,
+            *scalars,
             ROWS=64,
             COLUMNS=owned,
             warps=4,

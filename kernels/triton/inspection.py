@@ -30,6 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from .. import Coefficients
 from ..photometry import PARAMETERS
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 
@@ -221,15 +222,15 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
         return _record_views(case, device)
     z = torch.empty(case.n, case.d, dtype=case.dtype, device="meta")
     grad_scale = torch.empty((), device="meta")
+    coefficients = Coefficients(1e-5, 0.1, 0.1, eps=1e-5)
     with recording(device) as record:
         statistics, sums = kernels.statistics(z, z, 1e-5, case.precision)
         if case.form == "gram":
             grams, centres, inner = kernels.gram_pair(z, z, statistics, sums, case.precision)
             kernels.terms(sums, inner, case.n**2, True, 0.0051, case.precision)
             kernels.gram_gradients(
-                z, z, statistics, grams, centres, grad_scale, 1e-5, 0.1, 0.1, 1e-5,
-                case.precision, need,
-            )  # fmt: skip
+                z, z, statistics, grams, centres, grad_scale, coefficients, case.precision, need
+            )
         elif case.form == "tiles":
             packed = kernels.gram_tiles(z, statistics[0:3], case.precision)
             packed = packed.new_empty((2, *packed.shape), dtype=case.dtype)
@@ -237,16 +238,15 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
                 packed, statistics.new_empty(2), case.n, 8 * case.d, case.precision
             )
             kernels.gram_gradients(
-                z, z, statistics, grams, centres, grad_scale, 1e-5, 0.1, 0.1, 1e-5,
-                case.precision, need, 8 * case.d, False,
+                z, z, statistics, grams, centres, grad_scale,
+                coefficients._replace(dimensions=8 * case.d, projected=False), case.precision, need,
             )  # fmt: skip
         else:
             matrix, squares = kernels.correlation(z, z, statistics, case.precision)
             kernels.terms(sums, squares[0], 1, False, 0.0051, case.precision)
             kernels.correlation_gradients(
-                z, z, statistics, matrix, squares, grad_scale, 1e-5, 0.1, 0.1,
-                case.precision, need,
-            )  # fmt: skip
+                z, z, statistics, matrix, squares, grad_scale, coefficients, case.precision, need
+            )
     return record.launches
 
 

@@ -30,6 +30,7 @@ import triton
 from torch import Tensor
 
 from ...files import write_whole
+from .. import Coefficients
 from . import configurations
 from .configurations import Product
 from .launch import device_of
@@ -285,7 +286,7 @@ def _primitive(
 
     kernel = key[0]
     rows, sums = kernels.statistics(z_a, z_b, 1e-5, precision)
-    one = torch.ones((), device=z_a.device)
+    one, coefficients = torch.ones((), device=z_a.device), Coefficients(1e-5, 0.1, -0.1, 1e-5)
 
     def forward() -> tuple[Tensor, ...]:
         if kernel.startswith("gram"):
@@ -300,13 +301,12 @@ def _primitive(
                 return (forward()[2].sum(),)
             if kernel == "correlation":
                 return (forward()[1],)
-            options = (one, 1e-5, 0.1, -0.1)
             if kernel == "gram_gradients":
                 return kernels.gram_gradients(
-                    z_a, z_b, rows, *matrices[:2], *options, 1e-5, precision, (True, True)
+                    z_a, z_b, rows, *matrices[:2], one, coefficients, precision, (True, True)
                 )
             return kernels.correlation_gradients(
-                z_a, z_b, rows, *matrices, *options, precision, (True, True)
+                z_a, z_b, rows, *matrices, one, coefficients, precision, (True, True)
             )
 
     return action

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from barlow_fast.kernels import Coefficients  # noqa: E402
 from barlow_fast.kernels.photometry import PARAMETERS  # noqa: E402
 from barlow_fast.kernels.triton import configurations, inspection  # noqa: E402
 from barlow_fast.kernels.triton import launch as launch_module  # noqa: E402
@@ -205,18 +206,18 @@ def run_step(case):
     z = torch.zeros(case.n, case.d, dtype=case.dtype)
     one, precision = torch.ones(()), case.precision
     rows, sums = triton_kernels.statistics(z, z, 1e-5, precision)
-    options = (one, 1e-5, 0.1, 0.1)
+    coefficients = Coefficients(1e-5, 0.1, 0.1, 1e-5)
     if case.form == "gram":
         grams, centres, inner = triton_kernels.gram_pair(z, z, rows, sums, precision)
         triton_kernels.terms(sums, inner, case.n**2, True, 0.0051, precision)
         triton_kernels.gram_gradients(
-            z, z, rows, grams, centres, *options, 1e-5, precision, (True, True)
+            z, z, rows, grams, centres, one, coefficients, precision, (True, True)
         )
     else:
         matrix, squares = triton_kernels.correlation(z, z, rows, precision)
         triton_kernels.terms(sums, squares[0], 1, False, 0.0051, precision)
         triton_kernels.correlation_gradients(
-            z, z, rows, matrix, squares, *options, precision, (True, True)
+            z, z, rows, matrix, squares, one, coefficients, precision, (True, True)
         )
 
 

@@ -11,7 +11,7 @@ import torch
 import triton
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
-from barlow_fast.kernels import tiles  # noqa: E402
+from barlow_fast.kernels import Coefficients, tiles  # noqa: E402
 from barlow_fast.kernels.triton import configurations, inspection, tuning  # noqa: E402
 from barlow_fast.kernels.triton.configurations import LARGE, TABLE, Product  # noqa: E402
 from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
@@ -371,7 +371,7 @@ def test_numbers_of_any_type_launch_the_same_kernels(number, precision):
 
     def launches(one):
         z = torch.empty(64, 96, device="meta")
-        scale = torch.empty((), device="meta")
+        scale, ones = torch.empty((), device="meta"), Coefficients(one, one, one, one)
         with recording(REFERENCE_DEVICES[90]) as record:
             statistics, sums = triton_kernels.statistics(z, z, one, precision)
             moments = triton_kernels.column_moments(z, z, precision)
@@ -379,11 +379,11 @@ def test_numbers_of_any_type_launch_the_same_kernels(number, precision):
             grams, centres, inner = triton_kernels.gram_pair(z, z, statistics, sums, precision)
             triton_kernels.terms(sums, inner, 64**2, True, one, precision)
             triton_kernels.gram_gradients(
-                z, z, statistics, grams, centres, scale, one, one, one, one, precision, (True, True)
+                z, z, statistics, grams, centres, scale, ones, precision, (True, True)
             )
             matrix, squares = triton_kernels.correlation(z, z, statistics, precision)
             triton_kernels.correlation_gradients(
-                z, z, statistics, matrix, squares, scale, one, one, one, precision, (True, True)
+                z, z, statistics, matrix, squares, scale, ones, precision, (True, True)
             )
         return [(inspection.identity(x), x.arguments) for x in record.launches]
 
