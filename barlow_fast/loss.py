@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor, nn
 
+from .arguments import Backend, Form, Gradient, Layout, Precision, Statistics
 from .functional import Terms, barlow_twins_loss, check_options
 
 
@@ -25,13 +26,13 @@ class BarlowTwinsLoss(nn.Module):
         lambd: float | Tensor = 0.0051,
         scale: float = 1.0,
         eps: float = 1e-5,
-        precision: str = "auto",
-        form: str = "auto",
-        backend: str = "auto",
+        precision: Precision = "auto",
+        form: Form = "auto",
+        backend: Backend = "auto",
         process_group: Any = None,
-        statistics: str = "global",
-        gradient: str = "exact",
-        layout: str = "auto",
+        statistics: Statistics = "global",
+        gradient: Gradient = "exact",
+        layout: Layout = "auto",
     ) -> None:
         super().__init__()
         check_options(
@@ -48,6 +49,16 @@ class BarlowTwinsLoss(nn.Module):
         self.gradient = gradient
         self.layout = layout
 
+    @overload
+    def forward(self, z_a: Tensor, z_b: Tensor, return_terms: Literal[False] = ...) -> Tensor: ...
+    @overload
+    def forward(
+        self, z_a: Tensor, z_b: Tensor, return_terms: Literal[True]
+    ) -> tuple[Tensor, Terms]: ...
+    @overload
+    def forward(
+        self, z_a: Tensor, z_b: Tensor, return_terms: bool
+    ) -> Tensor | tuple[Tensor, Terms]: ...
     def forward(
         self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, Terms]:
@@ -66,6 +77,9 @@ class BarlowTwinsLoss(nn.Module):
             layout=self.layout,
             return_terms=return_terms,
         )
+
+    if TYPE_CHECKING:  # to type checkers, the result of a module's call is Any
+        __call__ = forward
 
     def extra_repr(self) -> str:
         text = (

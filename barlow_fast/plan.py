@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .arguments import FORMS, Backend, Form, Layout, Precision, check_choice
 from .distributed import cost as distribution
 from .kernels import KERNEL_SETS, why_unusable
 from .kernels.precision import (
@@ -20,8 +21,6 @@ from .kernels.precision import (
     accumulation_dtype,
     float32_matmul_precision,
 )
-
-FORMS = ("gram", "correlation")
 
 AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATMUL_PRECISION = {"highest": "fp32", "high": "tf32", "medium": "bf16"}
@@ -192,10 +191,10 @@ def explain(
     device: str | torch.device = "cpu",
     *,
     autocast: torch.dtype | None = None,
-    form: str = "auto",
-    precision: str = "auto",
-    backend: str = "auto",
-    layout: str = "auto",
+    form: Form = "auto",
+    precision: Precision = "auto",
+    backend: Backend = "auto",
+    layout: Layout = "auto",
     world_size: int = 1,
     nodes: int = 1,
     network: distribution.Network | None = None,
@@ -292,9 +291,3 @@ def _backend_reason(chosen: str, device: torch.device) -> str:
     passed_over = KERNEL_SETS[: KERNEL_SETS.index(chosen)]
     reasons = [f"not {name}: {why_unusable(name, device)}" for name in passed_over]
     return "first usable set" + "".join(f"; {reason}" for reason in reasons)
-
-
-def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    """ValueError unless `value` is 'auto' or one of `accepted`."""
-    if value not in ("auto", *accepted):
-        raise ValueError(f"{name} must be one of {('auto', *accepted)}, got {value!r}")
