@@ -49,16 +49,6 @@ class BarlowTwinsLoss(nn.Module):
         self.gradient = gradient
         self.layout = layout
 
-    @overload
-    def forward(self, z_a: Tensor, z_b: Tensor, return_terms: Literal[False] = ...) -> Tensor: ...
-    @overload
-    def forward(
-        self, z_a: Tensor, z_b: Tensor, return_terms: Literal[True]
-    ) -> tuple[Tensor, Terms]: ...
-    @overload
-    def forward(
-        self, z_a: Tensor, z_b: Tensor, return_terms: bool
-    ) -> Tensor | tuple[Tensor, Terms]: ...
     def forward(
         self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, Terms]:
@@ -78,8 +68,21 @@ class BarlowTwinsLoss(nn.Module):
             return_terms=return_terms,
         )
 
-    if TYPE_CHECKING:  # to type checkers, the result of a module's call is Any
-        __call__ = forward
+    if TYPE_CHECKING:  # they take what a module's call returns for Any
+
+        @overload
+        def __call__(
+            self, z_a: Tensor, z_b: Tensor, return_terms: Literal[False] = ...
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self, z_a: Tensor, z_b: Tensor, return_terms: Literal[True]
+        ) -> tuple[Tensor, Terms]: ...
+        @overload
+        def __call__(
+            self, z_a: Tensor, z_b: Tensor, return_terms: bool
+        ) -> Tensor | tuple[Tensor, Terms]: ...
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...
 
     def extra_repr(self) -> str:
         text = (
