@@ -16,9 +16,8 @@ class BarlowTwinsLoss(nn.Module):
     The module has no parameters and no buffers: adding it to a model changes no checkpoint.
 
         criterion = BarlowTwinsLoss(lambd=0.0051)
-        loss = criterion(z_a, z_b)                              # scalar
-        loss, terms = criterion(z_a, z_b, return_terms=True)    # terms.on_diagonal,
-        terms.off_diagonal, ...
+        loss = criterion(z_a, z_b)
+        loss, terms = criterion(z_a, z_b, return_terms=True)    # see `Terms`
     """
 
     def __init__(
@@ -52,6 +51,7 @@ class BarlowTwinsLoss(nn.Module):
     def forward(
         self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, Terms]:
+        """The loss of two batches of embeddings, or (loss, terms): see `barlow_twins_loss`."""
         return barlow_twins_loss(
             z_a,
             z_b,

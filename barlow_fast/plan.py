@@ -49,18 +49,18 @@ class Cost:
 class Plan:
     """What a call of the loss does; `print` it for the reasons."""
 
-    n: int
-    d: int
-    dtype: torch.dtype
-    device: str
-    form: str
-    precision: str
-    backend: str
-    costs: dict[str, Cost]
-    reasons: dict[str, str]
-    world_size: int = 1
+    n: int  # samples of the batch, of all ranks together
+    d: int  # dimensions of the embeddings
+    dtype: torch.dtype  # of the embeddings
+    device: str  # of the embeddings
+    form: str  # 'gram' or 'correlation'
+    precision: str  # the operand type that is computed in
+    backend: str  # the kernel set
+    costs: dict[str, Cost]  # of each form
+    reasons: dict[str, str]  # of form, precision, backend and layout
+    world_size: int = 1  # ranks
     layout: str | None = None  # across ranks; None on one
-    layout_costs: dict[str, distribution.LayoutCost] = field(default_factory=dict)
+    layout_costs: dict[str, distribution.LayoutCost] = field(default_factory=dict)  # of each layout
     layout_seconds: dict[str, float] = field(default_factory=dict)  # modelled, not measured
 
     def __str__(self) -> str:
