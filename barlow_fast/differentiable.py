@@ -22,6 +22,10 @@ from torch import Tensor
 from .arguments import check_number, check_tensors, check_views
 from .kernels import Layout
 
+# Of the registered operators: the name of the package that this module is imported in. Builds for
+# the Kernel Hub have names of their own, so that several are loaded beside an installed package.
+NAMESPACE = __name__.partition(".")[0]
+
 
 class DifferentiableOperator:
     """A loss and its gradient, called like the loss.
@@ -258,7 +262,7 @@ def _register(
             checked, tags = _reading_lambd(checked, index), (torch.Tag.cudagraph_unsafe,)
         operators.append(
             torch.library.custom_op(
-                f"barlow_fast::{name}", checked, mutates_args=(), schema=schema, tags=tags
+                f"{NAMESPACE}::{name}", checked, mutates_args=(), schema=schema, tags=tags
             )
         )
     forward_operator, backward_operator = operators

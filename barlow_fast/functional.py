@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from numbers import Real
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from . import ops, plan
+from .arguments import (
+    GRADIENTS,
+    STATISTICS,
+    Backend,
+    Form,
+    Gradient,
+    Layout,
+    Options,
+    Precision,
+    Statistics,
+    check_choices,
+)
 from .distributed import cost
-from .kernels.precision import PRECISIONS, float32_matmul_precision
+from .kernels.precision import float32_matmul_precision
 
-STATISTICS = ("global", "local")
-GRADIENTS = ("exact", "official")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Terms(NamedTuple):
@@ -37,7 +50,7 @@ def barlow_twins_loss(
     lambd: float | Tensor = ...,
     *,
     return_terms: Literal[False] = ...,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Tensor: ...
 @overload
 def barlow_twins_loss(
@@ -46,8 +59,17 @@ def barlow_twins_loss(
     lambd: float | Tensor = ...,
     *,
     return_terms: Literal[True],
-    **options: Any,
+    **options: Unpack[Options],
 ) -> tuple[Tensor, Terms]: ...
+@overload
+def barlow_twins_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float | Tensor = ...,
+    *,
+    return_terms: bool,
+    **options: Unpack[Options],
+) -> Tensor | tuple[Tensor, Terms]: ...
 
 
 def barlow_twins_loss(
@@ -57,13 +79,13 @@ def barlow_twins_loss(
     *,
     scale: float = 1.0,
     eps: float = 1e-5,
-    precision: str = "auto",
-    form: str = "auto",
-    backend: str = "auto",
+    precision: Precision = "auto",
+    form: Form = "auto",
+    backend: Backend = "auto",
     process_group: Any = None,
-    statistics: str = "global",
-    gradient: str = "exact",
-    layout: str = "auto",
+    statistics: Statistics = "global",
+    gradient: Gradient = "exact",
+    layout: Layout = "auto",
     return_terms: bool = False,
 ) -> Tensor | tuple[Tensor, Terms]:
     """The exact Barlow Twins loss of two batches of embeddings.
@@ -78,7 +100,8 @@ def barlow_twins_loss(
     Args:
         z_a, z_b: embeddings of the two views, (N, D) or (..., D) with N the product of the leading
             sizes; float64, float32, bfloat16 or float16, on one device, any strides. Differing
-            dtypes are promoted.
+            dtypes are promoted. Four and more sizes warn in eager mode: they may be feature maps
+            (N, C, H, W), whose channels are second.
         lambd: weight of the off-diagonal term; the paper's is 0.0051. A number or a tensor of one
             element without gradient, which the host reads: keep it on the CPU. Under torch.compile
             a weight that changes from step to step compiles no graph of its own, with inputs on a
@@ -187,9 +210,7 @@ def check_options(
             raise ValueError(f"{name} must be finite, got {value}")
     if eps < 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
-    plan.check_choice("precision", precision, PRECISIONS)
-    plan.check_choice("form", form, plan.FORMS)
-    plan.check_choice("backend", backend, plan.KERNEL_SETS)
+    check_choices(form, precision, backend)
     if statistics not in STATISTICS:
         raise ValueError(f"statistics must be one of {STATISTICS}, got {statistics!r}")
     if gradient not in GRADIENTS:
@@ -227,6 +248,8 @@ def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor
         raise ValueError(f"z_a and z_b must be (N, D) or (..., D), got shape {tuple(z_a.shape)}")
     if z_a.shape[-1] < 1:
         raise ValueError(f"D, the last size, must be at least 1, got shape {tuple(z_a.shape)}")
+    if z_a.dim() > 3 and not torch.compiler.is_compiling():
+        _warn_of_maps(z_a.shape)
     if z_a.dim() > 2:
         z_a, z_b = z_a.flatten(0, -2), z_b.flatten(0, -2)
     if z_a.shape[0] < at_least:
@@ -238,6 +261,18 @@ def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor
         dtype = torch.promote_types(z_a.dtype, z_b.dtype)
         z_a, z_b = z_a.to(dtype), z_b.to(dtype)
     return z_a, z_b
+
+
+def _warn_of_maps(shape: torch.Size) -> None:
+    """UserWarning of what may be feature maps with their channels second."""
+    sizes = ", ".join(("N", *map(str, shape[1:])))
+    warnings.warn(
+        f"the last size of z_a and z_b, ({sizes}), is D = {shape[-1]}, all others are samples. Of "
+        "feature maps with the channels second, pass z.flatten(1) for one sample per map, or "
+        "z.movedim(1, -1).flatten(0, -2) for one per position",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _is_distributed(z: Tensor) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor, nn
 
+from .arguments import Backend, Form, Gradient, Layout, Precision, Statistics
 from .functional import Terms, barlow_twins_loss, check_options
 
 
@@ -15,9 +16,8 @@ class BarlowTwinsLoss(nn.Module):
     The module has no parameters and no buffers: adding it to a model changes no checkpoint.
 
         criterion = BarlowTwinsLoss(lambd=0.0051)
-        loss = criterion(z_a, z_b)                              # scalar
-        loss, terms = criterion(z_a, z_b, return_terms=True)    # terms.on_diagonal,
-        terms.off_diagonal, ...
+        loss = criterion(z_a, z_b)
+        loss, terms = criterion(z_a, z_b, return_terms=True)    # see `Terms`
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class BarlowTwinsLoss(nn.Module):
         lambd: float | Tensor = 0.0051,
         scale: float = 1.0,
         eps: float = 1e-5,
-        precision: str = "auto",
-        form: str = "auto",
-        backend: str = "auto",
+        precision: Precision = "auto",
+        form: Form = "auto",
+        backend: Backend = "auto",
         process_group: Any = None,
-        statistics: str = "global",
-        gradient: str = "exact",
-        layout: str = "auto",
+        statistics: Statistics = "global",
+        gradient: Gradient = "exact",
+        layout: Layout = "auto",
     ) -> None:
         super().__init__()
         check_options(
@@ -51,6 +51,7 @@ class BarlowTwinsLoss(nn.Module):
     def forward(
         self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, Terms]:
+        """The loss of two batches of embeddings, or (loss, terms): see `barlow_twins_loss`."""
         return barlow_twins_loss(
             z_a,
             z_b,
@@ -66,6 +67,22 @@ class BarlowTwinsLoss(nn.Module):
             layout=self.layout,
             return_terms=return_terms,
         )
+
+    if TYPE_CHECKING:  # they take what a module's call returns for Any
+
+        @overload
+        def __call__(
+            self, z_a: Tensor, z_b: Tensor, return_terms: Literal[False] = ...
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self, z_a: Tensor, z_b: Tensor, return_terms: Literal[True]
+        ) -> tuple[Tensor, Terms]: ...
+        @overload
+        def __call__(
+            self, z_a: Tensor, z_b: Tensor, return_terms: bool
+        ) -> Tensor | tuple[Tensor, Terms]: ...
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...
 
     def extra_repr(self) -> str:
         text = (

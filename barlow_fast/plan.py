@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .arguments import FORMS, Backend, Form, Layout, Precision, check_choice
 from .distributed import cost as distribution
 from .kernels import KERNEL_SETS, why_unusable
 from .kernels.precision import (
@@ -20,8 +21,6 @@ from .kernels.precision import (
     accumulation_dtype,
     float32_matmul_precision,
 )
-
-FORMS = ("gram", "correlation")
 
 AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATMUL_PRECISION = {"highest": "fp32", "high": "tf32", "medium": "bf16"}
@@ -50,18 +49,18 @@ class Cost:
 class Plan:
     """What a call of the loss does; `print` it for the reasons."""
 
-    n: int
-    d: int
-    dtype: torch.dtype
-    device: str
-    form: str
-    precision: str
-    backend: str
-    costs: dict[str, Cost]
-    reasons: dict[str, str]
-    world_size: int = 1
+    n: int  # samples of the batch, of all ranks together
+    d: int  # dimensions of the embeddings
+    dtype: torch.dtype  # of the embeddings
+    device: str  # of the embeddings
+    form: str  # 'gram' or 'correlation'
+    precision: str  # the operand type that is computed in
+    backend: str  # the kernel set
+    costs: dict[str, Cost]  # of each form
+    reasons: dict[str, str]  # of form, precision, backend and layout
+    world_size: int = 1  # ranks
     layout: str | None = None  # across ranks; None on one
-    layout_costs: dict[str, distribution.LayoutCost] = field(default_factory=dict)
+    layout_costs: dict[str, distribution.LayoutCost] = field(default_factory=dict)  # of each layout
     layout_seconds: dict[str, float] = field(default_factory=dict)  # modelled, not measured
 
     def __str__(self) -> str:
@@ -192,10 +191,10 @@ def explain(
     device: str | torch.device = "cpu",
     *,
     autocast: torch.dtype | None = None,
-    form: str = "auto",
-    precision: str = "auto",
-    backend: str = "auto",
-    layout: str = "auto",
+    form: Form = "auto",
+    precision: Precision = "auto",
+    backend: Backend = "auto",
+    layout: Layout = "auto",
     world_size: int = 1,
     nodes: int = 1,
     network: distribution.Network | None = None,
@@ -292,9 +291,3 @@ def _backend_reason(chosen: str, device: torch.device) -> str:
     passed_over = KERNEL_SETS[: KERNEL_SETS.index(chosen)]
     reasons = [f"not {name}: {why_unusable(name, device)}" for name in passed_over]
     return "first usable set" + "".join(f"; {reason}" for reason in reasons)
-
-
-def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    """ValueError unless `value` is 'auto' or one of `accepted`."""
-    if value not in ("auto", *accepted):
-        raise ValueError(f"{name} must be one of {('auto', *accepted)}, got {value!r}")

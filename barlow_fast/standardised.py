@@ -44,11 +44,10 @@ import torch
 from torch import Tensor
 
 from . import arguments, functional, ops
+from .arguments import DEAD_FEATURES, Backend, DeadFeatures, Form, Precision
 from .differentiable import DifferentiableOperator
 from .kernels import Coefficients, KernelSet, Layout, load
 from .kernels.precision import accumulation_dtype, reciprocal, reciprocal_deviation
-
-DEAD_FEATURES = ("nan", "zero")
 
 # In place of a ddof: embeddings as they are, and one mean and variance for both views.
 _GIVEN, _SHARED = -1, -2
@@ -66,11 +65,11 @@ def deviation_loss(
     eps_outside: float = 0.0,
     divisor: float | None = None,
     off_diagonal_target: float = 0.0,
-    dead_features: str = "nan",
+    dead_features: DeadFeatures = "nan",
     scale: float = 1.0,
-    precision: str = "auto",
-    form: str = "auto",
-    backend: str = "auto",
+    precision: Precision = "auto",
+    form: Form = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """The loss with columns divided by `sqrt(v + eps_inside) + eps_outside`.
 
@@ -111,9 +110,9 @@ def standardised_loss(
     divisor: float | None = None,
     off_diagonal_target: float = 0.0,
     scale: float = 1.0,
-    precision: str = "auto",
-    form: str = "auto",
-    backend: str = "auto",
+    precision: Precision = "auto",
+    form: Form = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """The loss of embeddings as they are: standardised already, or never.
 
@@ -131,9 +130,9 @@ def shared_norm_loss(
     *,
     eps: float = 1e-5,
     scale: float = 1.0,
-    precision: str = "auto",
-    form: str = "auto",
-    backend: str = "auto",
+    precision: Precision = "auto",
+    form: Form = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """The loss with one mean and one biased variance per column for the rows of both views.
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from .arguments import Options
 from .functional import barlow_twins_loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def warmup(
     shapes: Iterable[tuple[int, int]],
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cuda",
-    **options: Any,
+    **options: Unpack[Options],
 ) -> None:
     """Runs the loss forward and backward once per shape: no later step waits for a compiler.
 

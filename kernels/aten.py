@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import Coefficients, tiles
+from . import tiles
+from .contract import Coefficients
 from .photometry import photometric
 from .precision import (
     OPERAND_DTYPE,

@@ -38,6 +38,7 @@ WRITERS = {
     "barlow_fast/files.py",
     "barlow_fast/checkpoints/exporting.py",
     "barlow_fast/training/checkpoint.py",
+    "kernels/hub/build.py",  # `make hub-kernel`, into a folder of its own
 }
 # Without `device=` these follow torch.set_default_device, whatever device the inputs are on.
 FACTORIES = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import html.parser
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from ended import SECONDS
+
+import barlow_fast
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -115,6 +118,46 @@ def test_every_public_name_is_in_the_reference(site):
         assert page.is_file(), f"no page of {module}"
         missing = {f"{module}.{name}" for name in names} - read(page).identifiers
         assert not missing, f"{page.name} lacks {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", ["BarlowTwinsLoss", "barlow_twins_loss", "explain", "warmup"])
+def test_every_parameter_of_the_loss_has_a_type_and_a_text(site, name):
+    rows = parameters_of(site, name)
+    parameters = inspect.signature(getattr(barlow_fast, name)).parameters
+    documented = {each for names in rows for each in names.replace("`", "").split(", ")}
+    assert set(parameters) <= documented
+    for names, (kind, text) in rows.items():
+        assert kind, f"{name}({names}) has no type"
+        assert len(text) > 10, f"{name}({names}) has no text"
+
+
+def parameters_of(site: Path, name: str) -> dict[str, tuple[str, str]]:
+    """The table of parameters on the reference page: (type, text) by name."""
+    page = (site / "reference" / "barlow_fast.html").read_text(encoding="utf-8")
+    start = page.index(f'id="barlow_fast.{name}"')
+    table = re.search(r"<tbody>(.*?)</tbody>", page[start : page.find("<h2", start)], re.S)
+    assert table, f"{name} has no table of parameters"
+    rows = re.findall(r"<tr.*?</tr>", table[1], re.S)
+    cells = [re.findall(r"<td.*?</td>", row, re.S) for row in rows]
+    texts = [[re.sub(r"<[^>]*>", "", cell).strip() for cell in row] for row in cells]
+    return {row[0]: (row[1], row[2]) for row in texts}
+
+
+def test_attributes_are_listed_with_a_text(site):
+    """Fields have the text of their comments; what a constructor keeps is its parameter."""
+    page = read(site / "reference" / "barlow_fast.html")
+    assert "barlow_fast.BarlowTwinsLoss.lambd" not in page.identifiers
+    text = (site / "reference" / "barlow_fast.html").read_text(encoding="utf-8")
+    start = text.index('id="barlow_fast.Plan.n"')
+    assert "samples of the batch" in text[start : text.index('id="barlow_fast.Plan.d"')]
+
+
+def test_the_site_follows_the_colours_of_the_system(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    modes = re.findall(r'data-md-color-media="(.*?)" data-md-color-scheme="(.*?)"', text)
+    assert modes[0][0] == "(prefers-color-scheme)", "what is shown before anybody chooses"
+    assert ("(prefers-color-scheme: light)", "default") in modes
+    assert ("(prefers-color-scheme: dark)", "slate") in modes
 
 
 def test_figures_and_formulas_are_there(site):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -131,13 +132,14 @@ def test_the_sdist_holds_what_builds_and_tests_it(built):
 
 def test_the_wheel_holds_the_packages_and_nothing_else(built):
     wheel = built[1]
-    assert re.fullmatch(rf"barlow_fast-{VERSION}-py3-none-\w+\.whl", wheel.name)
+    assert re.fullmatch(rf"barlow_fast-{VERSION}-py3-none-any\.whl", wheel.name)  # nothing native
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata_name = next(name for name in names if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(metadata_name).decode()
     sources = {name for name in tracked("barlow_fast") if name.endswith(".py")}
-    sources |= {f"barlow_fast/{name}" for name in tracked("kernels") if name.endswith(".py")}
+    kernels = {name for name in tracked("kernels") if name.endswith(".py")}
+    sources |= {f"barlow_fast/{name}" for name in kernels if not name.startswith("kernels/hub/")}
     sources = {
         name
         for name in sources
@@ -151,5 +153,52 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built):
     assert "Requires-Dist: torch>=2.10" in metadata
     extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M))
     assert {"train", "dali", "bench", "test", "docs", "dev"} <= extras
-    addresses = re.findall(r"^Project-URL: (.+)$", metadata, re.M)
-    assert not [address for address in addresses if "example" in address.lower()]
+    addresses = dict(re.findall(r"^Project-URL: (\w+), (.+)$", metadata, re.M))
+    assert {"Repository", "Issues", "Changelog"} <= addresses.keys()
+    assert all(address.startswith(addresses["Repository"]) for address in addresses.values())
+    assert not [address for address in addresses.values() if "example" in address.lower()]
+    description = metadata.partition("\n\n")[2]
+    images = re.findall(r"!\[[^]]*\]\((.+?)\)|<img[^>]* src=\"(.+?)\"", description)
+    assert images
+    raw = f"{addresses['Repository']}/raw/v{barlow_fast.__version__}/"
+    for address in map("".join, images):
+        assert address.startswith(raw), address
+        assert (ROOT / address.removeprefix(raw)).is_file(), address
+
+
+def test_the_address_of_the_repository_is_in_one_place():
+    """A fork replaces it there."""
+    (address,) = re.findall(
+        r'^repository = "https://(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "grep", "-lF", address, "--", ":!CHANGELOG.md"],
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert listed.stdout.split() == ["pyproject.toml"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_wheel_is_for_one_platform_only_with_the_native_library(native, monkeypatch):
+    setuptools = pytest.importorskip("setuptools", minversion="77")
+    given: dict = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    distribution = given["distclass"]({"name": "barlow_fast", "version": "1"})
+    distribution.has_native_library = native
+    wheel = given["cmdclass"]["bdist_wheel"](distribution)
+    wheel.ensure_finalized()
+    assert wheel.root_is_pure is not native
+    python, abi, platform = wheel.get_tag()
+    assert (python, abi, platform != "any") == ("py3", "none", native)
+
+
+def test_classifiers_name_the_system_that_the_workflows_run_on():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r'"Operating System :: (.+)"', text) == ["POSIX :: Linux"]
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        runners = re.findall(r"runs-on: (\S+)", workflow.read_text(encoding="utf-8"))
+        assert all(runner.startswith("ubuntu-") for runner in runners), workflow.name

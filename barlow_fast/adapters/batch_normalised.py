@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..arguments import Gradient, Statistics
 from ..functional import barlow_twins_loss
 
 EPS = 1e-5
@@ -83,8 +84,8 @@ def loss_of(
     *,
     scale: float = 1.0,
     process_group: Any = None,
-    statistics: str = "local",
-    gradient: str = "exact",
+    statistics: Statistics = "local",
+    gradient: Gradient = "exact",
 ) -> Tensor:
     """`barlow_twins_loss` with what all these peers have in common."""
     return barlow_twins_loss(

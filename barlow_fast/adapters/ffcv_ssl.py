@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..arguments import Gradient
 from ..functional import as_number
 from .batch_normalised import check_matrices
 from .normalising import loss_with_norm
@@ -34,7 +35,7 @@ class BarlowTwinsLoss(nn.Module):
     """
 
     # Of a module that was pickled as the peer's own, which has no such attribute.
-    gradient: str = "official"
+    gradient: Gradient = "official"
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class BarlowTwinsLoss(nn.Module):
         world_size: int,
         lambd: float = 0.0051,
         *,
-        gradient: str = "official",
+        gradient: Gradient = "official",
     ) -> None:
         super().__init__()
         self.bn = bn

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..arguments import DeadFeatures
 from ..functional import as_number
 from ..standardised import deviation_loss
 from .batch_normalised import check_matrices
@@ -36,7 +37,7 @@ def barlow_twins_hsic_loss(
     corr_neg_one: bool = False,
     batch_size: int | None = None,
     *,
-    dead_features: str = "nan",
+    dead_features: DeadFeatures = "nan",
 ) -> Tensor:
     """The scalar loss of two (N, D) batches of projections.
 

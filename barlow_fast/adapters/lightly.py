@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..arguments import Gradient
 from ..functional import as_number
 from .batch_normalised import check_matrices, joined_ranks, loss_of
 
@@ -40,14 +41,14 @@ class BarlowTwinsLoss(nn.Module):
     """
 
     # Of a module that was pickled as the peer's own, which has no such attribute.
-    gradient: str = "exact"
+    gradient: Gradient = "exact"
 
     def __init__(
         self,
         lambda_param: float = 5e-3,
         gather_distributed: bool = False,
         *,
-        gradient: str = "exact",
+        gradient: Gradient = "exact",
     ) -> None:
         super().__init__()
         if gather_distributed and not dist.is_available():

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..arguments import DeadFeatures
 from ..functional import as_number
 from ..standardised import deviation_loss
 from .batch_normalised import check_matrices
@@ -36,7 +37,7 @@ class BarlowTwinsLoss(nn.Module):
     """
 
     # Of a module that was pickled as the peer's own, which has no such attribute.
-    dead_features: str = "nan"
+    dead_features: DeadFeatures = "nan"
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class BarlowTwinsLoss(nn.Module):
         lambda_coeff: float = 5e-3,
         z_dim: int = 128,
         *,
-        dead_features: str = "nan",
+        dead_features: DeadFeatures = "nan",
     ) -> None:
         super().__init__()
         self.z_dim = z_dim

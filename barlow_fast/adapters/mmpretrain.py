@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..arguments import Gradient
 from ..differentiable import refuse_double_backward, refuse_forward_mode, refuse_transforms
 from ..functional import as_number
 from .batch_normalised import check_matrices, joined_ranks
@@ -70,7 +71,7 @@ class CrossCorrelation(nn.Module):
     """The batch norm, the number of ranks and the arithmetic that both packages' heads have."""
 
     # Of a module that was pickled as the peer's own, which has no such attribute.
-    gradient: str = "official"
+    gradient: Gradient = "official"
 
     def __init__(self, in_channels: int, gradient: str) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class LatentCrossCorrelationHead(CrossCorrelation):
         loss: dict,
         init_cfg: dict | list[dict] | None = None,
         *,
-        gradient: str = "official",
+        gradient: Gradient = "official",
     ) -> None:
         super().__init__(in_channels, gradient)
         self.init_cfg = init_cfg

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..arguments import Gradient
 from .mmpretrain import CrossCorrelation, CrossCorrelationLoss, built
 
 __all__ = ["CrossCorrelationLoss", "LatentCrossCorrelationHead"]
@@ -26,7 +27,7 @@ class LatentCrossCorrelationHead(CrossCorrelation):
         ValueError: a configuration of another loss.
     """
 
-    def __init__(self, in_channels: int, loss: dict, *, gradient: str = "official") -> None:
+    def __init__(self, in_channels: int, loss: dict, *, gradient: Gradient = "official") -> None:
         super().__init__(in_channels, gradient)
         self.loss = built(loss)
 

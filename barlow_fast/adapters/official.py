@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Gradient
 from ..functional import as_number
 from .normalising import loss_with_norm
 
@@ -58,7 +59,7 @@ class BarlowTwins(nn.Module):
     """
 
     # Of a module that was pickled as the peer's own, which has no such attribute.
-    gradient: str = "official"
+    gradient: Gradient = "official"
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class BarlowTwins(nn.Module):
         *,
         backbone: nn.Module | None = None,
         features: int = 2048,
-        gradient: str = "official",
+        gradient: Gradient = "official",
     ) -> None:
         super().__init__()
         self.args = args

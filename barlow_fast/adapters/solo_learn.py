@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..arguments import Gradient
 from ..functional import as_number
 from .batch_normalised import check_matrices, joined_ranks, loss_of
 
@@ -28,7 +29,7 @@ def barlow_loss_func(
     lamb: float = 5e-3,
     scale_loss: float = 0.025,
     *,
-    gradient: str = "official",
+    gradient: Gradient = "official",
 ) -> Tensor:
     """The scalar loss of two (N, D) batches of projections.
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Gradient
 from ..functional import as_number
 from ..standardised import deviation_loss
 from .batch_normalised import check_matrices, joined_ranks
@@ -37,9 +38,9 @@ class BarlowTwinsLoss(nn.Module):
     """
 
     # Of a module that was pickled as the peer's own, which has no such attribute.
-    gradient: str = "exact"
+    gradient: Gradient = "exact"
 
-    def __init__(self, lambd: float = 5e-3, *, gradient: str = "exact") -> None:
+    def __init__(self, lambd: float = 5e-3, *, gradient: Gradient = "exact") -> None:
         super().__init__()
         self.lambd = lambd
         self.gradient = gradient

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..arguments import DeadFeatures
 from ..functional import as_number
 from ..standardised import deviation_loss
 from .batch_normalised import check_matrices
@@ -34,14 +35,14 @@ class BarlowTwinsLoss(nn.Module):
     """
 
     # Of a module that was pickled as the peer's own, which has no such attribute.
-    dead_features: str = "nan"
+    dead_features: DeadFeatures = "nan"
 
     def __init__(
         self,
         device: torch.device | str,
         lambda_param: float = 5e-3,
         *,
-        dead_features: str = "nan",
+        dead_features: DeadFeatures = "nan",
     ) -> None:
         super().__init__()
         self.lambda_param = lambda_param

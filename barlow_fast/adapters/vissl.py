@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Gradient
 from ..functional import as_number
 from ..standardised import shared_norm_loss
 from .batch_normalised import EPS, joined_ranks, refuse
@@ -42,7 +43,7 @@ class BarlowTwinsCriterion(nn.Module):
     """
 
     # Of a module that was pickled as the peer's own, which has no such attribute.
-    gradient: str = "official"
+    gradient: Gradient = "official"
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class BarlowTwinsCriterion(nn.Module):
         scale_loss: float,
         embedding_dim: int,
         *,
-        gradient: str = "official",
+        gradient: Gradient = "official",
     ) -> None:
         super().__init__()
         self.lambda_ = lambda_

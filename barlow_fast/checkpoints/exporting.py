@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,10 @@ SUFFIXES[".onnx"] = "onnx"
 # Of the largest feature; other kernels add in another order, and over many layers.
 TOLERANCE = 1e-4
 
+Format = Literal["torchvision", "timm", "safetensors", "onnx"]  # the keys of FORMATS
 
-def export(pretrained: Pretrained, path: Path | str, format: str = "torchvision") -> None:
+
+def export(pretrained: Pretrained, path: Path | str, format: Format = "torchvision") -> None:
     """Writes the encoder to a file, if what is read back from there computes the same features.
 
     Formats:

@@ -30,7 +30,7 @@ FASHION_MNIST_FILES = {
 DIGITS_TRAIN = 1197
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageDataset:
     """Images in memory, or mapped from files. Labels never reach the training; they score the
     features, and may be missing."""
@@ -79,6 +79,14 @@ class ImageDataset:
         """(mean, standard deviation) of the training images, where white is 1."""
         values = self.train_images.to(torch.float32) / 255
         return values.mean().item(), values.std().item()
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"ImageDataset({self.name!r}, {len(self.train_images)} training and "
+            f"{len(self.test_images)} test images, {self.channels} x {height} x {width}, "
+            f"{self.classes} classes)"
+        )
 
     def __str__(self) -> str:
         height, width = self.image_size

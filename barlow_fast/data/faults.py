@@ -14,7 +14,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 from ..inputs import open_regular
 from ..terminal import printable
@@ -34,7 +34,8 @@ MAX_BYTES = 2**31
 # which start other programs or are no pictures at all: they are not for files of unknown origin.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
-POLICIES = ("error", "skip")
+OnBadImage = Literal["error", "skip"]
+POLICIES = get_args(OnBadImage)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class BadImages:
         ValueError: another policy.
     """
 
-    def __init__(self, policy: str = "error", limit: int = 1000) -> None:
+    def __init__(self, policy: OnBadImage = "error", limit: int = 1000) -> None:
         if policy not in POLICIES:
             raise ValueError(f"on_bad_image must be one of {', '.join(POLICIES)}, got {policy!r}")
         self.policy = policy

@@ -9,7 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..plan import choose_backend
-from .faults import BadImage, BadImageError, BadImages
+from .faults import BadImage, BadImageError, BadImages, OnBadImage
 from .order import Position, Shard, batches, batches_per_epoch
 from .presets import Views
 from .rendering import Crops, Renderer, dali
@@ -29,7 +29,8 @@ from .views import draw
 
 LOG = logging.getLogger("barlow_fast.data")
 
-LOADERS = ("arrays", "pil", "dali")
+LoaderName = Literal["auto", "arrays", "pil", "dali"]
+LOADERS = get_args(LoaderName)[1:]
 
 # What must be equal for a state to be continued, with the words that name it in a refusal.
 IDENTITY = {
@@ -111,12 +112,12 @@ class ViewLoader:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        loader: str = "auto",
+        loader: LoaderName = "auto",
         workers: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         drop_last: bool = True,
-        on_bad_image: str = "error",
+        on_bad_image: OnBadImage = "error",
         prefetch: int = 2,
         timeout: float = TIMEOUT,
     ) -> None:
@@ -163,6 +164,13 @@ class ViewLoader:
             stream = getattr(self._renderer, "stream", None)
             self._stream = stream or torch.cuda.Stream(self.device)
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def __repr__(self) -> str:
+        return (
+            f"ViewLoader({self.source!r}, batch_size={self.batch_size}, loader={self.chosen!r}, "
+            f"device='{self.device}', rank {self.shard.rank} of {self.shard.ranks}, "
+            f"epoch {self.epoch}, batch {self._position.batch} of {len(self)})"
+        )
 
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..files import write_whole
-from .faults import FORMATS, BadImage, BadImageError, BadImages, decode, pillow, printable
+from .faults import (
+    FORMATS,
+    BadImage,
+    BadImageError,
+    BadImages,
+    OnBadImage,
+    decode,
+    pillow,
+    printable,
+)
 from .parallel import in_order
 from .sources import ArraySource, Source
 from .sources.shard_index import Rows, rows_of, scan, write
@@ -116,7 +125,7 @@ def pack(
     size: int | None = None,
     shard_bytes: int = 2**28,
     quality: int = 95,
-    on_bad_image: str = "error",
+    on_bad_image: OnBadImage = "error",
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Packed:

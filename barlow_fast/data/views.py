@@ -13,6 +13,7 @@ import math
 import reprlib
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -70,7 +71,8 @@ _PLACE = [_POSITION["crop_top"], _POSITION["crop_left"]]
 _ALL_BLOCKS = -(-len(DRAWS) // 4)
 _FIRST_BLOCKS = 4
 
-INTERPOLATIONS = ("bicubic", "bilinear")
+Interpolation = Literal["bicubic", "bilinear"]
+INTERPOLATIONS = get_args(Interpolation)
 
 _NO_JITTER = -1  # in place of an index into `ORDERS`
 _NEVER = 256  # a threshold that no level reaches
@@ -113,7 +115,7 @@ class ViewSpecification:
     erase_area: tuple[float, float] = (0.05, 0.2)  # of the view
     # Output pixels: (height, width), or one number for a square; None: as large as the image.
     size: int | tuple[int, int] | None = None
-    interpolation: str = "bicubic"  # or 'bilinear'; both antialiased, as PIL resizes
+    interpolation: Interpolation = "bicubic"  # or 'bilinear'; both antialiased, as PIL resizes
     jitter: float = 1.0  # probability that brightness, contrast, saturation, hue change at all
     saturation: float = 0.0  # factor uniform in [1 - saturation, 1 + saturation]
     hue: float = 0.0  # turns of the colour circle, uniform in [-hue, hue]

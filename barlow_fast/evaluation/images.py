@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data import ViewLoader, Views, ViewSpecification
-from ..data.faults import BadImage, BadImageError, BadImages, pillow
+from ..data.faults import BadImage, BadImageError, BadImages, OnBadImage, pillow
 from ..data.parallel import in_order
 from ..data.rendering.arrays import crop, with_channels
 from ..data.sources import ArraySource, Source
@@ -96,7 +96,7 @@ class Reading:
     device: torch.device | str = "cpu"
     chunk: int = 256
     workers: int | None = None
-    on_bad_image: str = "error"
+    on_bad_image: OnBadImage = "error"
     progress: Progress = silent
     bad: BadImages = field(init=False, compare=False, repr=False)
 

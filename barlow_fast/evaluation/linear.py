@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ from .logistic import ITERATIONS, PENALTIES, accuracy_of, fit_over_seeds
 from .scores import PIXELS, RANDOM, Accuracy, Evaluation, Score, collected
 from .splits import LabelledSplits
 
-FEATURES = ("auto", "cached", "augmented")
+Features = Literal["auto", "cached", "augmented"]
+FEATURES = get_args(Features)
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ def evaluate_linear(
     form: ImageFormat,
     reading: Reading | None = None,
     *,
-    features: str = "auto",
+    features: Features = "auto",
     names: Sequence[str] | None = (AVERAGE_POOL,),
     settings: LinearSettings | None = None,
     augmentation: ViewSpecification | None = None,

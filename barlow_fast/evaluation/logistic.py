@@ -13,7 +13,7 @@ scikit-learn's `LogisticRegression(C=1 / (N * penalty))` has the same objective.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,10 +41,10 @@ CHUNK = 8192
 class LogisticRegression:
     """A fitted classifier."""
 
-    weight: Tensor  # (K, F), of standardised features
-    bias: Tensor  # (K,)
-    mean: Tensor  # (F,), of the training features
-    scale: Tensor  # (F,), one over their standard deviation
+    weight: Tensor = field(repr=False)  # (K, F), of standardised features
+    bias: Tensor = field(repr=False)  # (K,)
+    mean: Tensor = field(repr=False)  # (F,), of the training features
+    scale: Tensor = field(repr=False)  # (F,), one over their standard deviation
     penalty: float
     objective: float  # at the minimum that was found
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..data.datasets import ImageDataset
 from ..data.faults import printable
 from ..data.sources import ArraySource, Source, open_source, passed_over
+from ..data.sources.names import represented
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +48,8 @@ class SubsetSource:
         self.ignored = getattr(source, "ignored", 0)
         self.classes = source.classes
         self._labels = None if source.labels is None else source.labels[self.indices]
+
+    __repr__ = represented
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .small import SmallEncoder
 
-STEMS = ("auto", "imagenet", "small", "small-padding-2", "small-without-relu")
+Stem = Literal["auto", "imagenet", "small", "small-padding-2", "small-without-relu"]
+STEMS = get_args(Stem)
 SMALL_IMAGE = 64  # pixels a side up to which stem='auto' keeps the resolution
 TIMM = "timm:"
 # Given to a network that is to lose its head, so that the head is found by its size.
@@ -90,7 +91,7 @@ def build_encoder(
     *,
     channels: int = 3,
     image_size: int = 224,
-    stem: str = "auto",
+    stem: Stem = "auto",
     widths: Sequence[int] = (32, 64, 128),
     grid: int = 2,
 ) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .encoders import build_encoder
+from .encoders import Stem, build_encoder
 from .projector import Projector
 
 
@@ -47,7 +47,7 @@ def build_twins(
     *,
     channels: int = 3,
     image_size: int = 224,
-    stem: str = "auto",
+    stem: Stem = "auto",
     encoder_widths: Sequence[int] = (32, 64, 128),
     encoder_grid: int = 2,
     projector: Sequence[int] = (8192, 8192, 8192),

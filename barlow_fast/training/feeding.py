@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data import PRESETS, ImageDataset, Views
+from ..data.faults import OnBadImage
+from ..data.loader import LoaderName
 from ..data.presets import YAML_SUFFIXES
 from ..data.rendering.workers import TIMEOUT
 from ..data.sources import Source
@@ -41,9 +43,9 @@ class Feeding:
     See `ViewLoader` for the values.
     """
 
-    loader: str = "auto"
+    loader: LoaderName = "auto"
     workers: int | None = None
-    on_bad_image: str = "error"
+    on_bad_image: OnBadImage = "error"
     timeout: float = TIMEOUT
 
     def arguments(self) -> dict[str, Any]:

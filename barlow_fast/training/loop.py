@@ -159,6 +159,14 @@ class Trainer:
         self._unread: tuple[int, _Arriving] | None = None
         self._first_call = True
 
+    def __repr__(self) -> str:
+        return (
+            f"Trainer({self.source!r}, encoder={self.config.encoder!r}, step {self.step} of "
+            f"{self.total_steps}, device='{self.device}', rank {self.ranks.rank} of "
+            f"{self.ranks.size}, "
+            f"checkpoint_path={self.checkpoint_path and str(self.checkpoint_path)!r})"
+        )
+
     def _check_batch(self, name: str) -> None:
         size, ranks = self.config.batch_size, self.ranks.size
         if size > len(self.source):

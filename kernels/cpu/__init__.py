@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import Coefficients, tiles
+from .. import tiles
 from ..aten import correlation_layout, gram_layout
+from ..contract import Coefficients
 from ..environment import word
 from ..photometry import check_arguments
 from ..precision import OPERAND_DTYPE, accumulation_dtype

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import Coefficients, aten
+from .. import aten
+from ..contract import Coefficients
 from . import correlation as _correlation
 from . import correlation_gradients as _correlation_gradients
 from . import gram as _gram

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import Coefficients
+from ..contract import Coefficients
 from . import configurations
 from .arithmetic import (
     halves,

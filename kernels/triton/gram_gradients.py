@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import Coefficients
+from ..contract import Coefficients
 from ..precision import gram_scale
 from . import configurations
 from .arithmetic import (

@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from .. import Coefficients
+from ..contract import Coefficients
 from ..photometry import PARAMETERS
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 

@@ -30,7 +30,7 @@ import triton
 from torch import Tensor
 
 from ...files import write_whole
-from .. import Coefficients
+from ..contract import Coefficients
 from . import configurations
 from .configurations import Product
 from .launch import device_of

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -63,6 +64,7 @@ def test_one_dimension_has_no_off_diagonal(backend):
     assert float(terms.off_diagonal_mean) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:the last size of z_a")
 @pytest.mark.parametrize("shape", [(6, 4, 40), (2, 3, 4, 40)])
 def test_leading_sizes_are_samples(views, shape, backend):
     z_a, z_b = (z.reshape(shape).requires_grad_() for z in views)
@@ -70,6 +72,26 @@ def test_leading_sizes_are_samples(views, shape, backend):
     loss.backward()
     assert z_a.grad.shape == shape
     assert torch.equal(loss.detach(), barlow_twins_loss(*views, backend=backend))
+
+
+def test_feature_maps_warn_once(views):
+    maps, tokens = ([z.reshape(shape) for z in views] for shape in ((2, 3, 4, 40), (6, 4, 40)))
+    with pytest.warns(
+        UserWarning, match=r"size of z_a and z_b, \(N, 3, 4, 40\), is D = 40"
+    ) as seen:
+        barlow_twins_loss(*maps)
+    assert "z.movedim(1, -1).flatten(0, -2)" in str(seen[0].message)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        barlow_twins_loss(*tokens)
+        compiled = torch.compile(barlow_twins_loss, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(*maps), barlow_twins_loss(*views))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            barlow_twins_loss(*maps)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("form", ["gram", "correlation"])

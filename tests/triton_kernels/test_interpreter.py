@@ -11,6 +11,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import runpy
+from pathlib import Path
 
 import photometric_contract
 import pytest
@@ -414,6 +416,16 @@ def test_photometric_parameters_that_nobody_can_check():
     parameters[3, Parameter.SATURATION] = float("nan")
     got = photometric_contract.photometric(triton_kernels, images, parameters, CPU)
     assert torch.equal(got[:3], want[:3])
+
+
+def test_a_build_for_the_hub_has_these_kernels(tmp_path):
+    kernels = pytest.importorskip("kernels", reason="Hugging Face's `kernels` is not installed")
+    build = Path(__file__).resolve().parents[2] / "kernels" / "hub" / "build.py"
+    runpy.run_path(str(build))["build"](tmp_path)
+    hub = kernels.get_local_kernel(tmp_path)
+    z_a, z_b = draw("random", 9, 20)
+    got, want = (f(z_a, z_b, backend="triton") for f in (hub.barlow_twins_loss, barlow_twins_loss))
+    assert torch.equal(got, want)
 
 
 def test_photometric_arguments_that_do_not_fit_are_refused():

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .names import represented
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -75,6 +77,8 @@ class ArraySource:
             name=f"{dataset.name} {split}",
             classes=dataset.class_names,
         )
+
+    __repr__ = represented
 
     def __len__(self) -> int:
         return len(self.images)

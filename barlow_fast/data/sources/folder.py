@@ -21,7 +21,7 @@ from ..faults import (
     printable,
     read_file,
 )
-from .names import Names, fingerprint
+from .names import Names, fingerprint, represented
 from .sizes import SizeCache
 from .tar import COMPRESSED_ENDINGS, NOT_IN_PLACE
 
@@ -105,6 +105,8 @@ class FolderSource:
         self._bytes = np.fromiter((size for _, size in found), np.int64, len(found))
         self.classes, self._labels = _classes(found)
         self._sizes = SizeCache(len(found))
+
+    __repr__ = represented
 
     def __len__(self) -> int:
         return len(self._names)

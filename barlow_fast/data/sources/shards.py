@@ -16,7 +16,7 @@ import numpy as np
 from ...inputs import open_descriptor, open_regular
 from ..faults import MAX_PIXELS, Unreadable, decode, guard, header_size, printable
 from . import shard_index
-from .names import Names, fingerprint
+from .names import Names, fingerprint, represented
 from .sizes import UNKNOWN, SizeCache
 from .tar import COMPRESSED_ENDINGS, NOT_IN_PLACE, read_at
 
@@ -122,6 +122,8 @@ class ShardSource:
     def __del__(self) -> None:
         for descriptor in self.__dict__.pop("_open", {}).values():
             os.close(descriptor)
+
+    __repr__ = represented
 
     def __len__(self) -> int:
         return len(self._names)

@@ -1,0 +1,271 @@
+"""The primitives of the loss: one contract, several sets of kernels that fulfil it.
+
+A *kernel set* knows nothing of losses, ranks or autograd. It offers the functions of `KernelSet` on
+raw embeddings `z` (N samples x D dimensions, any row stride) and the column statistics that
+standardise them:
+
+    z_hat = (z - mean) * rstd - shift,      rstd = (variance + eps)^-1/2
+
+where `shift` is what rounding `mean` to the accumulation type lost, times rstd: with means far
+larger than the deviations, columns of z_hat would otherwise not sum to zero, which the gradients
+rely on.
+
+* `column_moments`: means, sums of squared deviations and co-moments of both views, in one read
+* `standardisation`: moments -> mean, rstd and the diagonal C_ii of the correlation, with its sums
+* `statistics`: both of these at once
+* `standardise`: z_hat in an operand type, materialised (for layouts that must send it somewhere)
+* `gram_pair`: K_a = z_hat_a z_hat_a^T, K_b likewise, and their inner product <K_a, K_b>
+* `gram_tiles`, `gram_from_tiles`: a Gram matrix as tiles that ranks can add up, and back
+* `gram_gradients`: dL/dz of both views from K_a and K_b; the norm's backward included
+* `correlation`: C = z_hat_a^T z_hat_b / N with a zeroed diagonal, its squared row and column sums
+* `correlation_gradients`: dL/dz of both views from that matrix; the norm's backward included
+* `terms`: the loss and its two terms from the sums of the above
+
+And one that feeds the loss instead of computing it:
+
+* `photometric`: a view's colours, blur and normalisation, from cropped bytes to an encoder's input
+
+The mathematics, with the reasons for the zeroed diagonal and for Gram centring, is in
+kernels/README.md.
+
+Sets: `aten` (plain torch, any device: the oracle of the others), `cpu` (native C++), `triton` (CUDA
+devices).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+KERNEL_SETS = ("triton", "cpu", "aten")
+
+Layout = tuple[tuple[int, ...], torch.dtype]
+
+
+class Coefficients(NamedTuple):
+    """The numbers that the gradient primitives take.
+
+    Attributes:
+        product: factor of the matrix product in G.
+        slope: w = slope * C_ii + offset, per column.
+        offset: see `slope`.
+        eps: of the norm; read by `gram_gradients` alone.
+        dimensions: the columns that K was summed over, where the views hold only some of them; None
+            for the columns of the views. Read by `gram_gradients` alone.
+        projected: whether the norm's backward is included; without it dL/dz = rstd * G *
+            grad_scale. Read by `gram_gradients` alone.
+    """
+
+    product: float
+    slope: float
+    offset: float
+    eps: float = 0.0
+    dimensions: int | None = None
+    projected: bool = True
+
+
+class KernelSet(Protocol):
+    """What the module of a kernel set offers.
+
+    `precision` is the operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16'.
+    Accumulation and statistics are float64 for fp64 and float32 for all others (the *accumulation
+    type*); moments and scalar sums are float64. `need` tells which of the two gradients is wanted;
+    the other is returned empty. The matrices are handed from a set's forward primitive to its own
+    backward primitive and to nobody else: `gram_layout` and `correlation_layout` say what shape and
+    dtype the set keeps them in.
+
+    Ranks of a group call with some rows, or some columns, of a whole: one row has moments, and the
+    Gram primitives take N > D as well.
+    """
+
+    def column_moments(self, z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
+        """(5, D) float64: mean_a, mean_b, sum (z_a - mean_a)^2, sum (z_b - mean_b)^2 and the
+        co-moment sum (z_a - mean_a)(z_b - mean_b).
+
+        Taken in the wider of the inputs' and the accumulation type. Stable for means far larger
+        than the deviations. Moments of row blocks merge exactly (Chan, Golub, LeVeque 1979).
+        """
+        ...
+
+    def standardisation(
+        self, moments: Tensor, count: int, eps: float, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        """(statistics, sums).
+
+        statistics (7, D) in the accumulation type: mean_a, rstd_a, shift_a, mean_b, rstd_b,
+        shift_b, and the diagonal C_ii. sums (P, >= 2) float64 are parts, to be summed over the
+        first axis: of sum_i (C_ii - 1)^2 in column 0, of sum_i C_ii^2 in column 1; further columns
+        are the set's own.
+        """
+        ...
+
+    def statistics(
+        self, z_a: Tensor, z_b: Tensor, eps: float, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        """`standardisation` of the `column_moments` of all rows."""
+        ...
+
+    def standardise(
+        self, z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str
+    ) -> Tensor:
+        """z_hat (N, D) in the operand type of `precision`; the vectors are (D,) rows of
+        `statistics`."""
+        ...
+
+    def gram_layout(self, n: int, precision: str) -> Layout:
+        """Shape and dtype of the `grams` that `gram_pair` returns for N = n."""
+        ...
+
+    def gram_pair(
+        self, z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(grams, centres, inner).
+
+        grams: both matrices, grams[v, :, :N] = s (K_v - centres[v] I), where the set may choose
+        what it takes out of the diagonal and a power of two s, and rounds to its layout's dtype.
+        centres: (2,) in the accumulation type. inner: float64 parts whose sum is <K_a, K_b>.
+        """
+        ...
+
+    def gram_tiles(self, z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+        """(T, B, B) in the accumulation type: K = z_hat z_hat^T of one view by its tiles on and
+        below the diagonal, laid out as `tiles.py` says; for sums over columns that are elsewhere.
+
+        statistics: the view's (3, D) mean, rstd and shift.
+        """
+        ...
+
+    def gram_from_tiles(
+        self, packed: Tensor, centres: Tensor, n: int, d: int, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        """(grams, centres) as `gram_pair` would have returned them.
+
+        packed: (2, T, B, B), any floating type, tiles of K_v - centres[v] I. centres: (2,) in the
+        accumulation type. n: N. d: the columns that K was summed over, wherever they are.
+        """
+        ...
+
+    def gram_gradients(
+        self,
+        z_a: Tensor,
+        z_b: Tensor,
+        statistics: Tensor,
+        grams: Tensor,
+        centres: Tensor,
+        grad_scale: Tensor,
+        coefficients: Coefficients,
+        precision: str,
+        need: tuple[bool, bool],
+    ) -> tuple[Tensor, Tensor]:
+        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
+
+        With `Coefficients` and the one-element tensor grad_scale
+
+            G_a = product * K_b z_hat_a + w * z_hat_b
+            G_b = product * K_a z_hat_b + w * z_hat_a
+            dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
+        """
+        ...
+
+    def correlation_layout(self, d: int, precision: str) -> Layout:
+        """Shape and dtype of the matrix that `correlation` returns for D = d."""
+        ...
+
+    def correlation(
+        self, z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        """(matrix, squares): matrix[:, :D] = C = z_hat_a^T z_hat_b / N with its diagonal set to
+        zero; squares (2, D) float64, the sums of C_ij^2 over each row and over each column."""
+        ...
+
+    def correlation_gradients(
+        self,
+        z_a: Tensor,
+        z_b: Tensor,
+        statistics: Tensor,
+        matrix: Tensor,
+        squares: Tensor,
+        grad_scale: Tensor,
+        coefficients: Coefficients,
+        precision: str,
+        need: tuple[bool, bool],
+    ) -> tuple[Tensor, Tensor]:
+        """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
+
+        With `Coefficients`, the zeroed C and the one-element tensor grad_scale
+
+            G_a = product * z_hat_b C^T + w * z_hat_b
+            G_b = product * z_hat_a C + w * z_hat_a
+            mean_n(G * z_hat) = product * squares + w * C_ii  (no reduction over rows needed)
+            dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
+        """
+        ...
+
+    def terms(
+        self,
+        sums: Tensor,
+        parts: Tensor,
+        divisor: int,
+        diagonal_included: bool,
+        lambd: float,
+        precision: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, on_diagonal, off_diagonal): scalars in the accumulation type.
+
+        on_diagonal is the sum of `sums[:, 0]`; off_diagonal is sum(parts) / divisor, less the sum
+        of `sums[:, 1]` where the parts include the diagonal; loss = on + lambd * off.
+        """
+        ...
+
+    def photometric(
+        self, crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """(B, C, H, W) of `dtype`, channels-last, from (B, H, W, C) uint8 and (B, PARAMETERS)
+        float32: `photometry.py` says what each does, in which order and arithmetic."""
+        ...
+
+
+def load(name: str) -> KernelSet:
+    """The kernel set `name`; ImportError with the reason when it cannot be imported here."""
+    if name == "aten":
+        from . import aten
+
+        return aten
+    if name == "cpu":
+        try:
+            from . import cpu
+        except ImportError:  # hub/build.py leaves it out
+            raise ImportError(
+                "this build has no native CPU kernels; pip install barlow-fast has them"
+            ) from None
+        cpu.require()
+        return cpu
+    if name == "triton":
+        try:
+            import triton as _  # noqa: F401
+        except ImportError:
+            raise ImportError(
+                "Triton is not installed; pip install 'barlow-fast[triton]' (Linux)"
+            ) from None
+        from . import triton
+
+        return triton
+    raise ValueError(f"backend must be one of {('auto', *KERNEL_SETS)}, got {name!r}")
+
+
+def why_unusable(name: str, device: torch.device) -> str | None:
+    """None when the set `name` can serve tensors on `device`, else the reason why not, in one
+    line."""
+    if name == "cpu" and device.type != "cpu":
+        return f"the cpu kernels take CPU tensors, these are on {device}"
+    if name == "triton" and device.type not in ("cuda", "cpu"):
+        return f"the triton kernels take CUDA tensors, these are on {device}"
+    try:
+        kernels = load(name)
+        if name == "triton":
+            kernels.require(device)
+    except ImportError as error:
+        return str(error)
+    return None

@@ -1,0 +1,148 @@
+"""Types that a type checker reads: the words of an option are those that it accepts."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+from barlow_fast import BarlowTwinsLoss, arguments, barlow_twins_loss, explain, standardised
+from barlow_fast.distributed import LAYOUTS
+from barlow_fast.kernels import KERNEL_SETS
+from barlow_fast.kernels.precision import PRECISIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+ACCEPTED = {
+    "precision": ("auto", *PRECISIONS),
+    "form": ("auto", *arguments.FORMS),
+    "backend": ("auto", *KERNEL_SETS),
+    "statistics": arguments.STATISTICS,
+    "gradient": arguments.GRADIENTS,
+    "layout": ("auto", *LAYOUTS),
+    "dead_features": arguments.DEAD_FEATURES,
+}
+CORRECT = """
+import torch
+from torch import Tensor
+
+from barlow_fast import BarlowTwinsLoss, Plan, Terms, barlow_twins_loss, explain, patch, warmup
+from barlow_fast.adapters.lightly import BarlowTwinsLoss as Lightly
+
+z = torch.randn(4, 8)
+loss: Tensor = barlow_twins_loss(z, z, 0.01, form="gram", precision="bf16", scale=2.0)
+pair: tuple[Tensor, Terms] = barlow_twins_loss(z, z, return_terms=True, backend="aten")
+loss = BarlowTwinsLoss(form="correlation", statistics="local")(z, z)
+pair = BarlowTwinsLoss(process_group="world")(z, z, return_terms=True)
+plan: Plan = explain(4, 8, form="gram", layout="rows", world_size=2)
+warmup([(4, 8)], device="cpu", form="gram")
+Lightly(gradient="official")
+patch("lightly")
+"""
+WRONG = (
+    'barlow_twins_loss(z, z, form="grma")',
+    'barlow_twins_loss(z, z, frm="gram")',
+    'BarlowTwinsLoss(form="grma")',
+    'explain(4, 8, backend="cdua")',
+    'warmup([(4, 8)], form="grma")',
+    'Lightly(gradient="offical")',
+    "loss = BarlowTwinsLoss()(z, z, return_terms=True)",
+)
+
+
+def words(function: typing.Any, name: str) -> tuple[str, ...]:
+    return typing.get_args(typing.get_type_hints(function)[name])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [barlow_twins_loss, BarlowTwinsLoss.__init__, explain, standardised.deviation_loss],
+    ids=lambda function: function.__qualname__,
+)
+def test_the_words_of_a_type_are_those_that_are_accepted(function):
+    named = [name for name in inspect.signature(function).parameters if name in ACCEPTED]
+    assert len(named) >= 4
+    for name in named:
+        assert words(function, name) == ACCEPTED[name]
+
+
+def test_words_of_data_and_evaluation_are_those_that_are_accepted():
+    data = pytest.importorskip("barlow_fast.data", reason="the extra 'train' is not installed")
+    pytest.importorskip("barlow_fast.evaluation")
+    from barlow_fast.checkpoints import FORMATS, export
+    from barlow_fast.data import faults, loader, pack
+    from barlow_fast.evaluation import evaluate_linear, linear
+    from barlow_fast.models import build_encoder, build_twins, encoders
+    from barlow_fast.training import Feeding
+
+    for function in (data.ViewLoader.__init__, pack.pack, Feeding):
+        assert words(function, "on_bad_image") == faults.POLICIES
+    for function in (data.ViewLoader.__init__, Feeding):
+        assert words(function, "loader") == ("auto", *loader.LOADERS)
+    for function in (build_encoder, build_twins):
+        assert words(function, "stem") == encoders.STEMS
+    assert words(evaluate_linear, "features") == linear.FEATURES
+    assert words(data.ViewSpecification, "interpolation") == data.views.INTERPOLATIONS
+    assert words(export, "format") == tuple(FORMATS)
+
+
+def public() -> list[tuple[str, typing.Any]]:
+    """What barlow_fast and its adapters take; `Plan` is a result."""
+    adapters = sorted(path.stem for path in (ROOT / "barlow_fast/adapters").glob("[a-z]*.py"))
+    names = ("barlow_fast", *(f"barlow_fast.adapters.{name}" for name in adapters))
+    modules = map(importlib.import_module, names)
+    return [
+        (f"{module.__name__}.{name}", getattr(module, name))
+        for module in modules
+        for name in getattr(module, "__all__", ())
+        if name != "Plan"
+    ]
+
+
+def test_no_public_name_takes_such_a_word_as_any_string():
+    found = [
+        f"{name}({parameter.name})"
+        for name, item in public()
+        if callable(item)
+        for parameter in inspect.signature(item).parameters.values()
+        if parameter.name in ACCEPTED and parameter.annotation in (str, "str")
+    ]
+    assert not found
+
+
+def test_the_keywords_of_the_overloads_are_those_of_the_function():
+    parameters = inspect.signature(barlow_twins_loss).parameters.values()
+    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"return_terms"}
+    assert set(arguments.Options.__annotations__) == keywords
+
+
+@pytest.mark.slow
+def test_mypy_finds_wrong_words_and_no_fault_in_right_ones(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    package = tmp_path / "packages" / "barlow_fast"
+    shutil.copytree(ROOT / "barlow_fast", package)
+    shutil.copytree(ROOT / "kernels", package / "kernels")
+    (tmp_path / "right.py").write_text(CORRECT)
+    (tmp_path / "wrong.py").write_text(CORRECT + "\n".join(WRONG) + "\n")
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--follow-imports=silent",
+        "right.py",
+        "wrong.py",
+    ]
+    environment = os.environ | {"MYPYPATH": str(package.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if ": error: " in line]
+    first = CORRECT.count("\n") + 1
+    assert {line.split(": error: ")[0] for line in lines} == {
+        f"wrong.py:{first + number}" for number in range(len(WRONG))
+    }, done.stdout + done.stderr
