@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.datasets import ImageDataset
-from ..data.faults import printable
+from ..data.faults import MAX_PIXELS, printable
 from ..data.sources import ArraySource, Source, open_source, passed_over
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class SubsetSource:
             raise IndexError(f"{source.name} has {len(source)} images, not all that were asked for")
         self.source = source
         self.ignored = getattr(source, "ignored", 0)
+        self.max_pixels = getattr(source, "max_pixels", MAX_PIXELS)
         self.classes = source.classes
         self._labels = None if source.labels is None else source.labels[self.indices]
 
