@@ -88,7 +88,7 @@ def test_the_quick_check_refuses_what_decoding_refuses(kind: str, damage: Damage
     expected = [refused(decode, file) for file in files]
     assert [refused(check, file) for file in files] == expected
     if damage is overwritten:
-        assert 3 < sum(expected)
+        assert sum(expected) > 3
     if damage is cut and kind != "progressive":
         assert all(expected)
 
@@ -161,6 +161,6 @@ def test_loaders_and_commands_agree(tmp_path: Path):
             workers=0 if loader == "pil" else 1,
             on_bad_image="skip",
         ) as batches:
-            trained = [batch.index.tolist() for batch in batches]
+            trained = [index for batch in batches for index in batch.index.tolist()]
             assert sorted(bad.index for bad in batches.bad_images) == verdict, loader
-        assert sorted(sum(trained, [])) == sorted(set(range(len(files))) - set(verdict)), loader
+        assert sorted(trained) == sorted(set(range(len(files))) - set(verdict)), loader
