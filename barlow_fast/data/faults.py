@@ -13,7 +13,7 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
@@ -66,9 +66,9 @@ class BadImageError(ValueError):
 class BadImages:
     """What is done about bad images, and the record of them.
 
-    Each is reported once, in a warning of the logger `barlow_fast.data`, however many epochs meet
-    it. Memory is bounded: of the first `limit` images the whole record is kept, of the others
-    their number.
+    Each is reported once, in a warning of the logger `barlow_fast.data`, however many epochs,
+    scores and loaders meet it: one record serves a whole run. Memory is bounded: of the first
+    `limit` images the whole record is kept, of the others their number.
 
     Args:
         policy: 'error': the first bad image raises; 'skip': it is recorded, and its sample left
@@ -86,7 +86,7 @@ class BadImages:
         self.limit = limit
         self.images: list[BadImage] = []
         self.encounters = 0  # every time that one was met, in every epoch
-        self._known: set[tuple[int, str]] = set()
+        self._known: set[str] = set()
         self._full = False
 
     def __len__(self) -> int:
@@ -97,16 +97,24 @@ class BadImages:
         if self.policy == "error":
             raise BadImageError(image)
         self.encounters += 1
-        key = (image.index, image.identity)
-        if key in self._known or self._full:
+        if image.identity in self._known or self._full:
             return
         if len(self.images) == self.limit:
             self._full = True
             LOG.warning("more than %d bad images: further ones are not listed", self.limit)
             return
-        self._known.add(key)
-        self.images.append(image)
+        self._keep(image)
         LOG.warning("left out: %s", image)
+
+    def learn(self, images: Iterable[BadImage]) -> None:
+        """Takes in images that another process has reported."""
+        for image in images:
+            if image.identity not in self._known and len(self.images) < self.limit:
+                self._keep(image)
+
+    def _keep(self, image: BadImage) -> None:
+        self._known.add(image.identity)
+        self.images.append(image)
 
 
 def decode(

@@ -89,21 +89,24 @@ class Reading:
         device: where the encoder is.
         chunk: images per pass where none is trained.
         workers: processes that decode files; 0: none but this one; None: as many as are worth it.
-        on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out.
+        on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out; a
+            `BadImages` is a policy with a record that others share.
         progress: called with what is being done, how many images or steps are done and of how many.
     """
 
     device: torch.device | str = "cpu"
     chunk: int = 256
     workers: int | None = None
-    on_bad_image: str = "error"
+    on_bad_image: str | BadImages = "error"
     progress: Progress = silent
     bad: BadImages = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {self.chunk}")
-        object.__setattr__(self, "bad", BadImages(self.on_bad_image))
+        given = self.on_bad_image
+        record = given if isinstance(given, BadImages) else BadImages(given)
+        object.__setattr__(self, "bad", record)
 
 
 class Pictures(NamedTuple):
@@ -274,5 +277,5 @@ def training_crops(
         workers=reading.workers,
         device=reading.device,
         drop_last=lonely,
-        on_bad_image=reading.on_bad_image,
+        on_bad_image=reading.bad,
     )

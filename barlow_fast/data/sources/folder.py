@@ -86,6 +86,7 @@ class FolderSource:
     ) -> None:
         self.root = Path(root)
         self.name = printable(str(root))
+        self.beside: tuple[Path, ...] = ()  # parts of a data set that `open_source` left out
         self.max_pixels = max_pixels
         if not self.root.is_dir():
             problem = "is not a folder" if os.path.lexists(self.root) else "does not exist"
@@ -169,7 +170,7 @@ def _scan(
                 real = os.path.join(chain[-1], entry.name)
                 if entry.is_symlink():
                     real = _followed(entry, home, chain, allow_symlinks)
-                if _is_folder(entry):
+                if is_folder(entry):
                     waiting.append((name, (*chain, real)))
                 elif entry.name.lower().endswith(endings):
                     found.append((name, _bytes(entry)))
@@ -193,7 +194,7 @@ def _listing(folder: bytes):
         raise OSError(error.errno, error.strerror, printable(folder)) from error
 
 
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+def is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a folder that may not be entered
@@ -221,7 +222,7 @@ def _followed(
             f"{printable(entry.path)} is a link that leads out of {printable(home)}, to "
             f"{printable(real)}: allow it with allow_symlinks=True (--allow-symlinks)"
         )
-    if _is_folder(entry) and any(_below(folder, real) for folder in chain):
+    if is_folder(entry) and any(_below(folder, real) for folder in chain):
         raise ValueError(
             f"{printable(entry.path)} is a link to a folder that it lies in, {printable(real)}"
         )

@@ -200,8 +200,9 @@ def _draw_scores(axes: Any, history: list[Record], scores: dict[str, float | Non
     axes.annotate(
         f"{percent[0]:.1f} %", (0, percent[0]), (8, -6), textcoords="offset points", color=SCORE
     )
-    raw = 100 * scores["raw"]
-    axes.axhline(raw, color=GRAY, linestyle="--", label=f"raw pixels: {raw:.1f} %")
+    if scores["raw"] is not None:
+        raw = 100 * scores["raw"]
+        axes.axhline(raw, color=GRAY, linestyle="--", label=f"raw pixels: {raw:.1f} %")
     axes.margins(y=0.18)
     axes.set_title("k-NN accuracy on test images (%)", fontsize=11)
     axes.set_xlabel("epoch (0: random weights)")

@@ -181,8 +181,9 @@ def _facts(trainer: Trainer, provenance: Record) -> dict[str, str]:
     config, ranks = trainer.config, trainer.ranks
     source = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
     views = provenance["dataset"]["views"]
+    splits = trainer.watcher.splits
     facts = {
-        "data": str(source),
+        "data": str(source) + ("" if splits is None else f"; scored on {splits.test.name}"),
         "views": f"{trainer.views.name}, by {trainer.loader.chosen}"
         + (f" (fingerprint {views})" if isinstance(views, str) else ""),
         "precision": str(trainer.precision).removeprefix("torch."),
