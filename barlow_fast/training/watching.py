@@ -153,6 +153,7 @@ class Watcher:
             self.views,
             count,
             seed=self.config.seed,
+            workers=self.workers,
             device=self.device,
             on_bad_image=self.bad,
         ) as loader:
