@@ -314,10 +314,9 @@ def _load(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> ImageD
 def _held_out(config: PretrainConfig, data: ImageDataset | Source) -> tuple[Any, str]:
     """(The labelled images beside those of `--data` that features are scored on, or None; what is
     said of them.)"""
-    from .data import ImageDataset
     from .evaluation.splits import held_out_splits
 
-    if isinstance(data, ImageDataset):
+    if not is_path(config.dataset):
         return None, ""
     try:
         splits = held_out_splits(config.dataset, data)
