@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...data import fonts
 from ...files import whole_file
 from ..hooks import Record
 from ..watching import Portrait
@@ -132,10 +133,11 @@ def draw_map(
             classes = after.labels.unique().tolist()
             names = [class_names[c] if class_names else str(c) for c in classes]
             # matplotlib leaves out what begins with an underscore.
-            names = [f" {printable(name)[:24]}" for name in names]
+            names = [f" {_drawable(name)[:24]}" for name in names]
             legend = figure.legend(
-                handles, names, loc="outside right center", frameon=False, fontsize=9,
+                handles, names, loc="outside right center", frameon=False,
                 markerscale=1.6, handletextpad=0.2,
+                prop={"family": list(fonts.installed()), "size": 9},
             )  # fmt: skip
             for text in legend.get_texts():
                 text.set_parse_math(False)
@@ -151,13 +153,21 @@ def _drawn(path: Path, title: str, inches: tuple[float, float]) -> Iterator[Any]
     figure = Figure(figsize=inches, dpi=125, layout="constrained")
     FigureCanvasAgg(figure)
     # A dollar in a name is a dollar.
-    figure.suptitle(printable(title), fontsize=13, parse_math=False)
+    figure.suptitle(
+        _drawable(title), fontsize=13, parse_math=False, fontfamily=list(fonts.installed())
+    )
     yield figure
     with warnings.catch_warnings(), whole_file(path) as partial:
-        # Of characters that the font lacks, which then show as boxes.
+        # Of names that leave little room.
         warnings.filterwarnings("ignore", category=UserWarning, module="matplotlib")
-        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(partial, format="png")
+
+
+def _drawable(text: str) -> str:
+    """With escapes for what no font here has."""
+    return fonts.drawable(
+        printable(text), lambda c: any(fonts.has(font, c) for font in fonts.installed().values())
+    )
 
 
 def _label(axes: Any, title: str) -> None:
