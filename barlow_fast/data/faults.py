@@ -293,9 +293,13 @@ def _open(stream: BinaryIO, max_pixels: int) -> Image.Image:
 
 def _not_an_image(stream: BinaryIO) -> str:
     stream.seek(0)
-    start = stream.read(8)
+    start = stream.read(12)
     if not start:
         return "is empty"
+    if start[4:8] == b"ftyp":
+        brand = start[8:].decode("latin-1").strip()
+        return f"is {brand}, a kind of HEIF (HEIC, AVIF) or video: convert it to JPEG"
+    start = start[:8]
     return (
         f"is none of {', '.join(FORMATS)}, or its header is damaged (starts with {start.hex(' ')})"
     )

@@ -98,7 +98,9 @@ def drawn(monkeypatch) -> list[str]:
 @pytest.fixture
 def names(tmp_path: Path) -> FolderSource:
     folder = tmp_path / "i"
-    write_folder(folder, {f"{CAT}/{ROCKET}.png": encode(pixels()), f"é/{CAT}.png": encode(pixels())})
+    write_folder(
+        folder, {f"{CAT}/{ROCKET}.png": encode(pixels()), f"é/{CAT}.png": encode(pixels())}
+    )
     return FolderSource(folder)
 
 

@@ -150,7 +150,8 @@ def passed_over(source: Source, used: Source | None = None) -> str:
     count = getattr(source, "ignored", 0)
     if count:
         files = f"{count:,} file" + ("" if count == 1 else "s")
-        in_folder = isinstance(getattr(source, "source", source), FolderSource)
+        origin = getattr(source, "source", source)
+        in_folder = isinstance(origin, FolderSource)
         kind = "of other extensions" if in_folder else "that are no images or labels"
-        texts.append(f"{files} {kind}")
+        texts.append(f"{files} {kind}{': ' + origin.others if in_folder else ''}")
     return f"not looked at: {', '.join(texts)}" if texts else ""

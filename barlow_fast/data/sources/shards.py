@@ -86,7 +86,9 @@ class ShardSource:
             self.ignored += _others(Path(shards))
         self._join(rows)
         if not len(self):
-            raise ValueError(f"{self.name}: the shards hold no images")
+            raise ValueError(
+                f"{self.name}: the shards hold no images, but {self.ignored:,} other files"
+            )
         self.classes = _classes(self.shards[0].parent / CLASSES, self._labels)
         self._prepare()
 
