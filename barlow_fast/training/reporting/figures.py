@@ -44,7 +44,7 @@ def draw_figure(
         title: one line.
         history: the trainer's records, in order.
         scores: k-NN accuracies in [0, 1] of `raw` pixels and of the encoder `before` training; None
-            where nothing was scored.
+            where nothing was scored. Without the latter there is no panel for them.
         before, after: (d, d) parts of the cross-correlation matrix C of two views of test images.
 
     Raises:
@@ -52,9 +52,14 @@ def draw_figure(
     """
     with _drawn(path, title, (12, 7.4)) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1, 0.72))
-        terms, knn = left.subplots(2, 1, sharex=True)
-        _draw_terms(terms, history)
-        _draw_scores(knn, history, scores)
+        if scores["before"] is None:
+            terms = left.subplots()
+            _draw_terms(terms, history)
+            terms.set_xlabel("epoch")
+        else:
+            terms, knn = left.subplots(2, 1, sharex=True)
+            _draw_terms(terms, history)
+            _draw_scores(knn, history, scores)
         _draw_matrices(right, before, after)
 
 
@@ -193,11 +198,6 @@ def _draw_terms(axes: Any, history: list[Record]) -> None:
 
 
 def _draw_scores(axes: Any, history: list[Record], scores: dict[str, float | None]) -> None:
-    if scores["before"] is None:
-        axes.set_title("k-NN accuracy: no labelled test images", fontsize=11)
-        axes.set_xlabel("epoch")
-        axes.set_yticks([])
-        return
     scored = [(0, scores["before"])]
     scored += [(r["epoch"], r["knn"]) for r in history if r["knn"] is not None]
     epochs, accuracies = zip(*scored, strict=True)
