@@ -205,7 +205,8 @@ def _drawn(source: Source, title: str, shown: list[Shown]) -> Image.Image:
     from PIL import ImageDraw
 
     names = [f"{source.identity(each.index)}{_class(source, each.index)}" for each in shown]
-    font, escaped = _font("".join([title, *names]))
+    described = [line for each in shown for texts in each.texts for line in texts]
+    font, escaped = _font("".join([title, *names, *described]))
     columns = min(PER_BLOCK, len(shown))
     blocks = [shown[i : i + columns] for i in range(0, len(shown), columns)]
     # As tall as the longest text of each row needs.
@@ -233,7 +234,7 @@ def _drawn(source: Source, title: str, shown: list[Shown]) -> Image.Image:
                     canvas.paste(tile, (x, y))
                     edge = (x - 1, y - 1, x + tile.width, y + tile.height)
                     pen.rectangle(edge, outline=FRAMES[(row - 1) % len(FRAMES)])
-                    text = sample.texts[row - 1]
+                    text = map(escaped, sample.texts[row - 1])
                 for number, line in enumerate(text):
                     pen.text((x, y + TILE + 1 + LINE * number), line, FAINT, font)
             y += height
@@ -285,8 +286,8 @@ def _font(text: str) -> tuple[ImageFont.ImageFont, Callable[[str], str]]:
     """A font for a text, and what makes a part of it drawable with that font."""
     from PIL import ImageFont
 
-    # Pillow's own font has what Latin-1 has.
-    other = "".join(c for c in text if ord(c) > 0xFF)
+    # Pillow's own font has no more than ASCII.
+    other = "".join(c for c in text if not c.isascii())
     best = fonts.best_for(other) if other else None
     if best is not None and any(fonts.has(best, c) for c in other):
         with contextlib.suppress(ImportError, OSError):  # built without FreeType, or of one size
@@ -296,7 +297,7 @@ def _font(text: str) -> tuple[ImageFont.ImageFont, Callable[[str], str]]:
         font = ImageFont.load_default(TEXT)
     except (ImportError, TypeError):  # built without FreeType, or older than its sizes
         font = ImageFont.load_default()
-    return font, lambda part: fonts.drawable(part, lambda c: ord(c) <= 0xFF)
+    return font, lambda part: fonts.drawable(part, str.isascii)
 
 
 def _class(source: Source, index: int) -> str:

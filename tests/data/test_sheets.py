@@ -12,7 +12,7 @@ from pictures import Image, encode, pixels, write_folder
 from barlow_fast.data import PRESETS, ViewLoader, fonts, show
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.show import FRAMES, GAP, LINE, MARGIN, TILE, sheet
-from barlow_fast.data.sources import FolderSource
+from barlow_fast.data.sources import ArraySource, FolderSource
 from barlow_fast.evaluation.images import CentreCrop
 from barlow_fast.training.reporting.figures import _drawn
 
@@ -55,7 +55,7 @@ def test_the_middle_of_a_strip_is_what_is_read(tmp_path: Path):
 
 
 def made_font(path: Path, family: str, text: str) -> Path:
-    """A font whose characters are all squares."""
+    """A font whose characters are all squares, and nothing for those that it lacks."""
     builder_of = pytest.importorskip("fontTools.fontBuilder").FontBuilder
     pens = pytest.importorskip("fontTools.pens.ttGlyphPen")
     pen = pens.TTGlyphPen(None)
@@ -69,7 +69,7 @@ def made_font(path: Path, family: str, text: str) -> Path:
     builder = builder_of(1000, isTTF=True)
     builder.setupGlyphOrder(order)
     builder.setupCharacterMap(names)
-    builder.setupGlyf(dict.fromkeys(order, glyph))
+    builder.setupGlyf({**dict.fromkeys(order, glyph), ".notdef": pens.TTGlyphPen(None).glyph()})
     builder.setupHorizontalMetrics(dict.fromkeys(order, (900, 100)))
     builder.setupHorizontalHeader(ascent=800, descent=-200)
     builder.setupNameTable({"familyName": family, "styleName": "Regular"})
@@ -81,15 +81,17 @@ def made_font(path: Path, family: str, text: str) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[str]:
-    """All texts that are drawn on a sheet."""
+    """All texts that are drawn on a sheet, none with a box for a character."""
     texts: list[str] = []
     from PIL import ImageDraw
 
     draw = ImageDraw.ImageDraw.text
 
-    def record(self, place, text, *more):
+    def record(self, place, text, color, font):
         texts.append(text)
-        return draw(self, place, text, *more)
+        box = bytes(font.getmask("\U0010ffff"))
+        assert not [c for c in text if bytes(font.getmask(c)) == box], text
+        return draw(self, place, text, color, font)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
     return texts
@@ -106,14 +108,24 @@ def names(tmp_path: Path) -> FolderSource:
 
 def test_what_no_font_has_is_escaped(names, drawn, monkeypatch):
     plain = {name: font for name, font in fonts.installed().items() if name == "DejaVu Sans"}
-    for installed in (plain, {}):
+    for installed, accent in ((plain, "é"), ({}, r"\xe9")):
         monkeypatch.setattr(fonts, "installed", lambda installed=installed: installed)
         drawn.clear()
         sheet(names, PRESETS["imagenet"])
         text = "\n".join(drawn)
-        for part in (r"class 1 \u732b", r"\U0001f680.png", r"é/\u732b.png", "class 0 é"):
+        for part in (
+            r"class 1 \u732b",
+            r"\U0001f680.png",
+            accent + r"/\u732b.png",
+            "class 0 " + accent,
+        ):
             assert part in text, part
         assert CAT not in text
+
+
+def test_degrees_are_drawn(drawn):
+    sheet(ArraySource(pixels(28, 28)[None, ..., :1]), PRESETS["digits"], 1)
+    assert any("turn " in text and "°" in text for text in drawn)
 
 
 def test_a_font_that_has_them_is_used(names, drawn, monkeypatch, tmp_path: Path):
