@@ -10,6 +10,8 @@ import pytest
 from pictures import Image, encode, pixels, write_folder
 
 from barlow_fast.data import PRESETS, ViewLoader, fonts, show
+from barlow_fast.data.faults import BadImageError
+from barlow_fast.data.pack import pack
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.show import FRAMES, GAP, LINE, MARGIN, TILE, sheet
 from barlow_fast.data.sources import ArraySource, FolderSource
@@ -44,6 +46,15 @@ def test_images_of_any_shape_are_shown_rendered_and_read(tmp_path: Path, shape, 
     assert CentreCrop(source, (224, 224), 3)(0).shape == (224, 224, 3)
     # Whole, the longest strip would take 8 GB.
     assert all(width * height < 10 * 256 * 256 for width, height in resized)
+
+
+def test_a_strip_that_no_jpeg_holds_is_named(tmp_path: Path):
+    write_folder(tmp_path / "in", {"a.png": encode(pixels()), "x.png": encode(pixels(4, 100_000))})
+    source = FolderSource(tmp_path / "in")
+    with pytest.raises(BadImageError, match=r"in/x\.png: "):
+        pack(source, tmp_path / "out", size=3, workers=0)
+    packed = pack(source, tmp_path / "out", size=3, workers=0, on_bad_image="skip")
+    assert (packed.images, packed.left_out) == (1, 1)
 
 
 def test_the_middle_of_a_strip_is_what_is_read(tmp_path: Path):
