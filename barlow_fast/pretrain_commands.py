@@ -311,6 +311,25 @@ def _load(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> ImageD
     return data
 
 
+def _held_out(config: PretrainConfig, data: ImageDataset | Source) -> tuple[Any, str]:
+    """(The labelled images beside those of `--data` that features are scored on, or None; what is
+    said of them.)"""
+    from .evaluation.splits import held_out_splits
+
+    if not is_path(config.dataset):
+        return None, ""
+    try:
+        splits = held_out_splits(config.dataset, data)
+    except ValueError as error:
+        return None, f"is skipped: {error}"
+    if splits is None:
+        return None, ""
+    scored, candidates = (
+        min(len(part), config.neighbour_images) for part in (splits.test, splits.train)
+    )
+    return splits, f"scores {scored:,} images of {splits.test.name} by {candidates:,} of training"
+
+
 def _check_memory(config: PretrainConfig, data: ImageDataset | Source, ranks: Ranks) -> None:
     """Refuses what does not fit before anything large is made."""
     from .training.estimate import check_memory, estimate_memory
@@ -332,10 +351,12 @@ def _print_plan(
     from .training.estimate import available_memory, estimate_memory, plan_loss
     from .training.feeding import NOMINAL, choose_views, image_size, named_views
 
+    scoring = ""
     try:
         if config.dataset == "files":
             raise ValueError("no --data given")
         data = _load(config, data_dir, ranks)
+        scoring = _held_out(config, data)[1]
     except (ValueError, OSError) as error:
         if config.dataset not in NOMINAL:
             raise
@@ -358,6 +379,7 @@ def _print_plan(
     weights, biases = config.learning_rates
     lines = [
         f"data      {described}; views {views.name} of {size} pixels",
+        *([f"k-NN      {scoring}"] if scoring else []),
         f"steps     {config.epochs} epochs of {steps}: {config.epochs * steps} in all, "
         f"{config.batch_size} images x 2 views each on {ranks.size} process(es)",
         f"rates     {config.optimizer}: weights {weights:g}, biases and norms {biases:g} at their "
@@ -393,11 +415,13 @@ def _prepare(
     from .training.reporting import why_no_tensorboard
     from .training.reporting.progress import ProgressReport
 
-    trainer = Trainer(config, data, feeding=feeding, ranks=ranks)
+    with ranks.together("the held-out images"):
+        splits, scoring = _held_out(config, data)
+    trainer = Trainer(config, data, feeding=feeding, ranks=ranks, splits=splits)
     try:
         if resume is not None:
             trainer.resume(resume)
-        _describe(trainer, console)
+        _describe(trainer, scoring, console)
         # Ranks other than the first write nothing; they only have to have a path.
         folder = Path()
         with ranks.together("the results"):
@@ -472,7 +496,7 @@ def _fresh_folder(parent: Path, name: str) -> Path:
     raise AssertionError("numbers do not end")
 
 
-def _describe(trainer: Trainer, console: Console) -> None:
+def _describe(trainer: Trainer, scoring: str, console: Console) -> None:
     from .data.sources import passed_over
     from .training.estimate import plan_loss
 
@@ -483,13 +507,17 @@ def _describe(trainer: Trainer, console: Console) -> None:
     ]
     described = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
     console.print(f"data      {described}", markup=False)
-    if passed_over(trainer.source):
-        console.print(f"          {passed_over(trainer.source)}")
+    splits = trainer.watcher.splits
+    left = passed_over(trainer.source, None if splits is None else splits.test)
+    if left:
+        console.print(f"          {left}")
     console.print(
         f"views     {trainer.views.name}, by {trainer.loader.chosen} ({trainer.loader.reason})",
         markup=False,
     )
-    if not trainer.scores:
+    if scoring:
+        console.print(f"k-NN      {scoring}")
+    elif not trainer.scores:
         console.print("k-NN      is skipped: it takes labelled images for training and for tests")
     name = config.encoder
     if name == "small":
@@ -548,7 +576,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     if after is not None:
         console.print(
             f"k-NN      {100 * trainer.before['before']:.2f} % with random weights -> "
-            f"{100 * after:.2f} % after training (raw pixels: {100 * trainer.before['raw']:.2f} %)"
+            f"{100 * after:.2f} % after training{_raw(trainer.before['raw'])}"
         )
     if trainer.loader.bad_images:
         console.print(f"skipped   {len(trainer.loader.bad_images)} images that cannot be read")
@@ -561,6 +589,10 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         console.print(f"{name:<9} {path}", markup=False)
     for complaint in report.complaints:
         terminal.complain(f"barlow-fast: {complaint}")
+
+
+def _raw(score: float | None) -> str:
+    return "" if score is None else f" (raw pixels: {100 * score:.2f} %)"
 
 
 def _advice(checkpoint: Path) -> str:

@@ -287,7 +287,8 @@ class Prepared:
 
     made: list[dict[str, Any]]
 
-    def __init__(self, config: Any, data: Any, *, feeding: Any, ranks: Any) -> None:
+    def __init__(self, config: Any, data: Any, *, feeding: Any, ranks: Any, splits: Any) -> None:
+        assert splits is None
         Prepared.made.append({"config": config, "data": data, "feeding": feeding, "ranks": ranks})
         self.resumed: list[Path] = []
         self.closed = False

@@ -1,8 +1,9 @@
 """Images that cannot be read: what is found wrong with them, and what is done about it.
 
-Every image file goes through `decode`, and its size through `header_size`. Both take bytes that
-nobody vouches for: what is wrong comes out as a `BadImageError` that names the image, never as a
-crash, a wait, an image made up from the half that was there, or a process without memory.
+Every image file goes through `decode`, or through `check` before another decoder gets it, and its
+size through `header_size`. All take bytes that nobody vouches for: what is wrong comes out as a
+`BadImageError` that names the image, never as a crash, a wait, an image made up from the half that
+was there, or a process without memory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import logging
 import threading
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
@@ -65,9 +67,9 @@ class BadImageError(ValueError):
 class BadImages:
     """What is done about bad images, and the record of them.
 
-    Each is reported once, in a warning of the logger `barlow_fast.data`, however many epochs meet
-    it. Memory is bounded: of the first `limit` images the whole record is kept, of the others
-    their number.
+    Each is reported once, in a warning of the logger `barlow_fast.data`, however many epochs,
+    scores and loaders meet it: one record serves a whole run. Memory is bounded: of the first
+    `limit` images the whole record is kept, of the others their number.
 
     Args:
         policy: 'error': the first bad image raises; 'skip': it is recorded, and its sample left
@@ -85,7 +87,7 @@ class BadImages:
         self.limit = limit
         self.images: list[BadImage] = []
         self.encounters = 0  # every time that one was met, in every epoch
-        self._known: set[tuple[int, str]] = set()
+        self._known: set[str] = set()
         self._full = False
 
     def __len__(self) -> int:
@@ -96,16 +98,24 @@ class BadImages:
         if self.policy == "error":
             raise BadImageError(image)
         self.encounters += 1
-        key = (image.index, image.identity)
-        if key in self._known or self._full:
+        if image.identity in self._known or self._full:
             return
         if len(self.images) == self.limit:
             self._full = True
             LOG.warning("more than %d bad images: further ones are not listed", self.limit)
             return
-        self._known.add(key)
-        self.images.append(image)
+        self._keep(image)
         LOG.warning("left out: %s", image)
+
+    def learn(self, images: Iterable[BadImage]) -> None:
+        """Takes in images that another process has reported."""
+        for image in images:
+            if image.identity not in self._known and len(self.images) < self.limit:
+                self._keep(image)
+
+    def _keep(self, image: BadImage) -> None:
+        self._known.add(image.identity)
+        self.images.append(image)
 
 
 def decode(
@@ -134,9 +144,42 @@ def decode(
         ModuleNotFoundError: Pillow is missing.
     """
     with guard(identity, index), _open(io.BytesIO(encoded), max_pixels) as image:
-        if not load_whole(image, encoded, lambda file: _open(io.BytesIO(file), max_pixels)):
-            raise Unreadable("its data end before the image does: a part of it is missing")
+        _load(image, encoded, lambda file: _open(io.BytesIO(file), max_pixels))
         return _rgb(image)
+
+
+def check(
+    encoded: bytes, identity: str, index: int = -1, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """(height, width) in pixels of the image that `decode` would give.
+
+    For decoders that accept damaged files: a JPEG or PNG that `decode` refuses is refused here, by
+    the same decoder. Of a JPEG all data are read, but only an eighth of the pixels a side is
+    computed, which takes half the time.
+
+    Args:
+        encoded, identity, index, max_pixels: as for `decode`.
+
+    Raises:
+        BadImageError, ModuleNotFoundError: as `decode`.
+    """
+
+    sizes = []
+
+    def reduced(file: bytes) -> Image.Image:
+        image = _open(io.BytesIO(file), max_pixels)
+        sizes.append((image.height, image.width))
+        image.draft(image.mode, (1, 1))
+        return image
+
+    with guard(identity, index), reduced(encoded) as image:
+        _load(image, encoded, reduced)
+    return sizes[0]
+
+
+def _load(image: Image.Image, encoded: bytes, open_again: Callable[[bytes], Image.Image]) -> None:
+    if not load_whole(image, encoded, open_again):
+        raise Unreadable("its data end before the image does: a part of it is missing")
 
 
 def header_size(
@@ -251,9 +294,13 @@ def _open(stream: BinaryIO, max_pixels: int) -> Image.Image:
 
 def _not_an_image(stream: BinaryIO) -> str:
     stream.seek(0)
-    start = stream.read(8)
+    start = stream.read(12)
     if not start:
         return "is empty"
+    if start[4:8] == b"ftyp":
+        brand = start[8:].decode("latin-1").strip()
+        return f"is {brand}, a kind of HEIF (HEIC, AVIF) or video: convert it to JPEG"
+    start = start[:8]
     return (
         f"is none of {', '.join(FORMATS)}, or its header is damaged (starts with {start.hex(' ')})"
     )

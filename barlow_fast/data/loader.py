@@ -88,7 +88,7 @@ class ViewLoader:
         drop_last: whether an epoch's remainder that fills no global batch is left out.
         on_bad_image: 'error': an image that cannot be read raises; 'skip': it is left out of its
             batch, which is shorter then, and reported once. No other takes its place, so ranks may
-            differ in batch size.
+            differ in batch size. A `BadImages` is a policy with a record that others share.
         prefetch: how many batches are rendered ahead; memory is bounded by it.
         timeout: seconds that processes of Pillow may leave a batch without an answer, because they
             are stopped or their storage is; 0: any time.
@@ -117,7 +117,7 @@ class ViewLoader:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         drop_last: bool = True,
-        on_bad_image: OnBadImage = "error",
+        on_bad_image: OnBadImage | BadImages = "error",
         prefetch: int = 2,
         timeout: float = TIMEOUT,
     ) -> None:
@@ -135,7 +135,8 @@ class ViewLoader:
         self.device, self.dtype = torch.device(device), dtype
         self.prefetch = prefetch
         self._timeout = timeout
-        self._bad = BadImages(on_bad_image)
+        shared = isinstance(on_bad_image, BadImages)
+        self._bad = on_bad_image if shared else BadImages(on_bad_image)
         # Refuses what cannot be cut into batches before anything is started.
         batches(seed, 0, len(source), batch_size, self.shard, drop_last)
         if not len(self):

@@ -21,6 +21,7 @@ from .faults import (
     BadImages,
     OnBadImage,
     decode,
+    guard,
     pillow,
     printable,
 )
@@ -91,12 +92,14 @@ class Prepare:
             smaller = _resized(image, self.size)
             # Pixels that never were a JPEG stay exact.
             return _sample_of(smaller, "PNG", smaller is not image)
-        encoded = self.source.encoded(index)
+        encoded, identity = self.source.encoded(index), self.source.identity(index)
         # Decoded in any case, so that shards hold no image that cannot be read.
-        image = decode(encoded, self.source.identity(index), index, self.source.max_pixels)
+        image = decode(encoded, identity, index, self.source.max_pixels)
         smaller = _resized(image, self.size)
         if smaller is not image:
-            return _sample_of(smaller, "JPEG", True, quality=self.quality)
+            # A JPEG has at most 65500 pixels a side.
+            with guard(identity, index):
+                return _sample_of(smaller, "JPEG", True, quality=self.quality)
         with pillow().open(io.BytesIO(encoded), formats=FORMATS) as header:
             extension = EXTENSIONS[header.format]
         return Sample(encoded, extension, image.height, image.width, False)

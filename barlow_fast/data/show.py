@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from .. import kernels
 from ..files import write_whole
 from ..kernels.photometry import ORDERS
 from ..plan import choose_backend
+from . import fonts
 from .faults import BadImage, BadImageError, pillow, printable
 from .order import order
 from .presets import Views
@@ -50,7 +53,8 @@ class Shown:
     """One sample of a sheet."""
 
     index: int
-    original: Image.Image
+    original: Image.Image  # as large as it is shown
+    size: tuple[int, int]  # width and height that it had
     frames: list[tuple[int, int, int, int] | None]  # top, left, height, width; None: warped
     views: list[Image.Image]
     texts: list[list[str]]  # lines per view
@@ -139,7 +143,7 @@ def _rendered(
             frames.append(frame)
             texts.append(describe(specification, mine, frame))
         images = [_picture(view[row]) for view in pictures]
-        shown.append(Shown(index, original, frames, images, texts))
+        shown.append(Shown(index, _fitted(original), original.size, frames, images, texts))
     return shown, bad
 
 
@@ -198,12 +202,11 @@ def describe(
 
 
 def _drawn(source: Source, title: str, shown: list[Shown]) -> Image.Image:
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
-    try:
-        font = ImageFont.load_default(TEXT)
-    except (ImportError, TypeError):  # built without FreeType, or older than its sizes
-        font = ImageFont.load_default()
+    names = [f"{source.identity(each.index)}{_class(source, each.index)}" for each in shown]
+    described = [line for each in shown for texts in each.texts for line in texts]
+    font, escaped = _font("".join([title, *names, *described]))
     columns = min(PER_BLOCK, len(shown))
     blocks = [shown[i : i + columns] for i in range(0, len(shown), columns)]
     # As tall as the longest text of each row needs.
@@ -213,7 +216,7 @@ def _drawn(source: Source, title: str, shown: list[Shown]) -> Image.Image:
     width = max(NARROWEST, MARGIN + columns * (TILE + GAP))
     canvas = pillow().new("RGB", (width, top + len(blocks) * (sum(heights) + GAP)), BACKGROUND)
     pen = ImageDraw.Draw(canvas)
-    pen.text((GAP, GAP), _short(pen, font, title, width - 2 * GAP), INK, font)
+    pen.text((GAP, GAP), _short(pen, font, escaped(title), width - 2 * GAP), INK, font)
     pen.text((GAP, GAP + LINE), LEGEND, FAINT, font)
     y = top
     for block in blocks:
@@ -223,14 +226,15 @@ def _drawn(source: Source, title: str, shown: list[Shown]) -> Image.Image:
                 x = MARGIN + column * (TILE + GAP)
                 if row == 0:
                     _original(canvas, pen, sample, x, y)
-                    identity = source.identity(sample.index)
-                    text = [_short(pen, font, identity, TILE), _class(source, sample.index)]
+                    identity = escaped(source.identity(sample.index))
+                    name = escaped(_class(source, sample.index))
+                    text = [_short(pen, font, line, TILE) for line in (identity, name)]
                 else:
                     tile = _fitted(sample.views[row - 1])
                     canvas.paste(tile, (x, y))
                     edge = (x - 1, y - 1, x + tile.width, y + tile.height)
                     pen.rectangle(edge, outline=FRAMES[(row - 1) % len(FRAMES)])
-                    text = sample.texts[row - 1]
+                    text = map(escaped, sample.texts[row - 1])
                 for number, line in enumerate(text):
                     pen.text((x, y + TILE + 1 + LINE * number), line, FAINT, font)
             y += height
@@ -246,20 +250,19 @@ def _label(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont, row: int, y: int
 
 def _original(canvas: Image.Image, pen: ImageDraw.ImageDraw, sample: Shown, x: int, y: int) -> None:
     """The original and, in the colours of the views, the windows that they show."""
-    tile = _fitted(sample.original)
+    tile = sample.original
     canvas.paste(tile, (x, y))
-    across, down = tile.width / sample.original.width, tile.height / sample.original.height
+    across, down = tile.width / sample.size[0], tile.height / sample.size[1]
     for number, frame in enumerate(sample.frames):
         if frame is None:
             continue
         top, left, height, width = frame
-        corners = (
-            x + round(left * across),
-            y + round(top * down),
-            x + round((left + width) * across) - 1,
-            y + round((top + height) * down) - 1,
-        )
-        pen.rectangle(corners, outline=FRAMES[number % len(FRAMES)])
+        # At least one pixel, of a window that is smaller than that on the tile.
+        x0 = x + min(round(left * across), tile.width - 1)
+        y0 = y + min(round(top * down), tile.height - 1)
+        x1 = max(x + round((left + width) * across) - 1, x0)
+        y1 = max(y + round((top + height) * down) - 1, y0)
+        pen.rectangle((x0, y0, x1, y1), outline=FRAMES[number % len(FRAMES)])
 
 
 def _fitted(image: Image.Image) -> Image.Image:
@@ -272,7 +275,6 @@ def _fitted(image: Image.Image) -> Image.Image:
 
 def _short(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont, text: str, width: int) -> str:
     """The end of a text, as much as fits."""
-    text = _latin(text)
     if pen.textlength(text, font) <= width:
         return text
     while text and pen.textlength("..." + text, font) > width:
@@ -280,9 +282,22 @@ def _short(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont, text: str, width
     return "..." + text
 
 
-def _latin(text: str) -> str:
-    """What PIL's own font can draw."""
-    return text.encode("latin-1", "replace").decode("latin-1")
+def _font(text: str) -> tuple[ImageFont.ImageFont, Callable[[str], str]]:
+    """A font for a text, and what makes a part of it drawable with that font."""
+    from PIL import ImageFont
+
+    # Pillow's own font has no more than ASCII.
+    other = "".join(c for c in text if not c.isascii())
+    best = fonts.best_for(other) if other else None
+    if best is not None and any(fonts.has(best, c) for c in other):
+        with contextlib.suppress(ImportError, OSError):  # built without FreeType, or of one size
+            font = ImageFont.truetype(best.fname, TEXT)
+            return font, lambda part: fonts.drawable(part, lambda c: fonts.has(best, c))
+    try:
+        font = ImageFont.load_default(TEXT)
+    except (ImportError, TypeError):  # built without FreeType, or older than its sizes
+        font = ImageFont.load_default()
+    return font, lambda part: fonts.drawable(part, str.isascii)
 
 
 def _class(source: Source, index: int) -> str:
@@ -290,4 +305,4 @@ def _class(source: Source, index: int) -> str:
     if label < 0:
         return ""
     name = f" {source.classes[label]}" if source.classes else ""
-    return _latin(f"class {label}{name}")
+    return f"class {label}{name}"

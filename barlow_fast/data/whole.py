@@ -4,8 +4,8 @@ checksums and end markers comes out as an image whose other half nobody drew.
 * PNG, TIFF: the decoder stops, and rows, tiles or channels keep what was in memory. That is filled
   beforehand; where the fill seems to have survived, a decoding over another fill decides.
 * JPEG: libjpeg fills what is missing with the gray that all coefficients 0 stand for. Where the
-  last pixel is that gray, a decoding with more data before the end marker decides: a scan that is
-  complete ignores them.
+  last pixel is as bright as that, a decoding with more data before the end marker decides: a scan
+  that is complete ignores them.
 
 The others (BMP, WebP, GIF, PPM) are refused by their decoders.
 """
@@ -45,7 +45,7 @@ def load_whole(
     """
     if image.format in JPEG:
         image.load()
-        return not _ends_in_gray(image) or _is_complete_jpeg(image, encoded, open_again)
+        return not _may_end_early(image) or _is_complete_jpeg(image, encoded, open_again)
     if image.format not in ("PNG", "TIFF"):
         image.load()
         return True
@@ -109,8 +109,12 @@ def _pixel(mode: str, value: int) -> bytes:
     return _filled(mode, (1, 1), value).tobytes()
 
 
-def _ends_in_gray(image: Image.Image) -> bool:
+def _may_end_early(image: Image.Image) -> bool:
     last = image.getpixel((image.width - 1, image.height - 1))
+    if image.mode == "RGB":
+        # Its color may come from a neighbor that is there: color has a lower resolution.
+        red, green, blue = last
+        return abs(0.299 * red + 0.587 * green + 0.114 * blue - 128) < 2
     # 127: as CMYK, which is stored inverted.
     return all(value in (127, 128) for value in (last if isinstance(last, tuple) else (last,)))
 

@@ -127,10 +127,7 @@ def tell(
 
 def compare(values: dict[str, Any], group: Group) -> None:
     """ValueError on all ranks where values that print differ; the message says which."""
-    own = {name: repr(value) for name, value in values.items()}
-    everyone: list[Any] = [None] * group.size
-    with explained():
-        dist.all_gather_object(everyone, own, group=host_group(group))
+    everyone = gather({name: repr(value) for name, value in values.items()}, group)
     names = dict.fromkeys(name for some in everyone for name in some)
     differing = []
     for name in names:
@@ -139,6 +136,14 @@ def compare(values: dict[str, Any], group: Group) -> None:
             differing.append(f"{name}: {_by_value(told)}")
     if differing:
         raise ValueError("the ranks of process_group differ: " + "; ".join(differing))
+
+
+def gather(value: Any, group: Group) -> list[Any]:
+    """The values of all ranks, in their order; any that can be pickled."""
+    everyone: list[Any] = [None] * group.size
+    with explained():
+        dist.all_gather_object(everyone, value, group=host_group(group))
+    return everyone
 
 
 @contextlib.contextmanager

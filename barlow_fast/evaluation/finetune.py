@@ -105,8 +105,6 @@ def finetune(
                         f"the training diverged in epoch {epoch}: its loss is {loss.item()}; "
                         "lower the learning rates"
                     )
-            for image in loader.bad_images:
-                reading.bad.add(image)
     finally:
         for module, mode in modes:
             module.training = mode

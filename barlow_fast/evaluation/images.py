@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,14 @@ from ..data.parallel import in_order
 from ..data.rendering.arrays import crop, with_channels
 from ..data.sources import ArraySource, Source
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 # A photograph's shorter side before the middle is cut out: 256 for 224 pixels.
 MARGIN = 256 / 224
+# How many times as long as high, relative to what is shown, an image may be that is resized as a
+# whole.
+LONGEST = 8
 # Up to this size pictures fill their frame, and no border is cut off.
 SMALL = 64
 
@@ -89,21 +95,24 @@ class Reading:
         device: where the encoder is.
         chunk: images per pass where none is trained.
         workers: processes that decode files; 0: none but this one; None: as many as are worth it.
-        on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out.
+        on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out; a
+            `BadImages` is a policy with a record that others share.
         progress: called with what is being done, how many images or steps are done and of how many.
     """
 
     device: torch.device | str = "cpu"
     chunk: int = 256
     workers: int | None = None
-    on_bad_image: OnBadImage = "error"
+    on_bad_image: OnBadImage | BadImages = "error"
     progress: Progress = silent
     bad: BadImages = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {self.chunk}")
-        object.__setattr__(self, "bad", BadImages(self.on_bad_image))
+        given = self.on_bad_image
+        record = given if isinstance(given, BadImages) else BadImages(given)
+        object.__setattr__(self, "bad", record)
 
 
 class Pictures(NamedTuple):
@@ -133,6 +142,10 @@ class CentreCrop:
         mode = "L" if self.channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
         height, width = self.size
+        # Of a strip only the middle is shown, and the whole of it resized may not fit into memory.
+        longest = LONGEST * min(image.size) * max(self.size) // min(self.size)
+        if max(image.size) > longest:
+            image = _middle(image, min(image.width, longest), min(image.height, longest))
         margin = MARGIN if min(self.size) > SMALL else 1.0
         # The side that decides comes out exact; the other is cut to whole pixels, as torchvision
         # cuts it.
@@ -143,9 +156,12 @@ class CentreCrop:
             tall = wide * image.height // image.width
         if (tall, wide) != (image.height, image.width):
             image = image.resize((wide, tall), pillow().Resampling.BILINEAR)
-        top, left = round((tall - height) / 2), round((wide - width) / 2)
-        image = image.crop((left, top, left + width, top + height))
-        return np.array(image).reshape(height, width, self.channels)
+        return np.array(_middle(image, width, height)).reshape(height, width, self.channels)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def check_fits(source: Source, form: ImageFormat, adapt: bool = False) -> None:
@@ -274,5 +290,5 @@ def training_crops(
         workers=reading.workers,
         device=reading.device,
         drop_last=lonely,
-        on_bad_image=reading.on_bad_image,
+        on_bad_image=reading.bad,
     )

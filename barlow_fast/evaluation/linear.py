@@ -191,8 +191,6 @@ def train_heads(
                         f"the classifier on {name} diverged in epoch {epoch}: its loss is "
                         f"{loss.item()}; lower the learning rate"
                     )
-        for image in loader.bad_images:
-            reading.bad.add(image)
     return {name: head.eval() for name, head in heads.items()}
 
 

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.datasets import ImageDataset
-from ..data.faults import printable
-from ..data.sources import ArraySource, Source, open_source, passed_over
+from ..data.faults import MAX_PIXELS, printable
+from ..data.sources import ArraySource, Parts, Source, find_parts, open_source, passed_over
 from ..data.sources.names import represented
+from ..data.sources.parts import HELD_OUT
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MOST_CLASSES = 2**16  # of labels without names
-# Folders of the part that scores, in the order in which they are looked for: where there are both,
-# the labels of `test` are often withheld or kept for the last comparison.
-TEST_FOLDERS = ("val", "validation", "test")
 
 
 class SubsetSource:
@@ -46,6 +44,7 @@ class SubsetSource:
             raise IndexError(f"{source.name} has {len(source)} images, not all that were asked for")
         self.source = source
         self.ignored = getattr(source, "ignored", 0)
+        self.max_pixels = getattr(source, "max_pixels", MAX_PIXELS)
         self.classes = source.classes
         self._labels = None if source.labels is None else source.labels[self.indices]
 
@@ -183,10 +182,11 @@ def folder_splits(
 ) -> LabelledSplits:
     """The labelled images of a folder.
 
-    A folder with `train` and one of `TEST_FOLDERS` inside has its split already; in each of the two
-    a sub-folder per class (or tar shards with labels, where class numbers have to agree), and the
-    same classes in both. Any other folder holds a sub-folder per class and is split here: of each
-    class the same share, at least one image, is kept for the test, drawn by (seed, class).
+    A folder that is divided into training and held-out images (`find_parts`) has its split already;
+    in each of the two a sub-folder per class (or tar shards with labels, where class numbers have
+    to agree), and the same classes in both. Any other folder holds a sub-folder per class and is
+    split here: of each class the same share, at least one image, is kept for the test, drawn by
+    (seed, class).
 
     Args:
         folder: as described.
@@ -205,27 +205,15 @@ def folder_splits(
     if not folder.is_dir():
         problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise ValueError(f"{name} {problem}")
-    test_folder = next((part for part in TEST_FOLDERS if (folder / part).is_dir()), None)
-    if (folder / "train").is_dir():
-        if test_folder is None:
-            raise ValueError(
-                f"{name} has a folder train and none to score on: it takes one of "
-                f"{', '.join(TEST_FOLDERS)} beside it"
-            )
-        train, test = (
-            open_source(folder / part, allow_symlinks=allow_symlinks)
-            for part in ("train", test_folder)
+    parts = find_parts(folder)
+    if parts.held_out is not None:
+        train = open_source(parts.train, allow_symlinks=allow_symlinks)
+        return _divided(name, train, parts, allow_symlinks)
+    if parts.train != folder:
+        raise ValueError(
+            f"{name} has a folder {printable(parts.train.name)} and none to score on: it takes one "
+            f"of {', '.join(HELD_OUT)} beside it"
         )
-        for source in (train, test):
-            _check_labels(source)
-        _check_same_classes(train, test)
-        classes = _class_count(train)
-        names = tuple(train.classes) if train.classes else None
-        return LabelledSplits(
-            name, train, test, classes, names, {"split": f"folders train and {test_folder}"}
-        )
-    if test_folder is not None:
-        raise ValueError(f"{name} has a folder {test_folder} and none to learn from: train")
     whole = open_source(folder, allow_symlinks=allow_symlinks)
     _check_labels(whole)
     learned, scored = stratified(whole.labels, test_fraction, seed, whole.classes)
@@ -236,6 +224,38 @@ def folder_splits(
         _class_count(whole),
         tuple(whole.classes) if whole.classes else None,
         {"split": "drawn here", "test_fraction": test_fraction, "split_seed": seed},
+    )
+
+
+def held_out_splits(folder: str | Path, train: Source) -> LabelledSplits | None:
+    """The training images of a divided folder and the held-out ones beside them; None where there
+    are none.
+
+    Args:
+        folder: as `open_source` took it.
+        train: what `open_source` gave.
+
+    Raises:
+        ValueError, OSError: as `folder_splits`.
+    """
+    parts = find_parts(folder) if Path(folder).is_dir() else Parts(Path(folder))
+    return None if parts.held_out is None else _divided(printable(str(folder)), train, parts)
+
+
+def _divided(
+    name: str, train: Source, parts: Parts, allow_symlinks: bool = False
+) -> LabelledSplits:
+    test = open_source(parts.held_out, allow_symlinks=allow_symlinks)
+    for source in (train, test):
+        _check_labels(source)
+    _check_same_classes(train, test)
+    return LabelledSplits(
+        name,
+        train,
+        test,
+        _class_count(train),
+        tuple(train.classes) if train.classes else None,
+        {"split": f"folders {parts.train.name} and {parts.held_out.name}"},
     )
 
 

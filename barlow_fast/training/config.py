@@ -87,7 +87,7 @@ class PretrainConfig:
     # How it is watched.
     evaluate_every: int = 10  # epochs between k-NN scores; the last epoch always has one
     neighbours: int = 5
-    neighbour_images: int = 10_000  # the first so many training images are the candidates
+    neighbour_images: int = 10_000  # of training images, the candidates; of files also those scored
     checkpoint_every: Optional[int] = None  # noqa: UP045 - epochs; None: those that are scored
     checkpoint_minutes: float = 15.0  # and inside an epoch, after so much time
     keep_checkpoints: int = 2  # the newest and those before it

@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import BarlowTwinsLoss, __version__
 from ..data import Batch, ImageDataset, ViewLoader
+from ..data.faults import BadImages
 from ..data.sources import ArraySource, Source
 from ..distributed import agreement
 from ..distributed.micro_batches import sharing
+from ..evaluation import LabelledSplits
 from ..microbatch import backward_in_microbatches, buffers_of_first_rank
 from ..models import BarlowTwinsModel, build_twins
 from . import parallel
@@ -67,8 +69,8 @@ class Trainer:
 
     Args:
         config: the run.
-        data: images in memory with labels, or any source of images: then nothing is scored, and
-            `knn` is None throughout.
+        data: images in memory with labels, or any source of images: then nothing is scored without
+            `splits`, and `knn` is None throughout.
         device: where to compute; None for that of `ranks`.
         checkpoint_path: written by the first rank, at the times that `config` tells and at a stop;
             None to write none.
@@ -77,6 +79,8 @@ class Trainer:
             context manager.
         ranks: the processes of the run; see `joined`. Every one needs a trainer of its own, with
             the same settings and data, and calls the same methods.
+        splits: labelled files, such as `held_out_splits` finds, that the features of a run on files
+            are scored on; None: they are not.
 
     Attributes:
         model: encoder and projector, with torchvision's or timm's names for the encoder.
@@ -100,6 +104,7 @@ class Trainer:
         hooks: Iterable[Hook] = (),
         feeding: Feeding | None = None,
         ranks: Ranks | None = None,
+        splits: LabelledSplits | None = None,
     ) -> None:
         self.ranks = ranks or Ranks(torch.device(device or "cpu"))
         self.device = self.ranks.device
@@ -112,6 +117,9 @@ class Trainer:
         self.folder_lock: FolderLock | None = None
         self.hooks = list(hooks)
         self._failure: Exception | None = None
+        # One for everything that reads images in this run: a bad one is reported once.
+        self._bad = BadImages(self.feeding.on_bad_image)
+        self._bad_shared = 0  # those that the other ranks know
         with self._together("a trainer"):
             self.views = choose_views(config.views, data)
             self._check_batch(data.name)
@@ -131,7 +139,16 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
-        self.watcher = Watcher(config, self.views, self.device, self.dataset, self.source)
+        self.watcher = Watcher(
+            config,
+            self.views,
+            self.device,
+            self.dataset,
+            self.source,
+            None if in_memory else splits,
+            self.feeding.workers,
+            self._bad,
+        )
         # Last, because it may start processes.
         with self._together("a loader"):
             self.loader = ViewLoader(
@@ -142,7 +159,7 @@ class Trainer:
                 rank=self.ranks.rank,
                 ranks=self.ranks.size,
                 device=self.device,
-                **self.feeding.arguments(),
+                **self.feeding.arguments() | {"on_bad_image": self._bad},
             )
         self.steps_per_epoch = len(self.loader)
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -420,7 +437,7 @@ class Trainer:
         with self._together("measuring"):
             if not self.ranks.first:
                 return
-            raw, before = self.watcher.score(nn.Flatten()), self.watcher.score(model.encoder)
+            raw, before = self.watcher.score_pixels(), self.watcher.score(model.encoder)
             correlation, _ = self.watcher.measure(model)
             self.before = {"raw": raw, "before": before, "correlation": correlation}
 
@@ -483,6 +500,7 @@ class Trainer:
         if self.config.checkpoint_every is not None:
             saved = last or (epoch + 1) % self.config.checkpoint_every == 0
         images = self.ranks.total(self._images)
+        self._share_bad_images()
         busy = max(sum(self._shares.values()), 1e-9)
         record: Record = {
             "epoch": epoch + 1,
@@ -507,6 +525,14 @@ class Trainer:
             self.save()
         with self._together("the end of an epoch"):
             self._notify("epoch_ended", record)
+
+    def _share_bad_images(self) -> None:
+        """In the next epoch another rank meets them, and need not report them again."""
+        if self._bad.policy == "error":
+            return
+        for found in self.ranks.gather(self._bad.images[self._bad_shared :]):
+            self._bad.learn(found)
+        self._bad_shared = len(self._bad)
 
     def _scored(self) -> Record:
         """k-NN and monitors; empty on ranks other than the first, which wait."""

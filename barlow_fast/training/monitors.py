@@ -17,6 +17,20 @@ MOST_DIMENSIONS = 2048
 MONITORS = ("embedding_std", "effective_rank", "diagonal_mean", "off_diagonal_abs_mean")
 
 
+# Below these, embeddings are one vector or one line.
+LOWEST_STD, LOWEST_RANK = 0.01, 2.0
+CRITERION = (
+    f"collapse: a standard deviation below {LOWEST_STD:g} (all embeddings are one vector; 1: they "
+    f"fill the sphere) or an effective rank below {LOWEST_RANK:g} (all are on one line)"
+)
+
+
+def has_collapsed(monitors: dict[str, float]) -> bool:
+    """Whether the numbers of `collapse_monitors` meet `CRITERION`, or are not finite."""
+    spread, rank = (monitors[name] for name in ("embedding_std", "effective_rank"))
+    return not (spread >= LOWEST_STD and rank >= LOWEST_RANK)
+
+
 @torch.no_grad()
 def collapse_monitors(z_a: Tensor, z_b: Tensor, singular: Tensor | None = None) -> dict[str, float]:
     """Numbers that tell a collapse, from the embeddings of the two views of N images.

@@ -71,6 +71,11 @@ class Ranks:
             return count
         return sum(r.rows for r in agreement.tell("a total", b"", None, group, count))
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on all of them, in their order."""
+        group = self.group
+        return [value] if group is None else agreement.gather(value, group)
+
     def compare(self, values: dict[str, Any]) -> None:
         """ValueError on all ranks where they differ."""
         group = self.group

@@ -10,8 +10,19 @@ from torch import Tensor, nn
 
 from .. import reference
 from ..data import ImageDataset, ViewLoader, Views
+from ..data.faults import BadImages
 from ..data.sources import ArraySource, Source
-from ..evaluation import extract_features, knn_accuracy
+from ..evaluation import (
+    AVERAGE_POOL,
+    ImageFormat,
+    LabelledSplits,
+    Reading,
+    extract_features,
+    features_of_source,
+    knn_accuracy,
+    raw_pixels,
+)
+from ..evaluation.splits import subset
 from ..models import BarlowTwinsModel
 from .config import PretrainConfig
 from .monitors import collapse_monitors, singular_values
@@ -42,6 +53,9 @@ class Watcher:
         config, views, device: of the run.
         dataset: images in memory, or None.
         source: of the training images; for the embeddings where there is no data set in memory.
+        splits: labelled files that features are scored on where there is no data set in memory.
+        workers: processes that read them; see `Reading`.
+        bad: the run's policy and record of images that cannot be read.
 
     Attributes:
         correlation: what `measure` found last; None before.
@@ -54,24 +68,31 @@ class Watcher:
         device: torch.device,
         dataset: ImageDataset | None,
         source: Source,
+        splits: LabelledSplits | None = None,
+        workers: int | None = None,
+        bad: BadImages | None = None,
     ) -> None:
         self.config, self.views, self.device = config, views, device
         self.dataset, self.source = dataset, source
+        self.splits, self.workers = splits, workers
+        self.bad = BadImages() if bad is None else bad
         self.correlation: Tensor | None = None
 
     @property
     def scores(self) -> bool:
         """Whether there are labelled images to score features on."""
-        return self.dataset is not None and None not in (
-            self.dataset.train_labels,
-            self.dataset.test_labels,
-        )
+        if self.dataset is None:
+            return self.splits is not None
+        return None not in (self.dataset.train_labels, self.dataset.test_labels)
 
     def score(self, encoder: nn.Module) -> float | None:
         """k-NN accuracy, in [0, 1], of the encoder's features: neighbours among training images,
-        scored on test images. None where there are no labels."""
+        scored on test images. None where there are no labels. Of files at most `neighbour_images`
+        of each part are read, spread evenly over it."""
         if not self.scores:
             return None
+        if self.dataset is None:
+            return self._score_files(encoder)
         train, test = (
             self._features(encoder, images)
             for images in (
@@ -86,6 +107,26 @@ class Watcher:
             self.dataset.test_labels.to(self.device),
             k=self.config.neighbours,
         )
+
+    def score_pixels(self) -> float | None:
+        """`score` with the pixels as features; None for files, whose pixels are too many."""
+        return None if self.dataset is None else self.score(raw_pixels())
+
+    def _score_files(self, encoder: nn.Module) -> float:
+        shape = self.views.views[0].shape
+        form = ImageFormat(shape, len(self.views.mean), self.views.mean, self.views.std)
+        reading = Reading(self.device, workers=self.workers, on_bad_image=self.bad)
+        (train, labels), (test, truth) = (
+            features_of_source(
+                encoder,
+                subset(part, _spread(len(part), self.config.neighbour_images).numpy()),
+                form,
+                reading,
+            )
+            for part in (self.splits.train, self.splits.test)
+        )
+        k = self.config.neighbours
+        return knn_accuracy(train[AVERAGE_POOL], labels, test[AVERAGE_POOL], truth, k=k)
 
     def _features(self, encoder: nn.Module, images: Tensor) -> Tensor:
         mean, std = (
@@ -107,14 +148,14 @@ class Watcher:
             source, count = ArraySource(images), len(images)
         else:
             source, count = self.source, min(self.config.batch_size, MEASURED_SAMPLES)
-        # An image that cannot be read is the training's business.
         with ViewLoader(
             source,
             self.views,
             count,
             seed=self.config.seed,
+            workers=self.workers,
             device=self.device,
-            on_bad_image="skip",
+            on_bad_image=self.bad,
         ) as loader:
             loader.set_epoch(MEASURED_EPOCH)
             views = next(iter(loader)).views

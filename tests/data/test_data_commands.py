@@ -63,7 +63,7 @@ def test_check_lists_what_is_wrong_and_exits_with_1(mixed: Path):
     assert result.exit_code == 1
     assert "10 images in 2 classes" in result.output
     assert "5 of 10 images cannot be read" in result.output
-    assert "not looked at: 1 file of other extensions" in result.output
+    assert "not looked at: 1 file of other extensions: 1 .txt" in result.output
     lines = result.output.splitlines()
     for name, (_, reason) in BAD.items():
         shown = f"{mixed}/{name}".replace("\n", r"\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from pictures import encode, pixels, write_folder
+from PIL import features
 
-from barlow_fast.data import load
+from barlow_fast.data import PRESETS, ViewLoader, load
 from barlow_fast.data.faults import BadImageError
-from barlow_fast.data.sources import ArraySource, FolderSource, Source
+from barlow_fast.data.rendering import dali
+from barlow_fast.data.sources import ArraySource, FolderSource, Source, passed_over
 from barlow_fast.data.sources.names import Names
 
 
@@ -175,10 +178,55 @@ def test_a_flat_folder_has_no_labels_and_a_mixed_one_some(tmp_path: Path):
 def test_folders_without_images_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="does not exist"):
         FolderSource(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no images.*\.jpg"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no images: it is empty.*\.jpg"):
+        FolderSource(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"no images: 1 \.txt. Files that end with \.jpg"):
         FolderSource(write_folder(tmp_path, {"a.txt": b""}))
     with pytest.raises(ValueError, match="not a folder"):
         FolderSource(tmp_path / "a.txt")
+
+
+def test_other_files_are_counted_by_extension(tmp_path: Path):
+    names = [
+        *(f"{c}/{i}.HEIC" for c in "ab" for i in range(3)),
+        "x.avif",
+        "n.txt",
+        "m.txt",
+        "README",
+    ]
+    files = dict.fromkeys(names, b"")
+    expected = (
+        r"6 \.heic, 2 \.txt, 1 without an extension, 1 \.avif "
+        r"\(convert \.heic \.avif to JPEG, such as by"
+    )
+    with pytest.raises(ValueError, match=f"holds no images: {expected}"):
+        FolderSource(write_folder(tmp_path, files))
+    source = FolderSource(write_folder(tmp_path, {"a/y.png": encode(pixels())}))
+    assert source.ignored == 10
+    assert re.match(f"not looked at: 10 files of other extensions: {expected}", passed_over(source))
+    write_folder(tmp_path, {f"z.{c}": b"" for c in "abcdefgh"})
+    assert FolderSource(tmp_path).others.startswith("6 .heic, 2 .txt")
+    assert ", 7 more kinds (convert" in FolderSource(tmp_path).others
+
+
+@pytest.mark.parametrize("form", ["AVIF", "HEIC"])
+def test_files_that_are_not_read_say_what_they_are(tmp_path: Path, form: str):
+    """Whatever the installed Pillow reads, under every loader: the name of the file lies."""
+    content = b"\0\0\0\x20ftyp" + form.lower().encode() + bytes(40)
+    if form == "AVIF" and "avif" in features.get_supported():
+        content = encode(pixels(), form)
+    write_folder(tmp_path, {"a.jpg": content, "b.jpg": encode(pixels(), "JPEG")})
+    source = FolderSource(tmp_path)
+    with pytest.raises(BadImageError, match=rf"a\.jpg: is {form.lower()}, .*: convert it to JPEG"):
+        source.image(0)
+    for loader in ("pil", "dali"):
+        if loader == "dali" and dali.why_unusable() is not None:
+            continue
+        with ViewLoader(
+            source, PRESETS["cifar"], 2, loader=loader, workers=0, on_bad_image="skip"
+        ) as batches:
+            assert [batch.index.tolist() for batch in batches] == [[1]]
 
 
 def test_bad_files_are_named_and_have_no_size(tmp_path: Path):

@@ -296,7 +296,7 @@ def _(monkeypatch, tmp_path):
         images.training_crops(source, form, Reading(**given), 4, 0)
     assert [told["workers"] for told in order] == [None, 3]
     assert [told["workers"] for told in crops] == [None, 3]
-    assert [told["on_bad_image"] for told in crops] == ["error", "skip"]
+    assert [told["on_bad_image"].policy for told in crops] == ["error", "skip"]
     damaged = tmp_path / "images" / "a" / source.identity(0).rpartition("/")[2]
     damaged.write_bytes(b"no picture")
     with pytest.raises(BadImageError):

@@ -6,6 +6,7 @@ Every scenario leaves the ranks where they can go on with the next, or the next 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,20 @@ def parts(ranks: Ranks, folder: Path, **changes: Any) -> str:
     return told
 
 
+def reported(ranks: Ranks, folder: Path) -> str:
+    """How many damaged images this rank reports in three epochs, and how many it knows of."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("barlow_fast.data")
+    log.addHandler(handler)
+    run = trainer(folder, ranks, epochs=3)
+    told = outcome(run)
+    log.removeHandler(handler)
+    count = sum(line.startswith("left out: ") for line in lines)
+    return f"{told} {count} {len(run.loader.bad_images)}"
+
+
 def failing_forward(ranks: Ranks, folder: Path) -> str:
     """Without batch norm over all ranks the others are told at once."""
     run = trainer(folder, ranks, sync_batch_norm=False)
@@ -135,6 +150,7 @@ def report(folder: Path, ranks: Ranks) -> None:
         "parts of shards": parts(ranks, some, parallel="fsdp"),
         "a damaged image": outcome(trainer(some, ranks, "error")),
         "no image of a batch": outcome(trainer(none, ranks)),
+        "reported": reported(ranks, some),
         "a forward": failing_forward(ranks, whole),
         "a score": failing_score(ranks, whole),
         "a hook": outcome(trainer(whole, ranks, hooks=[Raising("stepped")])),

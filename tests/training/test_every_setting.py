@@ -701,7 +701,8 @@ def told_to_the_loader(around: Surroundings, **arguments: Any) -> tuple[Trainer,
     around.patch.setattr(loop, "ViewLoader", Fed)
     trainer = Trainer(BASE, around.data, **arguments)
     (_, _, batch_size), options = Fed.told
-    return trainer, {"batch_size": batch_size, **options}
+    policy = options["on_bad_image"].policy
+    return trainer, {"batch_size": batch_size, **options, "on_bad_image": policy}
 
 
 FEEDING = {"loader": "pil", "workers": 3, "on_bad_image": "skip", "timeout": 5.0}
@@ -775,4 +776,5 @@ def test_every_argument_of_the_trainer_has_its_effect(name: str, around: Surroun
 def test_every_argument_of_the_trainer_has_a_case():
     shown = {"config": "test_every_setting_has_its_effect", "data": "what is learned from"}
     shown["feeding"] = "test_how_images_are_read_reaches_the_loader"
+    shown["splits"] = "test_a_divided_folder_is_scored_on_its_held_out_images (test_feeding)"
     assert_covered(Trainer, TRAINER, shown)

@@ -14,7 +14,15 @@ from typer.testing import CliRunner
 from barlow_fast.commands import app
 from barlow_fast.data import PRESETS, Views, ViewSpecification
 from barlow_fast.data.faults import BadImageError
-from barlow_fast.data.sources import FolderSource
+from barlow_fast.data.sources import FolderSource, open_source
+from barlow_fast.evaluation import (
+    AVERAGE_POOL,
+    ImageFormat,
+    Reading,
+    features_of_source,
+    knn_accuracy,
+)
+from barlow_fast.evaluation.splits import held_out_splits, subset
 from barlow_fast.training import Feeding, Trainer, TrainingInterrupted, configure, load_checkpoint
 from barlow_fast.training.feeding import choose_views
 
@@ -140,6 +148,89 @@ def test_a_bad_image_is_skipped_or_an_error(folder, config):
         pytest.raises(BadImageError, match=r"07\.jpg"),
     ):
         trainer.run()
+
+
+@pytest.fixture
+def divided(folder) -> Path:
+    """train/ and val/ of two classes, and test/ with others; a damaged image in the first two."""
+    files = sorted(folder.iterdir())
+    for number, file in enumerate(files * 2):
+        inner = ("train/a", "train/b", "val/a", "val/b")[number % 4]
+        (folder.parent / "root" / inner).mkdir(parents=True, exist_ok=True)
+        (folder.parent / "root" / inner / f"{number}.jpg").write_bytes(file.read_bytes())
+    for name in ("train/a/0.jpg", "val/b/3.jpg"):
+        path = folder.parent / "root" / name
+        path.write_bytes(path.read_bytes()[:100])
+    return folder.parent / "root"
+
+
+def test_a_divided_folder_is_scored_on_its_held_out_images(divided, config):
+    source = open_source(divided)
+    splits = held_out_splits(divided, source)
+    config = replace(config, epochs=1, neighbour_images=15, neighbours=1, precision="fp32")
+    feeding = replace(IN_PROCESS, on_bad_image="skip")
+    with Trainer(config, source, feeding=feeding, splits=splits) as trainer:
+        trainer.run()
+    (record,) = trainer.history
+    form = ImageFormat(32, 3, VIEWS.mean, VIEWS.std)
+    evenly = np.linspace(0, 19, 15).round().astype(int)
+    features = [
+        features_of_source(trainer.model.encoder, subset(part, evenly), form, Reading(
+            on_bad_image="skip", workers=0
+        ))
+        for part in (splits.train, splits.test)
+    ]  # fmt: skip
+    (train, labels), (test, truth) = features
+    assert len(labels) == 14
+    expected = knn_accuracy(train[AVERAGE_POOL], labels, test[AVERAGE_POOL], truth, k=1)
+    assert record["knn"] == expected
+    assert trainer.before["before"] is not None
+    assert trainer.before["raw"] is None
+
+
+def test_each_bad_image_is_reported_once_in_a_run(divided, config, caplog):
+    """However many epochs and scores meet it, in training and in held-out images."""
+    source = open_source(divided)
+    splits = held_out_splits(divided, source)
+    feeding = replace(IN_PROCESS, on_bad_image="skip")
+    config = replace(config, epochs=3, evaluate_every=1)
+    with Trainer(config, source, feeding=feeding, splits=splits) as trainer:
+        trainer.run()
+        trainer.correlation()
+    left_out = sorted(line for line in caplog.messages if "left out" in line)
+    assert [line.split(": ")[1] for line in left_out] == [
+        str(divided / name) for name in ("train/a/0.jpg", "val/b/3.jpg")
+    ]
+    assert len(trainer.loader.bad_images) == 2
+    caplog.clear()
+    with (
+        Trainer(config, source, feeding=IN_PROCESS, splits=splits) as trainer,
+        pytest.raises(BadImageError, match=r"root/(train/a/0|val/b/3)\.jpg"),
+    ):
+        trainer.run()
+    assert not [line for line in caplog.messages if "left out" in line]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_says_which_part_it_trains_and_scores_on(divided, views, tmp_path):
+    given = ("--data", divided, "--views", views, *SMALL, "--on-bad-image", "skip")
+    for more in (["--dry-run"], ["--out", tmp_path / "out"]):
+        result = pretrain(*given, *more)
+        assert result.exit_code == 0, result.output
+        assert f"{divided}/train" in result.output
+        assert f"k-NN      scores 20 images of {divided}/val by 20 of training" in result.output
+    assert "skipped   2 images" in result.output
+    assert "after training\n" in result.output
+    for file in (divided / "val").rglob("*.jpg"):
+        file.rename(divided / "val" / file.name)
+    result = pretrain(*given, "--dry-run")
+    assert f"k-NN      is skipped: {divided}/val has no labels" in result.output
+    (divided / "val").rename(divided / "extra")
+    result = pretrain(*given, "--dry-run")
+    assert result.exit_code == 2
+    assert f"train/ beside extra/, which may be classes or another part: give {divided}/train" in (
+        result.output
+    )
 
 
 def test_the_command_trains_on_files(folder, views, tmp_path):

@@ -29,6 +29,14 @@ def test_ranks_that_differ_go_on(name: str, said):
     assert [ours[name] for ours in said] == ["finished"] * 2
 
 
+def test_a_damaged_image_is_reported_by_one_rank_in_one_epoch(said):
+    """Nine of 48, which come to another rank in every epoch."""
+    ends, counts, known = zip(*(ours["reported"].split() for ours in said), strict=True)
+    assert ends == ("finished", "finished")
+    assert sum(map(int, counts)) == 9
+    assert known == ("9", "9")
+
+
 @pytest.mark.parametrize(
     ("name", "who", "words"),
     [

@@ -110,6 +110,47 @@ def test_the_page_is_one_file_that_asks_for_nothing(reported):
     assert "default-src 'none'" in source
 
 
+def test_the_page_fits_a_narrow_screen(reported):
+    """A table scrolls by itself, and no cell is broken into characters."""
+    source = (reported / "report.html").read_text(encoding="utf-8")
+    tags = Outline(source).tags
+    tables = [number for number, (tag, _) in enumerate(tags) if tag == "table"]
+    assert len(tables) == 5
+    for number in tables:
+        assert tags[number - 1] == ("div", {"class": "scroll"})
+    style = source[source.index("<style>") : source.index("</style>")]
+    rules = dict(re.findall(r"^([^@{}]+?) \{([^{}]*)\}", style, re.MULTILINE))
+    assert "overflow-x: auto" in rules[".scroll"]
+    assert "white-space: nowrap" in rules["th, td"]
+    assert "overflow-wrap" not in rules["th, td"]
+    # Only where there is room for it.
+    assert "width" not in rules["tbody th"]
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in tags
+    # The plan is laid out in columns.
+    (plan,) = re.findall(r"<pre>(.*?)</pre>", source, re.DOTALL)
+    assert "\n  form       gram" in plan
+
+
+def test_both_color_schemes_name_every_color(reported):
+    source = (reported / "report.html").read_text(encoding="utf-8")
+    light, dark = (
+        set(re.findall(r"--(\w+): #", block))
+        for block in re.findall(r":root \{(.*?)\}", source, re.DOTALL)
+    )
+    assert light == dark == set(re.findall(r"var\(--(\w+)\)", source))
+    assert ("meta", {"name": "color-scheme", "content": "light dark"}) in Outline(source).tags
+
+
+def test_collapse_is_judged_by_its_criterion():
+    good = {"embedding_std": 0.9, "effective_rank": 118.0}
+    assert not monitors.has_collapsed(good)
+    for bad in ({"embedding_std": 0.001}, {"effective_rank": 1.2}, {"effective_rank": math.nan}):
+        assert monitors.has_collapsed(good | bad)
+    told = page._collapse(portrait(monitors=good | {"effective_rank": 1.0}), portrait())
+    assert told[0] == "collapsed"
+    assert "effective rank 1 of at most 16 (" in told[2]
+
+
 def test_the_pictures_of_the_page_are_the_files(reported):
     import base64
 
@@ -138,10 +179,12 @@ def test_the_page_tells_the_run(reported, trained):
         "form       gram",
         "waiting for views",
         f"{trained.before['before'] * 100:.1f} % with random weights",
-        "effective rank of embeddings",
+        "no collapse",
+        "It usually falls in a good run",
+        monitors.CRITERION,
     ):
         assert part in text, part
-    assert re.search(r"\d before training", text)
+    assert re.search(r"effective rank \d+ of at most 64 \(\d+ with random weights\)", text)
 
 
 def test_commands_of_the_page_are_one_argument_per_path(reported):
@@ -194,7 +237,9 @@ def test_a_map_takes_images_from_everywhere(trained, small_digits):
     assert counts.max() - counts.min() <= 1
 
 
-def test_a_run_without_labels_has_a_page_without_scores(trained, small_digits, tmp_path):
+def test_a_run_without_labels_has_a_page_without_scores(
+    trained, small_digits, tmp_path, monkeypatch
+):
     config = replace(trained.config, epochs=1)
     trainer = Trainer(config, replace(small_digits, train_labels=None, test_labels=None))
     trainer.run()
@@ -203,6 +248,11 @@ def test_a_run_without_labels_has_a_page_without_scores(trained, small_digits, t
     assert "map" in report.files
     text = Outline((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert "k-NN accuracy on test images" not in text
+    assert "<th>k-NN</th>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    drawn = []
+    monkeypatch.setattr(figures, "_draw_scores", lambda *_: drawn.append("k-NN"))
+    report_run(trainer, tmp_path, "digits")
+    assert drawn == []
     # No checkpoint, no commands.
     assert "barlow-fast evaluate" not in text
 

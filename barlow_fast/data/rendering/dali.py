@@ -5,10 +5,12 @@
 The windows come from outside, so nothing in the graph is random. A thread of its own reads files,
 feeds the graph and takes its outputs; the graph runs in DALI's threads.
 
-DALI loses the whole batch when one image cannot be decoded. So headers are looked at beforehand,
-and when a batch is lost all the same it is run again in halves until the culprits stand alone. An
-image that DALI does not decode, or not as Pillow does, is rendered by Pillow. Whether it is depends
-on the image alone: the same sample shows the same crop in whatever batch it comes.
+DALI decodes damaged JPEGs that Pillow refuses, and images whose data end early. So Pillow reads
+every file first when it comes for the first time (`faults.check`, half of a decoding), and decides
+for all loaders. DALI also loses the whole batch when it cannot decode one image: such a batch is
+run again in halves until the images at fault stand alone. An image that DALI does not decode, or
+not as Pillow does, is rendered by Pillow. Whether it is depends on the image alone: the same sample
+shows the same crop in whatever batch it comes.
 
 On a CPU images are decoded to the very same bytes as by Pillow, and resized to within a level; more
 in the outermost ring of pixels of crops that are much smaller than their windows, where DALI takes
@@ -32,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..faults import MAX_PIXELS, BadImage, BadImageError, header_size, pillow
+from ..faults import MAX_PIXELS, BadImage, BadImageError, check, pillow
 from ..sources import ArraySource, Source
 from ..views import draw
 from ..whole import FRAMES, find_marker
@@ -302,10 +304,13 @@ class _Engine:
         try:
             encoded = self.source.encoded(sample)
             if self.route[sample] == UNKNOWN:
-                limit = getattr(self.source, "max_pixels", MAX_PIXELS)
-                identity = self.source.identity(sample)
-                self.sizes[sample] = header_size(encoded, identity, sample, limit)
-                self.route[sample] = BY_DALI if decoded_alike(encoded) else BY_PIL
+                if decoded_alike(encoded):
+                    limit = getattr(self.source, "max_pixels", MAX_PIXELS)
+                    identity = self.source.identity(sample)
+                    self.sizes[sample] = check(encoded, identity, sample, limit)
+                    self.route[sample] = BY_DALI
+                else:
+                    self.route[sample] = BY_PIL
         except BadImageError as error:
             return error.image
         return np.frombuffer(encoded, np.uint8)

@@ -13,13 +13,23 @@ import numpy as np
 from ..faults import MAX_PIXELS, printable
 from .arrays import ArraySource
 from .folder import FolderSource
+from .parts import Parts, find_parts
 from .shards import PARTIAL, ShardSource
 from .tar import COMPRESSED_ENDINGS
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ArraySource", "FolderSource", "ShardSource", "Source", "open_source", "passed_over"]
+__all__ = [
+    "ArraySource",
+    "FolderSource",
+    "Parts",
+    "ShardSource",
+    "Source",
+    "find_parts",
+    "open_source",
+    "passed_over",
+]
 
 
 @runtime_checkable
@@ -79,14 +89,16 @@ def open_source(
 
     Args:
         spec: the name of a data set of `DATASETS` (a folder of that name is `./name`), a folder of
-            images, a folder of tar files, one tar file, or a glob pattern of tar files.
+            images, a folder of tar files, one tar file, or a glob pattern of tar files. Of a folder
+            that is divided into parts the training part (`find_parts`); `FolderSource` takes all.
         split: of a named data set 'train' (the default), 'test' or 'unlabelled'; of a folder its
             sub-folder of that name.
         data_dir: where the files of a named data set lie, as `load` takes it.
         allow_symlinks, max_pixels, progress: as `FolderSource` and `ShardSource` take them.
 
     Raises:
-        ValueError: nothing of that kind is there, or it is damaged.
+        ValueError: nothing of that kind is there, it is damaged, or it is not clear which part of a
+            folder is meant.
         OSError: it cannot be read.
     """
     from ..datasets import DATASETS, load
@@ -108,25 +120,38 @@ def open_source(
         if split is not None:
             raise ValueError(f"{printable(text)} has no splits: name the tar files of one")
         return ShardSource(text, max_pixels=max_pixels, progress=progress)
-    endings = (".tar", f".tar{PARTIAL}")
-    if path.is_dir() and any(name.endswith(endings) for name in os.listdir(path)):
-        return ShardSource(path, max_pixels=max_pixels, progress=progress)
     if not path.exists() and os.sep not in text and split is None:
         raise ValueError(
             f"{printable(text)} is neither a path nor a data set; there are {', '.join(DATASETS)}"
         )
-    return FolderSource(
-        path, allow_symlinks=allow_symlinks, max_pixels=max_pixels, progress=progress
-    )
+    parts = find_parts(path) if path.is_dir() else Parts(path)
+    endings = (".tar", f".tar{PARTIAL}")
+    path = parts.train
+    source: FolderSource | ShardSource
+    if path.is_dir() and any(name.endswith(endings) for name in os.listdir(path)):
+        source = ShardSource(path, max_pixels=max_pixels, progress=progress)
+    else:
+        source = FolderSource(
+            path, allow_symlinks=allow_symlinks, max_pixels=max_pixels, progress=progress
+        )
+    source.beside = tuple(part for part in (parts.held_out, *parts.others) if part is not None)
+    return source
 
 
-def passed_over(source: Source) -> str:
-    """What people are told of files that a source holds and does not read; '' where there are
-    none."""
+def passed_over(source: Source, used: Source | None = None) -> str:
+    """What a source does not read of what lies in or beside it; '' where it reads all.
+
+    Args:
+        source: any.
+        used: a part beside it that is read too.
+    """
+    texts = [printable(str(part)) for part in getattr(source, "beside", ())]
+    texts = [text for text in texts if used is None or text != used.name]
     count = getattr(source, "ignored", 0)
-    if not count:
-        return ""
-    files = f"{count:,} file" + ("" if count == 1 else "s")
-    in_folder = isinstance(getattr(source, "source", source), FolderSource)
-    kind = "of other extensions" if in_folder else "that are no images or labels"
-    return f"not looked at: {files} {kind}"
+    if count:
+        files = f"{count:,} file" + ("" if count == 1 else "s")
+        origin = getattr(source, "source", source)
+        in_folder = isinstance(origin, FolderSource)
+        kind = "of other extensions" if in_folder else "that are no images or labels"
+        texts.append(f"{files} {kind}{': ' + origin.others if in_folder else ''}")
+    return f"not looked at: {', '.join(texts)}" if texts else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,13 @@ EXTENSIONS = (
     ".ppm",
 )
 
+# Images that are not read: what reads them is not the same on every machine, and not the same in
+# every loader.
+CONVERTIBLE = (
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+)  # fmt: skip
+MOST_KINDS = 5
+
 # How many files lie between two reports of a scan's progress, and seconds between two lines of
 # log where nobody listens to it.
 REPORT_EVERY = 4096
@@ -55,7 +63,7 @@ class FolderSource:
 
     A file is taken by its extension, one of `EXTENSIONS` in any case; what it holds is seen when
     it is read. Names that start with a dot are hidden and left out, as are files with other
-    extensions, which `ignored` counts.
+    extensions, which `ignored` counts and `others` lists by extension.
 
     With images inside sub-folders each first-level folder that holds some is a class, numbered
     in the order of their names; images directly in the root then have no label. Without such
@@ -86,19 +94,23 @@ class FolderSource:
     ) -> None:
         self.root = Path(root)
         self.name = printable(str(root))
+        self.beside: tuple[Path, ...] = ()  # parts of a data set that `open_source` left out
         self.max_pixels = max_pixels
         if not self.root.is_dir():
             problem = "is not a folder" if os.path.lexists(self.root) else "does not exist"
             raise ValueError(f"{self.name} {problem}")
         self._root = os.fsencode(self.root)
-        found, self.ignored = _scan(self._root, allow_symlinks, progress)
+        found, others = _scan(self._root, allow_symlinks, progress)
+        self.ignored = others.total()
+        self.others = kinds_of(others)  # the same by extension, to be read
         if not found:
             names = sorted(os.listdir(self.root))
             packed = [name for name in names if name.lower().endswith(COMPRESSED_ENDINGS)]
             hint = f"; {printable(packed[0])} {NOT_IN_PLACE}" if packed else ""
+            there = self.others or "it is empty"
             raise ValueError(
-                f"{self.name} holds no images: no file below it ends with "
-                f"{' '.join(EXTENSIONS)}{hint}"
+                f"{self.name} holds no images: {there}. Files that end with {' '.join(EXTENSIONS)} "
+                f"are read{hint}"
             )
         found.sort()
         self._names = Names.of([name for name, _ in found])
@@ -150,13 +162,13 @@ class FolderSource:
 
 def _scan(
     root: bytes, allow_symlinks: bool, progress: Callable[[int], None] | None
-) -> tuple[list[tuple[bytes, int]], int]:
-    """((relative path, bytes) of every image, number of other files). A size that cannot be told,
-    as of a broken link, is -1: reading the image will say what is wrong."""
+) -> tuple[list[tuple[bytes, int]], Counter[bytes]]:
+    """((relative path, bytes) of every image, number of other files by extension). A size that
+    cannot be told, as of a broken link, is -1: reading the image will say what is wrong."""
     home = os.path.realpath(root)
     endings = tuple(ending.encode() for ending in EXTENSIONS)
     found: list[tuple[bytes, int]] = []
-    ignored = 0
+    others: Counter[bytes] = Counter()
     # Folders to be listed: path relative to the root, and the real paths of it and of all that it
     # lies in, links followed.
     waiting = [(b"", (home,))]
@@ -171,7 +183,7 @@ def _scan(
                 real = os.path.join(chain[-1], entry.name)
                 if entry.is_symlink():
                     real = _followed(entry, home, chain, allow_symlinks)
-                if _is_folder(entry):
+                if is_folder(entry):
                     waiting.append((name, (*chain, real)))
                 elif entry.name.lower().endswith(endings):
                     found.append((name, _bytes(entry)))
@@ -182,10 +194,28 @@ def _scan(
                             last = time.monotonic()
                             LOG.info("%s: %d images so far", printable(root), len(found))
                 else:
-                    ignored += 1
+                    others[os.path.splitext(entry.name)[1].lower()] += 1
     if progress is not None:
         progress(len(found))
-    return found, ignored
+    return found, others
+
+
+def kinds_of(others: Counter[bytes]) -> str:
+    """Files by extension, the most first, and how to read those that are images."""
+    listed = [
+        f"{count:,} {printable(ending) or 'without an extension'}"
+        for ending, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    if len(listed) > MOST_KINDS:
+        listed[MOST_KINDS:] = [f"{len(listed) - MOST_KINDS} more kinds"]
+    text = ", ".join(listed)
+    convertible = [ending for ending in CONVERTIBLE if ending.encode() in others]
+    if convertible:
+        text += (
+            f" (convert {' '.join(convertible)} to JPEG, such as by ImageMagick's "
+            "mogrify -format jpg -quality 95)"
+        )
+    return text
 
 
 def _listing(folder: bytes):
@@ -195,7 +225,7 @@ def _listing(folder: bytes):
         raise OSError(error.errno, error.strerror, printable(folder)) from error
 
 
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+def is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a folder that may not be entered
@@ -223,7 +253,7 @@ def _followed(
             f"{printable(entry.path)} is a link that leads out of {printable(home)}, to "
             f"{printable(real)}: allow it with allow_symlinks=True (--allow-symlinks)"
         )
-    if _is_folder(entry) and any(_below(folder, real) for folder in chain):
+    if is_folder(entry) and any(_below(folder, real) for folder in chain):
         raise ValueError(
             f"{printable(entry.path)} is a link to a folder that it lies in, {printable(real)}"
         )

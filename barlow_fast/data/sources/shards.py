@@ -72,6 +72,7 @@ class ShardSource:
         if not self.shards:
             raise ValueError("no shards")
         self.name = printable(str(shards if single else self.shards[0].parent))
+        self.beside: tuple[Path, ...] = ()  # parts of a data set that `open_source` left out
         if len(set(self.shards)) < len(self.shards):
             raise ValueError(f"{self.name}: a shard is named twice")
         self.max_pixels = max_pixels
@@ -85,7 +86,9 @@ class ShardSource:
             self.ignored += _others(Path(shards))
         self._join(rows)
         if not len(self):
-            raise ValueError(f"{self.name}: the shards hold no images")
+            raise ValueError(
+                f"{self.name}: the shards hold no images, but {self.ignored:,} other files"
+            )
         self.classes = _classes(self.shards[0].parent / CLASSES, self._labels)
         self._prepare()
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...data import fonts
 from ...files import whole_file
 from ..hooks import Record
 from ..watching import Portrait
@@ -43,7 +44,7 @@ def draw_figure(
         title: one line.
         history: the trainer's records, in order.
         scores: k-NN accuracies in [0, 1] of `raw` pixels and of the encoder `before` training; None
-            where nothing was scored.
+            where nothing was scored. Without the latter there is no panel for them.
         before, after: (d, d) parts of the cross-correlation matrix C of two views of test images.
 
     Raises:
@@ -51,9 +52,14 @@ def draw_figure(
     """
     with _drawn(path, title, (12, 7.4)) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1, 0.72))
-        terms, knn = left.subplots(2, 1, sharex=True)
-        _draw_terms(terms, history)
-        _draw_scores(knn, history, scores)
+        if scores["before"] is None:
+            terms = left.subplots()
+            _draw_terms(terms, history)
+            terms.set_xlabel("epoch")
+        else:
+            terms, knn = left.subplots(2, 1, sharex=True)
+            _draw_terms(terms, history)
+            _draw_scores(knn, history, scores)
         _draw_matrices(right, before, after)
 
 
@@ -132,10 +138,11 @@ def draw_map(
             classes = after.labels.unique().tolist()
             names = [class_names[c] if class_names else str(c) for c in classes]
             # matplotlib leaves out what begins with an underscore.
-            names = [f" {printable(name)[:24]}" for name in names]
+            names = [f" {_drawable(name)[:24]}" for name in names]
             legend = figure.legend(
-                handles, names, loc="outside right center", frameon=False, fontsize=9,
+                handles, names, loc="outside right center", frameon=False,
                 markerscale=1.6, handletextpad=0.2,
+                prop={"family": list(fonts.installed()), "size": 9},
             )  # fmt: skip
             for text in legend.get_texts():
                 text.set_parse_math(False)
@@ -151,13 +158,21 @@ def _drawn(path: Path, title: str, inches: tuple[float, float]) -> Iterator[Any]
     figure = Figure(figsize=inches, dpi=125, layout="constrained")
     FigureCanvasAgg(figure)
     # A dollar in a name is a dollar.
-    figure.suptitle(printable(title), fontsize=13, parse_math=False)
+    figure.suptitle(
+        _drawable(title), fontsize=13, parse_math=False, fontfamily=list(fonts.installed())
+    )
     yield figure
     with warnings.catch_warnings(), whole_file(path) as partial:
-        # Of characters that the font lacks, which then show as boxes.
+        # Of names that leave little room.
         warnings.filterwarnings("ignore", category=UserWarning, module="matplotlib")
-        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(partial, format="png")
+
+
+def _drawable(text: str) -> str:
+    """With escapes for what no font here has."""
+    return fonts.drawable(
+        printable(text), lambda c: any(fonts.has(font, c) for font in fonts.installed().values())
+    )
 
 
 def _label(axes: Any, title: str) -> None:
@@ -183,11 +198,6 @@ def _draw_terms(axes: Any, history: list[Record]) -> None:
 
 
 def _draw_scores(axes: Any, history: list[Record], scores: dict[str, float | None]) -> None:
-    if scores["before"] is None:
-        axes.set_title("k-NN accuracy: no labelled test images", fontsize=11)
-        axes.set_xlabel("epoch")
-        axes.set_yticks([])
-        return
     scored = [(0, scores["before"])]
     scored += [(r["epoch"], r["knn"]) for r in history if r["knn"] is not None]
     epochs, accuracies = zip(*scored, strict=True)
@@ -200,8 +210,9 @@ def _draw_scores(axes: Any, history: list[Record], scores: dict[str, float | Non
     axes.annotate(
         f"{percent[0]:.1f} %", (0, percent[0]), (8, -6), textcoords="offset points", color=SCORE
     )
-    raw = 100 * scores["raw"]
-    axes.axhline(raw, color=GRAY, linestyle="--", label=f"raw pixels: {raw:.1f} %")
+    if scores["raw"] is not None:
+        raw = 100 * scores["raw"]
+        axes.axhline(raw, color=GRAY, linestyle="--", label=f"raw pixels: {raw:.1f} %")
     axes.margins(y=0.18)
     axes.set_title("k-NN accuracy on test images (%)", fontsize=11)
     axes.set_xlabel("epoch (0: random weights)")

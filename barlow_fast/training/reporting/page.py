@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import datetime
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...files import write_whole
 from ..clock import PHASES
 from ..hooks import Record
+from ..monitors import CRITERION, has_collapsed
 from ..watching import Portrait
 from .figures import printable
 from .pace import duration
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "figure": "The terms of the loss over epochs, k-NN accuracy where there are labels, and C of "
     "two views of the same images before and after training; a perfect C is the identity.",
-    "monitors": "Signs of collapse: a rank or a standard deviation that falls towards 0 tells that "
-    "embeddings become one vector or one line.",
+    "monitors": "Whether embeddings collapse. The effective rank is the number of directions that "
+    "they use evenly; with random weights chance uses many. It usually falls in a good run, as "
+    "images that belong together get embeddings in the same directions: that alone is no collapse. "
+    f"The criterion is {CRITERION}.",
     "map": "Test images, placed so that neighbours in the space of features are neighbours here.",
 }
 # The names of the time table's rows, by phase.
@@ -76,6 +80,7 @@ def content(
 ) -> Record:
     """What the page says, as texts and numbers."""
     config, facts = trainer.config, trainer.provenance()
+    columns = _columns(trainer.history)
     settings = {key: printable(_plain(value)) for key, value in facts["config"].items()}
     return {
         "title": f"Barlow Twins on {printable(name)}",
@@ -86,8 +91,8 @@ def content(
         "tiles": _tiles(trainer, portraits),
         "scores": _scores(trainer),
         "times": time_table(trainer.history),
-        "history": [_row(record) for record in trainer.history],
-        "any_scored": any(record["knn"] is not None for record in trainer.history),
+        "columns": list(columns),
+        "history": list(zip(*columns.values(), strict=True)),
         "pictures": [
             {
                 "source": base64.b64encode(file.read_bytes()).decode("ascii"),
@@ -140,12 +145,19 @@ def _tiles(trainer: Trainer, portraits: dict[str, Portrait]) -> list[tuple[str, 
         tiles.append((f"{images / seconds:,.0f}", "images per second", "while training"))
         tiles.append((duration(seconds), "training", "scores and checkpoints not counted"))
     if "after" in portraits:
-        rank = portraits["after"].monitors["effective_rank"]
-        against = ""
-        if "before" in portraits:
-            against = f"{portraits['before'].monitors['effective_rank']:.0f} before training"
-        tiles.append((f"{rank:.0f}", "effective rank of embeddings", against))
+        tiles.append(_collapse(portraits["after"], portraits.get("before")))
     return tiles
+
+
+def _collapse(after: Portrait, before: Portrait | None) -> tuple[str, str, str]:
+    rank, spread = (after.monitors[name] for name in ("effective_rank", "embedding_std"))
+    against = f"effective rank {rank:.0f} of at most {len(after.singular_values)}"
+    if before is not None:
+        against += f" ({before.monitors['effective_rank']:.0f} with random weights)"
+    against += f", standard deviation {spread:.2f}: see the monitors below"
+    if has_collapsed(after.monitors):
+        return "collapsed", "embeddings", against
+    return "no collapse", "of embeddings", against
 
 
 def _scores(trainer: Trainer) -> list[tuple[str, str]]:
@@ -159,20 +171,21 @@ def _scores(trainer: Trainer) -> list[tuple[str, str]]:
     return [(what, f"{100 * value:.2f} %") for what, value in rows if value is not None]
 
 
-def _row(record: Record) -> list[str]:
-    knn = record["knn"]
-    rank = record.get("effective_rank")
-    return [
-        str(record["epoch"]),
-        f"{record['loss']:.2f}",
-        f"{record['on_diagonal_mean']:.4f}",
-        f"{record['off_diagonal_mean']:.5f}",
-        "" if knn is None else f"{100 * knn:.2f} %",
-        "" if rank is None else f"{rank:.1f}",
-        f"{record['learning_rate']:.3g}",
-        f"{record['images_per_second']:,.0f}",
-        f"{100 * record['data_wait_share']:.0f} %",
-    ]
+def _columns(history: list[Record]) -> dict[str, list[str]]:
+    """A table of the epochs, less the columns in which every cell is empty."""
+    columns: dict[str, Callable[[Record], str]] = {
+        "epoch": lambda record: str(record["epoch"]),
+        "loss": lambda record: f"{record['loss']:.2f}",
+        "on diagonal": lambda record: f"{record['on_diagonal_mean']:.4f}",
+        "off diagonal": lambda record: f"{record['off_diagonal_mean']:.5f}",
+        "k-NN": lambda r: "" if r["knn"] is None else f"{100 * r['knn']:.2f} %",
+        "rank": lambda r: f"{r['effective_rank']:.1f}" if "effective_rank" in r else "",
+        "learning rate": lambda record: f"{record['learning_rate']:.3g}",
+        "images/s": lambda record: f"{record['images_per_second']:,.0f}",
+        "data wait": lambda record: f"{100 * record['data_wait_share']:.0f} %",
+    }
+    cells = {name: [cell(record) for record in history] for name, cell in columns.items()}
+    return {name: texts for name, texts in cells.items() if any(texts)}
 
 
 def _facts(trainer: Trainer, provenance: Record) -> dict[str, str]:
@@ -181,8 +194,9 @@ def _facts(trainer: Trainer, provenance: Record) -> dict[str, str]:
     config, ranks = trainer.config, trainer.ranks
     source = trainer.dataset or f"{trainer.source.name}: {len(trainer.source)} training images"
     views = provenance["dataset"]["views"]
+    splits = trainer.watcher.splits
     facts = {
-        "data": str(source),
+        "data": str(source) + ("" if splits is None else f"; scored on {splits.test.name}"),
         "views": f"{trainer.views.name}, by {trainer.loader.chosen}"
         + (f" (fingerprint {views})" if isinstance(views, str) else ""),
         "precision": str(trainer.precision).removeprefix("torch."),

@@ -29,15 +29,17 @@ p.about { color: var(--soft); margin: .25rem 0 0; }
 .tile b { display: block; font-size: 1.5rem; }
 .tile span { display: block; }
 .tile small { color: var(--soft); }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); }
-tbody th { font-weight: 400; width: 14rem; }
-.numbers td, .numbers th { text-align: right; padding: .2rem 0 .2rem .75rem; white-space: nowrap; }
-.scroll { overflow-x: auto; }
-meter, .track { display: block; width: 100%; height: .8rem; }
-.track { background: var(--line); border-radius: .2rem; margin-top: .35rem; }
+tbody th { font-weight: 400; }
+@media (min-width: 45rem) { tbody th { width: 14rem; } }
+.numbers td, .numbers th { text-align: right; padding: .2rem 0 .2rem .75rem; }
+.track { display: block; min-width: 6rem; height: .8rem; background: var(--line);
+  border-radius: .2rem; margin-top: .35rem; }
+pre { margin: 0; font: .85rem/1.5 ui-monospace, monospace; }
 .track i { display: block; height: 100%; background: var(--bar); border-radius: .2rem; }
 figure { margin: 1rem 0 2rem; }
 figure img { width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line);
@@ -50,7 +52,6 @@ dl { margin: 0; }
 dt { color: var(--soft); margin-top: .6rem; }
 dd { margin: .2rem 0 0; }
 summary { cursor: pointer; color: var(--soft); }
-.lines { white-space: pre-line; }
 @media print { details:not([open]) { display: none; } }
 </style>
 </head>
@@ -66,11 +67,11 @@ summary { cursor: pointer; color: var(--soft); }
 
 {% if scores %}
 <h2>k-NN accuracy on test images</h2>
-<table>
+<div class="scroll"><table>
 {% for what, value in scores %}
 <tr><th>{{ what }}</th><td>{{ value }}</td></tr>
 {% endfor %}
-</table>
+</table></div>
 {% endif %}
 
 {% if pictures %}
@@ -94,7 +95,7 @@ summary { cursor: pointer; color: var(--soft); }
 
 {% if times %}
 <h2>Where the time of a step went</h2>
-<table>
+<div class="scroll"><table>
 {% for row in times %}
 <tr><th>{{ row.name }}</th>
 <td>{{ "%.1f"|format(100 * row.share) }} %</td>
@@ -102,31 +103,35 @@ summary { cursor: pointer; color: var(--soft); }
 <td style="width: 40%"><div class="track">
 <i style="width: {{ "%.1f"|format(100 * row.share) }}%"></i></div></td></tr>
 {% endfor %}
-</table>
+</table></div>
 {% endif %}
 
 <h2>What was run</h2>
-<table>
+<div class="scroll"><table>
 {% for name, value in facts.items() %}
-<tr><th>{{ name }}</th><td class="lines">{{ value }}</td></tr>
+<tr><th>{{ name }}</th>
+{% if value.splitlines()|length > 1 %}
+<td><pre>{{ value }}</pre></td></tr>
+{% else %}
+<td>{{ value }}</td></tr>
+{% endif %}
 {% endfor %}
-</table>
+</table></div>
 
 <h2>Settings</h2>
 <details><summary>all {{ settings|length }}</summary>
-<table>
+<div class="scroll"><table>
 {% for name, value in settings.items() %}
 <tr><th>{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}
-</table>
+</table></div>
 </details>
 
 {% if history %}
 <h2>Epochs</h2>
 <details><summary>all {{ history|length }}</summary>
 <div class="scroll"><table class="numbers">
-<thead><tr><th>epoch</th><th>loss</th><th>on diagonal</th><th>off diagonal</th><th>k-NN</th>
-<th>rank</th><th>learning rate</th><th>images/s</th><th>data wait</th></tr></thead>
+<thead><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in history %}
 <tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
