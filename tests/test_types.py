@@ -57,7 +57,10 @@ WRONG = (
 
 
 def words(function: typing.Any, name: str) -> tuple[str, ...]:
-    return typing.get_args(typing.get_type_hints(function)[name])
+    """Of a parameter that is a Literal, or a Literal or something else."""
+    hint = typing.get_type_hints(function)[name]
+    literals = (h for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is typing.Literal)
+    return typing.get_args(next(literals))
 
 
 @pytest.mark.parametrize(
