@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import terminal
 from .exits import FAILURE, failures
+from .files import WriteError, check_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,20 +63,31 @@ def check(
     """Decode every image and list those that cannot be read; exit status 1 if there are any."""
     console = terminal.console()
     with failures():
-        from .data.check import bad_images, write_report
+        from .data.check import REPORT_START, bad_images, write_report
 
+        if json_file is not None:
+            check_output(json_file, REPORT_START, option="--json")
         images = _open(console, source, split, data_dir, allow_symlinks)
+        kept: list[BadImage] = []
+        bad = 0
+        unwritten: OSError | None = None
         with _bar(console, "checking", len(images)) as done:
             found = bad_images(images, workers, done)
             if json_file is not None:
                 found = write_report(json_file, images, found)
-            kept = list(islice(found, ROWS))
-            bad = len(kept) + sum(1 for _ in found)
+            try:
+                for bad, image in enumerate(found, 1):
+                    if bad <= ROWS:
+                        kept.append(image)
+            except WriteError as error:
+                unwritten = error
         if bad:
             _table(console, kept)
             if bad > len(kept):
                 console.print(f"and {bad - len(kept):,} more (--json FILE lists them all)")
         console.print(f"{bad:,} of {_number(len(images), 'image')} cannot be read")
+        if unwritten is not None:
+            raise unwritten
     if bad:
         raise typer.Exit(FAILURE)
 
@@ -137,14 +148,16 @@ def show(
     console = terminal.console()
     with failures():
         from .data import PRESETS, Views
-        from .data.show import sheet, write_sheet
+        from .data.show import check_sheet, sheet, write_sheet
 
         if preset not in PRESETS and not preset.endswith((".yaml", ".yml")):
             raise ValueError(
                 f"--preset must be one of {', '.join(PRESETS)} or a .yaml file, got {preset!r}"
             )
         views = PRESETS[preset] if preset in PRESETS else Views.from_yaml(Path(preset))
+        check_sheet(output, option="--output")
         images = _open(console, source, split, data_dir, allow_symlinks)
+        check_sheet(output, images, "--output")
         picture, bad = sheet(images, views, count, seed=seed, epoch=epoch)
         write_sheet(output, picture)
         if bad:

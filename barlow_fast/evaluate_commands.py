@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from . import terminal
 from .exits import SKIPPING, failures
-from .files import write_whole
+from .files import check_output, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, ImageFormat, LabelledSplits, Score
 
 FORMAT, VERSION = "barlow_fast.evaluation", 1
+# How every file of numbers begins.
+JSON_START = f'{{\n  "format": "{FORMAT}"'.encode()
 
 evaluate = typer.Typer(
     no_args_is_help=True,
@@ -288,7 +289,7 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
     if request.random and len(request.checkpoints) > 1:
         raise ValueError("--random needs the architecture alone: give one checkpoint")
     if request.json_file is not None:
-        _check_writable(request.json_file)
+        check_output(request.json_file, JSON_START, request.checkpoints, "--json")
     device = _device(request.device)
     splits = _splits(request)
     console.print(f"data      {splits}")
@@ -475,11 +476,3 @@ def _versions(device: str) -> dict[str, str]:
 
 def _plain(form: ImageFormat) -> dict[str, Any]:
     return {name: getattr(form, name) for name in ("size", "channels", "mean", "std")}
-
-
-def _check_writable(path: Path) -> None:
-    """Hours of evaluation should not end at a folder that is not there."""
-    if path.is_dir():
-        raise ValueError(f"--json {path} is a folder, not a file")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(f"--json {path}: its folder does not exist or cannot be written")

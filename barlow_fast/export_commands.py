@@ -47,12 +47,14 @@ def export(
         from .checkpoints import FORMATS, load_encoder
         from .checkpoints import export as write
         from .checkpoints.exporting import SUFFIXES
+        from .checkpoints.reading import check_export
 
         format = format or SUFFIXES.get(out.suffix.lower())
         if format not in FORMATS:
             raise ValueError(
                 f"--format must be one of {', '.join(FORMATS)}, got {format or 'none'} for {out}"
             )
+        check_export(out, [checkpoint])
         loaded = load_encoder(checkpoint, encoder=encoder, channels=channels, image_size=image_size)
         console.print(
             f"{checkpoint}: {loaded.name} of a {loaded.format} checkpoint, "

@@ -16,7 +16,7 @@ import typer
 
 from . import terminal
 from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
-from .files import WriteError, remove_abandoned
+from .files import WriteError, check_writable, is_inside, remove_abandoned, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .training import Feeding, PretrainConfig, Ranks, Trainer
     from .training.reporting import Report
 
-CHECKPOINT = "checkpoint.pt"
-RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|log\.jsonl|\.run\.lock")
+CHECKPOINT, CONFIG = "checkpoint.pt", "config.yaml"
+RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|config\.yaml|log\.jsonl|\.run\.lock")
 AUTO = Path("auto")
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
@@ -171,10 +171,13 @@ def pretrain(
                 if resume == AUTO:
                     resume = _newest(out)
                 config = _configuration(choices, dim, preset, config_file, settings or [], resume)
-            console = terminal.console(quiet=quiet or not ranks.first)
+            quiet = quiet or not ranks.first
             if dry_run:
-                _print_plan(config, data_dir, ranks, console)
+                # Standard output is for the settings alone.
+                console = terminal.console(quiet=quiet, stderr=True)
+                _print_plan(config, data_dir, feeding, ranks, out, resume, ignore_memory, console)
                 return
+            console = terminal.console(quiet=quiet)
             data = _load(config, data_dir, ranks)
             if not ignore_memory:
                 with ranks.together("memory"):
@@ -323,37 +326,37 @@ def _check_memory(config: PretrainConfig, data: ImageDataset | Source, ranks: Ra
 
 
 def _print_plan(
-    config: PretrainConfig, data_dir: Path | None, ranks: Ranks, console: Console
+    config: PretrainConfig,
+    data_dir: Path | None,
+    feeding: Feeding,
+    ranks: Ranks,
+    out: Path | None,
+    resume: Path | None,
+    ignore_memory: bool,
+    console: Console,
 ) -> None:
-    """What a run would do, and its settings as YAML. Data that are not there are taken to be as
-    large as they are known to be."""
-    import yaml
-
+    """What a run would do, and its settings as YAML on standard output. Refuses what a run would
+    refuse before its first step, by the same functions; data sets that are not there are taken to
+    be as large as they are known to be."""
+    from .data import ImageDataset
+    from .data.sources import ArraySource
     from .training.estimate import available_memory, estimate_memory, plan_loss
-    from .training.feeding import NOMINAL, choose_views, image_size, named_views
+    from .training.feeding import check_batch, choose_views, image_size
 
-    try:
-        if config.dataset == "files":
-            raise ValueError("no --data given")
-        data = _load(config, data_dir, ranks)
-    except (ValueError, OSError) as error:
-        if config.dataset not in NOMINAL:
-            raise
-        images = NOMINAL[config.dataset]
-        views = named_views(config.views or config.dataset)
-        size = max(views.views[0].shape)
-        described = f"{images} training images, as published ({error})"
-    else:
-        images = len(getattr(data, "train_images", data))
-        views = choose_views(config.views, data)
-        size = image_size(views, data)
-        described = f"{data.name}, {images} training images"
-    steps = images // config.batch_size
-    if not steps:
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the data set: {config.dataset} has "
-            f"{images} training images"
-        )
+    data, described = _planned_data(config, data_dir, ranks)
+    views = choose_views(config.views, data)
+    source = ArraySource.of_dataset(data) if isinstance(data, ImageDataset) else data
+    check_batch(config.batch_size, len(source), data.name, ranks.size)
+    if config.dataset != "files":
+        feeding.open(source, views, config, ranks).close()
+    with ranks.together("the results"):
+        if ranks.first:
+            _check_out(out, data)
+            if out is not None:
+                _check_unused(out, resume)
+            _try_out(out if out is not None or resume is None else resume.parent)
+    size = image_size(views, data)
+    steps = len(source) // config.batch_size
     memory = estimate_memory(config, len(views.mean), size, ranks.device, ranks.size)
     weights, biases = config.learning_rates
     lines = [
@@ -368,13 +371,40 @@ def _print_plan(
     if available is not None:
         verdict = "fits" if memory.total <= available else "does not fit"
         lines.append(f"          {verdict}: {ranks.device} has {available / 2**30:.2f} GiB")
-    lines += [
-        str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)),
-        "settings  (a file for --config)",
-        yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(),
-    ]
+    lines.append(str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)))
     for line in lines:
         console.print(line, markup=False)
+    if ranks.first:
+        terminal.say(_as_yaml(config))
+    if not ignore_memory:
+        with ranks.together("memory"):
+            _check_memory(config, data, ranks)
+
+
+def _planned_data(
+    config: PretrainConfig, data_dir: Path | None, ranks: Ranks
+) -> tuple[ImageDataset | Source, str]:
+    """The data of a run and what a plan says of them; blank images where a named data set can be
+    neither found nor downloaded."""
+    from .training.feeding import nominal_dataset
+
+    nominal = nominal_dataset(config.dataset) if data_dir is None else None
+    if config.dataset == "files":
+        return nominal, f"{len(nominal.train_images)} training images, as ImageNet has (no --data)"
+    try:
+        data = _load(config, data_dir, ranks)
+    except FileNotFoundError as error:
+        if nominal is None:
+            raise
+        return nominal, f"{len(nominal.train_images)} training images, as published ({error})"
+    return data, f"{data.name}, {len(getattr(data, 'train_images', data))} training images"
+
+
+def _as_yaml(config: PretrainConfig) -> str:
+    """All settings, as `--config` takes them."""
+    import yaml
+
+    return yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip()
 
 
 def _prepare(
@@ -402,12 +432,14 @@ def _prepare(
         folder = Path()
         with ranks.together("the results"):
             if ranks.first:
+                _check_out(out, data)
                 folder = _output_folder(out, _name(config), resume)
                 trainer.folder_lock = FolderLock(
                     folder, lambda line: console.print(line, markup=False)
                 )
                 remove_abandoned(folder, RUN_FILES.fullmatch)
                 _check_unused(folder, resume)
+                write_whole(folder / CONFIG, _as_yaml(config) + "\n")
     except BaseException:
         trainer.close()
         raise
@@ -422,6 +454,32 @@ def _prepare(
     if resume is not None:
         console.print(f"resuming  after step {trainer.step} of {trainer.total_steps} ({resume})")
     return trainer, folder
+
+
+def _check_out(out: Path | None, data: ImageDataset | Source) -> None:
+    """Refuses a folder whose figures would become data."""
+    images = getattr(data, "root", None)
+    if out is not None and images is not None and is_inside(out, images):
+        raise ValueError(
+            f"--out {out} lies in the folder of the images, {images}, and its figures would be "
+            "taken for some of them: choose another folder"
+        )
+
+
+def _try_out(out: Path | None) -> None:
+    """Whether results can be written there; nothing is left behind."""
+    made = []
+    folder = out = Path("runs") if out is None else out
+    while not os.path.lexists(folder):
+        made.append(folder)
+        folder = folder.parent
+    try:
+        _output_folder(out, "", None)
+        check_writable(out)
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:

@@ -394,15 +394,17 @@ def test_a_plan_tells_what_a_run_would_do(monkeypatch, tmp_path, room, verdict: 
     total = estimate.estimate_memory(config, 1, 8, torch.device("cpu")).total
     available = None if room is None else total + room
     monkeypatch.setattr(estimate, "available_memory", lambda _: available)
-    output = invoke(
-        "pretrain", "--dry-run", "--device", "cpu", *arguments, "bias_learning_rate=0.5"
-    )
+    command = ["pretrain", "--dry-run", "--device", "cpu", *arguments, "bias_learning_rate=0.5"]
+    result = CliRunner().invoke(app, list(map(str, command)))
+    assert result.exit_code == (2 if room == -1 else 0)
+    output = result.stderr
+    assert ("the run does not fit" in output) == (room == -1)
     assert "data      digits, 1197 training images; views digits of 8 pixels" in output
     assert "3 epochs of 18: 54 in all, 64 images x 2 views each on 1 process(es)" in output
     assert "adamw: weights 0.002, biases and norms 0.5 at their peak after 3 epochs" in output
     assert (f"{verdict}: cpu has" in output) == (verdict != "")
     file = tmp_path / "settings.yaml"
-    file.write_text(output.split("(a file for --config)\n")[1])
+    file.write_text(result.stdout)
     found, _ = training.override(configure("cifar10"), file)
     assert found == replace(config, bias_learning_rate=0.5)
 
@@ -421,6 +423,19 @@ def test_a_plan_needs_no_images(monkeypatch):
         code=2,
     )  # fmt: skip
     assert "batch_size 5001 is larger than the data set: stl10 has 5000" in output
+    # A folder that somebody named is another matter.
+    output = invoke(
+        "pretrain",
+        "--dry-run",
+        "--device",
+        "cpu",
+        "--dataset",
+        "cifar10",
+        "--data-dir",
+        "x",
+        code=2,
+    )
+    assert "none here" in output
 
 
 class Ending:
@@ -634,7 +649,7 @@ def test_devices_of_evaluations(monkeypatch, name: str, there: bool, chosen: str
 
 def test_numbers_that_cannot_be_written_are_refused_before_the_work(evaluating: Calls):
     Path("folder").mkdir()
-    for target, message in (("folder", "is a folder"), ("absent/x.json", "does not exist")):
+    for target, message in (("folder", "is a folder"), ("absent/x.json", "no folder absent")):
         result = CliRunner().invoke(
             app, ["evaluate", "knn", "first.pt", "--data", "x", "--json", target]
         )

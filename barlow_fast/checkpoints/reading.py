@@ -11,7 +11,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..files import check_output
 from ..inputs import open_descriptor
 from . import archive
 
@@ -87,6 +88,36 @@ def _read_torch(stream: BinaryIO, start: bytes, path: Path) -> dict[str, Any]:
     if version == archive.DIGEST_VERSION and not carries:
         raise ValueError(f"{path} is not a readable checkpoint: the digest at its end is damaged")
     return dict(content)
+
+
+def check_export(path: Path | str, inputs: Iterable[Path | str] = (), option: str = "") -> None:
+    """`check_output` of weights that are written for others: they take the place of no input and of
+    no training checkpoint.
+
+    Raises:
+        ValueError: see there; or a checkpoint.
+    """
+    check_output(path, inputs=inputs, option=option)
+    if os.path.exists(path) and _may_be_checkpoint(Path(path)):
+        raise ValueError(
+            f"{option} {path}".lstrip() + " is there already and holds more than weights by name: "
+            "a training checkpoint, whole or damaged, is not replaced by an export. Give another "
+            "name"
+        )
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+    """Whether a file can be a training checkpoint: one of torch that is not plain weights by name,
+    or of which this cannot be seen."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if _is_safetensors(start) or not start.startswith((archive.START, pickle.PROTO)):
+        return False
+    try:
+        content, _ = read_checkpoint(path)
+    except ValueError:
+        return True
+    return not all(isinstance(value, Tensor) for value in content.values())
 
 
 def check_tensors(state: Mapping[str, Any], path: Path | str) -> dict[str, Tensor]:

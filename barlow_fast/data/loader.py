@@ -124,10 +124,7 @@ class ViewLoader:
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
         if prefetch < 1:
             raise ValueError(f"prefetch must be at least 1, got {prefetch}")
-        if not 0 <= timeout < math.inf:
-            raise ValueError(f"timeout must be at least 0 and finite, got {timeout}")
-        if workers is not None and workers < 0:
-            raise ValueError(f"workers must be at least 0, got {workers}")
+        check_loading(loader, workers, on_bad_image, timeout)
         self.source, self.views = source, views
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.shard = Shard(rank, ranks)
@@ -409,6 +406,25 @@ class ViewLoader:
         self.close()
 
 
+def check_loading(loader: str, workers: int | None, on_bad_image: str, timeout: float) -> None:
+    """Whether `ViewLoader` takes these arguments, whatever the images.
+
+    Raises:
+        ValueError: one that it does not.
+    """
+    _check_name(loader)
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    if not 0 <= timeout < math.inf:
+        raise ValueError(f"timeout must be at least 0 and finite, got {timeout}")
+    BadImages(on_bad_image)
+
+
+def _check_name(loader: str) -> None:
+    if loader not in ("auto", *LOADERS):
+        raise ValueError(f"loader must be one of {', '.join(('auto', *LOADERS))}, got {loader!r}")
+
+
 def choose_loader(
     loader: str, source: Source, views: Views, device: torch.device | str = "cpu"
 ) -> tuple[str, str]:
@@ -418,8 +434,7 @@ def choose_loader(
         ValueError: an unknown loader, or one that cannot render this source.
         ImportError: DALI was asked for and cannot be used here.
     """
-    if loader not in ("auto", *LOADERS):
-        raise ValueError(f"loader must be one of {('auto', *LOADERS)}, got {loader!r}")
+    _check_name(loader)
     device = torch.device(device)
     arrays = isinstance(source, ArraySource)
     if loader == "arrays" and not arrays:

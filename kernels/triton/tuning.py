@@ -29,7 +29,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...files import write_whole
+from ...files import check_output, write_whole
 from . import configurations
 from .configurations import Product
 from .launch import device_of
@@ -37,6 +37,8 @@ from .launch import device_of
 Key = tuple[str, int, str, int]
 
 FORMAT = 1
+# How every file of rows begins.
+START = b'{\n "format": '
 WORTHWHILE = 0.97  # of the table's time; less is noise
 REPEATS = 15
 PATHS = {
@@ -363,8 +365,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device)
-    rows = tune(options.shapes, OPERANDS, device, options.budget_seconds)
     path = options.out or file_of(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path, START, option="--out")
+    rows = tune(options.shapes, OPERANDS, device, options.budget_seconds)
     save(path, name, rows)
     print(f"{len(rows)} rows are faster than the table's; they are in {path}")
     return 0

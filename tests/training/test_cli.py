@@ -12,12 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from ended import SECONDS, running
+from PIL import Image
 from typer.testing import CliRunner
 
 from barlow_fast import cli
 from barlow_fast.commands import app
-from barlow_fast.training import load_checkpoint
+from barlow_fast.training import PretrainConfig, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 SMALL = ["--epochs", "2", "--batch-size", "64", "--projector", "32-96"]
@@ -39,7 +41,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
 def test_a_run_leaves_checkpoint_figure_and_log(finished):
     folder, output = finished
     left = {p.name for p in folder.iterdir()}
-    assert {"checkpoint.pt", "figure.png", "log.jsonl", "report.html"} <= left
+    assert {"checkpoint.pt", "config.yaml", "figure.png", "log.jsonl", "report.html"} <= left
     assert not [name for name in left if name.startswith(".")]
     state = load_checkpoint(folder / "checkpoint.pt")
     assert state["config"]["projector"] == [32, 96]
@@ -97,6 +99,10 @@ def errors(tmp_path: Path, finished: Path) -> dict[str, tuple[list, str]]:
     (foreign / "notes.txt").touch()
     file = tmp_path / "file"
     file.touch()
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number in range(3):
+        Image.new("RGB", (9, 9)).save(photographs / f"{number}.png")
     checkpoint = finished / "checkpoint.pt"
     return {
         "large batch": (["--batch-size", 1198], "1197 training images"),
@@ -123,6 +129,18 @@ def errors(tmp_path: Path, finished: Path) -> dict[str, tuple[list, str]]:
         "used folder": (["--out", finished], "--resume"),
         "folder is a file": (["--out", file], "cannot write"),
         "folder in a file": (["--out", file / "deeper"], "cannot write"),
+        "loader": (["--loader", "bogus"], "loader must be one of auto, arrays, pil, dali"),
+        "loader of files": (["--loader", "dali"], "(loader='arrays')"),
+        "policy": (["--on-bad-image", "ignore"], "on_bad_image must be one of error, skip"),
+        "timeout": (["--worker-timeout", "inf"], "timeout must be at least 0 and finite"),
+        "views": (["--views", "nothing"], "--views must be one of"),
+        "channels": (["--views", "cifar"], "have 3 channels, digits has 1"),
+        "files": (["--preset", "files", "--data", foreign], "holds no images"),
+        "among the images": (
+            ["--data", photographs, "batch_size=2", "--out", photographs / "run"],
+            "lies in the folder of the images",
+        ),
+        "memory": (["--projector", "2000000-2000000"], "the run does not fit"),
     }
 
 
@@ -148,6 +166,15 @@ ERRORS = (
     "used folder",
     "folder is a file",
     "folder in a file",
+    "loader",
+    "loader of files",
+    "policy",
+    "timeout",
+    "views",
+    "channels",
+    "files",
+    "among the images",
+    "memory",
 )
 
 
@@ -156,12 +183,40 @@ def test_errors_are_one_line_and_exit_with_2(tmp_path: Path, finished, name: str
     arguments, message = errors(tmp_path, finished[0])[name]
     if "--out" not in arguments and "--resume" not in arguments:
         arguments = [*arguments, "--out", tmp_path / "out"]
-    result = pretrain(*arguments)
-    assert result.exit_code == 2, result.output
-    assert message in result.stderr
-    assert "Traceback" not in result.output
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    # A plan refuses what a run refuses.
+    for planned in (["--dry-run"], []):
+        result = pretrain(*arguments, *planned)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert "Traceback" not in result.output
+        *plan, _ = result.stderr.strip().splitlines()
+        assert not plan or (planned and name == "memory")
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_settings_that_a_plan_prints_are_those_of_the_run(tmp_path: Path, monkeypatch):
+    """`--dry-run > run.yaml` and `--config run.yaml`; the run keeps them in a file of its own."""
+    monkeypatch.chdir(tmp_path)
+    chosen = ["--preset", "digits", *SMALL, "--epochs", 1, "--seed", 3, "compile=off"]
+    chosen += ["bias_learning_rate=0.001", "--micro-batch-size", 32, "evaluate_every=4"]
+    planned = pretrain("--dry-run", *chosen)
+    assert planned.exit_code == 0, planned.output
+    assert not list(tmp_path.iterdir())
+    Path("run.yaml").write_text(planned.stdout)
+    assert yaml.safe_load(planned.stdout).keys() == PretrainConfig().to_dict().keys()
+    assert pretrain("--dry-run", "--config", "run.yaml").stdout == planned.stdout
+    assert pretrain("--dry-run", "--quiet", *chosen).output == planned.stdout
+    done = pretrain("--config", "run.yaml", "--out", "out")
+    assert done.exit_code == 0, done.output
+    kept = Path("out/config.yaml").read_text()
+    assert kept == planned.stdout
+    assert load_checkpoint(Path("out/checkpoint.pt"))["config"] == yaml.safe_load(kept)
+    again = pretrain("--config", "out/config.yaml", "--out", "out", "--resume", "auto")
+    assert again.exit_code == 0, again.output
+    # A data set that is missing and its views.
+    missing = pretrain("--dry-run", "--dataset", "cifar10", "--views", "nothing")
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "--views must be one of" in missing.stderr
 
 
 def test_a_folder_without_permission(tmp_path: Path):
