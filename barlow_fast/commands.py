@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -24,6 +26,7 @@ class Commands(TyperGroup):
     """Prints wrong usage as everything else is printed: an argument may hold any character."""
 
     def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        _refuse_empty(self)
         if not standalone_mode:
             return super().main(*arguments, standalone_mode=False, **options)
         try:
@@ -37,6 +40,21 @@ class Commands(TyperGroup):
             terminal.say(message.getvalue().rstrip(), sys.stderr)
             status = error.exit_code
         sys.exit(status)
+
+
+def _refuse_empty(command: Any) -> None:
+    """An empty text is a mistake everywhere, such as a shell variable that is not set; an empty
+    path would stand for the current folder."""
+    for inner in getattr(command, "commands", {}).values():
+        _refuse_empty(inner)
+    for parameter in command.params:
+        parameter.process_value = functools.partial(_process, parameter, parameter.process_value)
+
+
+def _process(parameter: Any, plain: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
+    if value == "" or (isinstance(value, (list, tuple)) and "" in value):
+        raise typer.BadParameter("it is empty.", context, parameter)
+    return plain(context, value)
 
 
 app = typer.Typer(

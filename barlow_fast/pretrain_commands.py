@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import terminal
-from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
+from .exits import (
+    FAILURE,
+    INTERRUPTED,
+    SIGNALLED,
+    SKIPPING,
+    USAGE_ERROR,
+    described,
+    fail,
+    failures,
+)
 from .files import WriteError, check_writable, is_inside, remove_abandoned, write_whole
 
 if TYPE_CHECKING:
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT, CONFIG = "checkpoint.pt", "config.yaml"
 RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|config\.yaml|log\.jsonl|\.run\.lock")
+YAML_SUFFIXES = (".yaml", ".yml")
 AUTO = Path("auto")
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
@@ -139,33 +149,30 @@ def pretrain(
 
     On several GPUs: torchrun --nproc_per_node 8 -m barlow_fast pretrain ...
     """
-    choices = {
-        "dataset": dataset if files is None else _absolute(files),
-        "views": _absolute(views) if views and views.endswith((".yaml", ".yml")) else views,
-        "encoder": encoder,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size,
-        "projector": _widths(projector),
-        "learning_rate": lr,
-        "lambd": lambd,
-        "seed": seed,
-        "precision": precision,
-        "backend": backend,
-        "compile": compile_mode,
-    }
-    try:
-        if files is not None and (dataset is not None or data_dir is not None):
-            raise ValueError("--data is instead of a data set: give no --dataset and no --data-dir")
-        from .training import Feeding, joined
-
-        feeding = Feeding(loader, workers, on_bad_image, worker_timeout)
-    except ModuleNotFoundError as error:
-        fail(without(error), FAILURE)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        fail(f"barlow-fast: {error}")
     with contextlib.ExitStack() as stack:
-        try:
+        with failures(SKIPPING, USAGE_ERROR):
+            if files is not None and (dataset is not None or data_dir is not None):
+                raise ValueError(
+                    "--data is instead of a data set: give no --dataset and no --data-dir"
+                )
+            from .training import Feeding, joined
+
+            choices = {
+                "dataset": dataset if files is None else _absolute(files),
+                "views": _absolute(views) if views and views.endswith(YAML_SUFFIXES) else views,
+                "encoder": encoder,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "micro_batch_size": micro_batch_size,
+                "projector": _widths(projector),
+                "learning_rate": lr,
+                "lambd": lambd,
+                "seed": seed,
+                "precision": precision,
+                "backend": backend,
+                "compile": compile_mode,
+            }
+            feeding = Feeding(loader, workers, on_bad_image, worker_timeout)
             ranks = stack.enter_context(joined(device))
             with ranks.together("settings"):
                 if resume == AUTO:
@@ -185,18 +192,8 @@ def pretrain(
             trainer, folder = _prepare(
                 config, data, feeding, ranks, out, resume, tensorboard, console
             )
-        except ModuleNotFoundError as error:
-            fail(without(error), FAILURE)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            fail(f"barlow-fast: {_of_rank(error)}")
         stack.enter_context(trainer)
         _train(trainer, folder, console)
-
-
-def _of_rank(error: Exception) -> str:
-    """The error, with the rank where there are several."""
-    rank = os.environ.get("RANK")
-    return f"rank {rank}: {error}" if os.environ.get("WORLD_SIZE", "1") != "1" else str(error)
 
 
 def _absolute(path: str) -> str:
@@ -210,7 +207,7 @@ def _widths(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(width) for width in text.split("-"))
     except ValueError:
-        fail(f"barlow-fast: --projector takes widths such as 512-512-1024, got {text!r}")
+        raise ValueError(f"--projector takes widths such as 512-512-1024, got {text!r}") from None
 
 
 def _newest(out: Path | None) -> Path | None:
@@ -597,9 +594,9 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         )
     except OSError as error:
         what = "" if isinstance(error, WriteError) else "cannot write the results: "
-        fail(f"barlow-fast: {what}{_of_rank(error)}{_advice(trainer.checkpoint_path)}", FAILURE)
+        fail(f"barlow-fast: {what}{described(error)}{_advice(trainer.checkpoint_path)}", FAILURE)
     except (RuntimeError, ValueError) as error:
-        fail(f"barlow-fast: {_of_rank(error)}", FAILURE)
+        fail(f"barlow-fast: {described(error)}", FAILURE)
     if not trainer.ranks.first:
         return
     after = trainer.history[-1]["knn"]

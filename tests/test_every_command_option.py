@@ -601,9 +601,9 @@ def test_every_error_of_a_command_has_its_status(capsys, error, code: int, messa
 def test_errors_of_several_ranks_name_theirs(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert pretrain_commands._of_rank(ValueError("no")) == "no"
+    assert exits.described(ValueError("no")) == "no"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert pretrain_commands._of_rank(ValueError("no")) == "rank 3: no"
+    assert exits.described(ValueError("no")) == "rank 3: no"
 
 
 def test_numbers_are_read_as_they_are_written():

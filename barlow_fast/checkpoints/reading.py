@@ -26,6 +26,20 @@ from . import archive
 # The entry of a safetensors file's metadata that ours carry.
 DIGEST = "barlow_fast_sha256"
 SAFETENSORS_HEADER_LIMIT = 100_000_000
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+# Files that are taken for weights, by their first bytes.
+SIGNATURES = {
+    b"version https": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+    b"<": "a web page or XML, as after a download that failed",
+    b"\x08": "a protobuf, such as an ONNX model, which holds a network and no checkpoint: give the "
+    "file that it was exported from",
+    b"\x89HDF": "an HDF5 file, as Keras writes",
+    b"\x93NUMPY": "an array of NumPy",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
+}
 
 
 def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | None]:
@@ -49,19 +63,44 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | 
         raise FileNotFoundError(f"no checkpoint at {path}") from None
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.EINVAL):
-            raise ValueError(f"{path} is not a file") from None
+            raise ValueError(f"{path} is not a file{_inside(path)}") from None
         raise ValueError(f"{path} is not a readable checkpoint: {error.strerror}") from error
     with stream:
-        start = stream.read(9)
+        start = stream.read(16)
         stream.seek(0)
         if _is_safetensors(start):
             return _read_safetensors(path)
         return _read_torch(stream, start, path), None
 
 
+def _inside(folder: Path) -> str:
+    """What to give instead of a folder, such as that of a run."""
+    if not folder.is_dir():
+        return ""
+    found = [each for each in folder.iterdir() if each.suffix.lower() in SUFFIXES]
+    if not found:
+        return ": it is a folder, with no checkpoint in it"
+    newest = max(found, key=lambda each: each.stat().st_mtime_ns)
+    return f": give a checkpoint in that folder, such as {newest}"
+
+
+def _kind(start: bytes) -> str:
+    """What a file is that torch has not written, by its first bytes."""
+    if not start:
+        return "it is empty"
+    for signature, name in SIGNATURES.items():
+        if start.startswith(signature):
+            return f"it is {name}"
+    if all(c.isprintable() or c.isspace() for c in start.decode("utf-8", "ignore")):
+        return "it is a text"
+    return f"it begins with {start[:4].hex(' ')}, as neither torch nor safetensors writes"
+
+
 def _read_torch(stream: BinaryIO, start: bytes, path: Path) -> dict[str, Any]:
     carries = False
     try:
+        if not start.startswith((archive.START, pickle.PROTO)) and not zipfile.is_zipfile(stream):
+            raise ValueError(_kind(start))
         if start.startswith(archive.START):
             carries = archive.check(stream)
         elif zipfile.is_zipfile(stream):
@@ -161,7 +200,7 @@ def optional_library(name: str, extra: str, purpose: str) -> ModuleType:
 
 def _is_safetensors(start: bytes) -> bool:
     length = int.from_bytes(start[:8], "little")
-    return len(start) == 9 and start[8:] == b"{" and length < SAFETENSORS_HEADER_LIMIT
+    return start[8:9] == b"{" and length < SAFETENSORS_HEADER_LIMIT
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

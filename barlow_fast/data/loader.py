@@ -97,6 +97,7 @@ class ViewLoader:
         reason: why, in one line.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: an argument out of its range, fewer images than one global batch, views that
             the loader cannot render.
         ImportError: the loader that was asked for cannot be used here.
@@ -120,6 +121,11 @@ class ViewLoader:
         prefetch: int = 2,
         timeout: float = TIMEOUT,
     ) -> None:
+        if not isinstance(source, Source):
+            raise TypeError(f"source must be of images, such as open_source(path), got {source!r}")
+        if not isinstance(views, Views):
+            raise TypeError(f'views must be Views, such as PRESETS["imagenet"], got {views!r}')
+        _check_whole(batch_size=batch_size, seed=seed, rank=rank, ranks=ranks, prefetch=prefetch)
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
         if prefetch < 1:
@@ -413,11 +419,21 @@ def check_loading(loader: str, workers: int | None, on_bad_image: str, timeout: 
         ValueError: one that it does not.
     """
     _check_name(loader)
+    if workers is not None:
+        _check_whole(workers=workers)
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, got {timeout!r}")
     if workers is not None and workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
     if not 0 <= timeout < math.inf:
         raise ValueError(f"timeout must be at least 0 and finite, got {timeout}")
     BadImages(on_bad_image)
+
+
+def _check_whole(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 
 def _check_name(loader: str) -> None:

@@ -101,6 +101,14 @@ class Trainer:
         feeding: Feeding | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        if not isinstance(config, PretrainConfig):
+            raise TypeError(
+                f'config must be a PretrainConfig, such as configure("digits"), got {config!r}'
+            )
+        if not isinstance(data, (ImageDataset, Source)):
+            raise TypeError(
+                f'data must be a data set or a source, such as load("digits"), got {data!r}'
+            )
         self.ranks = ranks or Ranks(torch.device(device or "cpu"))
         self.device = self.ranks.device
         in_memory = isinstance(data, ImageDataset)

@@ -292,3 +292,19 @@ def test_the_core_imports_without_the_extra():
         "import barlow_fast.data, barlow_fast.training, barlow_fast.evaluation\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=SECONDS)
+
+
+@pytest.mark.slow
+def test_packages_name_the_extra_that_they_need():
+    program = (
+        "import sys\n"
+        "sys.modules['numpy'] = None\n"
+        "for name in ('data', 'training', 'evaluation'):\n"
+        "    try:\n"
+        "        __import__(f'barlow_fast.{name}')\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        assert \"need numpy: pip install 'barlow-fast[train]'\" in str(error), error\n"
+        "    else:\n"
+        "        raise AssertionError(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=SECONDS)
