@@ -4,10 +4,14 @@ needs them."""
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 
 from . import terminal
 
+# As shells report a process that a signal ended: this and its number.
+SIGNALLED = 128
+INTERRUPTED = SIGNALLED + signal.SIGINT
 REQUIRED = ("typer", "rich", "numpy")
 
 
@@ -15,6 +19,25 @@ def main() -> None:
     """Runs the command line. Without the extra's libraries only `doctor` and `tune`, which need
     none, still work."""
     terminal.install()
+    try:
+        run()
+    except KeyboardInterrupt:
+        terminal.complain("barlow-fast: interrupted")
+        sys.exit(_interrupted())
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _interrupted()
+        raise
+
+
+def _interrupted() -> int:
+    """The exit status. What is left is to end: another Ctrl-C would only show where."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return INTERRUPTED
+
+
+def run() -> None:
+    """See `main`."""
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if not missing:
         from .commands import app

@@ -12,9 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from . import terminal
+from .cli import INTERRUPTED
 from .data_commands import data
 from .evaluate_commands import evaluate
-from .exits import INTERRUPTED, failures
+from .exits import fail, failures
 from .export_commands import export
 from .pretrain_commands import pretrain
 
@@ -31,15 +32,19 @@ class Commands(TyperGroup):
             return super().main(*arguments, standalone_mode=False, **options)
         try:
             status = super().main(*arguments, standalone_mode=False, **options)
-        except typer.Abort:
-            terminal.complain("barlow-fast: interrupted")
-            status = INTERRUPTED
         except USAGE as error:
             message = io.StringIO()
             error.show(message)
             terminal.say(message.getvalue().rstrip(), sys.stderr)
             status = error.exit_code
         sys.exit(status)
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            # Before typer sees it, which ends without a word or with one of its own.
+            fail("barlow-fast: interrupted", INTERRUPTED)
 
 
 def _refuse_empty(command: Any) -> None:

@@ -9,13 +9,10 @@ from typing import NoReturn
 
 import typer
 
-from .cli import missing_libraries
+from .cli import INTERRUPTED, missing_libraries
 from .terminal import complain
 
 USAGE_ERROR, FAILURE = 2, 1
-# As shells report a process that a signal ended: this and its number.
-SIGNALLED = 128
-INTERRUPTED = SIGNALLED + 2
 
 # For commands that have the option.
 SKIPPING = (

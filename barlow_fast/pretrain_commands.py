@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import terminal
+from .cli import INTERRUPTED, SIGNALLED
 from .exits import (
     FAILURE,
-    INTERRUPTED,
-    SIGNALLED,
     SKIPPING,
     USAGE_ERROR,
     described,
