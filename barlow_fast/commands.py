@@ -6,18 +6,18 @@ import functools
 import io
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from . import terminal
-from .cli import INTERRUPTED
+from .cli import INTERRUPTED, version_line
 from .data_commands import data
 from .evaluate_commands import evaluate
 from .exits import fail, failures
 from .export_commands import export
-from .pretrain_commands import pretrain
+from .pretrain_commands import legend, pretrain
 
 # `ClickException`, wherever this version of typer has it.
 USAGE = typer.BadParameter.__mro__[2]
@@ -57,6 +57,9 @@ def _refuse_empty(command: Any) -> None:
 
 
 def _process(parameter: Any, plain: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
+    # While a shell asks for completions, what is typed may be empty still.
+    if context.resilient_parsing:
+        return plain(context, value)
     if value == "" or (isinstance(value, (list, tuple)) and "" in value):
         raise typer.BadParameter("it is empty.", context, parameter)
     return plain(context, value)
@@ -65,19 +68,33 @@ def _process(parameter: Any, plain: Callable[[Any, Any], Any], context: Any, val
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="The exact Barlow Twins loss, and the training that goes with it.",
 )
 app.add_typer(data, name="data")
-app.command()(pretrain)
+app.command(epilog=legend())(pretrain)
 app.add_typer(evaluate, name="evaluate")
 app.command()(export)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        terminal.say(version_line())
+        raise typer.Exit
+
+
 @app.callback()
-def barlow_fast() -> None:
-    """Keeps every command a subcommand, however few there are."""
+def barlow_fast(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the versions of this program and of torch, and the kernels, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """The exact Barlow Twins loss, and the training that goes with it."""
 
 
 @app.command()

@@ -32,20 +32,31 @@ data = typer.Typer(no_args_is_help=True, help="Look over, pack and show images."
 SourceArgument = Annotated[
     str,
     typer.Argument(
-        help="A folder of images, a folder or pattern of tar files, or a data set's name.",
+        help="Folder of images, folder or pattern of tar files, or name of a data set.",
         show_default=False,
     ),
 ]
 Split = Annotated[
-    str | None, typer.Option(help="Of a data set: train, test, unlabelled; of a folder: its own.")
+    str | None,
+    typer.Option(
+        help="Part: of a data set train, test or unlabelled; of a folder one of its folders.",
+        show_default="train of a data set, all of a folder",
+    ),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of a named data set's files.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a named data set's files.", show_default="the usual places"),
+]
 Symlinks = Annotated[
     bool, typer.Option("--allow-symlinks", help="Follow links that lead out of the folder.")
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes; 0: none but this one. Default: as many as are worth it."),
+    typer.Option(
+        min=0,
+        help="Processes; 0: none but this one.",
+        show_default="one per core where there are thousands of images",
+    ),
 ]
 
 
@@ -57,7 +68,8 @@ def check(
     allow_symlinks: Symlinks = False,
     workers: Workers = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all bad images to this file.")
+        Path | None,
+        typer.Option("--json", help="File for the list of all bad images."),
     ] = None,
 ) -> None:
     """Decode every image and list those that cannot be read; exit status 1 if there are any."""
@@ -95,13 +107,25 @@ def check(
 @data.command()
 def pack(
     source: SourceArgument,
-    target: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(help="Folder to write, new or empty.", show_default=False)
+    ],
     size: Annotated[
-        int | None, typer.Option(help="Resize images whose shorter side has more pixels.")
+        int | None,
+        typer.Option(
+            help="Resize images whose shorter side has more pixels than this.",
+            show_default="none are",
+        ),
     ] = None,
-    quality: Annotated[int, typer.Option(help="Of the JPEGs of resized images.")] = 95,
-    shard_bytes: Annotated[str, typer.Option(help="Largest shard, such as 256M.")] = "256M",
-    on_bad_image: Annotated[str, typer.Option(help="error or skip.")] = "error",
+    quality: Annotated[
+        int, typer.Option(help="Quality of the JPEGs of resized images, 1 to 100.")
+    ] = 95,
+    shard_bytes: Annotated[
+        str, typer.Option(help="Size of the largest shard, such as 64M or 1G.")
+    ] = "256M",
+    on_bad_image: Annotated[
+        str, typer.Option(help="What to do about an image that cannot be read: error or skip.")
+    ] = "error",
     split: Split = None,
     data_dir: DataDir = None,
     allow_symlinks: Symlinks = False,
@@ -135,11 +159,13 @@ def pack(
 @data.command()
 def show(
     source: SourceArgument,
-    preset: Annotated[str, typer.Option(help="A preset's name, or a YAML file.")],
-    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
-    count: Annotated[int, typer.Option(help="How many images.")] = 8,
-    seed: Annotated[int, typer.Option(help="As in training.")] = 0,
-    epoch: Annotated[int, typer.Option(help="As in training.")] = 0,
+    preset: Annotated[
+        str, typer.Option(help="Views: imagenet, cifar, fashion-mnist, digits or a YAML file.")
+    ],
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("sheet.png"),
+    count: Annotated[int, typer.Option(help="Number of images, 1 to 64.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of order and views, as in training.")] = 0,
+    epoch: Annotated[int, typer.Option(help="Epoch of order and views, as in training.")] = 0,
     split: Split = None,
     data_dir: DataDir = None,
     allow_symlinks: Symlinks = False,

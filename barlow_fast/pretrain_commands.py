@@ -38,6 +38,17 @@ CHECKPOINT, CONFIG = "checkpoint.pt", "config.yaml"
 RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|config\.yaml|log\.jsonl|\.run\.lock")
 YAML_SUFFIXES = (".yaml", ".yml")
 AUTO = Path("auto")
+# The default of options that are settings.
+PRESETS = "the preset's"
+# What the lines of a run mean, by the words that they use.
+LEGEND = {
+    "loss": "mean over the epoch's steps",
+    "on": "on-diagonal term, the mean of (C_ii - 1)²",
+    "off": "off-diagonal term, the mean of C_ij²",
+    "k-NN": "accuracy of nearest neighbours on test images",
+    "rank": "effective rank of the embeddings, 1 is collapse",
+    "data wait": "share of the time spent waiting for images",
+}
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
 SAME_REQUEST = 2.0
@@ -48,11 +59,16 @@ def pretrain(
         list[str] | None,
         typer.Argument(
             metavar="[NAME=VALUE]...",
-            help="Any setting, such as lambd=0.01 or encoder=resnet50; --dry-run shows them all.",
+            help="Any settings, such as lambd=0.01 or encoder=resnet50; --dry-run shows them all.",
+            show_default="the preset's",
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Settings of a whole run, such as cifar10 or imagenet-100ep.")
+        str | None,
+        typer.Option(
+            help="Settings of a whole run, such as cifar10 or imagenet-100ep.",
+            show_default="that of the data",
+        ),
     ] = None,
     config_file: Annotated[
         Path | None,
@@ -61,77 +77,125 @@ def pretrain(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="digits (comes with the install), fashion-mnist, cifar10, cifar100 or stl10."
+            help="Data set: digits (comes with the install), fashion-mnist, cifar10, cifar100 or "
+            "stl10.",
+            show_default=PRESETS,
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the data set's files, or to download them to.")
+        Path | None,
+        typer.Option(
+            help="Folder of the data set's files, or to download them to.",
+            show_default="the usual places",
+        ),
     ] = None,
     files: Annotated[
         str | None,
-        typer.Option("--data", help="A folder of images or of tar shards, instead of a data set."),
+        typer.Option("--data", help="Folder of images or of tar shards, instead of a data set."),
     ] = None,
     views: Annotated[
         str | None,
         typer.Option(
-            help="imagenet, cifar, another preset, or a YAML file. Default: the data set's."
+            help="Views: imagenet, cifar, fashion-mnist, digits or a YAML file.",
+            show_default="those of the preset or the data",
         ),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="small, or a model of torchvision or timm.")
+        str | None,
+        typer.Option(
+            help="Architecture: small, or a model of torchvision or timm.", show_default=PRESETS
+        ),
     ] = None,
     on_bad_image: Annotated[
-        str, typer.Option(help="error or skip, where an image cannot be read.")
+        str, typer.Option(help="What to do about an image that cannot be read: error or skip.")
     ] = "error",
-    loader: Annotated[str, typer.Option(help="auto, arrays, pil or dali.")] = "auto",
+    loader: Annotated[
+        str, typer.Option(help="What reads and crops images: auto, arrays, pil or dali.")
+    ] = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes or threads that read images.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes (pil) or threads (dali) that read images; 0: this process.",
+            show_default="one per core, of pil at most 16",
+        ),
     ] = None,
     worker_timeout: Annotated[
         float,
         typer.Option(min=0, help="Seconds until such a process counts as stopped; 0: never."),
     ] = 1800,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images.", show_default=PRESETS)
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per step, over all processes.")
+        int | None,
+        typer.Option(help="Images per step, over all processes.", show_default=PRESETS),
     ] = None,
     micro_batch_size: Annotated[
         int | None,
-        typer.Option(help="Images in memory at a time; the loss stays that of the whole batch."),
+        typer.Option(
+            help="Images in memory at a time; the loss stays that of the whole batch.",
+            show_default="the preset's, the whole batch",
+        ),
     ] = None,
     projector: Annotated[
-        str | None, typer.Option(help="Widths of the projector, such as 512-512-1024.")
+        str | None,
+        typer.Option(help="Widths of the projector, such as 512-512-1024.", show_default=PRESETS),
     ] = None,
     dim: Annotated[
-        int | None, typer.Option(help="Embedding dimensions: the projector's last width.")
+        int | None,
+        typer.Option(
+            help="Embedding dimensions: the projector's last width.", show_default=PRESETS
+        ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of weights.")] = None,
-    lambd: Annotated[float | None, typer.Option(help="Weight of the off-diagonal term.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and views.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate of weights.", show_default=PRESETS)
+    ] = None,
+    lambd: Annotated[
+        float | None, typer.Option(help="Weight of the off-diagonal term.", show_default=PRESETS)
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of initial weights, order and views.", show_default=PRESETS),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results. Default: a new one in runs/.")
+        Path | None, typer.Option(help="Folder for the results.", show_default="a new one in runs/")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, fp16 or auto (bf16 on a GPU, fp32 on a CPU).")
+        str | None,
+        typer.Option(
+            help="Precision: fp32, bf16, fp16 (GPUs only) or auto, which is bf16 on GPUs and CPUs "
+            "that compute in it (CPUs: AVX-512 BF16 or AMX) and fp32 elsewhere.",
+            show_default=PRESETS,
+        ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Kernels of the loss: auto, cpu, triton or aten.")
+        str | None,
+        typer.Option(help="Kernels of the loss: auto, cpu, triton or aten.", show_default=PRESETS),
     ] = None,
     compile_mode: Annotated[
         str | None,
         typer.Option(
-            "--compile", help="off, default, reduce-overhead (CUDA graphs) or max-autotune."
+            "--compile",
+            help="Mode of torch.compile: off, default, reduce-overhead (CUDA graphs) or "
+            "max-autotune.",
+            show_default=PRESETS,
         ),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint to continue; its settings are used. auto: that in --out, if any."
+            help="Checkpoint to continue, whose settings are used; auto: that in --out, if any."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and the settings, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, print the plan on standard error and the settings on standard "
+            "output (a file for --config), and stop.",
+        ),
     ] = False,
     ignore_memory: Annotated[
         bool, typer.Option("--ignore-memory", help="Start even if the estimate says it won't fit.")
@@ -139,7 +203,7 @@ def pretrain(
     tensorboard: Annotated[
         bool,
         typer.Option(
-            "--tensorboard/--no-tensorboard", help="Curves in OUT/tensorboard, if it is installed."
+            "--tensorboard/--no-tensorboard", help="Write curves to OUT/tensorboard, if installed."
         ),
     ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
@@ -193,6 +257,12 @@ def pretrain(
             )
         stack.enter_context(trainer)
         _train(trainer, folder, console)
+
+
+def legend() -> str:
+    """What the words of a run's lines mean, a paragraph each."""
+    lines = (f"{word}: {text}." for word, text in LEGEND.items())
+    return "\n\n".join(("The lines of a run, C being the cross-correlation matrix:", *lines))
 
 
 def _absolute(path: str) -> str:
@@ -447,6 +517,9 @@ def _prepare(
         trainer.hooks.append(TensorBoardLog(folder / "tensorboard"))
     elif missing is not None:
         console.print(f"watching  {missing}", markup=False)
+    words = [f"{word}: {text}" for word, text in LEGEND.items()]
+    for start, part in (("log       ", words[:3]), (" " * 10, words[3:])):
+        console.print(start + "; ".join(part), markup=False)
     if resume is not None:
         console.print(f"resuming  after step {trainer.step} of {trainer.total_steps} ({resume})")
     return trainer, folder
