@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 import yaml
 from ended import SECONDS, running
 from PIL import Image
@@ -62,6 +63,7 @@ def test_it_says_what_it_does(finished):
         "images/s",
         "random weights",
         "raw pixels",
+        "log       loss: mean over the epoch's steps; on: on-diagonal term",
     ):
         assert part in output, part
     # Without a terminal there is no bar, only lines.
@@ -269,6 +271,44 @@ def test_missing_libraries_are_named_with_the_extra(monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert "a_library_that_is_not_there" in printed
     assert "pip install 'barlow-fast[train]'" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--help", "pretrain   Pretrain an encoder"),
+        ("--version", "barlow-fast 0."),
+        ("doctor --help", "Report what is installed"),
+    ],
+)
+def test_what_works_with_torch_alone(monkeypatch, capsys, arguments: str, words: str):
+    """What is missing, and how to get it, is said where it matters."""
+    monkeypatch.setattr(cli, "REQUIRED", ("a_library_that_is_not_there",))
+    monkeypatch.setattr(sys, "argv", ["barlow-fast", *arguments.split()])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert words in printed
+    assert ("pip install 'barlow-fast[train]'" in printed) == ("help" in arguments)
+
+
+def test_help_without_libraries_lists_every_command():
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        summary = command.help.split("\n")[0].split(";")[0].rstrip(".")
+        assert f"  {name:<10} {summary}" in cli.WITHOUT_EXTRA
+    assert f"Usage: barlow-fast doctor\n\n{group.commands['doctor'].help}" == cli.DOCTOR
+
+
+def test_shells_complete_options(monkeypatch, capsys):
+    """An empty word too, which stands for no mistake then."""
+    for words, found in (("pretrain --lam", "--lambd"), ("evaluate ", "finetune")):
+        monkeypatch.setenv("_BARLOW_FAST_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", f"barlow-fast {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" "))))
+        with pytest.raises(SystemExit) as stopped:
+            app(prog_name="barlow-fast")
+        assert stopped.value.code == 0
+        assert found in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("installed", [True, False])
