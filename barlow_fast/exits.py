@@ -58,6 +58,8 @@ def failures(on_bad_image: str = "", runtime_code: int = FAILURE) -> Iterator[No
 
     try:
         yield
+    except typer.Exit:  # a RuntimeError
+        raise
     except ModuleNotFoundError as error:
         fail(without(error), FAILURE)
     except KeyboardInterrupt:

@@ -256,7 +256,8 @@ def pretrain(
                 config, data, feeding, ranks, out, resume, tensorboard, console
             )
         stack.enter_context(trainer)
-        _train(trainer, folder, console)
+        with failures(SKIPPING):
+            _train(trainer, folder, console)
 
 
 def legend() -> str:
