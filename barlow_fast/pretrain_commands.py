@@ -24,7 +24,14 @@ from .exits import (
     fail,
     failures,
 )
-from .files import WriteError, check_writable, is_inside, remove_abandoned, write_whole
+from .files import (
+    WriteError,
+    check_output,
+    check_writable,
+    is_inside,
+    remove_abandoned,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +45,8 @@ CHECKPOINT, CONFIG = "checkpoint.pt", "config.yaml"
 RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|config\.yaml|log\.jsonl|\.run\.lock")
 YAML_SUFFIXES = (".yaml", ".yml")
 AUTO = Path("auto")
+# The first line of all files of settings that we write: others are not replaced.
+HEADER = "# settings of a run, for barlow-fast pretrain --config"
 # The default of options that are settings.
 PRESETS = "the preset's"
 # What the lines of a run mean, by the words that they use.
@@ -471,7 +480,7 @@ def _as_yaml(config: PretrainConfig) -> str:
     """All settings, as `--config` takes them."""
     import yaml
 
-    return yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip()
+    return f"{HEADER}\n{yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip()}"
 
 
 def _prepare(
@@ -565,8 +574,8 @@ def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:
 
 
 def _check_unused(out: Path, resume: Path | None) -> None:
-    """Refuses a folder whose checkpoints would be lost. Called when no other run can write there
-    any more."""
+    """Refuses a folder whose checkpoints, or settings that somebody wrote, would be lost. Called
+    when no other run can write there any more."""
     from .training.checkpoint import kept_checkpoints
 
     continued = resume is not None and out.resolve() == resume.parent.resolve()
@@ -576,6 +585,8 @@ def _check_unused(out: Path, resume: Path | None) -> None:
             f"{out} holds the checkpoint of another run: continue it with "
             f"--resume {there[0]}, or choose another --out"
         )
+    if os.path.lexists(out / CONFIG):
+        check_output(out / CONFIG, HEADER.encode(), option="--out:")
 
 
 def _name(config: PretrainConfig) -> str:

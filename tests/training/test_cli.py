@@ -101,6 +101,9 @@ def errors(tmp_path: Path, finished: Path) -> dict[str, tuple[list, str]]:
     (foreign / "notes.txt").touch()
     file = tmp_path / "file"
     file.touch()
+    mine = tmp_path / "mine" / "config.yaml"
+    mine.parent.mkdir()
+    mine.write_text("# why\nepochs: 2\n")
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for number in range(3):
@@ -143,6 +146,8 @@ def errors(tmp_path: Path, finished: Path) -> dict[str, tuple[list, str]]:
             "lies in the folder of the images",
         ),
         "memory": (["--projector", "2000000-2000000"], "the run does not fit"),
+        # Written by hand.
+        "settings": (["--config", mine, "--out", mine.parent], "config.yaml is there already"),
     }
 
 
@@ -177,6 +182,7 @@ ERRORS = (
     "files",
     "among the images",
     "memory",
+    "settings",
 )
 
 
