@@ -105,8 +105,12 @@ def tune(arguments: list[str]) -> int:
         return 1
     from .kernels.triton.tuning import main
 
-    with terminal.escaping():
-        return main(arguments)
+    try:
+        with terminal.escaping():
+            return main(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        terminal.complain(f"barlow-fast tune: {error}")
+        return 1 if isinstance(error, RuntimeError) else 2
 
 
 def missing_libraries(names: list[str]) -> str:

@@ -348,18 +348,42 @@ def _times(actions: dict[Product, Callable[[], Any]], device: torch.device) -> d
 
 
 def _shapes(text: str) -> list[tuple[int, int]]:
-    pairs = [part.lower().split("x") for part in text.split(",")]
-    return [(int(n), int(d)) for n, d in pairs]
+    try:
+        pairs = [part.lower().split("x") for part in text.split(",")]
+        return [(int(n), int(d)) for n, d in pairs]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"takes sizes N x D such as 256x8192,2048x8192, got {text!r}"
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    usual = ",".join(f"{n}x{d}" for n, d in SHAPES)
+    parser = argparse.ArgumentParser(prog="barlow-fast tune", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shapes",
+        type=_shapes,
+        default=SHAPES,
+        help=f"Sizes N x D of embeddings, such as 256x8192,2048x8192. [default: {usual}]",
+    )
+    parser.add_argument(
+        "--budget-seconds",
+        type=float,
+        default=600,
+        help="Seconds after which nothing new is measured. [default: %(default)s]",
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="CUDA device to measure on. [default: %(default)s]"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="File to write. [default: the one that the kernels read]"
+    )
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 2 without a CUDA device."""
-    parser = argparse.ArgumentParser(prog="barlow-fast tune", description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", type=_shapes, default=SHAPES, help="such as 256x8192,2048x8192")
-    parser.add_argument("--budget-seconds", type=float, default=600)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, help="default: the file that the kernels read")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print("tuning needs a CUDA device, and there is none", file=sys.stderr)
         return 2
