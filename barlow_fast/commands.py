@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from . import terminal
+from .cli import INTERRUPTED, version_line
 from .data_commands import data
 from .evaluate_commands import evaluate
-from .exits import INTERRUPTED, failures
+from .exits import fail, failures
 from .export_commands import export
-from .pretrain_commands import pretrain
+from .pretrain_commands import legend, pretrain
 
 # `ClickException`, wherever this version of typer has it.
 USAGE = typer.BadParameter.__mro__[2]
@@ -24,13 +27,11 @@ class Commands(TyperGroup):
     """Prints wrong usage as everything else is printed: an argument may hold any character."""
 
     def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        _refuse_empty(self)
         if not standalone_mode:
             return super().main(*arguments, standalone_mode=False, **options)
         try:
             status = super().main(*arguments, standalone_mode=False, **options)
-        except typer.Abort:
-            terminal.complain("barlow-fast: interrupted")
-            status = INTERRUPTED
         except USAGE as error:
             message = io.StringIO()
             error.show(message)
@@ -38,23 +39,62 @@ class Commands(TyperGroup):
             status = error.exit_code
         sys.exit(status)
 
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            # Before typer sees it, which ends without a word or with one of its own.
+            fail("barlow-fast: interrupted", INTERRUPTED)
+
+
+def _refuse_empty(command: Any) -> None:
+    """An empty text is a mistake everywhere, such as a shell variable that is not set; an empty
+    path would stand for the current folder."""
+    for inner in getattr(command, "commands", {}).values():
+        _refuse_empty(inner)
+    for parameter in command.params:
+        parameter.process_value = functools.partial(_process, parameter, parameter.process_value)
+
+
+def _process(parameter: Any, plain: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
+    # While a shell asks for completions, what is typed may be empty still.
+    if context.resilient_parsing:
+        return plain(context, value)
+    if value == "" or (isinstance(value, (list, tuple)) and "" in value):
+        raise typer.BadParameter("it is empty.", context, parameter)
+    return plain(context, value)
+
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="The exact Barlow Twins loss, and the training that goes with it.",
 )
 app.add_typer(data, name="data")
-app.command()(pretrain)
+app.command(epilog=legend())(pretrain)
 app.add_typer(evaluate, name="evaluate")
 app.command()(export)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        terminal.say(version_line())
+        raise typer.Exit
+
+
 @app.callback()
-def barlow_fast() -> None:
-    """Keeps every command a subcommand, however few there are."""
+def barlow_fast(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the versions of this program and of torch, and the kernels, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """The exact Barlow Twins loss, and the training that goes with it."""
 
 
 @app.command()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import terminal
 from .exits import FAILURE, failures
+from .files import WriteError, check_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,20 +32,31 @@ data = typer.Typer(no_args_is_help=True, help="Look over, pack and show images."
 SourceArgument = Annotated[
     str,
     typer.Argument(
-        help="A folder of images, a folder or pattern of tar files, or a data set's name.",
+        help="Folder of images, folder or pattern of tar files, or name of a data set.",
         show_default=False,
     ),
 ]
 Split = Annotated[
-    str | None, typer.Option(help="Of a data set: train, test, unlabelled; of a folder: its own.")
+    str | None,
+    typer.Option(
+        help="Part: of a data set train, test or unlabelled; of a folder one of its folders.",
+        show_default="train of a data set, all of a folder",
+    ),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of a named data set's files.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a named data set's files.", show_default="the usual places"),
+]
 Symlinks = Annotated[
     bool, typer.Option("--allow-symlinks", help="Follow links that lead out of the folder.")
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes; 0: none but this one. Default: as many as are worth it."),
+    typer.Option(
+        min=0,
+        help="Processes; 0: none but this one.",
+        show_default="one per core where there are thousands of images",
+    ),
 ]
 
 
@@ -57,26 +68,38 @@ def check(
     allow_symlinks: Symlinks = False,
     workers: Workers = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all bad images to this file.")
+        Path | None,
+        typer.Option("--json", help="File for the list of all bad images."),
     ] = None,
 ) -> None:
     """Decode every image and list those that cannot be read; exit status 1 if there are any."""
     console = terminal.console()
     with failures():
-        from .data.check import bad_images, write_report
+        from .data.check import REPORT_START, bad_images, write_report
 
+        if json_file is not None:
+            check_output(json_file, REPORT_START, option="--json")
         images = _open(console, source, split, data_dir, allow_symlinks)
+        kept: list[BadImage] = []
+        bad = 0
+        unwritten: OSError | None = None
         with _bar(console, "checking", len(images)) as done:
             found = bad_images(images, workers, done)
             if json_file is not None:
                 found = write_report(json_file, images, found)
-            kept = list(islice(found, ROWS))
-            bad = len(kept) + sum(1 for _ in found)
+            try:
+                for bad, image in enumerate(found, 1):
+                    if bad <= ROWS:
+                        kept.append(image)
+            except WriteError as error:
+                unwritten = error
         if bad:
             _table(console, kept)
             if bad > len(kept):
                 console.print(f"and {bad - len(kept):,} more (--json FILE lists them all)")
         console.print(f"{bad:,} of {_number(len(images), 'image')} cannot be read")
+        if unwritten is not None:
+            raise unwritten
     if bad:
         raise typer.Exit(FAILURE)
 
@@ -84,13 +107,25 @@ def check(
 @data.command()
 def pack(
     source: SourceArgument,
-    target: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(help="Folder to write, new or empty.", show_default=False)
+    ],
     size: Annotated[
-        int | None, typer.Option(help="Resize images whose shorter side has more pixels.")
+        int | None,
+        typer.Option(
+            help="Resize images whose shorter side has more pixels than this.",
+            show_default="none are",
+        ),
     ] = None,
-    quality: Annotated[int, typer.Option(help="Of the JPEGs of resized images.")] = 95,
-    shard_bytes: Annotated[str, typer.Option(help="Largest shard, such as 256M.")] = "256M",
-    on_bad_image: Annotated[str, typer.Option(help="error or skip.")] = "error",
+    quality: Annotated[
+        int, typer.Option(help="Quality of the JPEGs of resized images, 1 to 100.")
+    ] = 95,
+    shard_bytes: Annotated[
+        str, typer.Option(help="Size of the largest shard, such as 64M or 1G.")
+    ] = "256M",
+    on_bad_image: Annotated[
+        str, typer.Option(help="What to do about an image that cannot be read: error or skip.")
+    ] = "error",
     split: Split = None,
     data_dir: DataDir = None,
     allow_symlinks: Symlinks = False,
@@ -124,11 +159,13 @@ def pack(
 @data.command()
 def show(
     source: SourceArgument,
-    preset: Annotated[str, typer.Option(help="A preset's name, or a YAML file.")],
-    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
-    count: Annotated[int, typer.Option(help="How many images.")] = 8,
-    seed: Annotated[int, typer.Option(help="As in training.")] = 0,
-    epoch: Annotated[int, typer.Option(help="As in training.")] = 0,
+    preset: Annotated[
+        str, typer.Option(help="Views: imagenet, cifar, fashion-mnist, digits or a YAML file.")
+    ],
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("sheet.png"),
+    count: Annotated[int, typer.Option(help="Number of images, 1 to 64.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of order and views, as in training.")] = 0,
+    epoch: Annotated[int, typer.Option(help="Epoch of order and views, as in training.")] = 0,
     split: Split = None,
     data_dir: DataDir = None,
     allow_symlinks: Symlinks = False,
@@ -137,14 +174,16 @@ def show(
     console = terminal.console()
     with failures():
         from .data import PRESETS, Views
-        from .data.show import sheet, write_sheet
+        from .data.show import check_sheet, sheet, write_sheet
 
         if preset not in PRESETS and not preset.endswith((".yaml", ".yml")):
             raise ValueError(
                 f"--preset must be one of {', '.join(PRESETS)} or a .yaml file, got {preset!r}"
             )
         views = PRESETS[preset] if preset in PRESETS else Views.from_yaml(Path(preset))
+        check_sheet(output, option="--output")
         images = _open(console, source, split, data_dir, allow_symlinks)
+        check_sheet(output, images, "--output")
         picture, bad = sheet(images, views, count, seed=seed, epoch=epoch)
         write_sheet(output, picture)
         if bad:

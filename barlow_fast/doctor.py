@@ -21,14 +21,30 @@ from .kernels.precision import float32_matmul_precision
 from .plan import FORMS
 from .terminal import say
 
-PACKAGES = (
-    "triton",
-    "torchvision",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "numpy",
-    "lightly",
-)
+# Libraries that not everybody needs, by what `pip install` takes: what is lost without them.
+TRAIN, EXPORT = "barlow-fast[train]", "barlow-fast[export]"
+OPTIONAL = {
+    "triton": ("barlow-fast[triton]", "kernels for GPUs, and `barlow-fast tune`"),
+    "numpy": (TRAIN, "data, training and evaluation"),
+    "torchvision": (TRAIN, "encoders of torchvision"),
+    "pillow": (TRAIN, "image files"),
+    "pyyaml": (TRAIN, "files of settings and views, `pretrain --dry-run`"),
+    "typer": (TRAIN, "all commands but `doctor` and `tune`"),
+    "rich": (TRAIN, "all commands but `doctor` and `tune`"),
+    "scikit-learn": (TRAIN, "the data set digits, the map of features"),
+    "threadpoolctl": (TRAIN, "the map of features"),
+    "matplotlib": (TRAIN, "figures of a run"),
+    "jinja2": (TRAIN, "the report of a run"),
+    "tensorboard": (TRAIN, "curves in TensorBoard"),
+    "timm": ("barlow-fast[timm]", "encoders of timm"),
+    "safetensors": (EXPORT, "files of safetensors"),
+    "onnx": (EXPORT, "exports to ONNX"),
+    "onnxscript": (EXPORT, "exports to ONNX"),
+    "onnxruntime": (EXPORT, "a fast check of exports to ONNX"),
+    "lightly": ("lightly", "its loss, which `patch` replaces"),
+}
+# One of them.
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 VARIABLES = (
     "BARLOW_FAST_CPU_INSTRUCTION_SET",
@@ -67,6 +83,7 @@ def report() -> int:
     """Prints the report; 0 when every usable kernel set computes the right numbers, else 1."""
     for title, lines in (
         ("Versions", versions()),
+        ("Optional libraries", optional()),
         ("Machine", machine()),
         ("Environment", environment()),
         ("Kernel sets", kernel_sets()),
@@ -96,13 +113,29 @@ def devices() -> list[torch.device]:
 def versions() -> list[str]:
     lines = [f"{'barlow-fast':<22} {__version__}", f"{'python':<22} {platform.python_version()}"]
     lines.append(f"{'torch':<22} {torch.__version__}")
-    for name in PACKAGES:
-        try:
-            lines.append(f"{name:<22} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            if not name.startswith("nvidia-dali"):
-                lines.append(f"{name:<22} not installed")
     return lines
+
+
+def optional() -> list[str]:
+    """Each library with its version, or with what is lost and how to get it."""
+    found = {name: _version(name) for name in (*OPTIONAL, *DALI)}
+    dali = next((name for name in DALI if found[name]), "")
+    rows = {name: (found[name], *OPTIONAL[name]) for name in OPTIONAL}
+    rows[dali or "nvidia-dali"] = (
+        found.get(dali, ""), "barlow-fast[dali]", "decoding and cropping on the GPU"
+    )  # fmt: skip
+    return [
+        f"{name:<22} {version or f'not installed: without it no {lost} (pip install {what!r})'}"
+        for name, (version, what, lost) in rows.items()
+    ]
+
+
+def _version(name: str) -> str:
+    """'' where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def machine() -> list[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from . import terminal
 from .exits import SKIPPING, failures
-from .files import write_whole
+from .files import check_output, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, ImageFormat, LabelledSplits, Score
 
 FORMAT, VERSION = "barlow_fast.evaluation", 1
+# How every file of numbers begins.
+JSON_START = f'{{\n  "format": "{FORMAT}"'.encode()
 
 evaluate = typer.Typer(
     no_args_is_help=True,
@@ -38,52 +39,87 @@ evaluate = typer.Typer(
 Checkpoints = Annotated[
     list[Path],
     typer.Argument(
-        help="A checkpoint or an exported encoder; of several, such as those of several "
-        "pretraining seeds, mean ± std is over all.",
+        help="Checkpoints or exported encoders; of several, such as those of several pretraining "
+        "seeds, mean ± std is over all.",
         show_default=False,
     ),
 ]
 Dataset = Annotated[
-    str | None, typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or stl10.")
+    str | None,
+    typer.Option(
+        help="Data set: digits, fashion-mnist, cifar10, cifar100 or stl10; or give --data."
+    ),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of a named data set's files.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the data set's files.", show_default="the usual places"),
+]
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="A folder with train/ and val/ or test/, or one of classes, which is split here."
+        help="Folder with train/ and val/ or test/, or one of classes, which is split here."
     ),
 ]
-TestFraction = Annotated[float, typer.Option(help="Of a folder of classes: the share that scores.")]
-SplitSeed = Annotated[int, typer.Option(help="Of a folder of classes: of that split.")]
+TestFraction = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a folder of classes that is set apart to score.", show_default="0.2"
+    ),
+]
+SplitSeed = Annotated[
+    int | None, typer.Option(help="Seed of that split of a folder.", show_default="0")
+]
 Symlinks = Annotated[
     bool, typer.Option("--allow-symlinks", help="Follow links that lead out of the folder.")
 ]
 EncoderName = Annotated[
-    str | None, typer.Option(help="The architecture, where the file does not say.")
+    str | None,
+    typer.Option(
+        help="Architecture, where the file does not state it.", show_default="that of the file"
+    ),
 ]
 ImageSize = Annotated[
-    int | None, typer.Option(min=1, help="Pixels a side. Default: what the encoder was trained on.")
+    int | None,
+    typer.Option(
+        min=1, help="Pixels a side of the images.", show_default="what the encoder was trained on"
+    ),
 ]
-Seeds = Annotated[str, typer.Option(help="One run each, such as 0,1,2.")]
+Seeds = Annotated[
+    str, typer.Option(help="Seeds of all that is random, one run each, such as 0,1,2.")
+]
 Random = Annotated[
-    bool, typer.Option("--random", help="The same architecture with random weights instead.")
+    bool, typer.Option("--random", help="Judge the same architecture with random weights instead.")
 ]
 Baselines = Annotated[
-    bool, typer.Option("--baselines", help="Also random weights and, where frozen, raw pixels.")
+    bool,
+    typer.Option("--baselines", help="Judge random weights and, where frozen, raw pixels too."),
 ]
-OnBadImage = Annotated[str, typer.Option(help="error or skip, where an image cannot be read.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that read files.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+OnBadImage = Annotated[
+    str, typer.Option(help="What to do about an image that cannot be read: error or skip.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that read files; 0: none but this one.",
+        show_default="one per core where there are thousands of images",
+    ),
+]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")]
 Chunk = Annotated[int, typer.Option(min=1, help="Images per pass where nothing is trained.")]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="Write all numbers and settings to this file.")
+    Path | None,
+    typer.Option("--json", help="File for all numbers and settings."),
 ]
 Neighbours = Annotated[
-    str | None, typer.Option("--k", help="Neighbours that vote. Default: 10,20,100,200.")
+    str | None,
+    typer.Option(
+        "--k",
+        help="Numbers of neighbours that vote.",
+        show_default="10,20,100,200, as far as there are images",
+    ),
 ]
-Temperature = Annotated[float, typer.Option(help="Of the votes.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Default: the protocol's.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
+Temperature = Annotated[float, typer.Option(help="Temperature of the votes.")]
 
 
 @dataclass(frozen=True)
@@ -94,8 +130,8 @@ class Request:
     dataset: str | None
     data_dir: Path | None
     data: Path | None
-    test_fraction: float
-    split_seed: int
+    test_fraction: float | None
+    split_seed: int | None
     allow_symlinks: bool
     encoder: str | None
     image_size: int | None
@@ -117,8 +153,8 @@ def knn(
     data: Data = None,
     k: Neighbours = None,
     temperature: Temperature = 0.07,
-    test_fraction: TestFraction = 0.2,
-    split_seed: SplitSeed = 0,
+    test_fraction: TestFraction = None,
+    split_seed: SplitSeed = None,
     allow_symlinks: Symlinks = False,
     encoder: EncoderName = None,
     image_size: ImageSize = None,
@@ -149,23 +185,42 @@ def linear(
     features: Annotated[
         str,
         typer.Option(
-            help="augmented: the official protocol, SGD on random crops; cached: logistic "
-            "regression on features computed once; auto: cached for images in memory."
+            help="Protocol: augmented, the official one, SGD on random crops; cached, logistic "
+            "regression on features computed once; auto, cached for images in memory."
         ),
     ] = "auto",
     stages: Annotated[
         bool,
-        typer.Option("--stages", help="Also on every stage of the encoder, in the same pass."),
+        typer.Option("--stages", help="Judge every stage of the encoder too, in the same pass."),
     ] = False,
     stage_dimensions: Annotated[
-        int, typer.Option(min=1, help="Numbers that are kept of a stage's map, about.")
+        int,
+        typer.Option(min=1, help="About how many numbers are kept of a stage's map."),
     ] = 9000,
-    epochs: Epochs = None,
-    batch_size: BatchSize = 256,
-    lr: Annotated[float, typer.Option(help="Of the output's classifier, in augmented.")] = 0.3,
-    stage_lr: Annotated[float, typer.Option(help="Of the stages' classifiers.")] = 0.01,
-    test_fraction: TestFraction = 0.2,
-    split_seed: SplitSeed = 0,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs, of augmented alone.", show_default="100"),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per step, of augmented alone.", show_default="256"),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the output's classifier, of augmented alone.",
+            show_default="0.3",
+        ),
+    ] = None,
+    stage_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the stages' classifiers, of augmented alone.",
+            show_default="0.01",
+        ),
+    ] = None,
+    test_fraction: TestFraction = None,
+    split_seed: SplitSeed = None,
     allow_symlinks: Symlinks = False,
     encoder: EncoderName = None,
     image_size: ImageSize = None,
@@ -182,20 +237,30 @@ def linear(
     request = _request(locals())
     with failures(SKIPPING):
         from .evaluation import AVERAGE_POOL, LinearSettings, evaluate_linear
+        from .evaluation.linear import chosen_features
 
-        settings = LinearSettings(
-            epochs=LinearSettings.epochs if epochs is None else epochs,
-            batch_size=batch_size,
-            learning_rate=lr,
-            stage_learning_rate=stage_lr,
-        )
+        chosen = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": lr,
+            "stage_learning_rate": stage_lr,
+        }
+        chosen = {name: value for name, value in chosen.items() if value is not None}
         choices = {
             "features": features,
             "names": None if stages else (AVERAGE_POOL,),
             "dimensions": stage_dimensions,
-            "settings": settings,
+            "settings": LinearSettings(**chosen) if chosen else None,
         }
-        _run(request, evaluate_linear, choices)
+
+        def check(splits: LabelledSplits) -> None:
+            if chosen and chosen_features(features, splits) == "cached":
+                raise ValueError(
+                    "--epochs, --batch-size, --lr and --stage-lr are of --features augmented; "
+                    "cached features, the default for images in memory, take none of them"
+                )
+
+        _run(request, evaluate_linear, choices, check)
 
 
 @evaluate.command()
@@ -205,16 +270,18 @@ def finetune(
     data_dir: DataDir = None,
     data: Data = None,
     fraction: Annotated[
-        float, typer.Option(help="Of the labels to learn from: 0.01, 0.1, 1 or any other.")
+        float, typer.Option(help="Share of the labels to learn from: 0.01, 0.1, 1 or any other.")
     ] = 0.01,
-    subset_seed: Annotated[int, typer.Option(min=0, help="Which labels these are.")] = 0,
-    epochs: Epochs = None,
-    batch_size: BatchSize = 256,
-    lr_backbone: Annotated[float, typer.Option(help="Of the encoder.")] = 0.005,
-    lr_classifier: Annotated[float, typer.Option(help="Of the classifier.")] = 0.5,
-    weight_decay: Annotated[float, typer.Option(help="Of all weights.")] = 0.0,
-    test_fraction: TestFraction = 0.2,
-    split_seed: SplitSeed = 0,
+    subset_seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the choice of these labels.")
+    ] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 256,
+    lr_backbone: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = 0.005,
+    lr_classifier: Annotated[float, typer.Option(help="Learning rate of the classifier.")] = 0.5,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of all weights.")] = 0.0,
+    test_fraction: TestFraction = None,
+    split_seed: SplitSeed = None,
     allow_symlinks: Symlinks = False,
     encoder: EncoderName = None,
     image_size: ImageSize = None,
@@ -233,7 +300,7 @@ def finetune(
         from .evaluation import FinetuneSettings, evaluate_finetune
 
         settings = FinetuneSettings(
-            epochs=FinetuneSettings.epochs if epochs is None else epochs,
+            epochs=epochs,
             batch_size=batch_size,
             backbone_learning_rate=lr_backbone,
             classifier_learning_rate=lr_classifier,
@@ -251,8 +318,8 @@ def transfer(
     data: Data = None,
     k: Neighbours = None,
     temperature: Temperature = 0.07,
-    test_fraction: TestFraction = 0.2,
-    split_seed: SplitSeed = 0,
+    test_fraction: TestFraction = None,
+    split_seed: SplitSeed = None,
     allow_symlinks: Symlinks = False,
     encoder: EncoderName = None,
     image_size: ImageSize = None,
@@ -278,8 +345,20 @@ def _request(options: dict[str, Any]) -> Request:
     return Request(**{name: options[name] for name in Request.__dataclass_fields__})
 
 
-def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[str, Any]) -> None:
-    """Evaluates every checkpoint, prints a table, writes the JSON."""
+def _run(
+    request: Request,
+    protocol: Callable[..., Evaluation],
+    choices: dict[str, Any],
+    check: Callable[[LabelledSplits], None] = lambda _: None,
+) -> None:
+    """Evaluates every checkpoint, prints a table, writes the JSON.
+
+    Args:
+        request: of the user.
+        protocol: evaluates one encoder.
+        choices: for the protocol.
+        check: refuses choices that do not fit the images.
+    """
     from .checkpoints import load_encoder
     from .evaluation import Reading, merged
 
@@ -288,9 +367,10 @@ def _run(request: Request, protocol: Callable[..., Evaluation], choices: dict[st
     if request.random and len(request.checkpoints) > 1:
         raise ValueError("--random needs the architecture alone: give one checkpoint")
     if request.json_file is not None:
-        _check_writable(request.json_file)
+        check_output(request.json_file, JSON_START, request.checkpoints, "--json")
     device = _device(request.device)
     splits = _splits(request)
+    check(splits)
     console.print(f"data      {splits}")
     start = time.perf_counter()
     found, used = [], []
@@ -355,14 +435,17 @@ def _splits(request: Request) -> LabelledSplits:
 
     if (request.dataset is None) == (request.data is None):
         raise ValueError("give either --dataset NAME or --data FOLDER: images with labels")
+    own_split = request.test_fraction is not None or request.split_seed is not None
+    if request.dataset is not None and own_split:
+        raise ValueError("--test-fraction and --split-seed belong to --data, not to --dataset")
     if request.dataset is not None:
         return dataset_splits(load(request.dataset, request.data_dir))
     if request.data_dir is not None:
         raise ValueError("--data-dir belongs to --dataset, not to --data")
     return folder_splits(
         request.data,
-        test_fraction=request.test_fraction,
-        seed=request.split_seed,
+        test_fraction=0.2 if request.test_fraction is None else request.test_fraction,
+        seed=request.split_seed or 0,
         allow_symlinks=request.allow_symlinks,
     )
 
@@ -475,11 +558,3 @@ def _versions(device: str) -> dict[str, str]:
 
 def _plain(form: ImageFormat) -> dict[str, Any]:
     return {name: getattr(form, name) for name in ("size", "channels", "mean", "std")}
-
-
-def _check_writable(path: Path) -> None:
-    """Hours of evaluation should not end at a folder that is not there."""
-    if path.is_dir():
-        raise ValueError(f"--json {path} is a folder, not a file")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(f"--json {path}: its folder does not exist or cannot be written")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import NoReturn
 
 import typer
 
-from .cli import missing_libraries
+from .cli import INTERRUPTED, missing_libraries
 from .terminal import complain
 
 USAGE_ERROR, FAILURE = 2, 1
-# As shells report a process that a signal ended: this and its number.
-SIGNALLED = 128
-INTERRUPTED = SIGNALLED + 2
 
 # For commands that have the option.
 SKIPPING = (
@@ -38,26 +36,39 @@ def without(error: ModuleNotFoundError) -> str:
     return missing_libraries([str(error.name)])
 
 
+def described(error: BaseException) -> str:
+    """An error in words, with its file and, where there are several, its rank."""
+    text = str(error)
+    if type(error).__str__ is OSError.__str__ and error.filename is not None and error.strerror:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return text if alone else f"rank {os.environ.get('RANK')}: {text}"
+
+
 @contextlib.contextmanager
-def failures(on_bad_image: str = "") -> Iterator[None]:
+def failures(on_bad_image: str = "", runtime_code: int = FAILURE) -> Iterator[None]:
     """What can go wrong in a command, as one line and an exit status.
 
     Args:
         on_bad_image: what to add where an image cannot be read.
+        runtime_code: the status of errors that depend on the machine, such as a backend that cannot
+            be used here.
     """
     from .data.faults import BadImageError
 
     try:
         yield
+    except typer.Exit:  # a RuntimeError
+        raise
     except ModuleNotFoundError as error:
         fail(without(error), FAILURE)
     except KeyboardInterrupt:
         fail("barlow-fast: interrupted", INTERRUPTED)
     except BadImageError as error:
-        fail(f"barlow-fast: {error}{on_bad_image}", FAILURE)
+        fail(f"barlow-fast: {described(error)}{on_bad_image}", FAILURE)
     except RuntimeError as error:
-        fail(f"barlow-fast: {error}", FAILURE)
+        fail(f"barlow-fast: {described(error)}", runtime_code)
     except MemoryError as error:
         fail(f"barlow-fast: out of memory ({error})", FAILURE)
-    except (ValueError, OSError, OverflowError) as error:
-        fail(f"barlow-fast: {error}")
+    except (ValueError, OSError, OverflowError, ImportError) as error:
+        fail(f"barlow-fast: {described(error)}")

@@ -16,29 +16,41 @@ def export(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="Of this program, the official code, solo-learn, lightly, mmselfsup, VISSL, "
-            "torchvision or timm.",
+            help="Checkpoint of this program, the official code, solo-learn, lightly, mmselfsup, "
+            "VISSL, torchvision or timm.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="File to write.", show_default=False)],
     format: Annotated[
         str | None,
         typer.Option(
-            help="torchvision, timm, safetensors or onnx. Default: by the file's extension "
-            "(.pth and .pt: torchvision)."
+            help="Format: torchvision, timm, safetensors or onnx.",
+            show_default="by the file's extension; .pth and .pt: torchvision",
         ),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="The architecture, where the checkpoint does not tell it: convnext_tiny"),
+        typer.Option(
+            help="Architecture, where the checkpoint does not state it, such as convnext_tiny.",
+            show_default="that of the checkpoint",
+        ),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(min=1, help="Of the images, if they must be so many.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Channels of the images, if they must be so many.",
+            show_default="those of the checkpoint",
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Pixels a side, where the checkpoint does not tell it."),
+        typer.Option(
+            min=1,
+            help="Pixels a side, where the checkpoint does not state them.",
+            show_default="those of the checkpoint, or the usual ones",
+        ),
     ] = None,
 ) -> None:
     """Write the encoder of a checkpoint for other programs; read it back and compare."""
@@ -47,12 +59,14 @@ def export(
         from .checkpoints import FORMATS, load_encoder
         from .checkpoints import export as write
         from .checkpoints.exporting import SUFFIXES
+        from .checkpoints.reading import check_export
 
         format = format or SUFFIXES.get(out.suffix.lower())
         if format not in FORMATS:
             raise ValueError(
                 f"--format must be one of {', '.join(FORMATS)}, got {format or 'none'} for {out}"
             )
+        check_export(out, [checkpoint])
         loaded = load_encoder(checkpoint, encoder=encoder, channels=channels, image_size=image_size)
         console.print(
             f"{checkpoint}: {loaded.name} of a {loaded.format} checkpoint, "

@@ -16,10 +16,13 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from .terminal import printable
 
 # 12 hexadecimal digits of the machine, the process number, the time when the process started.
 _TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{16}\.part", re.DOTALL)
@@ -69,6 +72,71 @@ def this_process() -> Process:
     return Process(_machine(), os.getpid(), _status(os.getpid())[1])
 
 
+def check_output(
+    path: Path | str, start: bytes = b"", inputs: Iterable[Path | str] = (), option: str = ""
+) -> None:
+    """Refuses a file for results that cannot be written, or in whose place something would be lost:
+    called before the work whose results it takes.
+
+    Args:
+        path: the file; links count as what they lead to.
+        start: how results of this kind begin. Of files that are there, only empty ones and those
+            that begin so are replaced.
+        inputs: files that the work reads.
+        option: names the file in messages.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        ValueError: a folder or something else than a regular file, in a folder that cannot be
+            written, one of the inputs, or a file that begins otherwise.
+    """
+    path = Path(path)
+    called = f"{option} {printable(str(path))}".lstrip()
+    _check_place(path, called)
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{called}: the folder {printable(str(path.parent))} cannot be written")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(f"{called} is not a regular file")
+    for given in inputs:
+        if os.path.exists(given) and os.path.samefile(path, given):
+            raise ValueError(
+                f"{called} is the input {printable(str(given))}: give another name for the output"
+            )
+    with open(path, "rb") as file:
+        found = file.read(len(start))
+    if found and found != start:
+        raise ValueError(
+            f"{called} is there already and holds something else than an earlier result of this "
+            "command: give another name, or remove it"
+        )
+
+
+def _check_place(path: Path, called: str) -> None:
+    if not path.parent.is_dir():
+        folder, name = printable(str(path.parent)), printable(path.name)
+        raise FileNotFoundError(f"{called}: no folder {folder} for {name}")
+    if path.is_dir():
+        raise ValueError(f"{called} is a folder, not the name of a file")
+
+
+def check_writable(folder: Path) -> None:
+    """Whether files can be written in a folder: writes one without a name that stays.
+
+    Raises:
+        WriteError: they cannot.
+    """
+    with _named(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0")
+
+
+def is_inside(path: Path | str, folder: Path | str) -> bool:
+    """Whether a path is a folder or lies in it, links followed. Neither has to exist."""
+    inner, outer = os.path.realpath(path), os.path.realpath(folder)
+    return inner == outer or inner.startswith(os.path.join(outer, ""))
+
+
 @contextlib.contextmanager
 def whole_file(path: Path | str, before: Callable[[], None] | None = None) -> Iterator[Path]:
     """A temporary file beside `path`, empty, to be written inside the block; it takes the place of
@@ -84,10 +152,7 @@ def whole_file(path: Path | str, before: Callable[[], None] | None = None) -> It
         WriteError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} for {path.name}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not the name of a file")
+    _check_place(path, printable(str(path)))
     _clean_once(os.path.abspath(path.parent), os.getpid())
     temporary = temporary_name(path)
     with _named(path):

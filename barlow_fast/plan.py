@@ -214,10 +214,15 @@ def explain(
             `device` and `nodes`. The loss always chooses by that.
 
     Raises:
+        TypeError: sizes that are not whole numbers, a dtype that is none.
         ValueError: an unknown form, precision, backend or layout, n < 2, d < 1, world_size < 1 or
             nodes not in 1...world_size.
         RuntimeError: a backend that was asked for cannot be used on `device`.
     """
+    for name, size in (("n", n), ("d", d), ("world_size", world_size), ("nodes", nodes)):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} must be a whole number, got {size!r}")
+    _check_dtypes(dtype, autocast)
     if n < 2 or d < 1:
         raise ValueError(f"n must be at least 2 and d at least 1, got n={n}, d={d}")
     if not 1 <= nodes <= world_size:
@@ -249,6 +254,17 @@ def explain(
         return plan
     network = network or distribution.network_of(device.type, nodes, executed)
     return _distributed(plan, form, layout, world_size, network)
+
+
+def _check_dtypes(dtype: torch.dtype, autocast: torch.dtype | None) -> None:
+    """TypeError for what torch does not take for a dtype of embeddings, or of autocast."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            f"dtype must be a floating torch.dtype, such as torch.bfloat16, got {dtype!r}"
+        )
+    if autocast is not None and autocast not in AUTOCAST_PRECISION:
+        names = ", ".join(map(str, AUTOCAST_PRECISION))
+        raise TypeError(f"autocast must be one of {names}, or None for none, got {autocast!r}")
 
 
 def _distributed(

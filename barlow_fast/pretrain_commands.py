@@ -15,8 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import terminal
-from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
-from .files import WriteError, remove_abandoned
+from .cli import INTERRUPTED, SIGNALLED
+from .exits import (
+    FAILURE,
+    SKIPPING,
+    USAGE_ERROR,
+    described,
+    fail,
+    failures,
+)
+from .files import (
+    WriteError,
+    check_output,
+    check_writable,
+    is_inside,
+    remove_abandoned,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,9 +41,23 @@ if TYPE_CHECKING:
     from .training import Feeding, PretrainConfig, Ranks, Trainer
     from .training.reporting import Report
 
-CHECKPOINT = "checkpoint.pt"
-RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|log\.jsonl|\.run\.lock")
+CHECKPOINT, CONFIG = "checkpoint.pt", "config.yaml"
+RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|config\.yaml|log\.jsonl|\.run\.lock")
+YAML_SUFFIXES = (".yaml", ".yml")
 AUTO = Path("auto")
+# The first line of all files of settings that we write: others are not replaced.
+HEADER = "# settings of a run, for barlow-fast pretrain --config"
+# The default of options that are settings.
+PRESETS = "the preset's"
+# What the lines of a run mean, by the words that they use.
+LEGEND = {
+    "loss": "mean over the epoch's steps",
+    "on": "on-diagonal term, the mean of (C_ii - 1)²",
+    "off": "off-diagonal term, the mean of C_ij²",
+    "k-NN": "accuracy of nearest neighbours on test images",
+    "rank": "effective rank of the embeddings, 1 is collapse",
+    "data wait": "share of the time spent waiting for images",
+}
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
 SAME_REQUEST = 2.0
@@ -39,11 +68,16 @@ def pretrain(
         list[str] | None,
         typer.Argument(
             metavar="[NAME=VALUE]...",
-            help="Any setting, such as lambd=0.01 or encoder=resnet50; --dry-run shows them all.",
+            help="Any settings, such as lambd=0.01 or encoder=resnet50; --dry-run shows them all.",
+            show_default="the preset's",
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Settings of a whole run, such as cifar10 or imagenet-100ep.")
+        str | None,
+        typer.Option(
+            help="Settings of a whole run, such as cifar10 or imagenet-100ep.",
+            show_default="that of the data",
+        ),
     ] = None,
     config_file: Annotated[
         Path | None,
@@ -52,77 +86,125 @@ def pretrain(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="digits (comes with the install), fashion-mnist, cifar10, cifar100 or stl10."
+            help="Data set: digits (comes with the install), fashion-mnist, cifar10, cifar100 or "
+            "stl10.",
+            show_default=PRESETS,
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the data set's files, or to download them to.")
+        Path | None,
+        typer.Option(
+            help="Folder of the data set's files, or to download them to.",
+            show_default="the usual places",
+        ),
     ] = None,
     files: Annotated[
         str | None,
-        typer.Option("--data", help="A folder of images or of tar shards, instead of a data set."),
+        typer.Option("--data", help="Folder of images or of tar shards, instead of a data set."),
     ] = None,
     views: Annotated[
         str | None,
         typer.Option(
-            help="imagenet, cifar, another preset, or a YAML file. Default: the data set's."
+            help="Views: imagenet, cifar, fashion-mnist, digits or a YAML file.",
+            show_default="those of the preset or the data",
         ),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="small, or a model of torchvision or timm.")
+        str | None,
+        typer.Option(
+            help="Architecture: small, or a model of torchvision or timm.", show_default=PRESETS
+        ),
     ] = None,
     on_bad_image: Annotated[
-        str, typer.Option(help="error or skip, where an image cannot be read.")
+        str, typer.Option(help="What to do about an image that cannot be read: error or skip.")
     ] = "error",
-    loader: Annotated[str, typer.Option(help="auto, arrays, pil or dali.")] = "auto",
+    loader: Annotated[
+        str, typer.Option(help="What reads and crops images: auto, arrays, pil or dali.")
+    ] = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes or threads that read images.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes (pil) or threads (dali) that read images; 0: this process.",
+            show_default="one per core, of pil at most 16",
+        ),
     ] = None,
     worker_timeout: Annotated[
         float,
         typer.Option(min=0, help="Seconds until such a process counts as stopped; 0: never."),
     ] = 1800,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images.", show_default=PRESETS)
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per step, over all processes.")
+        int | None,
+        typer.Option(help="Images per step, over all processes.", show_default=PRESETS),
     ] = None,
     micro_batch_size: Annotated[
         int | None,
-        typer.Option(help="Images in memory at a time; the loss stays that of the whole batch."),
+        typer.Option(
+            help="Images in memory at a time; the loss stays that of the whole batch.",
+            show_default="the preset's, the whole batch",
+        ),
     ] = None,
     projector: Annotated[
-        str | None, typer.Option(help="Widths of the projector, such as 512-512-1024.")
+        str | None,
+        typer.Option(help="Widths of the projector, such as 512-512-1024.", show_default=PRESETS),
     ] = None,
     dim: Annotated[
-        int | None, typer.Option(help="Embedding dimensions: the projector's last width.")
+        int | None,
+        typer.Option(
+            help="Embedding dimensions: the projector's last width.", show_default=PRESETS
+        ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of weights.")] = None,
-    lambd: Annotated[float | None, typer.Option(help="Weight of the off-diagonal term.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and views.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate of weights.", show_default=PRESETS)
+    ] = None,
+    lambd: Annotated[
+        float | None, typer.Option(help="Weight of the off-diagonal term.", show_default=PRESETS)
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of initial weights, order and views.", show_default=PRESETS),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results. Default: a new one in runs/.")
+        Path | None, typer.Option(help="Folder for the results.", show_default="a new one in runs/")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, fp16 or auto (bf16 on a GPU, fp32 on a CPU).")
+        str | None,
+        typer.Option(
+            help="Precision: fp32, bf16, fp16 (GPUs only) or auto, which is bf16 on GPUs and CPUs "
+            "that compute in it (CPUs: AVX-512 BF16 or AMX) and fp32 elsewhere.",
+            show_default=PRESETS,
+        ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Kernels of the loss: auto, cpu, triton or aten.")
+        str | None,
+        typer.Option(help="Kernels of the loss: auto, cpu, triton or aten.", show_default=PRESETS),
     ] = None,
     compile_mode: Annotated[
         str | None,
         typer.Option(
-            "--compile", help="off, default, reduce-overhead (CUDA graphs) or max-autotune."
+            "--compile",
+            help="Mode of torch.compile: off, default, reduce-overhead (CUDA graphs) or "
+            "max-autotune.",
+            show_default=PRESETS,
         ),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint to continue; its settings are used. auto: that in --out, if any."
+            help="Checkpoint to continue, whose settings are used; auto: that in --out, if any."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and the settings, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, print the plan on standard error and the settings on standard "
+            "output (a file for --config), and stop.",
+        ),
     ] = False,
     ignore_memory: Annotated[
         bool, typer.Option("--ignore-memory", help="Start even if the estimate says it won't fit.")
@@ -130,7 +212,7 @@ def pretrain(
     tensorboard: Annotated[
         bool,
         typer.Option(
-            "--tensorboard/--no-tensorboard", help="Curves in OUT/tensorboard, if it is installed."
+            "--tensorboard/--no-tensorboard", help="Write curves to OUT/tensorboard, if installed."
         ),
     ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
@@ -139,42 +221,42 @@ def pretrain(
 
     On several GPUs: torchrun --nproc_per_node 8 -m barlow_fast pretrain ...
     """
-    choices = {
-        "dataset": dataset if files is None else _absolute(files),
-        "views": _absolute(views) if views and views.endswith((".yaml", ".yml")) else views,
-        "encoder": encoder,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size,
-        "projector": _widths(projector),
-        "learning_rate": lr,
-        "lambd": lambd,
-        "seed": seed,
-        "precision": precision,
-        "backend": backend,
-        "compile": compile_mode,
-    }
-    try:
-        if files is not None and (dataset is not None or data_dir is not None):
-            raise ValueError("--data is instead of a data set: give no --dataset and no --data-dir")
-        from .training import Feeding, joined
-
-        feeding = Feeding(loader, workers, on_bad_image, worker_timeout)
-    except ModuleNotFoundError as error:
-        fail(without(error), FAILURE)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        fail(f"barlow-fast: {error}")
     with contextlib.ExitStack() as stack:
-        try:
+        with failures(SKIPPING, USAGE_ERROR):
+            if files is not None and (dataset is not None or data_dir is not None):
+                raise ValueError(
+                    "--data is instead of a data set: give no --dataset and no --data-dir"
+                )
+            from .training import Feeding, joined
+
+            choices = {
+                "dataset": dataset if files is None else _absolute(files),
+                "views": _absolute(views) if views and views.endswith(YAML_SUFFIXES) else views,
+                "encoder": encoder,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "micro_batch_size": micro_batch_size,
+                "projector": _widths(projector),
+                "learning_rate": lr,
+                "lambd": lambd,
+                "seed": seed,
+                "precision": precision,
+                "backend": backend,
+                "compile": compile_mode,
+            }
+            feeding = Feeding(loader, workers, on_bad_image, worker_timeout)
             ranks = stack.enter_context(joined(device))
             with ranks.together("settings"):
                 if resume == AUTO:
                     resume = _newest(out)
                 config = _configuration(choices, dim, preset, config_file, settings or [], resume)
-            console = terminal.console(quiet=quiet or not ranks.first)
+            quiet = quiet or not ranks.first
             if dry_run:
-                _print_plan(config, data_dir, ranks, console)
+                # Standard output is for the settings alone.
+                console = terminal.console(quiet=quiet, stderr=True)
+                _print_plan(config, data_dir, feeding, ranks, out, resume, ignore_memory, console)
                 return
+            console = terminal.console(quiet=quiet)
             data = _load(config, data_dir, ranks)
             if not ignore_memory:
                 with ranks.together("memory"):
@@ -182,18 +264,15 @@ def pretrain(
             trainer, folder = _prepare(
                 config, data, feeding, ranks, out, resume, tensorboard, console
             )
-        except ModuleNotFoundError as error:
-            fail(without(error), FAILURE)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            fail(f"barlow-fast: {_of_rank(error)}")
         stack.enter_context(trainer)
-        _train(trainer, folder, console)
+        with failures(SKIPPING):
+            _train(trainer, folder, console)
 
 
-def _of_rank(error: Exception) -> str:
-    """The error, with the rank where there are several."""
-    rank = os.environ.get("RANK")
-    return f"rank {rank}: {error}" if os.environ.get("WORLD_SIZE", "1") != "1" else str(error)
+def legend() -> str:
+    """What the words of a run's lines mean, a paragraph each."""
+    lines = (f"{word}: {text}." for word, text in LEGEND.items())
+    return "\n\n".join(("The lines of a run, C being the cross-correlation matrix:", *lines))
 
 
 def _absolute(path: str) -> str:
@@ -207,7 +286,7 @@ def _widths(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(width) for width in text.split("-"))
     except ValueError:
-        fail(f"barlow-fast: --projector takes widths such as 512-512-1024, got {text!r}")
+        raise ValueError(f"--projector takes widths such as 512-512-1024, got {text!r}") from None
 
 
 def _newest(out: Path | None) -> Path | None:
@@ -342,39 +421,38 @@ def _check_memory(config: PretrainConfig, data: ImageDataset | Source, ranks: Ra
 
 
 def _print_plan(
-    config: PretrainConfig, data_dir: Path | None, ranks: Ranks, console: Console
+    config: PretrainConfig,
+    data_dir: Path | None,
+    feeding: Feeding,
+    ranks: Ranks,
+    out: Path | None,
+    resume: Path | None,
+    ignore_memory: bool,
+    console: Console,
 ) -> None:
-    """What a run would do, and its settings as YAML. Data that are not there are taken to be as
-    large as they are known to be."""
-    import yaml
-
+    """What a run would do, and its settings as YAML on standard output. Refuses what a run would
+    refuse before its first step, by the same functions; data sets that are not there are taken to
+    be as large as they are known to be."""
+    from .data import ImageDataset
+    from .data.sources import ArraySource
     from .training.estimate import available_memory, estimate_memory, plan_loss
-    from .training.feeding import NOMINAL, choose_views, image_size, named_views
+    from .training.feeding import check_batch, choose_views, image_size
 
-    scoring = ""
-    try:
-        if config.dataset == "files":
-            raise ValueError("no --data given")
-        data = _load(config, data_dir, ranks)
-        scoring = _held_out(config, data)[1]
-    except (ValueError, OSError) as error:
-        if config.dataset not in NOMINAL:
-            raise
-        images = NOMINAL[config.dataset]
-        views = named_views(config.views or config.dataset)
-        size = max(views.views[0].shape)
-        described = f"{images} training images, as published ({error})"
-    else:
-        images = len(getattr(data, "train_images", data))
-        views = choose_views(config.views, data)
-        size = image_size(views, data)
-        described = f"{data.name}, {images} training images"
-    steps = images // config.batch_size
-    if not steps:
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the data set: {config.dataset} has "
-            f"{images} training images"
-        )
+    data, described = _planned_data(config, data_dir, ranks)
+    scoring = _held_out(config, data)[1]
+    views = choose_views(config.views, data)
+    source = ArraySource.of_dataset(data) if isinstance(data, ImageDataset) else data
+    check_batch(config.batch_size, len(source), data.name, ranks.size)
+    if config.dataset != "files":
+        feeding.open(source, views, config, ranks).close()
+    with ranks.together("the results"):
+        if ranks.first:
+            _check_out(out, data)
+            if out is not None:
+                _check_unused(out, resume)
+            _try_out(out if out is not None or resume is None else resume.parent)
+    size = image_size(views, data)
+    steps = len(source) // config.batch_size
     memory = estimate_memory(config, len(views.mean), size, ranks.device, ranks.size)
     weights, biases = config.learning_rates
     lines = [
@@ -390,13 +468,40 @@ def _print_plan(
     if available is not None:
         verdict = "fits" if memory.total <= available else "does not fit"
         lines.append(f"          {verdict}: {ranks.device} has {available / 2**30:.2f} GiB")
-    lines += [
-        str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)),
-        "settings  (a file for --config)",
-        yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(),
-    ]
+    lines.append(str(plan_loss(config, ranks.device, ranks.size, ranks.nodes)))
     for line in lines:
         console.print(line, markup=False)
+    if ranks.first:
+        terminal.say(_as_yaml(config))
+    if not ignore_memory:
+        with ranks.together("memory"):
+            _check_memory(config, data, ranks)
+
+
+def _planned_data(
+    config: PretrainConfig, data_dir: Path | None, ranks: Ranks
+) -> tuple[ImageDataset | Source, str]:
+    """The data of a run and what a plan says of them; blank images where a named data set can be
+    neither found nor downloaded."""
+    from .training.feeding import nominal_dataset
+
+    nominal = nominal_dataset(config.dataset) if data_dir is None else None
+    if config.dataset == "files":
+        return nominal, f"{len(nominal.train_images)} training images, as ImageNet has (no --data)"
+    try:
+        data = _load(config, data_dir, ranks)
+    except FileNotFoundError as error:
+        if nominal is None:
+            raise
+        return nominal, f"{len(nominal.train_images)} training images, as published ({error})"
+    return data, f"{data.name}, {len(getattr(data, 'train_images', data))} training images"
+
+
+def _as_yaml(config: PretrainConfig) -> str:
+    """All settings, as `--config` takes them."""
+    import yaml
+
+    return f"{HEADER}\n{yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip()}"
 
 
 def _prepare(
@@ -426,12 +531,14 @@ def _prepare(
         folder = Path()
         with ranks.together("the results"):
             if ranks.first:
+                _check_out(out, data)
                 folder = _output_folder(out, _name(config), resume)
                 trainer.folder_lock = FolderLock(
                     folder, lambda line: console.print(line, markup=False)
                 )
                 remove_abandoned(folder, RUN_FILES.fullmatch)
                 _check_unused(folder, resume)
+                write_whole(folder / CONFIG, _as_yaml(config) + "\n")
     except BaseException:
         trainer.close()
         raise
@@ -443,9 +550,38 @@ def _prepare(
         trainer.hooks.append(TensorBoardLog(folder / "tensorboard"))
     elif missing is not None:
         console.print(f"watching  {missing}", markup=False)
+    words = [f"{word}: {text}" for word, text in LEGEND.items()]
+    for start, part in (("log       ", words[:3]), (" " * 10, words[3:])):
+        console.print(start + "; ".join(part), markup=False)
     if resume is not None:
         console.print(f"resuming  after step {trainer.step} of {trainer.total_steps} ({resume})")
     return trainer, folder
+
+
+def _check_out(out: Path | None, data: ImageDataset | Source) -> None:
+    """Refuses a folder whose figures would become data."""
+    images = getattr(data, "root", None)
+    if out is not None and images is not None and is_inside(out, images):
+        raise ValueError(
+            f"--out {out} lies in the folder of the images, {images}, and its figures would be "
+            "taken for some of them: choose another folder"
+        )
+
+
+def _try_out(out: Path | None) -> None:
+    """Whether results can be written there; nothing is left behind."""
+    made = []
+    folder = out = Path("runs") if out is None else out
+    while not os.path.lexists(folder):
+        made.append(folder)
+        folder = folder.parent
+    try:
+        _output_folder(out, "", None)
+        check_writable(out)
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:
@@ -461,8 +597,8 @@ def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:
 
 
 def _check_unused(out: Path, resume: Path | None) -> None:
-    """Refuses a folder whose checkpoints would be lost. Called when no other run can write there
-    any more."""
+    """Refuses a folder whose checkpoints, or settings that somebody wrote, would be lost. Called
+    when no other run can write there any more."""
     from .training.checkpoint import kept_checkpoints
 
     continued = resume is not None and out.resolve() == resume.parent.resolve()
@@ -472,6 +608,8 @@ def _check_unused(out: Path, resume: Path | None) -> None:
             f"{out} holds the checkpoint of another run: continue it with "
             f"--resume {there[0]}, or choose another --out"
         )
+    if os.path.lexists(out / CONFIG):
+        check_output(out / CONFIG, HEADER.encode(), option="--out:")
 
 
 def _name(config: PretrainConfig) -> str:
@@ -567,9 +705,9 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         )
     except OSError as error:
         what = "" if isinstance(error, WriteError) else "cannot write the results: "
-        fail(f"barlow-fast: {what}{_of_rank(error)}{_advice(trainer.checkpoint_path)}", FAILURE)
+        fail(f"barlow-fast: {what}{described(error)}{_advice(trainer.checkpoint_path)}", FAILURE)
     except (RuntimeError, ValueError) as error:
-        fail(f"barlow-fast: {_of_rank(error)}", FAILURE)
+        fail(f"barlow-fast: {described(error)}", FAILURE)
     if not trainer.ranks.first:
         return
     after = trainer.history[-1]["knn"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -82,3 +85,30 @@ def test_importing_the_loss_needs_torch_only():
     ).replace(str(optional), repr(set(optional)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_library_of_an_extra_is_listed():
+    """With its version, or with what is lost and how to get it."""
+    root = Path(__file__).parent.parent
+    text = (root / "pyproject.toml").read_text()
+    for extra in ("train", "triton", "timm", "export"):
+        (listed,) = re.findall(rf"^{extra} = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+        for library in re.findall(r'"([\w-]+)>=', listed):
+            assert doctor.OPTIONAL[library][0] == f"barlow-fast[{extra}]"
+    assert f'"{doctor.DALI[0]}>=' in text
+
+
+def test_a_missing_library_is_named_with_what_is_lost(monkeypatch):
+    def version(name: str) -> str:
+        if name in ("timm", *doctor.DALI):
+            raise metadata.PackageNotFoundError(name)
+        return f"version of {name}"
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    lines = doctor.optional()
+    assert "numpy                  version of numpy" in lines
+    lost = "not installed: without it no encoders of timm (pip install 'barlow-fast[timm]')"
+    assert f"timm                   {lost}" in lines
+    assert lines[-1].startswith("nvidia-dali            not installed: without it no decoding")
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "1")
+    assert f"{doctor.DALI[0]:<22} 1" == doctor.optional()[-1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 
 import barlow_fast.data.check
 import barlow_fast.data.faults
+import barlow_fast.data.loader
 import barlow_fast.data.pack
 import barlow_fast.data.show
 from barlow_fast import (
@@ -395,15 +397,17 @@ def test_a_plan_tells_what_a_run_would_do(monkeypatch, tmp_path, room, verdict: 
     total = estimate.estimate_memory(config, 1, 8, torch.device("cpu")).total
     available = None if room is None else total + room
     monkeypatch.setattr(estimate, "available_memory", lambda _: available)
-    output = invoke(
-        "pretrain", "--dry-run", "--device", "cpu", *arguments, "bias_learning_rate=0.5"
-    )
+    command = ["pretrain", "--dry-run", "--device", "cpu", *arguments, "bias_learning_rate=0.5"]
+    result = CliRunner().invoke(app, list(map(str, command)))
+    assert result.exit_code == (2 if room == -1 else 0)
+    output = result.stderr
+    assert ("the run does not fit" in output) == (room == -1)
     assert "data      digits, 1197 training images; views digits of 8 pixels" in output
     assert "3 epochs of 18: 54 in all, 64 images x 2 views each on 1 process(es)" in output
     assert "adamw: weights 0.002, biases and norms 0.5 at their peak after 3 epochs" in output
     assert (f"{verdict}: cpu has" in output) == (verdict != "")
     file = tmp_path / "settings.yaml"
-    file.write_text(output.split("(a file for --config)\n")[1])
+    file.write_text(result.stdout)
     found, _ = training.override(configure("cifar10"), file)
     assert found == replace(config, bias_learning_rate=0.5)
 
@@ -422,6 +426,19 @@ def test_a_plan_needs_no_images(monkeypatch):
         code=2,
     )  # fmt: skip
     assert "batch_size 5001 is larger than the data set: stl10 has 5000" in output
+    # A folder that somebody named is another matter.
+    output = invoke(
+        "pretrain",
+        "--dry-run",
+        "--device",
+        "cpu",
+        "--dataset",
+        "cifar10",
+        "--data-dir",
+        "x",
+        code=2,
+    )
+    assert "none here" in output
 
 
 class Ending:
@@ -587,9 +604,9 @@ def test_every_error_of_a_command_has_its_status(capsys, error, code: int, messa
 def test_errors_of_several_ranks_name_theirs(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert pretrain_commands._of_rank(ValueError("no")) == "no"
+    assert exits.described(ValueError("no")) == "no"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert pretrain_commands._of_rank(ValueError("no")) == "rank 3: no"
+    assert exits.described(ValueError("no")) == "rank 3: no"
 
 
 def test_numbers_are_read_as_they_are_written():
@@ -635,7 +652,7 @@ def test_devices_of_evaluations(monkeypatch, name: str, there: bool, chosen: str
 
 def test_numbers_that_cannot_be_written_are_refused_before_the_work(evaluating: Calls):
     Path("folder").mkdir()
-    for target, message in (("folder", "is a folder"), ("absent/x.json", "does not exist")):
+    for target, message in (("folder", "is a folder"), ("absent/x.json", "no folder absent")):
         result = CliRunner().invoke(
             app, ["evaluate", "knn", "first.pt", "--data", "x", "--json", target]
         )
@@ -798,7 +815,7 @@ def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, eval
             "features": "auto",
             "names": ("average pool",),
             "dimensions": 9000,
-            "settings": LinearSettings(),
+            "settings": None,
         },
         "finetune": {"fraction": 0.01, "subset_seed": 0, "settings": FinetuneSettings()},
     }[protocol]
@@ -995,6 +1012,145 @@ def test_tune_passes_everything_on(monkeypatch, arguments: list[str]):
     calls = record_calls(monkeypatch, cli, "tune", lambda _: 3)
     invoke("tune", *arguments, code=3)
     assert calls == [{"arguments": arguments}]
+
+
+def test_the_versions_are_one_line():
+    line = invoke("--version")
+    assert line.startswith(f"barlow-fast {barlow_fast.__version__}, torch {torch.__version__}, ")
+    assert "native kernels" in line
+    assert line.count("\n") == 1
+
+
+# ---- help
+
+
+def options() -> list[Any]:
+    """(option as it is typed, parameter) of every command."""
+    found = []
+    for words, command in commands().items():
+        for parameter in command.params:
+            found.append(pytest.param(parameter, id=f"{words} {parameter.opts[0]}"))
+    return found
+
+
+# Without a value they do nothing, and say so by having none.
+NOTHING = {"config_file", "files", "dataset", "data", "resume", "json_file", "version"}
+
+
+@pytest.mark.parametrize("parameter", options())
+def test_every_help_text_is_a_phrase_with_its_default(parameter: Any):
+    text = parameter.help
+    assert re.fullmatch(r"[A-Z].*[^.]\.", text), text
+    assert "efault:" not in text, "beside the text, as [default: ...]"
+    # Longer sentences are for the pages.
+    assert len(text) <= 200
+    shown = parameter.default is not None and parameter.show_default is not False
+    told_ = isinstance(parameter.show_default, str)
+    assert parameter.required or shown or told_ or parameter.name in NOTHING
+
+
+CHOICES: dict[tuple[str, str], Any] = {
+    ("pretrain", "dataset"): data.DATASETS,
+    ("pretrain", "views"): data.PRESETS,
+    ("pretrain", "on_bad_image"): barlow_fast.data.faults.POLICIES,
+    ("pretrain", "loader"): ("auto", *barlow_fast.data.loader.LOADERS),
+    ("pretrain", "precision"): training.config.PRECISIONS,
+    ("pretrain", "compile_mode"): training.config.COMPILE,
+    ("pretrain", "backend"): ("auto", *barlow_fast.kernels.KERNEL_SETS),
+    ("pretrain", "device"): ("auto", "cpu", "cuda"),
+    ("evaluate knn", "dataset"): data.DATASETS,
+    ("evaluate knn", "on_bad_image"): barlow_fast.data.faults.POLICIES,
+    ("evaluate knn", "device"): ("auto", "cpu", "cuda"),
+    ("evaluate linear", "features"): evaluation.linear.FEATURES,
+    ("data pack", "on_bad_image"): barlow_fast.data.faults.POLICIES,
+    ("data show", "preset"): data.PRESETS,
+    ("export", "format"): checkpoints.FORMATS,
+}
+
+
+@pytest.mark.parametrize(("command", "name"), CHOICES)
+def test_help_names_every_choice(command: str, name: str):
+    (text,) = (p.help for p in commands()[command].params if p.name == name)
+    listed = re.split(r"[^\w-]+", text)
+    assert not [choice for choice in CHOICES[command, name] if choice not in listed]
+
+
+def test_defaults_in_help_are_those_of_the_functions():
+    """Those that are texts, because what is not given has a meaning of its own."""
+    shown = {
+        (command, p.name): p.show_default
+        for command in commands()
+        for p in commands()[command].params
+    }
+    linear, finetune = LinearSettings(), FinetuneSettings()
+    assert shown["evaluate linear", "epochs"] == str(linear.epochs)
+    assert shown["evaluate linear", "batch_size"] == str(linear.batch_size)
+    assert shown["evaluate linear", "lr"] == str(linear.learning_rate)
+    assert shown["evaluate linear", "stage_lr"] == str(linear.stage_learning_rate)
+    for protocol in PROTOCOLS:
+        assert shown[f"evaluate {protocol}", "test_fraction"] == "0.2"
+        assert shown[f"evaluate {protocol}", "split_seed"] == "0"
+    neighbours = ",".join(map(str, evaluation.knn.NEIGHBOURS))
+    assert shown["evaluate knn", "k"].startswith(f"{neighbours},")
+    assert f"at most {barlow_fast.data.loader.MOST_PROCESSES}" in shown["pretrain", "workers"]
+    (count,) = (p.help for p in commands()["data show"].params if p.name == "count")
+    assert f"1 to {barlow_fast.data.show.MOST}" in count
+    defaults = {p.name: p.default for p in commands()["evaluate finetune"].params}
+    assert (defaults["epochs"], defaults["batch_size"]) == (finetune.epochs, finetune.batch_size)
+    defaults = {p.name: p.default for p in commands()["pretrain"].params}
+    fed_ = training.Feeding(defaults["loader"], None, defaults["on_bad_image"])
+    assert replace(fed_, timeout=defaults["worker_timeout"]) == training.Feeding()
+
+
+@pytest.mark.parametrize("flags", ["avx512_bf16", "amx_bf16", "avx2"])
+def test_the_precision_that_help_promises(monkeypatch, flags: str):
+    (text,) = (p.help for p in commands()["pretrain"].params if p.name == "precision")
+    assert "bf16 on GPUs and CPUs that compute in it (CPUs: AVX-512 BF16 or AMX)" in text
+    monkeypatch.setattr(Path, "read_text", lambda *_: f"flags : fma {flags}")
+    found = training.estimate.resolved_precision(PretrainConfig(), torch.device("cpu"))
+    assert (found == torch.bfloat16) == (flags != "avx2")
+
+
+def test_a_legend_has_the_words_of_the_log(capsys):
+    from barlow_fast.training.reporting import progress
+
+    record = {
+        "loss": 1.0, "on_diagonal_mean": 0.5, "off_diagonal_mean": 0.1, "knn": 0.9,
+        "effective_rank": 7.0, "images_per_second": 3.0, "data_wait_share": 0.1, "epoch": 1,
+    }  # fmt: skip
+    report = progress.ProgressReport(Console(width=200))
+    trainer = SimpleNamespace(
+        config=configure("digits"), step=3, total_steps=9, epoch=0, scores=True, steps_per_epoch=3
+    )
+    report.started(trainer)
+    report.epoch_ended(trainer, record)
+    line = capsys.readouterr().out
+    words = set(re.findall(r"[A-Za-z][A-Za-z-]*(?: wait)?", line))
+    plain = {"epoch", "images", "s", "left"}
+    assert words - plain == set(pretrain_commands.LEGEND)
+    help_text = invoke("pretrain", "--help")
+    assert all(text in " ".join(help_text.split()) for text in pretrain_commands.LEGEND.values())
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--lr", "--stage-lr"])
+def test_settings_that_cached_features_do_not_use_are_refused(
+    evaluating: Calls, monkeypatch, option: str
+):
+    calls = evaluate(evaluating, "linear", option, "3")
+    assert calls["protocol"][0]["settings"] is not None
+    refused = "are of --features augmented; cached features"
+    command = ["evaluate", "linear", "first.pt", option, "3"]
+    assert refused in invoke(*command, "--data", "x", "--features", "cached", code=2)
+    in_memory = SimpleNamespace(in_memory=True)
+    monkeypatch.setattr(evaluation, "dataset_splits", lambda _: in_memory)
+    assert refused in invoke(*command, "--dataset", "digits", code=2)
+    invoke(*command, "--dataset", "digits", "--features", "augmented")
+
+
+def test_a_split_of_a_folder_is_not_of_a_data_set(evaluating: Calls):
+    for given in (["--test-fraction", "0.5"], ["--split-seed", "3"]):
+        output = invoke("evaluate", "knn", "first.pt", "--dataset", "digits", *given, code=2)
+        assert "--test-fraction and --split-seed belong to --data" in output
 
 
 def test_doctor_ends_with_the_status_of_its_report(monkeypatch):

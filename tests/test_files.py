@@ -21,6 +21,8 @@ from barlow_fast.files import (
     Process,
     WriteError,
     append_text,
+    check_output,
+    is_inside,
     remove_abandoned,
     temporary_name,
     this_process,
@@ -231,3 +233,37 @@ def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch):
     for number in range(3):
         write_whole(tmp_path / str(number), b"1")
     assert looked == [tmp_path]
+
+
+def test_results_take_the_place_of_their_like_alone(tmp_path: Path):
+    """Whatever the path's spelling; before the work whose results they are."""
+    target, given = tmp_path / "scores.json", tmp_path / "given.json"
+    check_output(target, b"{", [given, tmp_path / "absent"])
+    for content in (b"", b"{}"):
+        target.write_bytes(content)
+        check_output(target, b"{", [given])
+    target.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"^--json .*scores.json is there already and holds some"):
+        check_output(target, b"{", [], "--json")
+    given.write_text("{}")
+    (tmp_path / "link.json").symlink_to(given)
+    os.link(given, tmp_path / "second.json")
+    for name in ("given.json", "link.json", "second.json", "../" + tmp_path.name + "/given.json"):
+        with pytest.raises(ValueError, match=f"{name} is the input .*given.json"):
+            check_output(tmp_path / name, b"{", [given])
+    with pytest.raises(ValueError, match="is a folder"):
+        check_output(tmp_path, b"{")
+    with pytest.raises(FileNotFoundError, match=r"--json .*: no folder .*absent"):
+        check_output(tmp_path / "absent" / "x", b"{", option="--json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        check_output(tmp_path / "pipe", b"{")
+
+
+def test_what_lies_in_a_folder(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for inner, outer, inside in (
+        ("a", "a", True), ("a/b/c", "a", True), ("link/x", "a", True), ("a/x", "link", True),
+        ("a/../b", "a", False), ("ab", "a", False), ("a", "a/b", False),
+    ):  # fmt: skip
+        assert is_inside(tmp_path / inner, tmp_path / outer) == inside, (inner, outer)

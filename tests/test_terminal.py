@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -109,6 +110,74 @@ PRINTED = {
     "format": ["export", "x", "y", "--format", NASTY],
     "tuning": ["tune", f"--{NASTY}"],
 }
+
+
+# arguments: what the message says, beside the option or the file
+MISTAKES = {
+    "pretrain --dry-run lambd=abc": "lambd must be a number, got 'abc'",
+    "pretrain --dry-run --config abc.yaml": "abc.yaml: lambd must be a number, got 'abc'",
+    "pretrain --dry-run checkpoint_every=x": "checkpoint_every must be a whole number, or null",
+    "pretrain --dry-run one_pass=maybe": "one_pass must be true or false, got 'maybe'",
+    "pretrain --dry-run projector=512": "projector must be whole numbers such as [512, 512, 1024]",
+    "pretrain --dry-run lr=0.1": "unknown setting 'lr'; did you mean learning_rate?",
+    "pretrain --dry-run batch_size": "settings are given as name=value, such as",
+    "pretrain --dry-run --lambd abc": "'--lambd'",
+    "pretrain --dry-run --config none.yaml": "barlow-fast: none.yaml: No such file or directory",
+    "pretrain --dry-run --config fine": "barlow-fast: fine: is a folder",
+    "pretrain --dry-run --views none.yaml": "/none.yaml: No such file or directory",
+    "pretrain --dry-run --out ''": "Invalid value for '--out': it is empty",
+    "pretrain --dry-run --data ''": "Invalid value for '--data': it is empty",
+    "pretrain --dry-run --data none": "none does not exist",
+    "pretrain --dry-run --projector 8,8": "--projector takes widths",
+    "pretrain --resume ''": "Invalid value for '--resume': it is empty",
+    "pretrain --resume run": "run is not a file: give a checkpoint in that folder, such as run/",
+    "pretrain --resume fine": "fine is not a file: it is a folder, with no checkpoint in it",
+    "evaluate knn run --dataset digits": "give a checkpoint in that folder, such as run/",
+    "evaluate knn '' --dataset digits": "it is empty",
+    "evaluate knn x --dataset digits --json ''": "Invalid value for '--json': it is empty",
+    "evaluate knn x --dataset digits --json none/x": "--json none/x: no folder none for x",
+    "evaluate knn x --dataset digits --json fine": "--json fine is a folder",
+    "evaluate knn x --dataset digits --json text.pt": "--json text.pt is there already and holds",
+    "evaluate knn x --data two --test-fraction 2": "test_fraction must be in (0, 1), got 2",
+    "export run x.pth": "give a checkpoint in that folder, such as run/",
+    "data pack fine text.pt": "text.pt is a file: give a new folder",
+    "data pack fine ''": "it is empty",
+    "data show fine --preset imagenet --output x.jpg": "--output x.jpg: the sheet is a PNG",
+    "export empty.pt x.pth": "empty.pt is not a readable checkpoint: it is empty",
+    "export text.pt x.pth": "text.pt is not a readable checkpoint: it is a text",
+    "export page.pt x.pth": "page.pt is not a readable checkpoint: it is a web page",
+    "export pointer.pt x.pth": "it is a pointer of Git LFS",
+    "export model.pt x.pth": "it is a protobuf, such as an ONNX model",
+    "export keras.pt x.pth": "it is an HDF5 file",
+    "export packed.pt x.pth": "it is compressed by gzip",
+    "export other.pt x.pth": "it begins with 01 02 03 04",
+}
+FILES = {
+    "empty.pt": b"",
+    "text.pt": b"loss 3.5\nloss 3.4\n",
+    "page.pt": b"<!DOCTYPE html><html>",
+    "pointer.pt": b"version https://git-lfs.github.com/spec/v1",
+    "model.pt": b"\x08\x0a\x12\x07pytorch",
+    "keras.pt": b"\x89HDF\r\n\x1a\n",
+    "packed.pt": b"\x1f\x8b\x08",
+    "other.pt": b"\x01\x02\x03\x04\x05",
+    "abc.yaml": b"lambd: abc\n",
+    "run/checkpoint.pt": b"",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_every_message_names_its_setting_or_its_file(here: Path, command: str):
+    folder(here / "fine")
+    for name in ("a", "b"):
+        folder(here / "two" / name)
+    (here / "run").mkdir()
+    for name, content in FILES.items():
+        (here / name).write_bytes(content)
+    result = CliRunner().invoke(app, shlex.split(command))
+    assert result.exit_code == 2, result.output
+    assert MISTAKES[command] in result.stderr
+    assert len(result.stderr.splitlines()) == 1 or result.stderr.startswith("Usage: ")
 
 
 @pytest.mark.parametrize("name", list(PRINTED))

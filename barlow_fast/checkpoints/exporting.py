@@ -17,7 +17,7 @@ from ..files import whole_file
 from ..models.finite import check_finite, check_weights
 from . import archive
 from .pretrained import Pretrained, load_encoder
-from .reading import DIGEST, optional_library, weights_digest
+from .reading import DIGEST, check_export, optional_library, weights_digest
 
 SUFFIXES = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "safetensors"}
 SUFFIXES[".onnx"] = "onnx"
@@ -45,7 +45,8 @@ def export(pretrained: Pretrained, path: Path | str, format: Format = "torchvisi
     `pretrained.image_size` pixels.
 
     Raises:
-        ValueError: no such format, or one that the encoder does not fit.
+        ValueError: no such format, or one that the encoder does not fit; `path` is the file that
+            the encoder comes from, or a training checkpoint; a folder, or in none.
         RuntimeError: weights or features that are not finite, or what was read back is another
             encoder; there is no file then.
         ModuleNotFoundError: the format's library is not installed.
@@ -53,6 +54,7 @@ def export(pretrained: Pretrained, path: Path | str, format: Format = "torchvisi
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    check_export(path, [] if pretrained.path is None else [pretrained.path])
     check_weights(pretrained.encoder)
     plain = replace(pretrained, encoder=_plain(pretrained.encoder))
     with whole_file(path) as temporary:

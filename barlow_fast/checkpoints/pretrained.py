@@ -48,6 +48,7 @@ class Pretrained:
     format: str  # the layout that was recognised; see `layouts`
     projector: nn.Module | None  # in eval mode; None where the file has none that is known
     metadata: dict[str, Any]  # plain values that the file holds beside the weights
+    path: Path | None = None  # of the file; None where there is none
 
     @property
     def architecture(self) -> Architecture:
@@ -107,6 +108,7 @@ def load_encoder(
         format="timm" if _is_timm(architecture, parts) else parts.format,
         projector=projector,
         metadata={**parts.details, "assumed": assumed + unknown},
+        path=Path(path),
     )
 
 

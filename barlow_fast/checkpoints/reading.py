@@ -11,7 +11,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -19,12 +19,27 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..files import check_output
 from ..inputs import open_descriptor
 from . import archive
 
 # The entry of a safetensors file's metadata that ours carry.
 DIGEST = "barlow_fast_sha256"
 SAFETENSORS_HEADER_LIMIT = 100_000_000
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+# Files that are taken for weights, by their first bytes.
+SIGNATURES = {
+    b"version https": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+    b"<": "a web page or XML, as after a download that failed",
+    b"\x08": "a protobuf, such as an ONNX model, which holds a network and no checkpoint: give the "
+    "file that it was exported from",
+    b"\x89HDF": "an HDF5 file, as Keras writes",
+    b"\x93NUMPY": "an array of NumPy",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
+}
 
 
 def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | None]:
@@ -48,19 +63,44 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, Any], dict[str, str] | 
         raise FileNotFoundError(f"no checkpoint at {path}") from None
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.EINVAL):
-            raise ValueError(f"{path} is not a file") from None
+            raise ValueError(f"{path} is not a file{_inside(path)}") from None
         raise ValueError(f"{path} is not a readable checkpoint: {error.strerror}") from error
     with stream:
-        start = stream.read(9)
+        start = stream.read(16)
         stream.seek(0)
         if _is_safetensors(start):
             return _read_safetensors(path)
         return _read_torch(stream, start, path), None
 
 
+def _inside(folder: Path) -> str:
+    """What to give instead of a folder, such as that of a run."""
+    if not folder.is_dir():
+        return ""
+    found = [each for each in folder.iterdir() if each.suffix.lower() in SUFFIXES]
+    if not found:
+        return ": it is a folder, with no checkpoint in it"
+    newest = max(found, key=lambda each: each.stat().st_mtime_ns)
+    return f": give a checkpoint in that folder, such as {newest}"
+
+
+def _kind(start: bytes) -> str:
+    """What a file is that torch has not written, by its first bytes."""
+    if not start:
+        return "it is empty"
+    for signature, name in SIGNATURES.items():
+        if start.startswith(signature):
+            return f"it is {name}"
+    if all(c.isprintable() or c.isspace() for c in start.decode("utf-8", "ignore")):
+        return "it is a text"
+    return f"it begins with {start[:4].hex(' ')}, as neither torch nor safetensors writes"
+
+
 def _read_torch(stream: BinaryIO, start: bytes, path: Path) -> dict[str, Any]:
     carries = False
     try:
+        if not start.startswith((archive.START, pickle.PROTO)) and not zipfile.is_zipfile(stream):
+            raise ValueError(_kind(start))
         if start.startswith(archive.START):
             carries = archive.check(stream)
         elif zipfile.is_zipfile(stream):
@@ -87,6 +127,36 @@ def _read_torch(stream: BinaryIO, start: bytes, path: Path) -> dict[str, Any]:
     if version == archive.DIGEST_VERSION and not carries:
         raise ValueError(f"{path} is not a readable checkpoint: the digest at its end is damaged")
     return dict(content)
+
+
+def check_export(path: Path | str, inputs: Iterable[Path | str] = (), option: str = "") -> None:
+    """`check_output` of weights that are written for others: they take the place of no input and of
+    no training checkpoint.
+
+    Raises:
+        ValueError: see there; or a checkpoint.
+    """
+    check_output(path, inputs=inputs, option=option)
+    if os.path.exists(path) and _may_be_checkpoint(Path(path)):
+        raise ValueError(
+            f"{option} {path}".lstrip() + " is there already and holds more than weights by name: "
+            "a training checkpoint, whole or damaged, is not replaced by an export. Give another "
+            "name"
+        )
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+    """Whether a file can be a training checkpoint: one of torch that is not plain weights by name,
+    or of which this cannot be seen."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if _is_safetensors(start) or not start.startswith((archive.START, pickle.PROTO)):
+        return False
+    try:
+        content, _ = read_checkpoint(path)
+    except ValueError:
+        return True
+    return not all(isinstance(value, Tensor) for value in content.values())
 
 
 def check_tensors(state: Mapping[str, Any], path: Path | str) -> dict[str, Tensor]:
@@ -130,7 +200,7 @@ def optional_library(name: str, extra: str, purpose: str) -> ModuleType:
 
 def _is_safetensors(start: bytes) -> bool:
     length = int.from_bytes(start[:8], "little")
-    return len(start) == 9 and start[8:] == b"{" and length < SAFETENSORS_HEADER_LIMIT
+    return start[8:9] == b"{" and length < SAFETENSORS_HEADER_LIMIT
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

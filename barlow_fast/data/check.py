@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import whole_file
+from ..files import check_output, whole_file
 from .faults import BadImage, BadImageError
 from .parallel import in_order
 from .sources import Source
+
+# How every report begins.
+REPORT_START = b'{"source": '
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,24 @@ def bad_images(
 def write_report(path: Path, source: Source, found: Iterable[BadImage]) -> Iterator[BadImage]:
     """Passes bad images on while it writes them as JSON: {"source", "images", "bad": [{"index",
     "identity", "reason"}]}. The file appears when the last one has passed, and memory does not
-    grow with their number.
+    grow with their number. Where it cannot be written, that is raised after the last one.
 
     Raises:
         OSError: it cannot be written.
+        ValueError: see `check_output`.
     """
-    with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        head = {"source": source.name, "images": len(source)}
-        file.write(json.dumps(head)[:-1] + ', "bad": [')
-        separator = "\n"
-        for bad in found:
-            file.write(separator + json.dumps(vars(bad)))
-            separator = ",\n"
-            yield bad
-        file.write("]}\n")
+    check_output(path, REPORT_START)
+    found = iter(found)
+    try:
+        with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+            head = {"source": source.name, "images": len(source)}
+            file.write(json.dumps(head)[:-1] + ', "bad": [')
+            separator = "\n"
+            for bad in found:
+                yield bad
+                file.write(separator + json.dumps(vars(bad)))
+                separator = ",\n"
+            file.write("]}\n")
+    except OSError:
+        yield from found
+        raise

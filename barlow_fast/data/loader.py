@@ -98,6 +98,7 @@ class ViewLoader:
         reason: why, in one line.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: an argument out of its range, fewer images than one global batch, views that
             the loader cannot render.
         ImportError: the loader that was asked for cannot be used here.
@@ -121,14 +122,16 @@ class ViewLoader:
         prefetch: int = 2,
         timeout: float = TIMEOUT,
     ) -> None:
+        if not isinstance(source, Source):
+            raise TypeError(f"source must be of images, such as open_source(path), got {source!r}")
+        if not isinstance(views, Views):
+            raise TypeError(f'views must be Views, such as PRESETS["imagenet"], got {views!r}')
+        _check_whole(batch_size=batch_size, seed=seed, rank=rank, ranks=ranks, prefetch=prefetch)
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
         if prefetch < 1:
             raise ValueError(f"prefetch must be at least 1, got {prefetch}")
-        if not 0 <= timeout < math.inf:
-            raise ValueError(f"timeout must be at least 0 and finite, got {timeout}")
-        if workers is not None and workers < 0:
-            raise ValueError(f"workers must be at least 0, got {workers}")
+        check_loading(loader, workers, on_bad_image, timeout)
         self.source, self.views = source, views
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.shard = Shard(rank, ranks)
@@ -418,6 +421,38 @@ class ViewLoader:
         self.close()
 
 
+def check_loading(
+    loader: str, workers: int | None, on_bad_image: OnBadImage | BadImages, timeout: float
+) -> None:
+    """Whether `ViewLoader` takes these arguments, whatever the images.
+
+    Raises:
+        ValueError: one that it does not.
+    """
+    _check_name(loader)
+    if workers is not None:
+        _check_whole(workers=workers)
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, got {timeout!r}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    if not 0 <= timeout < math.inf:
+        raise ValueError(f"timeout must be at least 0 and finite, got {timeout}")
+    if not isinstance(on_bad_image, BadImages):
+        BadImages(on_bad_image)
+
+
+def _check_whole(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+
+
+def _check_name(loader: str) -> None:
+    if loader not in ("auto", *LOADERS):
+        raise ValueError(f"loader must be one of {', '.join(('auto', *LOADERS))}, got {loader!r}")
+
+
 def choose_loader(
     loader: str, source: Source, views: Views, device: torch.device | str = "cpu"
 ) -> tuple[str, str]:
@@ -427,8 +462,7 @@ def choose_loader(
         ValueError: an unknown loader, or one that cannot render this source.
         ImportError: DALI was asked for and cannot be used here.
     """
-    if loader not in ("auto", *LOADERS):
-        raise ValueError(f"loader must be one of {('auto', *LOADERS)}, got {loader!r}")
+    _check_name(loader)
     device = torch.device(device)
     arrays = isinstance(source, ArraySource)
     if loader == "arrays" and not arrays:

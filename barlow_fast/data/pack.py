@@ -166,6 +166,8 @@ def pack(
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
     bad = BadImages(on_bad_image)
     target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{printable(str(target))} is a file: give a new folder")
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{printable(str(target))} is not empty: give a new folder")
     made = not target.exists()

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-from .processes import obey_parent
+from .processes import leaving_to_parent, obey_parent
 from .sources import Source
 
 Result = TypeVar("Result")
@@ -65,13 +65,13 @@ def in_order(
     waiting: deque[tuple[range, Future[list[Result]]]] = deque()
     try:
         for chunk in islice(chunks, workers * AHEAD):
-            waiting.append((chunk, executor.submit(_run, chunk)))
+            waiting.append((chunk, _submit(executor, chunk)))
         while waiting:
             chunk, future = waiting.popleft()
             results = future.result()
             following = next(chunks, None)
             if following is not None:
-                waiting.append((following, executor.submit(_run, following)))
+                waiting.append((following, _submit(executor, following)))
             yield from results
     except BrokenProcessPool as error:
         raise RuntimeError(
@@ -79,7 +79,23 @@ def in_order(
             "out of memory, or a decoder crashed; --workers 0 reads in this process"
         ) from error
     finally:
-        executor.shutdown(cancel_futures=True)
+        with leaving_to_parent():
+            if waiting:
+                _kill(executor)
+            executor.shutdown(cancel_futures=True)
+
+
+def _submit(executor: ProcessPoolExecutor, chunk: range) -> Future[list[object]]:
+    # Processes start here, when there is work for them.
+    with leaving_to_parent():
+        return executor.submit(_run, chunk)
+
+
+def _kill(executor: ProcessPoolExecutor) -> None:
+    """Ends processes whose results nobody wants any more, at once: they may wait for storage, and
+    hold nothing that would have to be put in order."""
+    for process in list((executor._processes or {}).values()):
+        process.kill()
 
 
 def _prepare(task: Callable[[int], object]) -> None:

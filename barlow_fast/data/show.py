@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .. import kernels
-from ..files import write_whole
+from ..files import check_output, is_inside, write_whole
 from ..kernels.photometry import ORDERS
 from ..plan import choose_backend
 from . import fonts
@@ -46,6 +46,9 @@ LEGEND = (
     "crop: width x height at left, top; b brightness, c contrast, s saturation, h hue, "
     "in the order of their use"
 )
+
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,38 @@ def sheet(
     return _drawn(source, title, shown), bad
 
 
+def check_sheet(path: Path, source: Source | None = None, option: str = "") -> None:
+    """Whether a sheet can be written there.
+
+    Args:
+        path: the file.
+        source: the images of the sheet, which it must not be among.
+        option: names the file in messages.
+
+    Raises:
+        ValueError: a name that does not end in .png, a file in the folder of the images, and as
+            `check_output`.
+    """
+    called = f"{option} {printable(str(path))}".lstrip()
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{called}: the sheet is a PNG: give a name that ends so")
+    root = getattr(source, "root", None)
+    if root is not None and is_inside(path, root):
+        raise ValueError(
+            f"{called} lies in the folder of the images, {source.name}, and would be one of them: "
+            "choose another folder"
+        )
+    check_output(path, PNG_START, option=option)
+
+
 def write_sheet(path: Path, image: Image.Image) -> None:
     """Writes a sheet as PNG, whole or not at all.
 
     Raises:
-        ValueError: a name that does not end in .png.
+        ValueError: see `check_sheet`.
         OSError: it cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{printable(str(path))}: the sheet is a PNG: give a name that ends so")
+    check_sheet(path)
     stream = io.BytesIO()
     image.save(stream, "PNG")
     write_whole(path, stream.getvalue())

@@ -278,7 +278,7 @@ def stratified(
         ValueError: a fraction out of its range, a class of one sample.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the fraction to set apart must be in (0, 1), got {fraction}")
+        raise ValueError(f"test_fraction must be in (0, 1), got {fraction}")
     second = []
     for label, members in _by_class(labels):
         if len(members) < 2:

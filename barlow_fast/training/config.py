@@ -13,14 +13,14 @@ PARALLEL = ("ddp", "fsdp")
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 STEMS = ("auto", "imagenet", "small")
 
-# Of annotations: what they accept.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "Optional[int]": (int, NoneType),
-    "Optional[float]": (int, float, NoneType),
+# Of annotations: what they accept, and what that is called.
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "Optional[int]": ((int, NoneType), "a whole number, or null"),
+    "Optional[float]": ((int, float, NoneType), "a number, or null"),
 }
 
 
@@ -29,11 +29,11 @@ def check_type(name: str, value: Any, annotation: str) -> None:
     if annotation == "tuple[int, ...]":
         if isinstance(value, (tuple, list)) and all(type(each) is int for each in value):
             return
-        raise ValueError(f"{name} must be whole numbers, got {value!r}")
-    accepted = _TYPES[annotation]
+        raise ValueError(f"{name} must be whole numbers such as [512, 512, 1024], got {value!r}")
+    accepted, words = _TYPES[annotation]
     # True is a number to Python.
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
-        raise ValueError(f"{name} must be of type {annotation}, got {value!r}")
+        raise ValueError(f"{name} must be {words}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data import PRESETS, ImageDataset, Views
-from ..data.faults import OnBadImage
-from ..data.loader import LoaderName
+import torch
+
+from ..data import PRESETS, ImageDataset, ViewLoader, Views
+from ..data.faults import BadImages, OnBadImage
+from ..data.loader import LoaderName, check_loading
 from ..data.presets import YAML_SUFFIXES
 from ..data.rendering.workers import TIMEOUT
 from ..data.sources import Source
+from .config import PretrainConfig
+from .ranks import Ranks
 
 # 96 x 96 pixels are photographs, only smaller.
 _STL10 = Views(
@@ -24,14 +28,14 @@ _STL10 = Views(
 # Of data sets that have none of their own name.
 VIEWS_OF = {"cifar10": PRESETS["cifar"], "cifar100": PRESETS["cifar"], "stl10": _STL10}
 
-# Training images of data sets that may not be at hand, for plans: as their publishers count them;
-# files stand for ImageNet.
+# (training images, channels, pixels a side) of data sets that may not be at hand, for plans: as
+# their publishers tell them; files stand for ImageNet.
 NOMINAL = {
-    "fashion-mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "stl10": 5_000,
-    "files": 1_281_167,
+    "fashion-mnist": (60_000, 1, 28),
+    "cifar10": (50_000, 3, 32),
+    "cifar100": (50_000, 3, 32),
+    "stl10": (5_000, 3, 96),
+    "files": (1_281_167, 3, 224),
 }
 
 
@@ -41,6 +45,9 @@ class Feeding:
     cannot be read, and for roundings between loaders.
 
     See `ViewLoader` for the values.
+
+    Raises:
+        ValueError: a value that `ViewLoader` does not take.
     """
 
     loader: LoaderName = "auto"
@@ -48,9 +55,67 @@ class Feeding:
     on_bad_image: OnBadImage = "error"
     timeout: float = TIMEOUT
 
+    def __post_init__(self) -> None:
+        check_loading(**self.arguments())
+
     def arguments(self) -> dict[str, Any]:
         """For `ViewLoader`."""
         return asdict(self)
+
+    def open(
+        self,
+        source: Source,
+        views: Views,
+        config: PretrainConfig,
+        ranks: Ranks,
+        bad: BadImages | None = None,
+    ) -> ViewLoader:
+        """The loader of a run, on one rank; its processes start with the first batch. `bad`: the
+        record of bad images that the run has.
+
+        Raises:
+            ValueError, ImportError: see `ViewLoader`.
+        """
+        return ViewLoader(
+            source,
+            views,
+            config.batch_size // ranks.size,
+            seed=config.seed,
+            rank=ranks.rank,
+            ranks=ranks.size,
+            device=ranks.device,
+            **self.arguments() | ({} if bad is None else {"on_bad_image": bad}),
+        )
+
+
+def check_batch(batch_size: int, images: int, name: str, ranks: int) -> None:
+    """Whether a data set fills a batch over all ranks.
+
+    Raises:
+        ValueError: it has fewer images, or the ranks cannot share it.
+    """
+    if batch_size > images:
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the data set: {name} has {images} training "
+            "images"
+        )
+    if batch_size % ranks:
+        raise ValueError(
+            f"batch_size {batch_size} is that of all ranks, and {ranks} ranks cannot share it "
+            f"equally: take {batch_size - batch_size % ranks or ranks} or "
+            f"{batch_size + ranks - batch_size % ranks}"
+        )
+
+
+def nominal_dataset(name: str) -> ImageDataset | None:
+    """Blank images in the place of a data set of `NOMINAL`; one for all of them is in memory."""
+    if name not in NOMINAL:
+        return None
+    count, channels, side = NOMINAL[name]
+    blank = torch.zeros(1, channels, side, side, dtype=torch.uint8, device="cpu")
+    return ImageDataset(
+        name, "as published", blank.expand(count, -1, -1, -1), None, blank, None, classes=1
+    )
 
 
 def choose_views(name: str, data: ImageDataset | Source) -> Views:

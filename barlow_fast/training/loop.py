@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import BarlowTwinsLoss, __version__
-from ..data import Batch, ImageDataset, ViewLoader
+from ..data import Batch, ImageDataset
 from ..data.faults import BadImages
 from ..data.sources import ArraySource, Source
 from ..distributed import agreement
@@ -34,7 +34,7 @@ from .clock import PHASES, StepClock
 from .config import PretrainConfig
 from .diagnosis import first_bad_tensor, gradients_finite
 from .estimate import resolved_precision
-from .feeding import Feeding, choose_views, image_size
+from .feeding import Feeding, check_batch, choose_views, image_size
 from .folder_lock import FolderLock
 from .hooks import Hook, Record
 from .optimizers import build_optimizer, set_learning_rates
@@ -106,6 +106,14 @@ class Trainer:
         ranks: Ranks | None = None,
         splits: LabelledSplits | None = None,
     ) -> None:
+        if not isinstance(config, PretrainConfig):
+            raise TypeError(
+                f'config must be a PretrainConfig, such as configure("digits"), got {config!r}'
+            )
+        if not isinstance(data, (ImageDataset, Source)):
+            raise TypeError(
+                f'data must be a data set or a source, such as load("digits"), got {data!r}'
+            )
         self.ranks = ranks or Ranks(torch.device(device or "cpu"))
         self.device = self.ranks.device
         in_memory = isinstance(data, ImageDataset)
@@ -122,7 +130,7 @@ class Trainer:
         self._bad_shared = 0  # those that the other ranks know
         with self._together("a trainer"):
             self.views = choose_views(config.views, data)
-            self._check_batch(data.name)
+            check_batch(config.batch_size, len(self.source), data.name, self.ranks.size)
             self.precision = resolved_precision(config, self.device)
             plain = self.initial_model()
         self.criterion = BarlowTwinsLoss(
@@ -151,16 +159,7 @@ class Trainer:
         )
         # Last, because it may start processes.
         with self._together("a loader"):
-            self.loader = ViewLoader(
-                self.source,
-                self.views,
-                config.batch_size // self.ranks.size,
-                seed=config.seed,
-                rank=self.ranks.rank,
-                ranks=self.ranks.size,
-                device=self.device,
-                **self.feeding.arguments() | {"on_bad_image": self._bad},
-            )
+            self.loader = self.feeding.open(self.source, self.views, config, self.ranks, self._bad)
         self.steps_per_epoch = len(self.loader)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step = 0
@@ -183,19 +182,6 @@ class Trainer:
             f"{self.ranks.size}, "
             f"checkpoint_path={self.checkpoint_path and str(self.checkpoint_path)!r})"
         )
-
-    def _check_batch(self, name: str) -> None:
-        size, ranks = self.config.batch_size, self.ranks.size
-        if size > len(self.source):
-            raise ValueError(
-                f"batch_size {size} is larger than the data set: {name} has "
-                f"{len(self.source)} training images"
-            )
-        if size % ranks:
-            raise ValueError(
-                f"batch_size {size} is that of all ranks, and {ranks} ranks cannot share it "
-                f"equally: take {size - size % ranks or ranks} or {size + ranks - size % ranks}"
-            )
 
     def initial_model(self) -> BarlowTwinsModel:
         """A model with the weights that this run began with, on the CPU."""

@@ -14,6 +14,8 @@ from ..inputs import parse_yaml, read_yaml
 from ..terminal import printable
 from .config import PretrainConfig, check_type
 
+# Of settings whose option of the command has another name.
+OPTIONS = {"lr": "learning_rate", "dim": "projector"}
 ANNOTATIONS = {field.name: field.type for field in fields(PretrainConfig)}
 
 # The paper's: section 2.2 and appendix A of Zbontar et al. (ICML 2021), and the authors' code for
@@ -97,10 +99,11 @@ def configure(preset: str, **choices: Any) -> PretrainConfig:
     A run shorter than the preset's warm-up has a warm-up as long as itself.
 
     Raises:
-        ValueError: no preset of that name, or a value out of its range.
+        ValueError: no preset or no setting of that name, a value of the wrong type or out of its
+            range.
     """
     base = find(preset)
-    chosen = {name: value for name, value in choices.items() if value is not None}
+    chosen = {name: _typed(name, value) for name, value in choices.items() if value is not None}
     return replace(base, **fitting(base, chosen))
 
 
@@ -162,7 +165,7 @@ def _assigned(text: str) -> dict[str, Any]:
     """The setting of `name=value`."""
     name, equals, given = text.partition("=")
     if not equals:
-        raise ValueError("settings are given as name=value")
+        raise ValueError("settings are given as name=value, such as epochs=20")
     value = parse_yaml(given)
     # YAML takes a bare off, null or 18 for something else than text.
     as_text = ANNOTATIONS.get(name) == "str" and not isinstance(value, str)
@@ -199,6 +202,7 @@ def fitting(base: PretrainConfig, chosen: dict[str, Any]) -> dict[str, Any]:
 def _unknown(name: object) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(name[:80], ANNOTATIONS, n=1) if isinstance(name, str) else []
+    word = OPTIONS.get(name, name[:80]) if isinstance(name, str) else ""
+    close = get_close_matches(word, ANNOTATIONS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(ANNOTATIONS)}"
     return f"unknown setting {shown(name)}; {hint}"

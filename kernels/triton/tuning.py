@@ -29,7 +29,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...files import write_whole
+from ...files import check_output, write_whole
 from ..contract import Coefficients
 from . import configurations
 from .configurations import Product
@@ -38,6 +38,8 @@ from .launch import device_of
 Key = tuple[str, int, str, int]
 
 FORMAT = 1
+# How every file of rows begins.
+START = b'{\n "format": '
 WORTHWHILE = 0.97  # of the table's time; less is noise
 REPEATS = 15
 PATHS = {
@@ -346,25 +348,51 @@ def _times(actions: dict[Product, Callable[[], Any]], device: torch.device) -> d
 
 
 def _shapes(text: str) -> list[tuple[int, int]]:
-    pairs = [part.lower().split("x") for part in text.split(",")]
-    return [(int(n), int(d)) for n, d in pairs]
+    try:
+        pairs = [part.lower().split("x") for part in text.split(",")]
+        return [(int(n), int(d)) for n, d in pairs]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"takes sizes N x D such as 256x8192,2048x8192, got {text!r}"
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    usual = ",".join(f"{n}x{d}" for n, d in SHAPES)
+    parser = argparse.ArgumentParser(prog="barlow-fast tune", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shapes",
+        type=_shapes,
+        default=SHAPES,
+        help=f"Sizes N x D of embeddings, such as 256x8192,2048x8192. [default: {usual}]",
+    )
+    parser.add_argument(
+        "--budget-seconds",
+        type=float,
+        default=600,
+        help="Seconds after which nothing new is measured. [default: %(default)s]",
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="CUDA device to measure on. [default: %(default)s]"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="File to write. [default: the one that the kernels read]"
+    )
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 2 without a CUDA device."""
-    parser = argparse.ArgumentParser(prog="barlow-fast tune", description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", type=_shapes, default=SHAPES, help="such as 256x8192,2048x8192")
-    parser.add_argument("--budget-seconds", type=float, default=600)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, help="default: the file that the kernels read")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print("tuning needs a CUDA device, and there is none", file=sys.stderr)
         return 2
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device)
-    rows = tune(options.shapes, OPERANDS, device, options.budget_seconds)
     path = options.out or file_of(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path, START, option="--out")
+    rows = tune(options.shapes, OPERANDS, device, options.budget_seconds)
     save(path, name, rows)
     print(f"{len(rows)} rows are faster than the table's; they are in {path}")
     return 0

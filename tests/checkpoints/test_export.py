@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +165,59 @@ def test_keys_that_timm_does_not_have(tmp_path: Path):
     with pytest.raises(ValueError, match="cannot be exported as 'timm:convnext_tiny'"):
         export(pretrained("convnext_tiny"), tmp_path / "encoder.pth", "timm")
     assert names(tmp_path) == []
+
+
+def spellings(path: Path, folder: Path) -> list[Path]:
+    """Names of one file: as it is, another way to it, a link, a second name."""
+    (folder / "deeper").mkdir()
+    link, second = folder / "link.pt", folder / "second.pt"
+    link.symlink_to(path)
+    os.link(path, second)
+    return [path, folder / "deeper" / ".." / path.name, link, second]
+
+
+def test_no_input_is_overwritten(resnet18, saved: Save, tmp_path: Path):
+    path = saved(resnet18.state, "input.pt")
+    content = path.read_bytes()
+    for out in spellings(path, tmp_path):
+        refused = run(path, out, "--format", "torchvision")
+        assert refused.exit_code == 2
+        assert f"{out} is the input {path}" in refused.output
+        with pytest.raises(ValueError, match="is the input"):
+            export(load_encoder(path), out, "torchvision")
+    assert path.read_bytes() == content
+    assert (tmp_path / "link.pt").is_symlink()
+    # An earlier export is replaced.
+    assert run(path, tmp_path / "out.pt").exit_code == 0
+    assert run(path, tmp_path / "out.pt").exit_code == 0
+
+
+CHECKPOINTS = {
+    "ours": lambda state: {"format": "barlow_fast.pretrain", "version": 3, "model": state},
+    "official": lambda state: {"epoch": 3, "model": state, "optimizer": {}},
+    "Lightning": lambda state: {"state_dict": state, "optimizer_states": [{}]},
+}
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINTS, "damaged", "legacy"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_training_checkpoint_is_overwritten(
+    name: str, format: str, resnet: Pretrained, saved: Save, tmp_path: Path
+):
+    content = CHECKPOINTS.get(name, CHECKPOINTS["official"])({"weight": torch.ones(2)})
+    path = saved(content)
+    if name == "damaged":
+        path.write_bytes(path.read_bytes()[:-40])
+    elif name == "legacy":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    before = path.read_bytes()
+    for out in spellings(path, tmp_path):
+        with pytest.raises(ValueError, match="a training checkpoint, whole or damaged"):
+            export(resnet, out, format)
+    assert path.read_bytes() == before
+    refused = run(tmp_path / "other.pt", path, "--format", format)
+    assert refused.exit_code == 2
+    assert "holds more than weights by name" in refused.output
 
 
 def run(*arguments: object):

@@ -99,6 +99,58 @@ def test_check_writes_all_of_it_as_json(mixed: Path, tmp_path: Path, monkeypatch
     assert json.loads(report.read_text())["bad"] == []
 
 
+@pytest.mark.parametrize("target", ["", "absent/bad.json", "mixed", "mixed/a/fine.png", "run.pt"])
+def test_check_refuses_a_list_that_cannot_be_written_before_it_looks(
+    mixed: Path, tmp_path: Path, target: str, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run.pt").write_bytes(b"PK")
+    monkeypatch.setattr("barlow_fast.data.sources.open_source", None)
+    result = data("check", mixed, "--json", target)
+    assert result.exit_code == 2
+    assert "--json" in result.stderr
+    assert (mixed / "a/fine.png").read_bytes() == GOOD
+
+
+def test_check_prints_the_list_that_it_fails_to_write(mixed: Path, tmp_path: Path, monkeypatch):
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("barlow_fast.files.os.fsync", fail)
+    result = data("check", mixed, "--json", tmp_path / "bad.json")
+    assert result.exit_code == 2
+    assert all(f"{mixed}/{name}".replace("\n", r"\n") in result.stdout for name in BAD)
+    assert "5 of 10 images cannot be read" in result.stdout
+    assert f"cannot write {tmp_path / 'bad.json'}: No space left on device" in result.stderr
+
+
+def test_a_list_that_fails_half_way_still_passes_all_on(mixed: Path, tmp_path: Path, monkeypatch):
+    def dumps(content: object, plain=json.dumps) -> str:
+        if "reason" in content:
+            raise OSError(28, "No space left on device")
+        return plain(content)
+
+    monkeypatch.setattr("barlow_fast.data.check.json.dumps", dumps)
+    source = FolderSource(mixed)
+    passed = write_report(tmp_path / "bad.json", source, bad_images(source, 0))
+    assert len([next(passed) for _ in BAD]) == 5
+    with pytest.raises(OSError, match="No space left"):
+        next(passed)
+
+
+@pytest.mark.parametrize("target", ["sheet.png", "mixed/sheet.png", "mixed/a/fine.png", "link.png"])
+def test_no_sheet_becomes_an_image_of_the_data(
+    mixed: Path, tmp_path: Path, target: str, monkeypatch
+):
+    Path(tmp_path / "link.png").symlink_to(mixed / "a/fine.png")
+    monkeypatch.chdir(mixed if target == "sheet.png" else tmp_path)
+    result = data("show", mixed, "--preset", "imagenet", "--output", target)
+    assert result.exit_code == 2
+    assert f"--output {target} lies in the folder of the images" in result.stderr
+    assert (mixed / "a/fine.png").read_bytes() == GOOD
+    assert not (mixed / "sheet.png").exists()
+
+
 def test_check_reads_shards_and_data_sets(tmp_path: Path):
     write_folder(tmp_path / "folder", FINE)
     assert data("pack", tmp_path / "folder", tmp_path / "out").exit_code == 0

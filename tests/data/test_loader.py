@@ -588,3 +588,21 @@ def test_fifty_epochs_take_no_more_memory_than_ten(source, settings):
         assert more_files <= files
         assert more_threads <= threads
     assert not [t.name for t in threading.enumerate() if t.name.startswith("barlow_fast")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "photos"}, "source must be of images, .* got 'photos'"),
+        ({"views": "imagenet"}, "views must be Views, .* got 'imagenet'"),
+        ({"batch_size": "4"}, "batch_size must be a whole number, got '4'"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"workers": "2"}, "workers must be a whole number, got '2'"),
+        ({"prefetch": 1.5}, "prefetch must be a whole number, got 1.5"),
+        ({"timeout": "2"}, "timeout must be a number of seconds, got '2'"),
+    ],
+)
+def test_arguments_of_other_types_are_named(source, changes: dict, message: str):
+    arguments = {"source": source, "views": VIEWS, "batch_size": 4, **changes}
+    with pytest.raises(TypeError, match=message):
+        ViewLoader(**arguments)

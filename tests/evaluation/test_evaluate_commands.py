@@ -155,7 +155,7 @@ def test_what_a_file_does_not_tell_is_said(tmp_path: Path):
         (("knn", "--dataset", "digits", "--k", "five"), "--k takes whole numbers"),
         (("knn", "--dataset", "digits", "--seeds", "-1"), "--seeds takes whole numbers"),
         (("knn", "--dataset", "digits", "--device", "tpu"), "--device must be"),
-        (("knn", "--dataset", "digits", "--json", "absent/x.json"), "its folder does not exist"),
+        (("knn", "--dataset", "digits", "--json", "absent/x.json"), "no folder absent for x.json"),
         (("knn", "--dataset", "digits", "--on-bad-image", "x"), "on_bad_image must be one of"),
         (("knn", "--dataset", "digits", "--image-size", "9"), "trained on 9 x 9"),
         (("linear", "--dataset", "digits", "--features", "x"), "features must be one of"),

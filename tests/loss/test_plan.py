@@ -77,3 +77,20 @@ def test_explain_tells_what_and_why():
 def test_explain_refuses(arguments, options, words):
     with pytest.raises(ValueError, match=words):
         explain(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "bfloat16"}, r"dtype must be a floating torch.dtype, .* got 'bfloat16'"),
+        ({"dtype": torch.int32}, r"dtype must be a floating torch.dtype, .* got torch.int32"),
+        ({"autocast": True}, r"autocast must be one of torch.bfloat16, .* got True"),
+        ({"autocast": "bf16"}, r"autocast must be one of torch.bfloat16, .* got 'bf16'"),
+        ({"n": 8.5}, r"n must be a whole number, got 8.5"),
+        ({"d": "4"}, r"d must be a whole number, got '4'"),
+        ({"world_size": None}, r"world_size must be a whole number, got None"),
+    ],
+)
+def test_arguments_of_other_types_are_named(arguments: dict, message: str):
+    with pytest.raises(TypeError, match=message):
+        explain(**{"n": 8, "d": 4, **arguments})

@@ -12,12 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
+import yaml
 from ended import SECONDS, running
+from PIL import Image
 from typer.testing import CliRunner
 
 from barlow_fast import cli
 from barlow_fast.commands import app
-from barlow_fast.training import load_checkpoint
+from barlow_fast.training import PretrainConfig, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 SMALL = ["--epochs", "2", "--batch-size", "64", "--projector", "32-96"]
@@ -39,7 +42,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
 def test_a_run_leaves_checkpoint_figure_and_log(finished):
     folder, output = finished
     left = {p.name for p in folder.iterdir()}
-    assert {"checkpoint.pt", "figure.png", "log.jsonl", "report.html"} <= left
+    assert {"checkpoint.pt", "config.yaml", "figure.png", "log.jsonl", "report.html"} <= left
     assert not [name for name in left if name.startswith(".")]
     state = load_checkpoint(folder / "checkpoint.pt")
     assert state["config"]["projector"] == [32, 96]
@@ -60,6 +63,7 @@ def test_it_says_what_it_does(finished):
         "images/s",
         "random weights",
         "raw pixels",
+        "log       loss: mean over the epoch's steps; on: on-diagonal term",
     ):
         assert part in output, part
     # Without a terminal there is no bar, only lines.
@@ -97,6 +101,13 @@ def errors(tmp_path: Path, finished: Path) -> dict[str, tuple[list, str]]:
     (foreign / "notes.txt").touch()
     file = tmp_path / "file"
     file.touch()
+    mine = tmp_path / "mine" / "config.yaml"
+    mine.parent.mkdir()
+    mine.write_text("# why\nepochs: 2\n")
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number in range(3):
+        Image.new("RGB", (9, 9)).save(photographs / f"{number}.png")
     checkpoint = finished / "checkpoint.pt"
     return {
         "large batch": (["--batch-size", 1198], "1197 training images"),
@@ -123,6 +134,20 @@ def errors(tmp_path: Path, finished: Path) -> dict[str, tuple[list, str]]:
         "used folder": (["--out", finished], "--resume"),
         "folder is a file": (["--out", file], "cannot write"),
         "folder in a file": (["--out", file / "deeper"], "cannot write"),
+        "loader": (["--loader", "bogus"], "loader must be one of auto, arrays, pil, dali"),
+        "loader of files": (["--loader", "dali"], "(loader='arrays')"),
+        "policy": (["--on-bad-image", "ignore"], "on_bad_image must be one of error, skip"),
+        "timeout": (["--worker-timeout", "inf"], "timeout must be at least 0 and finite"),
+        "views": (["--views", "nothing"], "--views must be one of"),
+        "channels": (["--views", "cifar"], "have 3 channels, digits has 1"),
+        "files": (["--preset", "files", "--data", foreign], "holds no images"),
+        "among the images": (
+            ["--data", photographs, "batch_size=2", "--out", photographs / "run"],
+            "lies in the folder of the images",
+        ),
+        "memory": (["--projector", "2000000-2000000"], "the run does not fit"),
+        # Written by hand.
+        "settings": (["--config", mine, "--out", mine.parent], "config.yaml is there already"),
     }
 
 
@@ -148,6 +173,16 @@ ERRORS = (
     "used folder",
     "folder is a file",
     "folder in a file",
+    "loader",
+    "loader of files",
+    "policy",
+    "timeout",
+    "views",
+    "channels",
+    "files",
+    "among the images",
+    "memory",
+    "settings",
 )
 
 
@@ -156,12 +191,40 @@ def test_errors_are_one_line_and_exit_with_2(tmp_path: Path, finished, name: str
     arguments, message = errors(tmp_path, finished[0])[name]
     if "--out" not in arguments and "--resume" not in arguments:
         arguments = [*arguments, "--out", tmp_path / "out"]
-    result = pretrain(*arguments)
-    assert result.exit_code == 2, result.output
-    assert message in result.stderr
-    assert "Traceback" not in result.output
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    # A plan refuses what a run refuses.
+    for planned in (["--dry-run"], []):
+        result = pretrain(*arguments, *planned)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert "Traceback" not in result.output
+        *plan, _ = result.stderr.strip().splitlines()
+        assert not plan or (planned and name == "memory")
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_settings_that_a_plan_prints_are_those_of_the_run(tmp_path: Path, monkeypatch):
+    """`--dry-run > run.yaml` and `--config run.yaml`; the run keeps them in a file of its own."""
+    monkeypatch.chdir(tmp_path)
+    chosen = ["--preset", "digits", *SMALL, "--epochs", 1, "--seed", 3, "compile=off"]
+    chosen += ["bias_learning_rate=0.001", "--micro-batch-size", 32, "evaluate_every=4"]
+    planned = pretrain("--dry-run", *chosen)
+    assert planned.exit_code == 0, planned.output
+    assert not list(tmp_path.iterdir())
+    Path("run.yaml").write_text(planned.stdout)
+    assert yaml.safe_load(planned.stdout).keys() == PretrainConfig().to_dict().keys()
+    assert pretrain("--dry-run", "--config", "run.yaml").stdout == planned.stdout
+    assert pretrain("--dry-run", "--quiet", *chosen).output == planned.stdout
+    done = pretrain("--config", "run.yaml", "--out", "out")
+    assert done.exit_code == 0, done.output
+    kept = Path("out/config.yaml").read_text()
+    assert kept == planned.stdout
+    assert load_checkpoint(Path("out/checkpoint.pt"))["config"] == yaml.safe_load(kept)
+    again = pretrain("--config", "out/config.yaml", "--out", "out", "--resume", "auto")
+    assert again.exit_code == 0, again.output
+    # A data set that is missing and its views.
+    missing = pretrain("--dry-run", "--dataset", "cifar10", "--views", "nothing")
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "--views must be one of" in missing.stderr
 
 
 def test_a_folder_without_permission(tmp_path: Path):
@@ -216,6 +279,44 @@ def test_missing_libraries_are_named_with_the_extra(monkeypatch, capsys):
     assert "pip install 'barlow-fast[train]'" in printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--help", "pretrain   Pretrain an encoder"),
+        ("--version", "barlow-fast 0."),
+        ("doctor --help", "Report what is installed"),
+    ],
+)
+def test_what_works_with_torch_alone(monkeypatch, capsys, arguments: str, words: str):
+    """What is missing, and how to get it, is said where it matters."""
+    monkeypatch.setattr(cli, "REQUIRED", ("a_library_that_is_not_there",))
+    monkeypatch.setattr(sys, "argv", ["barlow-fast", *arguments.split()])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert words in printed
+    assert ("pip install 'barlow-fast[train]'" in printed) == ("help" in arguments)
+
+
+def test_help_without_libraries_lists_every_command():
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        summary = command.help.split("\n")[0].split(";")[0].rstrip(".")
+        assert f"  {name:<10} {summary}" in cli.WITHOUT_EXTRA
+    assert f"Usage: barlow-fast doctor\n\n{group.commands['doctor'].help}" == cli.DOCTOR
+
+
+def test_shells_complete_options(monkeypatch, capsys):
+    """An empty word too, which stands for no mistake then."""
+    for words, found in (("pretrain --lam", "--lambd"), ("evaluate ", "finetune")):
+        monkeypatch.setenv("_BARLOW_FAST_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", f"barlow-fast {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" "))))
+        with pytest.raises(SystemExit) as stopped:
+            app(prog_name="barlow-fast")
+        assert stopped.value.code == 0
+        assert found in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_doctor_needs_no_extra_and_passes_its_exit_code_on(monkeypatch, installed: bool):
     monkeypatch.setitem(sys.modules, "barlow_fast.doctor", SimpleNamespace(report=lambda: 3))
@@ -235,5 +336,21 @@ def test_the_core_imports_without_the_extra():
         "    sys.modules[name] = None\n"
         "import barlow_fast, barlow_fast.cli\n"
         "import barlow_fast.data, barlow_fast.training, barlow_fast.evaluation\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=SECONDS)
+
+
+@pytest.mark.slow
+def test_packages_name_the_extra_that_they_need():
+    program = (
+        "import sys\n"
+        "sys.modules['numpy'] = None\n"
+        "for name in ('data', 'training', 'evaluation'):\n"
+        "    try:\n"
+        "        __import__(f'barlow_fast.{name}')\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        assert \"need numpy: pip install 'barlow-fast[train]'\" in str(error), error\n"
+        "    else:\n"
+        "        raise AssertionError(name)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=SECONDS)

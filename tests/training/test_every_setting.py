@@ -33,6 +33,7 @@ from barlow_fast.training import (
     Ranks,
     Trainer,
     configure,
+    feeding,
     loop,
     parallel,
     watching,
@@ -698,7 +699,7 @@ class Fed:
 
 
 def told_to_the_loader(around: Surroundings, **arguments: Any) -> tuple[Trainer, dict[str, Any]]:
-    around.patch.setattr(loop, "ViewLoader", Fed)
+    around.patch.setattr(feeding, "ViewLoader", Fed)
     trainer = Trainer(BASE, around.data, **arguments)
     (_, _, batch_size), options = Fed.told
     policy = options["on_bad_image"].policy

@@ -65,19 +65,19 @@ def test_what_is_written_as_yaml_reads_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epochs: many", r"epochs must be of type int, got 'many'"),
+        ("epochs: many", r"epochs must be a whole number, got 'many'"),
         ("epoch: 3", r"unknown setting 'epoch'; did you mean epochs"),
         ("- 1\n- 2", r"mapping"),
         ("a: [", r"not YAML"),
-        ("projector: 64", r"projector must be whole numbers, got 64"),
+        ("projector: 64", r"projector must be whole numbers such as \[512, 512, 1024\], got 64"),
         ("epochs: 0", r"epochs must be at least 1"),
-        ("epochs: null", r"epochs must be of type int, got None"),
+        ("epochs: null", r"epochs must be a whole number, got None"),
         ("optimizer: sgd", r"optimizer must be one of"),
         ("lambd: 1" + 400 * "0", r"lambd is too large"),
         ("epochs: 3\nepochs: 4", r"epochs: twice"),
         ("[epochs]: 3", r"not YAML"),
         ("1: 3", r"unknown setting 1; there are"),
-        ("compile: off", r"compile must be of type str, got False"),
+        ("compile: off", r"compile must be text, got False"),
         (
             "a0: &a0 [1,1,1,1,1,1,1,1,1]\n"
             + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)),
@@ -114,7 +114,7 @@ def test_bare_words_of_yaml_are_text_where_text_is_wanted():
         ("learning_rate=-1", r"learning_rate must be positive"),
         ("encoder=small\x1b[31m", r"'encoder=small\\x1b\[31m': not YAML"),
         ("epochs=2001-99-99", r"month must be in"),
-        ("one_pass=maybe", r"one_pass must be of type bool, got 'maybe'"),
+        ("one_pass=maybe", r"one_pass must be true or false, got 'maybe'"),
     ],
 )
 def test_bad_assignments_are_refused(text: str, message: str):
@@ -169,3 +169,17 @@ def test_what_a_preset_trains(name, encoder, epochs, batch_size, projector):
     if encoder == "small":
         assert preset.encoder_widths in ((32, 64, 128), (16, 32, 64, 128, 256))
         assert preset.warmup_epochs < preset.epochs
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"epochs": "x"}, "epochs must be a whole number, got 'x'"),
+        ({"lambd": "abc"}, "lambd must be a number, got 'abc'"),
+        ({"epoch": 3}, "unknown setting 'epoch'; did you mean epochs"),
+        ({"lr": 3}, "unknown setting 'lr'; did you mean learning_rate"),
+    ],
+)
+def test_choices_of_other_types_are_named(choices: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        configure("digits", **choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import triton
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
+from barlow_fast import cli  # noqa: E402
 from barlow_fast.kernels import Coefficients, tiles  # noqa: E402
 from barlow_fast.kernels.triton import configurations, inspection, tuning  # noqa: E402
 from barlow_fast.kernels.triton.configurations import LARGE, TABLE, Product  # noqa: E402
@@ -390,3 +392,28 @@ def test_numbers_of_any_type_launch_the_same_kernels(number, precision):
     for (found, arguments), (expected, _) in zip(launches(number(1)), launches(1.0), strict=True):
         assert found == expected
         assert not any(isinstance(x, np.generic) for x in arguments.values())
+
+
+def test_every_option_of_tune_has_a_phrase_with_its_default(capsys):
+    for action in tuning._parser()._actions[1:]:
+        assert re.fullmatch(r"[A-Z].*\. \[default: .+\]", action.help), action.help
+    for wrong in ("x", "256", "256x", "axb"):
+        with pytest.raises(SystemExit) as left:
+            tuning.main(["--shapes", wrong])
+        assert left.value.code == 2
+        words = f"--shapes: takes sizes N x D such as 256x8192,2048x8192, got '{wrong}'"
+        assert words in capsys.readouterr().err
+
+
+def test_tuning_replaces_no_other_file(tmp_path, monkeypatch, capsys):
+    """Before it measures anything."""
+    monkeypatch.setattr(tuning.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuning.torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(tuning, "tune", lambda *_: {})
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"PK")
+    assert cli.tune(["--out", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"barlow-fast tune: --out {path} is there already" in line
+    for _ in range(2):
+        assert tuning.main(["--out", str(tmp_path / "rows.json")]) == 0

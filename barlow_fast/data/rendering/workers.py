@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from ..faults import BadImage, pillow
-from ..processes import STOP_SIGNALS, obey_parent
+from ..processes import STOP_SIGNALS, leaving_to_parent, obey_parent
 from ..sources import Source
 from . import Crops, crop_shapes, without
 from .pil import crop_rows
@@ -213,7 +213,8 @@ class WorkerRenderer:
             )
             self._processes.append(process)
             self._pipes.append(ours)
-            process.start()
+            with leaving_to_parent(STOP_SIGNALS):
+                process.start()
             # With this end closed, the worker's death closes the last one and ends our wait.
             theirs.close()
 

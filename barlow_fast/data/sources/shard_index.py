@@ -68,12 +68,13 @@ def rows_of(
     )
 
 
-def load(shard: Path) -> Rows:
+def load(shard: Path, unkept: list[tuple[Path, str]]) -> Rows:
     """The rows of a shard: from its index where that is current, else from a scan, which is then
     remembered where the folder can be written to.
 
     Args:
         shard: the tar file.
+        unkept: gets the shard, and why, where its index cannot be written.
 
     Raises:
         ValueError: a damaged shard, or labels that are none; the message names the member.
@@ -86,11 +87,7 @@ def load(shard: Path) -> Rows:
         try:
             write(shard, rows)
         except OSError as error:
-            LOG.warning(
-                "the index of %s cannot be kept (%s): it is made anew every time",
-                printable(str(shard)),
-                error.strerror,
-            )
+            unkept.append((shard, str(error.strerror)))
     return rows
 
 

@@ -77,10 +77,18 @@ class ShardSource:
             raise ValueError(f"{self.name}: a shard is named twice")
         self.max_pixels = max_pixels
         rows = []
+        unkept: list[tuple[Path, str]] = []
         for shard in self.shards:
-            rows.append(shard_index.load(shard))
+            rows.append(shard_index.load(shard, unkept))
             if progress is not None:
                 progress(sum(map(len, rows)))
+        if unkept:
+            LOG.warning(
+                "the indexes of %d of %d shards cannot be kept and are made anew every time: %s",
+                len(unkept),
+                len(self.shards),
+                unkept[0][1],
+            )
         self.ignored = sum(part.ignored for part in rows)
         if single and Path(shards).is_dir():
             self.ignored += _others(Path(shards))

@@ -1,0 +1,120 @@
+"""Ctrl-C at any time: one line, exit status 130, no traceback of this process or of another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ended import SECONDS, group_gone, running
+from PIL import Image
+from typer.testing import CliRunner
+
+from barlow_fast import checkpoints, cli, pretrain_commands, training
+from barlow_fast.commands import app
+from barlow_fast.data import check, pack, show, sources
+from barlow_fast.models import build_encoder
+
+# Python runs this before all else: Ctrl-C, as a terminal sends it to all processes of a command,
+# in the first moment of the first process that is started for `purpose`.
+AT_ITS_START = """
+import os, signal, sys
+if {purpose!r} in " ".join(sys.orig_argv):
+    os.killpg(os.getpgid(0), signal.SIGINT)
+"""
+SMALL = "--epochs 1 --batch-size 4 --projector 8-8 --loader pil --workers 2 --no-tensorboard"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for number in range(24):
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 255, (9, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "purpose"),
+    [
+        ("data check images --workers 2", "spawn_main"),
+        ("data pack images packed --workers 2", "resource_tracker"),
+        ("evaluate knn encoder.pth --data images --k 1 --workers 2", "spawn_main"),
+        (f"pretrain --data images --out out {SMALL} --views views.yaml", "forkserver"),
+        (f"pretrain --data images --out out {SMALL} --views views.yaml", "resource_tracker"),
+    ],
+)
+def test_while_workers_start(tmp_path: Path, images: Path, command: str, purpose: str):
+    (tmp_path / "sitecustomize.py").write_text(AT_ITS_START.format(purpose=purpose))
+    (tmp_path / "views.yaml").write_text(
+        "name: small\nmean: [0, 0, 0]\nstd: [1, 1, 1]\nviews: [{size: 8}, {size: 8}]\n"
+    )
+    encoder = build_encoder("resnet18", channels=3, image_size=8)
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    call = [sys.executable, "-m", "barlow_fast", *command.split()]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    with running(
+        call, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        _, printed = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, printed
+    lines = printed.splitlines()
+    assert len(lines) == 1, printed
+    line = lines[0]
+    assert line.startswith("barlow-fast: ")
+    assert ("--resume out/checkpoint.pt" in line) == command.startswith("pretrain")
+    assert group_gone(process.pid)
+    assert not (tmp_path / "packed").exists()
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("command", "owner", "function"),
+    [
+        ("pretrain --dry-run", pretrain_commands, "_configuration"),
+        ("pretrain --dry-run", training.feeding, "choose_views"),
+        ("pretrain --out out", pretrain_commands, "_load"),
+        ("pretrain --out out", pretrain_commands, "_check_memory"),
+        ("pretrain --out out", training, "Trainer"),
+        ("pretrain --out out", pretrain_commands, "_output_folder"),
+        ("pretrain --out out", pretrain_commands, "_train"),
+        ("data check images", sources, "open_source"),
+        ("data check images --json bad.json", check, "bad_images"),
+        ("data pack images packed", pack, "pack"),
+        ("data show images --preset imagenet", show, "sheet"),
+        ("evaluate knn x --dataset digits", checkpoints, "load_encoder"),
+        ("export x x.pth", checkpoints, "load_encoder"),
+        ("tune", cli, "tune"),
+    ],
+)
+def test_in_every_part_of_a_command(
+    tmp_path: Path, images: Path, monkeypatch, command: str, owner: Any, function: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(owner, function, interrupt)
+    result = CliRunner().invoke(app, command.split())
+    assert (result.exit_code, result.stderr) == (130, "barlow-fast: interrupted\n")
+    left = {path.name for path in tmp_path.iterdir()} - {"images", "out"}
+    assert not left
+
+
+def test_before_a_command_runs(monkeypatch, capsys):
+    ignored = []
+    monkeypatch.setattr(cli, "run", interrupt)
+    monkeypatch.setattr(cli.signal, "signal", lambda *arguments: ignored.append(arguments))
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "barlow-fast: interrupted\n"
+    assert ignored == [(cli.signal.SIGINT, cli.signal.SIG_IGN)]
