@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import os
 import re
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import terminal
-from .exits import FAILURE, INTERRUPTED, SIGNALLED, SKIPPING, fail, without
+from .exits import FAILURE, INTERRUPTED, SIGNALLED, fail, skipping, without
 from .files import WriteError, remove_abandoned
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.pt"
 RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|log\.jsonl|\.run\.lock")
 AUTO = Path("auto")
+# Options that are no settings: no checkpoint holds them.
+REPEATED = (
+    "data_dir", "on_bad_image", "loader", "workers", "worker_timeout", "device", "ignore_memory",
+    "tensorboard",
+)  # fmt: skip
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
 SAME_REQUEST = 2.0
@@ -117,7 +123,8 @@ def pretrain(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint to continue; its settings are used. auto: that in --out, if any."
+            help="Checkpoint to continue; its settings are used, and --epochs may be others. auto: "
+            "that in --out, if any."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -139,6 +146,7 @@ def pretrain(
 
     On several GPUs: torchrun --nproc_per_node 8 -m barlow_fast pretrain ...
     """
+    options = _not_in_checkpoints(locals())
     choices = {
         "dataset": dataset if files is None else _absolute(files),
         "views": _absolute(views) if views and views.endswith((".yaml", ".yml")) else views,
@@ -187,7 +195,14 @@ def pretrain(
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             fail(f"barlow-fast: {_of_rank(error)}")
         stack.enter_context(trainer)
+        trainer.options = options
         _train(trainer, folder, console)
+
+
+def _not_in_checkpoints(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that a run would need again, where they are not as by default."""
+    defaults = inspect.signature(pretrain).parameters
+    return {name: options[name] for name in REPEATED if options[name] != defaults[name].default}
 
 
 def _of_rank(error: Exception) -> str:
@@ -242,7 +257,8 @@ def _configuration(
         raise ValueError("--dim and --projector both set the embedding dimensions: give one")
     named = preset or (preset_in(file) if file is not None else None)
     if resume is not None:
-        base = PretrainConfig.from_dict(load_checkpoint(resume).get("config"))
+        state = load_checkpoint(resume)
+        base = PretrainConfig.from_dict(state.get("config"))
     else:
         base = configure(named or _preset(choices["dataset"] or "digits"))
     overridden, in_file = override(base, file)
@@ -255,7 +271,9 @@ def _configuration(
         return _replaced(base, chosen)
     if named is not None:
         # Less what the choices derive, such as the warm-up of a short run: nobody requested that.
-        theirs, derived = find(named).to_dict(), fitting(find(named), chosen)
+        # Nor the length of the run, which its own command set.
+        first = chosen | {"epochs": base.epochs}
+        theirs, derived = find(named).to_dict(), fitting(find(named), first)
         chosen = {k: v for k, v in theirs.items() if derived.get(k, v) == v} | chosen
     refused = [
         f"{name} is {getattr(base, name)!r} there, {value!r} was asked for"
@@ -266,7 +284,13 @@ def _configuration(
         raise ValueError(
             f"{resume} was made with other settings, which resuming keeps: {'; '.join(refused)}"
         )
-    return _replaced(base, {k: v for k, v in chosen.items() if k in base.MAY_CHANGE})
+    config = _replaced(base, {k: v for k, v in chosen.items() if k in base.MAY_CHANGE})
+    if config.epochs < state.get("epoch", 0):
+        raise ValueError(
+            f"{resume} is of {state['epoch']} epochs: epochs must be at least that, got "
+            f"{config.epochs}"
+        )
+    return config
 
 
 def _replaced(base: PretrainConfig, chosen: dict[str, Any]) -> PretrainConfig:
@@ -517,6 +541,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     """Runs the training and reports; a run that does not finish exits with its code."""
     from .data.faults import BadImageError
     from .training import TrainingDiverged, TrainingInterrupted
+    from .training.reporting.commands import resume_command
 
     start = time.perf_counter()
     signals: list[int] = []
@@ -525,21 +550,18 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
             trainer.run()
         report = _finish(trainer, folder)
     except BadImageError as error:
-        fail(f"barlow-fast: {error}{SKIPPING}", FAILURE)
+        folder = trainer.config.dataset if is_path(trainer.config.dataset) else None
+        fail(f"barlow-fast: {error}{skipping(folder)}", FAILURE)
     except TrainingDiverged as error:
         fail(f"barlow-fast: {error}", FAILURE)
     except TrainingInterrupted as error:
         code = SIGNALLED + signals[0] if signals else INTERRUPTED
         if not trainer.ranks.first:
             raise typer.Exit(code) from None
-        fail(
-            f"barlow-fast: {error}. Continue with: "
-            f"barlow-fast pretrain --resume {trainer.checkpoint_path}",
-            code,
-        )
+        fail(f"barlow-fast: {error}. Continue with: {resume_command(trainer)}", code)
     except OSError as error:
         what = "" if isinstance(error, WriteError) else "cannot write the results: "
-        fail(f"barlow-fast: {what}{_of_rank(error)}{_advice(trainer.checkpoint_path)}", FAILURE)
+        fail(f"barlow-fast: {what}{_of_rank(error)}{_advice(trainer)}", FAILURE)
     except (RuntimeError, ValueError) as error:
         fail(f"barlow-fast: {_of_rank(error)}", FAILURE)
     if not trainer.ranks.first:
@@ -563,10 +585,12 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         terminal.complain(f"barlow-fast: {complaint}")
 
 
-def _advice(checkpoint: Path) -> str:
-    if not checkpoint.is_file():
+def _advice(trainer: Trainer) -> str:
+    from .training.reporting.commands import resume_command
+
+    if not trainer.checkpoint_path.is_file():
         return ""
-    return f". Correct that, then continue with: barlow-fast pretrain --resume {checkpoint}"
+    return f". Correct that, then continue with: {resume_command(trainer)}"
 
 
 def _finish(trainer: Trainer, folder: Path) -> Report:
