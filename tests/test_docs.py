@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import html.parser
-import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -101,8 +101,14 @@ def public_names() -> dict[str, list[str]]:
         parts = path.relative_to(ROOT).with_suffix("").parts
         if path.name == "__init__.py" and len(parts) > 2:
             modules.append(".".join(parts[:-1]))
-        elif parts[1] == "adapters":
+        elif parts[1] == "adapters" or path.name in ("hub.py", "lightning.py"):
             modules.append(".".join(parts))
+    for library, module in (
+        ("lightning", "training.lightning"),
+        ("huggingface_hub", "checkpoints.hub"),
+    ):
+        if importlib.util.find_spec(library) is None:
+            modules.remove(f"barlow_fast.{module}")
     named = {name: getattr(importlib.import_module(name), "__all__", ()) for name in modules}
     return {name: list(names) for name, names in named.items() if names}
 
@@ -166,7 +172,7 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return found
 
 
-NEEDS = {"checkpoints": ("safetensors", "torchvision")}
+NEEDS = {"checkpoints": ("safetensors", "torchvision", "huggingface_hub")}
 WITH_CODE = [page for page in PAGES if blocks(page)]
 
 
