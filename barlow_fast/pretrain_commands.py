@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from .training.reporting import Report
 
 CHECKPOINT = "checkpoint.pt"
-RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|log\.jsonl|\.run\.lock")
+RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|log\.jsonl|trackers\.json|\.run\.lock")
 AUTO = Path("auto")
 # Options that are no settings: no checkpoint holds them.
 REPEATED = (
     "data_dir", "on_bad_image", "loader", "workers", "worker_timeout", "device", "ignore_memory",
-    "tensorboard",
+    "tensorboard", "logger",
 )  # fmt: skip
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
@@ -140,6 +140,10 @@ def pretrain(
             "--tensorboard/--no-tensorboard", help="Curves in OUT/tensorboard, if it is installed."
         ),
     ] = True,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(help="wandb or mlflow: curves there too. May be given twice."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Pretrain an encoder on images without labels; the defaults take a minute on two cores.
@@ -166,7 +170,9 @@ def pretrain(
         if files is not None and (dataset is not None or data_dir is not None):
             raise ValueError("--data is instead of a data set: give no --dataset and no --data-dir")
         from .training import Feeding, joined
+        from .training.reporting.trackers import check_trackers
 
+        check_trackers(logger or ())
         feeding = Feeding(loader, workers, on_bad_image, worker_timeout)
     except ModuleNotFoundError as error:
         fail(without(error), FAILURE)
@@ -188,7 +194,7 @@ def pretrain(
                 with ranks.together("memory"):
                     _check_memory(config, data, ranks)
             trainer, folder = _prepare(
-                config, data, feeding, ranks, out, resume, tensorboard, console
+                config, data, feeding, ranks, out, resume, tensorboard, logger or (), console
             )
         except ModuleNotFoundError as error:
             fail(without(error), FAILURE)
@@ -409,6 +415,7 @@ def _prepare(
     out: Path | None,
     resume: Path | None,
     tensorboard: bool,
+    loggers: Sequence[str],
     console: Console,
 ) -> tuple[Trainer, Path]:
     """Everything that can fail before the first step; says what is about to happen."""
@@ -416,6 +423,7 @@ def _prepare(
     from .training.folder_lock import FolderLock
     from .training.reporting import why_no_tensorboard
     from .training.reporting.progress import ProgressReport
+    from .training.reporting.trackers import TRACKERS
 
     trainer = Trainer(config, data, feeding=feeding, ranks=ranks)
     try:
@@ -443,6 +451,7 @@ def _prepare(
         trainer.hooks.append(TensorBoardLog(folder / "tensorboard"))
     elif missing is not None:
         console.print(f"watching  {missing}", markup=False)
+    trainer.hooks += [TRACKERS[name](folder) for name in dict.fromkeys(loggers)]
     if resume is not None:
         console.print(f"resuming  after step {trainer.step} of {trainer.total_steps} ({resume})")
     return trainer, folder

@@ -126,6 +126,10 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     ),
     "ignore_memory": (["--ignore-memory"], lambda calls: calls["_check_memory"] == []),
     "tensorboard": (["--no-tensorboard"], told("_prepare", "tensorboard", False)),
+    "logger": (
+        ["--logger", "wandb", "--logger", "mlflow"],
+        told("_prepare", "loggers", ["wandb", "mlflow"]),
+    ),
     "quiet": (["--quiet"], lambda calls: calls["_prepare"][0]["console"].quiet),
 }  # fmt: skip
 
@@ -154,6 +158,8 @@ def pretraining(monkeypatch, tmp_path: Path) -> Calls:
         for name, stand_in in stand_ins.items()
     }
     calls["joined"] = record_calls(monkeypatch, training, "joined", joined)
+    # Their libraries need not be installed.
+    monkeypatch.setattr(training.reporting.trackers, "check_trackers", lambda names: None)
     return calls
 
 
@@ -347,6 +353,7 @@ def prepare(monkeypatch, tmp_path: Path) -> Callable[..., Any]:
             "out": None,
             "resume": None,
             "tensorboard": True,
+            "loggers": (),
             "console": SimpleNamespace(print=lambda *a, **k: None, is_terminal=False),
             **changes,
         }
@@ -374,6 +381,13 @@ def test_results_go_where_they_are_asked_for(prepare):
     assert prepare(resume=old, out=Path("other"))[1] == Path("other")
     with pytest.raises(ValueError, match="checkpoint of another run"):
         prepare(out=Path("mine"))
+
+
+def test_loggers_watch_the_run(prepare):
+    trainer, folder, _ = prepare(loggers=["mlflow", "mlflow"])
+    (tracker,) = (hook for hook in trainer.hooks if isinstance(hook, training.Tracker))
+    assert isinstance(tracker, training.MlflowLog)
+    assert tracker.folder == folder
 
 
 def test_curves_are_written_if_wanted(prepare):
