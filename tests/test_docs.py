@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import html.parser
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -121,6 +122,17 @@ def test_every_public_name_is_in_the_reference(site):
         assert page.is_file(), f"no page of {module}"
         missing = {f"{module}.{name}" for name in names} - read(page).identifiers
         assert not missing, f"{page.name} lacks {sorted(missing)}"
+
+
+def test_notebooks_are_pages_of_their_cells(site):
+    for path in (ROOT / "examples").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = (site / "examples" / f"{path.stem}.html").read_text(encoding="utf-8")
+        headings = [cell["source"][0] for cell in cells if cell["cell_type"] == "markdown"]
+        assert all(heading.strip("# \n") in text for heading in headings)
+        assert text.count('<div class="highlight"') + text.count('class="language-python') >= len(
+            [cell for cell in cells if cell["cell_type"] == "code"]
+        )
 
 
 def test_figures_and_formulas_are_there(site):
