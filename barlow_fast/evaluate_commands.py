@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import terminal
-from .exits import SKIPPING, failures
+from .exits import failures, skipping
 from .files import check_output, write_whole
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def knn(
 ) -> None:
     """Accuracy of the k nearest neighbours on frozen features: trains nothing."""
     request = _request(locals())
-    with failures(SKIPPING):
+    with failures(skipping(data)):
         from .evaluation import evaluate_knn
 
         neighbours = None if k is None else _numbers(k, "--k")
@@ -235,7 +235,7 @@ def linear(
 ) -> None:
     """Accuracy of a linear classifier on frozen features."""
     request = _request(locals())
-    with failures(SKIPPING):
+    with failures(skipping(data)):
         from .evaluation import AVERAGE_POOL, LinearSettings, evaluate_linear
         from .evaluation.linear import chosen_features
 
@@ -296,7 +296,7 @@ def finetune(
 ) -> None:
     """Accuracy after training all weights on a part of the labels."""
     request = _request(locals())
-    with failures(SKIPPING):
+    with failures(skipping(data)):
         from .evaluation import FinetuneSettings, evaluate_finetune
 
         settings = FinetuneSettings(
@@ -334,7 +334,7 @@ def transfer(
 ) -> None:
     """k-NN and linear accuracy on images of another kind, resized and converted to fit."""
     request = _request(locals())
-    with failures(SKIPPING):
+    with failures(skipping(data)):
         from .evaluation import evaluate_transfer
 
         neighbours = None if k is None else _numbers(k, "--k")

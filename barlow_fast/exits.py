@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -14,10 +16,12 @@ from .terminal import complain
 
 USAGE_ERROR, FAILURE = 2, 1
 
-# For commands that have the option.
-SKIPPING = (
-    ". --on-bad-image skip goes on without such images, `barlow-fast data check` lists them all"
-)
+
+def skipping(data: Path | str | None) -> str:
+    """What to do about images that cannot be read, for commands that have the option."""
+    check = shlex.join(["barlow-fast", "data", "check", str(data)])
+    listed = "" if data is None else f", `{check}` lists them all"
+    return f". --on-bad-image skip goes on without such images{listed}"
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

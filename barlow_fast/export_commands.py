@@ -77,5 +77,6 @@ def export(
         if assumed:
             known = ", ".join(f"{name} {getattr(loaded, name)}" for name in assumed)
             console.print(f"not in the checkpoint, assumed: {known}")
-        write(loaded, out, format)
+        line = write(loaded, out, format)
         console.print(f"{out}: {format}, {out.stat().st_size:,} bytes, read back and compared")
+        console.print(f"load it with: {line}")

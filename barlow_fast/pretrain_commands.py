@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +19,11 @@ from . import terminal
 from .cli import INTERRUPTED, SIGNALLED
 from .exits import (
     FAILURE,
-    SKIPPING,
     USAGE_ERROR,
     described,
     fail,
     failures,
+    skipping,
 )
 from .files import (
     WriteError,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from .training.reporting import Report
 
 CHECKPOINT, CONFIG = "checkpoint.pt", "config.yaml"
-RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|config\.yaml|log\.jsonl|\.run\.lock")
+RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|config\.yaml|log\.jsonl|trackers\.json|\.run\.lock")
 YAML_SUFFIXES = (".yaml", ".yml")
 AUTO = Path("auto")
 # The first line of all files of settings that we write: others are not replaced.
@@ -58,6 +59,11 @@ LEGEND = {
     "rank": "effective rank of the embeddings, 1 is collapse",
     "data wait": "share of the time spent waiting for images",
 }
+# Options that are no settings: no checkpoint holds them.
+REPEATED = (
+    "data_dir", "on_bad_image", "loader", "workers", "worker_timeout", "device", "ignore_memory",
+    "tensorboard", "logger",
+)  # fmt: skip
 # Seconds in which a second signal is the first one again: a terminal and a batch system signal all
 # processes, and torchrun then passes on what it got itself.
 SAME_REQUEST = 2.0
@@ -194,7 +200,8 @@ def pretrain(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint to continue, whose settings are used; auto: that in --out, if any."
+            help="Checkpoint to continue, whose settings are used but for --epochs; auto: that in "
+            "--out, if any."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
@@ -215,20 +222,27 @@ def pretrain(
             "--tensorboard/--no-tensorboard", help="Write curves to OUT/tensorboard, if installed."
         ),
     ] = True,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(help="wandb or mlflow: curves there too. May be given twice."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Pretrain an encoder on images without labels; the defaults take a minute on two cores.
 
     On several GPUs: torchrun --nproc_per_node 8 -m barlow_fast pretrain ...
     """
+    options = _not_in_checkpoints(locals())
     with contextlib.ExitStack() as stack:
-        with failures(SKIPPING, USAGE_ERROR):
+        with failures(skipping(files), USAGE_ERROR):
             if files is not None and (dataset is not None or data_dir is not None):
                 raise ValueError(
                     "--data is instead of a data set: give no --dataset and no --data-dir"
                 )
             from .training import Feeding, joined
+            from .training.reporting.trackers import check_trackers
 
+            check_trackers(logger or ())
             choices = {
                 "dataset": dataset if files is None else _absolute(files),
                 "views": _absolute(views) if views and views.endswith(YAML_SUFFIXES) else views,
@@ -262,11 +276,18 @@ def pretrain(
                 with ranks.together("memory"):
                     _check_memory(config, data, ranks)
             trainer, folder = _prepare(
-                config, data, feeding, ranks, out, resume, tensorboard, console
+                config, data, feeding, ranks, out, resume, tensorboard, logger or (), console
             )
         stack.enter_context(trainer)
-        with failures(SKIPPING):
+        trainer.options = options
+        with failures(skipping(files)):
             _train(trainer, folder, console)
+
+
+def _not_in_checkpoints(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that a run would need again, where they are not as by default."""
+    defaults = inspect.signature(pretrain).parameters
+    return {name: options[name] for name in REPEATED if options[name] != defaults[name].default}
 
 
 def legend() -> str:
@@ -321,7 +342,8 @@ def _configuration(
         raise ValueError("--dim and --projector both set the embedding dimensions: give one")
     named = preset or (preset_in(file) if file is not None else None)
     if resume is not None:
-        base = PretrainConfig.from_dict(load_checkpoint(resume).get("config"))
+        state = load_checkpoint(resume)
+        base = PretrainConfig.from_dict(state.get("config"))
     else:
         base = configure(named or _preset(choices["dataset"] or "digits"))
     overridden, in_file = override(base, file)
@@ -334,7 +356,9 @@ def _configuration(
         return _replaced(base, chosen)
     if named is not None:
         # Less what the choices derive, such as the warm-up of a short run: nobody requested that.
-        theirs, derived = find(named).to_dict(), fitting(find(named), chosen)
+        # Nor the length of the run, which its own command set.
+        first = chosen | {"epochs": base.epochs}
+        theirs, derived = find(named).to_dict(), fitting(find(named), first)
         chosen = {k: v for k, v in theirs.items() if derived.get(k, v) == v} | chosen
     refused = [
         f"{name} is {getattr(base, name)!r} there, {value!r} was asked for"
@@ -345,7 +369,13 @@ def _configuration(
         raise ValueError(
             f"{resume} was made with other settings, which resuming keeps: {'; '.join(refused)}"
         )
-    return _replaced(base, {k: v for k, v in chosen.items() if k in base.MAY_CHANGE})
+    config = _replaced(base, {k: v for k, v in chosen.items() if k in base.MAY_CHANGE})
+    if config.epochs < state.get("epoch", 0):
+        raise ValueError(
+            f"{resume} is of {state['epoch']} epochs: epochs must be at least that, got "
+            f"{config.epochs}"
+        )
+    return config
 
 
 def _replaced(base: PretrainConfig, chosen: dict[str, Any]) -> PretrainConfig:
@@ -512,6 +542,7 @@ def _prepare(
     out: Path | None,
     resume: Path | None,
     tensorboard: bool,
+    loggers: Sequence[str],
     console: Console,
 ) -> tuple[Trainer, Path]:
     """Everything that can fail before the first step; says what is about to happen."""
@@ -519,6 +550,7 @@ def _prepare(
     from .training.folder_lock import FolderLock
     from .training.reporting import why_no_tensorboard
     from .training.reporting.progress import ProgressReport
+    from .training.reporting.trackers import TRACKERS
 
     with ranks.together("the held-out images"):
         splits, scoring = _held_out(config, data)
@@ -553,6 +585,7 @@ def _prepare(
     words = [f"{word}: {text}" for word, text in LEGEND.items()]
     for start, part in (("log       ", words[:3]), (" " * 10, words[3:])):
         console.print(start + "; ".join(part), markup=False)
+    trainer.hooks += [TRACKERS[name](folder) for name in dict.fromkeys(loggers)]
     if resume is not None:
         console.print(f"resuming  after step {trainer.step} of {trainer.total_steps} ({resume})")
     return trainer, folder
@@ -683,6 +716,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     """Runs the training and reports; a run that does not finish exits with its code."""
     from .data.faults import BadImageError
     from .training import TrainingDiverged, TrainingInterrupted
+    from .training.reporting.commands import resume_command
 
     start = time.perf_counter()
     signals: list[int] = []
@@ -691,21 +725,18 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
             trainer.run()
         report = _finish(trainer, folder)
     except BadImageError as error:
-        fail(f"barlow-fast: {error}{SKIPPING}", FAILURE)
+        folder = trainer.config.dataset if is_path(trainer.config.dataset) else None
+        fail(f"barlow-fast: {error}{skipping(folder)}", FAILURE)
     except TrainingDiverged as error:
         fail(f"barlow-fast: {error}", FAILURE)
     except TrainingInterrupted as error:
         code = SIGNALLED + signals[0] if signals else INTERRUPTED
         if not trainer.ranks.first:
             raise typer.Exit(code) from None
-        fail(
-            f"barlow-fast: {error}. Continue with: "
-            f"barlow-fast pretrain --resume {trainer.checkpoint_path}",
-            code,
-        )
+        fail(f"barlow-fast: {error}. Continue with: {resume_command(trainer)}", code)
     except OSError as error:
         what = "" if isinstance(error, WriteError) else "cannot write the results: "
-        fail(f"barlow-fast: {what}{described(error)}{_advice(trainer.checkpoint_path)}", FAILURE)
+        fail(f"barlow-fast: {what}{described(error)}{_advice(trainer)}", FAILURE)
     except (RuntimeError, ValueError) as error:
         fail(f"barlow-fast: {described(error)}", FAILURE)
     if not trainer.ranks.first:
@@ -733,10 +764,12 @@ def _raw(score: float | None) -> str:
     return "" if score is None else f" (raw pixels: {100 * score:.2f} %)"
 
 
-def _advice(checkpoint: Path) -> str:
-    if not checkpoint.is_file():
+def _advice(trainer: Trainer) -> str:
+    from .training.reporting.commands import resume_command
+
+    if not trainer.checkpoint_path.is_file():
         return ""
-    return f". Correct that, then continue with: barlow-fast pretrain --resume {checkpoint}"
+    return f". Correct that, then continue with: {resume_command(trainer)}"
 
 
 def _finish(trainer: Trainer, folder: Path) -> Report:

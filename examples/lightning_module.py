@@ -1,19 +1,19 @@
-"""Barlow Twins as a LightningModule.
+"""Barlow Twins under Lightning's Trainer.
 
     python examples/lightning_module.py
     python examples/lightning_module.py --precision bf16-mixed
     python examples/lightning_module.py --devices 2              # two processes, one loss over both
 
 Learns scikit-learn's handwritten digits without their labels, and counts at the end how many
-nearest neighbours are of the same class.
+nearest neighbours are of the same class. `BarlowTwinsModule` is encoder, projector, loss, optimizer
+and schedule; subclass it to change any of them.
 
-Precision: the loss is kept out of nobody's autocast. It takes what the projector yields under
-`bf16-mixed` or `16-mixed` and adds up in float32, so there is nothing to disable around it.
+Precision: the loss takes what the projector yields under `bf16-mixed` or `16-mixed` and adds up in
+float32, so there is nothing to disable around it.
 
-Several devices: under DDP every process sees its own part of the batch. `process_group="world"`
-makes the loss that of all parts together, with its exact gradient; without it every process would
-learn from a smaller batch. `ViewLoader` deals the samples to the ranks itself, so Lightning adds
-no sampler.
+Several devices: under DDP every process sees its own part of the batch, and the loss is that of all
+parts together, with its exact gradient. `ViewLoader` deals the samples to the ranks itself, so
+Lightning adds no sampler.
 
 Takes about 15 seconds on two cores; the loss falls from about 400 to below 100, and nearest
 neighbours get 96 % right instead of 90 %.
@@ -36,57 +36,43 @@ except ImportError:
     except ImportError:
         sys.exit("This example needs Lightning: pip install lightning 'barlow-fast[train]'")
 
-from barlow_fast import BarlowTwinsLoss
-from barlow_fast.data import PRESETS, Batch, ViewLoader, load
+from barlow_fast.data import PRESETS, ViewLoader, load
 from barlow_fast.data.render import normalise
 from barlow_fast.data.sources import ArraySource
 from barlow_fast.evaluation import knn_accuracy
-from barlow_fast.models import Projector, SmallEncoder
+from barlow_fast.training import PretrainConfig, configure
+from barlow_fast.training.lightning import BarlowTwinsModule
 
-BATCH = 128  # of all devices together
+VIEWS = PRESETS["digits"]
 
 
-class BarlowTwins(lightning.LightningModule):
-    """Encoder, projector and loss; the trainer does the rest."""
+class Digits(BarlowTwinsModule):
+    """The module with its data; a loader could also be given to `fit`."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.encoder = SmallEncoder(widths=(16, 32, 64))
-        self.projector = Projector(self.encoder.features, (512, 512))
-        self.seed, self.losses = seed, []
-
-    def on_fit_start(self) -> None:
-        group = "world" if self.trainer.world_size > 1 else None
-        self.criterion = BarlowTwinsLoss(lambd=0.0051, process_group=group)
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config, channels=1, image_size=8, mean=VIEWS.mean, std=VIEWS.std)
+        self.losses: list[float] = []
 
     def train_dataloader(self) -> ViewLoader:
         ranks = self.trainer.world_size
-        source = ArraySource(load("digits").train_images.movedim(1, -1))
         return ViewLoader(
-            source, PRESETS["digits"], BATCH // ranks,
-            seed=self.seed, rank=self.trainer.global_rank, ranks=ranks,
+            ArraySource.of_dataset(load("digits")), VIEWS, self.config.batch_size // ranks,
+            seed=self.config.seed, rank=self.trainer.global_rank, ranks=ranks,
         )  # fmt: skip
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.projector(self.encoder(images))
-
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        view_a, view_b = batch.views
-        loss = self.criterion(self(view_a), self(view_b))
+    def training_step(self, batch: object, batch_index: int) -> Tensor:
+        loss = super().training_step(batch, batch_index)
         self.losses.append(loss.item())
         return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=1e-4)
 
 
 @torch.no_grad()
 def accuracy(encoder: nn.Module) -> float:
     """Of nearest neighbours on features, from training images to test images."""
-    data, views = load("digits"), PRESETS["digits"]
+    data = load("digits")
     encoder = encoder.cpu().eval()
     train, test = (
-        encoder(normalise(images, views.mean[0], views.std[0]))
+        encoder(normalise(images, VIEWS.mean[0], VIEWS.std[0]))
         for images in (data.train_images, data.test_images)
     )
     return knn_accuracy(train, data.train_labels, test, data.test_labels)
@@ -100,9 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=1)
     options = parser.parse_args(arguments)
 
-    torch.manual_seed(options.seed)
-    model = BarlowTwins(options.seed)
-    before = accuracy(model.encoder)
+    config = configure(
+        "digits", batch_size=128, seed=options.seed, encoder_widths=(16, 32, 64),
+        projector=(512, 512), warmup_epochs=0,
+    )  # fmt: skip
+    module = Digits(config)
+    before = accuracy(module.model.encoder)
     trainer = lightning.Trainer(
         max_steps=options.steps,
         precision=options.precision,
@@ -113,10 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model.train())
+    trainer.fit(module.train())
     if trainer.is_global_zero:
-        print(f"loss {model.losses[0]:.2f} at the first step, {model.losses[-1]:.2f} at the last")
-        after = accuracy(model.encoder)
+        print(f"loss {module.losses[0]:.2f} at the first step, {module.losses[-1]:.2f} at the last")
+        after = accuracy(module.model.encoder)
         print(f"nearest neighbours: {before:.1%} before training, {after:.1%} after")
     return 0
 

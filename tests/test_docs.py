@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ast
 import html.parser
-import importlib
+import importlib.util
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -104,8 +105,14 @@ def public_names() -> dict[str, list[str]]:
         parts = path.relative_to(ROOT).with_suffix("").parts
         if path.name == "__init__.py" and len(parts) > 2:
             modules.append(".".join(parts[:-1]))
-        elif parts[1] == "adapters":
+        elif parts[1] == "adapters" or path.name in ("hub.py", "lightning.py"):
             modules.append(".".join(parts))
+    for library, module in (
+        ("lightning", "training.lightning"),
+        ("huggingface_hub", "checkpoints.hub"),
+    ):
+        if importlib.util.find_spec(library) is None:
+            modules.remove(f"barlow_fast.{module}")
     named = {name: getattr(importlib.import_module(name), "__all__", ()) for name in modules}
     return {name: list(names) for name, names in named.items() if names}
 
@@ -160,6 +167,17 @@ def test_the_site_follows_the_colours_of_the_system(site):
     assert ("(prefers-color-scheme: dark)", "slate") in modes
 
 
+def test_notebooks_are_pages_of_their_cells(site):
+    for path in (ROOT / "examples").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = (site / "examples" / f"{path.stem}.html").read_text(encoding="utf-8")
+        headings = [cell["source"][0] for cell in cells if cell["cell_type"] == "markdown"]
+        assert all(heading.strip("# \n") in text for heading in headings)
+        assert text.count('<div class="highlight"') + text.count('class="language-python') >= len(
+            [cell for cell in cells if cell["cell_type"] == "code"]
+        )
+
+
 def test_figures_and_formulas_are_there(site):
     results = ROOT / "bench" / "results"
     figures = list(results.rglob("*.svg"))
@@ -209,7 +227,7 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return found
 
 
-NEEDS = {"checkpoints": ("safetensors", "torchvision")}
+NEEDS = {"checkpoints": ("safetensors", "torchvision", "huggingface_hub")}
 WITH_CODE = [page for page in PAGES if blocks(page)]
 
 

@@ -128,6 +128,10 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     ),
     "ignore_memory": (["--ignore-memory"], lambda calls: calls["_check_memory"] == []),
     "tensorboard": (["--no-tensorboard"], told("_prepare", "tensorboard", False)),
+    "logger": (
+        ["--logger", "wandb", "--logger", "mlflow"],
+        told("_prepare", "loggers", ["wandb", "mlflow"]),
+    ),
     "quiet": (["--quiet"], lambda calls: calls["_prepare"][0]["console"].quiet),
 }  # fmt: skip
 
@@ -156,6 +160,8 @@ def pretraining(monkeypatch, tmp_path: Path) -> Calls:
         for name, stand_in in stand_ins.items()
     }
     calls["joined"] = record_calls(monkeypatch, training, "joined", joined)
+    # Their libraries need not be installed.
+    monkeypatch.setattr(training.reporting.trackers, "check_trackers", lambda names: None)
     return calls
 
 
@@ -270,6 +276,31 @@ def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
     assert "learning_rate is 0.002 there, 0.5 was asked for" in output
 
 
+@pytest.mark.parametrize("how", ["option", "setting", "file"])
+def test_more_epochs_are_asked_for_by_name(pretraining: Calls, how: str):
+    config = saved(epochs=2, batch_size=40)
+    asked = {
+        "option": ["--epochs", 7],
+        "setting": ["epochs=7"],
+        "file": ["--config", "longer.yaml"],
+    }
+    Path("longer.yaml").write_text("epochs: 7\n")
+    for preset in ([], ["--preset", "digits", "--batch-size", 40]):
+        invoke("pretrain", *preset, "--resume", "old.pt", *asked[how])
+        # The warm-up stays that of the first command.
+        assert pretraining["_prepare"][-1]["config"] == replace(config, epochs=7)
+    # A preset's own length asks for nothing.
+    invoke("pretrain", "--preset", "digits", "--batch-size", 40, "--resume", "old.pt")
+    assert pretraining["_prepare"][-1]["config"] == config
+
+
+def test_fewer_epochs_than_there_were_are_refused(pretraining: Calls):
+    save_checkpoint(Path("old.pt"), {"config": configure("digits").to_dict(), "epoch": 12})
+    output = invoke("pretrain", "--resume", "old.pt", "--epochs", 11, "--dry-run", code=2)
+    assert "old.pt is of 12 epochs: epochs must be at least that, got 11" in output
+    invoke("pretrain", "--resume", "old.pt", "--epochs", 12)
+
+
 def test_auto_goes_on_from_the_newest_or_begins(pretraining: Calls):
     invoke("pretrain", "--resume", "auto", "--out", "out")
     assert pretraining["_prepare"][0]["resume"] is None
@@ -325,6 +356,7 @@ def prepare(monkeypatch, tmp_path: Path) -> Callable[..., Any]:
             "out": None,
             "resume": None,
             "tensorboard": True,
+            "loggers": (),
             "console": SimpleNamespace(print=lambda *a, **k: None, is_terminal=False),
             **changes,
         }
@@ -352,6 +384,13 @@ def test_results_go_where_they_are_asked_for(prepare):
     assert prepare(resume=old, out=Path("other"))[1] == Path("other")
     with pytest.raises(ValueError, match="checkpoint of another run"):
         prepare(out=Path("mine"))
+
+
+def test_loggers_watch_the_run(prepare):
+    trainer, folder, _ = prepare(loggers=["mlflow", "mlflow"])
+    (tracker,) = (hook for hook in trainer.hooks if isinstance(hook, training.Tracker))
+    assert isinstance(tracker, training.MlflowLog)
+    assert tracker.folder == folder
 
 
 def test_curves_are_written_if_wanted(prepare):
@@ -445,11 +484,12 @@ class Ending:
     """Stands in for a trainer whose run ends in a certain way."""
 
     def __init__(self, error: BaseException | None = None, first: bool = True) -> None:
-        self.error, self.ranks = error, SimpleNamespace(first=first)
+        self.error, self.ranks = error, SimpleNamespace(first=first, alone=True)
         self.checkpoint_path = Path("there/checkpoint.pt")
         self.history, self.before = [{"knn": 0.75}], {"before": 0.25, "raw": 0.5}
         self.loader = SimpleNamespace(bad_images=[1, 2, 3])
-        self.stop_requested = False
+        self.stop_requested, self.options = False, {"data_dir": Path("a b")}
+        self.config = SimpleNamespace(dataset="/it's")
 
     def run(self) -> None:
         if self.error is not None:
@@ -463,10 +503,16 @@ BAD = BadImage(3, "image 3", "none")
     ("error", "first", "code", "message"),
     [
         (data.faults.BadImageError(BAD), True, 1, "image 3: none. --on-bad-image skip"),
+        (data.faults.BadImageError(BAD), True, 1, """`barlow-fast data check '/it'"'"'s'`"""),
         (training.TrainingDiverged("at step 3"), True, 1, "barlow-fast: at step 3"),
         (OSError("disk full"), True, 1, "cannot write the results: disk full"),
         (RuntimeError("a worker died"), True, 1, "barlow-fast: a worker died"),
-        (training.TrainingInterrupted("stopped"), True, 130, "--resume there/checkpoint.pt"),
+        (
+            training.TrainingInterrupted("stopped"),
+            True,
+            130,
+            "--resume there/checkpoint.pt --data-dir 'a b'",
+        ),
         (training.TrainingInterrupted("stopped"), False, 130, ""),
     ],
 )
@@ -487,7 +533,9 @@ def test_a_full_disk_tells_how_to_go_on(capsys, tmp_path: Path):
         with pytest.raises(typer.Exit):
             pretrain_commands._train(trainer, tmp_path, Console())
         line = "barlow-fast: cannot write out/checkpoint.pt: No space left on device"
-        assert capsys.readouterr().err.strip() == line + (advice and f"{advice}/checkpoint.pt")
+        assert capsys.readouterr().err.strip() == line + (
+            advice and f"{advice}/checkpoint.pt --data-dir 'a b'"
+        )
         trainer.checkpoint_path.touch()
 
 

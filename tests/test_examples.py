@@ -169,4 +169,5 @@ def test_every_script_is_tested_and_in_the_table():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     assert scripts == {*CASES, *NEEDED, "cuda_graph", "ddp"}
     table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert all(f"[{name}.py]({name}.py)" in table for name in scripts)
+    files = [f"{name}.py" for name in scripts] + [each.name for each in EXAMPLES.glob("*.ipynb")]
+    assert all(f"[{name}]({name})" in table for name in files)

@@ -14,25 +14,36 @@ import torch
 from torch import Tensor, nn
 
 from ..files import whole_file
+from ..models.encoders import torchvision_arguments
 from ..models.finite import check_finite, check_weights
 from . import archive
 from .pretrained import Pretrained, load_encoder
-from .reading import DIGEST, check_export, optional_library, weights_digest
+from .reading import DIGEST, check_export, optional_library, read_checkpoint, weights_digest
 
-SUFFIXES = {".pth": "torchvision", ".pt": "torchvision", ".safetensors": "safetensors"}
+SAFETENSORS = ".safetensors"
+# The format of a file's suffix, where none is given.
+SUFFIXES = {".pth": "torchvision", ".pt": "torchvision", SAFETENSORS: "safetensors"}
 SUFFIXES[".onnx"] = "onnx"
+# What a file of each format may be called; a name without a suffix contradicts none.
+STATE_DICTS = ("", ".pth", ".pt", ".bin", ".ckpt", ".tar", SAFETENSORS)
+ACCEPTED = {
+    "torchvision": STATE_DICTS,
+    "timm": STATE_DICTS,
+    "safetensors": ("", SAFETENSORS),
+    "onnx": ("", ".onnx"),
+}
 # Of the largest feature; other kernels add in another order, and over many layers.
 TOLERANCE = 1e-4
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx"]  # the keys of FORMATS
 
 
-def export(pretrained: Pretrained, path: Path | str, format: Format = "torchvision") -> None:
+def export(pretrained: Pretrained, path: Path | str, format: Format = "torchvision") -> str:
     """Writes the encoder to a file, if what is read back from there computes the same features.
 
     Formats:
-        torchvision: a state dict (.pth) with torchvision's keys, less the classifier: what the
-            official code calls `resnet50.pth`.
+        torchvision: a state dict with torchvision's keys, less the classifier: what the official
+            code calls `resnet50.pth`.
         timm: a state dict with timm's keys, less the classifier; read back by timm where it is
             installed, and only ResNets where it is not.
         safetensors: the state dict, with name, sizes, mean and std as metadata; `load_encoder`
@@ -41,12 +52,18 @@ def export(pretrained: Pretrained, path: Path | str, format: Format = "torchvisi
             features), N free; name, mean and std are metadata. Any encoder. Images are expected
             normalised, as everywhere here.
 
+    State dicts are safetensors where the path ends in `.safetensors`, and torch files otherwise.
     Weights are written in float32. The check is done on the CPU with random images of
     `pretrained.image_size` pixels.
 
+    Returns:
+        A line of Python that loads the file as `model`, without this library for all formats but
+        `safetensors`.
+
     Raises:
-        ValueError: no such format, or one that the encoder does not fit; `path` is the file that
-            the encoder comes from, or a training checkpoint; a folder, or in none.
+        ValueError: no such format, or one that the encoder does not fit; a path whose suffix is of
+            another format; `path` is the file that the encoder comes from, or a training
+            checkpoint; a folder, or in none.
         RuntimeError: weights or features that are not finite, or what was read back is another
             encoder; there is no file then.
         ModuleNotFoundError: the format's library is not installed.
@@ -54,11 +71,15 @@ def export(pretrained: Pretrained, path: Path | str, format: Format = "torchvisi
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    path = Path(path)
+    if path.suffix not in ACCEPTED[format]:
+        names = ", ".join(filter(None, ACCEPTED[format]))
+        raise ValueError(f"{path} does not fit format {format!r}: its files end in {names}")
     check_export(path, [] if pretrained.path is None else [pretrained.path])
     check_weights(pretrained.encoder)
     plain = replace(pretrained, encoder=_plain(pretrained.encoder))
     with whole_file(path) as temporary:
-        FORMATS[format](plain, temporary)
+        return FORMATS[format](plain, temporary, path)
 
 
 def _plain(encoder: nn.Module) -> nn.Module:
@@ -73,58 +94,120 @@ def _state(pretrained: Pretrained) -> dict[str, Tensor]:
     }
 
 
-def _torchvision(pretrained: Pretrained, path: Path) -> None:
-    _refuse_untold_stem(pretrained)
+def _torchvision(pretrained: Pretrained, path: Path, target: Path) -> str:
     name = pretrained.name.removeprefix("timm:")
     from torchvision import models
 
     if name not in models.list_models(module=models):
         raise ValueError(f"torchvision has no {name!r}; safetensors and onnx take any encoder")
-    archive.save(_state(pretrained), path)
-    loaded = _read_back(pretrained, path, name)
-    _compare(pretrained, loaded.encoder, "torchvision")
+    _refuse_other_stem(pretrained, "torchvision")
+    if pretrained.channels != 3:
+        raise ValueError(
+            f"torchvision's networks take images of 3 channels, the encoder "
+            f"{pretrained.channels}; safetensors and onnx take any encoder"
+        )
+    arguments = torchvision_arguments(name, pretrained.image_size)
+    head = pretrained.encoder.removed_head
+
+    def build() -> nn.Module:
+        network = models.get_model(name, **arguments)
+        network.set_submodule(head, nn.Identity())
+        return network
+
+    _write_and_check(pretrained, path, target, "torchvision", build)
+    reading, state = "", f"torch.load({str(target)!r}, weights_only=True)"
+    if _is_safetensors(target):
+        reading, state = ", safetensors.torch", f"safetensors.torch.load_file({str(target)!r})"
+    return (
+        f"import torch, torchvision{reading}; "
+        f"model = torchvision.models.get_model({_written(name, arguments)}); "
+        f"model.set_submodule({head!r}, torch.nn.Identity()); "
+        f"model.load_state_dict({state}); model.eval()"
+    )
 
 
-def _timm(pretrained: Pretrained, path: Path) -> None:
-    _refuse_untold_stem(pretrained)
+def _timm(pretrained: Pretrained, path: Path, target: Path) -> str:
     name = pretrained.name.removeprefix("timm:")
+    arguments: dict[str, Any] = {"num_classes": 0}
+    if pretrained.channels != 3:
+        arguments["in_chans"] = pretrained.channels
     try:
         import timm
     except ModuleNotFoundError:
-        if "resne" not in name:
+        # Of ResNets torchvision has the same keys.
+        if "resne" not in name or pretrained.channels != 3:
             optional_library("timm", "timm", f"to see whether timm has the keys of {name!r}")
-        _torchvision(pretrained, path)  # the same keys, for ResNets
-        return
-    if name.split(".", 1)[0] not in timm.list_models():
-        raise ValueError(f"timm has no {name!r}; safetensors and onnx take any encoder")
-    archive.save(_state(pretrained), path)
-    loaded = _read_back(pretrained, path, f"timm:{name}")
-    _compare(pretrained, loaded.encoder, "timm")
+        _torchvision(pretrained, path, target)
+    else:
+        if name.split(".", 1)[0] not in timm.list_models():
+            raise ValueError(f"timm has no {name!r}; safetensors and onnx take any encoder")
+        _refuse_other_stem(pretrained, "timm")
+
+        def build() -> nn.Module:
+            sized = {"img_size": pretrained.image_size}
+            try:
+                network = timm.create_model(name, **arguments, **sized)
+            except TypeError:  # a network for any size has no such argument
+                return timm.create_model(name, **arguments)
+            arguments.update(sized)
+            return network
+
+        _write_and_check(pretrained, path, target, "timm", build)
+    arguments["checkpoint_path"] = str(target)
+    return f"import timm; model = timm.create_model({_written(name, arguments)}).eval()"
 
 
-def _refuse_untold_stem(pretrained: Pretrained) -> None:
+def _written(name: str, arguments: dict[str, Any]) -> str:
+    """The arguments of a call, as Python."""
+    return ", ".join([repr(name), *(f"{key}={value!r}" for key, value in arguments.items())])
+
+
+def _refuse_other_stem(pretrained: Pretrained, library: str) -> None:
     stem = pretrained.architecture.stem
-    if stem not in ("imagenet", "small"):
+    if stem != "imagenet":
         raise ValueError(
-            f"the encoder's stem is {stem!r}, which a state dict does not tell: export to "
-            "safetensors or onnx"
+            f"the encoder's stem is {stem!r} (3 x 3, no max-pool), and {library}'s "
+            f"{pretrained.name.removeprefix('timm:')!r} has another: safetensors and onnx take any "
+            "encoder"
         )
 
 
-def _read_back(pretrained: Pretrained, path: Path, name: str) -> Pretrained:
+def _write_and_check(
+    pretrained: Pretrained, path: Path, target: Path, library: str, build: Callable[[], nn.Module]
+) -> None:
+    """Writes a state dict, and reads it back into the network that `build` makes."""
+    if _is_safetensors(target):
+        _write_safetensors(pretrained, path)
+    else:
+        archive.save(_state(pretrained), path)
+    state, _ = read_checkpoint(path)
+    with torch.random.fork_rng(devices=[]):
+        network = build()
     try:
-        return load_encoder(path, encoder=name, image_size=pretrained.image_size)
-    except ValueError as error:
-        reason = str(error).replace(str(path), "the file")
-        raise ValueError(f"{pretrained.name!r} cannot be exported as {name!r}: {reason}") from error
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{pretrained.name!r} cannot be exported for {library}, whose network of that name has "
+            f"other weights; safetensors and onnx take any encoder: {reason:.300}"
+        ) from error
+    _compare(pretrained, network, library)
 
 
-def _safetensors(pretrained: Pretrained, path: Path) -> None:
-    library = optional_library("safetensors.torch", "export", "format 'safetensors'")
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == SAFETENSORS
+
+
+def _write_safetensors(pretrained: Pretrained, path: Path) -> None:
+    library = optional_library("safetensors.torch", "export", "a .safetensors file")
     state, metadata = _state(pretrained), _metadata(pretrained)
     metadata[DIGEST] = weights_digest(state, metadata)
     # Not by the library's own file, which reports a full disk in its own way.
     path.write_bytes(library.save(state, metadata))
+
+
+def _safetensors(pretrained: Pretrained, path: Path, target: Path) -> str:
+    _write_safetensors(pretrained, path)
     loaded = load_encoder(path)
     told = [
         name
@@ -134,6 +217,10 @@ def _safetensors(pretrained: Pretrained, path: Path) -> None:
     if told:
         raise RuntimeError(f"the exported file tells another {', '.join(told)}")
     _compare(pretrained, loaded.encoder, "safetensors")
+    return (
+        "from barlow_fast.checkpoints import load_encoder; "
+        f"model = load_encoder({str(target)!r}).encoder"
+    )
 
 
 def _metadata(pretrained: Pretrained) -> dict[str, str]:
@@ -157,7 +244,7 @@ def _metadata(pretrained: Pretrained) -> dict[str, str]:
     }
 
 
-def _onnx(pretrained: Pretrained, path: Path) -> None:
+def _onnx(pretrained: Pretrained, path: Path, target: Path) -> str:
     onnx = optional_library("onnx", "export", "format 'onnx'")
     optional_library("onnxscript", "export", "format 'onnx'")
     # A network under our interface is exported as itself.
@@ -185,6 +272,10 @@ def _onnx(pretrained: Pretrained, path: Path) -> None:
         images = _images(pretrained, count)
         with torch.inference_mode():
             _assert_same(torch.from_numpy(run(images)), pretrained.encoder(images), "onnx")
+    return (
+        f"import onnxruntime; session = onnxruntime.InferenceSession({str(target)!r}); "
+        'model = lambda images: session.run(None, {"images": images})[0]  # NumPy arrays'
+    )
 
 
 def _onnx_runner(model: Any) -> Callable[[Tensor], Any]:
@@ -231,7 +322,7 @@ def _assert_same(found: Tensor, expected: Tensor, format: str) -> None:
         )
 
 
-FORMATS: dict[str, Callable[[Pretrained, Path], None]] = {
+FORMATS: dict[str, Callable[[Pretrained, Path, Path], str]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "safetensors": _safetensors,

@@ -3,6 +3,7 @@
 | format | where the weights are | encoder | projector | left out |
 |---|---|---|---|---|
 | barlow_fast | `model` | `encoder.*` | `projector.*` | |
+| barlow_fast under Lightning | `state_dict` | `model.encoder.*` | `model.projector.*` | |
 | official | `model`, with `module.` | `backbone.*` | `projector.{0,1,3,4,6}` | `bn.*` |
 | solo-learn | `state_dict` | `backbone.*` | `projector.{0,1,3,4,6}` | classifiers, momentum twins |
 | lightly | `state_dict` | `backbone.*` | `projection_head.layers.{0,1,3,4,6}` | classifiers |
@@ -46,6 +47,8 @@ HEADS = {
     "lightly": {"projection_head", "prediction_head", "online_classifier", "criterion"},
     "mmselfsup": {"neck", "head", "data_preprocessor"},
 }  # fmt: skip
+# The arguments of `BarlowTwinsModule`, which Lightning stores.
+OF_MODULE = {"config", "channels", "image_size", "mean", "std"}
 DEPTHS = {
     # (has three convolutions in a block, blocks, shape of the first block's second convolution)
     (False, (2, 2, 2, 2), (64, 64)): "resnet18",
@@ -90,6 +93,8 @@ def take_apart(content: Mapping[str, Any], path: Path | str) -> Parts:
         details["settings"] = dict(settings)
     if content.get("format") == PRETRAIN:
         return _ours(content, path, details)
+    if isinstance(settings, Mapping) and set(settings) >= OF_MODULE:
+        return _module(content, settings, path, details)
     if "classy_state_dict" in content:
         return _vissl(content, path, details)
     nested = next(
@@ -143,6 +148,22 @@ def _ours(content: Mapping[str, Any], path: Path | str, details: dict[str, Any])
     if strange:
         raise ValueError(f"{path} has keys that no model of ours has: {first_few(strange)}")
     return Parts("barlow_fast", _under("encoder.", state), _under("projector.", state), details)
+
+
+def _module(
+    content: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    path: Path | str,
+    details: dict[str, Any],
+) -> Parts:
+    """As Lightning writes `BarlowTwinsModule`."""
+    state = content.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} is a Lightning checkpoint of barlow_fast without state_dict")
+    image = {"channels": settings["channels"], "size": settings["image_size"]}
+    image |= {key: settings[key] for key in ("mean", "std") if settings[key] is not None}
+    ours = {"model": _under("model.", _unwrapped(check_tensors(state, path), path))}
+    return _ours(ours, path, {**details, "config": settings["config"], "image": image})
 
 
 def _vissl(content: Mapping[str, Any], path: Path | str, details: dict[str, Any]) -> Parts:

@@ -185,7 +185,7 @@ def check_fits(source: Source, form: ImageFormat, adapt: bool = False) -> None:
     if adapt:
         return
     height, width, channels = source.images.shape[1:]
-    hint = "; `barlow-fast evaluate transfer` resizes and converts (adapt=True)"
+    hint = "; the command `evaluate transfer` resizes and converts (adapt=True)"
     if channels != form.channels:
         raise ValueError(
             f"{source.name} has images of {channels} channels, the encoder takes {form.channels}"

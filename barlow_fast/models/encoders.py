@@ -220,16 +220,10 @@ def _timm_names() -> list[str]:
 def _from_torchvision(name: str, channels: int, image_size: int) -> tuple[nn.Module, str]:
     from torchvision import models
 
-    arguments: dict[str, Any] = {"num_classes": CLASSES}
+    arguments = torchvision_arguments(name, image_size)
+    arguments["num_classes"] = CLASSES
     if issubclass(_returned(name), models.ResNet):
         arguments["zero_init_residual"] = True
-    if name in ("googlenet", "inception_v3"):
-        # They warn unless told whether to draw weights their own, slow way.
-        arguments |= {"aux_logits": False, "init_weights": False}
-    if name.startswith("vit_"):
-        arguments["image_size"] = image_size
-    if name.startswith("maxvit_"):
-        arguments["input_size"] = (image_size, image_size)
     try:
         network = models.get_model(name, weights=None, **arguments)
     except NotImplementedError:  # of the meta device, not of the size
@@ -240,6 +234,18 @@ def _from_torchvision(name: str, channels: int, image_size: int) -> tuple[nn.Mod
     if channels != 3:
         _replace_first_convolution(network, channels)
     return network, head
+
+
+def torchvision_arguments(name: str, image_size: int) -> dict[str, Any]:
+    """What `torchvision.models.get_model` needs for the network of this name and size."""
+    if name in ("googlenet", "inception_v3"):
+        # They warn unless told whether to draw weights their own, slow way.
+        return {"aux_logits": False, "init_weights": False}
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name.startswith("maxvit_"):
+        return {"input_size": (image_size, image_size)}
+    return {}
 
 
 def _returned(name: str) -> type:

@@ -8,7 +8,7 @@ from .lars import LARS, parameter_groups
 from .loop import Trainer, TrainingDiverged, TrainingInterrupted
 from .presets import PRESETS, configure, override
 from .ranks import Ranks, joined
-from .reporting import JsonLinesLog, TensorBoardLog
+from .reporting import JsonLinesLog, MlflowLog, TensorBoardLog, Tracker, WandbLog
 from .schedule import learning_rate
 
 __all__ = [
@@ -17,12 +17,15 @@ __all__ = [
     "Feeding",
     "Hook",
     "JsonLinesLog",
+    "MlflowLog",
     "PretrainConfig",
     "Ranks",
     "TensorBoardLog",
+    "Tracker",
     "Trainer",
     "TrainingDiverged",
     "TrainingInterrupted",
+    "WandbLog",
     "configure",
     "joined",
     "learning_rate",

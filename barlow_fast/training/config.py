@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any, ClassVar, Optional
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-OPTIMIZERS = ("adamw", "lars")
+OPTIMIZERS = ("adamw", "lars", "sgd")
 PARALLEL = ("ddp", "fsdp")
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 STEMS = ("auto", "imagenet", "small")
@@ -70,7 +70,7 @@ class PretrainConfig:
     learning_rate: float = 2e-3  # peak, of weights
     bias_learning_rate: Optional[float] = None  # noqa: UP045 - of biases and norms
     reference_batch_size: Optional[int] = None  # noqa: UP045 - learning rates are per so many images
-    momentum: float = 0.9  # of LARS
+    momentum: float = 0.9  # of LARS and SGD
     trust_coefficient: float = 0.001  # of LARS
     weight_decay: float = 1e-4  # of weights; biases and norms have none
     warmup_epochs: int = 5
@@ -92,9 +92,11 @@ class PretrainConfig:
     checkpoint_minutes: float = 15.0  # and inside an epoch, after so much time
     keep_checkpoints: int = 2  # the newest and those before it
 
-    # What may differ between a stop and the run that goes on.
+    # What may differ between a stop and the run that continues. The learning rates of the steps to
+    # come are those of a run of the new number of epochs.
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
         {
+            "epochs",
             "backend",
             "compile",
             "checkpoint_activations",

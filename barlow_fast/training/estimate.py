@@ -127,11 +127,16 @@ def estimate_memory(
     return Memory(
         parameters=weights // shards,
         gradients=weights // shards,
-        optimizer=(2 if config.optimizer == "adamw" else 1) * weights // shards,
+        optimizer=_states(config) * weights // shards,
         activations=int(saved / 2 * micro / share),
         batch=views + 2 * embeddings,
         loss=int(plan.costs[plan.form].extra_bytes),
     )
+
+
+def _states(config: PretrainConfig) -> int:
+    """Tensors that the optimizer keeps of each weight."""
+    return 2 if config.optimizer == "adamw" else int(config.momentum > 0)
 
 
 def _saved_bytes(model: torch.nn.Module, channels: int, size: int, batch: int) -> int:

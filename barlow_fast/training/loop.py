@@ -87,6 +87,8 @@ class Trainer:
         network: what a step calls: `model`, or what wraps it on several ranks.
         folder_lock: of the checkpoint's folder; None: nobody else is kept from it.
         clock: seconds per phase of the steps since it was read.
+        options: of the command that started the run, by name, as far as no checkpoint holds them;
+            commands that are printed repeat them.
 
     Raises:
         ValueError: a batch larger than the data set or one that the ranks cannot share; no views
@@ -124,6 +126,7 @@ class Trainer:
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self.folder_lock: FolderLock | None = None
         self.hooks = list(hooks)
+        self.options: dict[str, Any] = {}
         self._failure: Exception | None = None
         # One for everything that reads images in this run: a bad one is reported once.
         self._bad = BadImages(self.feeding.on_bad_image)

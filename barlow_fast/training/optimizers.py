@@ -30,8 +30,10 @@ def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opt
     for group in groups:
         del group["weight_decay_filter"], group["lars_adaptation_filter"]
     # Sharded parameters have no fused kernel everywhere.
-    sharded = any(hasattr(p, "device_mesh") for p in model.parameters())
-    return torch.optim.AdamW(groups, lr=weights, fused=not sharded)
+    fused = not any(hasattr(p, "device_mesh") for p in model.parameters())
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=weights, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=weights, fused=fused)
 
 
 def set_learning_rates(

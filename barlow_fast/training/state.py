@@ -37,7 +37,10 @@ def check_complete(state: dict[str, Any], total_steps: int, steps_per_epoch: int
     check_fields(state)
     step, records = state["step"], len(state["history"])
     if step > total_steps:
-        raise ValueError(f"the checkpoint is of step {step}, the run has {total_steps}")
+        raise ValueError(
+            f"the checkpoint is of step {step}, the run has {total_steps}: epochs must be at least "
+            f"{-(-step // steps_per_epoch)}, got {total_steps // steps_per_epoch}"
+        )
     if records < step // steps_per_epoch:
         raise ValueError(f"the checkpoint has the records of {records} epochs at step {step}")
 
@@ -67,7 +70,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
             raise ValueError(f"the optimizer's {wrong[0]} is {_shown(theirs[wrong[0]])}")
 
 
-_STATE_NAMES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "LARS": {"momentum_buffer"}}
+_STATE_NAMES = {
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "LARS": {"momentum_buffer"},
+    "SGD": {"momentum_buffer"},
+}
 
 
 def _same_setting(ours: Any, theirs: Any) -> bool:

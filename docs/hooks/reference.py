@@ -1,7 +1,7 @@
 """A reference page per public module: every name of its `__all__`, from the docstrings.
 
-Public are the packages of barlow_fast that declare `__all__`, and the adapters. Modules are read,
-never imported, so the site needs no torch.
+Public are the packages of barlow_fast that declare `__all__`, the adapters, and the modules of
+`APART`. Modules are read, never imported, so the site needs no torch.
 """
 
 import ast
@@ -10,13 +10,17 @@ import re
 from documents import ROOT
 from mkdocs.structure.files import File
 
+# Each needs a library of its own, so no package imports them.
+APART = {"checkpoints/hub.py", "training/lightning.py"}
+
 
 def public_modules():
     """Dotted name -> (names in `__all__`, module docstring), in alphabetical order."""
     found = {}
     for path in sorted((ROOT / "barlow_fast").rglob("*.py")):
         package = path.name == "__init__.py"
-        if not package and path.parent.name != "adapters":
+        apart = path.relative_to(ROOT / "barlow_fast").as_posix() in APART
+        if not package and not apart and path.parent.name != "adapters":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = declared(tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +20,12 @@ from barlow_fast.export_commands import export as export_command
 from barlow_fast.models import build_encoder
 
 Save = Callable[..., Path]
-NEEDED = {"torchvision": (), "timm": (), "safetensors": ("safetensors",)}
-NEEDED["onnx"] = ("onnx", "onnxscript")
+NEEDED = {
+    "torchvision": ("torchvision",),
+    "timm": ("torchvision",),
+    "safetensors": ("safetensors",),
+}
+NEEDED["onnx"] = ("onnx", "onnxscript", "onnxruntime")
 
 
 def pretrained(name: str, size: int = 32, channels: int = 1, **arguments) -> Pretrained:
@@ -40,9 +45,17 @@ def pretrained(name: str, size: int = 32, channels: int = 1, **arguments) -> Pre
     )
 
 
+TINY = pretrained("small", size=12, channels=3, widths=(4,))
+
+
 @pytest.fixture(scope="module")
 def resnet() -> Pretrained:
     return pretrained("resnet18")
+
+
+@pytest.fixture(scope="module")
+def imagenet_resnet() -> Pretrained:
+    return pretrained("resnet18", size=65, channels=3)
 
 
 def names(folder: Path) -> list[str]:
@@ -54,31 +67,104 @@ def need(format: str) -> None:
         pytest.importorskip(library)
 
 
-def test_torchvision_reads_it(tmp_path: Path):
+def run_line(line: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a printed line loads."""
+    assert "\n" not in line
+    names: dict[str, object] = {}
+    exec(line, names)
+    model = names["model"]
+    if isinstance(model, nn.Module):
+        return model
+    return lambda images: torch.from_numpy(model(images.numpy()))
+
+
+@pytest.mark.parametrize("suffix", ["", ".pth", ".pt", ".bin", ".h5", ".safetensors", ".onnx"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_file_is_what_its_suffix_says_and_the_line_loads_it(
+    format: str, suffix: str, imagenet_resnet: Pretrained, tmp_path: Path
+):
+    need(format)
+    given = imagenet_resnet if exporting.ACCEPTED[format] is exporting.STATE_DICTS else TINY
+    path = tmp_path / f"it's{suffix}"
+    if suffix not in exporting.ACCEPTED[format]:
+        with pytest.raises(ValueError, match=rf"does not fit format '{format}': its files end in"):
+            export(given, path, format)
+        assert names(tmp_path) == []
+        return
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    line = export(given, path, format)
+    if suffix == ".safetensors":
+        assert load_encoder(path).architecture == given.architecture
+    elif format in ("torchvision", "timm"):
+        torch.load(path, weights_only=True)
+    if format == "timm":
+        pytest.importorskip("timm")
+    images = torch.randn(2, 3, given.image_size, given.image_size)
+    with torch.no_grad():
+        found, expected = run_line(line)(images), given.encoder(images)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "size", "channels"),
+    [
+        ("squeezenet1_1", "torchvision", 65, 3),  # its head is a convolution
+        ("mobilenet_v3_small", "torchvision", 65, 3),  # a head inside a sequence
+        ("timm:resnet10t", "timm", 65, 1),  # channels, and a deep stem
+        ("timm:vit_tiny_patch16_224", "timm", 48, 3),  # made for a size
+        ("small", "safetensors", 12, 1),
+    ],
+)
+def test_lines_have_the_arguments_that_the_network_needs(
+    name: str, format: str, size: int, channels: int, tmp_path: Path
+):
+    need(format)
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    given = pretrained(name, size, channels)
+    line = export(given, tmp_path / "encoder.safetensors", format)
+    images = torch.randn(2, channels, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(run_line(line)(images), given.encoder(images))
+
+
+def test_classifiers_of_torchvision_stay_what_they_are(imagenet_resnet: Pretrained, tmp_path: Path):
     torchvision = pytest.importorskip("torchvision")
-    given = pretrained("resnet18", size=65, channels=3)
-    export(given, tmp_path / "resnet18.pth", "torchvision")
+    export(imagenet_resnet, tmp_path / "resnet18.pth", "torchvision")
     network = torchvision.models.resnet18(weights=None)
     state = torch.load(tmp_path / "resnet18.pth", weights_only=True)
     missing = network.load_state_dict(state, strict=False)
     assert missing.missing_keys == ["fc.weight", "fc.bias"]
     assert not missing.unexpected_keys
-    network.fc = nn.Identity()
-    images = torch.randn(2, 3, 65, 65)
-    with torch.no_grad():
-        assert torch.equal(network.eval()(images), given.encoder(images))
     assert names(tmp_path) == ["resnet18.pth"]
 
 
-def test_timm_reads_it(tmp_path: Path):
-    timm = pytest.importorskip("timm")
-    given = pretrained("resnet18", size=65, channels=3)
-    export(given, tmp_path / "resnet18.pth", "timm")
-    network = timm.create_model("resnet18", num_classes=0).eval()
-    network.load_state_dict(torch.load(tmp_path / "resnet18.pth", weights_only=True))
+@pytest.mark.parametrize("format", ["torchvision", "timm"])
+def test_what_the_library_itself_cannot_load_gets_no_file(format: str, tmp_path: Path):
+    small_stem = pretrained("resnet18", size=32, channels=3)
+    message = rf"stem is 'small' \(3 x 3, no max-pool\), and {format}'s 'resnet18' has another"
+    with pytest.raises(ValueError, match=f"{message}: safetensors and onnx take any encoder"):
+        export(small_stem, tmp_path / "encoder.pth", format)
+    if format == "torchvision":
+        with pytest.raises(ValueError, match=r"take images of 3 channels, the encoder 1"):
+            export(pretrained("resnet18", size=65), tmp_path / "encoder.pth", format)
+    assert names(tmp_path) == []
+
+
+def test_timm_that_is_not_installed(
+    imagenet_resnet: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("torchvision")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "timm", None)
+        line = export(imagenet_resnet, tmp_path / "encoder.pth", "timm")
+        with pytest.raises(ModuleNotFoundError, match=r"barlow-fast\[timm\]"):
+            export(pretrained("small", size=12, widths=(4,)), tmp_path / "encoder.pth", "timm")
+    pytest.importorskip("timm")
     images = torch.randn(2, 3, 65, 65)
     with torch.no_grad():
-        torch.testing.assert_close(network(images), given.encoder(images))
+        torch.testing.assert_close(run_line(line)(images), imagenet_resnet.encoder(images))
 
 
 def test_safetensors_tell_all_about_it(resnet: Pretrained, tmp_path: Path):
@@ -122,23 +208,24 @@ def test_onnx_computes_it_for_any_number_of_images(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_difference_leaves_no_file_and_the_old_one_as_it_was(
-    format: str, resnet: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    format: str, imagenet_resnet: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     need(format)
     (tmp_path / "old").write_text("mine")
+    given = TINY if format == "onnx" else imagenet_resnet
     if format == "onnx":
 
         def other(model: object) -> Callable[[torch.Tensor], object]:
-            return lambda images: torch.rand(len(images), 512).numpy()
+            return lambda images: torch.rand(len(images), TINY.features).numpy()
 
         monkeypatch.setattr(exporting, "_onnx_runner", other)
     else:
-        state = resnet.encoder.state_dict()
+        state = imagenet_resnet.encoder.state_dict()
         changed = {key: value.clone() for key, value in state.items()}
         changed["layer4.1.bn2.bias"] += 1
         monkeypatch.setattr(exporting, "_state", lambda given: changed)
     with pytest.raises(RuntimeError, match="computes other features"):
-        export(resnet, tmp_path / "old", format)
+        export(given, tmp_path / "old", format)
     assert names(tmp_path) == ["old"]
     assert (tmp_path / "old").read_text() == "mine"
 
@@ -149,7 +236,7 @@ def test_what_a_format_cannot_tell(resnet: Pretrained, tmp_path: Path):
         with pytest.raises(ValueError, match=r"has no 'small'|timm has the keys of 'small'"):
             export(small, tmp_path / "encoder.pth", format)
     padded = pretrained("resnet18", stem="small-padding-2")
-    with pytest.raises(ValueError, match="stem is 'small-padding-2', which a state dict does not"):
+    with pytest.raises(ValueError, match="stem is 'small-padding-2'"):
         export(padded, tmp_path / "encoder.pth", "torchvision")
     with pytest.raises(ValueError, match=r"format must be one of torchvision.*'keras'"):
         export(resnet, tmp_path / "encoder.pth", "keras")
@@ -162,8 +249,8 @@ def test_what_a_format_cannot_tell(resnet: Pretrained, tmp_path: Path):
 
 def test_keys_that_timm_does_not_have(tmp_path: Path):
     pytest.importorskip("timm")
-    with pytest.raises(ValueError, match="cannot be exported as 'timm:convnext_tiny'"):
-        export(pretrained("convnext_tiny"), tmp_path / "encoder.pth", "timm")
+    with pytest.raises(ValueError, match="'convnext_tiny' cannot be exported for timm"):
+        export(pretrained("convnext_tiny", channels=3), tmp_path / "encoder.pth", "timm")
     assert names(tmp_path) == []
 
 
@@ -232,7 +319,7 @@ def test_the_command(resnet18, saved: Save, tmp_path: Path):
     assert done.exit_code == 0, done.output
     assert "resnet18 of a torchvision checkpoint, 512 features, 3 x 64 x 64" in done.output
     assert "assumed: mean (0.485, 0.456, 0.406), std" in done.output
-    assert "read back and compared" in done.output
+    assert "read back and compared\nload it with: import torch, torchvision; model" in done.output
     written = torch.load(tmp_path / "encoder.pth", weights_only=True)
     assert torch.equal(written["bn1.bias"], resnet18.state["bn1.bias"])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import apart_on_ranks
 import torch
-from scenarios import CONFIG, SCENARIOS, digits, gradients
+from scenarios import CONFIG, KINDS, SCENARIOS, digits, gradients
 from state_on_ranks import report
 
 from barlow_fast.training import Trainer, TrainingInterrupted, joined, parallel
@@ -23,14 +23,14 @@ def main(folder: Path) -> None:
                 found = gradients(trainer)
             if ranks.first:
                 torch.save(found, folder / f"{name}.pt")
-        for kind in ("ddp", "fsdp"):
+        for kind, changes in KINDS.items():
             path = folder / f"whole-{kind}.pt"
-            config = replace(CONFIG, parallel=kind, epochs=2)
+            config = replace(CONFIG, **changes, epochs=2)
             with Trainer(config, digits(), checkpoint_path=path, ranks=ranks) as trainer:
                 trainer.run()
                 scores = [record["knn"] for record in trainer.history]
                 assert (scores[-1] is not None) == ranks.first, scores
-                assert parallel.is_sharded(trainer.model) == (kind == "fsdp")
+                assert parallel.is_sharded(trainer.model) == (kind != "ddp")
         # One rank alone is told to stop: all do, at the same step, and the first one saves.
         path = folder / "stopped.pt"
         with Trainer(CONFIG, digits(), checkpoint_path=path, ranks=ranks) as trainer:

@@ -31,6 +31,12 @@ SCENARIOS = {
     "recomputed": {"checkpoint_activations": True},
     "sharded resnet": {"encoder": "resnet18", "parallel": "fsdp"},
 }
+# Whole runs on two ranks.
+KINDS = {
+    "ddp": {},
+    "fsdp": {"parallel": "fsdp"},
+    "sgd": {"parallel": "fsdp", "optimizer": "sgd", "learning_rate": 0.01},
+}
 
 
 def digits() -> ImageDataset:

@@ -281,7 +281,10 @@ def _(monkeypatch):
     assert plain.optimizer == 2 * weights
     views, embeddings = 2 * 64 * 8 * 8 * 4, 2 * 64 * 256 * 4
     assert plain.batch == views + 2 * embeddings
-    assert estimate_memory(replace(CONFIG, optimizer="lars"), 1, 8, CPU).optimizer == weights
+    for optimizer in ("lars", "sgd"):
+        kept = replace(CONFIG, optimizer=optimizer)
+        assert estimate_memory(kept, 1, 8, CPU).optimizer == weights
+        assert estimate_memory(replace(kept, momentum=0.0), 1, 8, CPU).optimizer == 0
     # Two numbers of 16 bits in the place of one.
     half = estimate_memory(replace(CONFIG, precision="bf16"), 1, 8, CPU)
     assert half.activations == pytest.approx(plain.activations / 2, abs=1)

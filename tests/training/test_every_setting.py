@@ -261,10 +261,16 @@ def _(around):
 def _(around):
     assert type(around.trainer(optimizer="lars").optimizer) is LARS
     assert type(around.trainer(optimizer="adamw").optimizer) is torch.optim.AdamW
+    assert type(around.trainer(optimizer="sgd").optimizer) is torch.optim.SGD
+    # The steps of LARS without its trust ratio.
+    assert_steps(
+        around, 3, optimizer="sgd", learning_rate=0.01, bias_learning_rate=0.02, momentum=0.6,
+        weight_decay=0.4,
+    )  # fmt: skip
 
 
-def assert_steps_of_lars(around: Surroundings, steps: int = 1, **settings: Any) -> None:
-    """The weights move as the text of `lars` says, with the numbers of the settings."""
+def assert_steps(around: Surroundings, steps: int = 1, **settings: Any) -> None:
+    """The weights move as the text of `lars` or SGD says, with the numbers of the settings."""
     config = replace(LARGE_STEPS, **settings)
     trainer = around.trainer(config)
     trainer.optimizer.param_groups[0]["lr"] = trainer.optimizer.param_groups[1]["lr"] = math.nan
@@ -283,7 +289,8 @@ def assert_steps_of_lars(around: Surroundings, steps: int = 1, **settings: Any) 
             if p.ndim > 1:
                 rate = scale * course * config.learning_rate
                 d = d + config.weight_decay * old
-                d = config.trust_coefficient * old.norm() / d.norm() * d
+                if config.optimizer == "lars":
+                    d = config.trust_coefficient * old.norm() / d.norm() * d
             momentum.mul_(config.momentum).add_(d)
             torch.testing.assert_close(
                 p.detach().double(), old - rate * momentum, rtol=2e-5, atol=1e-7
@@ -292,34 +299,34 @@ def assert_steps_of_lars(around: Surroundings, steps: int = 1, **settings: Any) 
 
 @case("learning_rate")
 def _(around):
-    assert_steps_of_lars(around, learning_rate=0.7)
+    assert_steps(around, learning_rate=0.7)
 
 
 @case("bias_learning_rate")
 def _(around):
-    assert_steps_of_lars(around, bias_learning_rate=0.01)
+    assert_steps(around, bias_learning_rate=0.01)
     # 0 is a rate, and None that of the weights.
-    assert_steps_of_lars(around, bias_learning_rate=0.0)
+    assert_steps(around, bias_learning_rate=0.0)
 
 
 @case("reference_batch_size")
 def _(around):
-    assert_steps_of_lars(around, reference_batch_size=8, bias_learning_rate=0.05)
+    assert_steps(around, reference_batch_size=8, bias_learning_rate=0.05)
 
 
 @case("momentum")
 def _(around):
-    assert_steps_of_lars(around, steps=3, momentum=0.6)
+    assert_steps(around, steps=3, momentum=0.6)
 
 
 @case("trust_coefficient")
 def _(around):
-    assert_steps_of_lars(around, trust_coefficient=0.05)
+    assert_steps(around, trust_coefficient=0.05)
 
 
 @case("weight_decay")
 def _(around):
-    assert_steps_of_lars(around, weight_decay=0.4)
+    assert_steps(around, weight_decay=0.4)
     trainer = around.trainer(weight_decay=0.4, warmup_epochs=0)
     expected = [p.detach().clone().requires_grad_() for p in trainer.model.parameters()]
     trainer.train_step()
@@ -542,7 +549,7 @@ LIMITS: dict[str, tuple[tuple, tuple]] = {
     "warmup_epochs": ((0, 100), (-1, 101)),
     "seed": ((0, 2**64 - 1), (-1, 2**64)),
     "precision": (("auto", "fp32", "bf16", "fp16"), ("fp64", "")),
-    "optimizer": (("adamw", "lars"), ("sgd",)),
+    "optimizer": (("adamw", "lars", "sgd"), ("adam", "SGD")),
     "parallel": (("ddp", "fsdp"), ("none",)),
     "compile": (("off", "default", "reduce-overhead", "max-autotune"), ("on",)),
     "stem": (("auto", "imagenet", "small"), ("large",)),
@@ -636,6 +643,7 @@ CHANGED = {
     "checkpoint_every": 3,
     "checkpoint_minutes": 1.0,
     "keep_checkpoints": 5,
+    "epochs": 4,
 }
 KEPT = {
     "views": "fashion-mnist",
@@ -645,7 +653,6 @@ KEPT = {
     "one_pass": True,
     "lambd": 0.01,
     "scale": 2.0,
-    "epochs": 4,
     "batch_size": 30,
     "micro_batch_size": 16,
     "optimizer": "lars",

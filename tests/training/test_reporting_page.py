@@ -5,7 +5,6 @@ from __future__ import annotations
 import html.parser
 import math
 import re
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -185,17 +184,6 @@ def test_the_page_tells_the_run(reported, trained):
     ):
         assert part in text, part
     assert re.search(r"effective rank \d+ of at most 64 \(\d+ with random weights\)", text)
-
-
-def test_commands_of_the_page_are_one_argument_per_path(reported):
-    text = Outline((reported / "report.html").read_text(encoding="utf-8")).text
-    commands = [shlex.split(line) for line in text.splitlines() if "barlow-fast " in line
-                for line in [line[line.index("barlow-fast "):]]]  # fmt: skip
-    checkpoint = str(Path("a folder") / "it's.pt")
-    assert ["barlow-fast", "evaluate", "knn", checkpoint] in commands
-    assert ["barlow-fast", "pretrain", "--resume", checkpoint] in commands
-    exported = str(Path("a folder") / "encoder.safetensors")
-    assert ["barlow-fast", "export", checkpoint, exported, "--format", "safetensors"] in commands
 
 
 def test_the_weights_before_training_are_built_again(trained):

@@ -3,6 +3,7 @@ counted as it says."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from barlow_fast.training import (
 )
 from barlow_fast.training.clock import PHASES, StepClock
 from barlow_fast.training.feeding import choose_views, image_size
+from barlow_fast.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
+OPTIMIZERS = ["adamw", "lars", "sgd"]
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def assert_equal(ours: Any, theirs: Any, path: str = "") -> None:
         assert ours == theirs, path
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_part_of_the_state_is_restored(config, small_digits, optimizer: str):
     config = replace(config, optimizer=optimizer)
     trainer = stopped(config, small_digits)
@@ -132,7 +135,7 @@ def test_every_part_of_the_state_is_restored(config, small_digits, optimizer: st
                 assert_equal(elsewhere(fresh), state[other], other)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("steps", [1, 7, 9])
 def test_a_resumed_run_ends_with_the_same_bits_dropout_included(
     config, small_digits, tmp_path, optimizer: str, steps: int
@@ -159,6 +162,49 @@ def test_a_resumed_run_ends_with_the_same_bits_dropout_included(
             record.pop(name)
     for name in ours.keys() - timed:
         assert_equal(ours[name], theirs[name], name)
+
+
+class StopAt(Hook):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, trainer, step):
+        trainer.stop_requested = trainer.step == self.step
+
+
+@pytest.mark.parametrize("done", [4, 12])  # steps: inside the first epoch, and a run at its end
+def test_a_run_goes_on_for_more_epochs(config, small_digits, tmp_path, done: int):
+    """With the rates of a run of the new length, and with the same bits however often it stops."""
+    path, longer = tmp_path / "checkpoint.pt", replace(config, epochs=4)
+    first = Trainer(config, small_digits, checkpoint_path=path, hooks=[StopAt(done)])
+    with contextlib.suppress(TrainingInterrupted):
+        first.run()
+    assert (first.step, first.total_steps) == (done, 12)
+    before = path.read_bytes()
+    whole = Trainer(longer, small_digits)
+    whole.resume(path)
+    whole.run()
+    parts = Trainer(longer, small_digits, checkpoint_path=path, hooks=[StopAt(17)])
+    parts.resume(path)
+    with pytest.raises(TrainingInterrupted):
+        parts.run()
+    parts = Trainer(longer, small_digits)
+    parts.resume(path)
+    parts.run()
+    assert_equal(dict(parts.model.state_dict()), dict(whole.model.state_dict()))
+    assert [record["epoch"] for record in whole.history] == [1, 2, 3, 4]
+    last_steps = {6 * epoch - 1: record for epoch, record in enumerate(whole.history, 1)}
+    for step, record in last_steps.items():
+        total = 12 if step < done else 24
+        expected = learning_rate(step, total, config.learning_rate, 6, config.final_learning_rate)
+        assert record["learning_rate"] == expected
+    path.write_bytes(before)
+    refused = Trainer(replace(config, epochs=1, warmup_epochs=1), small_digits)
+    if done > 6:
+        with pytest.raises(ValueError, match="epochs must be at least 2, got 1"):
+            refused.resume(path)
+    else:
+        refused.resume(path)
 
 
 def test_the_scale_of_float16_is_restored(config, small_digits):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ended import SECONDS, running, until
 from launched import LAUNCH, torchrun
-from scenarios import CONFIG, SCENARIOS, digits, gradients
+from scenarios import CONFIG, KINDS, SCENARIOS, digits, gradients
 from typer.testing import CliRunner
 
 from barlow_fast.commands import app
@@ -32,11 +32,11 @@ def test_gradients_are_those_of_one_process_with_the_global_batch(two_ranks: Pat
         assert error <= 2e-4 * value.double().norm() + 1e-6, (key, error, value.norm())
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_process_goes_on_from_the_checkpoint_of_two(two_ranks: Path, kind: str, tmp_path):
     state = load_checkpoint(two_ranks / f"whole-{kind}.pt")
     assert state["ranks"] == 2
-    config = replace(CONFIG, parallel=kind)
+    config = replace(CONFIG, **KINDS[kind])
     with Trainer(config, digits()) as whole, Trainer(config, digits()) as resumed:
         whole.run()
         resumed.load_state_dict(state)

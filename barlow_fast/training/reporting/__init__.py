@@ -7,11 +7,15 @@ Here is what needs torch alone; `progress` needs rich, `figures` matplotlib, `pa
 from .finishing import Report, report_run
 from .lines import JsonLinesLog
 from .tensorboard_log import TensorBoardLog, why_no_tensorboard
+from .trackers import MlflowLog, Tracker, WandbLog
 
 __all__ = [
     "JsonLinesLog",
+    "MlflowLog",
     "Report",
     "TensorBoardLog",
+    "Tracker",
+    "WandbLog",
     "report_run",
     "why_no_tensorboard",
 ]

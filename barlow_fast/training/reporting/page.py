@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ..clock import PHASES
 from ..hooks import Record
 from ..monitors import CRITERION, has_collapsed
 from ..watching import Portrait
+from .commands import next_commands
 from .figures import printable
 from .pace import duration
 from .page_template import TEMPLATE
@@ -101,7 +101,7 @@ def content(
             for key, file in figures.items()
             if key in CAPTIONS
         ],
-        "commands": _commands(trainer.checkpoint_path, config.encoder),
+        "commands": [(what, printable(command)) for what, command in next_commands(trainer)],
         "settings": settings,
         "facts": {
             key: "\n".join(map(printable, value.split("\n")))
@@ -208,25 +208,6 @@ def _facts(trainer: Trainer, provenance: Record) -> dict[str, str]:
     if trainer.loader.bad_images:
         facts["skipped"] = f"{len(trainer.loader.bad_images)} images that cannot be read"
     return facts
-
-
-def _commands(checkpoint: Path | None, encoder: str) -> list[tuple[str, str]]:
-    if checkpoint is None:
-        return []
-    file = shlex.quote(str(checkpoint))
-    encoder_file = shlex.quote(str(checkpoint.with_name("encoder.safetensors")))
-    return [
-        (what, printable(command))
-        for what, command in (
-            ("score it by its neighbours", f"barlow-fast evaluate knn {file}"),
-            ("train a linear classifier on it", f"barlow-fast evaluate linear {file}"),
-            (
-                "hand the encoder to other programs",
-                f"barlow-fast export {file} {encoder_file} --format safetensors",
-            ),
-            ("continue it, where it was stopped", f"barlow-fast pretrain --resume {file}"),
-        )
-    ]
 
 
 def _plain(value: Any) -> str:
