@@ -224,7 +224,10 @@ def pretrain(
     ] = True,
     logger: Annotated[
         list[str] | None,
-        typer.Option(help="wandb or mlflow: curves there too. May be given twice."),
+        typer.Option(
+            help="Service that gets the curves too: wandb or mlflow; may be given twice.",
+            show_default="none",
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:

@@ -72,10 +72,10 @@ def export(pretrained: Pretrained, path: Path | str, format: Format = "torchvisi
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     path = Path(path)
+    check_export(path, [] if pretrained.path is None else [pretrained.path])
     if path.suffix not in ACCEPTED[format]:
         names = ", ".join(filter(None, ACCEPTED[format]))
         raise ValueError(f"{path} does not fit format {format!r}: its files end in {names}")
-    check_export(path, [] if pretrained.path is None else [pretrained.path])
     check_weights(pretrained.encoder)
     plain = replace(pretrained, encoder=_plain(pretrained.encoder))
     with whole_file(path) as temporary:

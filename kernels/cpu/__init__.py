@@ -60,7 +60,7 @@ def _problem() -> str | None:
         torch.ops.load_library(libraries[0])
     except OSError as error:
         return f"the native CPU kernels do not load into torch {torch.__version__}: {error}"
-    wanted = word("BARLOW_FAST_CPU_INSTRUCTION_SET", INSTRUCTION_SETS)
+    wanted = word("BARLOW_FAST_CPU_INSTRUCTION_SET", (*INSTRUCTION_SETS[1:], EMULATED))
     if wanted:
         use_instruction_set(wanted)
     return None
