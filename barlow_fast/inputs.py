@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,6 +52,26 @@ def open_regular(path: str | bytes | Path, largest: int | None = None) -> Binary
     return os.fdopen(open_descriptor(path, largest), "rb", buffering=0)
 
 
+@contextlib.contextmanager
+def needed_for(purpose: str, extra: str = "train") -> Iterator[None]:
+    """For imports of optional libraries.
+
+    Args:
+        purpose: what needs them.
+        extra: of this package, which brings them.
+
+    Raises:
+        ModuleNotFoundError: one is not installed; the message names it and the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{purpose} needs {library}: pip install 'barlow-fast[{extra}]'", name=error.name
+        ) from error
+
+
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
@@ -75,7 +97,8 @@ def parse_yaml(text: str) -> Any:
             `MOST_NODES` nodes.
         ImportError: PyYAML is missing (`pip install barlow-fast[train]`).
     """
-    import yaml
+    with needed_for("a YAML file or NAME=VALUE"):
+        import yaml
 
     if len(text) > LARGEST_YAML:
         raise ValueError(f"not YAML that anybody needs: it has more than {LARGEST_YAML} characters")

@@ -33,6 +33,7 @@ from .files import (
     remove_abandoned,
     write_whole,
 )
+from .inputs import needed_for
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -532,7 +533,8 @@ def _planned_data(
 
 def _as_yaml(config: PretrainConfig) -> str:
     """All settings, as `--config` takes them."""
-    import yaml
+    with needed_for("a run's file of settings"):
+        import yaml
 
     return f"{HEADER}\n{yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip()}"
 

@@ -25,9 +25,10 @@ from ended import SECONDS
 from PIL import Image
 from typer.testing import CliRunner
 
-from barlow_fast import cli, terminal
+from barlow_fast import cli, inputs, terminal
+from barlow_fast.checkpoints.reading import optional_library
 from barlow_fast.commands import app
-from barlow_fast.data import PRESETS
+from barlow_fast.data import PRESETS, datasets
 from barlow_fast.data.faults import decode
 from barlow_fast.kernels import environment
 from barlow_fast.models import build_encoder
@@ -410,3 +411,25 @@ def test_commands_end_without_a_traceback(here: Path, count: int):
     generator = random.Random(count)
     for _ in range(count):
         run(*command(generator))
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "need"),
+    [
+        ("yaml", "train", lambda: inputs.parse_yaml("a: 1")),
+        ("yaml", "train", lambda: PRESETS["imagenet"].to_yaml()),
+        ("sklearn", "train", lambda: datasets.load("digits")),
+        ("torchvision", "train", lambda: datasets._download(Path("nowhere"))),
+        ("torchvision", "train", lambda: build_encoder("resnet18", channels=3, image_size=8)),
+        ("timm", "timm", lambda: build_encoder("timm:resnet18", channels=3, image_size=8)),
+        ("safetensors", "export", lambda: optional_library("safetensors", "export", "a file")),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(monkeypatch, library: str, extra: str, need):
+    monkeypatch.setitem(sys.modules, library, None)
+    for name in [name for name in sys.modules if name.startswith(f"{library}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"needs {library}: pip install 'barlow-fast\[{extra}\]'"
+    ):
+        need()

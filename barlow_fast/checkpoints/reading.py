@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..files import check_output
-from ..inputs import open_descriptor
+from ..inputs import needed_for, open_descriptor
 from . import archive
 
 # The entry of a safetensors file's metadata that ours carry.
@@ -190,12 +190,8 @@ def optional_library(name: str, extra: str, purpose: str) -> ModuleType:
     Raises:
         ModuleNotFoundError: it is not installed; the message names the extra that brings it.
     """
-    try:
+    with needed_for(purpose, extra):
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{purpose} needs {error.name}: pip install 'barlow-fast[{extra}]'", name=error.name
-        ) from error
 
 
 def _is_safetensors(start: bytes) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..inputs import needed_for
 from .idx import read_idx
 from .records import CIFAR_10, CIFAR_100, CifarFiles, cifar, stl10
 
@@ -118,7 +119,8 @@ def load_digits(data_dir: Path | None = None) -> ImageDataset:
     """scikit-learn's handwritten digits, 1797 images of 8 x 8 pixels that come with the package."""
     if data_dir is not None:
         raise ValueError("the digits come with scikit-learn: they take no data directory")
-    from sklearn.datasets import load_digits as load_from_sklearn
+    with needed_for("the data set digits"):
+        from sklearn.datasets import load_digits as load_from_sklearn
 
     bunch = load_from_sklearn()
     # 17 levels of gray, 0 to 16, stretched over a byte.
@@ -176,7 +178,8 @@ def _fashion_mnist_folder(data_dir: Path | None) -> Path:
 
 
 def _download(root: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
+    with needed_for("the download of Fashion-MNIST"):
+        from torchvision.datasets import FashionMNIST
 
     try:
         FashionMNIST(str(root), download=True)

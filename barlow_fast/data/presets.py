@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from ..inputs import parse_yaml, read_yaml
+from ..inputs import needed_for, parse_yaml, read_yaml
 from .faults import printable
 from .views import ViewSpecification, shown
 
@@ -82,7 +82,8 @@ class Views:
         Raises:
             ImportError: PyYAML is missing (`pip install barlow-fast[train]`).
         """
-        import yaml
+        with needed_for("views as YAML"):
+            import yaml
 
         content = {
             "name": self.name,

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..inputs import needed_for
 from .small import SmallEncoder
 
 Stem = Literal["auto", "imagenet", "small", "small-padding-2", "small-without-relu"]
@@ -188,7 +189,8 @@ def _network(name: str, channels: int, image_size: int) -> tuple[nn.Module, str 
     """The network without its head, and the head's name in the state dict."""
     if name.startswith(TIMM):
         return _from_timm(name.removeprefix(TIMM), channels, image_size)
-    from torchvision import models
+    with needed_for(f"encoder {name!r}"):
+        from torchvision import models
 
     names = models.list_models(module=models)
     if name in names:
@@ -286,13 +288,8 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
 
 
 def _from_timm(name: str, channels: int, image_size: int) -> tuple[nn.Module, str | None]:
-    try:
+    with needed_for(f"encoder 'timm:{name}'", "timm"):
         import timm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"encoder 'timm:{name}' needs {error.name}: pip install 'barlow-fast[timm]'",
-            name=error.name,
-        ) from error
     names = timm.list_models()
     if name.split(".", 1)[0] not in names:
         raise ValueError(_unknown(name, names, True))
