@@ -87,10 +87,13 @@ def version_line() -> str:
     import torch
 
     from . import __version__
-    from .kernels import why_unusable
+    from .kernels import cpu, why_unusable
 
     problem = why_unusable("cpu", torch.device("cpu"))
-    native = f"no native kernels ({problem})" if problem else "native kernels"
+    if problem is None:
+        native = f"native kernels for {cpu.instruction_set()}"
+    else:
+        native = f"no native kernels: {problem}"
     return f"barlow-fast {__version__}, torch {torch.__version__}, {native}"
 
 

@@ -29,7 +29,7 @@ _STL10 = Views(
 VIEWS_OF = {"cifar10": PRESETS["cifar"], "cifar100": PRESETS["cifar"], "stl10": _STL10}
 
 # (training images, channels, pixels a side) of data sets that may not be at hand, for plans: as
-# their publishers tell them; files stand for ImageNet.
+# their publishers state them; files stand for ImageNet.
 NOMINAL = {
     "fashion-mnist": (60_000, 1, 28),
     "cifar10": (50_000, 3, 32),
