@@ -481,7 +481,7 @@ def _print_plan(
         feeding.open(source, views, config, ranks).close()
     with ranks.together("the results"):
         if ranks.first:
-            _check_out(out, data)
+            _check_out(out, config, data)
             if out is not None:
                 _check_unused(out, resume)
             _try_out(out if out is not None or resume is None else resume.parent)
@@ -568,7 +568,7 @@ def _prepare(
         folder = Path()
         with ranks.together("the results"):
             if ranks.first:
-                _check_out(out, data)
+                _check_out(out, config, data)
                 folder = _output_folder(out, _name(config), resume)
                 trainer.folder_lock = FolderLock(
                     folder, lambda line: console.print(line, markup=False)
@@ -596,14 +596,15 @@ def _prepare(
     return trainer, folder
 
 
-def _check_out(out: Path | None, data: ImageDataset | Source) -> None:
-    """Refuses a folder whose figures would become data."""
-    images = getattr(data, "root", None)
-    if out is not None and images is not None and is_inside(out, images):
-        raise ValueError(
-            f"--out {out} lies in the folder of the images, {images}, and its figures would be "
-            "taken for some of them: choose another folder"
-        )
+def _check_out(out: Path | None, config: PretrainConfig, data: ImageDataset | Source) -> None:
+    """Refuses a folder whose figures would become data, or a part of them."""
+    named = Path(config.dataset) if is_path(config.dataset) else None
+    for images in (named, getattr(data, "root", None)):
+        if None not in (out, images) and os.path.isdir(images) and is_inside(out, images):
+            raise ValueError(
+                f"--out {out} lies in the folder of the images, {images}, and its figures would be "
+                "taken for some of them: choose another folder"
+            )
 
 
 def _try_out(out: Path | None) -> None:

@@ -18,7 +18,7 @@ from ended import SECONDS, running
 from PIL import Image
 from typer.testing import CliRunner
 
-from barlow_fast import cli
+from barlow_fast import cli, pretrain_commands
 from barlow_fast.commands import app
 from barlow_fast.training import PretrainConfig, load_checkpoint
 
@@ -354,3 +354,11 @@ def test_packages_name_the_extra_that_they_need():
         "        raise AssertionError(name)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=SECONDS)
+
+
+def test_results_beside_the_parts_of_the_images_are_refused(tmp_path):
+    """Their figures would be one more part in the next run."""
+    config, data = SimpleNamespace(dataset=str(tmp_path)), SimpleNamespace(root=tmp_path / "train")
+    with pytest.raises(ValueError, match=r"--out .*run lies in the folder of the images"):
+        pretrain_commands._check_out(tmp_path / "run", config, data)
+    pretrain_commands._check_out(tmp_path.parent / "run", config, data)

@@ -209,6 +209,19 @@ def _(tmp_path, monkeypatch):
     assert [call["every"] for call in told] == [3, 10]
 
 
+@case(training.Tracker, "folder", "every")
+@case(training.WandbLog, "folder", "every")
+@case(training.MlflowLog, "folder", "every")
+def _(tmp_path, monkeypatch):
+    from barlow_fast.training.reporting import trackers
+
+    told = record_calls(monkeypatch, trackers, "StepReadings", lambda every: None)
+    for tracker in (training.Tracker, training.WandbLog, training.MlflowLog):
+        assert tracker(str(tmp_path), 3).folder == tmp_path
+        tracker(tmp_path)
+    assert [call["every"] for call in told] == 3 * [3, 10]
+
+
 # Processes.
 
 

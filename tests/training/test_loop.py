@@ -161,7 +161,7 @@ def test_another_seed_is_another_run(small_config, small_digits):
         ({"projector": (32, 128)}, "projector"),
         ({"encoder_widths": (8, 8)}, "encoder_widths"),
         ({"seed": 5}, "seed"),
-        ({"epochs": 5}, "epochs"),
+        ({"warmup_epochs": 2}, "warmup_epochs"),
         ({"batch_size": 16}, "batch_size"),
     ],
 )

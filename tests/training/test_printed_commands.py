@@ -97,7 +97,9 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return start
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(k, marks=[pytest.mark.slow] * (k == "classes")) for k in KINDS]
+)
 def test_every_command_of_the_report_runs(name: str, started):
     pytest.importorskip("safetensors")
     out, protocols, result = started(name, "--ignore-memory")
@@ -117,7 +119,9 @@ def test_every_command_of_the_report_runs(name: str, started):
     assert (state["epoch"], state["config"]["epochs"]) == (2, 2)
 
 
-@pytest.mark.parametrize("name", ["data directory", "classes"])
+@pytest.mark.parametrize(
+    "name", ["data directory", pytest.param("classes", marks=pytest.mark.slow)]
+)
 def test_the_command_printed_at_a_stop_continues(
     name: str, started, monkeypatch: pytest.MonkeyPatch
 ):

@@ -72,7 +72,7 @@ def test_what_is_written_as_yaml_reads_back(tmp_path: Path):
         ("projector: 64", r"projector must be whole numbers such as \[512, 512, 1024\], got 64"),
         ("epochs: 0", r"epochs must be at least 1"),
         ("epochs: null", r"epochs must be a whole number, got None"),
-        ("optimizer: sgd", r"optimizer must be one of"),
+        ("optimizer: adam", r"optimizer must be one of"),
         ("lambd: 1" + 400 * "0", r"lambd is too large"),
         ("epochs: 3\nepochs: 4", r"epochs: twice"),
         ("[epochs]: 3", r"not YAML"),

@@ -54,6 +54,17 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(two_ranks: Path, kind: s
         assert theirs["knn"] is not None
 
 
+def test_ranks_go_on_for_more_epochs(two_ranks: Path):
+    state = load_checkpoint(two_ranks / "longer.pt")
+    assert (state["step"], state["config"]["epochs"]) == (12, 3)
+    with Trainer(replace(CONFIG, epochs=3), digits()) as alone:
+        alone.resume(two_ranks / "whole-ddp.pt")
+        alone.run()
+    for ours, theirs in zip(alone.history, state["history"], strict=True):
+        assert theirs["learning_rate"] == ours["learning_rate"]
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
+
+
 def test_a_stop_of_one_rank_stops_all(two_ranks: Path):
     assert [(two_ranks / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
     assert load_checkpoint(two_ranks / "stopped.pt")["step"] == 1
