@@ -67,7 +67,7 @@ class Picture:
         caption: what is seen, in words; also the text for those who cannot see it.
         data: all that is drawn, as JSON can hold it.
         draw: data -> matplotlib's figure.
-        main: whether it stands in Markdown; the page in HTML has all.
+        main: whether it stands in the README at the root; the page of its suite has all.
     """
 
     name: str

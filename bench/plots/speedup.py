@@ -71,6 +71,14 @@ def compared(group: Group, against: str) -> Data | None:
     return {"only": "others"} if ours and any(map(_timed, others.values())) else None
 
 
+def extremes(cells: Sequence[Data]) -> tuple[str, str, str, str]:
+    """The number of shapes where ours is faster and slower; the least and the most speedup."""
+    ends = (choose(cells, key=lambda cell: cell["ratio"]) for choose in (min, max))
+    slower = sum(cell["ratio"] < 1 for cell in cells)
+    least, most = (f"{times(cell['ratio'])} at {cell['n']} × {cell['d']}" for cell in ends)
+    return str(len(cells) - slower), str(slower), least, most
+
+
 def _timed(row: Row) -> bool:
     return any(drawing.number(row.get(key)) for key in MEASURES)
 

@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def test_the_page_shows_a_gpu_beside_a_cpu_with_both_times(folder):
-    text = report.page(report.machine_files(folder))
+    text = report.page("loss", report.machine_files(folder))
     for part in (
         "Example CPU", "Example GPU (100 multiprocessors, 80 GiB, 50 MiB of L2), driver 580.1",
         "with `make gpu`", "commit abc (sources 0123456789ab)", "Triton 3.6.0",
@@ -89,7 +89,7 @@ def test_the_readme_shows_the_main_shapes_only(folder):
     assert "1024 × 512" not in block
     assert "**float16 inputs" not in block
     assert "Percentiles" not in block
-    assert "**float16 inputs" in report.page(report.machine_files(folder))
+    assert "**float16 inputs" in report.page("loss", report.machine_files(folder))
 
 
 def test_without_rows_of_a_gpu_no_gpu_is_mentioned(tmp_path):
@@ -108,7 +108,7 @@ def test_memory_of_a_gpu(folder):
     problem = {k: v for k, v in row.items() if "extra" not in k and "bytes" not in k}
     problem |= {"peer": "official", "problem": "out of memory (asked for 8.00 GiB)"}
     results.merge(folder / "gpu-example-gpu.jsonl", [row, problem])
-    text = report.page(report.machine_files(folder))
+    text = report.page("memory", report.machine_files(folder))
     inputs = "bfloat16 inputs under bfloat16 autocast"
     assert f"| 512 × 65536 | {inputs} | barlow_fast | 32.0 | 0.25 |" in text
     assert f"| 512 × 65536 | {inputs} | official | no memory | – |" in text

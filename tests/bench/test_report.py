@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_page_states_machine_date_command_and_every_number(folder):
-    text = report.page(report.machine_files(folder))
+    text = report.page("loss", report.machine_files(folder))
     for part in ("Example CPU", "2026-01-02", "`python -m bench loss`", "fp32 GEMM 100 GFLOP/s"):
         assert part in text
     assert "| 256 × 8192 | 10 | **12.5** | 80% |" in text
@@ -46,7 +46,9 @@ def test_page_states_machine_date_command_and_every_number(folder):
 
 def test_missing_peers_leave_a_dash(folder):
     results.merge(folder / "cpu-example.jsonl", [row("ours", 3.0, n=64, d=64)])
-    assert "| 64 × 64 | 10 | **3** | 333% | – | – |" in report.page(report.machine_files(folder))
+    assert "| 64 × 64 | 10 | **3** | 333% | – | – |" in report.page(
+        "loss", report.machine_files(folder)
+    )
 
 
 def test_measuring_again_replaces_the_whole_group(folder):
@@ -79,16 +81,27 @@ def test_memory_table(folder):
         "provenance": ORIGIN,
     }  # fmt: skip
     results.merge(folder / "cpu-example.jsonl", [rows])
-    text = report.page(report.machine_files(folder))
+    text = report.page("memory", report.machine_files(folder))
     assert "| 512 × 65536 | 256 MiB, float32 | barlow_fast | 64.0 | 0.25 |" in text
+
+
+def test_the_index_links_suites_with_rows_and_sums_up_the_speedups(folder):
+    text = report.index(report.machine_files(folder))
+    assert "- [Loss: forward + backward](loss.md)" in text
+    assert "memory.md" not in text
+    official = "| Example CPU, 2 cores | float32 | Against the official one | 1 | 0 |"
+    assert f"{official} 100× at 256 × 8192 | 100× at 256 × 8192 |" in text
+    assert "0.80× at 256 × 8192" in text
+    assert "- Example CPU, 2 cores, float32: Slower from the least N/D on" in text
 
 
 def test_the_committed_tables_are_those_of_the_committed_rows():
     files = report.machine_files(results.FOLDER)
     if not files:
         pytest.skip("no results are committed yet")
-    page = results.FOLDER / "README.md"
-    assert page.read_text(encoding="utf-8") == report.page(files)
+    for path, text in report.generated(results.FOLDER, results.FOLDER / "none", False).items():
+        if path.suffix == ".md":
+            assert path.read_text(encoding="utf-8") == text, "run: python -m bench report"
     blocks = (
         report.blocks(report.README.read_text(encoding="utf-8")) if report.README.exists() else {}
     )
