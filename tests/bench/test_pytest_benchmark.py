@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from bench import floor, provenance
+from bench import provenance
 from bench.peers import official
 
 OPTIONS = ("-p", "no:cacheprovider", "--benchmark-warmup=off", "--benchmark-max-time=0.01")
