@@ -8,7 +8,6 @@ import pytest
 
 from bench import devices, peers
 from bench.inputs import parse_shapes, parse_variants
-from bench.loss.grid import QUICK_SHAPES
 
 DTYPES = "fp32,bf16-autocast"
 
@@ -68,9 +67,10 @@ def _cases(config: pytest.Config) -> list[tuple]:
     there is no such device."""
     option = config.getoption
     kind = option("--device")
-    known = devices.choose(kind).variants
-    shapes = QUICK_SHAPES if option("--shapes") is None else parse_shapes(option("--shapes"))
+    device = devices.choose(kind)
+    shapes = option("--shapes") and parse_shapes(option("--shapes"))
+    variants = parse_variants(option("--dtypes"), device.variants)
     chosen = peers.choose(option("--peers"), kind)
     if option("--peers") is None:
         chosen = [peer for peer in chosen if not peer.compiles]
-    return list(itertools.product(shapes, parse_variants(option("--dtypes"), known), chosen))
+    return list(itertools.product(shapes or device.grid.quick, variants, chosen))

@@ -10,7 +10,28 @@ def table_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table: the first column to the left, the others to the right."""
-    rule = ["---", *["---:"] * (len(heads) - 1)]
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table: the first columns to the left, the others to the right."""
+    rule = [*["---"] * left, *["---:"] * (len(heads) - left)]
     return "\n".join(map(table_line, (heads, rule, *lines)))
+
+
+def details(title: str, text: str) -> str:
+    """What a reader opens to see."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def short(value: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def rate(value: float) -> str:
+    """The same for what is read by its size: 12,300."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def times(ratio: float) -> str:
+    """How many times as fast."""
+    digits = 0 if ratio >= 20 else 1 if ratio >= 2 else 2
+    return f"{ratio:.{digits}f}×"

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ def last_level_cache() -> int:
     return max(sizes, default=DEFAULT_CACHE)
 
 
+def two_cores() -> set[int] | None:
+    """Two of the cores that this process may use; None where the system does not tell."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return None if affinity is None else set(sorted(affinity(0))[:2])
+
+
 def instruction_set() -> str | None:
     """What the native CPU kernels use; None where they cannot run."""
     if why_unusable("cpu", torch.device("cpu")) is not None:
@@ -104,6 +111,12 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def versions(packages: Sequence[str]) -> str:
+    """Installed packages with their versions."""
+    found = ((name, version(name)) for name in packages)
+    return ", ".join(f"{name} {number}" for name, number in found if number is not None)
 
 
 def commit() -> str | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from barlow_fast.files import write_whole
 from bench import markdown, plots, provenance, results, suites
-from bench.optional import typer
+from bench.cli import Option
 from bench.plots import drawing, speedup
 from bench.plots.drawing import Picture
 from bench.results import Row
@@ -31,11 +32,11 @@ LAST = ("scaling", "compilation")
 
 def command(
     folder: Annotated[
-        Path, typer.Option("--results", help="Folder of the JSON Lines files.")
+        Path, Option("Folder of the JSON Lines files.", name="--results")
     ] = results.FOLDER,
-    readme: Annotated[Path, typer.Option(help="File whose marked blocks are rewritten.")] = README,
+    readme: Annotated[Path, Option("File whose marked blocks are rewritten.")] = README,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit with 1 if anything is out of date.")
+        bool, Option("Write nothing; exit with 1 if anything is out of date.")
     ] = False,
 ) -> None:
     """Generate tables and figures from the results."""
@@ -48,14 +49,14 @@ def command(
         if not check:
             _write(path, text)
         done = "removed" if text is None else "written"
-        typer.echo(f"{path} {'is out of date' if check else done}")
+        print(f"{path} {'is out of date' if check else done}")
     if lacking:
-        typer.echo("figures are left as they are: they need matplotlib", err=True)
-        raise typer.Exit(1)
+        print("figures are left as they are: they need matplotlib", file=sys.stderr)
+        raise SystemExit(1)
     if check and stale:
-        raise typer.Exit(1)
+        raise SystemExit(1)
     if not stale:
-        typer.echo("everything is up to date")
+        print("everything is up to date")
 
 
 def generated(folder: Path, readme: Path, draw: bool = True) -> dict[Path, str | None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import torch
 
 from bench import agreement
 from bench.inputs import Variant, rotation
@@ -42,7 +41,6 @@ def _checked(device, n: int, d: int, variant: Variant, peer: Peer):
 
     def call() -> None:
         agreement.run(loss, next(turns), variant)
-        if device.kind == "cuda":
-            torch.cuda.synchronize()
+        device.synchronize()
 
     return call

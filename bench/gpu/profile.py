@@ -16,9 +16,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from bench import agreement, devices
+from bench import agreement, devices, exits
 from bench.devices import brief
-from bench.gpu import exits
 from bench.inputs import CUDA_VARIANTS, parse_shapes, parse_variants, random_pair
 from bench.peers import Peer, choose
 

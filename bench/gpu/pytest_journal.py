@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import exits
-from bench.gpu.journal import Journal, finished, lost
+from bench import exits
+from bench.journal import Journal, finished, lost
 
 OWN = ("barlow_fast", "bench", "kernels")  # not to be missing
 TEXT = 2000  # characters of a failure that are kept

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -114,3 +114,12 @@ def choose(names: str | None, kind: str = "cpu") -> list[Peer]:
         if name not in known:
             raise ValueError(f"unknown peer {name!r}; known are {ALL} and {', '.join(known)}")
     return [peer for name, peer in known.items() if name in wanted]
+
+
+def available(peers: Sequence[Peer]) -> list[Peer]:
+    """The peers that can run here; prints why the others cannot."""
+    reasons = {peer.name: peer.unavailable() for peer in peers}
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{name} is left out: {reason}")
+    return [peer for peer in peers if reasons[peer.name] is None]

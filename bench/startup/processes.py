@@ -38,6 +38,8 @@ MODULES = {
 }
 COMPILED_OFFICIAL = f"official{COMPILED}"
 PEERS = ("ours", "official", "gram-plain", *list(MODULES)[1:], COMPILED_OFFICIAL)
+# Ours compiles nothing on a CPU; on a GPU its kernels are compiled when first called.
+COMPILING = {"cpu": (COMPILED_OFFICIAL,), "cuda": (COMPILED_OFFICIAL, "ours")}
 CASES = (
     "import", "first-call", "second-call", "triton-kernels", "compiler-cold", "compiler-warm",
 )  # fmt: skip
@@ -160,8 +162,8 @@ def visits_of(
 ) -> list[Visit]:
     """Who takes part in a stage on a kind of device; says who cannot and why."""
     if stage == "kernels":
-        if "triton-kernels" not in cases or "ours" not in names or kind == "cuda":
-            return []  # a GPU's own stage is 'compiler'
+        if "triton-kernels" not in cases or "ours" not in names or "ours" in COMPILING[kind]:
+            return []  # where they are compiled when first called, that is the stage 'compiler'
         try:
             import triton  # noqa: F401
         except ImportError as error:
@@ -171,8 +173,7 @@ def visits_of(
         return [Visit(stage, "ours", n, d, f"sm_{ARCHITECTURE}") for n, d in shapes]
     if stage == "compiler":
         needed = {"compiler-cold", "compiler-warm"}
-        # Ours compiles nothing on a CPU; on a GPU its kernels are compiled when first called.
-        names = [n for n in names if n == COMPILED_OFFICIAL or (kind == "cuda" and n == "ours")]
+        names = [name for name in names if name in COMPILING[kind]]
     else:
         needed = {"import", "first-call", "second-call"}
         names = [name for name in names if name != COMPILED_OFFICIAL]

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from bench import provenance, results
+from bench import cli, provenance, results
+from bench.cli import Option
 from bench.inputs import VARIANTS, Variant, parse_shapes
 from bench.markdown import table_line
-from bench.optional import Console, typer
 from bench.ranks import implementations, measurement, official, processes
 from bench.ranks.implementations import OFFICIAL, Implementation
 from bench.results import Row
@@ -32,58 +32,42 @@ DEADLINE = 240.0  # seconds, for one shape on so many ranks
 MEMORY_SHARE = 0.85  # of the memory that is free
 MEMORY = Path("/proc/meminfo")
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 def command(
-    shapes: Annotated[
-        str | None, typer.Option(help=f"N of all ranks together. Default: {SHAPES}.")
-    ] = None,
-    ranks: Annotated[
-        str | None, typer.Option(help=f"Numbers of processes. Default: {RANKS}.")
-    ] = None,
-    dtypes: Annotated[
-        str | None, typer.Option(help="Of fp32, bf16-autocast. Default: both.")
-    ] = None,
-    peers: Annotated[str | None, typer.Option(help="Names, comma-separated. Default: all.")] = None,
+    shapes: Annotated[str | None, Option(f"N of all ranks together. Default: {SHAPES}.")] = None,
+    ranks: Annotated[str | None, Option(f"Numbers of processes. Default: {RANKS}.")] = None,
+    dtypes: Annotated[str | None, Option("Of fp32, bf16-autocast. Default: both.")] = None,
+    peers: Annotated[str | None, Option("Names, comma-separated. Default: all.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Time for each peer at each shape, ranks and dtype.")
+        float | None, Option("Time for each peer at each shape, ranks and dtype.")
     ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="Repeats, instead of --seconds.", min=1)
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One small shape on 2 ranks, little time.")
-    ] = False,
+    repeats: Annotated[int | None, Option("Repeats, instead of --seconds.", least=1)] = None,
+    quick: Annotated[bool, Option("One small shape on 2 ranks, little time.")] = False,
     minutes: Annotated[
         float | None,
-        typer.Option(help="After this time no shape is begun on any number of ranks."),
+        Option("After this time no shape is begun on any number of ranks."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
-        ),
+        Option("JSON Lines file. Default: this machine's in bench/results, none for --quick."),
     ] = None,
     deadline: Annotated[
-        float, typer.Option(help="Seconds after which the ranks of one shape are ended.")
+        float, Option("Seconds after which the ranks of one shape are ended.")
     ] = DEADLINE,
 ) -> None:
     """Time the loss across ranks, and count what travels, against the all-reduce of C."""
-    try:
+    with cli.reading():
         chosen_shapes = parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES))
         counts = parse_ranks(ranks or (QUICK_RANKS if quick else RANKS))
         variants, chosen = implementations.variants(dtypes), implementations.choose(peers)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     if out is None and not quick:
         out = results.default_file()
     budget = Budget(seconds or (QUICK_SECONDS if quick else SECONDS), repeats, FEWEST, MOST)
     end = None if minutes is None else time.monotonic() + 60 * minutes
     failures = measure(chosen_shapes, counts, variants, chosen, budget, out, deadline, end)
     if failures:
-        console.print(f"[bold red]failed, not timed: {len(failures)}[/]")
-        raise typer.Exit(1)
+        print(f"failed, not timed: {len(failures)}")
+        raise SystemExit(1)
 
 
 def parse_ranks(text: str) -> list[int]:
@@ -107,7 +91,7 @@ def measure(
     """Runs the suite. Returns what failed, in words; none of that was timed. From `end` on, a
     time.monotonic(), nothing is begun."""
     origin = provenance.collect()
-    console.print(
+    print(
         f"{origin['cpu']}, {origin['cores']} cores, torch {origin['torch']}, "
         f"kernels {origin['instruction_set']}, commit {origin['commit']}"
     )
@@ -116,20 +100,20 @@ def measure(
         for n, d in shapes:
             data = Path(folder) / "embeddings.pt"
             if _late(end):
-                console.print(f"left out, as time is over: {n} x {d}")
+                print(f"left out, as time is over: {n} x {d}")
                 continue
             measurement.prepare(n, d, data)
             for count in ranks:
                 if count != ranks[0] and _late(end):
-                    console.print(f"left out, as time is over: {n} x {d} on {count} ranks")
+                    print(f"left out, as time is over: {n} x {d} on {count} ranks")
                     continue
                 rows, failed = _measure_ranks(n, d, count, variants, peers, budget, data, deadline)
                 for problem in failed:
-                    console.print(f"[bold red]{problem}[/]")
+                    print(f"{problem}")
                 failures += failed
                 rows = [row | {"provenance": origin} for row in rows]
                 for row in rows:
-                    console.print(_line_of(row))
+                    print(_line_of(row))
                 if out is not None and rows:
                     results.merge(out, rows)
     return failures
@@ -196,7 +180,7 @@ def does_not_fit(peer: Implementation, n: int, d: int, ranks: int) -> str | None
 def _line_of(row: Row) -> str:
     name = f"{row['n']} x {row['d']} {row['dtype']}, {row['ranks']} ranks, {row['peer']}"
     if "problem" in row:
-        return f"[yellow]{name}: {row['problem']}[/]"
+        return f"{name}: {row['problem']}"
     wire = "" if row["wire_bytes"] is None else f", {_mib(row['wire_bytes'])} by the system"
     return (
         f"{name}{' (auto)' if row['auto'] else ''}: {_seconds(row['median_s'])} s, "

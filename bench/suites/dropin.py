@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from bench import provenance, results
+from bench.cli import Option
 from bench.markdown import table_line
-from bench.optional import Console, typer
 from bench.results import Row, rounded
 from bench.timing import percentile
 
@@ -42,7 +42,6 @@ ALLOWED, ROUNDINGS = 2.0, 4
 SEED = 0
 NEEDED = ("lightly", "torchvision", "sklearn", "PIL")
 
-console = Console(highlight=False, soft_wrap=True)
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,31 +50,29 @@ class DisagreementError(Exception):
 
 
 def command(
-    steps: Annotated[int | None, typer.Option(help="Of each run.", min=WARM_UPS + 1)] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples; two views of each.", min=2)] = None,
-    dim: Annotated[int, typer.Option(help="Outputs of the projector.", min=2)] = DIM,
+    steps: Annotated[int | None, Option("Of each run.", least=WARM_UPS + 1)] = None,
+    batch: Annotated[int | None, Option("Samples; two views of each.", least=2)] = None,
+    dim: Annotated[int, Option("Outputs of the projector.", least=2)] = DIM,
     double: Annotated[
-        bool, typer.Option(help=f"Also a pair of runs in float64, at batch {DOUBLE_BATCH} at most.")
+        bool, Option(f"Also a pair of runs in float64, at batch {DOUBLE_BATCH} at most.")
     ] = True,
-    quick: Annotated[bool, typer.Option("--quick", help="Few steps of a small batch.")] = False,
+    quick: Annotated[bool, Option("Few steps of a small batch.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
-        ),
+        Option("JSON Lines file. Default: this machine's in bench/results, none for --quick."),
     ] = None,
 ) -> None:
     """Train lightly's example before and after the patch: losses, seconds, the loss's share."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        console.print(f"[red]not installed: {', '.join(missing)} (pip install lightly ...)[/]")
-        raise typer.Exit(1)
+        print(f"not installed: {', '.join(missing)} (pip install lightly ...)")
+        raise SystemExit(1)
     steps = steps or (QUICK_STEPS if quick else STEPS)
     batch = batch or (QUICK_BATCH if quick else BATCH)
     if out is None and not quick:
         out = results.default_file()
     origin = provenance.collect()
-    console.print(
+    print(
         f"{origin['cpu']}, {origin['cores']} cores, torch {origin['torch']}, lightly "
         f"{origin['lightly']}, load {origin['load_average']}, commit {origin['commit']}"
     )
@@ -85,14 +82,14 @@ def command(
         try:
             rows = measure(steps, samples, dim, dtype)
         except DisagreementError as error:
-            console.print(f"[bold red]not timed: {error}[/]")
-            raise typer.Exit(1) from None
+            print(f"not timed: {error}")
+            raise SystemExit(1) from None
         for row in rows:
-            console.print(line_of(row), markup=False)
+            print(line_of(row))
         if out is not None:
             results.merge(out, [row | {"provenance": origin} for row in rows])
     if out is not None:
-        console.print(f"rows are in {out}; `python -m bench report` makes the tables")
+        print(f"rows are in {out}; `python -m bench report` makes the tables")
 
 
 @dataclass

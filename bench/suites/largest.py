@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from bench import agreement, memory_limit, provenance, results
+from bench import agreement, cli, memory_limit, provenance, results
+from bench.cli import Option
 from bench.inputs import VARIANTS, parse_variants
-from bench.optional import Console, typer
 from bench.peers import choose, discover
 from bench.results import Row
 from bench.suites import memory
@@ -30,44 +30,37 @@ MOST_TRIES = 12
 MOST_D = 1 << 24  # far beyond what 20 GB hold
 HEADROOM = 1.03  # of the limit, which must be free
 
-console = Console(highlight=False, soft_wrap=True)
 Measure = Callable[[int], Row]
 
 
 def command(
     limit_gb: Annotated[
-        float | None, typer.Option(help=f"Memory in 10^9 bytes; default {LIMIT_GB:g}.", min=0.05)
+        float | None, Option(f"Memory in 10^9 bytes; default {LIMIT_GB:g}.", least=0.05)
     ] = None,
-    n: Annotated[int, typer.Option(help="Samples in a batch.", min=2)] = 256,
+    n: Annotated[int, Option("Samples in a batch.", least=2)] = 256,
     dtypes: Annotated[
-        str, typer.Option(help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both.")
+        str, Option("Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both.")
     ] = "fp32",
     peers: Annotated[
-        str | None, typer.Option(help="Names, comma-separated. Default: all that do not compile.")
+        str | None, Option("Names, comma-separated. Default: all that do not compile.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="JSON Lines file. Default: this machine's in bench/results.")
+        Path | None, Option("JSON Lines file. Default: this machine's in bench/results.")
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Two peers and 0.3 GB; no file without --out.")
-    ] = False,
+    quick: Annotated[bool, Option("Two peers and 0.3 GB; no file without --out.")] = False,
 ) -> None:
     """Find the largest D of each peer within a given memory (Linux, CPU)."""
-    try:
+    with cli.reading():
         variants = parse_variants(dtypes)
         chosen = choose(peers or (QUICK_PEERS if quick else None))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     if not memory_limit.STATUS.exists():
-        console.print("[red]this suite reads /proc, which this system does not have[/]")
-        raise typer.Exit(1)
+        print("this suite reads /proc, which this system does not have")
+        raise SystemExit(1)
     limit = int((limit_gb or (QUICK_LIMIT_GB if quick else LIMIT_GB)) * 1e9)
     free = memory_limit.available()
     if free < HEADROOM * limit:
-        console.print(
-            f"[red]--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine[/]"
-        )
-        raise typer.Exit(1)
+        print(f"--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine")
+        raise SystemExit(1)
     if out is None and not quick:
         out = results.default_file()
     origin = provenance.collect()
@@ -82,12 +75,12 @@ def command(
                 reason = agreement.check_small(peer, [variant])
                 failed |= reason is not None
             if reason is not None:
-                console.print(f"{peer.name}: not measured: {reason}", markup=False)
+                print(f"{peer.name}: not measured: {reason}")
                 continue
 
             def measure(d: int, dtype: str = variant.name, name: str = peer.name) -> Row:
                 found = memory.measure_in_child(n, d, dtype, name, limit)
-                console.print(f"{name} {n} x {d}: {_told(found)}", markup=False)
+                print(f"{name} {n} x {d}: {_told(found)}")
                 return found
 
             found = search(measure, limit, QUICK_FIRST if quick else FIRST)
@@ -107,7 +100,7 @@ def command(
         if rows and out is not None:
             results.merge(out, rows)
     if failed:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def search(measure: Measure, limit: int, first: tuple[int, int]) -> Row:

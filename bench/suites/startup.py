@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import devices, provenance, results
+from bench import cli, devices, provenance, results
+from bench.cli import Option
 from bench.inputs import parse_shapes, parse_variants
 from bench.markdown import table_line
-from bench.optional import Console, typer
 from bench.peers import discover
 from bench.results import Row, rounded
 from bench.startup import processes
@@ -37,57 +37,43 @@ QUICK_REPEATS = 3
 QUICK_PEERS = ("ours", "official")
 QUICK_CASES = ("import", "first-call", "second-call")
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 def command(
-    cases: Annotated[str | None, typer.Option(help=f"Of {', '.join(CASES)}. Default: all.")] = None,
-    peers: Annotated[str | None, typer.Option(help=f"Of {', '.join(PEERS)}. Default: all.")] = None,
-    shapes: Annotated[str, typer.Option(help="Of the calls.")] = SHAPES,
-    dtypes: Annotated[str, typer.Option(help="Of the calls; as in the suite loss.")] = DTYPES,
+    cases: Annotated[str | None, Option(f"Of {', '.join(CASES)}. Default: all.")] = None,
+    peers: Annotated[str | None, Option(f"Of {', '.join(PEERS)}. Default: all.")] = None,
+    shapes: Annotated[str, Option("Of the calls.")] = SHAPES,
+    dtypes: Annotated[str, Option("Of the calls; as in the suite loss.")] = DTYPES,
     repeats: Annotated[
         int | None,
-        typer.Option(
-            help=f"Processes of each. Default: {REPEATS}, or {COMPILE_REPEATS} where a "
-            "compiler runs.",
-            min=1,
+        Option(
+            f"Processes of each. Default: {REPEATS}, or {COMPILE_REPEATS} where a compiler runs.",
+            least=1,
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="At most about so long: what does not fit is left out.")
+        float | None, Option("At most about so long: what does not fit is left out.")
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Two implementations, no compiler, little time.")
-    ] = False,
+    quick: Annotated[bool, Option("Two implementations, no compiler, little time.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
-        ),
+        Option("JSON Lines file. Default: this machine's in bench/results, none for --quick."),
     ] = None,
-    deadline: Annotated[
-        float, typer.Option(help="Seconds after which a process is ended.")
-    ] = DEADLINE,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    deadline: Annotated[float, Option("Seconds after which a process is ended.")] = DEADLINE,
+    device: Annotated[str, Option("cpu or cuda.")] = "cpu",
 ) -> None:
     """Time imports, first calls and compilers, each in fresh processes."""
-    try:
+    with cli.reading():
         chosen_device = devices.choose(device)
         chosen_cases = choose(cases, "case", tuple(CASES), QUICK_CASES if quick else tuple(CASES))
         names = choose(peers, "peer", PEERS, QUICK_PEERS if quick else PEERS)
         grid = list(
             itertools.product(parse_shapes(shapes), parse_variants(dtypes, chosen_device.variants))
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    except RuntimeError as error:
-        console.print(f"[red]{error}[/]")
-        raise typer.Exit(1) from None
     if out is None and not quick:
         out = results.default_file(chosen_device.slug())
     repeats = QUICK_REPEATS if quick and repeats is None else repeats
     origin = chosen_device.origin()
-    console.print(
+    print(
         f"{origin.get('gpu', origin['cpu'])}, {origin['cores']} cores, torch {origin['torch']}, "
         f"load {origin['load_average']}, commit {origin['commit']}"
     )
@@ -95,24 +81,24 @@ def command(
     failures: dict[str, str] = {}
 
     def say(text: str) -> None:
-        console.print(text, style="yellow", markup=False)
+        print(text)
 
     for samples, kernels, failed in processes.measure(
         chosen_device.kind, chosen_cases, names, grid, say, repeats, end, deadline, not quick
     ):
         for name, reason in failed.items():
-            console.print(f"{name} is not timed: {reason}", style="bold red", markup=False)
+            print(f"{name} is not timed: {reason}")
         failures |= failed
         rows = [row(key, found, chosen_device.kind, kernels) | {"provenance": origin}
                 for key, found in samples.items()]  # fmt: skip
         for each in rows:
-            console.print(line_of(each), markup=False)
+            print(line_of(each))
         if out is not None and rows:
             results.merge(out, rows)
     if out is not None and out.exists():
-        console.print(f"rows are in {out}; `python -m bench report` makes the tables")
+        print(f"rows are in {out}; `python -m bench report` makes the tables")
     if failures:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def choose(

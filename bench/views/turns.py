@@ -29,12 +29,6 @@ Opener = Callable[..., AbstractContextManager[Iterator[int]]]
 Figures = dict[str, float]
 
 
-def two_cores() -> set[int] | None:
-    """Two of the cores that this process may use; None where the system does not tell."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return None if affinity is None else set(sorted(affinity(0))[:2])
-
-
 class FeedError(Exception):
     """A feed that raised, died or stood still."""
 

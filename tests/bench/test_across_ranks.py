@@ -12,11 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from ended import SECONDS
-from typer.testing import CliRunner
+from invoked import invoke
 
 from barlow_fast.distributed import LAYOUTS, cost
 from bench import report, results
-from bench.__main__ import app
 from bench.inputs import VARIANTS
 from bench.ranks import implementations, measurement, official, processes
 from bench.ranks.implementations import OFFICIAL, PRECISION
@@ -90,7 +89,7 @@ def test_committed_bytes_are_those_of_the_model_and_of_the_system():
 def test_a_small_run(tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = ["distributed", "--shapes", "64x512", "--ranks", "2", "--repeats", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--deadline", str(SECONDS), "--out", str(out)])
+    result = invoke([*arguments, "--deadline", str(SECONDS), "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = results.read(out)
     assert {(r["peer"], r["dtype"]) for r in rows} == {
@@ -246,4 +245,4 @@ def test_the_readme_has_a_block_for_it():
     "arguments", [["--ranks", "1"], ["--ranks", "x"], ["--dtypes", "fp8"], ["--peers", "nobody"]]
 )
 def test_bad_options_are_refused_before_anything_runs(arguments):
-    assert CliRunner().invoke(app, ["distributed", *arguments]).exit_code == 2
+    assert invoke(["distributed", *arguments]).exit_code == 2

@@ -6,12 +6,11 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from invoked import invoke
 from test_gpu_report import gpu_row
 from test_report import ORIGIN, row
-from typer.testing import CliRunner
 
 from bench import plots, report, results
-from bench.__main__ import app
 from bench.plots import drawing, memory, roofline, speedup
 
 HOSTILE = "<script>alert(1)</script>\"'`|\n\n</details><img src=https://example.org/x onerror=x>"
@@ -193,7 +192,7 @@ def reported(tmp_path_factory):
     results.merge(
         folder / "cpu-example.jsonl", [*loss_rows()[:3], unknown | {"provenance": ORIGIN}]
     )
-    outcome = CliRunner().invoke(app, arguments(folder))
+    outcome = invoke(arguments(folder))
     assert outcome.exit_code == 0, outcome.output
     return folder
 
@@ -208,7 +207,7 @@ def folder(reported, tmp_path):
 
 
 def check(folder):
-    return CliRunner().invoke(app, arguments(folder, "--check"))
+    return invoke(arguments(folder, "--check"))
 
 
 def test_check_notices_changed_rows_and_lost_files(folder):
@@ -241,7 +240,7 @@ def test_without_matplotlib_there_are_still_tables(folder, monkeypatch):
     rows = results.read(folder / "cpu-example.jsonl")
     rows[1]["median_ms"] = 1333.0
     results.merge(folder / "cpu-example.jsonl", rows)
-    outcome = CliRunner().invoke(app, arguments(folder))
+    outcome = invoke(arguments(folder))
     assert outcome.exit_code == 1
     assert "left as they are: they need matplotlib" in outcome.stderr
     assert "1333" in (folder / "loss.md").read_text()
@@ -255,7 +254,7 @@ def test_figures_and_pages_of_rows_that_are_gone_go_too(folder):
     (folder / "views.md").write_text((folder / "loss.md").read_text())
     (folder / "cpu-hostile.jsonl").unlink()
     assert check(folder).exit_code == 1
-    assert CliRunner().invoke(app, arguments(folder)).exit_code == 0
+    assert invoke(arguments(folder)).exit_code == 0
     assert not list((folder / "figures").glob("*hostile*"))
     assert not (folder / "views.md").exists()
     assert other.exists()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
+from invoked import invoke
 
 from bench import report, results
-from bench.__main__ import app
 
 ORIGIN = {
     "cpu": "Example CPU", "cpu_family_model": "1/2/3", "cores": 2, "system": "Linux x86_64",
@@ -62,16 +61,16 @@ def test_blocks_are_rewritten_and_nothing_else(folder):
     readme = folder / "TOP.txt"
     readme.write_text("before\n<!-- bench:loss -->\nold\n<!-- /bench:loss -->\nafter\n")
     command = ["report", "--results", str(folder), "--readme", str(readme)]
-    assert CliRunner().invoke(app, [*command, "--check"]).exit_code == 1
+    assert invoke([*command, "--check"]).exit_code == 1
     assert "old" in readme.read_text()
-    assert CliRunner().invoke(app, command).exit_code == 0
+    assert invoke(command).exit_code == 0
     text = readme.read_text()
     assert text.startswith("before\n<!-- bench:loss -->\n")
     assert text.endswith("<!-- /bench:loss -->\nafter\n")
     assert "old" not in text
     assert "**12.5**" in text
     assert "Percentiles" not in text
-    assert CliRunner().invoke(app, [*command, "--check"]).exit_code == 0
+    assert invoke([*command, "--check"]).exit_code == 0
 
 
 def test_memory_table(folder):

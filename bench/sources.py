@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 CODE = ("kernels/**/*.py", "kernels/**/*.json", "barlow_fast/*.py")
 MEASURED = (
@@ -20,9 +20,11 @@ MEASURED = (
     "bench/inputs.py",
     "bench/timing.py",
     "bench/truth.py",
-    "bench/gpu/loss.py",
-    "bench/gpu/memory.py",
-    "bench/gpu/peaks.py",
+    "bench/loss/group.py",
+    "bench/suites/loss.py",
+    "bench/suites/memory.py",
+    "bench/peak_memory.py",
+    "bench/cuda_peaks.py",
     "bench/gpu/profile.py",
 )
 VIEWED = (
@@ -33,8 +35,8 @@ VIEWED = (
     "barlow_fast/data/**/*.py",
     "bench/devices.py",
     "bench/views/*.py",
-    "bench/gpu/views.py",
-    "bench/gpu/peaks.py",
+    "bench/suites/views.py",
+    "bench/cuda_peaks.py",
 )
 TRAINED = (
     *CODE,
@@ -45,7 +47,6 @@ TRAINED = (
     "bench/training/*.py",
     "bench/views/*.py",
     "bench/suites/train.py",
-    "bench/gpu/train.py",
 )
 # And the files that hold the tests, which `parts` finds.
 TESTED = (

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from bench.devices import Cuda
-
 GEMM_SIZE = 8192
 GEMM_SHARE = 0.05  # of the memory: three float32 matrices take no more
 COPY_BYTES, COPY_SHARE = 2 << 30, 0.1
@@ -54,7 +52,7 @@ class CudaPeaks:
         return rates | {"copy_gbps": values["copy"]} | launches | {"fp32_floor_rate": source}
 
 
-def measure(device: Cuda) -> CudaPeaks:
+def measure(device: Any) -> CudaPeaks:
     """All peaks, in about five seconds."""
     before = torch.get_float32_matmul_precision()
     try:
@@ -78,7 +76,7 @@ def measure(device: Cuda) -> CudaPeaks:
     return peaks
 
 
-def _gemm_rate(device: Cuda, dtype: torch.dtype) -> float:
+def _gemm_rate(device: Any, dtype: torch.dtype) -> float:
     size = GEMM_SIZE
     while 3 * 4 * size**2 > GEMM_SHARE * device.properties.total_memory:
         size //= 2
@@ -87,14 +85,14 @@ def _gemm_rate(device: Cuda, dtype: torch.dtype) -> float:
     return 2 * size**3 / _median(lambda: torch.mm(a, b, out=out)) / 1e9
 
 
-def _copy_rate(device: Cuda) -> float:
+def _copy_rate(device: Any) -> float:
     size = int(min(COPY_BYTES, COPY_SHARE * device.properties.total_memory)) // 4
     source = torch.randn(size, device=device.torch)
     target = torch.zeros_like(source)
     return 2 * 4 * size / _median(lambda: target.copy_(source)) / 1e9
 
 
-def _launches(device: Cuda) -> tuple[float, float]:
+def _launches(device: Any) -> tuple[float, float]:
     """Microseconds for one of many one-element kernels in a row: from Python, and in a graph."""
     x = torch.zeros(1, device=device.torch)
 

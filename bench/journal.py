@@ -32,6 +32,10 @@ class Journal:
         """`key` broke the process, which ends now; it is not to be tried again."""
         self._write({"lost": key, "reason": reason})
 
+    def beat(self) -> None:
+        """What is under way goes on."""
+        self._write({})
+
     def _write(self, entry: dict[str, Any]) -> None:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
