@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Given:
-    """The options that such suites share."""
+class Output:
+    """The options that suites share."""
 
     out: Annotated[
         Path | None,
@@ -30,6 +30,12 @@ class Given:
         float | None,
         Option("At most about so long; what is most important comes first, the rest is named."),
     ] = None
+
+
+@dataclass(frozen=True)
+class Given(Output):
+    """The options that suites share which can be resumed."""
+
     device: Annotated[str, Option("cpu or cuda.")] = "cpu"
     resume: Annotated[
         bool, Option("Leave out groups of rows that the file holds, of these sources and device.")
@@ -57,7 +63,8 @@ class Session:
         failures: what makes the run fail, with reasons.
     """
 
-    def __init__(self, device: Device, given: Given, patterns: tuple[str, ...]) -> None:
+    def __init__(self, device: Device, given: Output, patterns: tuple[str, ...]) -> None:
+        given = given if isinstance(given, Given) else Given(**vars(given))
         self.device, self.given = device, given
         self.begun = time.monotonic()
         self.out = given.out

@@ -56,6 +56,8 @@ TESTED = (
     "tests/*.py",
     "tests/*kernels*/**/*.py",
 )
+RANKED = (*CODE, "barlow_fast/distributed/*.py", "bench/ranks/*.py")
+STARTED = (*CODE, "bench/startup/*.py")
 SANITIZED = (*CODE, "barlow_fast/data/views.py", "bench/gpu/exercise.py")
 
 

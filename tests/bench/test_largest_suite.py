@@ -103,5 +103,5 @@ def test_a_real_peer_fails_with_its_own_error(tmp_path, monkeypatch):
 def test_a_limit_beyond_the_machine_is_refused(monkeypatch):
     monkeypatch.setattr(memory_limit, "available", lambda: 10**9)
     result = invoke(["largest"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "1.0 GB are free" in result.output
