@@ -99,12 +99,12 @@ def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
 
 
 class Truths:
-    """The truths of one pair. Each mathematics is evaluated when it is first asked for; factors
+    """The truths of one pair. Each mathematics is evaluated when it is first requested; factors
     share one evaluation.
 
     The paper's stays, and of the others the latest (a truth takes as much memory as its gradients
     in float64), unless `others` is False: then each is evaluated anew and given back with its
-    caller's last reference. Peers that are asked for in the order of `discover` repeat none.
+    caller's last reference. Peers that are requested in the order of `discover` repeat none.
     """
 
     def __init__(self, pair: Pair, others: bool = True) -> None:

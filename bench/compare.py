@@ -87,7 +87,7 @@ class Side:
     """One set of results.
 
     Attributes:
-        name: as it was asked for.
+        name: as it was given.
         origin: where the rows come from, in words.
         rows: all of them.
     """
@@ -108,7 +108,7 @@ class Comparison:
         unit: of a and b.
         a, b: [median, p20, p80] of each side; None where it has none.
         ratio: cost of B over cost of A: above 1, B is slower. None where there are not both.
-        drift: what of it is the machine's; None where nothing tells.
+        drift: what of it is the machine's; None where nothing shows it.
         corrected: ratio / drift.
         verdict: SLOWER, FASTER, SAME, FAILS, WORKS or NOT.
         reason: why it is not comparable, or fails.
@@ -247,12 +247,12 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def _measured_at(row: Row, commit: str) -> bool:
     # A tree with changes is no commit.
-    told = (row.get("provenance") or {}).get("commit")
-    return isinstance(told, str) and len(told) >= 7 and commit.startswith(told)
+    known = (row.get("provenance") or {}).get("commit")
+    return isinstance(known, str) and len(known) >= 7 and commit.startswith(known)
 
 
 def _device(row: Row) -> str:
-    """The machine, told apart as far as it can be."""
+    """The machine, as precisely as its rows say."""
     origin = row.get("provenance") or {}
     if origin.get("gpu"):
         return str(origin["gpu"])
@@ -401,7 +401,7 @@ def judge(
         measure: what it is.
         a: median, p20 and p80 before; the median alone where there is no noise.
         b: the same, after.
-        estimates: of the drift; none where nothing tells.
+        estimates: of the drift; none where nothing shows it.
         threshold: what counts as a difference, as a share.
     """
     before, after = _cost(measure, a), _cost(measure, b)
@@ -515,7 +515,7 @@ def _ratio(value: float | None) -> str:
 def _range(figures: tuple[float, ...] | None, unit: str) -> str:
     if figures is None:
         return "–"
-    # Four digits: ranges that are told apart should look apart.
+    # Four digits: ranges that differ should look different.
     median, *spread = (f"{v:,.0f}" if v >= 1000 else f"{v:.4g}" for v in figures)
     text = f"{median} ({spread[0]}–{spread[1]})" if spread else median
     return f"{text} {unit}".strip()

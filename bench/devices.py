@@ -175,7 +175,7 @@ class Cpu:
         return brief(error)
 
     def why_no_memory(self) -> str | None:
-        """None if it can tell the memory of a pass, else the reason."""
+        """None if it can measure the memory of a pass, else the reason."""
         known = memory_limit.STATUS.exists()
         return None if known else "the memory of a pass is read from /proc, which this system lacks"
 
@@ -242,7 +242,7 @@ class Cuda:
         return {"device": self.properties.name}
 
     def named(self) -> dict[str, str]:
-        """What a run of `make gpu` is told by from those on other devices."""
+        """Identifies the device in the state of `make gpu`."""
         return {"name": self.properties.name, "slug": self.slug()}
 
     def peaks(self) -> Peaks:
@@ -283,7 +283,7 @@ class Cuda:
         """
         try:
             return self._captured(action)
-        except Exception as error:  # whatever stops a capture, it is the reason to be told
+        except Exception as error:  # whatever stops a capture, it is the reason to report
             reason = brief(error)
         self._pool = None  # the pool of a failed capture is not used again
         self.check_alive()
@@ -357,7 +357,7 @@ class Cuda:
         return brief(error)
 
     def why_no_memory(self) -> str | None:
-        """torch's allocator tells."""
+        """torch's allocator counts it."""
         return None
 
     def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:
@@ -397,7 +397,7 @@ def why_no_cuda() -> str | None:
 
 
 def driver_version() -> str | None:
-    """The driver's version; None where nothing tells."""
+    """The driver's version; None where it is unknown."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:

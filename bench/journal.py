@@ -2,7 +2,7 @@
 
 One JSON object a line: {"start": key}, {"end": key, ...}, {"lost": key, "reason": ...}. From it the
 next process knows what the one before had finished and what ended it; from its growth the runner
-knows that the child is not standing still. Needs nothing beyond the standard library.
+knows that the child does not hang. Needs nothing beyond the standard library.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-STOPPED = "the process ended or stood still here"
+STOPPED = "the process ended or hung here"
 
 
 class Journal:
@@ -33,7 +33,7 @@ class Journal:
         self._write({"lost": key, "reason": reason})
 
     def beat(self) -> None:
-        """What is under way goes on."""
+        """What was begun is still running."""
         self._write({})
 
     def _write(self, entry: dict[str, Any]) -> None:

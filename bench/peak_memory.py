@@ -57,7 +57,7 @@ def in_child(
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
     last = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    return {"problem": f"{NO_MEMORY} ({last})" if memory_limit.TOLD.search(last) else last}
+    return {"problem": f"{NO_MEMORY} ({last})" if memory_limit.MEMORY_WORDS.search(last) else last}
 
 
 def resident(n: int, d: int, dtype: str, name: str, limit_bytes: int = 0) -> Fields:

@@ -64,12 +64,12 @@ def _cpuinfo(key: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """The CPU's name as the system tells it."""
+    """The CPU's name according to the system."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_family_model() -> str | None:
-    """Family and model, which tell generations apart where a virtual machine hides the name."""
+    """Family and model, which distinguish generations where a virtual machine hides the name."""
     numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
     return None if None in numbers else "/".join(numbers)
 
@@ -81,7 +81,7 @@ def cpu_flags() -> list[str]:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache of the first core, DEFAULT_CACHE where nothing tells."""
+    """Bytes of the largest cache of the first core, DEFAULT_CACHE where it is unknown."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         found = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
@@ -91,7 +91,7 @@ def last_level_cache() -> int:
 
 
 def two_cores() -> set[int] | None:
-    """Two of the cores that this process may use; None where the system does not tell."""
+    """Two of the cores that this process may use; None where the system has no affinity."""
     affinity = getattr(os, "sched_getaffinity", None)
     return None if affinity is None else set(sorted(affinity(0))[:2])
 

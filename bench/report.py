@@ -62,7 +62,7 @@ def command(
 def generated(folder: Path, readme: Path, draw: bool = True) -> dict[Path, str | None]:
     """What each file should contain, given the rows in `folder`; None for a file that should go.
 
-    With `draw` false, a figure that is out of date is told by its mark alone, and nothing is drawn.
+    With `draw` false, a figure that is out of date is known by its mark, and nothing is drawn.
     """
     files = machine_files(folder)
     if not files:

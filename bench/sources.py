@@ -62,7 +62,7 @@ SANITIZED = (*CODE, "barlow_fast/data/views.py", "bench/gpu/exercise.py")
 
 
 def fingerprint(patterns: tuple[str, ...], root: Path = ROOT) -> str:
-    """12 hexadecimal digits that tell the contents and names of the matching files."""
+    """12 hexadecimal digits, a hash of the contents and names of the matching files."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")

@@ -30,7 +30,7 @@ from bench.timing import Budget, percentile, schedule, warm_up
 
 LONG = 1.0  # seconds; longer calls are not warmed up
 LONGEST = 15.0  # seconds of one call
-HIDDEN = 0.02  # seconds of a call from which its launches are too small a part to be told apart
+HIDDEN = 0.02  # seconds of a call from which its launches are too small a part to matter
 
 Checks = dict[tuple[str, str], str | None]
 Times = dict[str, float]

@@ -18,7 +18,7 @@ Data = dict[str, Any]
 MARK = "figure of bench report, data "
 WIDTH = 9.4  # inches; 902 pixels, the width of a README
 INK, SOFT, LINE = "#1f2328", "#59636e", "#c8ccd1"
-# Okabe and Ito: told apart by everyone. Blue is ours in every figure, vermilion what is slower.
+# The colour-blind palette of Okabe and Ito. Blue is ours in every figure, vermilion what is slower.
 OURS, OFFICIAL = "#0072b2", "#d55e00"
 COLOURS = {
     "ours": OURS,
@@ -80,7 +80,7 @@ class Picture:
 
     @property
     def mark(self) -> str:
-        """What tells in the SVG which data it shows, and which code drew it: two that are drawn
+        """The fingerprint of data and code that the SVG carries: two that are drawn
         from the same have the same, whatever the version of matplotlib."""
         content = hashlib.sha256(json.dumps(self.data, sort_keys=True).encode())
         figure = inspect.getmodule(self.draw)

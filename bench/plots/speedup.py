@@ -279,7 +279,7 @@ def _dark(cell: Data) -> bool:
 
 def _colour(cell: Data) -> Any:
     """White at 1, blue where faster, vermilion where slower; both darken away from 1, and the
-    frame and the word tell them apart in grey."""
+    frame and the word distinguish them in grey."""
     from matplotlib.colors import to_hex, to_rgb
 
     strength = _strength(cell)

@@ -1,6 +1,6 @@
 """What each rank does: check, then measure in turns.
 
-All ranks take the same decisions, as these depend only on what all have been told: the slowest
+All ranks take the same decisions, as these depend only on what all know: the slowest
 rank's seconds, and any rank's problem.
 """
 
@@ -60,7 +60,7 @@ def prepare(n: int, d: int, path: Path) -> None:
 
 
 def loopback_bytes() -> int | None:
-    """Bytes that the system has sent over the loopback; None where it does not tell."""
+    """Bytes that the system has sent over the loopback; None where it has no such count."""
     try:
         return int(COUNTER.read_text())
     except (OSError, ValueError):

@@ -24,7 +24,7 @@ from bench.timing import schedule
 REPEATS, COMPILE_REPEATS, FEWEST = 5, 3, 3
 DEADLINE = 300.0  # seconds, for one process
 ARCHITECTURE = 90  # of the Triton kernels that are compiled where there is no GPU
-# Roughly what one process takes on two cores, to tell what fits into `--minutes`.
+# Roughly what one process takes on two cores, to know what fits into `--minutes`.
 SECONDS_OF = {"process": 4.0, "kernels": 8.0, "compiler": 40.0}
 
 TORCH = "torch"
@@ -93,7 +93,7 @@ def measure(
 ) -> Iterator[tuple[Samples, int, dict[str, str]]]:
     """(seconds of every sample, kernels compiled, failures) of each stage that `cases` need.
 
-    What cannot run here is told to `say` and has neither samples nor a failure.
+    What cannot run here is reported through `say` and has neither samples nor a failure.
 
     Args:
         kind: of the device: 'cpu' or 'cuda'.
@@ -132,7 +132,7 @@ def measure(
         kernels: list[int] = []
         if warm_up and stage == "process":
             for visit in visits:
-                with contextlib.suppress(StartError):  # it will be told when it counts
+                with contextlib.suppress(StartError):  # it is reported when it counts
                     start(visit, kind, deadline, calls=False)
         counts = {str(index): count for index in range(len(visits))}
         for index in itertools.chain.from_iterable(schedule(counts)):

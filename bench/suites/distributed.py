@@ -125,7 +125,7 @@ def measure(
 
 def does_not_fit(peer: Implementation, n: int, d: int, ranks: int) -> str | None:
     """Why the ranks would not fit into free memory together; None where they do, or where the
-    system does not tell."""
+    system has no /proc."""
     if not memory_limit.MEMINFO.exists():
         return None
     free = memory_limit.available()

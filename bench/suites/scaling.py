@@ -57,7 +57,7 @@ def figure_file(rows: Path) -> Path:
 
 
 def mark(rows: list[Row]) -> str:
-    """What tells in a figure which rows it shows."""
+    """The fingerprint of rows that their figure carries."""
     shown = [{k: v for k, v in row.items() if k != "provenance"} for row in rows]
     digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
     return f"modelled, not measured; rows {digest[:16]}"

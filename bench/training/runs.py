@@ -62,8 +62,8 @@ class Steps:
         self._device.synchronize()
 
     def report(self) -> Figures:
-        """Shares of the time of the steps since the last report. What is not told apart counts as
-        forward."""
+        """Shares of the time of the steps since the last report. What has no clock of its own
+        counts as forward."""
         seconds = self._clock.read()
         whole = sum(seconds.values())
         if not whole:
