@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench import markdown
 from bench.plots import drawing
 from bench.plots.drawing import Data, Picture
 from bench.results import Row
@@ -119,7 +120,7 @@ def _span(data: Data, other: str) -> str:
         ours = [bar[2] for bar in panel["bars"] if drawing.is_ours(bar[0])]
         ratios += [max(ours) / bar[2] for bar in panel["bars"] if ours and bar[0] == other]
     ends = (min(ratios), max(ratios)) if ratios else ()
-    return " to ".join(dict.fromkeys(map(drawing.times, ends)))
+    return " to ".join(dict.fromkeys(map(markdown.times, ends)))
 
 
 def _training_headline(data: Data) -> str:
@@ -169,7 +170,7 @@ def _panel(axes: Any, panel: Data, unit: str) -> None:
         axes.barh(y, median, height=0.68, color=_colour(peer))
         axes.hlines(y, low, high, color=drawing.INK, linewidth=1.4)
         text = axes.text(
-            max(median, high) + 0.01 * most, y, f"{drawing.short(median)} {unit}", va="center",
+            max(median, high) + 0.01 * most, y, f"{markdown.rate(median)} {unit}", va="center",
             fontsize=9, fontweight="bold" if drawing.is_ours(peer) else "normal",
         )  # fmt: skip
         text.set_gid(f"bar-{peer}")

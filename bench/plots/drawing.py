@@ -204,17 +204,6 @@ def number(value: Any) -> float | None:
     return float(value) if 0 < value < float("inf") else None
 
 
-def short(value: float) -> str:
-    """Three significant digits at most, without an exponent."""
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def times(ratio: float) -> str:
-    """A ratio as the tables write it."""
-    digits = 0 if ratio >= 20 else 1 if ratio >= 2 else 2
-    return f"{ratio:.{digits}f}×"
-
-
 def size(value: int) -> str:
     """A power of two in k (1024) from there on, anything else as it is."""
     return f"{value // 1024}k" if value >= 1024 and value % 1024 == 0 else str(value)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench import markdown
 from bench.inputs import CUDA_VARIANTS
 from bench.plots import drawing
 from bench.plots.drawing import Data, Picture
@@ -260,7 +261,7 @@ def _label(cell: Data) -> str:
 
 def times(ratio: float) -> str:
     """As the tables write it, but what is slower never looks like the same."""
-    return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else drawing.times(ratio)
+    return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else markdown.times(ratio)
 
 
 def _strength(cell: Data) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 import torch
 from ended import SECONDS, alive
 
-from bench import exits, runner, sources, state
+from bench import cli, exits, runner, sources, state, suites
 from bench.gpu import __main__ as gpu
 from bench.gpu import parts
 from bench.journal import STOPPED, Journal, finished, lost
@@ -368,6 +369,27 @@ def test_the_runner_needs_the_standard_library_only():
     )
     assert done.stdout.strip() == "[]"
     assert gpu.__doc__
+
+
+def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, monkeypatch):
+    commands = []
+
+    def persevere(context, command, seconds, journal):
+        commands.append(command(seconds)[3:])
+        return exits.COMPLETE
+
+    monkeypatch.setattr(runner, "persevere", persevere)
+    suites_of = [part for part in parts.PARTS if isinstance(part.run, Suite)]
+    known = State(DEVICE)
+    assert run(suites_of, context(tmp_path, known), 1000.0) == exits.COMPLETE
+    assert [given[0] for given in commands] == ["loss", "memory", "views", "train"]
+    for name, *given in commands:
+        parser = argparse.ArgumentParser()
+        cli.add(parser, suites.discover()[name].command)
+        options = parser.parse_args(given)
+        assert (options.device, options.resume, options.command) == ("cuda", True, "make gpu")
+        assert options.journal.parent == tmp_path / "scratch"
+        assert options.minutes * 60 <= 330
 
 
 def test_what_a_suite_does_not_take_is_not_passed_and_it_has_a_grace(tmp_path, monkeypatch):
