@@ -30,7 +30,7 @@ from barlow_fast.training.feeding import named_views
 from barlow_fast.training.optimizers import build_optimizer
 from bench import devices
 from bench.devices import Device
-from bench.peers import lightly as lightly_peer
+from bench.peers import installed
 from bench.peers import official as official_peer
 from bench.training.cases import LIGHTLY, LIMIT, OURS, Case
 from bench.views import images
@@ -150,9 +150,9 @@ def elsewhere(
     ).to(device.torch, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config)
     d, precision = config.projector[-1], resolved_precision(config, device.torch)
-    source = lightly_peer if peer == LIGHTLY else official_peer
+    build = installed.LIGHTLY.build if peer == LIGHTLY else official_peer.build
     with device.torch:
-        criterion = source.build(config.batch_size, d, torch.float32)
+        criterion = build(config.batch_size, d, torch.float32)
     clock = StepClock(device.torch)
 
     def autocast() -> AbstractContextManager:
