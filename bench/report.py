@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -204,65 +204,55 @@ def _machine_texts(
 def machine(rows: list[Row], name: str) -> str:
     """Where the rows of one file come from, in words: one paragraph for each run, or for each
     version where a GPU was measured in parts."""
-    if "gpu" in rows[0]["provenance"]:
-        return _gpu_versions(rows, name)
-    runs: dict[str, tuple[Row, Row]] = {}
+    versions = ("sources", "commit", "torch", "gpu", "command")
+    keys = versions if "gpu" in rows[0]["provenance"] else ("date", "command")
+    runs: dict[tuple, list[Row]] = {}
     for row in rows:
-        origin = row["provenance"]
-        runs.setdefault(f"{origin['date']} {origin['command']}", (origin, row.get("peaks") or {}))
-    return "\n\n".join(_run(origin, peaks, name) for origin, peaks in runs.values())
+        runs.setdefault(tuple(row["provenance"].get(key) for key in keys), []).append(row)
+    return "\n\n".join(_run(each, name) for each in runs.values())
 
 
-def _run(origin: Row, peaks: Row, name: str) -> str:
-    lightly = f", lightly {origin['lightly']}" if origin["lightly"] else ""
-    model = (
-        f" (family/model/stepping {origin['cpu_family_model']})"
-        if origin["cpu_family_model"]
-        else ""
-    )
-    text = (
-        f"Measured on {origin['date'][:10]} with `{origin['command']}` on {origin['cpu']}{model}, "
-        f"{origin['cores']} cores, {origin['system']}; barlow_fast {origin['barlow_fast']} at "
-        f"commit {origin['commit']}, kernels for {origin['instruction_set']}, "
-        f"torch {origin['torch']}{lightly}, "
-        f"Python {origin['python']}."
-    )
-    if peaks:
-        text += (
-            f" Peaks in this run: fp32 GEMM {peaks['gemm_fp32_gflops']:.0f} GFLOP/s, "
-            f"bf16 GEMM {peaks['gemm_bf16_gflops']:.0f} GFLOP/s, "
-            f"copy {peaks['copy_gbps']:.1f} GB/s (bytes read and written)."
-        )
-    return f"{text} Rows: `bench/results/{name}`."
-
-
-def _gpu_versions(rows: list[Row], name: str) -> str:
-    """A GPU is measured in parts: rows of the same sources and versions are one paragraph."""
-    versions: dict[tuple, list[Row]] = {}
-    for row in rows:
-        origin = row["provenance"]
-        same = tuple(origin.get(key) for key in ("sources", "commit", "torch", "gpu", "command"))
-        versions.setdefault(same, []).append(row)
-    return "\n\n".join(_gpu_version(each, name) for each in versions.values())
-
-
-def _gpu_version(rows: list[Row], name: str) -> str:
+def _run(rows: list[Row], name: str) -> str:
     origin = rows[0]["provenance"]
     dates = sorted({row["provenance"]["date"][:10] for row in rows})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     lightly = f", lightly {origin['lightly']}" if origin["lightly"] else ""
+    where, kernels, peaks_of = (_gpu if "gpu" in origin else _cpu)(origin)
     text = (
-        f"Measured on {when} with `{origin['command']}` on {origin['gpu']} "
-        f"({origin['multiprocessors']} multiprocessors, {origin['memory_bytes'] / 2**30:.0f} GiB, "
-        f"{origin['last_level_cache_bytes'] / 2**20:.0f} MiB of L2), driver {origin['driver']}, "
-        f"CUDA {origin['cuda']}; barlow_fast {origin['barlow_fast']} at commit "
-        f"{origin['commit'] or 'unknown'} (sources {origin['sources']}), torch {origin['torch']}, "
-        f"Triton {origin['triton']}{lightly}, Python {origin['python']}."
+        f"Measured on {when} with `{origin['command']}` on {where}; barlow_fast "
+        f"{origin['barlow_fast']} at commit {origin['commit'] or 'unknown'}{kernels}{lightly}, "
+        f"Python {origin['python']}."
     )
     peaks = [row["peaks"] for row in rows if row.get("peaks")]
-    if peaks:
-        text += f" Peaks: {_gpu_peaks(peaks)}."
-    return f"{text} Rows: `bench/results/{name}`."
+    return f"{text}{peaks_of(peaks) if peaks else ''} Rows: `bench/results/{name}`."
+
+
+def _cpu(origin: Row) -> tuple[str, str, Callable[[list[Row]], str]]:
+    """(the machine, its kernels, what is said of its peaks)."""
+    model = origin["cpu_family_model"]
+    model = f" (family/model/stepping {model})" if model else ""
+    where = f"{origin['cpu']}{model}, {origin['cores']} cores, {origin['system']}"
+    return where, f", kernels for {origin['instruction_set']}, torch {origin['torch']}", _cpu_peaks
+
+
+def _gpu(origin: Row) -> tuple[str, str, Callable[[list[Row]], str]]:
+    where = (
+        f"{origin['gpu']} ({origin['multiprocessors']} multiprocessors, "
+        f"{origin['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{origin['last_level_cache_bytes'] / 2**20:.0f} MiB of L2), driver {origin['driver']}, "
+        f"CUDA {origin['cuda']}"
+    )
+    kernels = f" (sources {origin['sources']}), torch {origin['torch']}, Triton {origin['triton']}"
+    return where, kernels, _gpu_peaks
+
+
+def _cpu_peaks(found: list[Row]) -> str:
+    peaks = found[0]
+    return (
+        f" Peaks in this run: fp32 GEMM {peaks['gemm_fp32_gflops']:.0f} GFLOP/s, "
+        f"bf16 GEMM {peaks['gemm_bf16_gflops']:.0f} GFLOP/s, "
+        f"copy {peaks['copy_gbps']:.1f} GB/s (bytes read and written)."
+    )
 
 
 def _gpu_peaks(peaks: list[Row]) -> str:
@@ -277,9 +267,9 @@ def _gpu_peaks(peaks: list[Row]) -> str:
         for kind in ("fp32", "tf32", "bf16", "fp16")
     )
     return (
-        f"{rates} TFLOP/s, copy {span('copy_gbps', 1e3, 2)} TB/s (bytes read and written), "
+        f" Peaks: {rates} TFLOP/s, copy {span('copy_gbps', 1e3, 2)} TB/s (bytes read and written), "
         f"one launch {span('launch_eager_us', 1, 1)} us from Python, "
-        f"{span('launch_graph_us', 1, 1)} us in a graph"
+        f"{span('launch_graph_us', 1, 1)} us in a graph."
     )
 
 
