@@ -1,21 +1,28 @@
-"""`python -m bench`: every module of `bench.suites` is a command; `report` makes the tables,
-`compare` holds two sets of results against each other."""
+"""`python -m bench`: every module of `bench.suites` is a command, besides `all`, `report` and
+`compare`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from bench import compare, report, suites
-from bench.optional import typer
+from bench import cli, compare, devices, everything, exits, report, suites
 
-if typer is None:
-    sys.exit("python -m bench needs typer (pip install typer); python -m bench.gpu does not")
+COMMANDS = {name: suite.command for name, suite in suites.discover().items()} | {
+    "all": everything.command,
+    "report": report.command,
+    "compare": compare.command,
+}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-for name, suite in suites.discover().items():
-    app.command(name)(suite.command)
-app.command("report")(report.command)
-app.command("compare")(compare.command)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; an exit status of `bench.exits`."""
+    try:
+        return cli.run(COMMANDS, arguments, "python -m bench")
+    except devices.DeviceLostError as error:
+        print(f"the CUDA context is broken: {error}", flush=True)
+        return exits.RESTART
+
 
 if __name__ == "__main__":
-    app(prog_name="python -m bench")
+    sys.exit(main())

@@ -57,14 +57,23 @@ class Errors:
         return self.loss <= loss and self.gradient <= gradient
 
 
-def run(loss: Loss, pair: Pair, variant: Variant) -> Outcome:
-    """One forward and backward pass."""
+def forward(loss: Loss, pair: Pair, variant: Variant) -> Tensor:
+    """The loss, under the autocast of the variant."""
     with variant.context(pair[0].device.type):
-        value = loss(*pair)
+        return loss(*pair)
+
+
+def backward(value: Tensor, pair: Pair, variant: Variant) -> Outcome:
+    """Its gradients, scaled as a GradScaler would."""
     if variant.loss_scale == 1.0:
         return Outcome(value.detach(), torch.autograd.grad(value, pair))
     scale = torch.full_like(value, variant.loss_scale)  # autograd itself would make a tensor of 1
     return Outcome(value.detach(), torch.autograd.grad(value, pair, scale), variant.loss_scale)
+
+
+def run(loss: Loss, pair: Pair, variant: Variant) -> Outcome:
+    """One forward and backward pass."""
+    return backward(forward(loss, pair, variant), pair, variant)
 
 
 def built(peer: Peer, n: int, d: int, variant: Variant, device: torch.device) -> Loss:
@@ -90,12 +99,12 @@ def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
 
 
 class Truths:
-    """The truths of one pair. Each mathematics is evaluated when it is first asked for; factors
+    """The truths of one pair. Each mathematics is evaluated when it is first requested; factors
     share one evaluation.
 
     The paper's stays, and of the others the latest (a truth takes as much memory as its gradients
     in float64), unless `others` is False: then each is evaluated anew and given back with its
-    caller's last reference. Peers that are asked for in the order of `discover` repeat none.
+    caller's last reference. Peers that are requested in the order of `discover` repeat none.
     """
 
     def __init__(self, pair: Pair, others: bool = True) -> None:

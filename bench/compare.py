@@ -25,15 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from bench import provenance, results
-from bench.optional import Console, Table, typer
+from bench import cli, provenance, results
+from bench.cli import Option
+from bench.console import aligned
 from bench.plots import drawing
 from bench.results import Row
 
 SLOWER, FASTER, SAME, NOT = "slower", "faster", "same within noise", "not comparable"
 FAILS, WORKS = "fails now", "works now"
 ORDER = (FAILS, SLOWER, WORKS, FASTER, SAME)
-STYLES = {FAILS: "bold red", SLOWER: "red", FASTER: "green", WORKS: "green"}
 RESULTS = "bench/results"
 KEY = ("suite", "n", "d", "dtype", "peer", "ranks", "case")
 # Ours by another name: they say nothing about the machine.
@@ -87,7 +87,7 @@ class Side:
     """One set of results.
 
     Attributes:
-        name: as it was asked for.
+        name: as it was given.
         origin: where the rows come from, in words.
         rows: all of them.
     """
@@ -108,7 +108,7 @@ class Comparison:
         unit: of a and b.
         a, b: [median, p20, p80] of each side; None where it has none.
         ratio: cost of B over cost of A: above 1, B is slower. None where there are not both.
-        drift: what of it is the machine's; None where nothing tells.
+        drift: what of it is the machine's; None where nothing shows it.
         corrected: ratio / drift.
         verdict: SLOWER, FASTER, SAME, FAILS, WORKS or NOT.
         reason: why it is not comparable, or fails.
@@ -128,36 +128,27 @@ class Comparison:
 
 
 def command(
-    a: Annotated[str, typer.Argument(help="Commit, or a file of rows (.jsonl): before.")],
-    b: Annotated[str, typer.Argument(help="Commit, or a file of rows (.jsonl): after.")],
-    suite: Annotated[
-        str | None, typer.Option(help="Suites, comma-separated. Default: all in both.")
-    ] = None,
-    threshold: Annotated[
-        str, typer.Option(help="What counts as a difference, such as 3% or 0.03.")
-    ] = "3%",
-    fail_on_slower: Annotated[
-        bool, typer.Option("--fail-on-slower", help="Exit with 1 if anything is slower.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    a: Annotated[str, Option("Commit, or a file of rows (.jsonl): before.")],
+    b: Annotated[str, Option("Commit, or a file of rows (.jsonl): after.")],
+    suite: Annotated[str | None, Option("Suites, comma-separated. Default: all in both.")] = None,
+    threshold: Annotated[str, Option("What counts as a difference, such as 3% or 0.03.")] = "3%",
+    fail_on_slower: Annotated[bool, Option("Exit with 1 if anything is slower.")] = False,
+    as_json: Annotated[bool, Option("Print JSON instead of a table.", name="--json")] = False,
 ) -> None:
     """Compare the results of two commits or two files."""
-    try:
+    with cli.reading():
         least = parse_threshold(threshold)
         sides = side(a), side(b)
         chosen = parse_suites(suite, sides)
         found = compare(*(filtered(each.rows, chosen) for each in sides), least)
         if not found.comparisons:
             raise ValueError(f"no row of {a} matches one of {b}")
-    except ValueError as error:
-        typer.echo(f"bench compare: {error}", err=True)
-        raise typer.Exit(2) from None
     if as_json:
-        typer.echo(json.dumps(as_record(sides, found, least), indent=1, ensure_ascii=False))
+        print(json.dumps(as_record(sides, found, least), indent=1, ensure_ascii=False))
     else:
         show(sides, found, least)
     if fail_on_slower and any(each.verdict in (SLOWER, FAILS) for each in found.comparisons):
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def parse_threshold(text: str) -> float:
@@ -256,12 +247,12 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def _measured_at(row: Row, commit: str) -> bool:
     # A tree with changes is no commit.
-    told = (row.get("provenance") or {}).get("commit")
-    return isinstance(told, str) and len(told) >= 7 and commit.startswith(told)
+    known = (row.get("provenance") or {}).get("commit")
+    return isinstance(known, str) and len(known) >= 7 and commit.startswith(known)
 
 
 def _device(row: Row) -> str:
-    """The machine, told apart as far as it can be."""
+    """The machine, as precisely as its rows say."""
     origin = row.get("provenance") or {}
     if origin.get("gpu"):
         return str(origin["gpu"])
@@ -410,7 +401,7 @@ def judge(
         measure: what it is.
         a: median, p20 and p80 before; the median alone where there is no noise.
         b: the same, after.
-        estimates: of the drift; none where nothing tells.
+        estimates: of the drift; none where nothing shows it.
         threshold: what counts as a difference, as a share.
     """
     before, after = _cost(measure, a), _cost(measure, b)
@@ -481,35 +472,25 @@ def as_record(sides: Sequence[Side], found: Found, threshold: float) -> dict[str
 
 def show(sides: Sequence[Side], found: Found, threshold: float) -> None:
     """The table, slowdowns first, and what it comes to."""
-    console = Console(highlight=False, width=None if Console().is_terminal else 150)
     for letter, each in zip("AB", sides, strict=True):
-        console.print(f"{letter}: {each.origin}", markup=False)
+        print(f"{letter}: {each.origin}")
     judged = [each for each in found.comparisons if each.verdict != NOT]
     if judged:
         devices = {each.device for each in judged}
-        table = Table(title="Ratios are cost of B over cost of A: above 1, B is slower")
         heads = ["suite", "what", "peer", "measure", "A (p20–p80)", "B (p20–p80)", "ratio"]
         heads += ["drift", "corrected", "verdict"]
-        for head in heads:
-            table.add_column(
-                head, justify="right" if head in ("ratio", "drift", "corrected") else "left"
-            )
-        for each in judged:
-            table.add_row(*_cells(each, len(devices) > 1))
-        console.print(table)
+        print("Ratios are cost of B over cost of A: above 1, B is slower")
+        print(aligned(heads, [_cells(each, len(devices) > 1) for each in judged]))
     reasons: dict[str, list[Comparison]] = {}
     for each in found.comparisons:
         if each.verdict == NOT:
             reasons.setdefault(each.reason, []).append(each)
     for reason, group in reasons.items():
         suites = ", ".join(sorted({str(each.key["suite"]) for each in group}))
-        console.print(f"not comparable: {len(group)} rows of {suites}: {reason}", markup=False)
+        print(f"not comparable: {len(group)} rows of {suites}: {reason}")
     total = counts(found)
     words = ", ".join(f"{number} {name}" for name, number in total.items() if number)
-    console.print(
-        f"{words} (threshold {threshold:.3g}, ranges p20 to p80 apart, drift corrected)",
-        markup=False,
-    )
+    print(f"{words} (threshold {threshold:.3g}, ranges p20 to p80 apart, drift corrected)")
 
 
 def _cells(each: Comparison, name_device: bool) -> list[str]:
@@ -521,19 +502,10 @@ def _cells(each: Comparison, name_device: bool) -> list[str]:
     what += [each.device] if name_device else []
     ratios = [_ratio(value) for value in (each.ratio, each.drift, each.corrected)]
     verdict = each.verdict + (f": {each.reason}" if each.reason else "")
-    texts = [
+    return [
         str(key["suite"]), ", ".join(what), str(key.get("peer", "")), each.measure,
-        _range(each.a, each.unit), _range(each.b, each.unit), *ratios,
+        _range(each.a, each.unit), _range(each.b, each.unit), *ratios, verdict,
     ]  # fmt: skip
-    style = STYLES.get(each.verdict)
-    shown = _escaped(verdict)
-    return [_escaped(text) for text in texts] + [f"[{style}]{shown}[/]" if style else shown]
-
-
-def _escaped(text: str) -> str:
-    """Rows may hold any string: none of it is markup."""
-    escaped = re.sub(r"(\\*)\[", r"\1\1\\[", text)
-    return escaped + "\\" if escaped.endswith("\\") else escaped
 
 
 def _ratio(value: float | None) -> str:
@@ -543,7 +515,7 @@ def _ratio(value: float | None) -> str:
 def _range(figures: tuple[float, ...] | None, unit: str) -> str:
     if figures is None:
         return "–"
-    # Four digits: ranges that are told apart should look apart.
+    # Four digits: ranges that differ should look different.
     median, *spread = (f"{v:,.0f}" if v >= 1000 else f"{v:.4g}" for v in figures)
     text = f"{median} ({spread[0]}–{spread[1]})" if spread else median
     return f"{text} {unit}".strip()

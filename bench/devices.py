@@ -1,32 +1,40 @@
-"""What differs between measuring on a CPU and on a CUDA device.
+"""What differs between measuring on a CPU and on a CUDA device: suites ask the device, never which
+one it is.
 
-A device knows its clock, its caches, its memory, its measured peaks, its name and its part of the
-provenance. `Cpu` gives what the CPU suites have always used; `Cuda` adds captured graphs. All times
-are in seconds, all sizes in bytes.
+A device knows its clock, its caches, its memory, its measured peaks, its grid of shapes, its name
+and its part of the provenance. `Cuda` adds captured graphs. All times are in seconds, all sizes in
+bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from bench import floor, provenance
+from bench import cuda_peaks, floor, memory_limit, peak_memory, provenance
+from bench.grids import CPU_GRID, CUDA_GRID, Grid
 from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
+from bench.timing import Budget
 
 Action = Callable[[], object]
+T = TypeVar("T")
 KINDS = ("cpu", "cuda")
 CROWDED_SHARE = 0.6  # of the memory: beyond it the peers push each other's cached blocks out
 EVICT_BYTES = 256 << 20  # read to empty the L2; at least four times its size
 GRAPH_WARM_UPS = 3
 DEFAULT_L2 = 50 << 20
+# The times of a pass by the prefix of their columns in a row.
+WHOLE, FORWARD, GRAPH = "", "forward_", "graph_"
 
 
 class NoGraphError(Exception):
@@ -52,10 +60,41 @@ class Peaks(Protocol):
 
 
 class Cpu:
-    """This machine's processor."""
+    """This machine's processor.
+
+    Attributes:
+        kind: 'cpu' or 'cuda': a key of tables, and nothing to branch on.
+        torch: the same as torch has it.
+        variants: dtypes that are timed.
+        grid: shapes that are timed.
+        measures: prefixes of the columns of times that rows have.
+        budget: of the calls of one peer.
+        judges_others: whether another's wrong result makes a run fail, as one of ours does.
+        first_call_compiles: whether a first call says nothing about the time of later ones.
+        compile_seconds: that a peer has to compile; None for no limit.
+        identity: fields of the provenance that rows share which need not be measured again.
+        sources: files that rows depend on here, besides those of the suites.
+        one_at_a_time: whether the processes of a comparison start one after the other.
+        pins_memory: whether a DataLoader does, for quicker copies to the device.
+        loader_workers: processes or threads that make views; None for one on each core.
+        group_seconds: a guess of what a group of the loss takes beyond its calls, without peers
+            that compile and with them; None where calls are nearly all of it.
+    """
 
     kind = "cpu"
     variants: dict[str, Variant] = VARIANTS
+    grid: Grid = CPU_GRID
+    measures: tuple[str, ...] = (WHOLE, FORWARD)
+    budget = Budget(0.3, few_from=2.0)
+    judges_others = True
+    first_call_compiles = False
+    compile_seconds: float | None = None
+    identity: tuple[str, ...] = ("sources", "torch", "cpu", "cores")
+    sources: tuple[str, ...] = ("kernels/cpu/*.cpp", "kernels/cpu/*.h")
+    one_at_a_time = False
+    pins_memory = False
+    loader_workers: int | None = 2
+    group_seconds: tuple[float, float] | None = None
 
     def __init__(self) -> None:
         self.torch = torch.device("cpu")
@@ -72,15 +111,33 @@ class Cpu:
         """Its provenance."""
         return provenance.collect()
 
+    def row(self) -> dict[str, Any]:
+        """What its rows of the loss and of memory begin with."""
+        return {}
+
     def peaks(self) -> Peaks:
         """Measured now."""
         return floor.measure_peaks()
+
+    def cores(self) -> set[int] | None:
+        """Those that the processes of a comparison share; None for all."""
+        return provenance.two_cores()
 
     def call_seconds(self, action: Action) -> float:
         """One call by the wall clock."""
         start = time.perf_counter()
         action()
         return time.perf_counter() - start
+
+    def timed(
+        self, forward: Callable[[], object], backward: Callable[[object], T]
+    ) -> tuple[dict[str, float], T]:
+        """(seconds by measure, outcome) of one pass; dropping the outcome is not timed."""
+        start = time.perf_counter()
+        value = forward()
+        middle = time.perf_counter()
+        outcome = backward(value)
+        return {WHOLE: time.perf_counter() - start, FORWARD: middle - start}, outcome
 
     def capture(self, action: Action) -> tuple[Callable[[], None], object]:
         """Always NoGraphError."""
@@ -93,6 +150,9 @@ class Cpu:
     def new_graphs(self) -> None:
         """Nothing to forget."""
 
+    def synchronize(self) -> None:
+        """Calls have ended when they return."""
+
     def release(self) -> None:
         """Frees what Python's cycles still hold."""
         gc.collect()
@@ -104,12 +164,43 @@ class Cpu:
         """Pages are not cached by torch on a CPU."""
         return False
 
+    def memory_limit(self) -> AbstractContextManager:
+        """Inside, what does not fit raises instead of waking the system's killer."""
+        return memory_limit.within()
+
+    def problem(self, error: BaseException) -> str:
+        """An exception in one line; that memory ran out, in the same words always."""
+        if not isinstance(error, torch.OutOfMemoryError) and memory_limit.is_memory_error(error):
+            return f"{peak_memory.NO_MEMORY}: {next(iter(str(error).splitlines()), '')}"
+        return brief(error)
+
+    def why_no_memory(self) -> str | None:
+        """None if it can measure the memory of a pass, else the reason."""
+        known = memory_limit.STATUS.exists()
+        return None if known else "the memory of a pass is read from /proc, which this system lacks"
+
+    def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:
+        """Fields of a row: bytes of one pass, or `problem`."""
+        return peak_memory.in_child(n, d, variant.name, peer.name)
+
 
 class Cuda:
     """One CUDA device. Nothing here changes a setting of the device."""
 
     kind = "cuda"
     variants: dict[str, Variant] = CUDA_VARIANTS
+    grid: Grid = CUDA_GRID
+    measures: tuple[str, ...] = (WHOLE, GRAPH)
+    budget = Budget(0.12, few_from=0.5)
+    judges_others = False
+    first_call_compiles = True
+    compile_seconds: float | None = 60.0
+    identity: tuple[str, ...] = ("sources", "torch", "gpu")
+    sources: tuple[str, ...] = ()
+    one_at_a_time = True
+    pins_memory = True
+    loader_workers: int | None = None
+    group_seconds: tuple[float, float] | None = (3.0, 60.0)
 
     def __init__(self, index: int = 0) -> None:
         """RuntimeError, with the reason, where torch cannot use one."""
@@ -146,15 +237,35 @@ class Cuda:
             "triton": provenance.version("triton"),
         }
 
+    def row(self) -> dict[str, Any]:
+        """What its rows of the loss and of memory begin with."""
+        return {"device": self.properties.name}
+
+    def named(self) -> dict[str, str]:
+        """Identifies the device in the state of `make gpu`."""
+        return {"name": self.properties.name, "slug": self.slug()}
+
     def peaks(self) -> Peaks:
         """Measured now, in a few seconds."""
-        from bench.gpu.peaks import measure  # knows this module
+        return cuda_peaks.measure(self)
 
-        return measure(self)
+    def cores(self) -> set[int] | None:
+        """All of them feed a GPU."""
+        return None
 
     def call_seconds(self, action: Action) -> float:
         """One call on an idle device with cold caches, from its first kernel's launch to the end of
         its last kernel: events around what user code does, launches included."""
+        return self._called(action)[0]
+
+    def timed(
+        self, forward: Callable[[], object], backward: Callable[[object], T]
+    ) -> tuple[dict[str, float], T]:
+        """(seconds by measure, outcome) of one pass, as a call."""
+        seconds, outcome = self._called(lambda: backward(forward()))
+        return {WHOLE: seconds}, outcome
+
+    def _called(self, action: Callable[[], T]) -> tuple[float, T]:
         start, end = _event(), _event()
         self._evict()
         torch.cuda.synchronize()
@@ -162,8 +273,7 @@ class Cuda:
         outcome = action()
         end.record()
         end.synchronize()
-        del outcome  # given back after the clock has stopped
-        return start.elapsed_time(end) / 1e3
+        return start.elapsed_time(end) / 1e3, outcome
 
     def capture(self, action: Action) -> tuple[Callable[[], None], object]:
         """(replay, outcome): a graph of one call, whose replays rewrite `outcome`.
@@ -173,7 +283,7 @@ class Cuda:
         """
         try:
             return self._captured(action)
-        except Exception as error:  # whatever stops a capture, it is the reason to be told
+        except Exception as error:  # whatever stops a capture, it is the reason to report
             reason = brief(error)
         self._pool = None  # the pool of a failed capture is not used again
         self.check_alive()
@@ -218,6 +328,10 @@ class Cuda:
         """Graphs from now on get a pool of their own; that of earlier ones goes with the last."""
         self._pool = None
 
+    def synchronize(self) -> None:
+        """Until the device has finished what was launched."""
+        torch.cuda.synchronize(self.torch)
+
     def release(self) -> None:
         """Gives cached memory back to the device."""
         gc.collect()
@@ -234,6 +348,22 @@ class Cuda:
         """Whether torch holds most of the memory."""
         return torch.cuda.memory_reserved() > CROWDED_SHARE * self.properties.total_memory
 
+    def memory_limit(self) -> AbstractContextManager:
+        """Its allocator raises by itself."""
+        return contextlib.nullcontext()
+
+    def problem(self, error: BaseException) -> str:
+        """An exception in one line."""
+        return brief(error)
+
+    def why_no_memory(self) -> str | None:
+        """torch's allocator counts it."""
+        return None
+
+    def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:
+        """Fields of a row: bytes of one pass. Raises what the peer raises."""
+        return peak_memory.by_allocator(n, d, variant, peer, self)
+
     def _evict(self) -> None:
         """Reads more than the L2 holds. Reading leaves no dirty lines behind, which the next kernel
         would pay for."""
@@ -247,7 +377,10 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)
 
 
-def choose(kind: str) -> Cpu | Cuda:
+Device = Cpu | Cuda
+
+
+def choose(kind: str) -> Device:
     """'cpu' or 'cuda'; ValueError for another name, RuntimeError where there is no such device."""
     if kind not in KINDS:
         raise ValueError(f"unknown device {kind!r}; known are {', '.join(KINDS)}")
@@ -264,7 +397,7 @@ def why_no_cuda() -> str | None:
 
 
 def driver_version() -> str | None:
-    """The driver's version; None where nothing tells."""
+    """The driver's version; None where it is unknown."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
@@ -280,6 +413,11 @@ def driver_version() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return next(iter(done.stdout.split()), None) if done.returncode == 0 else None
+
+
+def out_of_memory(problem: str) -> bool:
+    """Whether a problem, as a device puts it, is that memory ran out."""
+    return problem.startswith(("out of memory", peak_memory.NO_MEMORY))
 
 
 def brief(error: BaseException) -> str:

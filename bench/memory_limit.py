@@ -10,7 +10,7 @@ from pathlib import Path
 
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
-TOLD = re.compile(r"alloc|memory", re.IGNORECASE)
+MEMORY_WORDS = re.compile(r"alloc|memory", re.IGNORECASE)
 
 
 def of_process(key: str) -> int:
@@ -46,5 +46,5 @@ def within(size: int | None = None, share: float = 0.85) -> Iterator[None]:
 def is_memory_error(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, by its type or its words."""
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and TOLD.search(str(error)) is not None
+        isinstance(error, RuntimeError) and MEMORY_WORDS.search(str(error)) is not None
     )

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ def _cpuinfo(key: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """The CPU's name as the system tells it."""
+    """The CPU's name according to the system."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_family_model() -> str | None:
-    """Family and model, which tell generations apart where a virtual machine hides the name."""
+    """Family and model, which distinguish generations where a virtual machine hides the name."""
     numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
     return None if None in numbers else "/".join(numbers)
 
@@ -80,13 +81,19 @@ def cpu_flags() -> list[str]:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache of the first core, DEFAULT_CACHE where nothing tells."""
+    """Bytes of the largest cache of the first core, DEFAULT_CACHE where it is unknown."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         found = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
         if found:
             sizes.append(int(found.group(1)) << {"K": 10, "M": 20}[found.group(2)])
     return max(sizes, default=DEFAULT_CACHE)
+
+
+def two_cores() -> set[int] | None:
+    """Two of the cores that this process may use; None where the system has no affinity."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return None if affinity is None else set(sorted(affinity(0))[:2])
 
 
 def instruction_set() -> str | None:
@@ -104,6 +111,12 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def versions(packages: Sequence[str]) -> str:
+    """Installed packages with their versions."""
+    found = ((name, version(name)) for name in packages)
+    return ", ".join(f"{name} {number}" for name, number in found if number is not None)
 
 
 def commit() -> str | None:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-FEWEST, MOST = 5, 100
+FEWEST, MOST, FEW = 5, 100, 3
 WARM_UPS = 2  # after the first call, which may compile
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How often to time: `repeats` if given, else for `seconds`, from `fewest` to `most` times."""
+    """How often to time: `repeats` if given, else for `seconds`, from `fewest` to `most` times;
+    FEW times where a call takes `few_from` seconds: those vary little."""
 
     seconds: float = 1.0
     repeats: int | None = None
     fewest: int = FEWEST
     most: int = MOST
+    few_from: float = math.inf
 
     def count(self, estimate: float) -> int:
         """Repeats of a candidate that takes `estimate` seconds."""
         if self.repeats is not None:
             return self.repeats
+        if estimate >= self.few_from:
+            return FEW
         return min(max(round(self.seconds / max(estimate, 1e-6)), self.fewest), self.most)
 
 

@@ -16,7 +16,7 @@ import barlow_fast
 from barlow_fast import kernels
 from barlow_fast.data import PRESETS, draw
 from barlow_fast.kernels import why_unusable
-from bench.gpu import exits
+from bench import exits
 
 SHAPES = ((33, 257), (130, 200), (200, 96), (257, 65))
 VIEWS = ((5, 33, 31), (3, 7, 5), (2, 40, 224))  # number, height, width

@@ -6,25 +6,23 @@ microseconds, averaged over a few passes with warm caches.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from bench import agreement, devices
+from bench import agreement, cli, devices, exits
+from bench.cli import Option
 from bench.devices import brief
-from bench.gpu import exits
 from bench.inputs import CUDA_VARIANTS, parse_shapes, parse_variants, random_pair
 from bench.peers import Peer, choose
 
-SHAPES = "256x8192,2048x8192,169343x256"
-DTYPES = "bf16-inputs,fp32"
-PEERS = "ours,gram-plain"
 WARM_UPS, PASSES = 3, 5
 NAME_WIDTH = 90
 
@@ -86,24 +84,19 @@ def text_of(peer: Peer, n: int, d: int, name: str, device: devices.Cuda) -> str:
         return f"{title}: {brief(error)}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Profiles every peer at every shape and dtype; an exit status of `bench.gpu.exits`."""
-    options = argparse.ArgumentParser(prog="python -m bench.gpu.profile", description=__doc__)
-    options.add_argument("--out", type=Path, required=True, help="text file")
-    options.add_argument("--shapes", default=SHAPES)
-    options.add_argument("--dtypes", default=DTYPES)
-    options.add_argument("--peers", default=PEERS)
-    given = options.parse_args(arguments)
-    try:
-        shapes, variants = parse_shapes(given.shapes), parse_variants(given.dtypes, CUDA_VARIANTS)
-        peers, device = choose(given.peers, "cuda"), devices.choose("cuda")
-    except (ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return exits.NO_DEVICE
-    with given.out.open("w", encoding="utf-8") as file:
-        for (n, d), variant, peer in (
-            (shape, v, p) for shape in shapes for v in variants for p in peers
-        ):
+def command(
+    out: Annotated[Path, Option("Text file.")] = Path("gpu-profile.txt"),
+    shapes: Annotated[str, Option("Such as 256x8192.")] = "256x8192,2048x8192,169343x256",
+    dtypes: Annotated[str, Option("As in the suite loss.")] = "bf16-inputs,fp32",
+    peers: Annotated[str, Option("Names, comma-separated.")] = "ours,gram-plain",
+) -> int:
+    """Profile every peer at every shape and dtype."""
+    with cli.reading():
+        variants = parse_variants(dtypes, CUDA_VARIANTS)
+        cases = itertools.product(parse_shapes(shapes), variants, choose(peers, "cuda"))
+        device = devices.choose("cuda")
+    with out.open("w", encoding="utf-8") as file:
+        for (n, d), variant, peer in cases:
             text = text_of(peer, n, d, variant.name, device)
             print(text, file=file, flush=True)
             print(text.splitlines()[0], flush=True)
@@ -112,4 +105,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run_one(command, None, "python -m bench.gpu.profile", __doc__))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import exits
-from bench.gpu.journal import Journal, finished, lost
+from bench import exits
+from bench.journal import Journal, finished, lost
 
 OWN = ("barlow_fast", "bench", "kernels")  # not to be missing
 TEXT = 2000  # characters of a failure that are kept
@@ -70,7 +70,7 @@ class Recorder:
             item.session.shouldstop = f"the CUDA context is broken: {problem}"
         elif nextitem is not None and self._late():
             self.cut = True
-            item.session.shouldstop = "time is up; the next run goes on"
+            item.session.shouldstop = "time is up; the next run continues"
         return result
 
     @pytest.hookimpl(wrapper=True)
@@ -103,7 +103,7 @@ class Recorder:
             self.outcome, self.text = "skipped", str(reason)[-TEXT:]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Tells the runner whether to start another process."""
+        """Signals the runner whether to start another process."""
         if self.restart:
             session.exitstatus = exits.RESTART
         elif self.cut:

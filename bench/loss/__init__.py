@@ -1,1 +1,1 @@
-"""What `python -m bench loss` times, how, and how it is told."""
+"""What `python -m bench loss` times, how, and its tables."""

@@ -1,11 +1,18 @@
-"""Markdown of the rows of one CPU, and the table that a run prints."""
+"""Markdown of the rows of one device, and what a run prints.
+
+Rows of a CPU have times of calls and of their forward half; those of a GPU, times of calls and of
+replays. Older rows lack some columns.
+"""
 
 from __future__ import annotations
 
-from bench.inputs import VARIANTS
-from bench.loss import grid
-from bench.markdown import table_line
-from bench.optional import Table
+from collections.abc import Sequence
+
+from bench.console import aligned
+from bench.devices import GRAPH, WHOLE
+from bench.grids import CPU_GRID, CUDA_GRID, Case, Grid
+from bench.inputs import CUDA_VARIANTS
+from bench.markdown import details, short, table_line, times
 from bench.peers import discover
 from bench.results import Row
 
@@ -13,76 +20,111 @@ Groups = dict[tuple[int, int], dict[str, Row]]
 # What the README shows beside the fastest of the public implementations.
 SHOWN = ("official", "lightly", "gram-plain")
 NOT_PUBLIC = ("gram-plain", "gram-compiled")  # nobody ships the Gram form
+FLOOR = (
+    "floor = 6·N·D·min(N, D) / (GEMM rate) + bytes / (copy bandwidth), with each input read twice "
+    "and each gradient written once, at the peaks measured in the same run"
+)
 
 
-def console_table(rows: list[Row]) -> Table:
-    """What a run prints of one shape and dtype."""
-    first = rows[0]
-    table = Table(
-        title=f"{first['n']} x {first['d']} {first['dtype']}: floor {short(first['floor_ms'])} ms",
-        title_justify="left",
-    )
-    heads = ("peer", "median ms", "p20", "p80", "forward", "repeats", "of floor", "ours is faster")
-    for heading in heads:
-        table.add_column(heading, justify="left" if heading == "peer" else "right")
-    timed = [row for row in rows if not row.get("problem")]
-    ours = {row["peer"]: row for row in timed}.get("ours")
-    for row in timed:
-        table.add_row(
-            row["peer"],
-            *(short(row[key]) for key in ("median_ms", "p20_ms", "p80_ms", "forward_ms")),
-            str(row["repeats"]),
-            f"{row['fraction_of_floor']:.2f}",
-            f"{row['median_ms'] / ours['median_ms']:.2f}x" if ours and row is not ours else "",
-        )
-    return table
+class Layout:
+    """Which columns the rows of one device have.
+
+    Attributes:
+        grid: whose brief shapes are shown first.
+        kind: of the device, whose peers have the titles.
+        measures: columns whose medians are shown and compared, by what they are called where there
+            are several.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        replayed = any("graph_ms" in row for row in rows)
+        self.kind, self.grid = ("cuda", CUDA_GRID) if replayed else ("cpu", CPU_GRID)
+        self.measures = {"called": WHOLE} | ({"replayed": GRAPH} if replayed else {})
+
+    @property
+    def several(self) -> bool:
+        return len(self.measures) > 1
 
 
-def tables(rows: list[Row], brief: bool) -> str:
+def median(row: Row | None, measure: str) -> float | None:
+    """Milliseconds; None where there are none."""
+    return None if row is None else row.get(f"{measure}ms" if measure else "median_ms")
+
+
+def tables(rows: Sequence[Row], brief: bool) -> str:
     """A wide table for each dtype; `brief`: the main shapes and peers, no percentiles."""
-    parts = []
-    for variant in VARIANTS.values():
-        groups = _groups(rows, variant.name)
-        if not groups:
-            continue
+    layout, parts = Layout(rows), []
+    for variant in CUDA_VARIANTS.values():
+        groups = _groups(rows, variant.name, layout.grid)
         if brief:
-            main = {shape: groups[shape] for shape in grid.SHAPES if shape in groups}
-            table = _brief_table(main or groups)
-        else:
-            table = _wide_table(groups)
-        parts += [f"**{variant.title}**", table, _slowdowns(groups)]
-        if not brief:
-            parts += [_long_table(groups), *_problems(groups)]
-    if parts:
-        parts.insert(0, _reading(brief))
-    return "\n\n".join(parts)
+            groups = _main(groups, variant.name, layout.grid)
+        if groups:
+            wide = (_brief_table if brief else _wide_table)(groups, layout)
+            parts += [f"**{variant.title}**", wide, _slowdowns(groups, layout)]
+            if not brief:
+                parts += [_long_table(groups, layout), *_problems(groups, layout)]
+    return "\n\n".join([_reading(layout, brief), *parts]) if parts else ""
 
 
-def short(value: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+def printed(case: Case, rows: Sequence[Row]) -> str:
+    """What a run prints of one shape and dtype."""
+    if not rows:
+        return f"{case}: no peers"
+    layout = Layout(rows)
+    ours = {row["peer"]: row for row in rows}.get("ours")
+    lines = [
+        [row["peer"], *(_short(median(row, m)) for m in layout.measures.values()),
+         *(_short(row.get(key)) for key in ("p20_ms", "p80_ms", "forward_ms")),
+         str(row["repeats"]), _fraction(row), "" if row is ours else _ratio_text(row, ours, layout)]
+        for row in rows if not row["problem"]
+    ]  # fmt: skip
+    heads = ["peer", *(f"{name} ms" for name in layout.measures), "p20", "p80", "forward"]
+    heads += ["repeats", "of floor", "ours is faster"]
+    text = [f"{case}: floor {short(rows[0]['floor_ms'])} ms"]
+    text += [aligned(heads, lines)] if lines else []
+    text += [f"{row['peer']}: {row['problem']}" for row in rows if row["problem"]]
+    return "\n".join(text)
 
 
-def _groups(rows: list[Row], dtype: str) -> Groups:
-    """Rows of one dtype by shape: those of the tables first, in their order, then by size."""
+def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
+    """Rows of one dtype by shape: those of the brief tables first, in their order, then by size."""
     groups: Groups = {}
     for row in rows:
         if row["dtype"] == dtype:
             groups.setdefault((row["n"], row["d"]), {})[row["peer"]] = row
-    first = grid.SHAPES
+    first = list(grid.brief[0])
     order = sorted(
         groups, key=lambda shape: (first.index(shape) if shape in first else len(first), shape)
     )
     return {shape: groups[shape] for shape in order}
 
 
-def _reading(brief: bool) -> str:
-    text = (
-        "Median milliseconds of one forward and backward pass; × is how many times faster "
-        "`barlow_fast` is. *Of floor* is the floor divided by the median of `barlow_fast`, where "
-        "floor = 6·N·D·min(N, D) / (GEMM rate) + bytes / (copy bandwidth), with each input read "
-        "twice and each gradient written once, at the peaks measured in the same run. "
-    )
+def _main(groups: Groups, dtype: str, grid: Grid) -> Groups:
+    shapes, dtypes = grid.brief
+    if dtypes is not None:
+        shapes = shapes if dtype in dtypes else ()
+        return {shape: group for shape, group in groups.items() if shape in shapes}
+    return {shape: group for shape, group in groups.items() if shape in shapes} or groups
+
+
+def _reading(layout: Layout, brief: bool) -> str:
+    text = "Median milliseconds of one forward and backward pass; "
+    if layout.several:
+        text = (
+            "Median milliseconds of one forward and backward pass on random data with cold caches, "
+            "*called / replayed*: as user code calls it on an idle device, launches included; and "
+            "replayed from a captured CUDA graph, the device's own time. "
+        )
+    text += "× is how many times faster `barlow_fast` is"
+    if layout.several:
+        text += (
+            ", replayed where both can be, else called. *Of floor* is the floor divided by the "
+            f"replayed time of `barlow_fast`, where {FLOOR}; the float32 rate is the better of the "
+            "float32 GEMM and a third of the TF32 GEMM, as three TF32 products give float32 "
+            "quality. "
+        )
+    else:
+        text += f". *Of floor* is the floor divided by the median of `barlow_fast`, where {FLOOR}. "
     if brief:
         return text + (
             "*Fastest other* is the fastest exact implementation that others publish, eager or "
@@ -91,16 +133,17 @@ def _reading(brief: bool) -> str:
         )
     return text + (
         "Compiled peers take part at a few shapes only. *Not exact* compute another loss. A cell "
-        "says `memory` where a peer does not fit, `slow` where it was not tried because it took "
+        "says `no memory` where a peer does not fit, `slow` where it was not tried because it took "
         "too long at a smaller shape."
     )
 
 
-def _titles(groups: Groups) -> dict[str, str]:
+def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
     """Peers that occur, in the order of the tables, with their titles."""
     present = {name for group in groups.values() for name in group}
-    known = {name: peer.title for name, peer in discover().items() if name in present}
-    titles = known | {name: name for name in sorted(present - set(known))}
+    peers = discover(layout.kind)
+    titles = {name: peer.title for name, peer in peers.items() if name in present}
+    titles |= {name: name for name in sorted(present - set(titles))}
     inexact = {
         name for group in groups.values() for name, row in group.items() if not row.get("exact", 1)
     }
@@ -110,48 +153,52 @@ def _titles(groups: Groups) -> dict[str, str]:
     }
 
 
-def _wide_table(groups: Groups) -> str:
-    titles = _titles(groups)
+def _wide_table(groups: Groups, layout: Layout) -> str:
+    titles = titles_of(groups, layout)
     others = [name for name in titles if name != "ours"]
-    heads = ["N × D", "floor", titles.get("ours", "ours"), "of floor"]
-    heads += [titles[name] for name in others]
+    heads = ["N × D", "floor", titles.get("ours", "barlow_fast"), "of floor"]
+    return _table(heads, others, titles, groups, layout)
+
+
+def _brief_table(groups: Groups, layout: Layout) -> str:
+    titles = titles_of(groups, layout)
+    heads = ["N × D", "floor", titles.get("ours", "barlow_fast"), "of floor", "fastest other"]
+    return _table(heads, [name for name in SHOWN if name in titles], titles, groups, layout)
+
+
+def _table(
+    heads: list[str], others: list[str], titles: dict[str, str], groups: Groups, layout: Layout
+) -> str:
+    heads, brief = [*heads, *(titles[name] for name in others)], "fastest other" in heads
     lines = [table_line(heads), table_line(["---:"] * len(heads))]
-    for shape, group in groups.items():
+    for (n, d), group in groups.items():
         ours = _timed(group, "ours")
-        cells = _first_cells(shape, group, ours)
-        cells += [_cell(group.get(name), ours) for name in others]
+        cells = [f"{n} × {d}", short(next(iter(group.values()))["floor_ms"])]
+        cells += [f"**{_cell(ours, None, layout)}**" if ours else "–", _fraction(ours)]
+        if brief:
+            best = fastest_public(group, layout)
+            cells.append(f"{_cell(best, ours, layout)} {titles[best['peer']]}" if best else "–")
+        cells += [_cell(group.get(name), ours, layout) for name in others]
         lines.append(table_line(cells))
     return "\n".join(lines)
 
 
-def _brief_table(groups: Groups) -> str:
-    titles = _titles(groups)
-    shown = [name for name in SHOWN if name in titles]
-    heads = ["N × D", "floor", titles.get("ours", "ours"), "of floor", "fastest other"]
-    heads += [titles[name] for name in shown]
-    lines = [table_line(heads), table_line(["---:"] * len(heads))]
-    for shape, group in groups.items():
-        ours = _timed(group, "ours")
-        cells = _first_cells(shape, group, ours)
-        best = fastest_public(group)
-        cells.append(f"{_cell(best, ours)} {titles[best['peer']]}" if best else "–")
-        cells += [_cell(group.get(name), ours) for name in shown]
-        lines.append(table_line(cells))
-    return "\n".join(lines)
-
-
-def fastest_public(group: dict[str, Row]) -> Row | None:
+def fastest_public(group: dict[str, Row], layout: Layout) -> Row | None:
     """The fastest exact implementation of one shape and dtype that somebody else publishes."""
-    known = discover()
+    known = discover(layout.kind)
     rows = [
         row
         for name, row in group.items()
-        if not row.get("problem")
+        if _timed(group, name)
         and row.get("exact", True)
         and name not in NOT_PUBLIC
         and not (name in known and known[name].ours)
     ]
-    return min(rows, key=lambda row: row["median_ms"], default=None)
+    return min(rows, key=_fastest, default=None)
+
+
+def _fastest(row: Row) -> float:
+    return median(row, GRAPH) or median(row, WHOLE)
 
 
 def _timed(group: dict[str, Row], name: str) -> Row | None:
@@ -159,42 +206,56 @@ def _timed(group: dict[str, Row], name: str) -> Row | None:
     return None if row is None or row.get("problem") else row
 
 
-def _first_cells(shape: tuple[int, int], group: dict[str, Row], ours: Row | None) -> list[str]:
-    cells = [f"{shape[0]} × {shape[1]}", short(next(iter(group.values()))["floor_ms"])]
-    if ours is None:
-        return [*cells, "–", "–"]
-    return [*cells, f"**{short(ours['median_ms'])}**", f"{ours['fraction_of_floor']:.0%}"]
-
-
-def _cell(row: Row | None, ours: Row | None) -> str:
+def _cell(row: Row | None, ours: Row | None, layout: Layout) -> str:
     if row is None:
         return "–"
     if row.get("problem"):
-        return _short_problem(row["problem"])
-    if ours is None:
-        return short(row["median_ms"])
-    ratio = row["median_ms"] / ours["median_ms"]
-    digits = 0 if ratio >= 20 else 1 if ratio >= 2 else 2
-    return f"{short(row['median_ms'])} ({ratio:.{digits}f}×)"
+        return short_problem(row["problem"])
+    text = " / ".join(_short(median(row, measure)) for measure in layout.measures.values())
+    ratio = _ratio_text(row, ours, layout)
+    return f"{text} ({ratio})" if ratio else text
 
 
-def _short_problem(problem: str) -> str:
-    return "memory" if "memory" in problem else "slow" if " took " in problem else "fails"
+def _ratio_text(row: Row, ours: Row | None, layout: Layout) -> str:
+    """How many times faster ours is: replayed where both can be, else called."""
+    for measure in reversed(layout.measures.values()):
+        theirs, own = median(row, measure), median(ours, measure)
+        if theirs is not None and own is not None:
+            return times(theirs / own)
+    return ""
 
 
-def _slowdowns(groups: Groups) -> str:
+def short_problem(problem: str) -> str:
+    """A problem in a word, for a cell."""
+    if "memory" in problem:
+        return "no memory"
+    if "off by" in problem:
+        return "wrong"
+    return "slow" if " took " in problem else "fails"
+
+
+def _fraction(row: Row | None) -> str:
+    found = row and (row.get("graph_fraction_of_floor") or row.get("fraction_of_floor"))
+    return f"{found:.0%}" if found else "–"
+
+
+def _slowdowns(groups: Groups, layout: Layout) -> str:
     """Where `barlow_fast` is slower than something; said as plainly as the speedups."""
-    titles, found, compared = _titles(groups), [], 0
+    titles, found, compared = titles_of(groups, layout), [], 0
     for (n, d), group in groups.items():
         ours = _timed(group, "ours")
-        for name, row in group.items():
-            if ours is None or name == "ours" or row.get("problem"):
+        for (name, row), (called, measure) in (
+            (pair, kind) for pair in group.items() for kind in layout.measures.items()
+        ):
+            theirs, own = median(row, measure), median(ours, measure)
+            if name == "ours" or row.get("problem") or None in (theirs, own):
                 continue
             compared += 1
-            if row["median_ms"] < ours["median_ms"]:
-                ratio = ours["median_ms"] / row["median_ms"]
-                noise = ", within noise" if ours["p20_ms"] < row["p80_ms"] else ""
-                found.append(f"{n} × {d} ({ratio:.2f}× the time of {titles[name]}{noise})")
+            if theirs < own:
+                noise = ours[f"{measure}p20_ms"] < row[f"{measure}p80_ms"]
+                text = f"{own / theirs:.2f}× the time of {titles[name]}"
+                where = f"{n} × {d}" + (f" {called}" if layout.several else "")
+                found.append(f"{where} ({text}{', within noise' if noise else ''})")
     if not compared:
         return "No comparison: `barlow_fast` or every peer is missing."
     if found:
@@ -206,40 +267,45 @@ def _slowdowns(groups: Groups) -> str:
     return f"`barlow_fast` is the fastest in every row ({compared} comparisons)."
 
 
-def _long_table(groups: Groups) -> str:
-    titles = _titles(groups)
-    heads = [
-        "N × D", "implementation", "median ms", "p20", "p80", "repeats", "of floor", "forward ms",
-        "p20", "p80",
-    ]  # fmt: skip
-    lines = [table_line(heads), table_line(["---:", "---", *["---:"] * 8])]
+def _long_table(groups: Groups, layout: Layout) -> str:
+    titles = titles_of(groups, layout)
+    heads, keys = ["N × D", "implementation"], []
+    for called, measure in layout.measures.items():
+        heads += [f"{called if layout.several else 'median'} ms", "p20", "p80", "repeats"]
+        keys += [f"{measure}ms" if measure else "median_ms"]
+        keys += [f"{measure}{key}" for key in ("p20_ms", "p80_ms", "repeats")]
+    heads.append("of floor")
+    title, half = "Percentiles", []
+    if not layout.several:
+        title, half = "Percentiles, and the forward half alone", ["forward ms", "p20", "p80"]
+    heads += half
+    lines = [table_line(heads), table_line(["---:", "---", *["---:"] * (len(heads) - 2)])]
     for (n, d), group in groups.items():
         for name in titles:
             row = _timed(group, name)
             if row is None:
                 continue
-            times = [short(row[key]) for key in ("median_ms", "p20_ms", "p80_ms")]
-            forward = [
-                short(row[key]) if key in row else "–"
-                for key in ("forward_ms", "forward_p20_ms", "forward_p80_ms")
-            ]
-            fraction = f"{row['fraction_of_floor']:.1%}"
-            cells = [*times, str(row["repeats"]), fraction, *forward]
-            lines.append(table_line([f"{n} × {d}", titles[name], *cells]))
-    return "<details><summary>Percentiles, and the forward half alone</summary>\n\n" + (
-        "\n".join(lines) + "\n\n</details>"
-    )
+            cells = [f"{n} × {d}", titles[name]]
+            cells += [str(row[k]) if "repeats" in k else _short(row[k]) for k in keys]
+            share = row.get("graph_fraction_of_floor") or row["fraction_of_floor"]
+            cells.append(f"{share:.1%}")
+            parts = ("ms", "p20_ms", "p80_ms") if half else ()
+            cells += [_short(row.get(f"forward_{key}")) for key in parts]
+            lines.append(table_line(cells))
+    return details(title, "\n".join(lines))
 
 
-def _problems(groups: Groups) -> list[str]:
-    """What was left out, each reason once."""
-    titles = _titles(groups)
-    lines = [
-        f"- {n} × {d}, {titles[name]}: {row['problem']}"
-        for (n, d), group in groups.items()
-        for name, row in group.items()
-        if row.get("problem") and not row["problem"].startswith("not tried")
-    ]
-    if not lines:
-        return []
-    return ["<details><summary>Left out</summary>\n\n" + "\n".join(lines) + "\n\n</details>"]
+def _problems(groups: Groups, layout: Layout) -> list[str]:
+    """What could not be measured or captured, each reason once."""
+    titles, lines = titles_of(groups, layout), []
+    for (n, d), group in groups.items():
+        for name, row in group.items():
+            reason = row.get("problem") or row.get("graph_problem")
+            if reason and not reason.startswith("not tried"):
+                what = "" if row.get("problem") else ", replayed"
+                lines.append(f"- {n} × {d}, {titles[name]}{what}: {reason}")
+    return [details("Left out", "\n".join(lines))] if lines else []
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else short(value)

@@ -1,7 +1,8 @@
 """The implementations that are compared: one file each, found by being in this folder.
 
 A file defines `PEER`, a `Peer`, which runs on any device unless the file also defines `CUDA_PEER`,
-which then stands for it on CUDA devices. A file with `CUDA_PEER` alone is not measured on CPUs.
+which then stands for it on CUDA devices; or `PEERS`, several of them. A file with `CUDA_PEER` alone
+is not measured on CPUs.
 Adding an implementation is adding such a file; its form under torch.compile is derived
 (`compiled.py`). Files with neither name hold what peers share.
 """
@@ -9,8 +10,9 @@ Adding an implementation is adding such a file; its form under torch.compile is 
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -90,15 +92,21 @@ def discover(kind: str = "cpu") -> dict[str, Peer]:
     modules = [
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
     ]
-    found = list(filter(None, (_of(module, kind) for module in modules)))
+    found = list(itertools.chain.from_iterable(_of(module, kind) for module in modules))
     found += [compiled(peer, kind) for peer in found if peer.compile]
     peers = sorted(found, key=lambda peer: (not peer.ours, peer.name))
     return {peer.name: peer for peer in peers}
 
 
-def _of(module: ModuleType, kind: str) -> Peer | None:
+def _of(module: ModuleType, kind: str) -> list[Peer]:
     everywhere = getattr(module, "PEER", None)
-    return getattr(module, "CUDA_PEER", everywhere) if kind == "cuda" else everywhere
+    peer = getattr(module, "CUDA_PEER", everywhere) if kind == "cuda" else everywhere
+    return [*([peer] if peer else []), *getattr(module, "PEERS", ())]
+
+
+def stateless(loss: Loss) -> Callable[[int, int, torch.dtype], Loss]:
+    """`build` of a loss that is a function without state."""
+    return lambda n, d, dtype: loss
 
 
 def choose(names: str | None, kind: str = "cpu") -> list[Peer]:
@@ -114,3 +122,12 @@ def choose(names: str | None, kind: str = "cpu") -> list[Peer]:
         if name not in known:
             raise ValueError(f"unknown peer {name!r}; known are {ALL} and {', '.join(known)}")
     return [peer for name, peer in known.items() if name in wanted]
+
+
+def available(peers: Sequence[Peer]) -> list[Peer]:
+    """The peers that can run here; prints why the others cannot."""
+    reasons = {peer.name: peer.unavailable() for peer in peers}
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{name} is left out: {reason}")
+    return [peer for peer in peers if reasons[peer.name] is None]

@@ -8,11 +8,10 @@ the same identity on its cheaper side.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.peers import LAMBD, Loss, Peer
+from bench.peers import LAMBD, Peer, stateless
 
 
 def gram_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -32,16 +31,11 @@ def gram_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
     return on_diagonal + LAMBD * (square - diagonal.square().sum())
 
 
-def build(n: int, d: int, dtype: torch.dtype) -> Loss:
-    """A function without state."""
-    return gram_loss
-
-
 PEER = Peer(
     name="gram-plain",
     title="Gram form, plain torch",
     source="the smaller-side identity in plain torch with autograd (bench/peers/gram_plain.py)",
-    build=build,
+    build=stateless(gram_loss),
     compiled_name="gram-compiled",
     compiled_title="Gram form, compiled",
 )

@@ -23,3 +23,8 @@ def version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def formula_reason(module: str, name: str) -> str | None:
+    """Why a package's formula is left out: the real class is measured where there is one."""
+    return f"{name} itself is installed" if installed(module) else None

@@ -10,11 +10,12 @@ the first of C read as (D - 1) rows of D + 1. Not lightly's code: written from t
 
 from __future__ import annotations
 
-import torch
+import functools
+
 from torch import Tensor
 from torch.nn import functional
 
-from bench.peers import LAMBD, Loss, Peer, installation
+from bench.peers import LAMBD, Peer, installation, stateless
 
 
 def formula_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -27,20 +28,10 @@ def formula_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
     return on_diagonal + LAMBD * off_diagonal
 
 
-def build(n: int, d: int, dtype: torch.dtype) -> Loss:
-    """A function without state."""
-    return formula_loss
-
-
-def unavailable() -> str | None:
-    """The real class is measured where there is one."""
-    return "lightly itself is installed" if installation.installed("lightly") else None
-
-
 PEER = Peer(
     name="lightly-formula",
     title="lightly (formula)",
     source="the mathematics of lightly.loss.BarlowTwinsLoss in plain torch, not lightly itself",
-    build=build,
-    unavailable=unavailable,
+    build=stateless(formula_loss),
+    unavailable=functools.partial(installation.formula_reason, "lightly", "lightly"),
 )

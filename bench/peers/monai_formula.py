@@ -10,39 +10,31 @@ MONAI's code: written from this description.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from bench.peers import Loss, Peer, installation
-from bench.peers.monai import MATHEMATICS
+from bench.peers import Peer, installation, stateless
+from bench.peers.installed import MONAI
 
 
 def formula_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
     """The scalar loss of two (N, D) views."""
     n, d = z_a.shape
-    hat_a, hat_b = ((z - z.mean(0)) / (z.std(0) + MATHEMATICS.eps) for z in (z_a, z_b))
+    hat_a, hat_b = ((z - z.mean(0)) / (z.std(0) + MONAI.eps) for z in (z_a, z_b))
     c = hat_a.T @ hat_b / n
     squares = (c - torch.eye(d, device=c.device)).pow_(2)
     off_diagonal = ~torch.eye(d, device=c.device).bool()
-    squares[off_diagonal] *= MATHEMATICS.lambd
+    squares[off_diagonal] *= MONAI.lambd
     return squares.sum()
-
-
-def build(n: int, d: int, dtype: torch.dtype) -> Loss:
-    """A function without state."""
-    return formula_loss
-
-
-def unavailable() -> str | None:
-    """The real class is measured where there is one."""
-    return "MONAI itself is installed" if installation.installed("monai") else None
 
 
 PEER = Peer(
     name="monai-formula",
     title="MONAI (formula)",
     source="the mathematics of monai.losses.BarlowTwinsLoss in plain torch, not MONAI itself",
-    build=build,
-    mathematics=MATHEMATICS,
-    unavailable=unavailable,
+    build=stateless(formula_loss),
+    mathematics=MONAI,
+    unavailable=functools.partial(installation.formula_reason, "monai", "MONAI"),
 )

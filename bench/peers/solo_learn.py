@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.peers import LAMBD, Loss, Mathematics, Peer
+from bench.peers import LAMBD, Mathematics, Peer, stateless
 
 SCALE = 0.025
 
@@ -32,16 +32,11 @@ def solo_learn_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
     return SCALE * squares.sum()
 
 
-def build(n: int, d: int, dtype: torch.dtype) -> Loss:
-    """A function without state: the norm is part of the call."""
-    return solo_learn_loss
-
-
 PEER = Peer(
     name="solo-learn",
     title="solo-learn (formula)",
     source="the mathematics of solo-learn 1.0.6's barlow_loss_func in plain torch, not solo-learn "
     "itself",
-    build=build,
+    build=stateless(solo_learn_loss),
     mathematics=Mathematics(factor=SCALE),
 )

@@ -11,32 +11,22 @@ description.
 
 from __future__ import annotations
 
-import torch
+import functools
+
 from torch import Tensor
 
-from bench.peers import LAMBD, Loss, Peer, installation
-from bench.peers.stable_pretraining import MATHEMATICS
+from bench.peers import LAMBD, Peer, installation, stateless
+from bench.peers.installed import STABLE_PRETRAINING
 
 
 def formula_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
     """The scalar loss of two (N, D) views."""
     n, d = z_a.shape
-    hat_a, hat_b = ((z - z.mean(0)) / (z.std(0) + MATHEMATICS.eps) for z in (z_a, z_b))
+    hat_a, hat_b = ((z - z.mean(0)) / (z.std(0) + STABLE_PRETRAINING.eps) for z in (z_a, z_b))
     c = hat_a.T @ hat_b / n
     on_diagonal = (c.diagonal() - 1).pow(2).sum()
     off_diagonal = c.flatten()[:-1].view(d - 1, d + 1)[:, 1:].flatten().pow(2).sum()
     return on_diagonal + LAMBD * off_diagonal
-
-
-def build(n: int, d: int, dtype: torch.dtype) -> Loss:
-    """A function without state."""
-    return formula_loss
-
-
-def unavailable() -> str | None:
-    """The real class is measured where there is one."""
-    there = installation.installed("stable_pretraining")
-    return "stable-pretraining itself is installed" if there else None
 
 
 PEER = Peer(
@@ -44,7 +34,9 @@ PEER = Peer(
     title="stable-pretraining (formula)",
     source="the mathematics of stable_pretraining.losses.BarlowTwinsLoss in plain torch, not "
     "stable-pretraining itself",
-    build=build,
-    mathematics=MATHEMATICS,
-    unavailable=unavailable,
+    build=stateless(formula_loss),
+    mathematics=STABLE_PRETRAINING,
+    unavailable=functools.partial(
+        installation.formula_reason, "stable_pretraining", "stable-pretraining"
+    ),
 )

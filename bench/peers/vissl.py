@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.peers import LAMBD, Loss, Mathematics, Peer
+from bench.peers import LAMBD, Mathematics, Peer, stateless
 
 EPS = 1e-5
 
@@ -54,16 +54,11 @@ def vissl_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
     return on_diagonal + LAMBD * off_diagonal
 
 
-def build(n: int, d: int, dtype: torch.dtype) -> Loss:
-    """A function without state."""
-    return vissl_loss
-
-
 PEER = Peer(
     name="vissl",
     title="VISSL (formula)",
     source="the mathematics of VISSL's BarlowTwinsCriterion (09270ed) in plain torch, not VISSL "
     "itself",
-    build=build,
+    build=stateless(vissl_loss),
     mathematics=Mathematics(shared=True, eps=EPS),
 )

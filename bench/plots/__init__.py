@@ -2,12 +2,13 @@
 
 A module of a figure defines `pictures(files)`: what it would draw, given the rows of each file by
 name, as `drawing.Picture` with all its data; none where there are no rows for it. Nothing is drawn
-until a picture is asked for its SVG, so knowing what should be there needs no matplotlib.
+until the SVG of a picture is requested, so knowing what should be there needs no matplotlib.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -23,7 +24,8 @@ def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
 
 def kinds() -> list[str]:
     """The names of the figures, such as speedup; that of a file begins with it."""
-    return list(_modules())
+    found = (getattr(module, "NAMES", [name]) for name, module in _modules().items())
+    return list(itertools.chain.from_iterable(found))
 
 
 def _modules() -> dict[str, ModuleType]:

@@ -18,7 +18,7 @@ Data = dict[str, Any]
 MARK = "figure of bench report, data "
 WIDTH = 9.4  # inches; 902 pixels, the width of a README
 INK, SOFT, LINE = "#1f2328", "#59636e", "#c8ccd1"
-# Okabe and Ito: told apart by everyone. Blue is ours in every figure, vermilion what is slower.
+# The colour-blind palette of Okabe and Ito. Blue is ours in every figure, vermilion what is slower.
 OURS, OFFICIAL = "#0072b2", "#d55e00"
 COLOURS = {
     "ours": OURS,
@@ -67,7 +67,7 @@ class Picture:
         caption: what is seen, in words; also the text for those who cannot see it.
         data: all that is drawn, as JSON can hold it.
         draw: data -> matplotlib's figure.
-        main: whether it stands in Markdown; the page in HTML has all.
+        main: whether it stands in the README at the root; the page of its suite has all.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Picture:
 
     @property
     def mark(self) -> str:
-        """What tells in the SVG which data it shows, and which code drew it: two that are drawn
+        """The fingerprint of data and code that the SVG carries: two that are drawn
         from the same have the same, whatever the version of matplotlib."""
         content = hashlib.sha256(json.dumps(self.data, sort_keys=True).encode())
         figure = inspect.getmodule(self.draw)
@@ -202,17 +202,6 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if 0 < value < float("inf") else None
-
-
-def short(value: float) -> str:
-    """Three significant digits at most, without an exponent."""
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def times(ratio: float) -> str:
-    """A ratio as the tables write it."""
-    digits = 0 if ratio >= 20 else 1 if ratio >= 2 else 2
-    return f"{ratio:.{digits}f}×"
 
 
 def size(value: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench import markdown
 from bench.inputs import VARIANTS
 from bench.plots import drawing
 from bench.plots.drawing import Data, Picture
@@ -93,15 +94,15 @@ def _headline(data: Data) -> str:
     if not found:
         return "One loss step across ranks: seconds and bytes"
     ratios = [ratio for _, ratio, _ in found]
-    span = drawing.times(min(ratios))
+    span = markdown.times(min(ratios))
     if len(found) > 1:
-        span += f" to {drawing.times(max(ratios))}"
+        span += f" to {markdown.times(max(ratios))}"
     return f"Across ranks barlow_fast is {span} as fast as an all-reduce of C, with fewer bytes"
 
 
 def _caption(data: Data) -> str:
     parts = [
-        f"{where}: {drawing.times(r)}, {fewer:.1f}× fewer bytes" for where, r, fewer in _best(data)
+        f"{where}: {markdown.times(r)}, {fewer:.1f}× fewer bytes" for where, r, fewer in _best(data)
     ]
     return (
         f"Seconds and bytes of one loss step, {data['dtype']}, on processes of one machine "

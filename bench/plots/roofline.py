@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench import markdown
 from bench.floor import moved_bytes, operations
 from bench.inputs import CUDA_VARIANTS
 from bench.plots import drawing
@@ -164,12 +165,12 @@ def _panel(axes: Any, panel: Data, styles: Mapping[str, Data], handles: dict[str
         color=drawing.LINE, alpha=0.6, linewidth=0, zorder=1,
     )  # fmt: skip
     axes.annotate(
-        f"{panel['gemm']} GEMM {drawing.short(most)}", (right, most), xytext=(0, 3),
+        f"{panel['gemm']} GEMM {markdown.rate(most)}", (right, most), xytext=(0, 3),
         textcoords="offset points", ha="right", va="bottom", fontsize=8,
     )  # fmt: skip
     if left < ridge:
         axes.annotate(
-            f"copy {drawing.short(fast)} GB/s", (left, most), xytext=(2, 3),
+            f"copy {markdown.rate(fast)} GB/s", (left, most), xytext=(2, 3),
             textcoords="offset points", ha="left", va="bottom", fontsize=8,
         )  # fmt: skip
     peers = list(styles)

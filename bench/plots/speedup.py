@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench import markdown
 from bench.inputs import CUDA_VARIANTS
 from bench.plots import drawing
 from bench.plots.drawing import Data, Picture
@@ -69,6 +70,14 @@ def compared(group: Group, against: str) -> Data | None:
     if _timed(ours):
         return {"only": "ours"} if others and not any(map(_timed, others.values())) else None
     return {"only": "others"} if ours and any(map(_timed, others.values())) else None
+
+
+def extremes(cells: Sequence[Data]) -> tuple[str, str, str, str]:
+    """The number of shapes where ours is faster and slower; the least and the most speedup."""
+    ends = (choose(cells, key=lambda cell: cell["ratio"]) for choose in (min, max))
+    slower = sum(cell["ratio"] < 1 for cell in cells)
+    least, most = (f"{times(cell['ratio'])} at {cell['n']} × {cell['d']}" for cell in ends)
+    return str(len(cells) - slower), str(slower), least, most
 
 
 def _timed(row: Row) -> bool:
@@ -252,7 +261,7 @@ def _label(cell: Data) -> str:
 
 def times(ratio: float) -> str:
     """As the tables write it, but what is slower never looks like the same."""
-    return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else drawing.times(ratio)
+    return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else markdown.times(ratio)
 
 
 def _strength(cell: Data) -> float:
@@ -271,7 +280,7 @@ def _dark(cell: Data) -> bool:
 
 def _colour(cell: Data) -> Any:
     """White at 1, blue where faster, vermilion where slower; both darken away from 1, and the
-    frame and the word tell them apart in grey."""
+    frame and the word distinguish them in grey."""
     from matplotlib.colors import to_hex, to_rgb
 
     strength = _strength(cell)

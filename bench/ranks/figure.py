@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from bench.ranks.scaling import MEMORY
 from bench.results import Row
 
-# Okabe and Ito's blue and vermilion: told apart by everyone, and by their lightness in print.
+# Blue and vermilion of the colour-blind palette of Okabe and Ito.
 OURS, OTHER = "#0072b2", "#d55e00"
 PANEL_WIDTH, HEIGHT = 4.0, 4.3  # inches
 
 
 def draw(rows: Sequence[Row], mark: str) -> str:
-    """An SVG file as text; `mark`, which tells what it was drawn from, is in its metadata."""
+    """An SVG file as text; `mark`, the fingerprint of its rows, is in its metadata."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """What each rank does: check, then measure in turns.
 
-All ranks take the same decisions, as these depend only on what all have been told: the slowest
+All ranks take the same decisions, as these depend only on what all know: the slowest
 rank's seconds, and any rank's problem.
 """
 
@@ -60,7 +60,7 @@ def prepare(n: int, d: int, path: Path) -> None:
 
 
 def loopback_bytes() -> int | None:
-    """Bytes that the system has sent over the loopback; None where it does not tell."""
+    """Bytes that the system has sent over the loopback; None where it has no such count."""
     try:
         return int(COUNTER.read_text())
     except (OSError, ValueError):
@@ -94,9 +94,8 @@ class Group:
 
 
 def measure(task: Task) -> None:
-    """The entry of each process; rank 0 leaves {'rows': [...], 'samples': [seconds of each row],
-    'failures': {...}}, anew after each variant, so that what is finished survives whatever comes
-    later."""
+    """The entry of each process; rank 0 writes {'rows': [...], 'failures': {...}} after each
+    variant, so that what is finished survives a later failure."""
     group = Group()
     known = implementations.discover()
     peers = [known[name] for name in task.peers]
@@ -105,14 +104,12 @@ def measure(task: Task) -> None:
         problem = check_small(peer, task.variants, group)
         if problem is not None:
             failures[peer.name] = problem
-    timed: list[tuple[Row, list[float]]] = []
+    timed: list[Row] = []
     for variant in task.variants:
         usable = [p for p in peers if p.name not in failures and variant.name in p.dtypes]
         timed += _measure_group(task, variant, usable, group, failures)
         if group.rank == 0:
-            rows, samples = [row for row, _ in timed], [seconds for _, seconds in timed]
-            found = {"rows": rows, "samples": samples, "failures": failures}
-            write_whole(task.results, json.dumps(found))
+            write_whole(task.results, json.dumps({"rows": timed, "failures": failures}))
 
 
 def bound(peer: Implementation, rows: list[int]) -> Loss:
@@ -180,8 +177,8 @@ def _measure_group(
     peers: list[Implementation],
     group: Group,
     failures: dict[str, str],
-) -> list[tuple[Row, list[float]]]:
-    """(row, seconds) of each implementation that is right."""
+) -> list[Row]:
+    """A row for each implementation that is right."""
     rows = implementations.split(task.n, group.size)
     data = torch.load(task.data, weights_only=True, mmap=True)
     pair = _own((data["z_a"], data["z_b"]), rows, group)
@@ -225,8 +222,7 @@ def _measure_group(
         if peer.name in samples:
             found = samples[peer.name]
             seconds = [*found.first, *later[peer.name]]
-            row = _row(task, variant, peer, found, seconds, group, automatic)
-            timed.append((row, seconds))
+            timed.append(_row(task, variant, peer, found, seconds, group, automatic))
     return timed
 
 

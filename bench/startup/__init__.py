@@ -1,1 +1,1 @@
-"""Fresh processes that tell how long they take to start."""
+"""Fresh processes that measure how long they take to start."""

@@ -48,31 +48,26 @@ def call(name: str, n: int, d: int, dtype: str, kind: str) -> dict[str, Any]:
     """
     import torch
 
-    from bench import agreement
-    from bench.inputs import CUDA_VARIANTS, VARIANTS, random_pair
+    from bench import agreement, devices
+    from bench.inputs import random_pair
     from bench.peers import discover
 
-    variant = (CUDA_VARIANTS if kind == "cuda" else VARIANTS)[dtype]
+    device = devices.choose(kind)
+    variant = device.variants[dtype]
     peer = discover(kind)[name.removesuffix(COMPILED)]
-    device = torch.device(kind)
-    pair = random_pair(n, d, variant.dtype, torch.Generator(device).manual_seed(0))
-
-    def settle() -> None:
-        if kind == "cuda":
-            torch.cuda.synchronize()
-
+    pair = random_pair(n, d, variant.dtype, torch.Generator(device.torch).manual_seed(0))
     with variant.products():
-        settle()
+        device.synchronize()
         start = time.perf_counter()
-        loss = agreement.built(peer, n, d, variant, device)
+        loss = agreement.built(peer, n, d, variant, device.torch)
         if name.endswith(COMPILED):
             loss = torch.compile(loss, dynamic=False)
         outcome = agreement.run(loss, pair, variant)
-        settle()
+        device.synchronize()
         first = time.perf_counter() - start
         start = time.perf_counter()
         agreement.run(loss, pair, variant)
-        settle()
+        device.synchronize()
         second = time.perf_counter() - start
     problem = agreement.check_timed(outcome, agreement.truth(pair, peer.mathematics), variant)
     return {"first": first, "second": second, "problem": problem}

@@ -24,7 +24,7 @@ from bench.timing import schedule
 REPEATS, COMPILE_REPEATS, FEWEST = 5, 3, 3
 DEADLINE = 300.0  # seconds, for one process
 ARCHITECTURE = 90  # of the Triton kernels that are compiled where there is no GPU
-# Roughly what one process takes on two cores, to tell what fits into `--minutes`.
+# Roughly what one process takes on two cores, to know what fits into `--minutes`.
 SECONDS_OF = {"process": 4.0, "kernels": 8.0, "compiler": 40.0}
 
 TORCH = "torch"
@@ -38,6 +38,8 @@ MODULES = {
 }
 COMPILED_OFFICIAL = f"official{COMPILED}"
 PEERS = ("ours", "official", "gram-plain", *list(MODULES)[1:], COMPILED_OFFICIAL)
+# Ours compiles nothing on a CPU; on a GPU its kernels are compiled when first called.
+COMPILING = {"cpu": (COMPILED_OFFICIAL,), "cuda": (COMPILED_OFFICIAL, "ours")}
 CASES = (
     "import", "first-call", "second-call", "triton-kernels", "compiler-cold", "compiler-warm",
 )  # fmt: skip
@@ -91,7 +93,7 @@ def measure(
 ) -> Iterator[tuple[Samples, int, dict[str, str]]]:
     """(seconds of every sample, kernels compiled, failures) of each stage that `cases` need.
 
-    What cannot run here is told to `say` and has neither samples nor a failure.
+    What cannot run here is reported through `say` and has neither samples nor a failure.
 
     Args:
         kind: of the device: 'cpu' or 'cuda'.
@@ -130,7 +132,7 @@ def measure(
         kernels: list[int] = []
         if warm_up and stage == "process":
             for visit in visits:
-                with contextlib.suppress(StartError):  # it will be told when it counts
+                with contextlib.suppress(StartError):  # it is reported when it counts
                     start(visit, kind, deadline, calls=False)
         counts = {str(index): count for index in range(len(visits))}
         for index in itertools.chain.from_iterable(schedule(counts)):
@@ -160,8 +162,8 @@ def visits_of(
 ) -> list[Visit]:
     """Who takes part in a stage on a kind of device; says who cannot and why."""
     if stage == "kernels":
-        if "triton-kernels" not in cases or "ours" not in names or kind == "cuda":
-            return []  # a GPU's own stage is 'compiler'
+        if "triton-kernels" not in cases or "ours" not in names or "ours" in COMPILING[kind]:
+            return []  # where they are compiled when first called, that is the stage 'compiler'
         try:
             import triton  # noqa: F401
         except ImportError as error:
@@ -171,8 +173,7 @@ def visits_of(
         return [Visit(stage, "ours", n, d, f"sm_{ARCHITECTURE}") for n, d in shapes]
     if stage == "compiler":
         needed = {"compiler-cold", "compiler-warm"}
-        # Ours compiles nothing on a CPU; on a GPU its kernels are compiled when first called.
-        names = [n for n in names if n == COMPILED_OFFICIAL or (kind == "cuda" and n == "ours")]
+        names = [name for name in names if name in COMPILING[kind]]
     else:
         needed = {"import", "first-call", "second-call"}
         names = [name for name in names if name != COMPILED_OFFICIAL]

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import torch
 
-from bench import provenance, results
-from bench.optional import Console, typer
+from bench import cli, provenance, results
+from bench.cli import Option
 from bench.results import Row, rounded
 
 SECTION = "Pretraining: accuracy"
@@ -31,31 +31,25 @@ WORDS = {"knn": "k-NN", "linear": "linear"}
 # Points above the untrained encoder.
 TARGETS = {"knn": 3.0, "linear": 2.0}
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 def command(
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of Fashion-MNIST's files. Default: Debian's.")
+        Path | None, Option("Folder of Fashion-MNIST's files. Default: Debian's.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
-    epochs: Annotated[int | None, typer.Option(help="Default: the preset's.", min=1)] = None,
+    seeds: Annotated[str, Option("Comma-separated.")] = "0,1,2",
+    epochs: Annotated[int | None, Option("Default: the preset's.", least=1)] = None,
     images: Annotated[
-        int | None, typer.Option(help="The first so many training images alone.", min=512)
+        int | None, Option("The first so many training images alone.", least=512)
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON Lines file. Default: this machine's.")
-    ] = None,
+    out: Annotated[Path | None, Option("JSON Lines file. Default: this machine's.")] = None,
 ) -> None:
     """Pretrain on Fashion-MNIST, ours and with lightly's parts, and compare accuracies with random
     weights and raw pixels."""
     from barlow_fast.data import load
 
-    try:
+    with cli.reading():
         chosen = [int(seed) for seed in seeds.split(",")]
         data = load(CASE, data_dir)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
     if images is not None:
         data = replace(
             data,
@@ -64,7 +58,7 @@ def command(
         )
     rows = measure(data, chosen, epochs)
     for each in rows:
-        console.print(line_of(each))
+        print(line_of(each))
     results.merge(out or results.default_file(), rows, whole=True)
 
 
@@ -84,16 +78,16 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
         values |= {} if rate is None else {"images_per_second": rate}
         found.setdefault(name, []).append(values)
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-        console.print(f"{name}, seed {seed}: {shown}")
+        print(f"{name}, seed {seed}: {shown}")
 
     architecture = None
     # In turns, so that a machine that grows busier is so for both.
     for seed in seeds:
         for name, train in ((OURS, quality.ours), (LIGHTLY, quality.lightly)):
             try:
-                encoder, rate = train(replace(config, seed=seed), data, console.print)
+                encoder, rate = train(replace(config, seed=seed), data, print)
             except ModuleNotFoundError as error:
-                console.print(f"[yellow]{name} is left out: {error}[/]")
+                print(f"{name} is left out: {error}")
                 continue
             score(name, seed, encoder, rate)
             architecture = encoder

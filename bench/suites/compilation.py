@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from bench import provenance, results
-from bench.optional import typer
+from bench import cli, provenance, results
+from bench.cli import Option
 from bench.results import Row
 
 SECTION = "Triton kernels as compiled"
@@ -40,15 +40,14 @@ H100_FLOPS, H100_BYTES = 790e12, 3.0e12
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="JSON Lines file.")] = FILE,
-    workers: Annotated[int, typer.Option(help="Processes that compile.", min=1)] = os.cpu_count()
-    or 1,
+    out: Annotated[Path, Option("JSON Lines file.")] = FILE,
+    workers: Annotated[int, Option("Processes that compile.", least=1)] = os.cpu_count() or 1,
     architectures: Annotated[
-        str | None, typer.Option(help="Such as 90,100. Default: 80, 89, 90 and 100.")
+        str | None, Option("Such as 90,100. Default: 80, 89, 90 and 100.")
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="No architecture is begun that would not be done by then; sm_90 always."),
+        Option("No architecture is begun that would not be done by then; sm_90 always."),
     ] = None,
 ) -> None:
     """Compile every Triton kernel for sm_80, sm_89, sm_90 and sm_100; no GPU needed."""
@@ -56,11 +55,9 @@ def command(
         from barlow_fast.kernels.triton import inspection
         from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
     except ImportError as error:
-        raise typer.BadParameter(f"the Triton kernels cannot be imported: {error}") from None
-    try:
+        raise cli.Refused(f"the Triton kernels cannot be imported: {error}") from None
+    with cli.reading():
         chosen = parse_architectures(architectures, list(REFERENCE_DEVICES))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     origin = _origin()
     rows, left, longest, begun = [], [], 0.0, time.monotonic()
     for architecture in chosen:
@@ -72,14 +69,14 @@ def command(
         longest = max(longest, time.monotonic() - start)
         rows += [_kernel_row(architecture, *each, origin) for each in found]
         spills = sum(r.spilled > 0 for _, _, r in found)
-        typer.echo(f"sm_{architecture}: {len(found)} kernels, {spills} of them spill")
+        print(f"sm_{architecture}: {len(found)} kernels, {spills} of them spill")
     if left:
         names = ", ".join(f"sm_{architecture}" for architecture in left)
-        typer.echo(f"left out, as {minutes:g} minutes would not do: {names}")
+        print(f"left out, as {minutes:g} minutes would not do: {names}")
     rows += launch_rows(origin)
     # Rows of architectures that were left out stay as they are.
     results.merge(out, rows, whole=len(chosen) - len(left) == len(REFERENCE_DEVICES))
-    typer.echo(f"rows are in {out}; `python -m bench report` makes the tables")
+    print(f"rows are in {out}; `python -m bench report` makes the tables")
 
 
 def parse_architectures(text: str | None, known: list[int]) -> list[int]:

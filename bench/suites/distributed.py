@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import tempfile
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-from bench import provenance, results
+from bench import cli, devices, memory_limit, sources
+from bench.cli import Option
 from bench.inputs import VARIANTS, Variant, parse_shapes
-from bench.markdown import table_line
-from bench.optional import Console, typer
+from bench.markdown import short, table_line
 from bench.ranks import implementations, measurement, official, processes
 from bench.ranks.implementations import OFFICIAL, Implementation
 from bench.results import Row
+from bench.session import Output, Session
 from bench.timing import Budget
 
 SECTION = "Across ranks: forward + backward"
@@ -30,60 +29,53 @@ SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each implementation, ranks, shape and d
 FEWEST, MOST = 2, 10
 DEADLINE = 240.0  # seconds, for one shape on so many ranks
 MEMORY_SHARE = 0.85  # of the memory that is free
-MEMORY = Path("/proc/meminfo")
 
-console = Console(highlight=False, soft_wrap=True)
+
+class Place(NamedTuple):
+    """A shape on so many ranks."""
+
+    n: int
+    d: int
+    ranks: int
+
+    def __str__(self) -> str:
+        return f"{self.n} x {self.d} on {self.ranks} ranks"
 
 
 def command(
-    shapes: Annotated[
-        str | None, typer.Option(help=f"N of all ranks together. Default: {SHAPES}.")
-    ] = None,
-    ranks: Annotated[
-        str | None, typer.Option(help=f"Numbers of processes. Default: {RANKS}.")
-    ] = None,
-    dtypes: Annotated[
-        str | None, typer.Option(help="Of fp32, bf16-autocast. Default: both.")
-    ] = None,
-    peers: Annotated[str | None, typer.Option(help="Names, comma-separated. Default: all.")] = None,
+    given: Output,
+    shapes: Annotated[str | None, Option(f"N of all ranks together. Default: {SHAPES}.")] = None,
+    ranks: Annotated[str | None, Option(f"Numbers of processes. Default: {RANKS}.")] = None,
+    dtypes: Annotated[str | None, Option("Of fp32, bf16-autocast. Default: both.")] = None,
+    peers: Annotated[str | None, Option("Names, comma-separated. Default: all.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Time for each peer at each shape, ranks and dtype.")
+        float | None, Option("Time for each peer at each shape, ranks and dtype.")
     ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="Repeats, instead of --seconds.", min=1)
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One small shape on 2 ranks, little time.")
-    ] = False,
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="After this time no shape is begun on any number of ranks."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
-        ),
-    ] = None,
+    repeats: Annotated[int | None, Option("Repeats, instead of --seconds.", least=1)] = None,
     deadline: Annotated[
-        float, typer.Option(help="Seconds after which the ranks of one shape are ended.")
+        float, Option("Seconds after which the ranks of one shape are ended.")
     ] = DEADLINE,
-) -> None:
+) -> int:
     """Time the loss across ranks, and count what travels, against the all-reduce of C."""
-    try:
+    quick = given.quick
+    with cli.reading():
         chosen_shapes = parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES))
         counts = parse_ranks(ranks or (QUICK_RANKS if quick else RANKS))
         variants, chosen = implementations.variants(dtypes), implementations.choose(peers)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    if out is None and not quick:
-        out = results.default_file()
     budget = Budget(seconds or (QUICK_SECONDS if quick else SECONDS), repeats, FEWEST, MOST)
-    end = None if minutes is None else time.monotonic() + 60 * minutes
-    failures = measure(chosen_shapes, counts, variants, chosen, budget, out, deadline, end)
-    if failures:
-        console.print(f"[bold red]failed, not timed: {len(failures)}[/]")
-        raise typer.Exit(1)
+    places = [Place(n, d, count) for n, d in chosen_shapes for count in counts]
+    session = Session(devices.Cpu(), given, sources.RANKED)
+    session.announce()
+    with tempfile.TemporaryDirectory() as folder:
+        for place in session.in_time(places, lambda place: 0.0):
+            data = Path(folder) / f"{place.n}x{place.d}.pt"
+            if not data.exists():
+                measurement.prepare(place.n, place.d, data)
+            rows, failed = measure(place, variants, chosen, budget, data, deadline)
+            session.failures |= failed
+            for row in session.keep(rows):
+                print(_line_of(row), flush=True)
+    return session.end()
 
 
 def parse_ranks(text: str) -> list[int]:
@@ -95,95 +87,48 @@ def parse_ranks(text: str) -> list[int]:
 
 
 def measure(
-    shapes: list[tuple[int, int]],
-    ranks: list[int],
-    variants: list[Variant],
-    peers: list[Implementation],
-    budget: Budget,
-    out: Path | None,
-    deadline: float,
-    end: float | None = None,
-) -> list[str]:
-    """Runs the suite. Returns what failed, in words; none of that was timed. From `end` on, a
-    time.monotonic(), nothing is begun."""
-    origin = provenance.collect()
-    console.print(
-        f"{origin['cpu']}, {origin['cores']} cores, torch {origin['torch']}, "
-        f"kernels {origin['instruction_set']}, commit {origin['commit']}"
-    )
-    failures: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for n, d in shapes:
-            data = Path(folder) / "embeddings.pt"
-            if _late(end):
-                console.print(f"left out, as time is over: {n} x {d}")
-                continue
-            measurement.prepare(n, d, data)
-            for count in ranks:
-                if count != ranks[0] and _late(end):
-                    console.print(f"left out, as time is over: {n} x {d} on {count} ranks")
-                    continue
-                rows, failed = _measure_ranks(n, d, count, variants, peers, budget, data, deadline)
-                for problem in failed:
-                    console.print(f"[bold red]{problem}[/]")
-                failures += failed
-                rows = [row | {"provenance": origin} for row in rows]
-                for row in rows:
-                    console.print(_line_of(row))
-                if out is not None and rows:
-                    results.merge(out, rows)
-    return failures
-
-
-def _late(end: float | None) -> bool:
-    return end is not None and time.monotonic() > end
-
-
-def _measure_ranks(
-    n: int,
-    d: int,
-    ranks: int,
+    place: Place,
     variants: list[Variant],
     peers: list[Implementation],
     budget: Budget,
     data: Path,
     deadline: float,
-) -> tuple[list[Row], list[str]]:
-    """(rows, failures) of one shape on so many ranks."""
-    problems = {peer.name: does_not_fit(peer, n, d, ranks) for peer in peers}
+) -> tuple[list[Row], dict[str, str]]:
+    """(rows, failures) of one shape on so many ranks; what fails is not timed."""
+    problems = {peer.name: does_not_fit(peer, *place) for peer in peers}
     usable = [peer for peer in peers if problems[peer.name] is None]
     skipped = [
         {
-            "suite": "distributed", "n": n, "d": d, "dtype": variant.name, "ranks": ranks,
-            "peer": peer.name, "layout": peer.layout, "source": peer.source,
-            "problem": problems[peer.name],
+            "suite": "distributed", **place._asdict(), "dtype": variant.name, "peer": peer.name,
+            "layout": peer.layout, "source": peer.source, "problem": problems[peer.name],
         }
         for variant, peer in itertools.product(variants, peers)
         if peer not in usable and variant.name in peer.dtypes
     ]  # fmt: skip
     written = data.with_name("results.json")
     task = measurement.Task(
-        n, d, tuple(variants), tuple(peer.name for peer in usable), budget, data, written
-    )
-    failures = []
+        place.n, place.d, tuple(variants), tuple(peer.name for peer in usable), budget, data,
+        written,
+    )  # fmt: skip
+    failures = {}
     written.unlink(missing_ok=True)
     try:
-        processes.run(measurement.measure, ranks, (task,), deadline)
+        processes.run(measurement.measure, place.ranks, (task,), deadline)
     except (RuntimeError, TimeoutError) as error:
-        failures.append(f"{n} x {d} on {ranks} ranks: {error}")
+        failures[str(place)] = str(error)
     if not written.exists():
         return skipped, failures
     found = json.loads(written.read_text())
-    failures += [f"{ranks} ranks, {name}: {text}" for name, text in found["failures"].items()]
+    failures |= {f"{place.ranks} ranks, {name}": each for name, each in found["failures"].items()}
     return found["rows"] + skipped, failures
 
 
 def does_not_fit(peer: Implementation, n: int, d: int, ranks: int) -> str | None:
     """Why the ranks would not fit into free memory together; None where they do, or where the
-    system does not tell."""
-    if not MEMORY.exists():
+    system has no /proc."""
+    if not memory_limit.MEMINFO.exists():
         return None
-    free = int(re.search(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text())[1]) << 10
+    free = memory_limit.available()
     needed = ranks * peer.working_bytes(n, d, ranks)
     if needed <= MEMORY_SHARE * free:
         return None
@@ -196,16 +141,12 @@ def does_not_fit(peer: Implementation, n: int, d: int, ranks: int) -> str | None
 def _line_of(row: Row) -> str:
     name = f"{row['n']} x {row['d']} {row['dtype']}, {row['ranks']} ranks, {row['peer']}"
     if "problem" in row:
-        return f"[yellow]{name}: {row['problem']}[/]"
+        return f"{name}: {row['problem']}"
     wire = "" if row["wire_bytes"] is None else f", {_mib(row['wire_bytes'])} by the system"
     return (
-        f"{name}{' (auto)' if row['auto'] else ''}: {_seconds(row['median_s'])} s, "
+        f"{name}{' (auto)' if row['auto'] else ''}: {short(row['median_s'])} s, "
         f"{_mib(row['counted_bytes'])} MiB sent per rank{wire}"
     )
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _mib(value: int) -> str:
@@ -266,11 +207,9 @@ def _table(
                 continue
             if row["auto"]:
                 cells[2] += " (auto)"
-            cells.append(
-                f"**{_seconds(row['median_s'])}**" if row["auto"] else _seconds(row["median_s"])
-            )
+            cells.append(f"**{short(row['median_s'])}**" if row["auto"] else short(row["median_s"]))
             if not brief:
-                cells += [_seconds(row["p20_s"]), _seconds(row["p80_s"]), str(row["repeats"])]
+                cells += [short(row["p20_s"]), short(row["p80_s"]), str(row["repeats"])]
             cells.append(_mib(row["counted_bytes"]))
             cells.append("–" if row["wire_bytes"] is None else _mib(row["wire_bytes"]))
             ratio = all_reduce / row["counted_bytes"]

@@ -15,16 +15,16 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from bench import provenance, results
-from bench.markdown import table_line
-from bench.optional import Console, typer
+from bench import devices, exits, provenance, sources
+from bench.cli import Option
+from bench.markdown import short, table_line
 from bench.results import Row, rounded
+from bench.session import Output, Session
 from bench.timing import percentile
 
 SECTION = "Drop-in: lightly's example before and after the patch"
@@ -42,7 +42,6 @@ ALLOWED, ROUNDINGS = 2.0, 4
 SEED = 0
 NEEDED = ("lightly", "torchvision", "sklearn", "PIL")
 
-console = Console(highlight=False, soft_wrap=True)
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,48 +50,34 @@ class DisagreementError(Exception):
 
 
 def command(
-    steps: Annotated[int | None, typer.Option(help="Of each run.", min=WARM_UPS + 1)] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples; two views of each.", min=2)] = None,
-    dim: Annotated[int, typer.Option(help="Outputs of the projector.", min=2)] = DIM,
+    given: Output,
+    steps: Annotated[int | None, Option("Of each run.", least=WARM_UPS + 1)] = None,
+    batch: Annotated[int | None, Option("Samples; two views of each.", least=2)] = None,
+    dim: Annotated[int, Option("Outputs of the projector.", least=2)] = DIM,
     double: Annotated[
-        bool, typer.Option(help=f"Also a pair of runs in float64, at batch {DOUBLE_BATCH} at most.")
+        bool, Option(f"Also a pair of runs in float64, at batch {DOUBLE_BATCH} at most.")
     ] = True,
-    quick: Annotated[bool, typer.Option("--quick", help="Few steps of a small batch.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
-        ),
-    ] = None,
-) -> None:
+) -> int:
     """Train lightly's example before and after the patch: losses, seconds, the loss's share."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        console.print(f"[red]not installed: {', '.join(missing)} (pip install lightly ...)[/]")
-        raise typer.Exit(1)
-    steps = steps or (QUICK_STEPS if quick else STEPS)
-    batch = batch or (QUICK_BATCH if quick else BATCH)
-    if out is None and not quick:
-        out = results.default_file()
-    origin = provenance.collect()
-    console.print(
-        f"{origin['cpu']}, {origin['cores']} cores, torch {origin['torch']}, lightly "
-        f"{origin['lightly']}, load {origin['load_average']}, commit {origin['commit']}"
-    )
+        print(f"not installed: {', '.join(missing)} (pip install lightly ...)")
+        return exits.FAILED
+    steps = steps or (QUICK_STEPS if given.quick else STEPS)
+    batch = batch or (QUICK_BATCH if given.quick else BATCH)
+    session = Session(devices.Cpu(), given, sources.CODE)
+    session.announce()
     cases = [(batch, torch.float32)]
     cases += [(min(batch, DOUBLE_BATCH), torch.float64)] if double else []
-    for samples, dtype in cases:
+    for samples, dtype in session.in_time(cases, lambda case: 0.0):
         try:
             rows = measure(steps, samples, dim, dtype)
         except DisagreementError as error:
-            console.print(f"[bold red]not timed: {error}[/]")
-            raise typer.Exit(1) from None
-        for row in rows:
-            console.print(line_of(row), markup=False)
-        if out is not None:
-            results.merge(out, [row | {"provenance": origin} for row in rows])
-    if out is not None:
-        console.print(f"rows are in {out}; `python -m bench report` makes the tables")
+            session.failures[f"{samples} x {dim} {dtype}"] = f"not timed: {error}"
+            break
+        for row in session.keep(rows):
+            print(line_of(row), flush=True)
+    return session.end()
 
 
 @dataclass
@@ -326,7 +311,7 @@ def line_of(found: Row) -> str:
     """A row in words."""
     text = (
         f"{found['n']} x {found['d']} {found['dtype']} {found['peer']}: step "
-        f"{_short(found['median_ms'])} ms, loss {_short(found['loss_ms'])} ms "
+        f"{short(found['median_ms'])} ms, loss {short(found['loss_ms'])} ms "
         f"({found['loss_share']:.1%}), {found['first_loss']:.2f} to {found['last_loss']:.2f}"
     )
     if "largest_difference" in found:
@@ -340,11 +325,6 @@ def line_of(found: Row) -> str:
             f"{found['locked_gradient_difference']:.1e}"
         )
     return text
-
-
-def _short(value: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def tables(rows: list[Row], brief: bool) -> str:
@@ -385,9 +365,9 @@ def _times(groups: dict[tuple[Any, ...], dict[str, Row]], brief: bool) -> str:
             if name not in group:
                 continue
             each = group[name]
-            cells = [str(n), str(d), TITLES[name], _short(each["median_ms"])]
-            cells += [] if brief else [_short(each["p20_ms"]), _short(each["p80_ms"])]
-            cells += [_short(each["loss_ms"]), f"{each['loss_share']:.1%}"]
+            cells = [str(n), str(d), TITLES[name], short(each["median_ms"])]
+            cells += [] if brief else [short(each["p20_ms"]), short(each["p80_ms"])]
+            cells += [short(each["loss_ms"]), f"{each['loss_share']:.1%}"]
             compared = name == PATCHED and LIGHTLY in group
             ratio = group[LIGHTLY]["median_ms"] / each["median_ms"] if compared else 0.0
             cells.append(f"{ratio:.2f}×" if compared else "")

@@ -10,15 +10,14 @@ most 5 % above the largest that worked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
-from bench import agreement, memory_limit, provenance, results
+from bench import agreement, cli, devices, memory_limit, peak_memory, peers, sources
+from bench.cli import Option
 from bench.inputs import VARIANTS, parse_variants
-from bench.optional import Console, typer
-from bench.peers import choose, discover
+from bench.markdown import details
 from bench.results import Row
-from bench.suites import memory
+from bench.session import Output, Session
 
 SECTION = "The largest D"
 LIMIT_GB = 20.0
@@ -30,84 +29,58 @@ MOST_TRIES = 12
 MOST_D = 1 << 24  # far beyond what 20 GB hold
 HEADROOM = 1.03  # of the limit, which must be free
 
-console = Console(highlight=False, soft_wrap=True)
 Measure = Callable[[int], Row]
 
 
 def command(
+    given: Output,
     limit_gb: Annotated[
-        float | None, typer.Option(help=f"Memory in 10^9 bytes; default {LIMIT_GB:g}.", min=0.05)
+        float | None, Option(f"Memory in 10^9 bytes; default {LIMIT_GB:g}.", least=0.05)
     ] = None,
-    n: Annotated[int, typer.Option(help="Samples in a batch.", min=2)] = 256,
+    n: Annotated[int, Option("Samples in a batch.", least=2)] = 256,
     dtypes: Annotated[
-        str, typer.Option(help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both.")
+        str, Option("Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both.")
     ] = "fp32",
-    peers: Annotated[
-        str | None, typer.Option(help="Names, comma-separated. Default: all that do not compile.")
+    names: Annotated[
+        str | None,
+        Option("Comma-separated. Default: all that do not compile.", name="--peers"),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON Lines file. Default: this machine's in bench/results.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Two peers and 0.3 GB; no file without --out.")
-    ] = False,
-) -> None:
+) -> int:
     """Find the largest D of each peer within a given memory (Linux, CPU)."""
-    try:
+    limit = int((limit_gb or (QUICK_LIMIT_GB if given.quick else LIMIT_GB)) * 1e9)
+    device = devices.Cpu()
+    with cli.reading():
         variants = parse_variants(dtypes)
-        chosen = choose(peers or (QUICK_PEERS if quick else None))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    if not memory_limit.STATUS.exists():
-        console.print("[red]this suite reads /proc, which this system does not have[/]")
-        raise typer.Exit(1)
-    limit = int((limit_gb or (QUICK_LIMIT_GB if quick else LIMIT_GB)) * 1e9)
-    free = memory_limit.available()
-    if free < HEADROOM * limit:
-        console.print(
-            f"[red]--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine[/]"
-        )
-        raise typer.Exit(1)
-    if out is None and not quick:
-        out = results.default_file()
-    origin = provenance.collect()
-    failed = False
-    for variant in variants:
+        chosen = peers.choose(names or (QUICK_PEERS if given.quick else None))
+        if (reason := device.why_no_memory()) is not None:
+            raise RuntimeError(reason)
+        free = memory_limit.available()
+        if free < HEADROOM * limit:
+            raise RuntimeError(
+                f"--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine"
+            )
+    if names is None:
+        chosen = [peer for peer in chosen if not peer.compiles]
+    session = Session(device, given, sources.MEASURED)
+    first = QUICK_FIRST if given.quick else FIRST
+    for variant in session.in_time(variants, lambda variant: 0.0):
         rows = []
-        for peer in chosen:
-            if peer.compiles and peers is None:
-                continue
-            reason = peer.unavailable()
-            if reason is None:
-                reason = agreement.check_small(peer, [variant])
-                failed |= reason is not None
+        for peer in peers.available(chosen):
+            reason = agreement.check_small(peer, [variant])
             if reason is not None:
-                console.print(f"{peer.name}: not measured: {reason}", markup=False)
+                session.failures[f"{variant.name} {peer.name}"] = reason
                 continue
 
             def measure(d: int, dtype: str = variant.name, name: str = peer.name) -> Row:
-                found = memory.measure_in_child(n, d, dtype, name, limit)
-                console.print(f"{name} {n} x {d}: {_told(found)}", markup=False)
+                found = peak_memory.in_child(n, d, dtype, name, limit)
+                print(f"{name} {n} x {d}: {_figure(found)}", flush=True)
                 return found
 
-            found = search(measure, limit, QUICK_FIRST if quick else FIRST)
-            rows.append(
-                {
-                    "suite": "largest",
-                    "n": n,
-                    "dtype": variant.name,
-                    "peer": peer.name,
-                    "source": peer.source,
-                    "exact": peer.exact,
-                    "limit_bytes": limit,
-                    **found,
-                    "provenance": origin,
-                }
-            )
-        if rows and out is not None:
-            results.merge(out, rows)
-    if failed:
-        raise typer.Exit(1)
+            row = {"suite": "largest", "n": n, "dtype": variant.name, "peer": peer.name}
+            row |= {"source": peer.source, "exact": peer.exact, "limit_bytes": limit}
+            rows.append(row | search(measure, limit, first))
+        session.keep(rows)
+    return session.end()
 
 
 def search(measure: Measure, limit: int, first: tuple[int, int]) -> Row:
@@ -171,7 +144,7 @@ def _solved(ds: list[int], sizes: list[int], limit: int) -> float:
     return ((a * a + 4 * b * limit) ** 0.5 - a) / (2 * b)
 
 
-def _told(found: Row) -> str:
+def _figure(found: Row) -> str:
     if "problem" in found:
         return found["problem"]
     return f"{(found['input_bytes'] + found['peak_bytes']) / 1e9:.2f} GB"
@@ -179,7 +152,7 @@ def _told(found: Row) -> str:
 
 def tables(rows: list[Row], brief: bool) -> str:
     """Markdown of one machine's rows: the peers in the order of their largest D."""
-    titles = {name: peer.title for name, peer in discover().items()}
+    titles = {name: peer.title for name, peer in peers.discover().items()}
     parts = []
     for n, dtype, limit in dict.fromkeys((r["n"], r["dtype"], r["limit_bytes"]) for r in rows):
         group = [r for r in rows if (r["n"], r["dtype"], r["limit_bytes"]) == (n, dtype, limit)]
@@ -205,7 +178,5 @@ def tables(rows: list[Row], brief: bool) -> str:
         problems = {row["peer"]: row["problem"] for row in group if row["problem"]}
         if problems and not brief:
             lines = [f"- {titles.get(name, name)}: {text}" for name, text in problems.items()]
-            parts.append(
-                "<details><summary>Errors</summary>\n\n" + "\n".join(lines) + "\n\n</details>"
-            )
+            parts.append(details("Errors", "\n".join(lines)))
     return "\n\n".join(parts)

@@ -2,167 +2,186 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated
 
-from bench import devices, results
-from bench.gpu import loss as gpu_loss
-from bench.gpu import tables as gpu_tables
-from bench.inputs import Variant, parse_shapes, parse_variants
-from bench.loss import grid, measurement
-from bench.loss import tables as cpu_tables
-from bench.optional import Console, typer
-from bench.peers import Peer, choose
-from bench.results import Row
-from bench.timing import Budget
+from bench import cli, devices, peers, results, sources
+from bench.cli import Option
+from bench.devices import FORWARD, GRAPH, WHOLE, Device, Peaks
+from bench.floor import floor_seconds
+from bench.grids import Case, Grid
+from bench.inputs import parse_shapes, parse_variants
+from bench.loss import tables as loss_tables
+from bench.loss.group import LONGEST, Candidate, Group, TooLarge
+from bench.loss.pace import Pace
+from bench.peers import Peer
+from bench.results import Row, rounded
+from bench.session import Given, Session
+from bench.timing import Budget, percentile
 
 SECTION = "Loss: forward + backward"
-SECONDS, QUICK_SECONDS = 0.3, 0.1
-QUICK_MINUTES = 0.6
+QUICK_SECONDS, QUICK_MINUTES = 0.1, 0.6
+NOWHERE, EVERYWHERE = "none", "all"
 
-# Wider than a redirected log, so that no column is folded.
-console = Console(highlight=False, width=None if Console().is_terminal else 110)
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured.
+
+    Attributes:
+        budget: calls, and again replays, of each peer.
+        longest: seconds; another's peer that takes longer is not tried at larger shapes.
+        compiled: the grid that says where peers take part that compile; None for everywhere.
+    """
+
+    budget: Budget
+    longest: float = LONGEST
+    compiled: Grid | None = None
+
+    def some(self, known: Sequence[Peer], case: Case) -> list[Peer]:
+        """The peers that take part in a case."""
+        compiles = self.compiled is None or self.compiled.compiles(case)
+        return [peer for peer in known if compiles or not peer.compiles]
 
 
 def command(
+    given: Given,
     shapes: Annotated[
-        str | None,
-        typer.Option(help="Such as 256x8192,512x8192. Default: the eleven of the tables."),
+        str | None, Option("Such as 256x8192,512x8192. Default: those of the tables.")
     ] = None,
     dtypes: Annotated[
         str | None,
-        typer.Option(
-            help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
+        Option(
+            "Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
             "fp16-inputs. Default: all."
         ),
     ] = None,
-    peers: Annotated[
+    names: Annotated[
         str | None,
-        typer.Option(help="Names, comma-separated, or 'all'. Default: all; on cuda some of them."),
+        Option("Comma-separated, or 'all'. Default: all; on cuda some of them.", name="--peers"),
     ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="Time for each peer at each shape and dtype.")
-    ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="Repeats, instead of --seconds.", min=1)
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="cpu: few small shapes, half a minute.")
-    ] = False,
+    seconds: Annotated[float | None, Option("Time for each peer at each shape and dtype.")] = None,
+    repeats: Annotated[int | None, Option("Repeats, instead of --seconds.", least=1)] = None,
     full: Annotated[
-        bool,
-        typer.Option("--full", help="cpu: also N from 32 to 65536, D from 64 to 131072, in fp32."),
+        bool, Option("cpu: also N from 32 to 65536, D from 64 to 131072, in fp32.")
     ] = False,
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="cpu: at most about so long; the most important groups come first."),
-    ] = None,
     longest: Annotated[
-        float,
-        typer.Option(help="cpu: a peer with calls of more seconds is not tried at larger shapes."),
-    ] = measurement.LONGEST,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    limit: Annotated[
-        float | None, typer.Option(help="cuda: seconds after which no group is begun.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="cuda: leave out groups that the file holds.")
-    ] = False,
+        float, Option("A peer with calls of more seconds is not tried at larger shapes.")
+    ] = LONGEST,
     compiled_shapes: Annotated[
-        str | None,
-        typer.Option(help="Where compiled peers take part; 'none': nowhere; cpu: 'all'."),
+        str | None, Option("Where compiled peers take part; 'none': nowhere; 'all': everywhere.")
     ] = None,
-) -> None:
+) -> int:
     """Time the loss, forward + backward, against its floor and its peers."""
-    try:
-        chosen_device = devices.choose(device)
-        chosen_shapes = None if shapes is None else parse_shapes(shapes)
-        chosen_peers = choose(peers, device)
-        if compiled_shapes is None and peers and any(peer.compiles for peer in chosen_peers):
-            compiled_shapes = "all" if device == "cpu" else None  # asked for by name
-        limits = None if device == "cuda" else _limits(longest, minutes, quick, compiled_shapes)
-        variants = parse_variants(
-            dtypes or ",".join(chosen_device.variants), chosen_device.variants
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    except RuntimeError as error:
-        console.print(f"[red]{error}[/]")
-        raise typer.Exit(1) from None
-    if out is None and not quick:
-        out = results.default_file(chosen_device.slug())
-    if device == "cuda":
-        failures = measure_cuda(
-            chosen_device, chosen_shapes, variants, chosen_peers, out, seconds, repeats, limit,
-            resume, compiled_shapes,
+    with cli.reading():
+        device = devices.choose(given.device)
+        grid = device.grid
+        some = parse_shapes(shapes) if shapes else (grid.quick if given.quick else None)
+        variants = parse_variants(dtypes or ",".join(device.variants), device.variants)
+        chosen = peers.choose(names, device.kind)
+        named = names is not None and any(peer.compiles for peer in chosen)
+        compiled = compiled_grid(grid, compiled_shapes, named, given.quick)
+    if given.quick and given.minutes is None:
+        given = replace(given, minutes=QUICK_MINUTES)
+    budget = replace(device.budget, repeats=repeats)
+    if seconds or given.quick:
+        budget = replace(budget, seconds=seconds or QUICK_SECONDS)
+    session = Session(device, given, sources.MEASURED)
+    settings = Settings(budget, longest, compiled)
+    measure(session, grid.cases(variants, some, full), chosen, settings)
+    return session.end()
+
+
+def compiled_grid(grid: Grid, text: str | None, named: bool, quick: bool) -> Grid | None:
+    """A grid with the shapes at which peers take part that compile; None where they are `named`,
+    and so wanted everywhere. ValueError for shapes that are none."""
+    if text == EVERYWHERE or (text is None and named):
+        return None
+    if text is None and not quick:
+        return grid
+    shapes = [] if text in (None, NOWHERE) else parse_shapes(text)
+    return replace(grid, compiled=(shapes, grid.compiled[1]))
+
+
+def measure(
+    session: Session, cases: Sequence[Case], known: Sequence[Peer], settings: Settings
+) -> None:
+    """Measures the cases in order while there is time; rows are written group by group.
+
+    A peer that is wrong, raises, does not fit or takes too long is a row with a `problem`.
+    DeviceLostError leaves the finished groups in the file.
+    """
+    todo = session.todo(cases, key)
+    if not todo:
+        return
+    session.announce()
+    usable = peers.available(known)
+    device = session.device
+    peaks = device.peaks()
+    print("peaks:", ", ".join(f"{name} {value}" for name, value in peaks.as_fields().items()))
+    pace = Pace(settings.budget.count, device.group_seconds)
+    too_large, checks = TooLarge(), {}
+
+    def predicted(case: Case) -> float:
+        some = settings.some(usable, case)
+        return pace.seconds(case, [peer for peer in some if not too_large.reason(peer, case)])
+
+    for case in session.in_time(todo, predicted):
+        begun = time.monotonic()
+        group = Group(
+            case, device, settings.budget, too_large, checks, settings.longest, session.journal,
+            session.lost,
         )  # fmt: skip
-    else:
-        if seconds is None:
-            seconds = QUICK_SECONDS if quick else SECONDS
-        failures = measurement.measure(
-            chosen_shapes or (grid.QUICK_SHAPES if quick else grid.SHAPES),
-            variants,
-            chosen_peers,
-            Budget(seconds, repeats),
-            out,
-            console,
-            limits,
-            more_shapes=grid.full() if full else (),
-        )
-    if failures:
-        console.print(f"[bold red]{len(failures)} of the peers failed; they were not timed[/]")
-        raise typer.Exit(1)
+        found = group.measure(settings.some(usable, case))
+        rows = session.keep([row(case, candidate, peaks, device) for candidate in found])
+        print(loss_tables.printed(case, rows), flush=True)
+        device.release()
+        session.failures |= {
+            each.key: each.problem
+            for each in found
+            if each.wrong and (each.peer.ours or device.judges_others)
+        }
+        timed = {each.peer: each.seconds() for each in found if each.problem is None}
+        pace.add(case, timed, time.monotonic() - begun)
 
 
-def _limits(
-    longest: float, minutes: float | None, quick: bool, compiled_shapes: str | None
-) -> measurement.Limits:
-    """What a run on a CPU leaves out; ValueError for shapes that are none."""
-    if minutes is None and quick:
-        minutes = QUICK_MINUTES
-    if compiled_shapes is None:
-        where = () if quick else tuple(grid.COMPILED_SHAPES)
-    elif compiled_shapes == "all":
-        where = None
-    else:
-        where = () if compiled_shapes == "none" else tuple(parse_shapes(compiled_shapes))
-    return measurement.Limits(longest, minutes, where)
+def row(case: Case, candidate: Candidate, peaks: Peaks, device: Device) -> Row:
+    """One line of results, without provenance; times are None where there are none, with the
+    reason beside them."""
+    n, d, variant = case.n, case.d, case.variant
+    floor = floor_seconds(n, d, variant.dtype.itemsize, peaks.gemm(variant.gemm), peaks.copy)
+    samples = {} if candidate.problem else candidate.samples
+    found = {"suite": "loss", **device.row(), "n": n, "d": d, "dtype": variant.name}
+    found |= {"peer": candidate.peer.name, "source": candidate.peer.source}
+    found |= {"exact": candidate.peer.exact}
+    for measure in device.measures:
+        found |= _times(measure, samples.get(measure, []), floor)
+    found |= {"floor_ms": rounded(floor * 1e3), "problem": candidate.problem}
+    if GRAPH in device.measures:
+        found["graph_problem"] = candidate.graph_problem or candidate.problem
+    return found | {"peaks": peaks.as_fields()}
 
 
-def measure_cuda(
-    device: devices.Cuda,
-    shapes: list[tuple[int, int]] | None,
-    variants: list[Variant],
-    peers: list[Peer],
-    out: Path | None,
-    seconds: float | None,
-    repeats: int | None,
-    limit: float | None,
-    resume: bool,
-    compiled_shapes: str | None,
-) -> dict[str, str]:
-    """Runs the suite on a CUDA device. Returns what failed of ours, with reasons."""
-    try:
-        settings = gpu_loss.settings_of(
-            seconds or gpu_loss.SECONDS, repeats, limit, resume, compiled_shapes
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    summary = gpu_loss.measure(
-        gpu_loss.grid(variants, shapes), peers, device, settings, out, console
-    )
-    console.print(f"{summary.measured} groups measured, {summary.left} left")
-    return summary.failures
+def _times(prefix: str, samples: Sequence[float], floor: float) -> Row:
+    """The columns of one measure; what is a part of a pass has no share of the floor."""
+    names = ["median_ms" if prefix == WHOLE else f"{prefix}ms"]
+    names += [f"{prefix}p20_ms", f"{prefix}p80_ms"]
+    values = [percentile(samples, q) if samples else None for q in (50, 20, 80)]
+    found: Row = {} if prefix == FORWARD else {f"{prefix}repeats": len(samples)}
+    for name, value in zip(names, values, strict=True):
+        found[name] = None if value is None else rounded(value * 1e3)
+    if prefix != FORWARD:
+        found[f"{prefix}fraction_of_floor"] = rounded(floor / values[0]) if samples else None
+    return found
+
+
+def key(case: Case) -> tuple:
+    """The group of a case's rows."""
+    return results.group({"suite": "loss", "n": case.n, "d": case.d, "dtype": case.variant.name})
 
 
 def tables(rows: list[Row], brief: bool) -> str:
     """Markdown of one machine's rows: a wide table for each dtype, percentiles unless `brief`."""
-    if any("graph_ms" in row for row in rows):
-        return gpu_tables.loss(rows, brief)
-    return cpu_tables.tables(rows, brief)
+    return loss_tables.tables(rows, brief)

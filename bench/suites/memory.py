@@ -1,230 +1,144 @@
-"""Peak memory of one forward and backward pass beyond its inputs and gradients.
-
-Each measurement is a process of its own. What is counted: the highest resident memory (VmHWM)
-during one forward and backward pass, minus the resident memory just before it, when torch, its
-threads and both inputs are already there, minus the bytes of both gradients. Inputs and gradients
-are therefore excluded; everything else is included, whatever it is: matrices kept for the backward
-pass, temporaries, packing buffers of the GEMM library.
-The pool of reused outputs of barlow_fast is switched off, so its outputs are allocated like
-anyone's; in normal use it keeps outputs of past steps (gradients, Gram matrices) up to
-BARLOW_FAST_CPU_POOL_MIB instead of giving them back.
-"""
+"""Peak memory of one forward and backward pass beyond its inputs and gradients: what is counted is
+in `bench/peak_memory.py`."""
 
 from __future__ import annotations
 
-import ctypes
-import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
-import torch
-
-from bench import agreement, devices, lifetime, memory_limit, provenance, results
-from bench.gpu import memory as gpu_memory
-from bench.gpu import tables as gpu_tables
-from bench.inputs import VARIANTS, parse_shapes, parse_variants, random_pair
-from bench.optional import Console, typer
-from bench.peers import choose, discover
+from bench import agreement, cli, devices, peers, results, sources
+from bench.cli import Option
+from bench.devices import Device, DeviceLostError
+from bench.grids import Case
+from bench.inputs import CUDA_VARIANTS, parse_shapes, parse_variants
+from bench.loss.tables import short_problem
+from bench.markdown import table
+from bench.peers import Peer
 from bench.results import Row
+from bench.session import Given, Session
 
 SECTION = "Memory beyond inputs and gradients"
-SHAPES = "256x8192,512x65536"
 QUICK_SHAPES, QUICK_PEERS = "256x4096", "ours,official,gram-plain"
-NO_MEMORY = "does not fit into memory"
-SECONDS = 180.0  # for one measurement
-
-console = Console(highlight=False, soft_wrap=True)
+SECONDS = 10.0  # that a case takes
 
 
 def command(
-    shapes: Annotated[
-        str | None, typer.Option(help=f"Default: {SHAPES}, and more on cuda.")
-    ] = None,
+    given: Given,
+    shapes: Annotated[str | None, Option("Default: 256x8192,512x65536, and more on cuda.")] = None,
     dtypes: Annotated[
         str | None,
-        typer.Option(
-            help="Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
+        Option(
+            "Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
             "fp16-inputs. Default: fp32; on cuda also bf16-inputs."
         ),
     ] = None,
-    peers: Annotated[
+    names: Annotated[
         str | None,
-        typer.Option(help="Names, comma-separated, or 'all'. Default: all; on cuda some of them."),
+        Option("Comma-separated, or 'all'. Default: all that do not compile.", name="--peers"),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON Lines file. Default: this machine's in bench/results.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu (Linux) or cuda.")] = "cpu",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="cpu: one shape, three peers; no file without --out.")
-    ] = False,
-) -> None:
-    """Measure the peak memory of a pass beyond inputs and gradients."""
-    if device != "cpu":
-        measure_cuda(device, shapes, dtypes, peers, out)
-        return
-    try:
-        chosen_shapes, variants, chosen = (
-            parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES)),
-            parse_variants(dtypes or "fp32"),
-            choose(peers or (QUICK_PEERS if quick else None)),
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    if not memory_limit.STATUS.exists():
-        console.print("[red]the memory suite reads /proc, which this system does not have[/]")
-        raise typer.Exit(1)
-    if peers is None:  # compiling changes the speed; its memory is compiled peers' own, by name
+) -> int:
+    """Measure the peak memory of a pass beyond inputs and gradients (Linux)."""
+    with cli.reading():
+        device = devices.choose(given.device)
+        known_shapes, known_dtypes = device.grid.memory
+        shapes = shapes or (QUICK_SHAPES if given.quick else known_shapes)
+        variants = parse_variants(dtypes or known_dtypes, device.variants)
+        cases = device.grid.cases(variants, parse_shapes(shapes))
+        chosen = peers.choose(names or (QUICK_PEERS if given.quick else None), device.kind)
+        reason = device.why_no_memory()
+        if reason is not None:
+            raise RuntimeError(reason)
+    if names is None:  # compiling changes the speed; its memory is compiled peers' own, by name
         chosen = [peer for peer in chosen if not peer.compiles]
-    if out is None and not quick:
-        out = results.default_file()
-    origin = provenance.collect()
-    failed = False
-    for (n, d), variant in itertools.product(chosen_shapes, variants):
-        rows = []
-        for peer in chosen:
-            reason = peer.unavailable() or agreement.check_small(peer, [variant])
-            if reason is None:
-                measured = measure_in_child(n, d, variant.name, peer.name)
-                reason = measured.get("problem")
-            else:
-                failed |= peer.unavailable() is None
-            if reason is not None and not told_as_row(reason):
-                console.print(f"{n} x {d} {variant.name} {peer.name}: not measured: {reason}")
-                continue
-            row = {"suite": "memory", "n": n, "d": d, "dtype": variant.name, "peer": peer.name}
-            rows.append(row | {"source": peer.source} | measured | {"provenance": origin})
-            told = reason or (
-                f"{measured['extra_bytes'] / 2**20:.1f} MiB beyond inputs and gradients = "
-                f"{measured['extra_over_inputs']:.3g} x the inputs"
-            )
-            console.print(f"{n} x {d} {variant.name} {peer.name}: {told}", markup=False)
-        if rows and out is not None:
-            results.merge(out, rows)
-    if failed:
-        raise typer.Exit(1)
+    session = Session(device, given, sources.MEASURED)
+    measure(session, cases, chosen)
+    return session.end()
 
 
-def measure_cuda(
-    kind: str, shapes: str | None, dtypes: str | None, peers: str | None, out: Path | None
-) -> None:
-    """The suite on a CUDA device."""
+def measure(session: Session, cases: Sequence[Case], known: Sequence[Peer]) -> None:
+    """One row for each case and peer; a peer that is wrong, does not fit or raises has a
+    `problem`."""
+    todo = session.todo(cases, key)
+    usable = peers.available(known) if todo else []
+    for case in session.in_time(todo, lambda case: SECONDS):
+        for row in session.keep([_row(session, case, peer) for peer in usable]):
+            print(line_of(row), flush=True)
+
+
+def key(case: Case) -> tuple:
+    """The group of a case's rows."""
+    row = {"suite": "memory", "n": case.n, "d": case.d, "dtype": case.variant.name}
+    return results.group(row)
+
+
+def _row(session: Session, case: Case, peer: Peer) -> Row:
+    device, name = session.device, f"{case} {peer.name} memory"
+    found: Row = {"problem": session.lost.get(name)}
+    if found["problem"] is None:
+        session.journal.start(name)
+        found = _figures(device, case, peer)
+        try:
+            device.check_alive()
+        except DeviceLostError:
+            session.journal.lose(name, found["problem"] or "the context broke")
+            raise
+        session.journal.end(name)
+    device.release()
+    problem = found["problem"]
+    if problem and "memory" not in problem and (peer.ours or device.judges_others):
+        session.failures[name] = problem
+    row = {"suite": "memory", **device.row(), "n": case.n, "d": case.d}
+    return row | {"dtype": case.variant.name, "peer": peer.name, "source": peer.source} | found
+
+
+def _figures(device: Device, case: Case, peer: Peer) -> Row:
     try:
-        cases, chosen = gpu_memory.cases_of(shapes, dtypes), choose(peers, "cuda")
-        device = devices.choose(kind)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    except RuntimeError as error:
-        console.print(f"[red]{error}[/]")
-        raise typer.Exit(1) from None
-    out = out or results.default_file(device.slug())
-    if gpu_memory.measure(cases, chosen, device, out, console).failures:
-        raise typer.Exit(1)
+        with case.variant.products():
+            wrong = agreement.check_small(peer, [case.variant], device.torch)
+            if wrong is not None:
+                return {"problem": wrong}
+            return {"problem": None} | device.peak_memory(case.n, case.d, case.variant, peer)
+    except Exception as error:  # whatever a peer raises, the others are still to be measured
+        return {"problem": device.problem(error)}
 
 
-def told_as_row(problem: str) -> bool:
-    """Whether a problem is a result: a peer that needs too much memory, not one that is wrong."""
-    return problem.startswith(NO_MEMORY)
-
-
-def measure_in_child(
-    n: int, d: int, dtype: str, peer: str, limit_bytes: int = 0, seconds: float = SECONDS
-) -> Row:
-    """The figures of one case, or {'problem': why there are none}.
-
-    limit_bytes: what the pass may use, inputs and gradients included; 0 for most of what is free.
-    """
-    arguments = [str(n), str(d), dtype, peer, str(limit_bytes)]
-    try:
-        process = subprocess.run(
-            [sys.executable, "-m", "bench.suites.memory", *arguments],
-            cwd=provenance.ROOT,
-            env=os.environ | {"BARLOW_FAST_CPU_POOL_MIB": "0"},
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            preexec_fn=lifetime.tied(),
-        )
-    except subprocess.TimeoutExpired:
-        return {"problem": f"took more than {seconds:.0f} s"}
-    if process.returncode == 0:
-        return json.loads(process.stdout.splitlines()[-1])
-    last = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    if memory_limit.TOLD.search(last):
-        return {"problem": f"{NO_MEMORY} ({last})"}
-    return {"problem": last}
-
-
-def measure(n: int, d: int, dtype: str, name: str, limit_bytes: int = 0) -> Row:
-    """Runs one case in this process, which should be fresh."""
-    variant, peer = VARIANTS[dtype], discover()[name]
-    generator = torch.Generator().manual_seed(0)
-    # Threads, libraries and code are loaded by a pass too small to matter.
-    agreement.run(
-        peer.build(8, 16, variant.dtype), random_pair(8, 16, variant.dtype, generator), variant
+def line_of(row: Row) -> str:
+    """A row in words."""
+    what = f"{row['n']}x{row['d']} {row['dtype']} {row['peer']}"
+    if row["problem"]:
+        return f"{what}: not measured: {row['problem']}"
+    return (
+        f"{what}: {row['extra_bytes'] / 2**20:.1f} MiB beyond inputs and gradients = "
+        f"{row['extra_over_inputs']:.3g} x the inputs"
     )
-    with memory_limit.within(limit_bytes or None):
-        pair = random_pair(n, d, variant.dtype, generator)
-        loss = peer.build(n, d, variant.dtype)
-        if peer.compiles:
-            agreement.run(loss, pair, variant)
-        _give_back_free_memory()
-        before = memory_limit.of_process("VmRSS")
-        # The kernel's documented way to reset the high-water mark.
-        Path("/proc/self/clear_refs").write_text("5")
-        outcome = agreement.run(loss, pair, variant)
-        peak = memory_limit.of_process("VmHWM")
-    inputs = sum(z.nbytes for z in pair)
-    gradients = sum(gradient.nbytes for gradient in outcome.gradients)
-    extra = max(peak - before - gradients, 0)
-    return {
-        "input_bytes": inputs,
-        "gradient_bytes": gradients,
-        "peak_bytes": peak - before,
-        "extra_bytes": extra,
-        "extra_over_inputs": round(extra / inputs, 4),
-    }
 
 
-def _give_back_free_memory() -> None:
-    """Blocks that the C library keeps would be reused by the pass and hide part of its memory."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+READING = {
+    "cpu": "Extra: the highest resident memory during one forward and backward pass, less what was "
+    "resident before it (both inputs included) and less both gradients; each in a process of "
+    "its own. Temporaries, saved matrices and packing buffers all count. The pool of reused "
+    "outputs is off here; in normal use it keeps outputs of past steps for the next one. "
+    "*No memory*: more than most of what the machine had free.",
+    "cuda": "Extra: the most that torch's allocator had handed out during one forward and backward "
+    "pass, less what it had before it (both inputs included) and less both gradients. "
+    "Temporaries and saved matrices count; workspaces that the GEMM library keeps for good do not.",
+}
 
 
 def tables(rows: list[Row], brief: bool) -> str:
     """Markdown of one machine's rows."""
-    if any("device" in row for row in rows):
-        return gpu_tables.memory(rows)
-    titles = {name: peer.title for name, peer in discover().items()}
-    lines = [
-        "| N × D | inputs | implementation | MiB extra | multiple of the inputs |",
-        "| ---: | --- | --- | ---: | ---: |",
-    ]
-    for row in rows:
-        variant = VARIANTS[row["dtype"]]
+    kind = "cuda" if any("device" in row for row in rows) else "cpu"
+    titles = {name: peer.title for name, peer in peers.discover(kind).items()}
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["n"], row["d"], row["dtype"])):
+        variant = CUDA_VARIANTS[row["dtype"]]
         size = 2 * row["n"] * row["d"] * variant.dtype.itemsize
-        cells = f"{row['n']} × {row['d']} | {size / 2**20:.4g} MiB, {variant.title}"
-        title = titles.get(row["peer"], row["peer"])
-        figures = "no memory | –"
-        if "problem" not in row:
-            figures = f"{row['extra_bytes'] / 2**20:.1f} | {row['extra_over_inputs']:.3g}"
-        lines.append(f"| {cells} | {title} | {figures} |")
-    reading = (
-        "Extra: the highest resident memory during one forward and backward pass, less what was "
-        "resident before it (both inputs included) and less both gradients; each in a process of "
-        "its own. Temporaries, saved matrices and packing buffers all count. The pool of reused "
-        "outputs is off here; in normal use it keeps outputs of past steps for the next one. "
-        "*No memory*: more than most of what the machine had free."
-    )
-    return reading + "\n\n" + "\n".join(lines)
-
-
-if __name__ == "__main__":
-    n, d, dtype, peer, limit = sys.argv[1:]
-    print(json.dumps(measure(int(n), int(d), dtype, peer, int(limit))))
+        cells = [f"{row['n']} × {row['d']}", f"{size / 2**20:.4g} MiB, {variant.title}"]
+        cells.append(titles.get(row["peer"], row["peer"]))
+        if row.get("problem"):
+            cells += [short_problem(row["problem"]), "–"]
+        else:
+            cells += [f"{row['extra_bytes'] / 2**20:.1f}", f"{row['extra_over_inputs']:.3g}"]
+        lines.append(cells)
+    heads = ["N × D", "inputs", "implementation", "MiB extra", "multiple of the inputs"]
+    return READING[kind] + "\n\n" + table(heads, lines, left=3)

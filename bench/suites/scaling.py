@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 from bench import provenance, results
+from bench.cli import Option
 from bench.markdown import table_line
-from bench.optional import typer
 from bench.ranks import figure, scaling
 from bench.results import Row, rounded
 
@@ -20,9 +20,7 @@ FILE = results.FOLDER / "scaling.jsonl"
 
 
 def command(
-    out: Annotated[
-        Path, typer.Option(help="JSON Lines file; the figure has its name, with .svg.")
-    ] = FILE,
+    out: Annotated[Path, Option("JSON Lines file; the figure has its name, with .svg.")] = FILE,
 ) -> None:
     """Model one step on 8, 64 and 512 GPUs; no GPU needed, none used."""
     origin = {
@@ -34,7 +32,7 @@ def command(
     results.merge(out, rows)
     drawing = figure_file(out)
     drawing.write_text(figure.draw(rows, mark(rows)), encoding="utf-8")
-    typer.echo(f"rows are in {out}, drawn in {drawing}; `python -m bench report` makes the tables")
+    print(f"rows are in {out}, drawn in {drawing}; `python -m bench report` makes the tables")
 
 
 def modelled() -> list[Row]:
@@ -59,7 +57,7 @@ def figure_file(rows: Path) -> Path:
 
 
 def mark(rows: list[Row]) -> str:
-    """What tells in a figure which rows it shows."""
+    """The fingerprint of rows that their figure carries."""
     shown = [{k: v for k, v in row.items() if k != "provenance"} for row in rows]
     digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
     return f"modelled, not measured; rows {digest[:16]}"

@@ -5,17 +5,16 @@ process (`bench/startup/child.py`), and the implementations take turns.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
-from bench import devices, provenance, results
+from bench import cli, devices, provenance, sources
+from bench.cli import Option
 from bench.inputs import parse_shapes, parse_variants
-from bench.markdown import table_line
-from bench.optional import Console, typer
+from bench.markdown import rate, table
 from bench.peers import discover
 from bench.results import Row, rounded
+from bench.session import Output, Session
 from bench.startup import processes
 from bench.startup.child import COMPILED
 from bench.startup.processes import (
@@ -37,82 +36,44 @@ QUICK_REPEATS = 3
 QUICK_PEERS = ("ours", "official")
 QUICK_CASES = ("import", "first-call", "second-call")
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 def command(
-    cases: Annotated[str | None, typer.Option(help=f"Of {', '.join(CASES)}. Default: all.")] = None,
-    peers: Annotated[str | None, typer.Option(help=f"Of {', '.join(PEERS)}. Default: all.")] = None,
-    shapes: Annotated[str, typer.Option(help="Of the calls.")] = SHAPES,
-    dtypes: Annotated[str, typer.Option(help="Of the calls; as in the suite loss.")] = DTYPES,
+    given: Output,
+    cases: Annotated[str | None, Option(f"Of {', '.join(CASES)}. Default: all.")] = None,
+    peers: Annotated[str | None, Option(f"Of {', '.join(PEERS)}. Default: all.")] = None,
+    shapes: Annotated[str, Option("Of the calls.")] = SHAPES,
+    dtypes: Annotated[str, Option("Of the calls; as in the suite loss.")] = DTYPES,
     repeats: Annotated[
         int | None,
-        typer.Option(
-            help=f"Processes of each. Default: {REPEATS}, or {COMPILE_REPEATS} where a "
-            "compiler runs.",
-            min=1,
+        Option(
+            f"Processes of each. Default: {REPEATS}, or {COMPILE_REPEATS} where a compiler runs.",
+            least=1,
         ),
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="At most about so long: what does not fit is left out.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Two implementations, no compiler, little time.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
-        ),
-    ] = None,
-    deadline: Annotated[
-        float, typer.Option(help="Seconds after which a process is ended.")
-    ] = DEADLINE,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-) -> None:
+    deadline: Annotated[float, Option("Seconds after which a process is ended.")] = DEADLINE,
+    kind: Annotated[str, Option("cpu or cuda.", name="--device")] = "cpu",
+) -> int:
     """Time imports, first calls and compilers, each in fresh processes."""
-    try:
-        chosen_device = devices.choose(device)
-        chosen_cases = choose(cases, "case", tuple(CASES), QUICK_CASES if quick else tuple(CASES))
+    quick = given.quick
+    with cli.reading():
+        device = devices.choose(kind)
+        chosen = choose(cases, "case", tuple(CASES), QUICK_CASES if quick else tuple(CASES))
         names = choose(peers, "peer", PEERS, QUICK_PEERS if quick else PEERS)
-        grid = list(
-            itertools.product(parse_shapes(shapes), parse_variants(dtypes, chosen_device.variants))
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    except RuntimeError as error:
-        console.print(f"[red]{error}[/]")
-        raise typer.Exit(1) from None
-    if out is None and not quick:
-        out = results.default_file(chosen_device.slug())
+        variants = parse_variants(dtypes, device.variants)
+        grid = list(itertools.product(parse_shapes(shapes), variants))
     repeats = QUICK_REPEATS if quick and repeats is None else repeats
-    origin = chosen_device.origin()
-    console.print(
-        f"{origin.get('gpu', origin['cpu'])}, {origin['cores']} cores, torch {origin['torch']}, "
-        f"load {origin['load_average']}, commit {origin['commit']}"
-    )
-    end = time.monotonic() + minutes * 60 if minutes is not None else None
-    failures: dict[str, str] = {}
-
-    def say(text: str) -> None:
-        console.print(text, style="yellow", markup=False)
-
+    session = Session(device, given, sources.STARTED)
+    session.announce()
+    end = None if given.minutes is None else session.begun + session.most
     for samples, kernels, failed in processes.measure(
-        chosen_device.kind, chosen_cases, names, grid, say, repeats, end, deadline, not quick
+        kind, chosen, names, grid, print, repeats, end, deadline, not quick
     ):
-        for name, reason in failed.items():
-            console.print(f"{name} is not timed: {reason}", style="bold red", markup=False)
-        failures |= failed
-        rows = [row(key, found, chosen_device.kind, kernels) | {"provenance": origin}
-                for key, found in samples.items()]  # fmt: skip
-        for each in rows:
-            console.print(line_of(each), markup=False)
-        if out is not None and rows:
-            results.merge(out, rows)
-    if out is not None and out.exists():
-        console.print(f"rows are in {out}; `python -m bench report` makes the tables")
-    if failures:
-        raise typer.Exit(1)
+        session.failures |= failed
+        session.measured += 1
+        rows = [row(key, found, kind, kernels) for key, found in samples.items()]
+        for each in session.keep(rows):
+            print(line_of(each), flush=True)
+    return session.end()
 
 
 def choose(
@@ -160,14 +121,9 @@ def line_of(found: Row) -> str:
     """A row in words."""
     shape = f" {found['n']} x {found['d']} {found['dtype']}" if found["n"] else ""
     return (
-        f"{found['case']}{shape} {found['peer']}: {_short(found['median_ms'])} ms "
-        f"({_short(found['p20_ms'])} to {_short(found['p80_ms'])}, {found['repeats']} processes)"
+        f"{found['case']}{shape} {found['peer']}: {rate(found['median_ms'])} ms "
+        f"({rate(found['p20_ms'])} to {rate(found['p80_ms'])}, {found['repeats']} processes)"
     )
-
-
-def _short(value: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def titles() -> dict[str, str]:
@@ -213,23 +169,22 @@ def _reading() -> str:
 def _cells(row: Row | None, brief: bool) -> list[str]:
     if row is None:
         return ["–"] if brief else ["–", "–"]
-    value = _short(row["median_ms"])
+    value = rate(row["median_ms"])
     if brief:
         return [value]
-    return [value, f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])} ({row['repeats']})"]
+    return [value, f"{rate(row['p20_ms'])} to {rate(row['p80_ms'])} ({row['repeats']})"]
 
 
 def _imports(found: dict[str, Row], brief: bool) -> str:
     heads = ["import", "ms", *([] if brief else ["p20 to p80 (processes)"]), "× `import torch`"]
-    lines = [table_line(heads), table_line(["---", *["---:"] * (len(heads) - 1)])]
-    torch = found.get(TORCH)
+    lines, torch = [], found.get(TORCH)
     for name, title in titles().items():
         if name in found:
             ratio = found[name]["median_ms"] / torch["median_ms"] if torch else None
             shown = "" if ratio is None else f"{ratio:.3g}×"
             what = "`torch`" if name == TORCH else f"{title}: `{MODULES[name]}` beyond torch"
-            lines.append(table_line([what, *_cells(found[name], brief), shown]))
-    return "\n".join(lines)
+            lines.append([what, *_cells(found[name], brief), shown])
+    return table(heads, lines)
 
 
 def _import_verdict(found: dict[str, Row]) -> str:
@@ -258,12 +213,12 @@ def _calls(found: dict[tuple[str, str], Row], brief: bool) -> str:
     heads = ["implementation"]
     for case in cases:
         heads += [CALLS[case]] if brief else [CALLS[case], "p20 to p80 (processes)"]
-    lines = [table_line(heads), table_line(["---", *["---:"] * (len(heads) - 1)])]
+    lines = []
     for name, title in titles().items():
         if any(peer == name for _, peer in found):
             cells = [_cells(found.get((case, name)), brief) for case in cases]
-            lines.append(table_line([title, *itertools.chain.from_iterable(cells)]))
-    return "\n".join(lines)
+            lines.append([title, *itertools.chain.from_iterable(cells)])
+    return table(heads, lines)
 
 
 def _call_verdict(found: dict[tuple[str, str], Row]) -> str:
@@ -285,6 +240,6 @@ def _call_verdict(found: dict[tuple[str, str], Row]) -> str:
 def _kernels(row: Row, shape: str) -> str:
     return (
         f"Triton compiles the {row['kernels']} kernels of one step at {shape} in "
-        f"{_short(row['median_ms'])} ms ({_short(row['p20_ms'])} to {_short(row['p80_ms'])}, "
+        f"{rate(row['median_ms'])} ms ({rate(row['p20_ms'])} to {rate(row['p80_ms'])}, "
         f"{row['repeats']} processes), one after the other, with an empty cache and no GPU."
     )

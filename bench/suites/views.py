@@ -1,79 +1,66 @@
-"""Images per second of loaders that make the same views, at rest and in turns."""
+"""Images per second of loaders that make the same views, in turns; the photometric kernel alone."""
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import devices, floor, provenance, results
-from bench.markdown import table_line
-from bench.optional import Console, typer
+import torch
+
+from barlow_fast import kernels
+from barlow_fast.kernels.photometry import Parameter
+from bench import cli, devices, results, sources
+from bench.cli import Option
+from bench.devices import Device, NoGraphError
+from bench.markdown import rate, table
 from bench.results import Row, rounded
-from bench.timing import percentile
+from bench.session import Given, Session
+from bench.timing import Budget, interleave, percentile
 from bench.views import feeds, images, turns
-from bench.views.feeds import CASES, OFFICIAL, TITLES, Case
+from bench.views.feeds import CASES, KERNELS, OFFICIAL, TITLES, Case
 
 SECTION = "Views: images per second"
-SECONDS, QUICK_SECONDS = 16.0, 4.0  # for each feed of a case; see `Case.share`
-ROUNDS, QUICK_ROUNDS = 5, 3
+# By kind of device: seconds and turns of each feed of a case (see `Case.share`), and seconds
+# without an answer after which one is ended.
+PACE = {"cpu": (16.0, 5, turns.DEADLINE), "cuda": (10.0, 5, turns.DEADLINE)}
+QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
 QUICK_DISTINCT = 60
 CORES = 2
+KERNEL_CALLS = Budget(4.0, most=30)
+CLOSE = 0.01  # levels of 255 from plain torch, on average, in float32
 BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
 
-console = Console(highlight=False, soft_wrap=True)
+Failures = dict[str, str]
 
 
 def command(
-    cases: Annotated[str | None, typer.Option(help=f"Of {', '.join(CASES)}. Default: all.")] = None,
+    given: Given,
+    cases: Annotated[str | None, Option(f"Of {', '.join(CASES)}. Default: all.")] = None,
     feeds_of: Annotated[
-        str | None, typer.Option("--feeds", help="Names, comma-separated. Default: all.")
+        str | None, Option("Names, comma-separated. Default: all.", name="--feeds")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Time for each feed of a case.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Turns of each feed.", min=1)] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few feeds, little time.")] = False,
-    minutes: Annotated[
-        float | None, typer.Option(help="cpu: after this time no case is begun.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON Lines file. Default: this machine's in bench/results, none for --quick."
-        ),
-    ] = None,
+    seconds: Annotated[float | None, Option("Time for each feed of a case.")] = None,
+    rounds: Annotated[int | None, Option("Turns of each feed.", least=1)] = None,
     deadline: Annotated[
-        float, typer.Option(help="Seconds without an answer after which a feed is ended.")
-    ] = turns.DEADLINE,
-    device: Annotated[str, typer.Option(help="cpu, or cuda: the kernel, and our loaders.")] = "cpu",
-) -> None:
+        float | None, Option("Seconds without an answer after which a feed is ended.")
+    ] = None,
+) -> int:
     """Time loaders of two views, ours against torchvision's recipe and lightly's."""
-    try:
-        chosen = feeds.parse(cases, quick)
+    with cli.reading():
+        device = devices.choose(given.device)
+        chosen = feeds.parse(cases, given.quick, device.kind)
         if feeds_of is not None:
             chosen = only(chosen, [name.strip() for name in feeds_of.split(",")])
-        chosen_device = devices.choose(device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    except RuntimeError as error:
-        console.print(f"[red]{error}[/]")
-        raise typer.Exit(1) from None
-    if device == "cuda":
-        from bench.gpu import views as on_gpu  # knows this module
-
-        found = on_gpu.measure(chosen_device, out or results.default_file(chosen_device.slug()))
-        if found.failures:
-            raise typer.Exit(1)
-        return
-    if out is None and not quick:
-        out = results.default_file()
-    seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
-    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
-    distinct = QUICK_DISTINCT if quick else images.DISTINCT
-    end = None if minutes is None else time.monotonic() + 60 * minutes
-    if measure(chosen, seconds, rounds, distinct, out, deadline, end):
-        raise typer.Exit(1)
+    session = Session(device, given, sources.VIEWED)
+    pace = PACE[device.kind]
+    if given.quick:
+        pace = (QUICK_SECONDS, QUICK_ROUNDS, pace[2])
+    pace = (seconds or pace[0], rounds or pace[1], deadline or pace[2])
+    measure(session, chosen, pace, QUICK_DISTINCT if given.quick else images.DISTINCT)
+    return session.end()
 
 
 def only(
@@ -89,89 +76,167 @@ def only(
 
 
 def measure(
-    chosen: list[tuple[Case, tuple[str, ...]]],
-    seconds: float,
-    rounds: int,
-    distinct: int,
-    out: Path | None,
-    deadline: float,
-    end: float | None = None,
-) -> dict[str, str]:
-    """Runs the suite. Returns what failed, with reasons; that has no rows. From `end` on, a
-    time.monotonic(), no case is begun."""
-    origin = provenance.collect()
-    console.print(
-        f"{origin['cpu']}, {origin['cores']} cores, torch {origin['torch']}, "
-        f"kernels {origin['instruction_set']}, load {origin['load_average']}, "
-        f"commit {origin['commit']}"
-    )
-    peaks = floor.measure_peaks()
-    console.print(f"copy {peaks.copy:.1f} GB/s")
-    failures: dict[str, str] = {}
+    session: Session,
+    chosen: Sequence[tuple[Case, tuple[str, ...]]],
+    pace: tuple[float, int, float],
+    distinct: int = images.DISTINCT,
+) -> None:
+    """Rows of each case and its feeds; what is wrong or fails has none, and is named.
+
+    Args:
+        session: the run.
+        chosen: cases with the names of their feeds.
+        pace: as in PACE.
+        distinct: files that differ, of a case of files.
+    """
+    chosen = dict(chosen)
+    todo = session.todo(chosen, key)
+    if not todo:
+        return
+    session.announce()
+    peaks = session.device.peaks()
+    print(f"copy {peaks.copy:.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photographs"
-        if any(case.files for case, _ in chosen):
-            images.photographs(folder, distinct)
-        for case, names in chosen:
-            if end is not None and time.monotonic() > end:
-                console.print(f"left out, as time is over: {case.name}")
+        for case in session.in_time(todo, lambda case: case.seconds):
+            if case.name in session.lost:
+                session.failures[case.name] = session.lost[case.name]
                 continue
-            usable = []
-            for name in names:
-                reason = feeds.unavailable(name)
-                if reason is None:
-                    usable.append(name)
-                else:
-                    console.print(f"[yellow]{name} is left out: {reason}[/]")
-            rates, failed = race(case, usable, folder, seconds, rounds, deadline)
+            session.journal.start(case.name)
+            rows, failed = _rows(session, case, chosen[case], folder, pace, distinct, peaks.copy)
+            session.journal.end(case.name)
+            rows = [row | {"peaks": peaks.as_fields()} for row in rows]
+            for each in session.keep(rows):
+                print(line_of(each), flush=True)
             for name, reason in failed.items():
-                failures[f"{case.name} {name}"] = reason
-                console.print(f"[bold red]{case.name} {name} is not timed: {reason}[/]")
-            rows = [
-                row(case, name, found, peaks.copy)
-                | {"peaks": peaks.as_fields(), "provenance": origin}
-                for name, found in rates.items()
-            ]
-            for each in rows:
-                console.print(line_of(each))
-            if out is not None and rows:
-                results.merge(out, rows)
-    if out is not None and out.exists():
-        console.print(f"rows are in {out}; `python -m bench report` makes the tables")
-    return failures
+                session.failures[f"{case.name} {name}"] = reason
+            session.device.release()
+
+
+def _rows(
+    session: Session,
+    case: Case,
+    names: Sequence[str],
+    folder: Path,
+    pace: tuple[float, int, float],
+    distinct: int,
+    copy: float,
+) -> tuple[list[Row], Failures]:
+    device = session.device
+    pillow = importlib.util.find_spec("PIL") is not None
+    if case.files and pillow and not folder.exists():
+        images.photographs(folder, distinct)
+    usable = []
+    for name in names:
+        reason = feeds.unavailable(name, case, device)
+        if reason is None:
+            usable.append(name)
+        else:
+            print(f"{case.name}: {name} is left out: {reason}", flush=True)
+    if case.unit == "views":
+        rates, failed = kernel_rates(case, usable, folder if pillow else None, device)
+    else:
+        rates, failed = race(case, usable, folder, pace, session)
+    return [row(case, name, found, copy, device.kind) for name, found in rates.items()], failed
 
 
 def race(
     case: Case,
     names: Sequence[str],
     folder: Path | None,
-    seconds: float,
-    rounds: int,
-    deadline: float,
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """(images per second of every turn, failures) of feeds that can run here; see `turns.race`.
-
-    `folder` has the photographs, for a case of files; a feed gets its share of `seconds`.
-    """
-    cores = turns.two_cores()
+    pace: tuple[float, int, float],
+    session: Session,
+) -> tuple[dict[str, list[float]], Failures]:
+    """(images per second of every turn, failures) of feeds that can run here; see `turns.race`."""
+    (seconds, rounds, deadline), device = pace, session.device
     runners = [
         turns.Runner(
-            name, feeds.open_feed, (name, case, folder if case.files else None), cores, deadline
+            name,
+            feeds.open_feed,
+            (name, case, folder if case.files else None, device.kind),
+            device.cores(),
+            deadline,
         )
         for name in names
     ]
-    return turns.race(runners, rounds, seconds * case.share / rounds)
+    return turns.race(
+        runners, rounds, seconds * case.share / rounds, together=not device.one_at_a_time,
+        moved=lambda name: session.journal.end(f"{case.name} {name}"),
+    )  # fmt: skip
 
 
-def row(case: Case, feed: str, rates: list[float], copy_gbps: float, element_bytes: int = 4) -> Row:
-    """A row of results without its provenance; `element_bytes` of a kernel's output."""
+def kernel_rates(
+    case: Case, names: Sequence[str], folder: Path | None, device: Device
+) -> tuple[dict[str, list[float]], Failures]:
+    """(views per second of every call, failures) of kernels, in this process and in turns: the
+    device's own time where it captures graphs."""
+    arguments = feeds.kernel_arguments(case, folder, device.torch)
+    views = sum(len(each[0]) for each in arguments)
+    clocks: dict[str, Callable[[], float]] = {}
+    failed: Failures = {}
+    for name in names:
+        backend, sharp, dtype = KERNELS[name]
+        run, given = kernels.load(backend).photometric, arguments
+        if sharp:
+            given = [(pixels, _sharp(rows), *rest) for pixels, rows, *rest in arguments]
+        problem = differs(run, given)
+        if problem is not None:
+            failed[name] = problem
+            continue
+
+        def call(run=run, given=given, dtype=dtype) -> list[torch.Tensor]:
+            return [run(*each, dtype) for each in given]
+
+        clocks[name] = _clock(call, device)
+    counts = {name: KERNEL_CALLS.count(clock()) for name, clock in clocks.items()}
+    samples = interleave(clocks, counts) if clocks else {}
+    device.new_graphs()
+    return {name: [views / each for each in found] for name, found in samples.items()}, failed
+
+
+def _clock(call: Callable[[], object], device: Device) -> Callable[[], float]:
+    """Seconds of a call on the device, launches left out where a graph can be captured."""
+    call()
+    try:
+        replay, _ = device.capture(call)
+    except NoGraphError:
+        return lambda: device.call_seconds(call)
+    return lambda: device.replay_seconds(replay)
+
+
+def _sharp(rows: torch.Tensor) -> torch.Tensor:
+    rows = rows.clone()
+    rows[:, Parameter.BLUR_SIGMA] = 0
+    return rows
+
+
+def differs(run: Callable, arguments: list[tuple]) -> str | None:
+    """How far a kernel is from plain torch, where that is too far."""
+    plain = kernels.load("aten").photometric
+    for each in arguments:
+        std = each[-1].view(1, -1, 1, 1)
+        error = (run(*each, torch.float32) - plain(*each, torch.float32)) * std * 255
+        # Written so that NaN is a problem.
+        if not float(error.abs().mean()) <= CLOSE:
+            return f"{float(error.abs().mean()):.3g} levels from plain torch on average"
+    return None
+
+
+def key(case: Case) -> tuple:
+    """The group of a case's rows."""
+    return results.group(_head(case))
+
+
+def _head(case: Case) -> Row:
+    head = {"suite": "views", "case": case.name, "n": case.batch_size, "d": case.side}
+    return head | {"dtype": "fp32"}
+
+
+def row(case: Case, feed: str, rates: Sequence[float], copy_gbps: float, kind: str) -> Row:
+    """A row of results without its provenance."""
     median, p20, p80 = (percentile(rates, q) for q in (50, 20, 80))
-    found = {
-        "suite": "views",
-        "case": case.name,
-        "n": case.batch_size,
-        "d": case.side,
-        "dtype": "fp32",
+    found = _head(case) | {
+        "device": kind,
         "peer": feed,
         "source": feeds.version(feed),
         "unit": case.unit,
@@ -181,7 +246,7 @@ def row(case: Case, feed: str, rates: list[float], copy_gbps: float, element_byt
         "p80_per_s": rounded(p80),
     }
     if case.unit == "views":
-        moved = feeds.kernel_bytes(case, element_bytes) * median / 1e9
+        moved = feeds.kernel_bytes(case, KERNELS[feed][2].itemsize) * median / 1e9
         found["fraction_of_copy"] = rounded(moved / copy_gbps)
     return found
 
@@ -189,61 +254,49 @@ def row(case: Case, feed: str, rates: list[float], copy_gbps: float, element_byt
 def line_of(found: Row) -> str:
     """A row in words."""
     text = (
-        f"{found['case']} {found['peer']}: {_short(found['median_per_s'])} {found['unit']}/s "
-        f"({_short(found['p20_per_s'])} to {_short(found['p80_per_s'])})"
+        f"{found['case']} {found['peer']}: {rate(found['median_per_s'])} {found['unit']}/s "
+        f"({rate(found['p20_per_s'])} to {rate(found['p80_per_s'])})"
     )
     if "fraction_of_copy" in found:
         text += f", {found['fraction_of_copy']:.0%} of the copy bandwidth"
     return text
 
 
-def _short(value: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def tables(rows: list[Row], brief: bool) -> str:
     """Markdown of one machine's rows: a table for each case; percentiles unless `brief`."""
-    on_gpu = rows[0].get("device") == "cuda"
-    parts = [_gpu_reading() if on_gpu else _reading()]
+    parts = [READING[rows[0].get("device", "cpu")]]
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
             parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found, brief)]
-            said = _bandwidth(found) if on_gpu else _verdict(case, found)
+            said = _verdict(case, found) or _bandwidth(found)
             parts += [said] if said else []
     return "\n\n".join(parts)
 
 
-def _reading() -> str:
-    return (
-        "Images per second, each image decoded (or taken from memory) and turned into two views: "
-        f"float32 tensors, normalised, in batches. Medians of turns on {CORES} cores, "
-        "first batches left out; processes of a loader stand still while another one has its "
-        "turn. The official recipe (torchvision's transforms, written anew from their parameters) "
-        f"and lightly's run in a `DataLoader` with {feeds.WORKERS} workers, ours in as many "
-        "workers of PIL or threads of DALI, with the photometric kernel in C++. Before it is "
-        "timed, ours is held against torchvision's functions for the same parameters. The kernel "
-        "alone is counted in views; *of copy* are the bytes that it must move (bytes in, float32 "
-        "out) per second, divided by the copy bandwidth of the same run."
-    )
-
-
-def _gpu_reading() -> str:
-    return (
-        "Images per second of our loaders alone, two views each, until the GPU has them: float32, "
-        "normalised, in batches; images in memory are cropped on the GPU, files are decoded and "
-        "cropped by DALI where it is installed, else by Pillow. The first batch is held against "
-        "torchvision's functions where torchvision is installed, the kernel against plain torch. "
-        "The kernel alone is counted in views, replayed from a CUDA graph with cold caches: *of "
-        "copy* are the bytes that it must move (bytes in, values out) per second, divided by the "
-        "copy bandwidth of the same run. *With blur*: all of the first view's and a tenth of the "
-        "second's."
-    )
+READING = {
+    "cpu": "Images per second, each image decoded (or taken from memory) and turned into two "
+    f"views: float32 tensors, normalised, in batches. Medians of turns on {CORES} cores, "
+    "first batches left out; processes of a loader wait while another one has its "
+    "turn. The official recipe (torchvision's transforms, written anew from their parameters) "
+    f"and lightly's run in a `DataLoader` with {feeds.WORKERS} workers, ours in as many "
+    "workers of PIL or threads of DALI, with the photometric kernel in C++. Before it is "
+    "timed, ours is held against torchvision's functions for the same parameters. The kernel "
+    "alone is counted in views; *of copy* are the bytes that it must move (bytes in, float32 "
+    "out) per second, divided by the copy bandwidth of the same run.",
+    "cuda": "Images per second of our loaders alone, two views each, until the GPU has them: "
+    "float32, normalised, in batches; images in memory are cropped on the GPU, files are decoded "
+    "and cropped by DALI where it is installed, and by Pillow. The first batch is held against "
+    "torchvision's functions where torchvision is installed, the kernel against plain torch. "
+    "The kernel alone is counted in views, replayed from a CUDA graph with cold caches: *of "
+    "copy* are the bytes that it must move (bytes in, values out) per second, divided by the "
+    "copy bandwidth of the same run. *With blur*: all of the first view's and a tenth of the "
+    "second's.",
+}
 
 
 def _bandwidth(found: dict[str, Row]) -> str:
-    """Whether the kernel reaches its target."""
+    """Whether the kernel of a GPU reaches its target."""
     shares = {
         name: each["fraction_of_copy"]
         for name, each in found.items()
@@ -262,18 +315,17 @@ def _table(case: Case, found: dict[str, Row], brief: bool) -> str:
     heads = ["implementation", f"{case.unit}/s"]
     heads += [] if brief else ["p20", "p80", "turns", "versions"]
     heads.append("of copy" if kernel else f"× {TITLES[OFFICIAL]}")
-    lines = [table_line(heads), table_line(["---", *["---:"] * (len(heads) - 1)])]
-    other = found.get(OFFICIAL)
-    # A GPU's kernels are named by the rows alone.
+    lines, other = [], found.get(OFFICIAL)
+    # The feeds of a GPU are named by the rows alone.
     for name in (*case.feeds, *(name for name in found if name not in case.feeds)):
         if name not in found:
             continue
         each = found[name]
-        value = _short(each["median_per_s"])
+        value = rate(each["median_per_s"])
         ours = name.startswith("ours-")
         cells = [TITLES.get(name, name), f"**{value}**" if ours else value]
         if not brief:
-            cells += [_short(each["p20_per_s"]), _short(each["p80_per_s"]), str(each["rounds"])]
+            cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
             cells.append(each["source"])
         if kernel:
             cells.append(f"{each['fraction_of_copy']:.0%}")
@@ -281,8 +333,8 @@ def _table(case: Case, found: dict[str, Row], brief: bool) -> str:
             cells.append("")
         else:
             cells.append(f"{each['median_per_s'] / other['median_per_s']:.2f}×")
-        lines.append(table_line(cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    return table(heads, lines)
 
 
 def _verdict(case: Case, found: dict[str, Row]) -> str:

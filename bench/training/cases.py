@@ -17,6 +17,7 @@ TITLES = {
     LIGHTLY: "lightly",
 }
 LONG = 1_000_000  # epochs: no run ends
+WAITS = 0.02
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Case:
         changes: of the preset's settings.
         dataset: a data set that is trained on where it is installed; random pixels stand in for it.
         target: how many times as fast as lightly ours should be.
-        seconds: that the case takes at most, with a machine to itself.
+        waits: the most of our step that should be waiting for data.
+        seconds: that the case takes at most, with a machine to itself; 0 where it is begun while
+            any time is left.
     """
 
     name: str
@@ -45,7 +48,11 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     dataset: str = ""
     target: float | None = None
-    seconds: float = 100.0
+    waits: float | None = None
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def files(self) -> bool:
@@ -91,6 +98,7 @@ CASES = {
             "imagenet",
             224,
             {"encoder": "resnet50"},
+            waits=WAITS,
             seconds=180.0,
         ),
         Case(
@@ -101,6 +109,7 @@ CASES = {
             "cifar",
             32,
             {"encoder": "resnet18"},
+            waits=WAITS,
             seconds=80.0,
         ),
         Case(
@@ -111,10 +120,14 @@ CASES = {
             "cifar",
             32,
             {"encoder": "resnet18", "projector": (8192, 8192, 8192)},
+            waits=WAITS,
             seconds=80.0,
         ),
     )
 }
+BY_KIND: dict[str, dict[str, Case]] = {}
+for _case in CASES.values():
+    BY_KIND.setdefault(_case.kind, {})[_case.name] = _case
 QUICK_BATCH = 64
 QUICK = {"cpu": ("fashion-mnist",), "cuda": ("resnet18-32-2048",)}
 
@@ -127,7 +140,7 @@ def smaller(case: Case) -> Case:
 def parse(text: str | None, kind: str, quick: bool = False) -> list[Case]:
     """Cases of a comma-separated list, or all of a kind of device; ValueError for a name that is
     unknown there."""
-    known = {name: case for name, case in CASES.items() if case.kind == kind}
+    known = BY_KIND[kind]
     names = [name.strip() for name in text.split(",")] if text else list(known)
     if quick and not text:
         names = list(QUICK[kind])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from barlow_fast.data import ImageDataset, load
+from barlow_fast.data import Batch, ImageDataset, load
 from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST
 from barlow_fast.data.loader import cores_of_rank
 from barlow_fast.data.sources import FolderSource
@@ -28,11 +28,13 @@ from barlow_fast.training.clock import StepClock
 from barlow_fast.training.estimate import resolved_precision
 from barlow_fast.training.feeding import named_views
 from barlow_fast.training.optimizers import build_optimizer
-from bench.peers import lightly as lightly_peer
+from bench import devices
+from bench.devices import Device
+from bench.peers import installed
 from bench.peers import official as official_peer
 from bench.training.cases import LIGHTLY, LIMIT, OURS, Case
 from bench.views import images
-from bench.views.feeds import WORKERS, DisagreementError
+from bench.views.feeds import DisagreementError, disagreement
 from bench.views.turns import Figures
 
 # Where data sets are that need no download.
@@ -46,7 +48,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Steps:
     """The steps of one run, without an end; see `bench.views.turns.Runner` for the methods."""
 
-    def __init__(self, step: Callable[[], int], clock: StepClock, device: torch.device) -> None:
+    def __init__(self, step: Callable[[], int], clock: StepClock, device: Device) -> None:
         self._step, self._clock, self._device = step, clock, device
 
     def __iter__(self) -> Iterator[int]:
@@ -57,12 +59,11 @@ class Steps:
 
     def settle(self) -> None:
         """Until the device is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        self._device.synchronize()
 
     def report(self) -> Figures:
-        """Shares of the time of the steps since the last report. What is not told apart counts as
-        forward."""
+        """Shares of the time of the steps since the last report. What has no clock of its own
+        counts as forward."""
         seconds = self._clock.read()
         whole = sum(seconds.values())
         if not whole:
@@ -74,8 +75,7 @@ class Steps:
 
     def rest(self) -> None:
         """A device's memory is for whoever has the turn."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._device.release()
 
 
 def open_run(
@@ -92,7 +92,7 @@ def open_run(
     Raises:
         DisagreementError: with the first step, where loss or views are not what they should be.
     """
-    chosen = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    chosen = devices.choose(device)
     if peer in (OURS, LIMIT):
         return ours(case, chosen, folder, ready=peer == LIMIT)
     return elsewhere(peer, case, chosen, folder)
@@ -110,13 +110,11 @@ def dataset_of(case: Case) -> ImageDataset:
 
 
 @contextlib.contextmanager
-def ours(
-    case: Case, device: torch.device, folder: Path | None, ready: bool
-) -> Iterator[Iterator[int]]:
+def ours(case: Case, device: Device, folder: Path | None, ready: bool) -> Iterator[Iterator[int]]:
     """Our trainer; with `ready`, on a few batches of views that stay on the device."""
     config = case.config()
     data = FolderSource(folder) if case.files else dataset_of(case)
-    with Trainer(config, data, device) as trainer:
+    with Trainer(config, data, device.torch) as trainer:
         first = trainer.next_batch()
         _check_views(trainer, first)
         _check_loss(trainer.criterion, trainer.model, first.views, trainer.autocast)
@@ -135,7 +133,7 @@ def ours(
 
 @contextlib.contextmanager
 def elsewhere(
-    peer: str, case: Case, device: torch.device, folder: Path | None
+    peer: str, case: Case, device: Device, folder: Path | None
 ) -> Iterator[Iterator[int]]:
     """torchvision's transforms in a DataLoader, and a loop as short as it can be: the official
     loss and recipe, or lightly's."""
@@ -149,18 +147,18 @@ def elsewhere(
         encoder_grid=config.encoder_grid,
         projector=config.projector,
         seed=config.seed,
-    ).to(device, memory_format=torch.channels_last)
+    ).to(device.torch, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config)
-    d, precision = config.projector[-1], resolved_precision(config, device)
-    source = lightly_peer if peer == LIGHTLY else official_peer
-    with device:
-        criterion = source.build(config.batch_size, d, torch.float32)
-    clock = StepClock(device)
+    d, precision = config.projector[-1], resolved_precision(config, device.torch)
+    build = installed.LIGHTLY.build if peer == LIGHTLY else official_peer.build
+    with device.torch:
+        criterion = build(config.batch_size, d, torch.float32)
+    clock = StepClock(device.torch)
 
     def autocast() -> AbstractContextManager:
         if precision == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(device.type, precision)
+        return torch.autocast(device.torch.type, precision)
 
     batches = _batches(peer, case, device, folder)
     started = False
@@ -169,7 +167,7 @@ def elsewhere(
         nonlocal started
         clock.start()
         pair = tuple(
-            view.to(device, memory_format=torch.channels_last, non_blocking=True)
+            view.to(device.torch, memory_format=torch.channels_last, non_blocking=True)
             for view in next(batches)
         )
         clock.mark("data")
@@ -187,19 +185,16 @@ def elsewhere(
     yield Steps(step, clock, device)
 
 
-def workers(kind: str) -> int:
+def workers(device: Device) -> int:
     """Processes of a DataLoader: all cores feed a GPU."""
-    return cores_of_rank() if kind == "cuda" else WORKERS
+    return device.loader_workers or cores_of_rank()
 
 
-def _batches(
-    peer: str, case: Case, device: torch.device, folder: Path | None
-) -> Iterator[list[Tensor]]:
+def _batches(peer: str, case: Case, device: Device, folder: Path | None) -> Iterator[list[Tensor]]:
     """Epoch after epoch of two views."""
     from bench.views import recipes
 
     views = named_views(case.views)
-    on_gpu = device.type == "cuda"
     if peer == LIGHTLY:
         transform = recipes.lightly(case.side, views)
     else:
@@ -209,19 +204,15 @@ def _batches(
     else:
         pixels = dataset_of(case).train_images.permute(0, 2, 3, 1)
         dataset = recipes.Pixels(np.ascontiguousarray(pixels.numpy()), transform)
-    count = workers(device.type)
-    feed = recipes.loader(dataset, case.config().batch_size, count, pin_memory=on_gpu)
+    feed = recipes.loader(
+        dataset, case.config().batch_size, workers(device), pin_memory=device.pins_memory
+    )
     return itertools.chain.from_iterable(itertools.repeat(feed))
 
 
-def _check_views(trainer: Trainer, batch) -> None:
+def _check_views(trainer: Trainer, first: Batch) -> None:
     """Ours against torchvision's functions, where torchvision is installed."""
-    try:
-        from bench.views import agreement
-    except ModuleNotFoundError:
-        return
-    here = batch._replace(views=tuple(view.cpu() for view in batch.views), index=batch.index.cpu())
-    found = agreement.problem(trainer.loader, here)
+    found = disagreement(trainer.loader, first)
     if found is not None:
         raise DisagreementError(found)
 

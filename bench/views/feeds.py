@@ -11,7 +11,7 @@ import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from barlow_fast import kernels
-from barlow_fast.data import PRESETS, ViewLoader, Views, batches, draw
+from barlow_fast.data import PRESETS, Batch, ViewLoader, Views, batches, draw
 from barlow_fast.data.order import Shard
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.pil import PilRenderer
 from barlow_fast.data.rendering.workers import WorkerRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, Source
-from bench import provenance
+from bench import devices, provenance
+from bench.devices import Device
 from bench.views import images
 
 WORKERS = 2
@@ -51,6 +52,7 @@ class Case:
         unit: what is counted.
         share: of the time that a feed gets; the faster the images, the less is needed.
         target: how many times as fast as the recipe the best of ours should be.
+        seconds: that the case takes at most; 0 where it is begun while any time is left.
     """
 
     name: str
@@ -62,6 +64,10 @@ class Case:
     unit: str = "images"
     share: float = 1.0
     target: float | None = None
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def views(self) -> Views:
@@ -117,6 +123,23 @@ CASES = {
         ),
     )
 }
+# What a kernel is: the backend, whether nothing is blurred, and the type of its output.
+KERNELS = {
+    "kernel-cpu": ("cpu", False, torch.float32),
+    "kernel-aten": ("aten", False, torch.float32),
+    "kernel-triton-sharp-bfloat16": ("triton", True, torch.bfloat16),
+    "kernel-triton-sharp-float32": ("triton", True, torch.float32),
+    "kernel-triton-bfloat16": ("triton", False, torch.bfloat16),
+    "kernel-triton-float32": ("triton", False, torch.float32),
+    "kernel-aten-float32": ("aten", False, torch.float32),
+}
+# On a GPU: the kernels, and our loaders alone.
+CUDA_CASES = {
+    "kernel": replace(CASES["kernel"], batch_size=256, feeds=tuple(KERNELS)[2:], seconds=20.0),
+    "arrays-32": replace(CASES["arrays-32"], feeds=("ours-arrays",), share=1.0, seconds=20.0),
+    "photographs": replace(CASES["photographs"], feeds=("ours-dali", "ours-pil"), seconds=55.0),
+}
+BY_KIND = {"cpu": CASES, "cuda": CUDA_CASES}
 QUICK = {
     "photographs": ("ours-dali", "ours-pil", OFFICIAL, "lightly"),
     "arrays-32": ("ours-arrays", OFFICIAL),
@@ -148,24 +171,32 @@ PACKAGES = {
 }
 
 
-def parse(text: str | None, quick: bool) -> list[tuple[Case, tuple[str, ...]]]:
-    """Cases of a comma-separated list with their feeds; ValueError for an unknown name."""
-    names = [name.strip() for name in text.split(",")] if text else list(QUICK if quick else CASES)
+def parse(text: str | None, quick: bool, kind: str = "cpu") -> list[tuple[Case, tuple[str, ...]]]:
+    """Cases of a comma-separated list with their feeds on a kind of device; ValueError for an
+    unknown name."""
+    known = BY_KIND[kind]
+    names = [name.strip() for name in text.split(",")] if text else list(known)
+    if quick and not text:
+        names = [name for name in known if name in QUICK]
     for name in names:
-        if name not in CASES:
-            raise ValueError(f"unknown case {name!r}; there are {', '.join(CASES)}")
-    chosen = [(CASES[name], QUICK.get(name) if quick else None) for name in names]
-    return [(case, feeds or case.feeds) for case, feeds in chosen]
+        if name not in known:
+            raise ValueError(f"unknown case {name!r}; there are {', '.join(known)}")
+    few = QUICK if quick else {}
+    return [
+        (case, tuple(feed for feed in case.feeds if feed in few.get(case.name, ())) or case.feeds)
+        for case in map(known.__getitem__, names)
+    ]
 
 
-def unavailable(feed: str) -> str | None:
-    """Why a feed cannot run here."""
-    if feed.endswith("-dali"):
-        return dali.why_unusable()
-    if feed == "kernel-cpu":
-        return kernels.why_unusable("cpu", torch.device("cpu"))
-    # torchvision is needed by all: it says what is right.
-    for package in ("torchvision", "lightly") if feed == "lightly" else ("torchvision",):
+def unavailable(feed: str, case: Case, device: Device) -> str | None:
+    """Why a feed cannot run on a device."""
+    if feed in KERNELS:
+        return kernels.why_unusable(KERNELS[feed][0], device.torch)
+    if feed.endswith("-dali") and (reason := dali.why_unusable()):
+        return reason
+    ours = feed.startswith(("ours-", "crops-"))
+    needed = [] if ours else ["torchvision", *(["lightly"] if feed == "lightly" else [])]
+    for package in [*needed, *(["PIL"] if case.files else [])]:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed (pip install 'barlow-fast[bench]')"
     return None
@@ -173,28 +204,42 @@ def unavailable(feed: str) -> str | None:
 
 def version(feed: str) -> str:
     """The packages that do the work besides torch, with their versions."""
-    found = ((name, provenance.version(name)) for name in PACKAGES.get(feed, ()))
-    return ", ".join(f"{name} {number}" for name, number in found if number is not None)
+    return provenance.versions(PACKAGES.get(feed, ()))
 
 
-def open_feed(feed: str, case: Case, folder: Path | None) -> AbstractContextManager[Iterator[int]]:
+def open_feed(
+    feed: str, case: Case, folder: Path | None, kind: str = "cpu"
+) -> AbstractContextManager[Iterator[int]]:
     """Images per batch, without an end. What runs in the background ends with the context.
 
     Args:
-        feed: a name of `case.feeds`.
+        feed: a name of `case.feeds` that is no kernel.
         case: what to load.
         folder: of the files, for a case of files.
+        kind: of the device: 'cpu' or 'cuda'.
 
     Raises:
         DisagreementError: entering the context, or with the first batch.
     """
     if feed.startswith("ours-"):
-        return ours(feed.removeprefix("ours-"), case, folder)
+        return ours(feed.removeprefix("ours-"), case, folder, devices.choose(kind))
     if feed.startswith("crops-"):
         return crops(feed.removeprefix("crops-"), case, folder)
-    if feed.startswith("kernel-"):
-        return kernel(feed.removeprefix("kernel-"), case, folder)
     return elsewhere(feed, case, folder)
+
+
+class Counts:
+    """Images per batch, and how to wait until the device has all of them."""
+
+    def __init__(self, counts: Iterator[int], device: Device) -> None:
+        self._counts = counts
+        self.settle = device.synchronize
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        return next(self._counts)
 
 
 def _source(case: Case, folder: Path | None) -> Source:
@@ -204,25 +249,35 @@ def _source(case: Case, folder: Path | None) -> Source:
 
 
 @contextlib.contextmanager
-def ours(loader: str, case: Case, folder: Path | None) -> Iterator[Iterator[int]]:
+def ours(loader: str, case: Case, folder: Path | None, device: Device) -> Iterator[Iterator[int]]:
     """This package's loader, held against torchvision in its first batch."""
-    from bench.views import agreement
-
-    workers = WORKERS if loader != "arrays" else None
+    workers = device.loader_workers if loader != "arrays" else None
     with ViewLoader(
-        _source(case, folder), case.views, case.batch_size, loader=loader, workers=workers
-    ) as feed:
+        _source(case, folder), case.views, case.batch_size, loader=loader, workers=workers,
+        device=device.torch,
+    ) as feed:  # fmt: skip
 
         def counted() -> Iterator[int]:
             for number, batch in enumerate(endless(feed)):
                 if not number:
-                    found = agreement.problem(feed, batch)
+                    found = disagreement(feed, batch)
                     if found is not None:
                         raise DisagreementError(found)
                 _check(batch.views, case)
                 yield len(batch.index)
 
-        yield counted()
+        yield Counts(counted(), device)
+
+
+def disagreement(loader: ViewLoader, batch: Batch) -> str | None:
+    """How a batch differs from what torchvision makes of the same parameters; None where it does
+    not, or where torchvision is missing."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    from bench.views import agreement
+
+    here = batch._replace(views=tuple(view.cpu() for view in batch.views), index=batch.index.cpu())
+    return agreement.problem(loader, here)
 
 
 @contextlib.contextmanager
@@ -273,21 +328,6 @@ def crops(renderer: str, case: Case, folder: Path | None) -> Iterator[Iterator[i
         feed.close()
 
 
-@contextlib.contextmanager
-def kernel(backend: str, case: Case, folder: Path | None) -> Iterator[Iterator[int]]:
-    """The photometric part of all views of one batch, again and again."""
-    run = kernels.load(backend).photometric
-    arguments = kernel_arguments(case, folder, torch.device("cpu"))
-
-    def counted() -> Iterator[int]:
-        while True:
-            for each in arguments:
-                run(*each, torch.float32)
-            yield sum(len(each[0]) for each in arguments)
-
-    yield counted()
-
-
 def kernel_arguments(case: Case, folder: Path | None, device: torch.device) -> list[tuple]:
     """(crops, rows, mean, std) of each view of one batch; without a folder, of random pixels."""
     views = case.views
@@ -313,12 +353,6 @@ def kernel_arguments(case: Case, folder: Path | None, device: torch.device) -> l
 def kernel_bytes(case: Case, element_bytes: int = 4) -> int:
     """What a view must move: bytes read once, values written once."""
     return case.side**2 * len(case.views.mean) * (1 + element_bytes)
-
-
-def kernel_name(backend: str, sharp: bool, dtype: torch.dtype) -> str:
-    """What the rows of a GPU call a kernel."""
-    kind = "-sharp" if sharp else ""
-    return f"kernel-{backend}{kind}-{str(dtype).removeprefix('torch.')}"
 
 
 class _Batches:

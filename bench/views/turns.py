@@ -29,14 +29,8 @@ Opener = Callable[..., AbstractContextManager[Iterator[int]]]
 Figures = dict[str, float]
 
 
-def two_cores() -> set[int] | None:
-    """Two of the cores that this process may use; None where the system does not tell."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return None if affinity is None else set(sorted(affinity(0))[:2])
-
-
 class FeedError(Exception):
-    """A feed that raised, died or stood still."""
+    """A feed that raised, died or did not answer."""
 
 
 class Runner:
@@ -46,7 +40,7 @@ class Runner:
         name: for messages.
         opener: called with `arguments` in the new process; yields counts without an end. The
             iterator may have three more methods: `settle()` waits for what is under way, `report()`
-            tells figures of the time since it was last called, `rest()` gives back what others
+            returns figures of the time since it was last called, `rest()` gives back what others
             need while it waits.
         arguments: must be picklable.
         cores: that the processes may use.
@@ -54,7 +48,7 @@ class Runner:
         ahead: batches that it has ready at most, and so many are not timed in a turn.
 
     Attributes:
-        reports: figures of every turn; empty where the feed tells none.
+        reports: figures of every turn; empty where the feed has none.
     """
 
     def __init__(

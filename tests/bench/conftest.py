@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench import results
+
 
 @pytest.fixture(autouse=True)
 def small_peaks(monkeypatch):
@@ -23,3 +25,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def measure(tmp_path, capsys):
+    """(peers, cases, device, ...) -> (session, rows, what was printed) of the suite loss."""
+    from bench.devices import Cpu
+    from bench.session import Given, Session
+    from bench.suites import loss
+    from bench.timing import Budget
+
+    def run(peers, cases, device=None, compiled=None, longest=15.0, **given):
+        given = Given(out=tmp_path / "rows.jsonl", **given)
+        session = Session(device or Cpu(), given, ())
+        loss.measure(session, cases, peers, loss.Settings(Budget(repeats=2), longest, compiled))
+        return session, results.read(given.out), capsys.readouterr().out
+
+    return run

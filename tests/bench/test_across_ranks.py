@@ -12,11 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from ended import SECONDS
-from typer.testing import CliRunner
+from invoked import invoke
 
 from barlow_fast.distributed import LAYOUTS, cost
 from bench import report, results
-from bench.__main__ import app
 from bench.inputs import VARIANTS
 from bench.ranks import implementations, measurement, official, processes
 from bench.ranks.implementations import OFFICIAL, PRECISION
@@ -90,7 +89,7 @@ def test_committed_bytes_are_those_of_the_model_and_of_the_system():
 def test_a_small_run(tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = ["distributed", "--shapes", "64x512", "--ranks", "2", "--repeats", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--deadline", str(SECONDS), "--out", str(out)])
+    result = invoke([*arguments, "--deadline", str(SECONDS), "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = results.read(out)
     assert {(r["peer"], r["dtype"]) for r in rows} == {
@@ -183,15 +182,16 @@ def test_processes_end_whatever_happens(tmp_path, monkeypatch, entry, error, tex
 def test_what_does_not_fit_is_a_row_with_its_reason(tmp_path, monkeypatch):
     memory = tmp_path / "meminfo"
     memory.write_text("MemTotal: 1 kB\nMemAvailable:    4194304 kB\n")
-    monkeypatch.setattr(distributed, "MEMORY", memory)
+    monkeypatch.setattr(distributed.memory_limit, "MEMINFO", memory)
     known = implementations.discover()
     assert distributed.does_not_fit(known["ours-features"], 2048, 8192, 2) is None
     assert "4 GiB are free" in distributed.does_not_fit(known[OFFICIAL], 2048, 32768, 2)
     monkeypatch.setattr(processes, "run", lambda entry, ranks, arguments, seconds: None)
-    rows, failures = distributed._measure_ranks(
-        2048, 32768, 2, [VARIANTS["fp32"]], [known[OFFICIAL]], Budget(), tmp_path / "data", 1.0
+    place = distributed.Place(2048, 32768, 2)
+    rows, failures = distributed.measure(
+        place, [VARIANTS["fp32"]], [known[OFFICIAL]], Budget(), tmp_path / "data", 1.0
     )
-    assert failures == []
+    assert failures == {}
     assert [(r["peer"], r["ranks"]) for r in rows] == [(OFFICIAL, 2)]
     assert "would need about" in rows[0]["problem"]
     assert "would need about" in distributed.tables(rows, brief=True)
@@ -207,11 +207,13 @@ def test_what_was_finished_survives_a_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(processes, "run", break_off)
     (tmp_path / "results.json").write_text("of an earlier run")
-    rows, failures = distributed._measure_ranks(
-        64, 256, 2, [VARIANTS["fp32"]], [known], Budget(), tmp_path / "data", 1.0
+    rows, failures = distributed.measure(
+        distributed.Place(64, 256, 2), [VARIANTS["fp32"]], [known], Budget(), tmp_path / "data", 1.0
     )
     assert rows == finished["rows"]
-    assert failures == ["64 x 256 on 2 ranks: time is up", f"2 ranks, {OFFICIAL}: off by 1"]
+    assert failures == {
+        "64 x 256 on 2 ranks": "time is up", f"2 ranks, {OFFICIAL}": "off by 1",
+    }  # fmt: skip
 
 
 def test_tables_tell_both_counts_and_both_outcomes():
@@ -246,4 +248,4 @@ def test_the_readme_has_a_block_for_it():
     "arguments", [["--ranks", "1"], ["--ranks", "x"], ["--dtypes", "fp8"], ["--peers", "nobody"]]
 )
 def test_bad_options_are_refused_before_anything_runs(arguments):
-    assert CliRunner().invoke(app, ["distributed", *arguments]).exit_code == 2
+    assert invoke(["distributed", *arguments]).exit_code == 2

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
-from bench import agreement
+from bench import agreement, exits
+from bench.grids import Case
 from bench.inputs import VARIANTS, parse_shapes, parse_variants
-from bench.loss import measurement
 from bench.peers import choose, discover
 from bench.peers.gram_plain import gram_loss
-from bench.timing import Budget
 
 
 def wrong_gradient(z_a, z_b):
@@ -53,40 +50,34 @@ def test_a_peer_that_raises_is_named():
     assert "no such kernel" in agreement.check_small(peer, [VARIANTS["fp32"]])
 
 
-def run_suite(peers, out):
-    text = io.StringIO()
-    failures = measurement.measure(
-        [(16, 32)], [VARIANTS["fp32"]], peers, Budget(repeats=2), out,
-        Console(file=text, width=160),
-    )  # fmt: skip
-    return failures, text.getvalue()
+CASES = [Case(16, 32, VARIANTS["fp32"])]
 
 
-def test_a_failing_peer_is_not_timed(tmp_path):
-    out = tmp_path / "rows.jsonl"
-    failures, text = run_suite([wrong_peer("loss"), *choose("gram-plain")], out)
-    assert set(failures) == {"wrong"}
-    assert "wrong fails the check and is not timed" in text
-    assert '"peer": "gram-plain"' in out.read_text()
-    assert '"peer": "wrong"' not in out.read_text()
-    assert not any("wrong" in line and "│" in line for line in text.splitlines())
+def test_a_failing_peer_is_not_timed(measure):
+    session, rows, text = measure([wrong_peer("loss"), *choose("gram-plain")], CASES)
+    assert set(session.failures) == {"16x32 fp32 wrong"}
+    wrong, right = rows
+    assert "off by" in wrong["problem"]
+    assert (wrong["peer"], wrong["median_ms"], wrong["repeats"]) == ("wrong", None, 0)
+    assert right["median_ms"] > 0
+    assert f"wrong: {wrong['problem']}" in text
+    assert session.end() == exits.FAILED
 
 
-def test_a_peer_that_is_wrong_at_the_timed_shape_alone_is_not_timed(tmp_path):
+def test_a_peer_that_is_wrong_at_the_timed_shape_alone_is_not_timed(measure):
     def build(n, d, dtype):
         return gram_loss if (n, d) in agreement.SMALL_SHAPES else lambda a, b: 1.1 * gram_loss(a, b)
 
-    peer = replace(wrong_peer("loss"), build=build)
-    failures, _ = run_suite([peer], tmp_path / "rows.jsonl")
-    assert set(failures) == {"wrong"}
-    assert "16 x 32" in failures["wrong"]
-    assert not (tmp_path / "rows.jsonl").exists()
+    session, (row,), _ = measure([replace(wrong_peer("loss"), build=build)], CASES)
+    assert "16 x 32" in session.failures["16x32 fp32 wrong"]
+    assert row["median_ms"] is None
 
 
-def test_an_unavailable_peer_is_left_out_with_its_reason(tmp_path):
+def test_an_unavailable_peer_is_left_out_with_its_reason(measure):
     peer = replace(wrong_peer("loss"), unavailable=lambda: "it is not installed")
-    failures, text = run_suite([peer], tmp_path / "rows.jsonl")
-    assert failures == {}
+    session, rows, text = measure([peer], CASES)
+    assert session.failures == {}
+    assert rows == []
     assert "left out: it is not installed" in text
 
 

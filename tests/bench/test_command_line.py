@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from typer.testing import CliRunner
+from invoked import invoke
 
-from bench import memory_limit, results
-from bench.__main__ import app
-from bench.suites import memory
+from bench import memory_limit, peak_memory, results
 
 
 def test_quick_run_on_a_tiny_shape(tmp_path):
     out = tmp_path / "rows.jsonl"
     peers = "ours,ours-aten,gram-plain,official"
     arguments = ["loss", "--quick", "--shapes", "16x32,32x16", "--repeats", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--peers", peers, "--out", str(out)])
+    result = invoke([*arguments, "--peers", peers, "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = results.read(out)
     assert {row["dtype"] for row in rows} == {"fp32", "bf16-autocast", "bf16-inputs"}
@@ -32,12 +30,12 @@ def test_quick_run_on_a_tiny_shape(tmp_path):
     "arguments", [["--shapes", "16"], ["--dtypes", "fp8"], ["--peers", "nobody"]]
 )
 def test_bad_options_are_refused_before_anything_runs(arguments):
-    assert CliRunner().invoke(app, ["loss", *arguments]).exit_code == 2
+    assert invoke(["loss", *arguments]).exit_code == 2
 
 
 @pytest.mark.skipif(not memory_limit.STATUS.exists(), reason="needs /proc")
 def test_memory_of_a_peer_that_builds_c(tmp_path):
-    measured = memory.measure_in_child(8, 2048, "fp32", "official")
+    measured = peak_memory.in_child(8, 2048, "fp32", "official")
     assert "problem" not in measured, measured
     assert measured["input_bytes"] == measured["gradient_bytes"] == 2 * 8 * 2048 * 4
     # C alone is 16 MiB, 128 times the inputs; the official formulation keeps several of its size.

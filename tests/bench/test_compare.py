@@ -7,11 +7,10 @@ import json
 import subprocess
 
 import pytest
+from invoked import invoke
 from test_report import ORIGIN, row
-from typer.testing import CliRunner
 
 from bench import compare, results
-from bench.__main__ import app
 
 TIME = compare.MEASURES[0]
 RATE = next(measure for measure in compare.MEASURES if measure.more_is_better)
@@ -176,7 +175,7 @@ def files(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+    return invoke(["compare", *map(str, arguments)])
 
 
 def test_the_table_and_the_exit_status(files):

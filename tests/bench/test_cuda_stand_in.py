@@ -7,21 +7,19 @@ device does, only a real device shows.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from invoked import invoke
 
-from bench import devices, results
-from bench.gpu import exits, loss, memory, peaks, probe, sources
-from bench.gpu.group import Case
-from bench.inputs import VARIANTS
-from bench.optional import PlainConsole
+from bench import agreement, cuda_peaks, devices, exits, peers, results, sources
 from bench.peers import discover
 from bench.peers.gram_plain import gram_loss
+from bench.suites import views
+from bench.views import feeds
 
 PROPERTIES = SimpleNamespace(
     name="Example GPU", major=9, minor=0, multi_processor_count=100, total_memory=80 << 30,
@@ -114,9 +112,9 @@ def cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
     monkeypatch.setattr(devices, "EVICT_BYTES", 1 << 20)
-    monkeypatch.setattr(peaks, "GEMM_SIZE", 32)
-    monkeypatch.setattr(peaks, "COPY_BYTES", 1 << 16)
-    monkeypatch.setattr(peaks, "TRY_SECONDS", 0.01)
+    monkeypatch.setattr(cuda_peaks, "GEMM_SIZE", 32)
+    monkeypatch.setattr(cuda_peaks, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(cuda_peaks, "TRY_SECONDS", 0.01)
     device = devices.Cuda()
     device.torch, device.stand_in = torch.device("cpu"), stand_in
     monkeypatch.setattr(devices, "Cuda", lambda: device)
@@ -131,9 +129,7 @@ def test_the_device_is_named_in_files_and_rows(cuda):
     assert (origin["gpu"], origin["compute_capability"]) == ("Example GPU", "9.0")
     assert origin["last_level_cache_bytes"] == 1 << 20
     assert {"driver", "cuda", "triton", "commit"} <= set(origin)
-    assert probe.found() == {
-        "name": "Example GPU", "slug": "gpu-example-gpu", "torch": str(torch.__version__),
-    }  # fmt: skip
+    assert cuda.named() == {"name": "Example GPU", "slug": "gpu-example-gpu"}
 
 
 def test_all_peaks_are_measured_and_the_precision_is_put_back(cuda):
@@ -141,7 +137,7 @@ def test_all_peaks_are_measured_and_the_precision_is_put_back(cuda):
     found = cuda.peaks()
     assert min(vars(found).values()) > 0
     assert torch.get_float32_matmul_precision() == before
-    assert found.launch_graph_us == pytest.approx(2000 / peaks.LAUNCHES, rel=1)
+    assert found.launch_graph_us == pytest.approx(2000 / cuda_peaks.LAUNCHES, rel=1)
 
 
 def test_captures_warm_up_aside_and_share_stream_and_pool(cuda):
@@ -175,24 +171,28 @@ def test_a_broken_context_is_told_from_a_failed_capture(cuda):
         cuda.capture(lambda: None)
 
 
-def arguments(tmp_path, *more):
-    out = ["--out", str(tmp_path / "rows.jsonl"), "--command", "make gpu"]
-    return [*out, "--shapes", "16x32", "--dtypes", "fp32", *more]
+def arguments(suite, tmp_path, *more):
+    out = ["--device", "cuda", "--out", str(tmp_path / "rows.jsonl"), "--command", "make gpu"]
+    return [suite, *out, "--shapes", "16x32", "--dtypes", "fp32", *more]
 
 
-def test_the_loss_of_a_device_from_the_command_line(cuda, tmp_path, capsys):
-    options = arguments(tmp_path, "--peers", "gram-plain,official", "--seconds", "0.01")
-    assert loss.main(options) == exits.COMPLETE
+def test_the_loss_of_a_device_from_the_command_line(cuda, tmp_path):
+    options = ["--peers", "gram-plain,official", "--seconds", "0.01"]
+    options = arguments("loss", tmp_path, "--journal", str(tmp_path / "journal"), *options)
+    found = invoke(options)
+    assert found.exit_code == exits.COMPLETE, found.output
     rows = results.read(tmp_path / "rows.jsonl")
     assert [row["peer"] for row in rows] == ["gram-plain", "official"]
     assert all(row["graph_ms"] >= 2 and row["median_ms"] > 0 for row in rows)
+    assert all(row["device"] == "Example GPU" and "forward_ms" not in row for row in rows)
     assert rows[0]["peaks"]["gemm_tf32_gflops"] > 0
     assert rows[0]["provenance"]["command"] == "make gpu"
-    assert "1 groups measured, 0 left" in capsys.readouterr().out
-    assert loss.main([*options, "--resume"]) == exits.COMPLETE
-    assert "0 groups measured" in capsys.readouterr().out
-    assert loss.main([*options, "--limit", "1"]) == exits.UNFINISHED
-    assert loss.main(arguments(tmp_path, "--peers", "nobody")) == exits.NO_DEVICE
+    assert "1 measured, 0 left" in found.output
+    again = invoke([*options, "--resume"])
+    assert again.exit_code == exits.COMPLETE
+    assert "0 measured, 0 left" in again.output
+    assert invoke([*options, "--minutes", "0.01"]).exit_code == exits.UNFINISHED
+    assert invoke(arguments("loss", tmp_path, "--peers", "nobody")).exit_code == exits.NO_DEVICE
 
 
 def test_a_broken_context_asks_for_a_new_process(cuda, tmp_path, monkeypatch):
@@ -201,39 +201,49 @@ def test_a_broken_context_asks_for_a_new_process(cuda, tmp_path, monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     peer = replace(discover()["gram-plain"], name="breaking", build=lambda n, d, dtype: breaks)
-    monkeypatch.setattr(loss, "choose", lambda names, kind: [peer])
+    monkeypatch.setattr(peers, "choose", lambda names, kind: [peer])
     journal = ["--journal", str(tmp_path / "journal")]
-    assert loss.main(arguments(tmp_path, *journal)) == exits.RESTART
+    assert invoke(arguments("loss", tmp_path, *journal)).exit_code == exits.RESTART
     assert "illegal memory access" in (tmp_path / "journal").read_text()
 
 
 def test_memory_is_what_the_allocator_says_less_gradients(cuda, tmp_path):
     gradients = 2 * 16 * 32 * 4
     cuda.stand_in.peak = gradients + 5 * gradients
-    assert memory.main(arguments(tmp_path, "--peers", "gram-plain")) == exits.COMPLETE
+    found = invoke(arguments("memory", tmp_path, "--peers", "gram-plain"))
+    assert found.exit_code == exits.COMPLETE, found.output
     (row,) = results.read(tmp_path / "rows.jsonl")
     assert row["input_bytes"] == row["gradient_bytes"] == gradients
     assert row["extra_bytes"] == 5 * gradients
     assert row["extra_over_inputs"] == 5
-    assert row["problem"] is None
+    assert (row["problem"], row["device"]) == (None, "Example GPU")
     assert "reset peak" in cuda.stand_in.log
 
 
-def test_what_does_not_fit_is_a_row_of_memory_too(cuda, tmp_path):
+def test_what_does_not_fit_is_a_row_of_memory_too(cuda, tmp_path, monkeypatch):
     def greedy(z_a, z_b):
+        if tuple(z_a.shape) in agreement.SMALL_SHAPES:
+            return gram_loss(z_a, z_b)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
 
-    def build(n, d, dtype):
-        return greedy
-
-    peers = [replace(discover()["gram-plain"], name="greedy", build=build)]
-    peers += [replace(discover()["gram-plain"], name="modest", build=lambda *_: gram_loss)]
-    out, text = tmp_path / "rows.jsonl", io.StringIO()
-    cases = [Case(16, 32, VARIANTS["fp32"])]
-    summary = memory.measure(cases, peers, cuda, out, PlainConsole(file=text))
-    assert [row["problem"] for row in results.read(out)] == [
+    plain = discover()["gram-plain"]
+    some = [replace(plain, name="greedy", build=lambda *_: greedy)]
+    some += [replace(plain, name="modest", build=lambda *_: gram_loss)]
+    monkeypatch.setattr(peers, "choose", lambda names, kind: some)
+    found = invoke(arguments("memory", tmp_path))
+    assert found.exit_code == exits.COMPLETE
+    assert [row["problem"] for row in results.read(tmp_path / "rows.jsonl")] == [
         "out of memory (asked for 8.00 GiB)", None,
     ]  # fmt: skip
-    assert "greedy: not measured: out of memory" in text.getvalue()
-    assert (summary.measured, summary.left) == (1, 0)
-    assert memory.measure(cases, peers, cuda, out, PlainConsole(file=text), resume=True).left == 0
+    assert "greedy: not measured: out of memory" in found.output
+    assert "1 measured, 0 left" in found.output
+    assert "0 measured, 0 left" in invoke(arguments("memory", tmp_path, "--resume")).output
+
+
+def test_the_kernel_of_views_is_replayed_from_graphs(cuda):
+    case = replace(feeds.CUDA_CASES["kernel"], batch_size=2, side=8)
+    rates, failed = views.kernel_rates(case, ["kernel-aten-float32"], None, cuda)
+    assert failed == {}
+    assert len(rates["kernel-aten-float32"]) == views.KERNEL_CALLS.most
+    assert max(rates["kernel-aten-float32"]) <= 4 / 0.002
+    assert any(each[0] == "capture" for each in cuda.stand_in.log)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import devices, provenance
+from bench.devices import Cpu, Cuda
 from bench.inputs import CUDA_VARIANTS, VARIANTS, parse_variants
 from bench.peers import choose, discover
 
@@ -74,3 +76,23 @@ def test_the_matmul_precision_is_set_and_put_back(name):
         raise KeyError
     assert seen == variant.matmul
     assert torch.get_float32_matmul_precision() == before
+
+
+# Comparisons with a device's kind, in any of the ways that Python has.
+BRANCH = re.compile(
+    r"""(==|!=|\bin\b|\bis\b)\s*\(?["'](cpu|cuda)["']|["'](cpu|cuda)["']\s*(==|!=)"""
+    r"""|\.(kind|type)\s*(==|!=)|isinstance\([^)]*(Cpu|Cuda)\b|cuda\.is_available"""
+)
+
+
+@pytest.mark.parametrize("folder", ["suites", "loss", "views", "training", "startup", "ranks"])
+def test_suites_ask_the_device_and_never_which_one_it_is(folder):
+    for path in sorted((provenance.ROOT / "bench" / folder).glob("*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert not BRANCH.search(line), f"{path.name}:{number}: a method of bench.devices"
+
+
+def test_both_devices_have_the_same_methods():
+    cpu, cuda = ({name for name in vars(each) if name[0] != "_"} for each in (Cpu, Cuda))
+    assert cpu - cuda == set()
+    assert cuda - cpu == {"named"}  # for the state of `make gpu`

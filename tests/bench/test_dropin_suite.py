@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from invoked import invoke
 from test_report import ORIGIN
-from typer.testing import CliRunner
 
 from barlow_fast.adapters.lightly import BarlowTwinsLoss
 from bench import report, results
-from bench.__main__ import app
 from bench.suites import dropin
 from bench.suites.dropin import LIGHTLY, MOVED, PATCHED
 
@@ -31,7 +30,7 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     original = lightly.loss.BarlowTwinsLoss
     out = tmp_path / "rows.jsonl"
     arguments = ["dropin", "--steps", "3", "--batch", "8", "--dim", "32", "--out", str(out)]
-    result = CliRunner().invoke(app, arguments)
+    result = invoke(arguments)
     assert result.exit_code == 0, result.output
     assert lightly.loss.BarlowTwinsLoss is original
     rows = {(row["dtype"], row["peer"]): row for row in results.read(out)}
@@ -98,7 +97,7 @@ def test_a_step_in_two_parts_is_the_step():
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(dropin, "NEEDED", ("torch", "no_such_package"))
-    result = CliRunner().invoke(app, ["dropin"])
+    result = invoke(["dropin"])
     assert result.exit_code == 1
     assert "no_such_package" in result.output
 
@@ -140,4 +139,4 @@ def test_tables_tell_seconds_shares_and_differences(tmp_path):
     assert "A patched step is slower there (1.10 times)." in text
     assert "| patched | 440 | 439 | 441 |" in text
     results.merge(tmp_path / "cpu-example.jsonl", rows)
-    assert f"## {dropin.SECTION}" in report.page(report.machine_files(tmp_path))
+    assert f"# {dropin.SECTION}" in report.page("dropin", report.machine_files(tmp_path))

@@ -1,26 +1,23 @@
-"""The loss suite of CUDA devices, run on the CPU: rows, problems, graphs, time and resuming."""
+"""The loss on a device that captures graphs, run on the CPU: rows, problems, time and resuming."""
 
 from __future__ import annotations
 
-import io
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
-from bench import agreement, results
+from bench import agreement, devices, sources
+from bench.cuda_peaks import CudaPeaks
 from bench.devices import Cpu, DeviceLostError, NoGraphError
 from bench.floor import Peaks
-from bench.gpu import loss
-from bench.gpu.group import Case, time_limit
-from bench.gpu.journal import STOPPED, lost
-from bench.gpu.peaks import CudaPeaks
+from bench.grids import CUDA_GRID, Case
 from bench.inputs import CUDA_VARIANTS, VARIANTS
-from bench.optional import PlainConsole
+from bench.journal import STOPPED, lost
+from bench.loss.group import time_limit
 from bench.peers import choose, discover
 from bench.peers.gram_plain import gram_loss
-from bench.timing import Budget
 
 FP32 = VARIANTS["fp32"]
 CASES = [Case(16, 32, FP32), Case(32, 16, FP32)]
@@ -30,11 +27,16 @@ PEAKS = Peaks(gemm_fp32=100.0, gemm_bf16=200.0, copy=20.0)
 @pytest.fixture(autouse=True)
 def fixed_sources(monkeypatch):
     """A file that is edited while the tests run makes no difference."""
-    monkeypatch.setattr(loss.sources, "fingerprint", lambda patterns: "0123456789ab")
+    monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
 
 
 class Replaying(Cpu):
     """A CPU that can 'capture', and whose calls all take two milliseconds."""
+
+    measures = devices.Cuda.measures
+    identity = devices.Cuda.identity
+    judges_others = devices.Cuda.judges_others
+    group_seconds = devices.Cuda.group_seconds
 
     def __init__(self, wrong: bool = False) -> None:
         super().__init__()
@@ -42,6 +44,9 @@ class Replaying(Cpu):
 
     def origin(self):
         return super().origin() | {"gpu": "Example GPU"}
+
+    def row(self):
+        return {"device": "Example GPU"}
 
     def peaks(self):
         return PEAKS
@@ -52,12 +57,12 @@ class Replaying(Cpu):
             return (lambda: None), replace(outcome, loss=outcome.loss * 2)
         return (lambda: None), outcome
 
-    def call_seconds(self, action):
-        action()
-        return 0.002
+    def timed(self, forward, backward):
+        return {devices.WHOLE: 0.002}, backward(forward())
 
     def replay_seconds(self, replay):
-        return self.call_seconds(replay)
+        replay()
+        return 0.002
 
 
 class WithoutGraphs(Replaying):
@@ -82,17 +87,19 @@ def out_of_memory_when_large(z_a, z_b):
     return gram_loss(z_a, z_b) if small else out_of_memory(z_a, z_b)
 
 
-def measure(tmp_path, peers, device=None, cases=CASES, journal=None, **settings):
-    out, text = tmp_path / "rows.jsonl", io.StringIO()
-    settings = loss.Settings(Budget(repeats=2), **settings)
-    console = PlainConsole(file=text)
-    summary = loss.measure(cases, peers, device or Replaying(), settings, out, console, journal)
-    return summary, results.read(out), text.getvalue()
+@pytest.fixture
+def run(measure):
+    """The suite on a device that captures graphs, with the cases and grid of these tests."""
+
+    def run(peers, device=None, cases=CASES, compiled=CUDA_GRID, **given):
+        return measure(peers, cases, device or Replaying(), compiled, **given)
+
+    return run
 
 
-def test_a_row_has_both_times_the_floor_and_where_it_comes_from(tmp_path):
-    summary, rows, text = measure(tmp_path, choose("gram-plain,official"))
-    assert (summary.measured, summary.left, summary.failures) == (2, 0, {})
+def test_a_row_has_both_times_the_floor_and_where_it_comes_from(run):
+    summary, rows, text = run(choose("gram-plain,official"))
+    assert (summary.measured, summary.left, summary.failures) == (2, [], {})
     assert [(r["n"], r["d"], r["peer"]) for r in rows] == [
         (16, 32, "gram-plain"), (16, 32, "official"), (32, 16, "gram-plain"), (32, 16, "official"),
     ]  # fmt: skip
@@ -107,12 +114,12 @@ def test_a_row_has_both_times_the_floor_and_where_it_comes_from(tmp_path):
             row["floor_ms"] / row["graph_ms"], rel=1e-3
         )
         assert len(row["provenance"]["sources"]) == 12
-    assert "16x32 fp32 floor" in text
+    assert "16x32 fp32: floor" in text
 
 
-def test_a_peer_that_runs_out_of_memory_is_a_row_and_not_a_crash(tmp_path):
+def test_a_peer_that_runs_out_of_memory_is_a_row_and_not_a_crash(run):
     peers = [peer("greedy", out_of_memory_when_large), *choose("gram-plain")]
-    summary, rows, text = measure(tmp_path, peers, cases=CASES[:1])
+    summary, rows, text = run(peers, cases=CASES[:1])
     greedy, other = rows
     assert greedy["problem"] == "out of memory (asked for 64.00 GiB)"
     assert greedy["median_ms"] is greedy["graph_ms"] is None
@@ -122,15 +129,15 @@ def test_a_peer_that_runs_out_of_memory_is_a_row_and_not_a_crash(tmp_path):
     assert summary.failures == {}
 
 
-def test_a_wrong_peer_is_a_row_with_its_problem(tmp_path):
-    summary, rows, _ = measure(tmp_path, [peer("ours", wrong)], cases=CASES[:1])
+def test_a_wrong_peer_is_a_row_with_its_problem(run):
+    summary, rows, _ = run([peer("ours", wrong, ours=True)], cases=CASES[:1])
     assert "off by" in rows[0]["problem"]
     assert rows[0]["median_ms"] is None
     assert set(summary.failures) == {"16x32 fp32 ours"}
 
 
-def test_what_cannot_be_captured_says_so_and_is_called_all_the_same(tmp_path):
-    _, rows, text = measure(tmp_path, choose("official"), WithoutGraphs(), CASES[:1])
+def test_what_cannot_be_captured_says_so_and_is_called_all_the_same(run):
+    _, rows, text = run(choose("official"), WithoutGraphs(), CASES[:1])
     assert rows[0]["graph_problem"] == "operation not permitted when stream is capturing"
     assert rows[0]["graph_ms"] is None
     assert rows[0]["problem"] is None
@@ -138,42 +145,42 @@ def test_what_cannot_be_captured_says_so_and_is_called_all_the_same(tmp_path):
     assert "official" in text
 
 
-def test_a_replay_with_a_wrong_result_is_not_timed(tmp_path):
-    _, rows, _ = measure(tmp_path, choose("official"), Replaying(wrong=True), CASES[:1])
+def test_a_replay_with_a_wrong_result_is_not_timed(run):
+    _, rows, _ = run(choose("official"), Replaying(wrong=True), CASES[:1])
     assert "off by" in rows[0]["graph_problem"]
     assert rows[0]["graph_ms"] is None
 
 
 @pytest.mark.slow
-def test_finished_groups_are_not_measured_again(tmp_path):
-    measure(tmp_path, choose("official"), cases=CASES[:1])
-    first = results.read(tmp_path / "rows.jsonl")
-    summary, rows, _ = measure(tmp_path, choose("official"), resume=True)
-    assert (summary.measured, summary.left) == (1, 0)
+def test_finished_groups_are_not_measured_again(run):
+    _, first, _ = run(choose("official"), cases=CASES[:1])
+    summary, rows, _ = run(choose("official"), resume=True)
+    assert (summary.measured, summary.left) == (1, [])
     assert rows[0] == first[0]
-    assert measure(tmp_path, choose("official"))[0].measured == 2
+    assert run(choose("official"))[0].measured == 2
 
 
 @pytest.mark.slow
-def test_groups_of_other_sources_are_measured_again(tmp_path, monkeypatch):
-    measure(tmp_path, choose("official"))
-    monkeypatch.setattr(loss.sources, "fingerprint", lambda patterns: "another")
-    assert measure(tmp_path, choose("official"), resume=True)[0].measured == 2
+def test_groups_of_other_sources_are_measured_again(run, monkeypatch):
+    run(choose("official"))
+    monkeypatch.setattr(sources, "fingerprint", lambda patterns: "another")
+    assert run(choose("official"), resume=True)[0].measured == 2
 
 
-def test_what_the_time_does_not_allow_is_left_for_the_next_run(tmp_path):
-    summary, rows, _ = measure(tmp_path, choose("official"), limit=loss.RESERVE / 2)
-    assert (summary.measured, summary.left, rows) == (0, 2, [])
+def test_what_the_time_does_not_allow_is_left_for_the_next_run(run):
+    summary, rows, _ = run(choose("official"), minutes=0.001)
+    assert (summary.measured, summary.left) == (0, ["16x32 fp32", "32x16 fp32"])
+    assert rows == []
 
 
-def test_compiled_peers_take_part_at_their_shapes_only(tmp_path):
+def test_compiled_peers_take_part_at_their_shapes_only(run):
     peers = [peer("slow", gram_loss, compiles=True), *choose("official")]
-    _, rows, _ = measure(tmp_path, peers, compiled_shapes=((32, 16),))
+    grid = replace(CUDA_GRID, compiled=([(32, 16)], ("fp32",)))
+    _, rows, _ = run(peers, compiled=grid)
     assert [(row["n"], row["peer"]) for row in rows] == [
         (16, "official"), (32, "slow"), (32, "official"),
     ]  # fmt: skip
-    settings = loss.Settings(compiled_shapes=((32, 16),))
-    assert not settings.compiles(Case(32, 16, CUDA_VARIANTS["tf32"]))
+    assert not grid.compiles(Case(32, 16, CUDA_VARIANTS["tf32"]))
 
 
 class Breaking(Replaying):
@@ -186,7 +193,7 @@ class Breaking(Replaying):
             raise DeviceLostError("an illegal memory access was encountered")
 
 
-def test_a_broken_context_ends_the_process_and_the_next_one_leaves_the_peer_out(tmp_path):
+def test_a_broken_context_ends_the_process_and_the_next_one_leaves_the_peer_out(run, tmp_path):
     device, journal = Breaking(), tmp_path / "journal"
 
     def breaks(z_a, z_b):
@@ -197,30 +204,30 @@ def test_a_broken_context_ends_the_process_and_the_next_one_leaves_the_peer_out(
 
     peers = [peer("breaking", breaks), *choose("official")]
     with pytest.raises(DeviceLostError):
-        measure(tmp_path, peers, device, journal=journal)
+        run(peers, device, journal=journal)
     assert not (tmp_path / "rows.jsonl").exists()
-    _, rows, _ = measure(tmp_path, peers, Replaying(), journal=journal, resume=True)
+    _, rows, _ = run(peers, Replaying(), journal=journal, resume=True)
     assert "illegal memory access" in rows[0]["problem"]
     assert rows[1]["median_ms"] > 0
     assert rows[2]["problem"] is None
 
 
-def test_a_peer_that_never_ended_is_left_out(tmp_path):
+def test_a_peer_that_never_ended_is_left_out(run, tmp_path):
     journal = tmp_path / "journal"
     journal.write_text('{"start": "16x32 fp32 official"}\n{"start": "16x')
     assert lost(journal) == {"16x32 fp32 official": STOPPED}
-    _, rows, _ = measure(tmp_path, choose("official"), cases=CASES[:1], journal=journal)
+    _, rows, _ = run(choose("official"), cases=CASES[:1], journal=journal)
     assert rows[0]["problem"] == STOPPED
 
 
 def test_the_grid_begins_with_what_matters_and_has_every_case_once():
-    cases = loss.grid(list(CUDA_VARIANTS.values()))
+    cases = CUDA_GRID.cases(list(CUDA_VARIANTS.values()))
     assert [str(case) for case in cases[:4]] == [
         "2048x8192 bf16-inputs", "256x8192 bf16-inputs", "169343x256 bf16-inputs",
         "2048x8192 bf16-autocast",
     ]  # fmt: skip
     assert len(cases) == len(set(cases)) == 26 * 5
-    assert len(loss.COMPILED_SHAPES) <= 8
+    assert len(CUDA_GRID.compiled[0]) <= 8
 
 
 def test_compilation_is_bounded():

@@ -1,8 +1,10 @@
-"""`python -m bench.gpu`: options, time, resuming, children, tests that survive being killed."""
+"""The runner, and `make gpu`: options, time, resuming, children, tests that survive a kill."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,19 +17,24 @@ import pytest
 import torch
 from ended import SECONDS, alive
 
-from bench import gpu
-from bench.gpu import __main__ as runner
-from bench.gpu import child, exits, parts, sources, state
-from bench.gpu.journal import STOPPED, Journal, finished, lost
-from bench.gpu.parts import Context, Part
-from bench.gpu.state import COMPLETE, FAILED, PARTIAL, SKIPPED, Progress, State
+from bench import cli, exits, runner, sources, state, suites
+from bench.gpu import __main__ as gpu
+from bench.gpu import parts
+from bench.journal import STOPPED, Journal, finished, lost
+from bench.runner import Context, Part, Suite
+from bench.state import COMPLETE, FAILED, PARTIAL, SKIPPED, Progress, State
 
 DEVICE = {"name": "Example GPU", "slug": "gpu-example-gpu", "torch": "2.11.0"}
 
 
 def context(tmp_path, known=None, resume=True):
     (tmp_path / "scratch").mkdir(exist_ok=True)
-    return Context(tmp_path, tmp_path / "scratch", DEVICE["slug"], known or State(DEVICE), resume)
+    rows = tmp_path / f"{DEVICE['slug']}.jsonl"
+    return Context(tmp_path / "scratch", rows, known or State(DEVICE), tmp_path, resume, "make gpu")
+
+
+def run(chosen, context, seconds=100.0):
+    return runner.run(chosen, context, runner.until(time.monotonic() + seconds))
 
 
 class Fake:
@@ -44,26 +51,26 @@ class Fake:
         progress.status, progress.detail = outcome, f"was {outcome}"
 
     def part(self, name, seconds=50.0):
-        return Part(name, seconds, ("barlow_fast/__init__.py",), self)
+        return Part(name, seconds, self, ("barlow_fast/__init__.py",))
 
 
 def test_parts_are_chosen_by_name_with_limits_in_their_usual_order():
-    found = runner.chosen("loss=100,doctor")
+    found = gpu.chosen("loss=100,doctor")
     assert [(part.name, part.seconds) for part in found] == [("doctor", 60), ("loss", 100.0)]
-    assert [part.name for part in runner.chosen("")] == [
+    assert [part.name for part in gpu.chosen("")] == [
         "compile", "doctor", "tests", "loss", "memory", "views", "train", "profile", "sanitizer",
         "tuning",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="unknown part 'coffee'"):
-        runner.chosen("coffee")
+        gpu.chosen("coffee")
 
 
 @pytest.mark.parametrize("arguments", [["--parts", "coffee"], ["--parts", "loss=x"], ["--what"]])
 def test_bad_options_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
-        runner.main(arguments)
+        gpu.main(arguments)
     assert ended.value.code == 2
-    assert "usage" in capsys.readouterr().err
+    assert "python -m bench.gpu" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -83,10 +90,10 @@ def test_a_complete_part_is_not_run_again_and_a_partial_one_is(tmp_path):
     whole, half = Fake(COMPLETE), Fake(PARTIAL, COMPLETE)
     chosen = [whole.part("whole"), half.part("half")]
     known = State(DEVICE)
-    runner.run(chosen, context(tmp_path, known), time.monotonic() + 100)
+    run(chosen, context(tmp_path, known))
     assert runner.status(chosen, known) == exits.UNFINISHED
     again = state.load(tmp_path, DEVICE)
-    runner.run(chosen, context(tmp_path, again), time.monotonic() + 100)
+    run(chosen, context(tmp_path, again))
     assert (len(whole.seconds), len(half.seconds)) == (1, 2)
     assert runner.status(chosen, again) == exits.COMPLETE
 
@@ -95,7 +102,7 @@ def test_without_resume_everything_is_run(tmp_path):
     fake = Fake(COMPLETE, COMPLETE)
     known = State(DEVICE)
     for _ in range(2):
-        runner.run([fake.part("p")], context(tmp_path, known, False), time.monotonic() + 100)
+        run([fake.part("p")], context(tmp_path, known, False))
     assert len(fake.seconds) == 2
 
 
@@ -103,8 +110,8 @@ def test_a_change_of_the_sources_starts_a_part_anew(tmp_path, monkeypatch):
     fake = Fake(COMPLETE, COMPLETE)
     known = State(DEVICE)
     for name in ("a", "b"):
-        monkeypatch.setattr(sources, "fingerprint", lambda patterns, name=name: name)
-        runner.run([fake.part("p")], context(tmp_path, known), time.monotonic() + 100)
+        monkeypatch.setattr(runner, "fingerprint", lambda patterns, name=name: name)
+        run([fake.part("p")], context(tmp_path, known))
     assert len(fake.seconds) == 2
     assert known.parts["p"].sources == "b"
 
@@ -123,24 +130,23 @@ def test_one_part_that_fails_does_not_stop_the_others(tmp_path, capsys):
     chosen = [broken.part("broken"), other.part("other")]
     known = State(DEVICE)
     where = context(tmp_path, known)
-    runner.run(chosen, where, time.monotonic() + 100)
+    run(chosen, where)
     assert known.parts["broken"].status == FAILED
-    assert runner.tail(where.log) == ""
     assert known.parts["other"].status == COMPLETE
     assert runner.status(chosen, known) == exits.FAILED
-    assert "RuntimeError: no such tool" in runner.summary(chosen, where, 1.0)
+    assert "RuntimeError: no such tool" in gpu.summary(chosen, where, 1.0)
 
 
 def test_a_part_gets_no_more_than_what_is_left_and_none_is_begun_too_late(tmp_path):
     first, second = Fake(COMPLETE), Fake(COMPLETE)
     chosen = [first.part("first", 500.0), second.part("second", 30.0)]
     known = State(DEVICE)
-    runner.run(chosen[:1], context(tmp_path, known), time.monotonic() + 100)
+    run(chosen[:1], context(tmp_path, known))
     assert 99 < first.seconds[0] <= 100
-    runner.run(chosen, context(tmp_path, known), time.monotonic() + runner.LEAST / 2)
+    run(chosen, context(tmp_path, known), runner.LEAST / 2)
     assert second.seconds == []
     assert known.parts["second"].status == PARTIAL
-    assert "--resume goes on" in runner.summary(chosen, context(tmp_path, known), 1.0)
+    assert "--resume continues" in gpu.summary(chosen, context(tmp_path, known), 1.0)
 
 
 def test_skipped_parts_leave_the_whole_complete():
@@ -157,7 +163,7 @@ def test_rows_and_state_are_adopted_from_another_folder(tmp_path):
         earlier
     )
     (earlier / "gpu-example-gpu.jsonl").write_text('{"suite": "memory"}\n')
-    found = runner.adopt(out, (out, earlier), DEVICE)
+    found = gpu.adopt(out, (out, earlier), DEVICE)
     assert found.parts["p"].finished == {"t": {"outcome": "passed"}}
     assert (out / "gpu-example-gpu.jsonl").read_text() == '{"suite": "memory"}\n'
 
@@ -173,12 +179,13 @@ def test_a_child_that_takes_too_long_or_stands_still_is_ended(tmp_path, monkeypa
     code = "import os, threading; print('begun', os.getpid(), flush=True); threading.Event().wait()"
     sleeper = [sys.executable, "-c", code]
     time_of_test = SimpleNamespace(monotonic=clock, sleep=time.sleep)
-    monkeypatch.setattr(child, "time", time_of_test)
-    assert child.run(sleeper, log, 1000.0) == child.LATE
-    assert child.run(sleeper, log, 9000.0, still=1000.0, watched=watched) == child.STILL
+    monkeypatch.setattr(runner, "time", time_of_test)
+    assert runner.run_child(sleeper, log, 1000.0) == runner.LATE
+    assert runner.run_child(sleeper, log, 9000.0, watched=watched) == runner.STILL
     assert len(pids) == 2
     assert not any(map(alive, pids))
-    assert child.run([sys.executable, "-c", "raise SystemExit(7)"], log, 1.0) == 7
+    assert runner.run_child([sys.executable, "-c", "raise SystemExit(7)"], log, SECONDS) == 7
+    assert runner.run_child([sys.executable, "-c", "pass"], None, SECONDS) == 0
 
 
 def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):
@@ -191,11 +198,12 @@ def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):
         f"sys.exit({exits.RESTART} if count < 2 else 0)\n"
     )
     command = [sys.executable, "-c", script]
-    result = parts.persevere(context(tmp_path), lambda left: command, SECONDS, journal)
+    result = runner.persevere(context(tmp_path), lambda left: command, SECONDS, journal)
     assert result == exits.COMPLETE
     assert len(journal.read_text().splitlines()) == 3
     stuck = [sys.executable, "-c", f"raise SystemExit({exits.RESTART})"]
-    assert parts.persevere(context(tmp_path), lambda left: stuck, SECONDS, journal) == exits.RESTART
+    result = runner.persevere(context(tmp_path), lambda left: stuck, SECONDS, journal)
+    assert result == exits.RESTART
 
 
 TESTS = """
@@ -218,9 +226,9 @@ def run_tests(tmp_path, journal, *options):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_journal"]
     command += ["-p", "no:cacheprovider", "--journal", str(journal), *options]
     log = tmp_path / "log"
-    environment = child.source_tree_environment() | {"RAN": str(tmp_path / "ran")}
+    environment = {"RAN": str(tmp_path / "ran")}
     rootdir = ["--rootdir", str(tmp_path), str(tmp_path / "test_some.py")]
-    return child.run([*command, *rootdir], log, SECONDS, environment=environment)
+    return runner.run_child([*command, *rootdir], log, SECONDS, environment=environment)
 
 
 def test_the_journal_of_tests_goes_on_where_a_process_ended(tmp_path):
@@ -299,23 +307,25 @@ def test_a_suite_is_resumed_after_a_restart_and_judged_by_its_exit(tmp_path, mon
         commands.append(command(50.0))
         return exits.UNFINISHED
 
-    monkeypatch.setattr(parts, "persevere", persevere)
+    monkeypatch.setattr(runner, "persevere", persevere)
     where, progress = context(tmp_path, resume=False), Progress()
     where = replace(where, options={"loss": ["--compiled-shapes", "none"]})
     rows = [{"suite": "loss", "problem": None}, {"suite": "loss", "problem": "out of memory"}]
     where.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    parts.suite("loss")(where, progress, 100.0)
+    Suite("loss", ("--device", "cuda"))(where, progress, 100.0)
     assert ["--resume" in command for command in commands] == [False, True]
-    assert commands[0][commands[0].index("--limit") + 1] == "90"
-    assert "--compiled-shapes none" in " ".join(commands[0])
+    text = " ".join(commands[0])
+    assert "-m bench loss --device cuda --compiled-shapes none --minutes 1.5 --out" in text
+    assert "--command make gpu" in text
+    assert f"--journal {where.scratch / 'loss.jsonl'}" in text
     assert (progress.status, progress.detail) == (PARTIAL, "2 rows, 1 with a problem")
 
 
 def test_a_suite_that_cannot_run_here_is_skipped_with_its_reason(tmp_path, monkeypatch):
     where, progress = context(tmp_path), Progress()
     where.log.write_text("...\ntorchvision is not installed\n")
-    monkeypatch.setattr(parts, "persevere", lambda *_, **__: exits.UNUSABLE)
-    parts.suite("train")(where, progress, 100.0)
+    monkeypatch.setattr(runner, "persevere", lambda *_, **__: exits.UNUSABLE)
+    Suite("train")(where, progress, 100.0)
     assert (progress.status, progress.detail) == (SKIPPED, "torchvision is not installed")
 
 
@@ -327,7 +337,7 @@ def test_the_source_tree_is_imported_from_anywhere(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**child.os.environ, **child.source_tree_environment()},
+        env={**os.environ, **runner.source_tree_environment()},
         capture_output=True,
         text=True,
         check=True,
@@ -359,3 +369,39 @@ def test_the_runner_needs_the_standard_library_only():
     )
     assert done.stdout.strip() == "[]"
     assert gpu.__doc__
+
+
+def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, monkeypatch):
+    commands = []
+
+    def persevere(context, command, seconds, journal):
+        commands.append(command(seconds)[3:])
+        return exits.COMPLETE
+
+    monkeypatch.setattr(runner, "persevere", persevere)
+    suites_of = [part for part in parts.PARTS if isinstance(part.run, Suite)]
+    known = State(DEVICE)
+    assert run(suites_of, context(tmp_path, known), 1000.0) == exits.COMPLETE
+    assert [given[0] for given in commands] == ["loss", "memory", "views", "train"]
+    for name, *given in commands:
+        parser = argparse.ArgumentParser()
+        cli.add(parser, suites.discover()[name].command)
+        options = parser.parse_args(given)
+        assert (options.device, options.resume, options.command) == ("cuda", True, "make gpu")
+        assert options.journal.parent == tmp_path / "scratch"
+        assert options.minutes * 60 <= 330
+
+
+def test_what_a_suite_does_not_take_is_not_passed_and_it_has_a_grace(tmp_path, monkeypatch):
+    seen = []
+
+    def persevere(context, command, seconds, journal):
+        seen.extend([command(seconds), seconds, journal])
+        return exits.COMPLETE
+
+    monkeypatch.setattr(runner, "persevere", persevere)
+    where, progress = replace(context(tmp_path), out=None, grace=120.0), Progress()
+    Suite("startup", ("--quick",), ("minutes", "out"))(where, progress, 60.0)
+    assert seen[0][3:] == ["startup", "--quick", "--minutes", "1", "--out", str(where.rows)]
+    assert seen[1:] == [180.0, None]
+    assert (progress.status, progress.detail) == (COMPLETE, "0 rows")

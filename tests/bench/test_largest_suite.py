@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
+from invoked import invoke
 
 from bench import memory_limit, results
-from bench.__main__ import app
 from bench.suites import largest
 
 LIMIT = 20_000_000_000
@@ -94,7 +93,7 @@ def test_a_real_peer_fails_with_its_own_error(tmp_path, monkeypatch):
     out = tmp_path / "rows.jsonl"
     arguments = ["largest", "--quick", "--limit-gb", "0.06", "--peers", "official", "--n", "8"]
     monkeypatch.setattr(largest, "MOST_TRIES", 2)
-    result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+    result = invoke([*arguments, "--out", str(out)])
     assert result.exit_code == 0, result.output
     (row,) = (json.loads(line) for line in out.read_text().splitlines())
     assert (row["d"], row["failed_d"]) == (256, 3000)
@@ -103,6 +102,6 @@ def test_a_real_peer_fails_with_its_own_error(tmp_path, monkeypatch):
 
 def test_a_limit_beyond_the_machine_is_refused(monkeypatch):
     monkeypatch.setattr(memory_limit, "available", lambda: 10**9)
-    result = CliRunner().invoke(app, ["largest"])
-    assert result.exit_code == 1
+    result = invoke(["largest"])
+    assert result.exit_code == 2
     assert "1.0 GB are free" in result.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -14,12 +13,10 @@ import pytest
 import torch
 
 from bench import agreement, peers
+from bench.grids import Case
 from bench.inputs import FP64, VARIANTS, random_pair
-from bench.loss import measurement
-from bench.optional import PlainConsole
 from bench.peers import DEFAULT_ON_CUDA, Peer, choose, compiled, discover, installation
 from bench.peers.mathematics import LAMBD, PAPER, Mathematics
-from bench.timing import Budget
 
 KNOWN = discover()
 EAGER = [peer for peer in KNOWN.values() if not peer.compiles]
@@ -102,24 +99,17 @@ def test_the_relaxation_is_another_loss_than_the_paper_s():
     assert "off by" in agreement.check_small(peer, [FP32])
 
 
-def test_what_is_not_exact_is_checked_before_it_is_timed(tmp_path):
+def test_what_is_not_exact_is_checked_before_it_is_timed(measure):
     def build(n, d, dtype):
         right = KNOWN["fft"].build(n, d, dtype)
         return right if (n, d) in agreement.SMALL_SHAPES else lambda a, b: 1.1 * right(a, b)
 
-    out = tmp_path / "rows.jsonl"
     wrong = replace(KNOWN["fft"], name="wrong", build=build)
-    failures = measurement.measure(
-        [(16, 32)],
-        [FP32],
-        [wrong, KNOWN["fft"]],
-        Budget(repeats=2),
-        out,
-        PlainConsole(file=io.StringIO()),
-    )
-    assert set(failures) == {"wrong"}
-    assert "16 x 32" in failures["wrong"]
-    assert '"exact": false' in out.read_text()
+    session, rows, _ = measure([wrong, KNOWN["fft"]], [Case(16, 32, FP32)])
+    assert list(session.failures) == ["16x32 fp32 wrong"]
+    assert "16 x 32" in session.failures["16x32 fp32 wrong"]
+    assert [row["median_ms"] is None for row in rows] == [True, False]
+    assert not rows[1]["exact"]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -214,20 +204,18 @@ def test_a_compiled_peer_agrees_on_the_one_shape_that_it_is_checked_on(monkeypat
     assert len(shapes) == 1
 
 
-def test_a_compiled_form_that_fails_is_told_and_stops_nothing(tmp_path, monkeypatch):
+def test_a_compiled_form_that_fails_is_named_and_stops_nothing(measure, monkeypatch):
     def refuses(loss, **options):
         raise RuntimeError("this cannot be compiled")
 
     monkeypatch.setattr(torch, "compile", refuses)
     monkeypatch.setattr(compiled, "why_no_compiler", lambda kind: None)
-    out = tmp_path / "rows.jsonl"
-    failures = measurement.measure(
-        [(16, 32)], [FP32], choose("gram-compiled,gram-plain"), Budget(repeats=2), out,
-        PlainConsole(file=io.StringIO()),
-    )  # fmt: skip
-    assert list(failures) == ["gram-compiled"]
-    assert "this cannot be compiled" in failures["gram-compiled"]
-    assert '"peer": "gram-plain"' in out.read_text()
+    session, rows, _ = measure(choose("gram-compiled,gram-plain"), [Case(16, 32, FP32)])
+    assert list(session.failures) == ["16x32 fp32 gram-compiled"]
+    assert "this cannot be compiled" in session.failures["16x32 fp32 gram-compiled"]
+    assert [(row["peer"], row["median_ms"] is None) for row in rows] == [
+        ("gram-compiled", True), ("gram-plain", False),
+    ]  # fmt: skip
 
 
 def test_reasons_name_what_is_missing(monkeypatch):

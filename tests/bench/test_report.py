@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
+from invoked import invoke
 
 from bench import report, results
-from bench.__main__ import app
 
 ORIGIN = {
     "cpu": "Example CPU", "cpu_family_model": "1/2/3", "cores": 2, "system": "Linux x86_64",
@@ -35,7 +34,7 @@ def folder(tmp_path):
 
 
 def test_page_states_machine_date_command_and_every_number(folder):
-    text = report.page(report.machine_files(folder))
+    text = report.page("loss", report.machine_files(folder))
     for part in ("Example CPU", "2026-01-02", "`python -m bench loss`", "fp32 GEMM 100 GFLOP/s"):
         assert part in text
     assert "| 256 × 8192 | 10 | **12.5** | 80% |" in text
@@ -46,7 +45,9 @@ def test_page_states_machine_date_command_and_every_number(folder):
 
 def test_missing_peers_leave_a_dash(folder):
     results.merge(folder / "cpu-example.jsonl", [row("ours", 3.0, n=64, d=64)])
-    assert "| 64 × 64 | 10 | **3** | 333% | – | – |" in report.page(report.machine_files(folder))
+    assert "| 64 × 64 | 10 | **3** | 333% | – | – |" in report.page(
+        "loss", report.machine_files(folder)
+    )
 
 
 def test_measuring_again_replaces_the_whole_group(folder):
@@ -60,16 +61,16 @@ def test_blocks_are_rewritten_and_nothing_else(folder):
     readme = folder / "TOP.txt"
     readme.write_text("before\n<!-- bench:loss -->\nold\n<!-- /bench:loss -->\nafter\n")
     command = ["report", "--results", str(folder), "--readme", str(readme)]
-    assert CliRunner().invoke(app, [*command, "--check"]).exit_code == 1
+    assert invoke([*command, "--check"]).exit_code == 1
     assert "old" in readme.read_text()
-    assert CliRunner().invoke(app, command).exit_code == 0
+    assert invoke(command).exit_code == 0
     text = readme.read_text()
     assert text.startswith("before\n<!-- bench:loss -->\n")
     assert text.endswith("<!-- /bench:loss -->\nafter\n")
     assert "old" not in text
     assert "**12.5**" in text
     assert "Percentiles" not in text
-    assert CliRunner().invoke(app, [*command, "--check"]).exit_code == 0
+    assert invoke([*command, "--check"]).exit_code == 0
 
 
 def test_memory_table(folder):
@@ -79,16 +80,27 @@ def test_memory_table(folder):
         "provenance": ORIGIN,
     }  # fmt: skip
     results.merge(folder / "cpu-example.jsonl", [rows])
-    text = report.page(report.machine_files(folder))
+    text = report.page("memory", report.machine_files(folder))
     assert "| 512 × 65536 | 256 MiB, float32 | barlow_fast | 64.0 | 0.25 |" in text
+
+
+def test_the_index_links_suites_with_rows_and_sums_up_the_speedups(folder):
+    text = report.index(report.machine_files(folder))
+    assert "- [Loss: forward + backward](loss.md)" in text
+    assert "memory.md" not in text
+    official = "| Example CPU, 2 cores | float32 | Against the official one | 1 | 0 |"
+    assert f"{official} 100× at 256 × 8192 | 100× at 256 × 8192 |" in text
+    assert "0.80× at 256 × 8192" in text
+    assert "- Example CPU, 2 cores, float32: Slower from the least N/D on" in text
 
 
 def test_the_committed_tables_are_those_of_the_committed_rows():
     files = report.machine_files(results.FOLDER)
     if not files:
         pytest.skip("no results are committed yet")
-    page = results.FOLDER / "README.md"
-    assert page.read_text(encoding="utf-8") == report.page(files)
+    for path, text in report.generated(results.FOLDER, results.FOLDER / "none", False).items():
+        if path.suffix == ".md":
+            assert path.read_text(encoding="utf-8") == text, "run: python -m bench report"
     blocks = (
         report.blocks(report.README.read_text(encoding="utf-8")) if report.README.exists() else {}
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from typer.testing import CliRunner
+from invoked import invoke
 
 from bench import report, results
-from bench.__main__ import app
 from bench.ranks import figure, scaling
 from bench.suites import scaling as suite
 
@@ -68,13 +67,13 @@ def test_tables_say_modelled_and_tell_where_we_are_slower(modelled):
 
 def test_the_command_writes_rows_and_a_figure_of_them(tmp_path, modelled):
     out = tmp_path / "rows.jsonl"
-    result = CliRunner().invoke(app, ["scaling", "--out", str(out)])
+    result = invoke(["scaling", "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = results.read(out)
     assert without_provenance(rows) == modelled
     drawing = suite.figure_file(out).read_text()
     assert suite.mark(rows) in drawing
-    text = report.page(report.machine_files(tmp_path))
+    text = report.page("scaling", report.machine_files(tmp_path))
     assert "Modelled, not measured" in text
     assert "![Modelled seconds per step](scaling.svg)" in text
 

@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from invoked import invoke
 from test_report import ORIGIN
-from typer.testing import CliRunner
 
 from bench import peers, report, results
-from bench.__main__ import app
 from bench.inputs import VARIANTS
 from bench.startup import child, processes
 from bench.startup.processes import COMPILED_OFFICIAL, TORCH, Key, Visit
@@ -172,7 +171,7 @@ def test_the_command_writes_rows_and_they_make_a_section(started, tmp_path):
     out = tmp_path / "cpu-example.jsonl"
     arguments = ["startup", "--shapes", "16x32", "--peers", "ours,official", "--repeats", "2"]
     cases = ["--cases", "import,first-call,second-call"]
-    result = CliRunner().invoke(app, [*arguments, *cases, "--out", str(out)])
+    result = invoke([*arguments, *cases, "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = results.read(out)
     assert {(row["case"], row["peer"]) for row in rows} == {
@@ -183,7 +182,7 @@ def test_the_command_writes_rows_and_they_make_a_section(started, tmp_path):
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert row["provenance"]["cpu"]
         assert (row["n"], row["d"], row["dtype"]) in (SHAPE, (0, 0, ""))
-    assert f"## {suite.SECTION}" in report.page(report.machine_files(tmp_path))
+    assert f"# {suite.SECTION}" in report.page("startup", report.machine_files(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +196,7 @@ def test_the_command_writes_rows_and_they_make_a_section(started, tmp_path):
     ],
 )
 def test_bad_options_are_refused_before_anything_runs(started, arguments, message):
-    result = CliRunner().invoke(app, ["startup", *arguments])
+    result = invoke(["startup", *arguments])
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
     assert started == []

@@ -7,17 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from ended import SECONDS
-from typer.testing import CliRunner
+from invoked import invoke
 
 pytest.importorskip("torchvision")
 
 from test_report import ORIGIN
 
 from barlow_fast.training import Trainer
-from bench import report, results
-from bench.__main__ import app
+from bench import exits, report, results, sources
 from bench.devices import Cpu
-from bench.gpu import train as part
+from bench.session import Given, Session
 from bench.suites import train as suite
 from bench.training import cases, runs
 from bench.training.cases import CASES, LIGHTLY, LIMIT, OFFICIAL, OURS
@@ -141,22 +140,26 @@ def test_without_torchvision_the_encoder_is_timms(monkeypatch):
     assert cases.unavailable(OFFICIAL, case) == "torchvision is not installed"
 
 
-def test_a_machine_without_any_encoder_says_so(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(part.devices, "choose", lambda kind: Cpu())
+def test_a_machine_without_any_encoder_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(cases, "unavailable", lambda peer, case: "timm is not installed")
-    assert part.main(["--out", str(tmp_path / "rows.jsonl")]) == part.exits.UNUSABLE
-    assert capsys.readouterr().out.splitlines()[-1] == "timm is not installed"
+    found = invoke(["train", "--out", str(tmp_path / "rows.jsonl")])
+    assert found.exit_code == exits.UNUSABLE
+    assert found.output.splitlines()[-1] == "timm is not installed"
+
+
+def measure(out, chosen, names, **given):
+    session = Session(Cpu(), Given(out=out, **given), ())
+    suite.measure(session, chosen, names, (0.1, 1, SECONDS))
+    return session
 
 
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch):
-    """Processes, turns and rows, through the part of `make gpu`, on the CPU."""
-    monkeypatch.setattr(part.sources, "fingerprint", lambda patterns: "0123456789ab")
-    monkeypatch.setattr(part, "DEADLINE", SECONDS)
+    """Processes, turns and rows, with a journal as `make gpu` has it, on the CPU."""
+    monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
     out, journal = tmp_path / "rows.jsonl", tmp_path / "journal"
-    given = ([tiny()], (OURS, LIMIT), Cpu(), out)
-    summary = part.measure(*given, journal=journal, rounds=1, seconds=0.1)
-    assert (summary.measured, summary.left, summary.failures) == (1, 0, {})
+    session = measure(out, [tiny()], (OURS, LIMIT), journal=journal)
+    assert (session.measured, session.left, session.failures) == (1, [], {})
     ours, limit = results.read(out)
     assert ours["dtype"] in ("float32", "bfloat16")
     assert (ours["peer"], ours["n"], ours["d"]) == (OURS, 4, 24)
@@ -166,20 +169,21 @@ def test_a_small_run(tmp_path, monkeypatch):
     assert limit["fraction_of_limit"] is None
     assert 0 <= ours["data_wait_share"] < 1
     assert 0 < ours["loss_share"] < 1
-    again = part.measure(*given, journal=journal, resume=True, limit=0.0)
-    assert (again.measured, again.left) == (0, 0)
+    again = measure(out, [tiny()], (OURS, LIMIT), journal=journal, resume=True, minutes=0.0)
+    assert (again.measured, again.left) == (0, [])
 
 
 def test_a_case_for_which_time_is_short_is_left(tmp_path):
-    summary = part.measure([tiny()], (OURS,), Cpu(), tmp_path / "rows.jsonl", limit=1.0)
-    assert (summary.measured, summary.left) == (0, 1)
+    case = replace(tiny(), seconds=100.0)
+    session = measure(tmp_path / "rows.jsonl", [case], (OURS,), minutes=1.0)
+    assert (session.measured, session.left) == (0, ["fashion-mnist"])
 
 
 def test_a_case_that_ended_an_earlier_process_is_named(tmp_path):
     journal = tmp_path / "journal"
     journal.write_text('{"start": "fashion-mnist"}\n')
-    summary = part.measure([tiny()], (OURS,), Cpu(), tmp_path / "rows.jsonl", journal=journal)
-    assert list(summary.failures) == ["fashion-mnist"]
+    session = measure(tmp_path / "rows.jsonl", [tiny()], (OURS,), journal=journal)
+    assert list(session.failures) == ["fashion-mnist"]
 
 
 @pytest.mark.parametrize(
@@ -192,15 +196,15 @@ def test_a_case_that_ended_an_earlier_process_is_named(tmp_path):
     ],
 )
 def test_unknown_names_are_refused(arguments, message):
-    result = CliRunner().invoke(app, ["train", *arguments])
+    result = invoke(["train", *arguments])
     assert result.exit_code == 2
-    assert message in " ".join(result.output.replace("│", " ").split())
+    assert message in " ".join(result.output.split())
 
 
 def made_up(name, peer, rate, wait=None, loss=None, kind="cpu"):
     reports = [{"data_wait_share": wait, "loss_share": loss}] if wait is not None else []
-    found = suite.row(CASES[name], peer, [0.9 * rate, rate, 1.1 * rate], reports, kind)
-    return found | {"provenance": ORIGIN}
+    found = suite.row(CASES[name], peer, [0.9 * rate, rate, 1.1 * rate], reports, Cpu())
+    return found | {"provenance": ORIGIN, "device": kind}
 
 
 def test_tables_tell_ratios_shares_and_targets():
@@ -239,7 +243,7 @@ def test_rows_make_a_section(tmp_path):
     rows = [made_up("fashion-mnist", OURS, 900.0, 0.03, 0.125)]
     suite.add_fractions(rows)
     results.merge(tmp_path / "cpu-example.jsonl", rows)
-    assert f"## {suite.SECTION}" in report.page(report.machine_files(tmp_path))
+    assert f"# {suite.SECTION}" in report.page("train", report.machine_files(tmp_path))
 
 
 class Telling:

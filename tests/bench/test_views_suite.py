@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ended import SECONDS
-from typer.testing import CliRunner
+from invoked import invoke
 
 pytest.importorskip("torchvision")
 
@@ -17,10 +17,12 @@ from test_report import ORIGIN, PEAKS
 from barlow_fast.data import PRESETS, ViewLoader, Views
 from barlow_fast.data.sources import ArraySource, FolderSource
 from bench import report, results
-from bench.__main__ import app
+from bench.devices import Cpu
 from bench.suites import views as suite
 from bench.views import agreement, feeds, images, recipes
 from bench.views.feeds import CASES, OFFICIAL
+
+CPU = Cpu()
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +71,16 @@ def test_every_feed_makes_the_same_kind_of_views(folder):
     """In this process: what each yields is checked by `open_feed` itself."""
     for case in (small(), small("arrays-28")):
         for name in case.feeds:
-            if feeds.unavailable(name) is None and not name.startswith("crops"):
+            if feeds.unavailable(name, case, CPU) is None and not name.startswith("crops"):
                 with feeds.open_feed(name, case, folder) as counts:
                     assert [next(counts) for _ in range(3)] == [4] * 3
 
 
 @pytest.mark.parametrize("loader", ["pil", "dali"])
 def test_ours_agrees_with_torchvision_on_photographs(folder, loader):
-    if feeds.unavailable(f"ours-{loader}") is not None:
-        pytest.skip(feeds.unavailable(f"ours-{loader}"))
+    reason = feeds.unavailable(f"ours-{loader}", CASES["photographs"], CPU)
+    if reason is not None:
+        pytest.skip(reason)
     workers = 0 if loader == "pil" else 1
     source = FolderSource(folder)
     with ViewLoader(source, PRESETS["imagenet"], 8, loader=loader, workers=workers) as feed:
@@ -120,12 +123,12 @@ def test_a_small_run(tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = ["views", "--cases", "arrays-28,kernel", "--feeds", "ours-arrays,kernel-aten"]
     arguments += ["--seconds", "0.1", "--rounds", "1", "--deadline", str(SECONDS)]
-    result = CliRunner().invoke(app, [*arguments, "--quick", "--out", str(out)])
+    result = invoke([*arguments, "--quick", "--out", str(out)])
     # --quick has no kernel-aten.
     assert result.exit_code == 2
     assert "unknown feed 'kernel-aten'" in result.output
     arguments[4] = "ours-arrays"
-    result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+    result = invoke([*arguments, "--out", str(out)])
     assert result.exit_code == 0, result.output
     (row,) = results.read(out)
     assert (row["case"], row["peer"], row["unit"]) == ("arrays-28", "ours-arrays", "images")
@@ -141,13 +144,13 @@ def test_a_small_run(tmp_path):
     ],
 )
 def test_unknown_names_are_refused(arguments, message):
-    result = CliRunner().invoke(app, ["views", *arguments])
+    result = invoke(["views", *arguments])
     assert result.exit_code == 2
-    assert message in result.output.replace("\n", " ")
+    assert message in result.output
 
 
 def made_up(case, peer, rate):
-    found = suite.row(CASES[case], peer, [0.9 * rate, rate, 1.1 * rate], PEAKS["copy_gbps"])
+    found = suite.row(CASES[case], peer, [0.9 * rate, rate, 1.1 * rate], PEAKS["copy_gbps"], "cpu")
     return found | {"peaks": PEAKS, "provenance": ORIGIN}
 
 
@@ -176,11 +179,12 @@ def test_tables_tell_ratios_and_targets():
 
 def test_rows_of_cases_are_groups_of_their_own(tmp_path):
     file = tmp_path / "cpu-example.jsonl"
-    results.merge(file, [made_up("photographs", OFFICIAL, 200.0), made_up("kernel", "a", 1.0)])
-    results.merge(file, [made_up("kernel", "b", 2.0)])
-    assert [row["peer"] for row in results.read(file)] == [OFFICIAL, "b"]
-    text = report.page(report.machine_files(tmp_path))
-    assert f"## {suite.SECTION}" in text
+    kernel = made_up("kernel", "kernel-cpu", 1.0)
+    results.merge(file, [made_up("photographs", OFFICIAL, 200.0), kernel])
+    results.merge(file, [made_up("kernel", "kernel-aten", 2.0)])
+    assert [row["peer"] for row in results.read(file)] == [OFFICIAL, "kernel-aten"]
+    text = report.page("views", report.machine_files(tmp_path))
+    assert f"# {suite.SECTION}" in text
     assert "copy 20.0 GB/s" in text
 
 

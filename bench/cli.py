@@ -1,0 +1,159 @@
+"""Command lines made from the signatures of functions; standard library only.
+
+Each parameter of a command is `Annotated[type, Option("help")]`; one whose type is a dataclass
+stands for the fields of that class, which several commands can share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Command = Callable[..., "int | None"]
+
+
+class Refused(Exception):
+    """Options with which nothing can be run: exit status 2."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a parameter is given.
+
+    Attributes:
+        help: what `--help` shows.
+        name: on the command line, where that is not the parameter's.
+        least: of a number.
+    """
+
+    help: str
+    name: str | None = None
+    least: float | None = None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option, or an argument where it has no default."""
+
+    name: str
+    type: type
+    option: Option
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default in (inspect.Parameter.empty, dataclasses.MISSING)
+
+
+def parameters(command: Command) -> Iterator[Parameter]:
+    """All options of a command, those of dataclasses in their places."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    for name, each in inspect.signature(command).parameters.items():
+        if dataclasses.is_dataclass(hints[name]):
+            yield from parameters(hints[name])
+        else:
+            kind, option = typing.get_args(hints[name])
+            yield Parameter(name, _plain(kind), option, each.default)
+
+
+def names(command: Command) -> set[str]:
+    """Of the parameters."""
+    return {each.name for each in parameters(command)}
+
+
+def run(commands: dict[str, Command], arguments: Sequence[str] | None, program: str) -> int:
+    """Runs the command that the first argument names; returns its exit status.
+
+    Raises:
+        SystemExit: unknown names or values, or `--help`.
+    """
+    parser = argparse.ArgumentParser(prog=program)
+    choices = parser.add_subparsers(dest="COMMAND", required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        text = inspect.getdoc(command) or ""
+        add(choices.add_parser(name, help=text.partition("\n")[0], description=text), command)
+    values = vars(parser.parse_args(arguments))
+    chosen = values.pop("COMMAND")
+    return _called(choices.choices[chosen], commands[chosen], values)
+
+
+def run_one(
+    command: Command, arguments: Sequence[str] | None, program: str, text: str | None
+) -> int:
+    """The same for a program with one command; `text` describes it."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add(parser, command)
+    return _called(parser, command, vars(parser.parse_args(arguments)))
+
+
+def _called(parser: argparse.ArgumentParser, command: Command, values: dict[str, Any]) -> int:
+    try:
+        return call(command, values) or 0
+    except Refused as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def add(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Adds the options of a command to its parser."""
+    parser.allow_abbrev = False
+    for each in parameters(command):
+        text, flag = each.option.help.replace("%", "%%"), each.name.replace("_", "-")
+        if each.required:
+            parser.add_argument(each.name, help=text, type=each.type)
+            continue
+        name = each.option.name or f"--{flag}"
+        options: dict[str, Any] = {"type": _reader(each), "metavar": name.strip("-").upper()}
+        if each.type is bool:
+            options = {"action": argparse.BooleanOptionalAction if each.default else "store_true"}
+        parser.add_argument(name, dest=each.name, default=each.default, help=text, **options)
+
+
+def call(command: Command, values: dict[str, Any]) -> Any:
+    """Calls a function, or a dataclass, with the values of its options."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    return command(
+        **{
+            name: call(hints[name], values)
+            if dataclasses.is_dataclass(hints[name])
+            else values[name]
+            for name in inspect.signature(command).parameters
+        }
+    )
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Around the reading of options: what it raises of them is `Refused`."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        raise Refused(str(error)) from None
+
+
+def _plain(kind: Any) -> type:
+    """`int` of `int | None`."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(each for each in typing.get_args(kind) if each is not type(None))
+    return kind
+
+
+def _reader(each: Parameter) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        value = each.type(text)
+        if each.option.least is not None and not value >= each.option.least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {each.option.least:g}")
+        return value
+
+    read.__name__ = each.type.__name__  # argparse: "invalid int value: 'x'"
+    return read

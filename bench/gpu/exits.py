@@ -1,8 +1,0 @@
-"""How a child process of `python -m bench.gpu` ended."""
-
-COMPLETE = 0
-FAILED = 1
-NO_DEVICE = 2
-UNUSABLE = 69  # nothing of it can run here; the last line of the output says why
-RESTART = 70  # the device's context is broken: a new process can go on
-UNFINISHED = 75  # time is up: the next run goes on

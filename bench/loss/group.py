@@ -1,0 +1,351 @@
+"""One shape and dtype on one device: every peer checked, called in turns, and replayed where the
+device captures graphs.
+
+Nothing a peer does stops the others: what it raises becomes its `problem`. The exception is a
+broken CUDA context, which no later call in the process survives: DeviceLostError, with the peer's
+name in the journal so that the next process leaves it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from bench import agreement, devices
+from bench.agreement import Outcome, Truths
+from bench.devices import GRAPH, WHOLE, Device, DeviceLostError, NoGraphError
+from bench.grids import Case, Shape
+from bench.inputs import Pair, rotation
+from bench.journal import Journal
+from bench.peers import Loss, Peer
+from bench.peers.mathematics import PAPER
+from bench.timing import Budget, percentile, schedule, warm_up
+
+LONG = 1.0  # seconds; longer calls are not warmed up
+LONGEST = 15.0  # seconds of one call
+HIDDEN = 0.02  # seconds of a call from which its launches are too small a part to matter
+
+Checks = dict[tuple[str, str], str | None]
+Times = dict[str, float]
+
+
+class TooLarge:
+    """Shapes at which a peer ran out of memory or patience: larger ones are not tried."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], list[tuple[Shape, str]]] = {}
+
+    def add(self, peer: Peer, case: Case, reason: str) -> None:
+        found = self._found.setdefault((peer.name, case.variant.name), [])
+        found.append(((case.n, case.d), reason))
+
+    def reason(self, peer: Peer, case: Case) -> str | None:
+        """None, or why a peer is not tried in a case."""
+        for (n, d), reason in self._found.get((peer.name, case.variant.name), ()):
+            if case.n >= n and case.d >= d:
+                return f"not tried, as at {n} x {d}: {reason}"
+        return None
+
+
+@dataclass
+class Candidate:
+    """One peer in one case, with all that is found out about it.
+
+    Attributes:
+        samples: seconds by measure, such as `devices.WHOLE`.
+        early: how many of them were taken while it was prepared.
+        wrong: whether `problem` is of the peer, rather than of memory or time.
+    """
+
+    peer: Peer
+    key: str
+    problem: str | None = None
+    graph_problem: str | None = None
+    wrong: bool = False
+    loss: Loss | None = None
+    estimate: float = 0.0
+    early: int = 0
+    replay: Callable[[], None] | None = None
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def fail(self, problem: str, wrong: bool = False) -> None:
+        """It is out, and its state is given back."""
+        self.problem, self.wrong, self.loss, self.replay = problem, wrong, None, None
+
+    def add(self, times: Times) -> None:
+        """One sample."""
+        for measure, seconds in times.items():
+            self.samples.setdefault(measure, []).append(seconds)
+
+    def seconds(self) -> float:
+        """The median of its calls."""
+        return percentile(self.samples[WHOLE], 50)
+
+
+@dataclass
+class Group:
+    """Measures the candidates of one case.
+
+    Attributes:
+        case, device: what is measured, and on what.
+        budget: how often each peer is called and replayed.
+        too_large: where peers are not tried; kept from group to group.
+        checks: small checks by (peer, variant), kept from group to group.
+        longest: seconds; another's peer that takes longer is not tried at larger shapes.
+        journal: gets what begins and ends.
+        lost: keys of the journal that ended an earlier process, with reasons.
+    """
+
+    case: Case
+    device: Device
+    budget: Budget
+    too_large: TooLarge = field(default_factory=TooLarge)
+    checks: Checks = field(default_factory=dict)
+    longest: float = LONGEST
+    journal: Journal = field(default_factory=lambda: Journal(None))
+    lost: dict[str, str] = field(default_factory=dict)
+
+    def measure(self, peers: Sequence[Peer]) -> list[Candidate]:
+        """All peers, those with problems too. Their losses and graphs are given back."""
+        candidates = [Candidate(peer, f"{self.case} {peer.name}") for peer in peers]
+        with self.device.memory_limit(), self.case.variant.products():
+            self._measure(candidates)
+        for candidate in candidates:
+            candidate.loss = candidate.replay = None
+        self._forget_compiled(candidates)
+        return candidates
+
+    def _measure(self, candidates: list[Candidate]) -> None:
+        reason = self.lost.get(f"{self.case} samples")
+        pairs, truths = ([], None) if reason else self._inputs()
+        if truths is None:
+            for candidate in candidates:
+                candidate.fail(reason or "inputs and float64 truth do not fit into memory")
+            return
+        self._forget_compiled(candidates)
+        self.device.new_graphs()
+        for candidate in candidates:
+            self._guarded(candidate, candidate.key, lambda c: self._prepare(c, pairs[0], truths))
+            self.device.release()
+        turns = itertools.cycle(pairs)
+        self._sample(candidates, lambda candidate: self._call(candidate, next(turns)))
+        if GRAPH in self.device.measures:
+            for candidate in candidates:
+                self._guarded(
+                    candidate, graph_key(candidate), lambda c: self._capture(c, pairs[0], truths)
+                )
+            del truths
+            self._sample([each for each in candidates if each.replay], self._replay)
+
+    def _forget_compiled(self, candidates: Sequence[Candidate]) -> None:
+        """All shapes share code objects, of which dynamo compiles a few specialisations each; and
+        compiled losses keep the memory of their graphs."""
+        if any(candidate.peer.compiles for candidate in candidates):
+            torch._dynamo.reset()
+
+    def _inputs(self) -> tuple[list[Pair], Truths | None]:
+        n, d, variant = self.case.n, self.case.d, self.case.variant
+        try:
+            pairs = rotation(n, d, variant.dtype, self.device.cache_bytes(), self.device.torch)
+            # Kept for the paper's mathematics alone: the memory is the peers' to be measured in.
+            truths = Truths(pairs[0], others=False)
+            truths.of(PAPER)
+            return pairs, truths
+        except (RuntimeError, MemoryError) as error:
+            if not devices.out_of_memory(self.device.problem(error)):
+                raise
+        self.device.release()
+        return [], None
+
+    def _guarded(self, candidate: Candidate, key: str, step: Callable[[Candidate], None]) -> None:
+        """Runs a step of a candidate that has no problem yet; whatever it raises is its problem."""
+        if candidate.problem is not None:
+            return
+        try:
+            step(candidate)
+            return
+        except Exception as error:  # whatever a peer raises, the others are still to be timed
+            problem = candidate.problem or self.device.problem(error)
+        memory = devices.out_of_memory(problem)
+        candidate.fail(problem, wrong=not memory)
+        try:
+            self.device.check_alive()
+        except DeviceLostError:
+            self.journal.lose(key, problem)
+            raise
+        if memory:
+            self.too_large.add(candidate.peer, self.case, problem)
+        self.device.release()
+        self.journal.end(key)
+
+    def _prepare(self, candidate: Candidate, pair: Pair, truths: Truths) -> None:
+        """Checks the peer, builds its loss, holds its first result against the truth, warms up."""
+        peer, case = candidate.peer, self.case
+        reason = self.lost.get(candidate.key) or self.too_large.reason(peer, case)
+        if reason is not None:
+            candidate.fail(reason, wrong=candidate.key in self.lost)
+            return
+        self.journal.start(candidate.key)
+        problem, first = self._small_check(peer), 0.0
+        if problem is None:
+            candidate.loss = agreement.built(peer, case.n, case.d, case.variant, self.device.torch)
+            with self._compiling(peer.compiles):
+                times, outcome = self._timed(candidate.loss, pair)
+            first = times[WHOLE]
+            problem = self._wrong(peer, outcome, truths)
+            del outcome
+        if problem is not None:
+            candidate.fail(problem, wrong=True)
+            self.device.check_alive()
+        elif first >= LONG and not (peer.compiles or self.device.first_call_compiles):
+            # What takes so long gains nothing from warming up: that is its first sample.
+            candidate.estimate, candidate.early = first, 1
+            candidate.add(times)
+        else:
+            candidate.estimate = warm_up(lambda: self._call(candidate, pair)[WHOLE], LONG)
+        if candidate.estimate > self.longest and not peer.ours:
+            reason = f"one call took {candidate.estimate:.0f} s"
+            self.too_large.add(peer, case, reason)
+        self.journal.end(candidate.key)
+
+    def _small_check(self, peer: Peer) -> str | None:
+        """A peer that compiles is checked at the timed shapes alone: each check compiles anew."""
+        key = (peer.name, self.case.variant.name)
+        if key not in self.checks:
+            self.checks[key] = (
+                None
+                if peer.compiles
+                else agreement.check_small(peer, [self.case.variant], self.device.torch)
+            )
+        return self.checks[key]
+
+    def _timed(self, loss: Loss, pair: Pair) -> tuple[Times, Outcome]:
+        variant = self.case.variant
+        return self.device.timed(
+            lambda: agreement.forward(loss, pair, variant),
+            lambda value: agreement.backward(value, pair, variant),
+        )
+
+    def _call(self, candidate: Candidate, pair: Pair) -> Times:
+        if self.device.crowded():
+            # Another peer's cached blocks fill the memory; asking for it anew is not to be timed.
+            self._timed(candidate.loss, pair)
+        return self._timed(candidate.loss, pair)[0]
+
+    def _replay(self, candidate: Candidate) -> Times:
+        return {GRAPH: self.device.replay_seconds(candidate.replay)}
+
+    def _wrong(self, peer: Peer, outcome: Outcome, truths: Truths) -> str | None:
+        try:
+            true = truths.of(peer.mathematics)
+        except torch.OutOfMemoryError:
+            return "not timed, as not checked: its float64 truth does not fit into memory"
+        problem = agreement.check_timed(outcome, true, self.case.variant)
+        return problem and f"{self.case.n} x {self.case.d} {problem}"
+
+    def _capture(self, candidate: Candidate, pair: Pair, truths: Truths) -> None:
+        """A graph of the pass, its replay held against the truth; or why there is none."""
+        key, peer = graph_key(candidate), candidate.peer
+        if candidate.estimate >= HIDDEN:
+            candidate.graph_problem = (
+                f"not captured: launches are a small part of {candidate.estimate * 1e3:.0f} ms"
+            )
+            return
+        if key in self.lost:
+            candidate.graph_problem = self.lost[key]
+            return
+        self.journal.start(key)
+        try:
+            candidate.replay, outcome = self.device.capture(self._graph_action(candidate, pair))
+            candidate.replay()
+            candidate.graph_problem = self._wrong(peer, outcome, truths)
+            del outcome
+        except NoGraphError as error:
+            candidate.graph_problem = str(error)
+        if candidate.graph_problem is not None:
+            candidate.replay = None
+            self.device.new_graphs()  # torch refuses a pool whose only graph is gone
+        self.journal.end(key)
+
+    def _graph_action(self, candidate: Candidate, pair: Pair) -> Callable[[], Outcome]:
+        peer, case = candidate.peer, self.case
+        loss = candidate.loss
+        if peer.build_for_graph is not None:
+            with self.device.torch:
+                loss = peer.build_for_graph(case.n, case.d, case.variant.dtype)
+            with self._compiling(True):
+                agreement.run(loss, pair, case.variant)
+        return lambda: agreement.run(loss, leaves(pair), case.variant)
+
+    def _compiling(self, compiles: bool) -> contextlib.AbstractContextManager:
+        seconds = self.device.compile_seconds if compiles else None
+        return time_limit(seconds, f"compilation took more than {seconds} s")
+
+    def _sample(self, candidates: list[Candidate], take: Callable[[Candidate], Times]) -> None:
+        """Takes turns in shuffled order and adds the times."""
+        sound = {each.key: each for each in candidates if each.problem is None}
+        if not sound:
+            return
+        counts = {
+            key: max(self.budget.count(each.estimate) - each.early, 1)
+            for key, each in sound.items()
+        }
+        self.journal.start(f"{self.case} samples")
+        gc.collect()
+        gc.disable()
+        try:
+            for keys in schedule(counts):
+                for key in keys:
+                    self._guarded(sound[key], key, lambda each: self._take(each, take))
+        finally:
+            gc.enable()
+            # Whatever is raised here has been blamed on its peer: the case is not to blame.
+            self.journal.end(f"{self.case} samples")
+
+    def _take(self, candidate: Candidate, take: Callable[[Candidate], Times]) -> None:
+        times = take(candidate)
+        candidate.add(times)
+        if max(times.values()) >= LONG:
+            self.journal.beat()
+
+
+def leaves(pair: Pair) -> Pair:
+    """The same memory as new leaves: autograd ties a leaf to the stream that it was first used on,
+    which a capture on another stream does not survive."""
+    z_a, z_b = (z.detach().requires_grad_() for z in pair)
+    return z_a, z_b
+
+
+def graph_key(candidate: Candidate) -> str:
+    """What the journal calls the capture of a candidate."""
+    return f"{candidate.key} graph"
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None, message: str) -> Iterator[None]:
+    """TimeoutError with `message` if the body takes longer; None and other threads: no limit.
+
+    The error comes when Python runs again in the main thread, so a body that waits in native code
+    is overdue until it returns.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimeoutError(message)
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,121 @@
+"""Peak memory of one forward and backward pass beyond its inputs and gradients.
+
+On a CPU each pass is measured in a process of its own, as the highest resident memory (VmHWM)
+during it, less the resident memory just before it, when torch, its threads and both inputs are
+there. The pool of reused outputs of barlow_fast is off there, so its outputs are allocated like
+anyone's; in normal use it keeps outputs of past steps up to BARLOW_FAST_CPU_POOL_MIB. On a CUDA
+device it is the most that torch's allocator handed out during the pass, less what it had before,
+after one pass of the same shape.
+
+From both, the bytes of both gradients are taken off. Everything else counts: matrices kept for the
+backward pass, temporaries, packing buffers of the GEMM library; workspaces that a GPU's library
+keeps for good do not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import agreement, lifetime, memory_limit, provenance
+from bench.inputs import VARIANTS, Pair, Variant, random_pair
+from bench.peers import Peer, discover
+
+NO_MEMORY = "does not fit into memory"
+SECONDS = 180.0  # for one measurement
+
+Fields = dict[str, Any]
+
+
+def in_child(
+    n: int, d: int, dtype: str, peer: str, limit_bytes: int = 0, seconds: float = SECONDS
+) -> Fields:
+    """The figures of one case on a CPU, or {'problem': why there are none}.
+
+    limit_bytes: what the pass may use, inputs and gradients included; 0 for most of what is free.
+    """
+    arguments = [str(n), str(d), dtype, peer, str(limit_bytes)]
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "bench.peak_memory", *arguments],
+            cwd=provenance.ROOT,
+            env=os.environ | {"BARLOW_FAST_CPU_POOL_MIB": "0"},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            preexec_fn=lifetime.tied(),
+        )
+    except subprocess.TimeoutExpired:
+        return {"problem": f"took more than {seconds:.0f} s"}
+    if process.returncode == 0:
+        return json.loads(process.stdout.splitlines()[-1])
+    last = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+    return {"problem": f"{NO_MEMORY} ({last})" if memory_limit.MEMORY_WORDS.search(last) else last}
+
+
+def resident(n: int, d: int, dtype: str, name: str, limit_bytes: int = 0) -> Fields:
+    """Runs one case on the CPU in this process, which should be fresh."""
+    variant, peer = VARIANTS[dtype], discover()[name]
+    generator = torch.Generator().manual_seed(0)
+    # Threads, libraries and code are loaded by a pass too small to matter.
+    agreement.run(
+        peer.build(8, 16, variant.dtype), random_pair(8, 16, variant.dtype, generator), variant
+    )
+    with memory_limit.within(limit_bytes or None):
+        pair = random_pair(n, d, variant.dtype, generator)
+        loss = peer.build(n, d, variant.dtype)
+        if peer.compiles:
+            agreement.run(loss, pair, variant)
+        _give_back_free_memory()
+        before = memory_limit.of_process("VmRSS")
+        # The kernel's documented way to reset the high-water mark.
+        Path("/proc/self/clear_refs").write_text("5")
+        outcome = agreement.run(loss, pair, variant)
+        peak = memory_limit.of_process("VmHWM")
+    return _figures(pair, outcome, peak - before)
+
+
+def by_allocator(n: int, d: int, variant: Variant, peer: Peer, device: Any) -> Fields:
+    """The figures of one case on a CUDA device."""
+    pair = random_pair(n, d, variant.dtype, torch.Generator(device.torch).manual_seed(0))
+    chosen = agreement.built(peer, n, d, variant, device.torch)
+    agreement.run(chosen, pair, variant)
+    device.release()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    outcome = agreement.run(chosen, pair, variant)
+    torch.cuda.synchronize()
+    return _figures(pair, outcome, torch.cuda.max_memory_allocated() - before)
+
+
+def _figures(pair: Pair, outcome: agreement.Outcome, peak: int) -> Fields:
+    inputs = sum(z.nbytes for z in pair)
+    gradients = sum(gradient.nbytes for gradient in outcome.gradients)
+    extra = max(peak - gradients, 0)
+    return {
+        "input_bytes": inputs,
+        "gradient_bytes": gradients,
+        "peak_bytes": peak,
+        "extra_bytes": extra,
+        "extra_over_inputs": round(extra / inputs, 4),
+    }
+
+
+def _give_back_free_memory() -> None:
+    """Blocks that the C library keeps would be reused by the pass and hide part of its memory."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+if __name__ == "__main__":
+    n, d, dtype, peer, limit = sys.argv[1:]
+    print(json.dumps(resident(int(n), int(d), dtype, peer, int(limit))))
