@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .terminal import printable
-
 # 12 hexadecimal digits of the machine, the process number, the time when the process started.
 _TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{16}\.part", re.DOTALL)
 # Of a file's name, which together with the rest stays below the 255 bytes of most file systems.
@@ -33,6 +31,20 @@ _LONGEST_NAME = 150
 ABANDONED = 24 * 3600
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+
+def printable(name: str | bytes) -> str:
+    """A file's name that fits a line of text: control characters and bytes that are no UTF-8 are
+    written as escapes."""
+    text = name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+    return text if text.isprintable() else "".join(map(_character, text))
+
+
+def _character(c: str) -> str:
+    if c.isprintable():
+        return c
+    # What the system calls a byte that is no UTF-8.
+    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1]
 
 
 class WriteError(OSError):

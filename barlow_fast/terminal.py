@@ -13,22 +13,10 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from .files import printable as printable
+
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def printable(name: str | bytes) -> str:
-    """A file's name that fits a line of text: control characters and bytes that are no UTF-8 are
-    written as escapes."""
-    text = name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
-    return text if text.isprintable() else "".join(map(_character, text))
-
-
-def _character(c: str) -> str:
-    if c.isprintable():
-        return c
-    # What the system calls a byte that is no UTF-8.
-    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1]
 
 
 def escaped(text: str) -> str:

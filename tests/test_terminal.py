@@ -213,10 +213,10 @@ def test_tables_bars_and_markup_are_escaped(capsys: pytest.CaptureFixture):
 
 # Without torch, which takes seconds.
 ALONE = f"""
-import importlib.util, logging, sys, warnings
-spec = importlib.util.spec_from_file_location("terminal", {terminal.__file__!r})
-terminal = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(terminal)
+import logging, sys, types, warnings
+package = sys.modules["barlow_fast"] = types.ModuleType("barlow_fast")
+package.__path__ = [{str(Path(terminal.__file__).parent)!r}]
+from barlow_fast import terminal
 """
 
 
