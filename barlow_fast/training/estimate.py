@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from .. import explain
-from ..models import build_twins, checkpoint_activations
+from ..models import checkpoint_activations
 from ..plan import Plan
 from .config import PretrainConfig
+from .network import build_network
 
 # Temporaries of single operations, the allocator's rounding, the libraries' workspaces.
 MARGIN = 1.15
@@ -104,16 +105,7 @@ def estimate_memory(
     batch = max(1, config.batch_size // ranks)
     micro = min(batch, config.micro_batch_size or batch)
     with torch.device("meta"):
-        model = build_twins(
-            config.encoder,
-            channels=channels,
-            image_size=image_size,
-            stem=config.stem,
-            encoder_widths=config.encoder_widths,
-            encoder_grid=config.encoder_grid,
-            projector=config.projector,
-            one_pass=config.one_pass,
-        )
+        model = build_network(config, channels, image_size)
     if config.checkpoint_activations:
         checkpoint_activations(model.encoder)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

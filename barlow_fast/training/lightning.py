@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..distributed.batch_norm import synchronise
 from ..loss import BarlowTwinsLoss
-from ..models import build_twins, checkpoint_activations
+from ..models import checkpoint_activations
 from .config import PretrainConfig
+from .network import build_criterion, build_network
 from .optimizers import build_optimizer
 from .schedule import learning_rate
 
@@ -101,17 +102,9 @@ class BarlowTwinsModule(_lightning().LightningModule):
         }
         sizes = {"channels": channels, "image_size": image_size}
         self.save_hyperparameters({"config": config.to_dict(), **sizes, **normalisation})
-        self.model = build_twins(
-            config.encoder,
-            channels=channels,
-            image_size=image_size,
-            stem=config.stem,
-            encoder_widths=config.encoder_widths,
-            encoder_grid=config.encoder_grid,
-            projector=config.projector,
-            seed=config.seed,
-            one_pass=config.one_pass,
-        ).to(memory_format=torch.channels_last)
+        self.model = build_network(config, channels, image_size).to(
+            memory_format=torch.channels_last
+        )
         if config.checkpoint_activations:
             checkpoint_activations(self.model.encoder)
         self.criterion: BarlowTwinsLoss | None = None
@@ -119,12 +112,7 @@ class BarlowTwinsModule(_lightning().LightningModule):
     def setup(self, stage: str) -> None:
         """The loss of all devices, and batch norm over them."""
         config, alone = self.config, self.trainer.world_size == 1
-        self.criterion = BarlowTwinsLoss(
-            lambd=config.lambd,
-            scale=config.scale,
-            backend=config.backend,
-            process_group=None if alone else "world",
-        )
+        self.criterion = build_criterion(config, alone)
         if not alone and config.sync_batch_norm:
             self.model = synchronise(self.model, self.trainer.strategy.root_device.type)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import BarlowTwinsLoss, __version__
+from .. import __version__
 from ..data import Batch, ImageDataset
 from ..data.faults import BadImages
 from ..data.sources import ArraySource, Source
@@ -27,7 +27,7 @@ from ..distributed import agreement
 from ..distributed.micro_batches import sharing
 from ..evaluation import LabelledSplits
 from ..microbatch import backward_in_microbatches, buffers_of_first_rank
-from ..models import BarlowTwinsModel, build_twins
+from ..models import BarlowTwinsModel
 from . import parallel
 from .checkpoint import load_checkpoint, save_checkpoint
 from .clock import PHASES, StepClock
@@ -37,6 +37,7 @@ from .estimate import resolved_precision
 from .feeding import Feeding, check_batch, choose_views, image_size
 from .folder_lock import FolderLock
 from .hooks import Hook, Record
+from .network import build_criterion, build_network
 from .optimizers import build_optimizer, set_learning_rates
 from .ranks import Ranks
 from .state import check_complete, check_optimizer
@@ -136,12 +137,7 @@ class Trainer:
             check_batch(config.batch_size, len(self.source), data.name, self.ranks.size)
             self.precision = resolved_precision(config, self.device)
             plain = self.initial_model()
-        self.criterion = BarlowTwinsLoss(
-            lambd=config.lambd,
-            scale=config.scale,
-            backend=config.backend,
-            process_group=None if self.ranks.alone else "world",
-        )
+        self.criterion = build_criterion(config, self.ranks.alone)
         self.model = parallel.prepare(plain, config, self.ranks)
         self.network = parallel.wrap(self.model, config, self.ranks)
         # Who is on the way to the loss, and nowhere else, while this rank computes embeddings.
@@ -188,18 +184,8 @@ class Trainer:
 
     def initial_model(self) -> BarlowTwinsModel:
         """A model with the weights that this run began with, on the CPU."""
-        config = self.config
-        return build_twins(
-            config.encoder,
-            channels=len(self.views.mean),
-            image_size=image_size(self.views, self.dataset),
-            stem=config.stem,
-            encoder_widths=config.encoder_widths,
-            encoder_grid=config.encoder_grid,
-            projector=config.projector,
-            seed=config.seed,
-            one_pass=config.one_pass,
-        )
+        size = image_size(self.views, self.dataset)
+        return build_network(self.config, len(self.views.mean), size)
 
     @property
     def epoch(self) -> int:

@@ -12,10 +12,10 @@ from torch import nn
 from torchvision import transforms
 
 from barlow_fast.data import ImageDataset, Views, ViewSpecification
-from barlow_fast.models import build_twins
 from barlow_fast.training import PretrainConfig, Trainer
 from barlow_fast.training.estimate import resolved_precision
 from barlow_fast.training.feeding import choose_views, image_size
+from barlow_fast.training.network import build_network
 from barlow_fast.training.optimizers import build_optimizer, set_learning_rates
 from bench.views import recipes
 
@@ -41,16 +41,9 @@ def lightly(config: PretrainConfig, data: ImageDataset, say: Callable[[str], Non
     from lightly.loss import BarlowTwinsLoss
 
     views, device = choose_views(config.views, data), torch.device("cpu")
-    model = build_twins(
-        config.encoder,
-        channels=len(views.mean),
-        image_size=image_size(views, data),
-        stem=config.stem,
-        encoder_widths=config.encoder_widths,
-        encoder_grid=config.encoder_grid,
-        projector=config.projector,
-        seed=config.seed,
-    ).to(memory_format=torch.channels_last)
+    model = build_network(config, len(views.mean), image_size(views, data)).to(
+        memory_format=torch.channels_last
+    )
     optimizer = build_optimizer(model, config)
     criterion = BarlowTwinsLoss(lambda_param=config.lambd)
     precision = resolved_precision(config, device)

@@ -1,6 +1,6 @@
 """The runs that are compared: each yields, step after step, how many images it learned from.
 
-All train the same network (`build_twins` with the same seed) in the same precision and memory
+All train the same network (`build_network` with the same settings) in the same precision and memory
 format, with the same optimizer at the same batch size. What differs is what feeds it, the loss, and
 the loop around them. A run is opened in a process of its own (`bench.views.turns`).
 """
@@ -22,11 +22,12 @@ from barlow_fast.data import Batch, ImageDataset, load
 from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST
 from barlow_fast.data.loader import cores_of_rank
 from barlow_fast.data.sources import FolderSource
-from barlow_fast.models import BarlowTwinsModel, build_twins
+from barlow_fast.models import BarlowTwinsModel
 from barlow_fast.training import Trainer
 from barlow_fast.training.clock import StepClock
 from barlow_fast.training.estimate import resolved_precision
 from barlow_fast.training.feeding import named_views
+from barlow_fast.training.network import build_network
 from barlow_fast.training.optimizers import build_optimizer
 from bench import devices
 from bench.devices import Device
@@ -138,16 +139,9 @@ def elsewhere(
     """torchvision's transforms in a DataLoader, and a loop as short as it can be: the official
     loss and recipe, or lightly's."""
     config, views = case.config(), named_views(case.views)
-    model = build_twins(
-        config.encoder,
-        channels=len(views.mean),
-        image_size=case.side,
-        stem=config.stem,
-        encoder_widths=config.encoder_widths,
-        encoder_grid=config.encoder_grid,
-        projector=config.projector,
-        seed=config.seed,
-    ).to(device.torch, memory_format=torch.channels_last)
+    model = build_network(config, len(views.mean), case.side).to(
+        device.torch, memory_format=torch.channels_last
+    )
     optimizer = build_optimizer(model, config)
     d, precision = config.projector[-1], resolved_precision(config, device.torch)
     build = installed.LIGHTLY.build if peer == LIGHTLY else official_peer.build
