@@ -20,6 +20,10 @@ constexpr int kTileRows<Tiles> = 32;
 constexpr int kTileSide = 16;
 
 #if defined(BARLOW_FAST_AMX)
+// GCC's intrinsics that load tiles do not say that they read memory, and that of the configuration names eight bytes of
+// it: what was stored before has to be there.
+BARLOW_FAST_INLINE void read_memory(const void* data) { __asm__ volatile("" ::"r"(data) : "memory"); }
+
 // The registers belong to one task: whoever runs next on this thread pays nothing for their state.
 struct TileRegisters {
   TileRegisters() {
@@ -32,6 +36,7 @@ struct TileRegisters {
       layout.row_bytes[tile] = 64;
       layout.rows[tile] = kTileSide;
     }
+    read_memory(&layout);
     _tile_loadconfig(&layout);
   }
   ~TileRegisters() { _tile_release(); }
@@ -42,8 +47,7 @@ struct TileRegisters {
 // out (+)= left * right: 32 rows, `stride` floats apart, of 32 columns.
 BARLOW_FAST_INLINE void multiply_tiles(int64_t units, const Left<Tiles>& left, const uint32_t* right, bool accumulate,
                                        float* out, int64_t stride) {
-  // GCC's intrinsics that load tiles do not say that they read memory.
-  __asm__ volatile("" ::: "memory");
+  read_memory(right);
   const int64_t row_bytes = left.row * 4, panel_bytes = kPanel<Tiles> * 4, out_bytes = stride * 4;
   float *const right_out = out + kTileSide, *const lower = out + kTileSide * stride;
   if (accumulate) {
