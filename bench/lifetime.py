@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from bench.sources import ROOT
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
@@ -30,6 +32,30 @@ def end_with(parent: int) -> None:
 def tied() -> Callable[[], None] | None:
     """`preexec_fn` of a command that must not outlive this process."""
     return None if _LIBC is None else functools.partial(end_with, os.getpid())
+
+
+def run(
+    command: Sequence[str], seconds: float, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess:
+    """Runs a command from the root of the tree, tied to this process, and keeps its output.
+
+    Args:
+        command: and its arguments.
+        seconds: it may take.
+        environment: variables beside those of this process.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer, and is ended.
+    """
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        preexec_fn=tied(),
+    )
 
 
 def end_with_parent() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from bench import agreement, lifetime, memory_limit, provenance
+from bench import agreement, lifetime, memory_limit
 from bench.inputs import VARIANTS, Pair, Variant, random_pair
 from bench.peers import Peer, discover
 
@@ -43,14 +42,10 @@ def in_child(
     """
     arguments = [str(n), str(d), dtype, peer, str(limit_bytes)]
     try:
-        process = subprocess.run(
+        process = lifetime.run(
             [sys.executable, "-m", "bench.peak_memory", *arguments],
-            cwd=provenance.ROOT,
-            env=os.environ | {"BARLOW_FAST_CPU_POOL_MIB": "0"},
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            preexec_fn=lifetime.tied(),
+            seconds,
+            {"BARLOW_FAST_CPU_POOL_MIB": "0"},
         )
     except subprocess.TimeoutExpired:
         return {"problem": f"took more than {seconds:.0f} s"}

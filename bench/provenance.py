@@ -18,8 +18,7 @@ import torch
 
 import barlow_fast
 from barlow_fast.kernels import why_unusable
-
-ROOT = Path(__file__).resolve().parent.parent
+from bench.sources import ROOT as ROOT
 
 # The flags that decide which kernels run; a CPU lists a hundred more.
 TELLING_FLAGS = (

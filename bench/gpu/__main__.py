@@ -100,14 +100,8 @@ def probe() -> dict[str, str]:
     """name, slug and torch of the device, or {'problem': why there is none}. In a process of its
     own: this one never holds a CUDA context."""
     try:
-        done = subprocess.run(
-            runner.python("-c", PROBE),
-            cwd=sources.ROOT,
-            env=os.environ | runner.source_tree_environment(),
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            preexec_fn=lifetime.tied(),
+        done = lifetime.run(
+            runner.python("-c", PROBE), PROBE_SECONDS, runner.source_tree_environment()
         )
     except subprocess.TimeoutExpired:
         return {"problem": f"torch did not answer within {PROBE_SECONDS:.0f} s"}

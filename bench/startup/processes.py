@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import lifetime, provenance
+from bench import lifetime
 from bench.inputs import Variant
 from bench.peers import discover
 from bench.startup.child import COMPILED
@@ -248,14 +247,8 @@ def start(
     caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
     where = {name: str(Path(cache) / part) for name, part in caches.items()} if cache else {}
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", "bench.startup.child", json.dumps(task)],
-            cwd=provenance.ROOT,
-            env=os.environ | where,
-            capture_output=True,
-            text=True,
-            timeout=deadline,
-            preexec_fn=lifetime.tied(),
+        process = lifetime.run(
+            [sys.executable, "-m", "bench.startup.child", json.dumps(task)], deadline, where
         )
     except subprocess.TimeoutExpired:
         raise StartError(f"did not end within {deadline:.0f} s") from None
