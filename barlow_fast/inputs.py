@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 # Bytes of a YAML file, and nodes of it once every alias stands for a copy: settings and views have
@@ -70,6 +72,16 @@ def needed_for(purpose: str, extra: str = "train") -> Iterator[None]:
         raise ModuleNotFoundError(
             f"{purpose} needs {library}: pip install 'barlow-fast[{extra}]'", name=error.name
         ) from error
+
+
+def optional_library(name: str, extra: str, purpose: str) -> ModuleType:
+    """The module `name`.
+
+    Raises:
+        ModuleNotFoundError: see `needed_for`.
+    """
+    with needed_for(purpose, extra):
+        return importlib.import_module(name)
 
 
 def read_yaml(path: Path) -> Any:

@@ -469,7 +469,7 @@ def _print_plan(
     be as large as they are known to be."""
     from .data import ImageDataset
     from .data.sources import ArraySource
-    from .training.estimate import available_memory, estimate_memory, plan_loss
+    from .training.estimate import available_memory, check_memory, estimate_memory, plan_loss
     from .training.feeding import check_batch, choose_views, image_size
 
     data, described = _planned_data(config, data_dir, ranks)
@@ -509,7 +509,7 @@ def _print_plan(
         terminal.say(_as_yaml(config))
     if not ignore_memory:
         with ranks.together("memory"):
-            _check_memory(config, data, ranks)
+            check_memory(memory, config, ranks.device)
 
 
 def _planned_data(

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..files import whole_file
+from ..inputs import optional_library
 from ..models.encoders import torchvision_arguments
 from ..models.finite import check_finite, check_weights
 from . import archive
 from .pretrained import Pretrained, load_encoder
-from .reading import DIGEST, check_export, optional_library, read_checkpoint, weights_digest
+from .reading import DIGEST, check_export, read_checkpoint, weights_digest
 
 SAFETENSORS = ".safetensors"
 # The format of a file's suffix, where none is given.

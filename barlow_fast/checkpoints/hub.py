@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..files import write_whole
+from ..inputs import optional_library
 from .exporting import export
 from .pretrained import Pretrained, load_encoder
-from .reading import optional_library
 
 __all__ = ["HubEncoder"]
 

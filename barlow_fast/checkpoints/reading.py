@@ -6,21 +6,19 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-import importlib
 import os
 import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from ..files import check_output
-from ..inputs import needed_for, open_descriptor
+from ..inputs import open_descriptor, optional_library
 from . import archive
 
 # The entry of a safetensors file's metadata that ours carry.
@@ -182,16 +180,6 @@ def check_tensors(state: Mapping[str, Any], path: Path | str) -> dict[str, Tenso
     if claimed > archive.UNPACKED_LIMIT * weight + 2**20:
         raise ValueError(f"{path} claims {claimed} bytes of weights and has {weight}")
     return dict(state)
-
-
-def optional_library(name: str, extra: str, purpose: str) -> ModuleType:
-    """The module `name`.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; the message names the extra that brings it.
-    """
-    with needed_for(purpose, extra):
-        return importlib.import_module(name)
 
 
 def _is_safetensors(start: bytes) -> bool:

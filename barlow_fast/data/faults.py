@@ -90,6 +90,11 @@ class BadImages:
         self._known: set[str] = set()
         self._full = False
 
+    @classmethod
+    def of(cls, given: OnBadImage | BadImages) -> BadImages:
+        """A record that is given, or a new one of a policy."""
+        return given if isinstance(given, cls) else cls(given)
+
     def __len__(self) -> int:
         return len(self.images)
 

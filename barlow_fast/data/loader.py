@@ -138,8 +138,7 @@ class ViewLoader:
         self.device, self.dtype = torch.device(device), dtype
         self.prefetch = prefetch
         self._timeout = timeout
-        shared = isinstance(on_bad_image, BadImages)
-        self._bad = on_bad_image if shared else BadImages(on_bad_image)
+        self._bad = BadImages.of(on_bad_image)
         # Refuses what cannot be cut into batches before anything is started.
         batches(seed, 0, len(source), batch_size, self.shard, drop_last)
         if not len(self):
@@ -438,8 +437,7 @@ def check_loading(
         raise ValueError(f"workers must be at least 0, got {workers}")
     if not 0 <= timeout < math.inf:
         raise ValueError(f"timeout must be at least 0 and finite, got {timeout}")
-    if not isinstance(on_bad_image, BadImages):
-        BadImages(on_bad_image)
+    BadImages.of(on_bad_image)
 
 
 def _check_whole(**numbers: Any) -> None:

@@ -110,9 +110,7 @@ class Reading:
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {self.chunk}")
-        given = self.on_bad_image
-        record = given if isinstance(given, BadImages) else BadImages(given)
-        object.__setattr__(self, "bad", record)
+        object.__setattr__(self, "bad", BadImages.of(self.on_bad_image))
 
 
 class Pictures(NamedTuple):

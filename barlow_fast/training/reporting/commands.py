@@ -65,6 +65,8 @@ def _labelled(trainer: Trainer) -> list[str] | None:
     name = trainer.config.dataset
     if trainer.dataset is not None:
         return ["--dataset", name] if name == trainer.dataset.name and name in DATASETS else None
+    if trainer.watcher.splits is not None:
+        return ["--data", name]
     folder = Path(name)
     # A folder with a split of its own beside the training images.
     candidates = [folder.parent, folder] if folder.name == "train" else [folder]

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoints.reading import optional_library
 from ...files import write_whole
+from ...inputs import needed_for, optional_library
 from ..hooks import Hook, Record
 from .readings import StepReadings
 
@@ -198,7 +198,6 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise ValueError(f"--logger must be one of {', '.join(TRACKERS)}, got {name!r}")
-        if importlib.util.find_spec(name) is None:
-            raise ModuleNotFoundError(
-                f"--logger {name} needs {name}: pip install 'barlow-fast[loggers]'", name=name
-            )
+        with needed_for(f"--logger {name}", "loggers"):
+            if importlib.util.find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
