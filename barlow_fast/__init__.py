@@ -2,14 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from .functional import Terms, barlow_twins_loss
-from .loss import BarlowTwinsLoss
+from .explain import Plan, explain
+from .losses.barlow_twins import BarlowTwinsLoss, Terms, barlow_twins_loss
 from .microbatch import backward_in_microbatches
-from .plan import Plan, explain
 from .warming import warmup
 
 if TYPE_CHECKING:
-    from .patching import patch, unpatch
+    from .adapters.patching import patch, unpatch
 
 __version__ = "0.1.0"
 
@@ -33,7 +32,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     if name in ("patch", "unpatch"):  # for scripts that ask for them; nobody else waits
-        from . import patching
+        from .adapters import patching
 
         return getattr(patching, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from . import __version__, barlow_twins_loss, reference
+from .arguments import FORMS
 from .kernels import KERNEL_SETS, why_unusable
 from .kernels.precision import float32_matmul_precision
-from .plan import FORMS
 from .terminal import say
 
 # Libraries that not everybody needs, by what `pip install` takes: what is lost without them.

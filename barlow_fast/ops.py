@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, correlation, gram, plan
+from . import arguments, plan
 from .differentiable import DifferentiableOperator
+from .forms import correlation, gram
 from .kernels import Layout, load
 from .kernels.precision import accumulation_dtype, float32_matmul_precision
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .arguments import Options
-from .functional import barlow_twins_loss
+from .losses.barlow_twins import barlow_twins_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from barlow_fast import BarlowTwinsLoss, arguments, barlow_twins_loss, explain, standardised
+from barlow_fast import BarlowTwinsLoss, arguments, barlow_twins_loss, explain
+from barlow_fast.adapters import standardised
 from barlow_fast.distributed import LAYOUTS
 from barlow_fast.kernels import KERNEL_SETS
 from barlow_fast.kernels.precision import PRECISIONS

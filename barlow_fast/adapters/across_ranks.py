@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import functional, ops
+from .. import ops
 from ..differentiable import (
     refuse_double_backward,
     refuse_forward_mode,
@@ -31,6 +31,7 @@ from ..distributed.collectives import all_gather, explained, total
 from ..distributed.groups import Group
 from ..kernels.aten import product
 from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
+from ..losses import barlow_twins as functional
 
 
 def joined() -> Group | None:

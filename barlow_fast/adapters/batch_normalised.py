@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..arguments import Gradient, Statistics
-from ..functional import barlow_twins_loss
+from ..losses.barlow_twins import barlow_twins_loss
 
 EPS = 1e-5
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..functional import as_number
-from ..standardised import deviation_loss
+from ..losses.barlow_twins import as_number
+from .standardised import deviation_loss
 
 __all__ = ["BarlowTwinsLoss"]
 

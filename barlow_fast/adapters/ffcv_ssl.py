@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..arguments import Gradient
-from ..functional import as_number
+from ..losses.barlow_twins import as_number
 from .batch_normalised import check_matrices
 from .normalising import loss_with_norm
 

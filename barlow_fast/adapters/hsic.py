@@ -23,9 +23,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..arguments import DeadFeatures
-from ..functional import as_number
-from ..standardised import deviation_loss
+from ..losses.barlow_twins import as_number
 from .batch_normalised import check_matrices
+from .standardised import deviation_loss
 
 __all__ = ["barlow_twins_hsic_loss"]
 

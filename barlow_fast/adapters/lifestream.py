@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..functional import as_number
-from ..standardised import standardised_loss
+from ..losses.barlow_twins import as_number
+from .standardised import standardised_loss
 
 __all__ = ["BarlowTwinsLoss"]
 

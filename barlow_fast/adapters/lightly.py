@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..arguments import Gradient
-from ..functional import as_number
+from ..losses.barlow_twins import as_number
 from .batch_normalised import check_matrices, joined_ranks, loss_of
 
 __all__ = ["BarlowTwinsLoss"]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..arguments import Gradient
 from ..differentiable import refuse_double_backward, refuse_forward_mode, refuse_transforms
-from ..functional import as_number
+from ..losses.barlow_twins import as_number
 from .batch_normalised import check_matrices, joined_ranks
 from .normalising import loss_with_norm
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from ..functional import as_number
-from ..standardised import deviation_loss
+from ..losses.barlow_twins import as_number
+from .standardised import deviation_loss
 
 __all__ = ["BarlowTwinsLoss"]
 

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..distributed.groups import Group
-from ..functional import barlow_twins_loss
 from ..kernels import load
+from ..losses.barlow_twins import barlow_twins_loss
 from ..plan import choose_backend
-from ..standardised import standardised_loss
 from .batch_normalised import joined_ranks
+from .standardised import standardised_loss
 
 
 def loss_with_norm(

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import Gradient
-from ..functional import as_number
+from ..losses.barlow_twins import as_number
 from .normalising import loss_with_norm
 
 __all__ = ["BarlowTwins", "off_diagonal"]

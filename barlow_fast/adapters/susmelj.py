@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import DeadFeatures
-from ..functional import as_number
-from ..standardised import deviation_loss
+from ..losses.barlow_twins import as_number
 from .batch_normalised import check_matrices
+from .standardised import deviation_loss
 
 __all__ = ["BarlowTwinsLoss"]
 

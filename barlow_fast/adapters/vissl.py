@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import Gradient
-from ..functional import as_number
-from ..standardised import shared_norm_loss
+from ..losses.barlow_twins import as_number
 from .batch_normalised import EPS, joined_ranks, refuse
+from .standardised import shared_norm_loss
 
 __all__ = ["BarlowTwinsCriterion", "BarlowTwinsLoss"]
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import functional, ops
+from .. import ops
 from ..differentiable import refuse_transforms
+from ..losses import barlow_twins as functional
 from . import autograd, groups
 
 

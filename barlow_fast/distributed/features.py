@@ -14,12 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..forms.norms import differentiate_norm
 from ..kernels import Coefficients, tiles
 from ..kernels.precision import accumulation_dtype, gram_scale
 from . import shards, statistics, wire
 from .call import Call
 from .collectives import Reduction, Transfer, all_to_all, gather_shares, total
-from .norm import differentiate_norm
 
 # What `backward` takes besides tensors: the matrices, which are still on their way.
 Saved = tuple[tuple[Tensor, ...], Transfer | None]

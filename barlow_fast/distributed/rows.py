@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..forms.norms import standardised
 from ..kernels.aten import product
 from ..kernels.precision import accumulation_dtype, gram_scale
 from . import statistics, wire
 from .call import Call
 from .collectives import Transfer, all_gather, total
-from .norm import standardised
 
 Saved = tuple[tuple[Tensor, ...], None]
 

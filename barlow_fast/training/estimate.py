@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from .. import explain
+from ..explain import Plan
 from ..models import checkpoint_activations
-from ..plan import Plan
 from .config import PretrainConfig
 from .network import build_network
 

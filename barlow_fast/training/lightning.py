@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.batch_norm import synchronise
-from ..loss import BarlowTwinsLoss
+from ..losses.barlow_twins import BarlowTwinsLoss
 from ..models import checkpoint_activations
+from ..models.batch_norm import synchronise
 from .config import PretrainConfig
 from .network import build_criterion, build_network
 from .optimizers import build_optimizer

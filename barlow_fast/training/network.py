@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..loss import BarlowTwinsLoss
+from ..losses.barlow_twins import BarlowTwinsLoss
 from ..models import BarlowTwinsModel, build_twins
 from .config import PretrainConfig
 

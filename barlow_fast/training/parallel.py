@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..distributed.batch_norm import synchronise
 from ..models import BarlowTwinsModel, checkpoint_activations
+from ..models.batch_norm import synchronise
 from .config import PretrainConfig
 from .ranks import Ranks
 

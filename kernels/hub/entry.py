@@ -5,10 +5,9 @@ kernels, data loading, training and evaluation.
 """
 
 from . import reference
-from .functional import Terms, barlow_twins_loss
-from .loss import BarlowTwinsLoss
+from .explain import Plan, explain
+from .losses.barlow_twins import BarlowTwinsLoss, Terms, barlow_twins_loss
 from .microbatch import backward_in_microbatches
-from .plan import Plan, explain
 from .warming import warmup
 
 __all__ = [

@@ -18,7 +18,7 @@ import torch
 from formulas import Flat, batch_norm, of_norm, outcome, shared_norm, unbiased
 from torch import Tensor, nn
 
-from barlow_fast import adapters, standardised
+from barlow_fast import adapters
 from barlow_fast.adapters import (
     catalyst,
     ffcv_ssl,
@@ -32,6 +32,7 @@ from barlow_fast.adapters import (
     official,
     solo_learn,
     stable_pretraining,
+    standardised,
     susmelj,
     vissl,
 )

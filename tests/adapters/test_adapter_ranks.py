@@ -24,7 +24,7 @@ from barlow_fast.adapters import (
     stable_pretraining,
     vissl,
 )
-from barlow_fast.distributed.batch_norm import SyncBatchNorm
+from barlow_fast.models.batch_norm import SyncBatchNorm
 
 W, N = 4, 5
 UNEQUAL = (4, 7, 5, 3)

@@ -17,8 +17,9 @@ import torch
 from formulas import batch_norm, penalty
 
 import barlow_fast
-from barlow_fast import adapters, patching
+from barlow_fast import adapters
 from barlow_fast.adapters import lightly as adapter
+from barlow_fast.adapters import patching
 
 LOSS = """
 import torch
@@ -121,7 +122,7 @@ def test_names_that_a_script_has_already(package, monkeypatch, caplog):
     script.Derived = type("Derived", (original,), {"__module__": "train_script"})
     monkeypatch.setitem(sys.modules, "train_script", script)
     monkeypatch.setitem(sys.modules, "__train_script__", script)  # by two names, as __main__ is
-    with caplog.at_level(logging.INFO, "barlow_fast.patching"):
+    with caplog.at_level(logging.INFO, "barlow_fast.adapters.patching"):
         handle = barlow_fast.patch("lightly")
     assert handle.left == ["train_script.Criterion"]
     assert handle.subclasses == ["train_script.Derived"]

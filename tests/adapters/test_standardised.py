@@ -10,7 +10,7 @@ from formulas import outcome, penalty
 from torch import Tensor
 from torch.library import opcheck
 
-from barlow_fast.standardised import (
+from barlow_fast.adapters.standardised import (
     deviation,
     deviation_loss,
     shared_norm_loss,

@@ -13,9 +13,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from barlow_fast import BarlowTwinsLoss
-from barlow_fast.distributed.batch_norm import synchronise
 from barlow_fast.distributed.micro_batches import number_of, split
 from barlow_fast.microbatch import backward_in_microbatches
+from barlow_fast.models.batch_norm import synchronise
 
 ROWS = (10, 7)
 SIZE, SHARDED_SIZE = 4, 5

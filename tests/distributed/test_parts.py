@@ -24,8 +24,8 @@ from barlow_fast.distributed import (
 from barlow_fast.distributed.call import Call
 from barlow_fast.distributed.cost import Network
 from barlow_fast.distributed.groups import Group
-from barlow_fast.distributed.norm import differentiate_norm
 from barlow_fast.distributed.traffic import count_traffic, record
+from barlow_fast.forms.norms import differentiate_norm
 from barlow_fast.kernels import aten, tiles
 
 CPU = torch.device("cpu")

@@ -25,7 +25,8 @@ from photometric_contract import crops, drawn
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from barlow_fast import ops, standardised
+from barlow_fast import ops
+from barlow_fast.adapters import standardised
 from barlow_fast.kernels import cpu
 
 NATIVE, REGISTERED = "barlow_fast_cpu", "barlow_fast"

@@ -19,7 +19,8 @@ import pytest
 import torch
 from contract import prepared
 
-from barlow_fast import ops, standardised
+from barlow_fast import ops
+from barlow_fast.adapters import standardised
 from barlow_fast.kernels import cpu, why_unusable
 
 ROOT = Path(__file__).resolve().parents[2]

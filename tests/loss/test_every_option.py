@@ -10,8 +10,8 @@ from embeddings import draw
 from options import assert_covered, record_calls
 
 from barlow_fast import BarlowTwinsLoss, Terms, barlow_twins_loss, explain, ops, warming, warmup
-from barlow_fast import loss as loss_module
 from barlow_fast.distributed import cost, entry, groups
+from barlow_fast.losses import barlow_twins as loss_module
 
 ACROSS_RANKS = {
     "process_group": "world",

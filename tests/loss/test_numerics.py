@@ -8,7 +8,7 @@ from embeddings import AWKWARD_SHAPES, KINDS, draw
 from gate import assert_within_gate, ours, relative_error, truth
 
 from barlow_fast import barlow_twins_loss
-from barlow_fast.standardised import deviation_loss, shared_norm_loss
+from barlow_fast.adapters.standardised import deviation_loss, shared_norm_loss
 
 # Each form on its own side of N = D, and a little beyond.
 GATE_SHAPES = {

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from barlow_fast import BarlowTwinsLoss, barlow_twins_loss, doctor, explain, ops, reference
 from barlow_fast.adapters import lightly, mmpretrain, monai
+from barlow_fast.adapters.standardised import deviation_loss
 from barlow_fast.kernels import aten
 from barlow_fast.kernels.precision import float32_matmul_precision
-from barlow_fast.standardised import deviation_loss
 
 WAY_OUT = r"barlow_fast: .*barlow_fast\.reference\.barlow_twins_loss"
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from barlow_fast import explain
-from barlow_fast.plan import choose_form, choose_precision, cost, executed_precision
+from barlow_fast.explain import cost
+from barlow_fast.plan import choose_form, choose_precision, executed_precision
 
 
 def test_the_form_with_less_work_is_chosen():

@@ -43,11 +43,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, functional, ops
-from .arguments import DEAD_FEATURES, Backend, DeadFeatures, Form, Precision
-from .differentiable import DifferentiableOperator
-from .kernels import Coefficients, KernelSet, Layout, load
-from .kernels.precision import accumulation_dtype, reciprocal, reciprocal_deviation
+from .. import arguments, ops
+from ..arguments import DEAD_FEATURES, Backend, DeadFeatures, Form, Precision
+from ..differentiable import DifferentiableOperator
+from ..kernels import Coefficients, KernelSet, Layout, load
+from ..kernels.precision import accumulation_dtype, reciprocal, reciprocal_deviation
+from ..losses import barlow_twins as functional
 
 # In place of a ddof: embeddings as they are, and one mean and variance for both views.
 _GIVEN, _SHARED = -1, -2

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .kernels import Coefficients, KernelSet
+from ..kernels import Coefficients, KernelSet
 
 
 def forward(

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .collectives import explained
+from ..distributed.collectives import explained
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

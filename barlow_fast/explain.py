@@ -1,0 +1,216 @@
+"""What the loss would choose for given shapes, and why, and what each choice costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from .arguments import FORMS, Backend, Form, Layout, Precision, check_choice
+from .distributed import cost as distribution
+from .kernels import KERNEL_SETS, why_unusable
+from .kernels.precision import (
+    OPERAND_DTYPE,
+    PRECISIONS,
+    accumulation_dtype,
+    float32_matmul_precision,
+)
+from .plan import (
+    AUTOCAST_PRECISION,
+    choose_backend,
+    choose_form,
+    choose_precision,
+    executed_precision,
+    flops,
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one forward + backward pass in one form."""
+
+    flops: float  # multiplications and additions of the matrix products
+    input_bytes: float  # both inputs read twice, both gradients written once
+    extra_bytes: float  # the matrices kept between forward and backward
+
+    def __str__(self) -> str:
+        return (
+            f"{self.flops / 1e9:.4g} GFLOP, "
+            f"{self.input_bytes / 2**20:.4g} MiB of inputs and gradients moved, "
+            f"{self.extra_bytes / 2**20:.4g} MiB kept"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call of the loss does; `print` it for the reasons."""
+
+    n: int  # samples of the batch, of all ranks together
+    d: int  # dimensions of the embeddings
+    dtype: torch.dtype  # of the embeddings
+    device: str  # of the embeddings
+    form: str  # 'gram' or 'correlation'
+    precision: str  # the operand type that is computed in
+    backend: str  # the kernel set
+    costs: dict[str, Cost]  # of each form
+    reasons: dict[str, str]  # of form, precision, backend and layout
+    world_size: int = 1  # ranks
+    layout: str | None = None  # across ranks; None on one
+    layout_costs: dict[str, distribution.LayoutCost] = field(default_factory=dict)  # of each layout
+    layout_seconds: dict[str, float] = field(default_factory=dict)  # modelled, not measured
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        lines = [f"Barlow Twins loss of two {self.n} x {self.d} {name} embeddings on {self.device}"]
+        if self.layout is not None:
+            lines[0] += f", over {self.world_size} ranks"
+        for key in ("layout", "form", "precision", "backend"):
+            if getattr(self, key) is not None:
+                lines.append(f"  {key:<10} {getattr(self, key):<12} {self.reasons[key]}")
+        if self.layout is None:
+            for form, cost in self.costs.items():
+                lines.append(f"  cost of {form}: {cost}{_mark(form == self.form)}")
+        for layout, cost in self.layout_costs.items():
+            seconds = f"{1e3 * self.layout_seconds[layout]:.3g} ms modelled"
+            lines.append(f"  cost of {layout}: {cost}; {seconds}{_mark(layout == self.layout)}")
+        return "\n".join(lines)
+
+
+def _mark(chosen: bool) -> str:
+    return "  <- chosen" if chosen else ""
+
+
+def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: int = 4) -> Cost:
+    """The cost model: 6 N D min(N, D) operations where symmetric products are halved (design:
+    kernels/README.md)."""
+    # The Triton kernels keep matrices in the operand type, the others as they were summed.
+    kept = OPERAND_DTYPE[precision] if backend == "triton" else accumulation_dtype(precision)
+    itemsize = kept.itemsize
+    forward, gradient = flops(form, n, d, backend)
+    extra = (2 * n * n if form == "gram" else d * d) * itemsize
+    return Cost(forward + 2 * gradient, float(6 * n * d * element_size), float(extra))
+
+
+def explain(
+    n: int,
+    d: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    *,
+    autocast: torch.dtype | None = None,
+    form: Form = "auto",
+    precision: Precision = "auto",
+    backend: Backend = "auto",
+    layout: Layout = "auto",
+    world_size: int = 1,
+    nodes: int = 1,
+    network: distribution.Network | None = None,
+) -> Plan:
+    """What `barlow_twins_loss` would do for two (n, d) embeddings, and why.
+
+    Args:
+        n: samples in the batch, of all ranks together.
+        d: embedding dimensions.
+        dtype: dtype of the embeddings.
+        device: device of the embeddings.
+        autocast: the autocast dtype that will be active, or None.
+        form, precision, backend, layout: as given to the loss.
+        world_size: ranks of the process group; they are taken to have equally many samples.
+        nodes: machines that the ranks are spread over.
+        network: what to assume of ranks and links; None for what the loss itself assumes of
+            `device` and `nodes`. The loss always chooses by that.
+
+    Raises:
+        TypeError: sizes that are not whole numbers, a dtype that is none.
+        ValueError: an unknown form, precision, backend or layout, n < 2, d < 1, world_size < 1 or
+            nodes not in 1...world_size.
+        RuntimeError: a backend that was asked for cannot be used on `device`.
+    """
+    for name, size in (("n", n), ("d", d), ("world_size", world_size), ("nodes", nodes)):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} must be a whole number, got {size!r}")
+    _check_dtypes(dtype, autocast)
+    if n < 2 or d < 1:
+        raise ValueError(f"n must be at least 2 and d at least 1, got n={n}, d={d}")
+    if not 1 <= nodes <= world_size:
+        raise ValueError(
+            "world_size must be at least 1 and nodes between 1 and it, got "
+            f"world_size={world_size}, nodes={nodes}"
+        )
+    check_choice("form", form, FORMS)
+    check_choice("precision", precision, PRECISIONS)
+    distribution.check(layout, form)
+    device = torch.device(device)
+    chosen_backend = choose_backend(backend, device)
+    matmul = float32_matmul_precision(device.type)
+    chosen_precision, why_precision = choose_precision(precision, dtype, autocast, matmul)
+    executed = executed_precision(chosen_precision, device.type)
+    if executed != chosen_precision:
+        why_precision += f"; {chosen_precision} is computed as {executed} on a CPU"
+    chosen_form = choose_form(form, n, d, chosen_backend)
+    costs = {f: cost(f, n, d, chosen_backend, executed, dtype.itemsize) for f in FORMS}
+    other = next(f for f in FORMS if f != chosen_form)
+    ratio = costs[other].flops / costs[chosen_form].flops
+    reasons = {
+        "form": "asked for" if form != "auto" else _form_reason(other, ratio),
+        "precision": why_precision,
+        "backend": "asked for" if backend != "auto" else _backend_reason(chosen_backend, device),
+    }
+    plan = Plan(n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons)
+    if world_size == 1:
+        return plan
+    network = network or distribution.network_of(device.type, nodes, executed)
+    return _distributed(plan, form, layout, world_size, network)
+
+
+def _check_dtypes(dtype: torch.dtype, autocast: torch.dtype | None) -> None:
+    """TypeError for what torch does not take for a dtype of embeddings, or of autocast."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            f"dtype must be a floating torch.dtype, such as torch.bfloat16, got {dtype!r}"
+        )
+    if autocast is not None and autocast not in AUTOCAST_PRECISION:
+        names = ", ".join(map(str, AUTOCAST_PRECISION))
+        raise TypeError(f"autocast must be one of {names}, or None for none, got {autocast!r}")
+
+
+def _distributed(
+    plan: Plan, form: str, layout: str, world_size: int, network: distribution.Network
+) -> Plan:
+    """The plan with a layout, and the form that it computes."""
+    each, more = divmod(plan.n, world_size)
+    rows = tuple(each + (rank < more) for rank in range(world_size))
+    shape = (rows, plan.d, plan.dtype, plan.precision)
+    chosen = distribution.choose_layout(layout, form, *shape, network)
+    costs = {
+        name: distribution.cost(name, *shape, trees=network.trees) for name in distribution.LAYOUTS
+    }
+    seconds = {name: cost.seconds(network, world_size) for name, cost in costs.items()}
+    reason = distribution.DESCRIPTION[chosen]
+    reason += "; asked for" if layout != "auto" else "; fastest by the model"
+    if layout == "auto" and form != "auto":
+        reason += f" of the {form} form"
+    reasons = plan.reasons | {"layout": reason}
+    if form == "auto":
+        reasons["form"] = "the layout's"
+    return replace(
+        plan,
+        form=distribution.FORM_OF_LAYOUT[chosen],
+        reasons=reasons,
+        world_size=world_size,
+        layout=chosen,
+        layout_costs=costs,
+        layout_seconds=seconds,
+    )
+
+
+def _form_reason(other: str, ratio: float) -> str:
+    if ratio < 1.1:
+        return f"about the operations of {other}, in fewer passes"
+    return f"{other} would take {ratio:.3g} times the operations"
+
+
+def _backend_reason(chosen: str, device: torch.device) -> str:
+    passed_over = KERNEL_SETS[: KERNEL_SETS.index(chosen)]
+    reasons = [f"not {name}: {why_unusable(name, device)}" for name in passed_over]
+    return "first usable set" + "".join(f"; {reason}" for reason in reasons)

@@ -1,0 +1,1 @@
+"""The algorithms of the losses, each written once over any kernel set."""

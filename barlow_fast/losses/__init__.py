@@ -1,0 +1,1 @@
+"""Losses, one file each: the function, its module, and the terms that it returns."""
