@@ -1,27 +1,35 @@
-"""What the loss and its registered operators take: the accepted words, and checks.
+"""What losses and their registered operators take: options, accepted values, and checks.
 
 `torch.ops.barlow_fast.*` are public: saved graphs and other people's scripts call them, and kernels
 read tensors by the shapes and types that they expect. Operators and their fakes check everything
-here first. The eager route does not: `barlow_twins_loss` has checked the same.
+here first. The eager route does not: the functions have checked the same.
 """
 
 from __future__ import annotations
 
+import math
+import sys
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from numbers import Real
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    TypedDict,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from .kernels import KERNEL_SETS
 from .kernels import Layout as TensorLayout
-from .kernels.precision import PRECISIONS
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
-
-# The words of each option, for type checkers and for the checks below.
+# The values of each option, for type checkers and for the checks below.
 Form = Literal["auto", "gram", "correlation"]
 Precision = Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"]
 Backend = Literal["auto", "triton", "cpu", "aten"]
@@ -29,27 +37,224 @@ Statistics = Literal["global", "local"]
 Gradient = Literal["exact", "official"]
 Layout = Literal["auto", "features", "rows", "correlation"]
 DeadFeatures = Literal["nan", "zero"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
-FORMS = get_args(Form)[1:]
-STATISTICS, GRADIENTS, DEAD_FEATURES = map(get_args, (Statistics, Gradient, DeadFeatures))
+    Ranks = Literal["world"] | ProcessGroup | DeviceMesh | None
+else:
+    Ranks = Any  # a torch without torch.distributed has no ProcessGroup
+
+FORMS, LAYOUTS = get_args(Form)[1:], get_args(Layout)[1:]
+FORM_OF_LAYOUT = {"features": "gram", "rows": "gram", "correlation": "correlation"}
+WORLD = "world"
+LARGEST = 1e100  # of a number; its squares and products stay finite in float64
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class Options(TypedDict, total=False):
-    """The keywords of `barlow_twins_loss`."""
+class Keywords(TypedDict, total=False):
+    """The fields of `Options` that `barlow_twins_loss` takes by keyword, for type checkers."""
 
     scale: float
     eps: float
     precision: Precision
     form: Form
     backend: Backend
-    process_group: Literal["world"] | ProcessGroup | DeviceMesh | None
+    process_group: Ranks
     statistics: Statistics
     gradient: Gradient
     layout: Layout
 
 
-LARGEST = 1e100  # of a number; its squares and products stay finite in float64
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+class Options(NamedTuple):
+    """The options of the loss: names, types, defaults, and one check of all.
+
+    The function and the module repeat names, types and defaults, which `inspect`, type checkers and
+    the documentation read there; tests/test_types.py holds them equal.
+    """
+
+    lambd: float | Tensor = 0.0051
+    scale: float = 1.0
+    eps: float = 1e-5
+    precision: Precision = "auto"
+    form: Form = "auto"
+    backend: Backend = "auto"
+    process_group: Ranks = None
+    statistics: Statistics = "global"
+    gradient: Gradient = "exact"
+    layout: Layout = "auto"
+
+    def check(self) -> None:
+        """Raises the error that `barlow_twins_loss` documents for the first bad option."""
+        check_weight(as_number("lambd", self.lambd))
+        check_number("scale", self.scale)
+        check_number("eps", self.eps, at_least=0)
+        for name in _CHOICES:
+            check_choice(name, getattr(self, name))
+        check_layout(self.layout, self.form)
+        check_process_group(self.process_group)
+
+
+def _literals(options: type) -> dict[str, tuple[str, ...]]:
+    """The accepted values of the fields that are a Literal."""
+    hints = get_type_hints(options)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+_CHOICES = _literals(Options)
+ACCEPTED = _CHOICES | {"dead_features": get_args(DeadFeatures)}
+
+
+def check_choice(name: str, value: str) -> None:
+    """ValueError unless `value` is accepted for the option `name`."""
+    if value not in ACCEPTED[name]:
+        raise ValueError(f"{name} must be one of {ACCEPTED[name]}, got {value!r}")
+
+
+def check_number(name: str, value: Any, at_least: float = -LARGEST) -> None:
+    """Checks that `value` is a number from `at_least` to `LARGEST`. Numbers that a graph leaves
+    open are checked when it runs.
+
+    Raises:
+        TypeError: something else than a real number.
+        ValueError: out of range, or not finite.
+    """
+    if isinstance(value, torch.SymFloat | torch.SymInt):
+        return
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a Python number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if not at_least <= value <= LARGEST:
+        raise ValueError(f"{name} must be from {at_least:g} to {LARGEST:g}, got {value}")
+
+
+def check_weight(lambd: Any) -> None:
+    """As `check_number`, for a weight, which may be a real tensor of one element."""
+    if not isinstance(lambd, Tensor):
+        check_number("lambd", lambd)
+    elif lambd.numel() != 1 or lambd.is_complex():
+        raise ValueError(f"lambd must be a real tensor of one element, got {described(lambd)}")
+
+
+def as_number(name: str, value: float | Tensor) -> float | Tensor:
+    """`value`, with a tensor read by the host; graphs and dispatch modes keep it a tensor.
+
+    Raises:
+        TypeError: a tensor of more than one element, or that requires a gradient.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1 or value.requires_grad or value.is_complex():
+        raise TypeError(
+            f"{name} must be a number, or a real tensor of one element without gradient, got "
+            f"shape {tuple(value.shape)}, {value.dtype}, requires_grad={value.requires_grad}"
+        )
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return value
+    if torch._C._functorch.is_batchedtensor(value):
+        raise TypeError(f"{name} must be the same for all losses of a torch.func.vmap")
+    return float(value)
+
+
+def check_layout(layout: str, form: str) -> None:
+    """ValueError unless `layout` is 'auto' or a layout of the form."""
+    check_choice("layout", layout)
+    if layout != "auto" and form not in ("auto", FORM_OF_LAYOUT[layout]):
+        raise ValueError(
+            f"layout={layout!r} computes the {FORM_OF_LAYOUT[layout]} form, but form={form!r}"
+        )
+
+
+def check_process_group(process_group: Any) -> None:
+    """TypeError unless `process_group` is None, 'world', a process group or a 1-D device mesh."""
+    if process_group is None or process_group == WORLD or is_group(process_group):
+        return
+    if process_group is dist.GroupMember.NON_GROUP_MEMBER:
+        return  # an error of the call, not of the type: raised where the group is resolved
+    if hasattr(process_group, "get_group"):
+        if process_group.ndim != 1:
+            raise TypeError(
+                f"process_group must be a 1-D DeviceMesh, got {process_group.ndim} dimensions; "
+                "pass mesh['name']"
+            )
+        return
+    raise TypeError(
+        "process_group must be None, 'world', a torch.distributed.ProcessGroup or a 1-D "
+        f"DeviceMesh, got {type(process_group).__name__}"
+    )
+
+
+def is_group(value: Any) -> bool:
+    return dist.is_available() and isinstance(value, dist.ProcessGroup)
+
+
+def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
+    """Both views as (N, D) of one dtype, with all leading sizes flattened into N.
+
+    Raises:
+        TypeError: not tensors, not dense, not of a floating dtype.
+        ValueError: mismatched shapes or devices, N < at_least, D < 1.
+    """
+    for name, z in (("z_a", z_a), ("z_b", z_b)):
+        _check_view(name, z)
+    if z_a.shape != z_b.shape:
+        raise ValueError(
+            f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}"
+        )
+    if z_a.device != z_b.device:
+        raise ValueError(f"z_a and z_b must be on one device, got {z_a.device} and {z_b.device}")
+    if z_a.dim() < 2:
+        raise ValueError(f"z_a and z_b must be (N, D) or (..., D), got shape {tuple(z_a.shape)}")
+    if z_a.shape[-1] < 1:
+        raise ValueError(f"D, the last size, must be at least 1, got shape {tuple(z_a.shape)}")
+    if z_a.dim() > 3 and not torch.compiler.is_compiling():
+        _warn_of_maps(z_a.shape)
+    if z_a.dim() > 2:
+        z_a, z_b = z_a.flatten(0, -2), z_b.flatten(0, -2)
+    if z_a.shape[0] < at_least:
+        raise ValueError(
+            f"the loss needs at least 2 samples to standardise over, got N = {z_a.shape[0]} "
+            "(a last batch of one? use drop_last=True)"
+        )
+    if z_a.dtype != z_b.dtype:
+        dtype = torch.promote_types(z_a.dtype, z_b.dtype)
+        z_a, z_b = z_a.to(dtype), z_b.to(dtype)
+    return z_a, z_b
+
+
+def _check_view(name: str, z: Any) -> None:
+    """TypeError unless z is a dense tensor of a floating dtype that kernels take."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
+    if type(z) is not Tensor and _is_distributed(z):
+        raise TypeError(
+            f"{name} is a DTensor: pass the samples of this rank, {name}.to_local(), with "
+            "process_group=... for the loss of all ranks, or the whole, "
+            f"{name}.full_tensor(), for each rank's own"
+        )
+    if not z.is_floating_point() or z.dtype.itemsize < 2:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
+    if z.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {z.layout}")
+
+
+def _warn_of_maps(shape: torch.Size) -> None:
+    """UserWarning of what may be feature maps with their channels second."""
+    sizes = ", ".join(("N", *map(str, shape[1:])))
+    warnings.warn(
+        f"the last size of z_a and z_b, ({sizes}), is D = {shape[-1]}, all others are samples. Of "
+        "feature maps with the channels second, pass z.flatten(1) for one sample per map, or "
+        "z.movedim(1, -1).flatten(0, -2) for one per position",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def _is_distributed(z: Tensor) -> bool:
+    """Whether z is a DTensor, whose module is imported only where there is one: it is slow."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(z, module.DTensor)
 
 
 def check_views(z_a: Tensor, z_b: Tensor, at_least: int) -> None:
@@ -90,28 +295,7 @@ def check_tensors(
             )
 
 
-def check_number(name: str, value: Any, at_least: float = -LARGEST) -> None:
-    """ValueError unless `value` is from `at_least` to `LARGEST`, or a real tensor of one element;
-    numbers that a graph keeps open are checked when it runs."""
-    if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
-        raise ValueError(f"{name} must be a real tensor of one element, got {described(value)}")
-    if isinstance(value, float | int) and not at_least <= value <= LARGEST:
-        raise ValueError(f"{name} must be from {at_least:g} to {LARGEST:g}, got {value}")
-
-
-def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    """ValueError unless `value` is 'auto' or one of `accepted`."""
-    if value not in ("auto", *accepted):
-        raise ValueError(f"{name} must be one of {('auto', *accepted)}, got {value!r}")
-
-
-def check_choices(form: str, precision: str, backend: str) -> None:
-    """ValueError for a word that is none of the accepted ones."""
-    check_choice("form", form, FORMS)
-    check_choice("precision", precision, PRECISIONS)
-    check_choice("backend", backend, KERNEL_SETS)
-
-
 def described(x: Tensor) -> str:
+    """The dtype, shape and device of a tensor, and whether it is contiguous."""
     layout = "" if x.is_contiguous() else ", not contiguous"
     return f"{x.dtype} {tuple(x.shape)} on {x.device}{layout}"

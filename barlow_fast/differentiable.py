@@ -11,15 +11,14 @@ and second derivatives are refused.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import torch
 from torch import Tensor
 
-from .arguments import check_number, check_tensors, check_views
+from .arguments import check_tensors, check_views, check_weight
 from .kernels import Layout
 
 # Of the registered operators: the name of the package that this module is imported in. Builds for
@@ -35,16 +34,17 @@ class DifferentiableOperator:
             on disk by operator name, with the shapes that they were made for: another layout of
             what `forward` returns needs another name.
         backward_name: of its gradient.
-        forward: (z_a, z_b, lambd, *options) to a tuple of tensors: the scalar loss, terms that no
-            gradient flows through, and what `backward` needs beside the views. Its signature, types
-            included, is the operator's.
-        backward: (grad, z_a, z_b, *kept, lambd, *options, need_a, need_b) to the gradients of the
-            loss times the scalar `grad`, of z_a and z_b; one that is not needed is empty.
-        layouts: (z_a, lambd, *options) to shape and dtype of everything that `forward` returns;
+        forward: (z_a, z_b, lambd, options) to a tuple of tensors: the scalar loss, terms that no
+            gradient flows through, and what `backward` needs beside the views.
+        backward: (grad, z_a, z_b, kept, lambd, options, need) to the gradients of the loss times
+            the scalar `grad`, of z_a and z_b; one that is not needed is empty.
+        options: the NamedTuple of both. Its fields, with types, are the operators' arguments.
+        kept: names of the tensors that `backward` needs, in the backward operator's schema.
+        layouts: (z_a, lambd, options) to shape and dtype of everything that `forward` returns;
             ValueError for options out of range. Fakes and checks are made of it.
         results: how many of the outputs are the loss and its terms.
         at_least: samples that the loss needs.
-        flops: (z_a, *options) to the operations of the matrix products of the forward pass and of
+        flops: (z_a, options) to the operations of the matrix products of the forward pass and of
             one view's gradient, for `torch.utils.flop_counter`.
 
     Graphs hold a float argument of an operator as a constant. `{name}_tensor` are the same two
@@ -58,24 +58,33 @@ class DifferentiableOperator:
         backward_name: str,
         forward: Callable[..., tuple[Tensor, ...]],
         backward: Callable[..., tuple[Tensor, Tensor]],
+        options: type[NamedTuple],
+        kept: tuple[str, ...],
         layouts: Callable[..., tuple[Layout, ...]],
         results: int,
         at_least: int,
         flops: Callable[..., tuple[float, float]],
     ) -> None:
         self._results = results
-        check = _Check(layouts, results, at_least)
-        self.forward, self.backward = _register(
-            forward_name, backward_name, forward, backward, check
-        )
-        self.forward_tensor, self.backward_tensor = _register(
-            f"{forward_name}_tensor", f"{backward_name}_tensor", forward, backward, check,
-            lambd_is_tensor=True,
-        )  # fmt: skip
-        for operator in (self.forward, self.forward_tensor):
-            _FLOPS[operator._opoverload._overloadpacket] = _forward_flops(flops)
-        for operator in (self.backward, self.backward_tensor):
-            _FLOPS[operator._opoverload._overloadpacket] = _backward_flops(flops, forward)
+        signature = _Signature(options, kept)
+        check = _Check(signature, layouts, results, at_least)
+
+        def flat_forward(*arguments: Any) -> tuple[Tensor, ...]:
+            return forward(*signature.of_forward(arguments))
+
+        def flat_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+            return backward(*signature.of_backward(arguments))
+
+        def registered(suffix: str, kind: str) -> tuple[Any, Any]:
+            names = f"{forward_name}{suffix}", f"{backward_name}{suffix}"
+            operators = _register(*names, flat_forward, flat_backward, check, kind)
+            formulas = _flop_formulas(flops, signature)
+            for operator, formula in zip(operators, formulas, strict=True):
+                _FLOPS[operator._opoverload._overloadpacket] = formula
+            return operators
+
+        self.forward, self.backward = registered("", "float")
+        self.forward_tensor, self.backward_tensor = registered("_tensor", "Tensor")
 
         class Gradient(torch.autograd.Function):
             """The backward pass as a node of its own, so that differentiating it again is refused
@@ -83,7 +92,7 @@ class DifferentiableOperator:
 
             @staticmethod
             def forward(*arguments):
-                return backward(*arguments)
+                return flat_backward(*arguments)
 
             @staticmethod
             def setup_context(ctx, inputs, output):
@@ -104,14 +113,14 @@ class DifferentiableOperator:
 
             @staticmethod
             def forward(ctx, *inputs):
-                output = forward(*inputs)
+                output = flat_forward(*inputs)
                 _keep(ctx, inputs, output, results)
                 ctx.mark_non_differentiable(*output[1:results])
                 return output[:results]
 
             @staticmethod
             def backward(ctx, grad, *_):
-                function = backward
+                function = flat_backward
                 if torch.is_grad_enabled():  # recorded only for the sake of second derivatives
                     function = Gradient.apply
                 elif torch._C._functorch.is_legacy_batchedtensor(grad):  # is_grads_batched=True
@@ -125,7 +134,7 @@ class DifferentiableOperator:
 
             @staticmethod
             def forward(*inputs):
-                return forward(*inputs)
+                return flat_forward(*inputs)
 
             @staticmethod
             def setup_context(ctx, inputs, output):
@@ -174,6 +183,42 @@ class DifferentiableOperator:
         return loss, *(term.detach() for term in terms)
 
 
+class _Signature:
+    """The arguments of the operators: flat for torch.library and autograd, packed for the functions.
+
+    forward:  z_a, z_b, lambd, *options
+    backward: grad, z_a, z_b, *kept, lambd, *options, need_a, need_b
+    """
+
+    _TYPES = {float: "float", int: "SymInt", bool: "bool", str: "str"}
+
+    def __init__(self, options: type[NamedTuple], kept: tuple[str, ...]) -> None:
+        self.options, self.kept = options, kept
+        self._lambd = 3 + len(kept)  # its position in the backward pass
+        hints = get_type_hints(options)
+        self._fields = [f"{self._TYPES[hints[name]]} {name}" for name in options._fields]
+
+    def schemas(self, lambd: str, outputs: int) -> tuple[str, str]:
+        """Of both operators, with a weight of type `lambd`."""
+        common = [f"{lambd} lambd", *self._fields]
+        forward = ["Tensor z_a", "Tensor z_b", *common]
+        tensors = [f"Tensor {name}" for name in ("grad", "z_a", "z_b", *self.kept)]
+        backward = [*tensors, *common, "bool need_a", "bool need_b"]
+        returned = ", ".join(["Tensor"] * outputs)
+        return f"({', '.join(forward)}) -> ({returned})", f"({', '.join(backward)}) -> (Tensor, Tensor)"
+
+    def of_forward(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """(z_a, z_b, lambd, options)."""
+        z_a, z_b, lambd, *rest = arguments
+        return z_a, z_b, lambd, self.options._make(rest)
+
+    def of_backward(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """(grad, z_a, z_b, kept, lambd, options, need)."""
+        at = self._lambd
+        options = self.options._make(arguments[at + 1 : -2])
+        return *arguments[:3], arguments[3:at], arguments[at], options, arguments[-2:]
+
+
 MOST_KNOWN = 256  # shapes that the checks of an operator remember
 
 
@@ -181,41 +226,46 @@ class _Check:
     """Arguments of an operator, checked before kernels read memory by them."""
 
     def __init__(
-        self, layouts: Callable[..., tuple[Layout, ...]], results: int, at_least: int
+        self,
+        signature: _Signature,
+        layouts: Callable[..., tuple[Layout, ...]],
+        results: int,
+        at_least: int,
     ) -> None:
-        self.layouts, self.results, self.at_least = layouts, results, at_least
+        self.signature, self.layouts = signature, layouts
+        self.results, self.at_least = results, at_least
         self._known: dict[tuple, tuple[Layout, ...]] = {}
 
-    def known(self, z_a: Tensor, z_b: Tensor, lambd: Any, *options: Any) -> tuple[Layout, ...]:
+    def known(self, z_a: Tensor, z_b: Tensor, lambd: Any, options: Any) -> tuple[Layout, ...]:
         """As `forward`, of tensors that have memory, remembered by shape, dtype and device."""
         key = (z_a.shape, z_a.dtype, z_a.device, z_b.shape, z_b.dtype, z_b.device, options)
         layouts = self._known.get(key)
         if layouts is not None:
-            check_number("lambd", lambd)
+            check_weight(lambd)
             return layouts
-        layouts = self.forward(z_a, z_b, lambd, *options)
-        if options[-2] != "auto":  # which depends on torch's settings of the moment
+        layouts = self.forward(z_a, z_b, lambd, options)
+        if options.precision != "auto":  # which depends on torch's settings of the moment
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             self._known[key] = layouts
         return layouts
 
-    def forward(self, z_a: Tensor, z_b: Tensor, lambd: Any, *options: Any) -> tuple[Layout, ...]:
+    def forward(self, z_a: Tensor, z_b: Tensor, lambd: Any, options: Any) -> tuple[Layout, ...]:
         """The layouts of what is returned."""
         check_views(z_a, z_b, self.at_least)
-        return self.layouts(z_a, lambd, *options)
+        check_weight(lambd)
+        return self.layouts(z_a, options)
 
     def backward(
-        self, names: list[str], arguments: tuple, layouts_of: Callable[..., tuple[Layout, ...]]
+        self, arguments: Sequence[Any], layouts_of: Callable[..., tuple[Layout, ...]]
     ) -> None:
         """`layouts_of`: `forward` or `known`."""
-        grad, z_a, z_b, *rest = arguments[:-2]
-        kept = len(names) - 1
-        layouts = layouts_of(z_a, z_b, *rest[kept:])
+        grad, z_a, z_b, kept, lambd, options, _ = self.signature.of_backward(arguments)
+        layouts = layouts_of(z_a, z_b, lambd, options)
         if grad.dim() and grad.numel() == 1:  # of any shape, as kernels read it
             grad = grad.reshape(())
-        tensors, expected = (grad, *rest[:kept]), (layouts[0], *layouts[self.results :])
-        check_tensors(names, tensors, expected, z_a.device)
+        names, expected = ("grad", *self.signature.kept), (layouts[0], *layouts[self.results :])
+        check_tensors(names, (grad, *kept), expected, z_a.device)
 
 
 def _register(
@@ -224,45 +274,44 @@ def _register(
     forward: Callable[..., tuple[Tensor, ...]],
     backward: Callable[..., tuple[Tensor, Tensor]],
     check: _Check,
-    lambd_is_tensor: bool = False,
+    lambd: str,
 ) -> tuple[Any, Any]:
-    """The operators `barlow_fast::{forward_name}` and `barlow_fast::{backward_name}`."""
-    results = check.results
-    parameters = list(inspect.signature(backward).parameters)
-    kept = ["grad", *parameters[3 : parameters.index("lambd")]]
+    """The operators `barlow_fast::{forward_name}` and `barlow_fast::{backward_name}`.
+
+    lambd: the type of the weight, 'float' or 'Tensor'.
+    """
+    signature, results = check.signature, check.results
+    schemas = signature.schemas(lambd, results + len(signature.kept))
+    tags = (torch.Tag.cudagraph_unsafe,) if lambd == "Tensor" else ()
 
     def checked_forward(*arguments: Any) -> tuple[Tensor, ...]:
-        check.known(*arguments)
+        check.known(*signature.of_forward(arguments))
         return forward(*arguments)
 
     def checked_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        check.backward(kept, arguments, check.known)
+        check.backward(arguments, check.known)
         return backward(*arguments)
 
-    def fake_forward(z_a: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        layouts = check.forward(z_a, *arguments)
-        return tuple(z_a.new_empty(shape, dtype=dtype) for shape, dtype in layouts)
+    def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
+        layouts = check.forward(*signature.of_forward(arguments))
+        return tuple(arguments[0].new_empty(shape, dtype=dtype) for shape, dtype in layouts)
 
     def fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        check.backward(kept, arguments, check.forward)
+        check.backward(arguments, check.forward)
         views, need = arguments[1:3], arguments[-2:]
         return tuple(
             z.new_empty(z.shape if needed else 0) for z, needed in zip(views, need, strict=True)
         )
 
     operators = []
-    for name, function, checked in (
-        (forward_name, forward, checked_forward),
-        (backward_name, backward, checked_backward),
+    for name, checked, schema, at in (
+        (forward_name, checked_forward, schemas[0], 2),
+        (backward_name, checked_backward, schemas[1], 3 + len(signature.kept)),
     ):
-        schema, tags = torch.library.infer_schema(function, mutates_args=()), ()
-        if lambd_is_tensor:
-            index = list(inspect.signature(function).parameters).index("lambd")
-            schema = schema.replace("float lambd", "Tensor lambd")
-            checked, tags = _reading_lambd(checked, index), (torch.Tag.cudagraph_unsafe,)
+        function = _reading_lambd(checked, at) if lambd == "Tensor" else checked
         operators.append(
             torch.library.custom_op(
-                f"{NAMESPACE}::{name}", checked, mutates_args=(), schema=schema, tags=tags
+                f"{NAMESPACE}::{name}", function, mutates_args=(), schema=schema, tags=tags
             )
         )
     forward_operator, backward_operator = operators
@@ -285,7 +334,7 @@ def _reading_lambd(function: Callable[..., Any], index: int) -> Callable[..., An
 
     def read(*arguments: Any) -> Any:
         lambd = arguments[index]
-        check_number("lambd", lambd)
+        check_weight(lambd)
         return function(*arguments[:index], lambd.item(), *arguments[index + 1 :])
 
     return read
@@ -362,23 +411,20 @@ def _vmap_rule(operator: Any) -> Callable[..., tuple]:
 _FLOPS: dict[Any, Callable[..., int]] = {}
 
 
-def _forward_flops(flops: Callable[..., tuple[float, float]]) -> Callable[..., int]:
-    def formula(z_a, z_b, lambd, *options, out_val=None, **_):
-        return int(flops(z_a, *options)[0])
+def _flop_formulas(
+    flops: Callable[..., tuple[float, float]], signature: _Signature
+) -> tuple[Callable[..., int], Callable[..., int]]:
+    """Of the forward and of the backward operator."""
 
-    return formula
+    def of_forward(*arguments, out_val=None, **_):
+        z_a, _, _, options = signature.of_forward(arguments)
+        return int(flops(z_a, options)[0])
 
+    def of_backward(*arguments, out_val=None, **_):
+        _, z_a, _, _, _, options, need = signature.of_backward(arguments)
+        return int(flops(z_a, options)[1] * sum(need))
 
-def _backward_flops(
-    flops: Callable[..., tuple[float, float]], forward: Callable[..., Any]
-) -> Callable[..., int]:
-    options = len(inspect.signature(forward).parameters) - 3  # behind z_a, z_b, lambd
-
-    def formula(grad, z_a, z_b, *rest, out_val=None, **_):
-        *rest, need_a, need_b = rest
-        return int(flops(z_a, *rest[-options:])[1] * (need_a + need_b))
-
-    return formula
+    return of_forward, of_backward
 
 
 def count_flops() -> None:

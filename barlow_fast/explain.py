@@ -6,23 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from .arguments import FORMS, Backend, Form, Layout, Precision, check_choice
+from .arguments import FORM_OF_LAYOUT, FORMS, LAYOUTS, Backend, Form, Layout, Options, Precision
 from .distributed import cost as distribution
 from .kernels import KERNEL_SETS, why_unusable
-from .kernels.precision import (
-    OPERAND_DTYPE,
-    PRECISIONS,
-    accumulation_dtype,
-    float32_matmul_precision,
-)
-from .plan import (
-    AUTOCAST_PRECISION,
-    choose_backend,
-    choose_form,
-    choose_precision,
-    executed_precision,
-    flops,
-)
+from .kernels.precision import OPERAND_DTYPE, accumulation_dtype
+from .plan import AUTOCAST_PRECISION, choose_backend, choose_form, choose_precision, flops
 
 
 @dataclass(frozen=True)
@@ -124,7 +112,7 @@ def explain(
         TypeError: sizes that are not whole numbers, a dtype that is none.
         ValueError: an unknown form, precision, backend or layout, n < 2, d < 1, world_size < 1 or
             nodes not in 1...world_size.
-        RuntimeError: a backend that was asked for cannot be used on `device`.
+        RuntimeError: a requested backend cannot be used on `device`.
     """
     for name, size in (("n", n), ("d", d), ("world_size", world_size), ("nodes", nodes)):
         if not isinstance(size, int):
@@ -137,24 +125,18 @@ def explain(
             "world_size must be at least 1 and nodes between 1 and it, got "
             f"world_size={world_size}, nodes={nodes}"
         )
-    check_choice("form", form, FORMS)
-    check_choice("precision", precision, PRECISIONS)
-    distribution.check(layout, form)
+    Options(precision=precision, form=form, backend=backend, layout=layout).check()
     device = torch.device(device)
     chosen_backend = choose_backend(backend, device)
-    matmul = float32_matmul_precision(device.type)
-    chosen_precision, why_precision = choose_precision(precision, dtype, autocast, matmul)
-    executed = executed_precision(chosen_precision, device.type)
-    if executed != chosen_precision:
-        why_precision += f"; {chosen_precision} is computed as {executed} on a CPU"
+    executed, why_precision = choose_precision(precision, dtype, device.type, autocast)
     chosen_form = choose_form(form, n, d, chosen_backend)
     costs = {f: cost(f, n, d, chosen_backend, executed, dtype.itemsize) for f in FORMS}
     other = next(f for f in FORMS if f != chosen_form)
     ratio = costs[other].flops / costs[chosen_form].flops
     reasons = {
-        "form": "asked for" if form != "auto" else _form_reason(other, ratio),
+        "form": "requested" if form != "auto" else _form_reason(other, ratio),
         "precision": why_precision,
-        "backend": "asked for" if backend != "auto" else _backend_reason(chosen_backend, device),
+        "backend": "requested" if backend != "auto" else _backend_reason(chosen_backend, device),
     }
     plan = Plan(n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons)
     if world_size == 1:
@@ -183,11 +165,11 @@ def _distributed(
     shape = (rows, plan.d, plan.dtype, plan.precision)
     chosen = distribution.choose_layout(layout, form, *shape, network)
     costs = {
-        name: distribution.cost(name, *shape, trees=network.trees) for name in distribution.LAYOUTS
+        name: distribution.cost(name, *shape, use_all_reduce=network.use_all_reduce) for name in LAYOUTS
     }
     seconds = {name: cost.seconds(network, world_size) for name, cost in costs.items()}
     reason = distribution.DESCRIPTION[chosen]
-    reason += "; asked for" if layout != "auto" else "; fastest by the model"
+    reason += "; requested" if layout != "auto" else "; fastest by the model"
     if layout == "auto" and form != "auto":
         reason += f" of the {form} form"
     reasons = plan.reasons | {"layout": reason}
@@ -195,7 +177,7 @@ def _distributed(
         reasons["form"] = "the layout's"
     return replace(
         plan,
-        form=distribution.FORM_OF_LAYOUT[chosen],
+        form=FORM_OF_LAYOUT[chosen],
         reasons=reasons,
         world_size=world_size,
         layout=chosen,

@@ -1,14 +1,20 @@
-"""Shapes, dtype and device -> form, precision and kernel set. Pure: no tensor is touched, nothing
-is changed.
+"""Form, precision and kernel set for shapes, dtype, device and torch's settings.
+
+No tensor is read, and nothing is changed.
 """
 
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .arguments import check_choice
 from .kernels import KERNEL_SETS, why_unusable
+from .kernels.precision import float32_matmul_precision
 
 AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATMUL_PRECISION = {"highest": "fp32", "high": "tf32", "medium": "bf16"}
@@ -56,16 +62,16 @@ def _refuse_undecided(is_gram: torch.SymBool, n: int, d: int, ratio: tuple[int, 
 
 @functools.lru_cache(maxsize=64)
 def choose_backend(backend: str, device: torch.device) -> str:
-    """The kernel set: the first usable one for 'auto', else the one asked for.
+    """The kernel set: the first usable one for 'auto', else the requested one.
 
-    Raises ValueError for an unknown name and RuntimeError, with the reason, for one that cannot
-    serve `device`.
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: a set that cannot serve `device`, with the reason.
     """
-    if backend not in ("auto", *KERNEL_SETS):
-        raise ValueError(f"backend must be one of {('auto', *KERNEL_SETS)}, got {backend!r}")
+    check_choice("backend", backend)
     candidates = KERNEL_SETS if backend == "auto" else (backend,)
     if backend == "auto" and device.type != "cuda":
-        # On a CPU the Triton set runs in Triton's interpreter, for tests, when asked for.
+        # On a CPU the Triton set runs in Triton's interpreter, for tests, when requested.
         candidates = tuple(name for name in KERNEL_SETS if name != "triton")
     problems = {name: why_unusable(name, device) for name in candidates}
     for name, problem in problems.items():
@@ -75,32 +81,62 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """What autocast is on for, on a device; None where it is off or unknown, as on meta."""
+    """The dtype of autocast on a device; None where it is off or unknown, as on meta."""
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
 
 
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Disables autocast where it is on: the operand type is decided, and plain torch's products
+    must not be cast a second time."""
+    if autocast_dtype(device_type) is not None:
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def choose_precision(
-    precision: str,
-    dtype: torch.dtype,
-    autocast: torch.dtype | None = None,
-    matmul_precision: str = "highest",
+    precision: str, dtype: torch.dtype, device_type: str, autocast: torch.dtype | None = None
 ) -> tuple[str, str]:
     """(precision, reason): an explicit choice, else autocast, else what the inputs' dtype implies;
-    of float32 inputs what `float32_matmul_precision` of their device says."""
+    of float32 inputs what torch is set to for float32 matrix products on the device."""
     if precision != "auto":
-        return precision, "asked for"
-    if dtype == torch.float64:
-        return "fp64", "the inputs are float64"
-    if autocast is not None:
-        return AUTOCAST_PRECISION[autocast], f"autocast to {autocast} is on"
-    if dtype in (torch.bfloat16, torch.float16):
-        return AUTOCAST_PRECISION[dtype], f"the inputs are {dtype}"
-    reason = f"float32 inputs, the float32 matmul precision is {matmul_precision!r}"
-    return MATMUL_PRECISION[matmul_precision], reason
+        chosen, reason = precision, "requested"
+    elif dtype == torch.float64:
+        chosen, reason = "fp64", "the inputs are float64"
+    elif autocast is not None:  # alone: torch 2.10 cannot trace the setting below
+        chosen, reason = AUTOCAST_PRECISION[autocast], f"autocast to {autocast} is on"
+    elif dtype in (torch.bfloat16, torch.float16):
+        chosen, reason = AUTOCAST_PRECISION[dtype], f"the inputs are {dtype}"
+    else:
+        setting = float32_matmul_precision(device_type)
+        chosen = MATMUL_PRECISION[setting]
+        reason = f"float32 inputs, the float32 matmul precision is {setting!r}"
+    if chosen == "tf32" and device_type == "cpu":
+        return "fp32", f"{reason}; tf32 is computed as fp32 on a CPU"
+    return chosen, reason
 
 
-def executed_precision(precision: str, device_type: str) -> str:
-    """What runs for `precision` on a device: CPUs have no TF32 and compute it as float32."""
-    return "fp32" if precision == "tf32" and device_type == "cpu" else precision
+def precision_under_autocast(z: Tensor, precision: str) -> str:
+    """What 'auto' stands for at the time of the call, for forward and backward pass.
+
+    In a graph, outside autocast, 'auto': the operator decides when it runs, by torch's settings of
+    that time.
+    """
+    autocast = autocast_dtype(z.device.type)
+    if precision != "auto" or (autocast is None and torch.compiler.is_compiling()):
+        return precision
+    return choose_precision("auto", z.dtype, z.device.type, autocast)[0]
+
+
+def resolved(z: Tensor, options: Any) -> Any:
+    """`options` for embeddings z (N, D), with nothing left to 'auto'.
+
+    options: a NamedTuple with the fields form, precision and backend.
+    """
+    backend = choose_backend(options.backend, z.device)
+    return options._replace(
+        form=choose_form(options.form, z.shape[0], z.shape[1], backend),
+        precision=choose_precision(options.precision, z.dtype, z.device.type)[0],
+        backend=backend,
+    )
