@@ -183,20 +183,21 @@ class DifferentiableOperator:
         return loss, *(term.detach() for term in terms)
 
 
+_SCHEMA_TYPES = {float: "float", int: "SymInt", bool: "bool", str: "str"}
+
+
 class _Signature:
-    """The arguments of the operators: flat for torch.library and autograd, packed for the functions.
+    """The arguments of the operators: flat for torch.library and autograd, packed for functions.
 
     forward:  z_a, z_b, lambd, *options
     backward: grad, z_a, z_b, *kept, lambd, *options, need_a, need_b
     """
 
-    _TYPES = {float: "float", int: "SymInt", bool: "bool", str: "str"}
-
     def __init__(self, options: type[NamedTuple], kept: tuple[str, ...]) -> None:
         self.options, self.kept = options, kept
         self._lambd = 3 + len(kept)  # its position in the backward pass
         hints = get_type_hints(options)
-        self._fields = [f"{self._TYPES[hints[name]]} {name}" for name in options._fields]
+        self._fields = [f"{_SCHEMA_TYPES[hints[name]]} {name}" for name in options._fields]
 
     def schemas(self, lambd: str, outputs: int) -> tuple[str, str]:
         """Of both operators, with a weight of type `lambd`."""
@@ -205,7 +206,10 @@ class _Signature:
         tensors = [f"Tensor {name}" for name in ("grad", "z_a", "z_b", *self.kept)]
         backward = [*tensors, *common, "bool need_a", "bool need_b"]
         returned = ", ".join(["Tensor"] * outputs)
-        return f"({', '.join(forward)}) -> ({returned})", f"({', '.join(backward)}) -> (Tensor, Tensor)"
+        return (
+            f"({', '.join(forward)}) -> ({returned})",
+            f"({', '.join(backward)}) -> (Tensor, Tensor)",
+        )
 
     def of_forward(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
         """(z_a, z_b, lambd, options)."""

@@ -165,7 +165,8 @@ def _distributed(
     shape = (rows, plan.d, plan.dtype, plan.precision)
     chosen = distribution.choose_layout(layout, form, *shape, network)
     costs = {
-        name: distribution.cost(name, *shape, use_all_reduce=network.use_all_reduce) for name in LAYOUTS
+        name: distribution.cost(name, *shape, use_all_reduce=network.use_all_reduce)
+        for name in LAYOUTS
     }
     seconds = {name: cost.seconds(network, world_size) for name, cost in costs.items()}
     reason = distribution.DESCRIPTION[chosen]

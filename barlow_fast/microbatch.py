@@ -117,7 +117,7 @@ def backward_in_microbatches(
     n = len(views[0])
     if plan.plain:
         with forward_context():
-            with agreement.shared_fate(micro_batches.PURPOSE, plan.listening):
+            with agreement.errors_shared(micro_batches.PURPOSE, plan.listening):
                 embeddings = as_tuple(call(*views), n)
             result = criterion(*embeddings)
         with without_autocast(views):
@@ -129,7 +129,7 @@ def backward_in_microbatches(
     random = RandomState(model, views)
     with (
         buffers_of_first_rank(model),
-        agreement.shared_fate(micro_batches.PURPOSE, plan.listening),
+        agreement.errors_shared(micro_batches.PURPOSE, plan.listening),
         buffers_put_back(model),
     ):
         stored, states = embed(call, views, bounds, micro_batch_size, forward_context, random)

@@ -30,7 +30,7 @@ def forward(z_a: Tensor, z_b: Tensor, lambd: float, options: Options) -> tuple[T
     """(loss, on_diagonal, off_diagonal, statistics, matrix, centres or squares); z_a, z_b (N, D).
 
     The last three are what `backward` needs: (7, D) statistics and, by form, both Gram matrices and
-    their centres or the zeroed C and its (2, D) squared sums, laid out as the kernel set keeps them.
+    their centres, or the zeroed C and its (2, D) squared sums, in the layouts of the kernel set.
     """
     eps, form, precision, backend = plan.resolved(z_a, options)
     with plan.without_autocast(z_a.device.type):
@@ -49,9 +49,7 @@ def backward(
     """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
     eps, form, precision, backend = plan.resolved(z_a, options)
     with plan.without_autocast(z_a.device.type):
-        return FORM[form].backward(
-            load(backend), z_a, z_b, kept, grad, lambd, eps, precision, need
-        )
+        return FORM[form].backward(load(backend), z_a, z_b, kept, grad, lambd, eps, precision, need)
 
 
 def flops(z: Tensor, options: Any) -> tuple[float, float]:

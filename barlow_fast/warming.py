@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .arguments import Options
+from .arguments import Keywords
 from .losses.barlow_twins import barlow_twins_loss
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def warmup(
     shapes: Iterable[tuple[int, int]],
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cuda",
-    **options: Unpack[Options],
+    **options: Unpack[Keywords],
 ) -> None:
     """Runs the loss forward and backward once per shape: no later step waits for a compiler.
 

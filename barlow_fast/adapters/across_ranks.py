@@ -3,8 +3,8 @@
     C = sum over ranks of u_a^T u_b                  the divisor is in u
     loss = sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2
 
-For peers whose statistics are not the core's. Whichever moves less: the ranks add up C (D x D), or
-gather u (rows of all ranks x D) and hold their own rows of K = u u^T,
+For peers whose statistics are not the core's. Whichever sends less: the ranks sum C (D x D), or
+gather u (samples of all ranks x D) and hold their own rows of K = u u^T,
 
     sum over i, j of C_ij^2 = <K_a, K_b>,    dL/du_a = 2 lambd K_b u_a + w * u_b
 
@@ -14,11 +14,13 @@ with w_i = 2 (C_ii - 1) - 2 lambd C_ii, and 2 (C_ii - 1) where C is at hand with
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from .. import ops
+from .. import plan
+from ..arguments import as_matrices, check_choice
 from ..differentiable import (
     refuse_double_backward,
     refuse_forward_mode,
@@ -27,45 +29,35 @@ from ..differentiable import (
     saved_tensors,
 )
 from ..distributed import agreement, groups
-from ..distributed.collectives import all_gather, explained, total
+from ..distributed.collectives import all_gather, all_reduce, total
 from ..distributed.groups import Group
 from ..kernels.aten import product
 from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
-from ..losses import barlow_twins as functional
 
-
-def joined() -> Group | None:
-    """All ranks, where torch.distributed runs with more than one, else None."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return groups.resolve("world")
-    return None
+Gradients = tuple[Tensor | None, Tensor | None]
 
 
 def agree(
-    z_a: Tensor, z_b: Tensor, lambd: float, scale: float, gradient: str, form: str, group: Group
-) -> tuple[int, ...]:
-    """The rows of all ranks, which all must call with the same D, dtype and options.
+    z_a: Tensor, z_b: Tensor, gradient: str, kind: str, lambd: float = 0.0, scale: float = 1.0
+) -> tuple[Group, tuple[int, ...]]:
+    """(all ranks, their samples), which all must call with the same D, dtype and options.
+
+    kind: what is computed; differs between losses that have the same options.
 
     Raises:
         ValueError: on all ranks, in what their calls differ, or what is wrong with one.
     """
-    problem = None
-    if z_a.shape != z_b.shape or z_a.dim() != 2:
-        problem = ValueError(
-            f"both views must be (N, D) of the same shape, got {tuple(z_a.shape)} and "
-            f"{tuple(z_b.shape)}"
-        )
-    elif gradient not in functional.GRADIENTS:
-        problem = ValueError(f"gradient must be one of {functional.GRADIENTS}, got {gradient!r}")
-    if problem is not None:
-        agreement.tell("", b"", problem, group)
-    differentiable = torch.is_grad_enabled()
-    call = agreement.Call(
-        z_a.shape[1], str(z_a.dtype), z_a.device.type, float(lambd), float(scale), 0.0, "auto",
-        form, "auto", "local", gradient, z_a.requires_grad and differentiable,
-        z_b.requires_grad and differentiable,
-    )  # fmt: skip
-    return agreement.agree(call, z_a.shape[0], groups.node(), None, group).rows
+    group = groups.resolve("world")
+    with agreement.errors_reported(group):
+        if z_a.shape != z_b.shape or z_a.dim() != 2:
+            raise ValueError(
+                f"both views must be (N, D) of the same shape, got {tuple(z_a.shape)} and "
+                f"{tuple(z_b.shape)}"
+            )
+        check_choice("gradient", gradient)
+    options = {"lambd": float(lambd), "scale": float(scale), "form": kind, "gradient": gradient}
+    call = agreement.call_of(z_a, z_b, **options)
+    return group, agreement.agree(call, z_a.shape[0], groups.node(), group).rows
 
 
 def loss_across_ranks(
@@ -80,9 +72,9 @@ def loss_across_ranks(
 ) -> Tensor:
     """The scalar loss of (rows[rank], D) embeddings, equal on all ranks."""
     refuse_transforms("the loss of a process group")
-    u_a, u_b = functional.as_matrices(u_a, u_b, at_least=0)
-    precision = functional.given_precision(u_a, "auto")
-    _, precision, _ = ops.resolve(u_a, "gram", precision, "auto")
+    u_a, u_b = as_matrices(u_a, u_b, at_least=0)
+    autocast = plan.autocast_dtype(u_a.device.type)
+    precision, _ = plan.choose_precision("auto", u_a.dtype, u_a.device.type, autocast)
     d = u_a.shape[1]
     wide = accumulation_dtype(precision).itemsize
     # An all-reduce sends twice what it adds up; both views are gathered.
@@ -92,21 +84,14 @@ def loss_across_ranks(
     return loss if scale == 1.0 else loss * scale
 
 
-def _scale(grad: Tensor, group: Group, exact: bool) -> Tensor:
-    """What a rank's part of the derivative is multiplied with."""
-    # All ranks' losses are one number, each with a weight in its own rank's objective.
-    factor = total("scale", grad.reshape(1).double(), group)
-    return (factor if exact else factor / group.size).reshape(()).to(grad.dtype)
-
-
 class AddedCorrelation(torch.autograd.Function):
+    """The ranks sum C."""
+
     @staticmethod
     def forward(ctx, u_a, u_b, lambd, rows, group, exact, precision):
-        with ops.without_autocast(u_a.device.type):
+        with plan.without_autocast(u_a.device.type):
             a, b = (u.to(OPERAND_DTYPE[precision]) for u in (u_a, u_b))
-            c = product(a.T, b, precision)
-            with explained():
-                dist.all_reduce(c, group=group.handle)
+            c = all_reduce("matrices", product(a.T, b, precision).contiguous(), group).wait()
             diagonal = c.diagonal().clone()
             c.fill_diagonal_(0)
             save_for_backward(ctx, u_a, u_b, c, diagonal)
@@ -122,31 +107,41 @@ class AddedCorrelation(torch.autograd.Function):
     jvp = staticmethod(refuse_forward_mode)
 
 
-def _correlation_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _correlation_gradients(ctx, grad: Tensor) -> Gradients:
     u_a, u_b, c, diagonal = saved_tensors(ctx)
-    lambd, group, exact, precision = ctx.options
-    operand = OPERAND_DTYPE[precision]
-    with ops.without_autocast(grad.device.type):
-        scale = _scale(grad, group, exact)
-        weight = 2 * (diagonal - 1)
-        found = []
-        for needed, own, other, right in (
-            (ctx.needs_input_grad[0], u_a, u_b, c.T),
-            (ctx.needs_input_grad[1], u_b, u_a, c),
-        ):
-            if needed:
-                moved = product(other.to(operand), right.to(operand), precision)
-                g = (2 * lambd * moved + weight * other) * scale
-                found.append(g.to(own.dtype))
-            else:
-                found.append(None)
+    precision = ctx.options[3]
+
+    def moved(view: int) -> Tensor:
+        other, right = ((u_b, c.T), (u_a, c))[view]
+        operand = OPERAND_DTYPE[precision]
+        return product(other.to(operand), right.to(operand), precision)
+
+    return _gradients(ctx, grad, (u_a, u_b), 2 * (diagonal - 1), moved)
+
+
+def _gradients(
+    ctx, grad: Tensor, views: tuple[Tensor, Tensor], weight: Tensor, moved: Callable[[int], Tensor]
+) -> Gradients:
+    """2 lambd `moved(view)` + weight * the other view, for the views that need a gradient."""
+    lambd, group, exact, *_ = ctx.options
+    with plan.without_autocast(grad.device.type):
+        # All ranks' losses are one number, each with a weight in its own rank's objective.
+        factor = total("scale", grad.reshape(1).double(), group)
+        scale = (factor if exact else factor / group.size).reshape(()).to(grad.dtype)
+        found: list[Tensor | None] = [None, None]
+        for view, own in enumerate(views):
+            if ctx.needs_input_grad[view]:
+                g = 2 * lambd * moved(view) + weight * views[1 - view]
+                found[view] = (g * scale).to(own.dtype)
     return tuple(found)
 
 
 class GatheredRows(torch.autograd.Function):
+    """The ranks gather u."""
+
     @staticmethod
     def forward(ctx, u_a, u_b, lambd, rows, group, exact, precision):
-        with ops.without_autocast(u_a.device.type):
+        with plan.without_autocast(u_a.device.type):
             whole_a, whole_b = (_gather(u, rows, group, precision) for u in (u_a, u_b))
             operand = OPERAND_DTYPE[precision]
             k_a = product(u_a.to(operand), whole_a.T, precision)
@@ -169,33 +164,25 @@ class GatheredRows(torch.autograd.Function):
     jvp = staticmethod(refuse_forward_mode)
 
 
-def _gathered_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _gathered_gradients(ctx, grad: Tensor) -> Gradients:
     u_a, u_b, whole_a, whole_b, k_a, k_b, diagonal = saved_tensors(ctx)
-    lambd, group, exact, precision, first = ctx.options
-    operand = OPERAND_DTYPE[precision]
-    with ops.without_autocast(grad.device.type):
-        scale = _scale(grad, group, exact)
-        weight = 2 * (diagonal - 1) - 2 * lambd * diagonal
-        found = []
-        for needed, own, other, whole, k in (
-            (ctx.needs_input_grad[0], u_a, u_b, whole_a, k_b),
-            (ctx.needs_input_grad[1], u_b, u_a, whole_b, k_a),
-        ):
-            if not needed:
-                found.append(None)
-                continue
-            # Gram centring: the large diagonal of K stays out of the rounded product.
-            centred = k.clone()
-            own_diagonal = centred[:, first : first + own.shape[0]].diagonal()
-            centre = own_diagonal.mean() if own.shape[0] else k.new_zeros(())
-            own_diagonal.sub_(centre)
-            moved = product(centred.to(operand), whole, precision) + centre * own
-            found.append(((2 * lambd * moved + weight * other) * scale).to(own.dtype))
-    return tuple(found)
+    lambd, _, _, precision, first = ctx.options
+
+    def moved(view: int) -> Tensor:
+        own, whole, k = ((u_a, whole_a, k_b), (u_b, whole_b, k_a))[view]
+        # Gram centring: the large diagonal of K stays out of the rounded product.
+        centred = k.clone()
+        own_diagonal = centred[:, first : first + own.shape[0]].diagonal()
+        centre = own_diagonal.mean() if own.shape[0] else k.new_zeros(())
+        own_diagonal.sub_(centre)
+        return product(centred.to(OPERAND_DTYPE[precision]), whole, precision) + centre * own
+
+    weight = 2 * (diagonal - 1) - 2 * lambd * diagonal
+    return _gradients(ctx, grad, (u_a, u_b), weight, moved)
 
 
 def _gather(u: Tensor, rows: tuple[int, ...], group: Group, precision: str) -> Tensor:
-    """The rows of all ranks in their order, in the operand type."""
+    """The samples of all ranks in their order, in the operand type."""
     share = u.detach().to(OPERAND_DTYPE[precision])
     missing = max(rows) - share.shape[0]
     if missing:

@@ -73,7 +73,7 @@ def refuse(problem: Exception, process_group: str | None) -> NoReturn:
     if process_group is not None:
         from ..distributed import agreement, groups
 
-        agreement.tell("", b"", problem, groups.resolve(process_group))
+        agreement.exchange("", b"", problem, groups.resolve(process_group))
     raise problem
 
 

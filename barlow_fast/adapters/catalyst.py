@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..losses.barlow_twins import as_number
+from ..arguments import as_number
 from .standardised import deviation_loss
 
 __all__ = ["BarlowTwinsLoss"]

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..arguments import Gradient
-from ..losses.barlow_twins import as_number
+from ..arguments import Gradient, as_number
 from .batch_normalised import check_matrices
 from .normalising import loss_with_norm
 

@@ -22,8 +22,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..arguments import DeadFeatures
-from ..losses.barlow_twins import as_number
+from ..arguments import DeadFeatures, as_number
 from .batch_normalised import check_matrices
 from .standardised import deviation_loss
 

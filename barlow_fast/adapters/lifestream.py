@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..losses.barlow_twins import as_number
+from ..arguments import as_number
 from .standardised import standardised_loss
 
 __all__ = ["BarlowTwinsLoss"]

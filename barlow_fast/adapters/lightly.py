@@ -19,8 +19,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..arguments import Gradient
-from ..losses.barlow_twins import as_number
+from ..arguments import Gradient, as_number
 from .batch_normalised import check_matrices, joined_ranks, loss_of
 
 __all__ = ["BarlowTwinsLoss"]

@@ -26,9 +26,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..arguments import Gradient
+from ..arguments import Gradient, as_number
 from ..differentiable import refuse_double_backward, refuse_forward_mode, refuse_transforms
-from ..losses.barlow_twins import as_number
 from .batch_normalised import check_matrices, joined_ranks
 from .normalising import loss_with_norm
 
@@ -196,7 +195,7 @@ def _agree(input: Tensor, target: Tensor, gradient: str) -> None:
     """All ranks are about to add up matrices of one size."""
     from . import across_ranks
 
-    across_ranks.agree(input, target, 0.0, 1.0, gradient, "matrix", across_ranks.joined())
+    across_ranks.agree(input, target, gradient, "matrix")
 
 
 def _added_up(matrix: Tensor, gradient: str) -> Tensor:
@@ -207,10 +206,11 @@ def _added_up(matrix: Tensor, gradient: str) -> Tensor:
 class _Added(torch.autograd.Function):
     @staticmethod
     def forward(ctx, matrix: Tensor, exact: bool) -> Tensor:
+        from ..distributed import collectives, groups
+
         ctx.exact = exact
-        matrix = matrix.clone()
-        dist.all_reduce(matrix)
-        return matrix
+        matrix = matrix.clone(memory_format=torch.contiguous_format)
+        return collectives.all_reduce("matrices", matrix, groups.resolve("world")).wait()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:

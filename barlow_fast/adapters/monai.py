@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from ..losses.barlow_twins import as_number
+from ..arguments import as_number
 from .standardised import deviation_loss
 
 __all__ = ["BarlowTwinsLoss"]

@@ -58,8 +58,7 @@ def _of_all_ranks(
 ) -> Tensor:
     from . import across_ranks
 
-    group = across_ranks.joined()
-    rows = across_ranks.agree(z_a, z_b, lambd, 1.0, gradient, "batch norm", group)
+    group, rows = across_ranks.agree(z_a, z_b, gradient, "batch norm", lambd)
     if _is_plain(norm) and all(divisor(n) == sum(rows) for n in rows):
         synchronised = is_synchronised(norm)
         loss = barlow_twins_loss(

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..arguments import Gradient
-from ..losses.barlow_twins import as_number
+from ..arguments import Gradient, as_number
 from .batch_normalised import check_matrices, joined_ranks, loss_of
 
 __all__ = ["barlow_loss_func"]

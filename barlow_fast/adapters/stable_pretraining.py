@@ -19,8 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Gradient
-from ..losses.barlow_twins import as_number
+from ..arguments import Gradient, as_number
 from .batch_normalised import check_matrices, joined_ranks
 from .standardised import deviation_loss
 
@@ -65,8 +64,7 @@ class BarlowTwinsLoss(nn.Module):
 def _of_all_ranks(z_i: Tensor, z_j: Tensor, lambd: float, gradient: str) -> Tensor:
     from . import across_ranks
 
-    group = across_ranks.joined()
-    rows = across_ranks.agree(z_i, z_j, lambd, 1.0, gradient, "stable_pretraining", group)
+    group, rows = across_ranks.agree(z_i, z_j, gradient, "stable_pretraining", lambd)
     u_i, u_j = (_standardised(z, group.size) for z in (z_i, z_j))
     return across_ranks.loss_across_ranks(
         u_i, u_j, lambd, rows=rows, group=group, gradient=gradient

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Gradient
-from ..losses.barlow_twins import as_number
+from ..arguments import Gradient, as_number
 from .batch_normalised import EPS, joined_ranks, refuse
 from .standardised import shared_norm_loss
 
@@ -144,8 +143,7 @@ def _of_all_ranks(
 ) -> Tensor:
     from . import across_ranks
 
-    group = across_ranks.joined()
-    rows = across_ranks.agree(embedding, embedding, lambd, scale, gradient, "vissl", group)
+    group, rows = across_ranks.agree(embedding, embedding, gradient, "vissl", lambd, scale)
     z = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
     u = _SharedNorm.apply(z, eps, group)
     n = z.shape[0] // 2

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .collectives import explained
+from .collectives import communication_errors
 from .groups import Group, host_group
 
 MESSAGE_BYTES = 200
@@ -27,30 +27,8 @@ _PURPOSE = 32
 
 
 @dataclass(frozen=True)
-class Call:
-    """What all ranks must have in common."""
-
-    dimensions: int
-    dtype: str
-    device: str
-    lambd: float
-    scale: float
-    eps: float
-    precision: str
-    form: str
-    layout: str
-    statistics: str
-    gradient: str
-    z_a_requires_grad: bool
-    z_b_requires_grad: bool
-
-    def encoded(self) -> bytes:
-        return "\n".join(repr(getattr(self, field.name)) for field in fields(self)).encode()
-
-
-@dataclass(frozen=True)
 class Agreement:
-    """What the ranks told each other."""
+    """What the ranks reported to each other."""
 
     rows: tuple[int, ...]  # samples of each rank
     nodes: int  # machines
@@ -58,30 +36,48 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank tells all others."""
+    """What one rank reports to all others."""
 
     rows: int  # its samples
     node: int  # its machine
     payload: bytes
 
 
-def agree(
-    call: Call | None, rows: int, node: int, error: Exception | None, group: Group
-) -> Agreement:
-    """Exchanges `call` and `rows`, or this rank's `error`, with all ranks of the group.
+def call_of(z_a: Tensor, z_b: Tensor, **options: Any) -> dict[str, Any]:
+    """What all ranks must have in common: the options, and properties of the embeddings."""
+    recorded = torch.is_grad_enabled()
+    return {
+        "dimensions": z_a.shape[1],
+        "dtype": str(z_a.dtype),
+        "device": z_a.device.type,
+        **options,
+        "z_a_requires_grad": z_a.requires_grad and recorded,
+        "z_b_requires_grad": z_b.requires_grad and recorded,
+    }
+
+
+def encoded(call: dict[str, Any]) -> bytes:
+    return "\n".join(f"{name}: {value!r}" for name, value in call.items()).encode()
+
+
+def agree(call: dict[str, Any], rows: int, node: int, group: Group) -> Agreement:
+    """Exchanges `call` and `rows` with all ranks of the group.
 
     Raises, on all ranks alike:
-        `error`, and its kind with its text and rank on the other ranks.
+        The error that another rank reports, with its rank.
         ValueError: the calls differ; the message says in what.
     """
-    reports = tell("", b"" if error else call.encoded(), error, group, rows, node)
-    payloads = [report.payload.rstrip(b"\0") for report in reports]
+    reports = exchange("", encoded(call), None, group, rows, node)
+    payloads = [report.payload.rstrip(b"\0").decode() for report in reports]
     if any(text != payloads[0] for text in payloads):
-        raise ValueError(_difference(payloads))
+        calls = [dict(line.split(": ", 1) for line in text.split("\n")) for text in payloads]
+        raise ValueError(
+            f"the ranks of process_group were called differently: {_differences(calls)}"
+        )
     return Agreement(tuple(r.rows for r in reports), len({r.node for r in reports}))
 
 
-def tell(
+def exchange(
     purpose: str,
     payload: bytes,
     error: Exception | None,
@@ -89,10 +85,10 @@ def tell(
     rows: int = 0,
     node: int = 0,
 ) -> list[Report]:
-    """The reports of all ranks of the group, in their order; payloads come filled up with zeros.
+    """The reports of all ranks of the group, in their order; payloads are padded with zeros.
 
-    purpose: what this exchange is for, in up to 32 bytes, empty for the loss; where ranks came to
-    different ones, they would otherwise read each other's payloads as something else.
+    purpose: of this exchange, in up to 32 bytes, empty for the loss. Ranks that came to exchanges
+    of different purposes would otherwise read each other's payloads as something else.
 
     Raises, on all ranks alike:
         `error`, and its kind with its text and rank on the other ranks.
@@ -104,7 +100,7 @@ def tell(
     named = purpose.encode()
     if len(packed) > _LENGTH or len(named) > _PURPOSE:
         raise AssertionError(f"{len(packed)} and {len(named)} bytes do not fit")
-    received = _exchange(packed.ljust(_LENGTH, b"\0") + named.ljust(_PURPOSE, b"\0"), group)
+    received = _all_to_all(packed.ljust(_LENGTH, b"\0") + named.ljust(_PURPOSE, b"\0"), group)
     if error is not None:
         raise error
     reports = []
@@ -115,60 +111,52 @@ def tell(
             message = content.rstrip(b"\0").decode(errors="replace")
             raise _ERRORS[kind - 1](f"rank {rank} of process_group: {message}")
         reports.append(Report(their_rows, their_node, content))
-    purposes = {
-        rank: r[_LENGTH:].rstrip(b"\0").decode() or "the loss" for rank, r in enumerate(received)
-    }
-    if len(set(purposes.values())) > 1:
+    purposes = [r[_LENGTH:].rstrip(b"\0").decode() or "the loss" for r in received]
+    if len(set(purposes)) > 1:
         raise ValueError(
-            "the ranks of process_group came to different exchanges: " + _by_value(purposes)
+            f"the ranks of process_group came to different exchanges: {_by_value(purposes)}"
         )
     return reports
 
 
 def compare(values: dict[str, Any], group: Group) -> None:
     """ValueError on all ranks where values that print differ; the message says which."""
-    everyone = gather({name: repr(value) for name, value in values.items()}, group)
-    names = dict.fromkeys(name for some in everyone for name in some)
-    differing = []
-    for name in names:
-        told = {rank: some.get(name, "nothing") for rank, some in enumerate(everyone)}
-        if len(set(told.values())) > 1:
-            differing.append(f"{name}: {_by_value(told)}")
+    differing = _differences(gather({name: repr(value) for name, value in values.items()}, group))
     if differing:
-        raise ValueError("the ranks of process_group differ: " + "; ".join(differing))
+        raise ValueError(f"the ranks of process_group differ: {differing}")
 
 
 def gather(value: Any, group: Group) -> list[Any]:
     """The values of all ranks, in their order; any that can be pickled."""
     everyone: list[Any] = [None] * group.size
-    with explained():
+    with communication_errors():
         dist.all_gather_object(everyone, value, group=host_group(group))
     return everyone
 
 
 @contextlib.contextmanager
-def refusals_told(group: Group | None) -> Iterator[None]:
-    """An error of the block is told to the other ranks, who are on their way to `agree` or `tell`
-    and raise it there; without one, nothing is exchanged."""
+def errors_reported(group: Group | None) -> Iterator[None]:
+    """Reports an error of the block to the other ranks, which raise it in their next `agree` or
+    `exchange`. Nothing is exchanged without one."""
     try:
         yield
     except Exception as error:
         if group is not None:
-            tell("", b"", error, group)
+            exchange("", b"", error, group)
         raise
 
 
 @contextlib.contextmanager
-def shared_fate(purpose: str, group: Group | None) -> Iterator[None]:
-    """A block without exchanges of its own, that all ranks leave together: where it fails on one,
-    all raise."""
+def errors_shared(purpose: str, group: Group | None) -> Iterator[None]:
+    """Ends a block with an exchange, and raises on all ranks where it fails on one. The block
+    itself must exchange nothing."""
     failure = None
     try:
         yield
     except Exception as error:
         failure = error
     if group is not None:
-        tell(purpose, b"", failure, group)
+        exchange(purpose, b"", failure, group)
     elif failure is not None:
         raise failure
 
@@ -179,32 +167,32 @@ def _kind(error: Exception | None) -> int:
     return next((1 + i for i, kind in enumerate(_ERRORS) if isinstance(error, kind)), 3)
 
 
-def _exchange(report: bytes, group: Group) -> list[bytes]:
+def _all_to_all(report: bytes, group: Group) -> list[bytes]:
     """The reports of all ranks."""
     send = torch.frombuffer(bytearray(report), dtype=torch.uint8).repeat(group.size)
     received: Tensor = torch.empty_like(send)
-    with explained():
+    with communication_errors():
         # An all-to-all of copies: gloo's all-gather goes around the ring, this does not.
         dist.all_to_all_single(received, send, group=host_group(group))
     whole = received.numpy().tobytes()
     return [whole[i : i + len(report)] for i in range(0, len(whole), len(report))]
 
 
-def _difference(payloads: Sequence[bytes]) -> str:
-    """Names each field in which calls differ, with its values by rank."""
-    calls = [payload.decode().split("\n") for payload in payloads]
+def _differences(everyone: Sequence[dict[str, str]]) -> str:
+    """Each name whose values differ between ranks, with its values by rank; '' if none does."""
+    names = dict.fromkeys(name for some in everyone for name in some)
     differing = []
-    for index, field in enumerate(fields(Call)):
-        values = {rank: call[index] for rank, call in enumerate(calls)}
-        if len(set(values.values())) > 1:
-            differing.append(f"{field.name}: {_by_value(values)}")
-    return "the ranks of process_group were called differently: " + "; ".join(differing)
+    for name in names:
+        values = [some.get(name, "nothing") for some in everyone]
+        if len(set(values)) > 1:
+            differing.append(f"{name}: {_by_value(values)}")
+    return "; ".join(differing)
 
 
-def _by_value(values: dict[int, str]) -> str:
-    """'VALUE on ranks 0, 2, OTHER on rank 1'."""
+def _by_value(values: Sequence[str]) -> str:
+    """'VALUE on ranks 0, 2, OTHER on rank 1' of each rank's value."""
     ranks: dict[str, list[int]] = {}
-    for rank, value in values.items():
+    for rank, value in enumerate(values):
         ranks.setdefault(value, []).append(rank)
     return ", ".join(f"{value} on {_ranks(some)}" for value, some in ranks.items())
 

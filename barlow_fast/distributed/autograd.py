@@ -10,13 +10,17 @@ implementation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import plan
+from ..arguments import Options
 from ..differentiable import (
     refuse_double_backward,
     refuse_forward_mode,
+    refuse_transforms,
     save_for_backward,
     saved_tensors,
 )
@@ -30,61 +34,49 @@ LAYOUT = {"features": features, "rows": rows, "correlation": correlation}
 
 
 def forward(
-    z_a: Tensor | None,
-    z_b: Tensor | None,
-    error: Exception | None,
-    group: Group,
-    *,
-    lambd: float,
-    scale: float,
-    eps: float,
-    precision: str,
-    form: str,
-    layout: str,
-    backend: str,
-    statistics: str,
-    gradient: str,
+    z_a: Tensor, z_b: Tensor, options: Options, group: Group
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, on_diagonal, off_diagonal) of the rows of all ranks, without `scale`.
+    """(loss, on_diagonal, off_diagonal) of the samples of all ranks, without `scale`.
 
-    z_a, z_b: (n_r, D) rows of this rank, checked; None where `error` says what was wrong with them.
+    z_a, z_b: (n_r, D) samples of this rank, checked.
 
     Raises:
-        ValueError, TypeError: on all ranks, what was wrong on one of them, or what they disagree
-            about.
+        ValueError, TypeError: on all ranks, what was wrong on one of them, or in what their calls
+            differ.
         RuntimeError: a rank has stopped.
     """
-    shared = None
-    if error is None:
-        try:
-            cost.check(layout, form)
-            _, precision, backend = ops.resolve(z_a, "gram", precision, backend)
-        except (ValueError, RuntimeError) as problem:
-            error = problem
-        else:
-            differentiable = torch.is_grad_enabled()
-            shared = agreement.Call(
-                z_a.shape[1], str(z_a.dtype), z_a.device.type, lambd, scale, eps, precision, form,
-                layout, statistics, gradient, z_a.requires_grad and differentiable,
-                z_b.requires_grad and differentiable,
-            )  # fmt: skip
-    own = 0 if error else z_a.shape[0]
-    agreed = agreement.agree(shared, own, node(), error, group)
+    with agreement.errors_reported(group):
+        refuse_transforms("the loss of a process group")
+        precision = plan.precision_under_autocast(z_a, options.precision)
+        # The layout decides on the form; kernel sets may differ between ranks.
+        chosen = plan.resolved(z_a, options._replace(form="gram", precision=precision))
+    options = options._replace(precision=chosen.precision)
+    shared = agreement.call_of(z_a, z_b, **_compared(options))
+    agreed = agreement.agree(shared, z_a.shape[0], node(), group)
+    statistics, precision = options.statistics, options.precision
     _check_rows(agreed.rows, statistics)
     network = cost.network_of(z_a.device.type, agreed.nodes, precision)
-    chosen = cost.choose_layout(
-        layout, form, agreed.rows, z_a.shape[1], z_a.dtype, precision, network, statistics
-    )
-    call = Call(
-        load(backend), group, agreed.rows, z_a.shape[1], z_a.dtype, lambd, eps, precision,
-        statistics, uses_trees(group, z_a, agreed.nodes),
+    layout = cost.choose_layout(
+        options.layout, options.form, agreed.rows, z_a.shape[1], z_a.dtype, precision, network,
+        statistics,
     )  # fmt: skip
-    need = shared.z_a_requires_grad or shared.z_b_requires_grad
-    return DistributedLoss.apply(z_a, z_b, call, chosen, gradient == "exact", need)
+    call = Call(
+        load(chosen.backend), group, agreed.rows, z_a.shape[1], z_a.dtype, options.lambd,
+        options.eps, precision, statistics, use_all_reduce(group, z_a, agreed.nodes),
+    )  # fmt: skip
+    need = shared["z_a_requires_grad"] or shared["z_b_requires_grad"]
+    return DistributedLoss.apply(z_a, z_b, call, layout, options.gradient == "exact", need)
 
 
-def uses_trees(group: Group, z: Tensor, nodes: int) -> bool:
-    """Whether sums over ranks are the backend's own: NCCL's, between machines."""
+def _compared(options: Options) -> dict[str, Any]:
+    """The options that all ranks must have in common."""
+    shared = options._asdict()
+    del shared["process_group"], shared["backend"]
+    return shared
+
+
+def use_all_reduce(group: Group, z: Tensor, nodes: int) -> bool:
+    """Whether sums over ranks are the backend's own all-reduce: NCCL's, between machines."""
     return nodes > 1 and not group.through_host(z)
 
 
@@ -105,7 +97,7 @@ class DistributedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z_a, z_b, call: Call, layout: str, exact: bool, need: bool):
         # Not ctx.needs_input_grad: under no_grad it is what the inputs would need without.
-        with ops.without_autocast(z_a.device.type):
+        with plan.without_autocast(z_a.device.type):
             outputs, (tensors, pending) = LAYOUT[layout].forward(call, z_a, z_b, need)
         if pending is not None and _capturing(z_a):
             pending.wait()  # forward and backward may become graphs of their own
@@ -138,7 +130,7 @@ class DistributedGradient(torch.autograd.Function):
         scale = total("scale", grad.reshape(1).double(), call.group)
         if not exact:
             scale = scale / call.group.size
-        with ops.without_autocast(grad.device.type):
+        with plan.without_autocast(grad.device.type):
             return LAYOUT[layout].backward(
                 call, (tensors, pending), scale.reshape(()).to(grad.dtype), need
             )

@@ -23,7 +23,7 @@ class Call:
     eps: float
     precision: str
     statistics: str  # 'global' or 'local'
-    trees: bool = False  # sums over ranks are the backend's (`collectives.Reduction`)
+    use_all_reduce: bool = False  # for sums over ranks (`collectives.Reduction`)
 
     @property
     def n(self) -> int:

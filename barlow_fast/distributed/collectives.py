@@ -13,7 +13,8 @@ Nothing here is differentiable: the layouts' autograd function calls it on detac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,25 +34,23 @@ class Transfer:
     def wait(self) -> Tensor:
         """What has arrived. On a GPU only the current stream waits."""
         if self._work is not None:
-            with explained():
+            with communication_errors():
                 self._work.wait()
             self._work = self._kept = None
         return self._output
 
 
-class explained:
-    """Says what an error of an exchange means for the loss."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RuntimeError):
-            raise RuntimeError(
-                "barlow_fast: an exchange between the ranks of process_group failed. A rank has "
-                "stopped, or did not call the loss (and its backward) as often as the others did "
-                f"within the group's timeout. The backend says: {error}"
-            ) from error
+@contextlib.contextmanager
+def communication_errors() -> Iterator[None]:
+    """States what an error of an exchange means for the loss."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            "barlow_fast: an exchange between the ranks of process_group failed. A rank has "
+            "stopped, or did not call the loss (and its backward) as often as the others did "
+            f"within the group's timeout. The backend says: {error}"
+        ) from error
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ def all_to_all(
     order of ranks, flat. Counts are elements."""
     size = send.element_size()
     output = send.new_empty(sum(receive_counts))
-    with explained():
+    with communication_errors():
         work = dist.all_to_all_single(
             _bytes(output),
             _bytes(send),
@@ -86,7 +85,7 @@ def all_gather(step: str, share: Tensor, group: Group) -> Transfer:
     """(W, *share.shape): equally shaped shares of all ranks, in the order of ranks."""
     share = share.contiguous()
     output = share.new_empty((group.size, *share.shape))
-    with explained():
+    with communication_errors():
         if group.through_host(share):
             # gloo's own all-gather takes three times as long as this (two ranks, 16 MiB).
             copies = share.expand(output.shape).contiguous()
@@ -107,38 +106,39 @@ def total(step: str, values: Tensor, group: Group) -> Tensor:
     if group.through_host(values):
         # gloo would go around the ring twice; this is one exchange, added in the order of ranks.
         return all_gather(step, values, group).wait().sum(0)
-    values = values.clone()
-    with explained():
-        dist.all_reduce(values, group=group.handle)
+    return all_reduce(step, values.clone(), group).wait()
+
+
+def all_reduce(step: str, values: Tensor, group: Group) -> Transfer:
+    """The sum of contiguous tensors over all ranks, in place, by the backend's own all-reduce."""
+    with communication_errors():
+        work = dist.all_reduce(values, group=group.handle, async_op=True)
     record(step, 2 * values.nbytes * (group.size - 1) // group.size)
-    return values
+    return Transfer(work, values, values)
 
 
 class Reduction:
     """A sum over ranks of equally shaped (rows, ...) parts, of which each rank adds up some rows.
 
-    Directly: an all-to-all of parts in the type `wire`, added in the type of `part`. With `trees`,
-    which the backend lays along the links between machines: an all-reduce in the type of `part`,
-    after which every rank has all rows.
+    Directly: an all-to-all of parts in the type `wire`, added in the type of `part`. With
+    `use_all_reduce`, as between machines: one all-reduce in the type of `part`, after which every
+    rank has all rows.
     """
 
     def __init__(
-        self, step: str, part: Tensor, wire: torch.dtype, group: Group, trees: bool
+        self, step: str, part: Tensor, wire: torch.dtype, group: Group, use_all_reduce: bool
     ) -> None:
         self._dtype, self._group, self._step = part.dtype, group, step
         rows = -(-part.shape[0] // group.size)
         self._shape = (group.size, rows, *part.shape[1:])
-        part = part if trees else part.to(wire)
+        part = part if use_all_reduce else part.to(wire)
         missing = group.size * rows - part.shape[0]
         if missing:
             part = torch.cat((part, part.new_zeros(missing, *part.shape[1:])))
         self.whole = None
-        if trees:
+        if use_all_reduce:
             self.whole = part.contiguous()
-            with explained():
-                work = dist.all_reduce(self.whole, group=group.handle, async_op=True)
-            record(step, 2 * (group.size - 1) * (part.nbytes // group.size))
-            self._transfer = Transfer(work, self.whole, self.whole)
+            self._transfer = all_reduce(step, self.whole, group)
         else:
             counts = [part.numel() // group.size] * group.size
             self._transfer = all_to_all(step, part.contiguous(), counts, counts, group)

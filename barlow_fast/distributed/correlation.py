@@ -40,10 +40,10 @@ def forward(
         part = part * (call.own_rows / call.n)
     of_own_rows = () if call.is_global else (matrix, statistics.own(call, moments)[6])
     wire_dtype = wire.matrix_dtype(call.precision)
-    reduction = Reduction("matrices", part, wire_dtype, call.group, call.trees)
+    reduction = Reduction("matrices", part, wire_dtype, call.group, call.use_all_reduce)
     del part, matrix  # D x D each: not while their sum comes in
     share = reduction.share()
-    if call.trees:
+    if call.use_all_reduce:
         # Every rank has all of C and of the diagonal: nobody has to be asked.
         on_diagonal, diagonal_squares = sums * call.group.size
         row_squares, column_squares = _squares(reduction.whole[: call.d])
@@ -59,7 +59,7 @@ def forward(
     )  # fmt: skip
     if not need:
         return outputs, ((), None)
-    if not call.trees:
+    if not call.use_all_reduce:
         row_squares = all_gather("terms", row_squares, call.group).wait().flatten()[: call.d]
     transfer = gather_shares("matrices", [share.to(wire_dtype)], [reduction])
     squares = torch.stack((row_squares, column_squares))

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..arguments import FORM_OF_LAYOUT, LAYOUTS, check_layout
 from ..kernels import tiles
 from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
 from . import shards, wire
-
-LAYOUTS = ("features", "rows", "correlation")
-FORM_OF_LAYOUT = {"features": "gram", "rows": "gram", "correlation": "correlation"}
 
 DESCRIPTION = {
     "features": "features for samples by all-to-all, N x N summed as tiles",
@@ -35,7 +33,7 @@ class Network:
     per_rank: float  # further seconds for each rank that an exchange addresses
     matmul: float  # operations per second of a rank's matrix products
     memory: float  # bytes per second of a rank's memory
-    trees: bool = False  # sums over ranks are the backend's own
+    use_all_reduce: bool = False  # for sums over ranks, as between machines
 
     def __post_init__(self) -> None:
         for name in ("bandwidth", "shared_bandwidth", "matmul", "memory"):
@@ -61,7 +59,7 @@ def network_of(device_type: str, nodes: int, precision: str) -> Network:
     matmul = _GPU_MATMUL[precision]
     if nodes <= 1:
         return Network(340e9, 340e9, 15e-6, 0.5e-6, matmul, 3e12)
-    return Network(40e9, 320e9, 25e-6, 1.5e-6, matmul, 3e12, trees=True)
+    return Network(40e9, 320e9, 25e-6, 1.5e-6, matmul, 3e12, use_all_reduce=True)
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def cost(
     precision: str,
     rank: int = 0,
     statistics: str = "global",
-    trees: bool = False,
+    use_all_reduce: bool = False,
 ) -> LayoutCost:
     """The cost of a layout for `rank`, with both inputs' gradients wanted.
 
@@ -115,7 +113,7 @@ def cost(
         d: embedding dimensions.
         dtype: dtype of the embeddings.
         statistics: 'global' or 'local'.
-        trees: sums over ranks are the backend's own, as between machines.
+        use_all_reduce: for sums over ranks, as between machines.
     """
     ranks, n, own = len(rows), sum(rows), rows[rank]
     width, others, is_global = shards.widths(d, ranks)[rank], ranks - 1, statistics == "global"
@@ -124,7 +122,7 @@ def cost(
 
     def summed(values: int) -> int:
         """Bytes of a sum of float64 vectors."""
-        return 2 * others * 8 * values // ranks if trees else 8 * values * others
+        return 2 * others * 8 * values // ranks if use_all_reduce else 8 * values * others
 
     scale = summed(1)
     moments = 5 * 8 * (d - width)
@@ -139,13 +137,13 @@ def cost(
         spread = summed(7) + scale
         kept = 2 * n * width * dtype.itemsize + 2 * ranks * share * matrix
         flops = 6.0 * n * n * width
-        if trees:
+        if use_all_reduce:
             spread += 2 * 2 * others * share * wide
             return LayoutCost(flops, exchanged, spread, 5, 4, kept)
         exchanged += 2 * others * share * matrix
         spread += 2 * others * share * matrix
         return LayoutCost(flops, exchanged, spread, 8, 2, kept)
-    if trees:
+    if use_all_reduce:
         exchanged, exchanges, sums = 0, 0, 2 if is_global else 1
         spread = (summed(2 * d) + summed(3 * d)) if is_global else summed(3 * d)
     else:
@@ -162,7 +160,7 @@ def cost(
         return LayoutCost(flops, exchanged, spread, exchanges + 2, sums, kept)
     share = -(-d // ranks) * d
     flops, kept = 6.0 * own * d * d, ranks * share * matrix
-    if trees:
+    if use_all_reduce:
         spread += 2 * others * share * wide + scale
         return LayoutCost(flops, exchanged, spread, exchanges, sums + 2, kept)
     exchanged += others * share * matrix
@@ -186,7 +184,7 @@ def choose_layout(
     Raises:
         ValueError: a layout that does not belong to the form.
     """
-    check(layout, form)
+    check_layout(layout, form)
     if layout != "auto":
         return layout
     fitting = [x for x in LAYOUTS if form in ("auto", FORM_OF_LAYOUT[x])]
@@ -194,17 +192,7 @@ def choose_layout(
     most = rows.index(max(rows))
 
     def seconds(candidate: str) -> float:
-        each = cost(candidate, rows, d, dtype, precision, most, statistics, network.trees)
+        each = cost(candidate, rows, d, dtype, precision, most, statistics, network.use_all_reduce)
         return each.seconds(network, len(rows))
 
     return min(fitting, key=seconds)
-
-
-def check(layout: str, form: str) -> None:
-    """ValueError unless `layout` is 'auto' or a layout of the form."""
-    if layout not in ("auto", *LAYOUTS):
-        raise ValueError(f"layout must be one of {('auto', *LAYOUTS)}, got {layout!r}")
-    if layout != "auto" and form not in ("auto", FORM_OF_LAYOUT[layout]):
-        raise ValueError(
-            f"layout={layout!r} computes the {FORM_OF_LAYOUT[layout]} form, but form={form!r}"
-        )

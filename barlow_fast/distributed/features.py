@@ -90,7 +90,7 @@ def _add_up(call: Call, z: Tensor, rows: Tensor, centre: Tensor) -> Reduction:
     packed.view(-1)[diagonal] -= centre.to(packed.dtype)
     packed = packed.flatten(0, 1) * _scale(call) if _scale(call) != 1 else packed.flatten(0, 1)
     wire_dtype = wire.matrix_dtype(call.precision)
-    return Reduction("matrices", packed, wire_dtype, call.group, call.trees)
+    return Reduction("matrices", packed, wire_dtype, call.group, call.use_all_reduce)
 
 
 def _scale(call: Call) -> float:

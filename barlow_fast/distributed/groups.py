@@ -13,17 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-WORLD = "world"
+from ..arguments import check_process_group, is_group
 
-# Groups of CPU tensors made beside groups that have none; each lives as long as its partner.
-_companions: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+# gloo groups made beside groups without a CPU backend; each lives as long as that group.
+_host_groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 # Groups made for ranks that have none of their own, by the world and its ranks.
 _made: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Group:
-    """A process group with what every exchange asks of it."""
+    """A process group, this process's rank in it, and its size."""
 
     handle: Any  # torch.distributed.ProcessGroup
     rank: int  # within the group
@@ -32,29 +32,6 @@ class Group:
     def through_host(self, x: Tensor) -> bool:
         """Whether x goes through gloo, whose collectives are not all equally good."""
         return not x.is_cuda or dist.get_backend(self.handle) == dist.Backend.GLOO
-
-
-def check(process_group: Any) -> None:
-    """TypeError unless `process_group` is something that `resolve` takes."""
-    if process_group is None or process_group == WORLD or _is_group(process_group):
-        return
-    if process_group is dist.GroupMember.NON_GROUP_MEMBER:
-        return  # an error of the call, not of the type: `resolve` tells it
-    if hasattr(process_group, "get_group"):
-        if process_group.ndim != 1:
-            raise TypeError(
-                f"process_group must be a 1-D DeviceMesh, got {process_group.ndim} dimensions; "
-                "pass mesh['name']"
-            )
-        return
-    raise TypeError(
-        "process_group must be None, 'world', a torch.distributed.ProcessGroup or a 1-D "
-        f"DeviceMesh, got {type(process_group).__name__}"
-    )
-
-
-def _is_group(value: Any) -> bool:
-    return dist.is_available() and isinstance(value, dist.ProcessGroup)
 
 
 def resolve(process_group: Any) -> Group | None:
@@ -67,7 +44,7 @@ def resolve(process_group: Any) -> Group | None:
     """
     if process_group is None:
         return None
-    check(process_group)
+    check_process_group(process_group)
     if isinstance(process_group, str):
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
@@ -78,7 +55,7 @@ def resolve(process_group: Any) -> Group | None:
         process_group = dist.group.WORLD
     elif process_group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("this process is not a member of the process_group that it was given")
-    elif not _is_group(process_group):
+    elif not is_group(process_group):
         process_group = process_group.get_group()
     rank, size = process_group.rank(), process_group.size()
     return Group(process_group, rank, size) if size > 1 else None
@@ -89,16 +66,16 @@ def host_group(group: Group) -> Any:
     gloo group that is made once, by all ranks, with the same timeout."""
     if any(device.type == "cpu" for device in group.handle._device_types):
         return group.handle
-    companion = _companions.get(group.handle)
-    if companion is None:
-        companion = dist.new_group(
+    made = _host_groups.get(group.handle)
+    if made is None:
+        made = dist.new_group(
             dist.get_process_group_ranks(group.handle),
             timeout=_timeout(group.handle),
             backend="gloo",
             use_local_synchronization=True,
         )
-        _companions[group.handle] = companion
-    return companion
+        _host_groups[group.handle] = made
+    return made
 
 
 def group_of(ranks: list[int], candidates: Iterable[Any]) -> Group:
@@ -114,7 +91,7 @@ def group_of(ranks: list[int], candidates: Iterable[Any]) -> Group:
 
 
 def _timeout(handle: Any) -> Any:
-    """The group's timeout; None, torch's default, where this version of torch does not tell."""
+    """The group's timeout; None, torch's default, where this version of torch does not say."""
     try:
         return handle._get_backend(torch.device("cuda")).options._timeout
     except (AttributeError, RuntimeError):

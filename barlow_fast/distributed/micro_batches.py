@@ -60,9 +60,9 @@ def agree(model: nn.Module, call: Callable[[], tuple[int, int]]) -> Plan:
     wanted = number_of(rows, size)
     if group is None:
         return Plan(split(rows, wanted), wanted == 1, None, exchanges)
-    told = agreement.tell(PURPOSE, _WANTED.pack(wanted, exchanges), failure, group, rows)
-    all_rows = [report.rows for report in told]
-    reports = [_WANTED.unpack_from(report.payload) for report in told]
+    gathered = agreement.exchange(PURPOSE, _WANTED.pack(wanted, exchanges), failure, group, rows)
+    all_rows = [report.rows for report in gathered]
+    reports = [_WANTED.unpack_from(report.payload) for report in gathered]
     count = max(wanted for wanted, _ in reports)
     exchanges = any(flag for _, flag in reports)
     if exchanges and count > 1:

@@ -88,7 +88,7 @@ class Rows(NamedTuple):
 
 def of_rows(call: Call, moments: Tensor) -> Rows:
     """Statistics of all columns from this rank's moments and those of the others."""
-    if call.trees:
+    if call.use_all_reduce:
         return _by_sums(call, moments)
     columns = of_columns(call, send_moments(call, moments))
     width = max(shards.widths(call.d, call.group.size))

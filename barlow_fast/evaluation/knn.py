@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..models.finite import check_finite, check_weights
-from ..ops import without_autocast
+from ..plan import without_autocast
 from .baselines import random_weights, raw_pixels
 from .features import AVERAGE_POOL, features_of_source
 from .images import ImageFormat, Reading, check_fits

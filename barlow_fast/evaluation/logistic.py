@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..models.finite import check_finite
-from ..ops import without_autocast
+from ..plan import without_autocast
 from .scores import TOP, Accuracy
 from .splits import stratified
 

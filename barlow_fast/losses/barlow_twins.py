@@ -1,31 +1,26 @@
-"""The loss as a function: checks its input, resolves the precision, calls the operator."""
+"""The Barlow Twins loss: the function, the module, and the terms that both return."""
 
 from __future__ import annotations
 
-import math
-import sys
-import warnings
-from numbers import Real
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, compiler, nn
 
 from .. import ops, plan
 from ..arguments import (
-    GRADIENTS,
-    STATISTICS,
     Backend,
     Form,
     Gradient,
+    Keywords,
     Layout,
     Options,
     Precision,
+    Ranks,
     Statistics,
-    check_choices,
+    as_matrices,
+    as_number,
 )
-from ..distributed import cost
-from ..kernels.precision import float32_matmul_precision
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,7 +45,7 @@ def barlow_twins_loss(
     lambd: float | Tensor = ...,
     *,
     return_terms: Literal[False] = ...,
-    **options: Unpack[Options],
+    **options: Unpack[Keywords],
 ) -> Tensor: ...
 @overload
 def barlow_twins_loss(
@@ -59,7 +54,7 @@ def barlow_twins_loss(
     lambd: float | Tensor = ...,
     *,
     return_terms: Literal[True],
-    **options: Unpack[Options],
+    **options: Unpack[Keywords],
 ) -> tuple[Tensor, Terms]: ...
 @overload
 def barlow_twins_loss(
@@ -68,7 +63,7 @@ def barlow_twins_loss(
     lambd: float | Tensor = ...,
     *,
     return_terms: bool,
-    **options: Unpack[Options],
+    **options: Unpack[Keywords],
 ) -> Tensor | tuple[Tensor, Terms]: ...
 
 
@@ -82,7 +77,7 @@ def barlow_twins_loss(
     precision: Precision = "auto",
     form: Form = "auto",
     backend: Backend = "auto",
-    process_group: Any = None,
+    process_group: Ranks = None,
     statistics: Statistics = "global",
     gradient: Gradient = "exact",
     layout: Layout = "auto",
@@ -141,22 +136,15 @@ def barlow_twins_loss(
         Of a group, all ranks raise what one of them finds wrong, or in what their calls differ.
     """
     lambd = as_number("lambd", lambd)
-    if process_group is not None:
-        from ..distributed import entry
-
-        loss, on_diagonal, off_diagonal = entry.of_group(
-            z_a, z_b, process_group, lambd=lambd, scale=scale, eps=eps, precision=precision,
-            form=form, backend=backend, statistics=statistics, gradient=gradient, layout=layout,
-        )  # fmt: skip
+    options = Options(
+        lambd, scale, eps, precision, form, backend, process_group, statistics, gradient, layout
+    )
+    if process_group is None:
+        loss, on_diagonal, off_diagonal = _compute(z_a, z_b, options)
     else:
-        z_a, z_b = as_matrices(z_a, z_b, at_least=2)
-        if not torch.compiler.is_compiling():
-            check_options(
-                lambd, scale, eps, precision, form, backend, None, statistics, gradient, layout
-            )
-        loss, on_diagonal, off_diagonal = ops.barlow_twins(
-            z_a, z_b, lambd, eps, form, given_precision(z_a, precision), backend
-        )
+        from ..distributed.eager import outside_graphs
+
+        loss, on_diagonal, off_diagonal = outside_graphs(_compute, z_a, z_b, options)
     if scale != 1.0:
         loss = loss * scale
     if not return_terms:
@@ -165,6 +153,32 @@ def barlow_twins_loss(
     return loss, Terms(
         on_diagonal, off_diagonal, on_diagonal / d, off_diagonal / max(d * (d - 1), 1)
     )
+
+
+def _compute(z_a: Tensor, z_b: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, on_diagonal, off_diagonal), without `scale`, of this process or of a group."""
+    group, errors = None, nullcontext()
+    if options.process_group is not None:
+        from ..distributed import agreement, groups
+
+        group = groups.resolve(options.process_group)
+        errors = agreement.errors_reported(group)
+    with errors:
+        z_a, z_b = as_matrices(z_a, z_b, at_least=2 if group is None else 0)
+        if not compiler.is_compiling():
+            options.check()
+    if group is None:
+        precision = plan.precision_under_autocast(z_a, options.precision)
+        return ops.barlow_twins(
+            z_a, z_b, options.lambd, options.eps, options.form, precision, options.backend
+        )
+    from ..distributed import autograd
+
+    return autograd.forward(z_a, z_b, options, group)
+
+
+_NAMES = Options._fields
+_ACROSS_RANKS = ("process_group", "statistics", "gradient", "layout")  # shown with a group only
 
 
 class BarlowTwinsLoss(nn.Module):
@@ -185,44 +199,24 @@ class BarlowTwinsLoss(nn.Module):
         precision: Precision = "auto",
         form: Form = "auto",
         backend: Backend = "auto",
-        process_group: Any = None,
+        process_group: Ranks = None,
         statistics: Statistics = "global",
         gradient: Gradient = "exact",
         layout: Layout = "auto",
     ) -> None:
         super().__init__()
-        check_options(
+        options = Options(
             lambd, scale, eps, precision, form, backend, process_group, statistics, gradient, layout
         )
-        self.lambd = lambd
-        self.scale = scale
-        self.eps = eps
-        self.precision = precision
-        self.form = form
-        self.backend = backend
-        self.process_group = process_group
-        self.statistics = statistics
-        self.gradient = gradient
-        self.layout = layout
+        options.check()
+        self.__dict__.update(options._asdict())
 
     def forward(
         self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, Terms]:
         """The loss of two batches of embeddings, or (loss, terms): see `barlow_twins_loss`."""
         return barlow_twins_loss(
-            z_a,
-            z_b,
-            self.lambd,
-            scale=self.scale,
-            eps=self.eps,
-            precision=self.precision,
-            form=self.form,
-            backend=self.backend,
-            process_group=self.process_group,
-            statistics=self.statistics,
-            gradient=self.gradient,
-            layout=self.layout,
-            return_terms=return_terms,
+            z_a, z_b, return_terms=return_terms, **{name: getattr(self, name) for name in _NAMES}
         )
 
     if TYPE_CHECKING:  # they take what a module's call returns for Any
@@ -242,142 +236,6 @@ class BarlowTwinsLoss(nn.Module):
         def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...
 
     def extra_repr(self) -> str:
-        text = (
-            f"lambd={self.lambd}, scale={self.scale}, eps={self.eps}, "
-            f"precision={self.precision!r}, "
-            f"form={self.form!r}, backend={self.backend!r}"
-        )
-        if self.process_group is not None:
-            text += (
-                f", statistics={self.statistics!r}, gradient={self.gradient!r}, "
-                f"layout={self.layout!r}"
-            )
-        return text
-
-
-def as_number(name: str, value: float | Tensor) -> float | Tensor:
-    """`value`, with a tensor read by the host; graphs and dispatch modes keep it a tensor.
-
-    Raises:
-        TypeError: a tensor of more than one element, or that requires a gradient.
-    """
-    if not isinstance(value, Tensor):
-        return value
-    if value.numel() != 1 or value.requires_grad or value.is_complex():
-        raise TypeError(
-            f"{name} must be a number, or a real tensor of one element without gradient, got "
-            f"shape {tuple(value.shape)}, {value.dtype}, requires_grad={value.requires_grad}"
-        )
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return value
-    if torch._C._functorch.is_batchedtensor(value):
-        raise TypeError(f"{name} must be the same for all losses of a torch.func.vmap")
-    return float(value)
-
-
-def check_options(
-    lambd: float | Tensor,
-    scale: float,
-    eps: float,
-    precision: str,
-    form: str,
-    backend: str,
-    process_group: Any,
-    statistics: str,
-    gradient: str,
-    layout: str,
-) -> None:
-    """Raises the error that `barlow_twins_loss` documents for the first bad option."""
-    lambd = as_number("lambd", lambd)
-    for name, value in (("lambd", lambd), ("scale", scale), ("eps", eps)):
-        if name == "lambd" and isinstance(value, Tensor):  # that a dispatch mode keeps
-            continue
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a Python number, got {type(value).__name__}")
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
-    if eps < 0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
-    check_choices(form, precision, backend)
-    if statistics not in STATISTICS:
-        raise ValueError(f"statistics must be one of {STATISTICS}, got {statistics!r}")
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}")
-    cost.check(layout, form)
-    if process_group is not None:
-        from ..distributed import groups
-
-        groups.check(process_group)
-
-
-def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
-    for name, z in (("z_a", z_a), ("z_b", z_b)):
-        if not isinstance(z, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
-        if type(z) is not Tensor and _is_distributed(z):
-            raise TypeError(
-                f"{name} is a DTensor: pass the rows of this rank, {name}.to_local(), with "
-                "process_group=... for the loss of all ranks, or the whole, "
-                f"{name}.full_tensor(), for each rank's own"
-            )
-        if not z.is_floating_point():
-            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
-        if z.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {z.layout}")
-        if z.dtype.itemsize < 2:
-            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {z.dtype}")
-    if z_a.shape != z_b.shape:
-        raise ValueError(
-            f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}"
-        )
-    if z_a.device != z_b.device:
-        raise ValueError(f"z_a and z_b must be on one device, got {z_a.device} and {z_b.device}")
-    if z_a.dim() < 2:
-        raise ValueError(f"z_a and z_b must be (N, D) or (..., D), got shape {tuple(z_a.shape)}")
-    if z_a.shape[-1] < 1:
-        raise ValueError(f"D, the last size, must be at least 1, got shape {tuple(z_a.shape)}")
-    if z_a.dim() > 3 and not torch.compiler.is_compiling():
-        _warn_of_maps(z_a.shape)
-    if z_a.dim() > 2:
-        z_a, z_b = z_a.flatten(0, -2), z_b.flatten(0, -2)
-    if z_a.shape[0] < at_least:
-        raise ValueError(
-            f"the loss needs at least 2 samples to standardise over, got N = {z_a.shape[0]} "
-            "(a last batch of one? use drop_last=True)"
-        )
-    if z_a.dtype != z_b.dtype:
-        dtype = torch.promote_types(z_a.dtype, z_b.dtype)
-        z_a, z_b = z_a.to(dtype), z_b.to(dtype)
-    return z_a, z_b
-
-
-def _warn_of_maps(shape: torch.Size) -> None:
-    """UserWarning of what may be feature maps with their channels second."""
-    sizes = ", ".join(("N", *map(str, shape[1:])))
-    warnings.warn(
-        f"the last size of z_a and z_b, ({sizes}), is D = {shape[-1]}, all others are samples. Of "
-        "feature maps with the channels second, pass z.flatten(1) for one sample per map, or "
-        "z.movedim(1, -1).flatten(0, -2) for one per position",
-        UserWarning,
-        stacklevel=4,
-    )
-
-
-def _is_distributed(z: Tensor) -> bool:
-    """Whether z is a DTensor. Who has one has imported its module, which takes a while."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(z, module.DTensor)
-
-
-def given_precision(z: Tensor, precision: str) -> str:
-    """What 'auto' stands for now, for both passes.
-
-    In a graph, outside autocast, 'auto': the operator decides when it runs, by torch's settings of
-    that moment.
-    """
-    autocast = plan.autocast_dtype(z.device.type)
-    if precision != "auto" or (autocast is None and torch.compiler.is_compiling()):
-        return precision
-    if autocast is not None:  # decides alone; torch 2.10 cannot trace the other setting
-        return plan.choose_precision("auto", z.dtype, autocast)[0]
-    return plan.choose_precision("auto", z.dtype, None, float32_matmul_precision(z.device.type))[0]
+        alone = self.process_group is None
+        shown = [name for name in _NAMES if not (alone and name in _ACROSS_RANKS)]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)

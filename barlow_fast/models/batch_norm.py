@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..distributed.collectives import explained
+from ..distributed.collectives import communication_errors
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -102,7 +102,7 @@ class _Normalise(torch.autograd.Function):
         wide = _rows(x).double()
         channels = wide.shape[0]
         sums = torch.cat([wide.sum(1), wide.square().sum(1), wide.new_tensor([wide.shape[1]])])
-        with explained():
+        with communication_errors():
             dist.all_reduce(sums, group=group)
         count = sums[-1]
         if count < 2:
@@ -127,7 +127,7 @@ class _Normalise(torch.autograd.Function):
         dy = _rows(grad).to(x_hat.dtype)
         sum_dy, sum_dy_x = dy.double().sum(1), (dy.double() * x_hat).sum(1)
         sums = torch.cat([sum_dy, sum_dy_x])
-        with explained():
+        with communication_errors():
             dist.all_reduce(sums, group=ctx.group)
         mean_dy, mean_dy_x = (sums / count).to(dy.dtype).chunk(2)
         dx = dy - mean_dy[:, None] - x_hat * mean_dy_x[:, None]

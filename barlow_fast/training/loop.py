@@ -291,7 +291,7 @@ class Trainer:
         if micro is not None and micro < self.loader.batch_size:
             return self._backward_in_parts(batch, micro)
         with self.autocast():
-            with buffers_of_first_rank(self.network), agreement.refusals_told(self._listening):
+            with buffers_of_first_rank(self.network), agreement.errors_reported(self._listening):
                 z_a, z_b = self.network(*batch.views)
             self.clock.mark("forward")
             # Cut off from the network, so that the loss's share of the time can be told.

@@ -58,7 +58,7 @@ class Ranks:
     def together(self, purpose: str) -> contextlib.AbstractContextManager[None]:
         """A block without exchanges of its own, that all ranks leave together: what is raised on
         one is raised on all."""
-        return agreement.shared_fate(purpose, self.group)
+        return agreement.errors_shared(purpose, self.group)
 
     def agree(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; the same answer everywhere."""
@@ -69,7 +69,7 @@ class Ranks:
         group = self.group
         if group is None:
             return count
-        return sum(r.rows for r in agreement.tell("a total", b"", None, group, count))
+        return sum(r.rows for r in agreement.exchange("a total", b"", None, group, count))
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on all of them, in their order."""

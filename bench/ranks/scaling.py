@@ -49,7 +49,7 @@ def ours(gpus: int, n: int, d: int) -> Step:
     """`layout="auto"`, by the model with which it chooses."""
     rows, net = tuple(implementations.split(n, gpus)), network(gpus)
     layout = cost.choose_layout("auto", "auto", rows, d, DTYPE, PRECISION, net)
-    found = cost.cost(layout, rows, d, DTYPE, PRECISION, trees=net.trees)
+    found = cost.cost(layout, rows, d, DTYPE, PRECISION, use_all_reduce=net.use_all_reduce)
     return Step(found.seconds(net, gpus), found.flops, found.sent, layout)
 
 
