@@ -13,22 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from barlow_fast import BarlowTwinsLoss, arguments, barlow_twins_loss, explain
+from barlow_fast import BarlowTwinsLoss, arguments, barlow_twins_loss, explain, ops
 from barlow_fast.adapters import standardised
-from barlow_fast.distributed import LAYOUTS
+from barlow_fast.distributed import autograd
 from barlow_fast.kernels import KERNEL_SETS
 from barlow_fast.kernels.precision import PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-ACCEPTED = {
-    "precision": ("auto", *PRECISIONS),
-    "form": ("auto", *arguments.FORMS),
-    "backend": ("auto", *KERNEL_SETS),
-    "statistics": arguments.STATISTICS,
-    "gradient": arguments.GRADIENTS,
-    "layout": ("auto", *LAYOUTS),
-    "dead_features": arguments.DEAD_FEATURES,
-}
+ACCEPTED = arguments.ACCEPTED
 CORRECT = """
 import torch
 from torch import Tensor
@@ -76,6 +68,17 @@ def test_the_words_of_a_type_are_those_that_are_accepted(function):
         assert words(function, name) == ACCEPTED[name]
 
 
+def test_accepted_values_are_those_that_exist():
+    """Of kernels and layouts, which state their own."""
+    assert ACCEPTED["precision"] == ("auto", *PRECISIONS)
+    assert ACCEPTED["backend"] == ("auto", *KERNEL_SETS)
+    assert ACCEPTED["form"] == ("auto", *ops.FORM)
+    assert ACCEPTED["layout"] == ("auto", *autograd.LAYOUT)
+    assert set(ACCEPTED) == {
+        "precision", "form", "backend", "statistics", "gradient", "layout", "dead_features",
+    }  # fmt: skip
+
+
 def test_words_of_data_and_evaluation_are_those_that_are_accepted():
     data = pytest.importorskip("barlow_fast.data", reason="the extra 'train' is not installed")
     pytest.importorskip("barlow_fast.evaluation")
@@ -120,10 +123,21 @@ def test_no_public_name_takes_such_a_word_as_any_string():
     assert not found
 
 
+@pytest.mark.parametrize("function", [barlow_twins_loss, BarlowTwinsLoss.__init__])
+def test_options_are_those_of_the_function_and_of_the_module(function):
+    """Names, order, annotations and defaults."""
+    others = {"self", "z_a", "z_b", "return_terms"}
+    parameters = inspect.signature(function).parameters.values()
+    assert [(p.name, p.annotation, p.default) for p in parameters if p.name not in others] == [
+        (name, arguments.Options.__annotations__[name].__forward_arg__, default)
+        for name, default in arguments.Options._field_defaults.items()
+    ]
+
+
 def test_the_keywords_of_the_overloads_are_those_of_the_function():
-    parameters = inspect.signature(barlow_twins_loss).parameters.values()
-    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"return_terms"}
-    assert set(arguments.Options.__annotations__) == keywords
+    options = typing.get_type_hints(arguments.Options)
+    del options["lambd"]  # by position or keyword
+    assert typing.get_type_hints(arguments.Keywords) == options
 
 
 @pytest.mark.slow

@@ -274,11 +274,11 @@ def _unfinished_gradients(
     pull: float,
     need: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """What the kernel set makes of both gradients.
+    """What the kernel set makes of both gradients; third of `kept` are centres or squares, by form.
 
     pull: of the target on the diagonal, which has none.
     """
-    statistics, matrix, centres_or_squares, factors, _ = kept
+    statistics, matrix, third, factors, _ = kept
     n = views[0].shape[0]
     beta = given.beta(n)
     slope, offset = 2 * beta**2 / n, pull - 2 * beta / n
@@ -288,16 +288,9 @@ def _unfinished_gradients(
             given.norm.kernel_eps(n), projected=factors.numel() == 0,
         )  # fmt: skip
         return kernels.gram_gradients(
-            *views,
-            statistics,
-            matrix,
-            centres_or_squares,
-            grad,
-            coefficients,
-            given.precision,
-            need,
+            *views, statistics, matrix, third, grad, coefficients, given.precision, need
         )
-    squares, coefficient = centres_or_squares, 2 * lambd * beta**2 / n
+    squares, coefficient = third, 2 * lambd * beta**2 / n
     if coefficient == 0:  # the squares below could not carry anything
         matrix, squares, coefficient = torch.zeros_like(matrix), squares * 0, 1.0
     if factors.numel():

@@ -21,10 +21,10 @@ def case(group, kind, rows, d, options):
     return computed(group, *views(kind, rows, d), rows, **options)
 
 
-def sequence(group, cases, options, trees=False):
+def sequence(group, cases, options, all_reduce=False):
     with pytest.MonkeyPatch.context() as patch:
-        if trees:
-            patch.setattr(autograd, "uses_trees", lambda *_: True)
+        if all_reduce:
+            patch.setattr(autograd, "use_all_reduce", lambda *_: True)
         return [case(group, "correlated", rows, d, options) for rows, d in cases]
 
 
@@ -62,11 +62,11 @@ LESSER = (
 )
 
 
-def in_types(group, rows, d, options, trees):
+def in_types(group, rows, d, options, all_reduce):
     """With every type and precision; and gradients of embeddings have their type."""
     with pytest.MonkeyPatch.context() as patch:
-        if trees:
-            patch.setattr(autograd, "uses_trees", lambda *_: True)
+        if all_reduce:
+            patch.setattr(autograd, "use_all_reduce", lambda *_: True)
         return in_each_type(group, rows, d, options)
 
 
@@ -91,11 +91,11 @@ def in_each_type(group, rows, d, options):
     ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("trees", [False, True], ids=["direct", "trees"])
-def test_types_and_precisions(trees, layout, rows, d, statistics, backend, pool):
+@pytest.mark.parametrize("all_reduce", [False, True], ids=["direct", "all_reduce"])
+def test_types_and_precisions(all_reduce, layout, rows, d, statistics, backend, pool):
     """Also of ranks that have one row, or none. The numerics gate is stricter."""
     options = {"layout": layout, "statistics": statistics, "backend": backend}
-    by_rank = pool.run(in_types, 3, rows, d, options, trees)
+    by_rank = pool.run(in_types, 3, rows, d, options, all_reduce)
     for (dtype, precision, bound), *found in zip(LESSER, *by_rank, strict=True):
         exact = differentiated(*views("random", rows, d, dtype=dtype), rows, statistics)
         assert all(typed for typed, _ in found), (dtype, precision)
@@ -147,6 +147,6 @@ def test_with_sums_of_the_backend(layout, statistics, ranks, pool):
     every = UNEQUAL + (FEW if statistics == "global" else ())
     cases = [(rows[:ranks], d) for rows, d in every]
     options = {"layout": layout, "statistics": statistics}
-    by_rank = pool.run(sequence, ranks, cases, options, trees=True)
+    by_rank = pool.run(sequence, ranks, cases, options, all_reduce=True)
     for (rows, d), *found in zip(cases, *by_rank, strict=True):
         assert_equal(found, rows, d, statistics)

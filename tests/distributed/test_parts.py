@@ -11,8 +11,10 @@ import pytest
 import torch
 from embeddings import draw
 
+from barlow_fast.arguments import Options, check_layout, check_process_group
 from barlow_fast.distributed import (
     agreement,
+    autograd,
     collectives,
     correlation,
     cost,
@@ -37,7 +39,7 @@ LOCAL = Network(
     matmul=1e14,
     memory=3e12,
 )
-NUMBERS = {name: value for name, value in asdict(LOCAL).items() if name != "trees"}
+NUMBERS = {name: value for name, value in asdict(LOCAL).items() if name != "use_all_reduce"}
 
 
 # --- shards and tiles ------------------------------------------------------------------------
@@ -286,11 +288,11 @@ def test_a_network_without_latency_is_fine():
 
 def test_layouts_and_forms_that_do_not_exist():
     with pytest.raises(ValueError, match=r"layout must be one of \('auto', 'features'.*'ring'"):
-        cost.check("ring", "auto")
+        check_layout("ring", "auto")
     with pytest.raises(ValueError, match="'correlation' computes the correlation form"):
-        cost.check("correlation", "gram")
+        check_layout("correlation", "gram")
     for layout, form in (("auto", "gram"), ("rows", "gram"), ("features", "auto")):
-        cost.check(layout, form)
+        check_layout(layout, form)
 
 
 # --- groups, agreement, exchanges ------------------------------------------------------------
@@ -299,12 +301,12 @@ def test_layouts_and_forms_that_do_not_exist():
 @pytest.mark.parametrize("value", [3, "World", [0, 1], object()])
 def test_things_that_are_no_group(value):
     with pytest.raises(TypeError, match=f"process_group must be.*got {type(value).__name__}"):
-        groups.check(value)
+        check_process_group(value)
 
 
 def test_groups_before_torch_distributed_was_initialised():
-    groups.check(None)
-    groups.check("world")
+    check_process_group(None)
+    check_process_group("world")
     assert groups.resolve(None) is None
     with pytest.raises(RuntimeError, match="init_process_group first"):
         groups.resolve("world")
@@ -318,91 +320,98 @@ def test_node_is_a_number_of_the_machine(monkeypatch):
     assert 0 <= groups.node() < 2**64
 
 
-CALL = agreement.Call(
-    8192, "torch.float32", "cpu", 0.0051, 1.0, 1e-5, "fp32", "auto", "auto", "global", "exact",
-    True, True,
+CALL = agreement.call_of(
+    torch.zeros(1, 8192, requires_grad=True), torch.zeros(1, 8192, requires_grad=True),
+    **autograd._compared(Options(precision="fp32")),
 )  # fmt: skip
 
 
 def test_reports_have_room_for_every_call():
     """All floats with all their digits, the longest names."""
-    longest = agreement.Call(
-        2**40, "torch.bfloat16", "cuda", -1.2345678901234567e-300, -1.2345678901234567e-300,
-        1.2345678901234567e-300, "bf16", "correlation", "correlation", "global", "official",
-        False, False,
+    options = Options(
+        -1.2345678901234567e-300, -1.2345678901234567e-300, 1.2345678901234567e-300, "bf16",
+        "correlation", gradient="official", layout="correlation",
     )  # fmt: skip
-    assert len(longest.encoded()) + agreement._HEADER.size <= agreement._LENGTH
+    longest = CALL | autograd._compared(options)
+    longest |= {"dimensions": 2**40, "dtype": "torch.bfloat16", "device": "cuda"}
+    longest |= {"z_a_requires_grad": False, "z_b_requires_grad": False}
+    assert set(longest) == set(CALL)
+    assert len(agreement.encoded(longest)) + agreement._HEADER.size <= agreement._LENGTH
 
 
 @pytest.fixture
-def told(monkeypatch):
+def agreed(monkeypatch):
     """`agree` of one rank among others that report what is given."""
 
     def run(others, call=CALL, rows=4, error=None):
         def exchange(report, group):
             return [report, *others]
 
-        monkeypatch.setattr(agreement, "_exchange", exchange)
-        return agreement.agree(call, rows, 1, error, Group(None, 0, 1 + len(others)))
+        monkeypatch.setattr(agreement, "_all_to_all", exchange)
+        group = Group(None, 0, 1 + len(others))
+        with agreement.errors_reported(group):
+            if error is not None:
+                raise error
+        return agreement.agree(call, rows, 1, group)
 
     return run
 
 
 def report(call=CALL, rows=7, node=2, kind=0, text=None):
-    payload = call.encoded() if text is None else text.encode()
+    payload = agreement.encoded(call) if text is None else text.encode()
     return (agreement._HEADER.pack(rows, node, kind) + payload).ljust(agreement._LENGTH, b"\0")
 
 
-def test_ranks_learn_rows_and_nodes(told):
-    agreed = told([report(), report(rows=0, node=1), report(rows=2**40)])
-    assert agreed.rows == (4, 7, 0, 2**40)
-    assert agreed.nodes == 2
+def test_ranks_learn_rows_and_nodes(agreed):
+    found = agreed([report(), report(rows=0, node=1), report(rows=2**40)])
+    assert found.rows == (4, 7, 0, 2**40)
+    assert found.nodes == 2
 
 
-def test_differences_are_listed_by_value(told):
-    other = replace(CALL, lambd=0.1, layout="rows")
+def test_differences_are_listed_by_value(agreed):
+    other = CALL | {"lambd": 0.1, "layout": "rows"}
     with pytest.raises(ValueError, match="called differently") as raised:
-        told([report(), report(other), report(other)])
+        agreed([report(), report(other), report(other)])
     assert str(raised.value).endswith(
         "lambd: 0.0051 on ranks 0, 1, 0.1 on ranks 2, 3; "
         "layout: 'auto' on ranks 0, 1, 'rows' on ranks 2, 3"
     )
 
 
-def test_many_ranks_are_not_all_listed(told):
+def test_many_ranks_are_not_all_listed(agreed):
     with pytest.raises(ValueError, match=r"12 on ranks 1, 2, 3, 4, 5, 6, 7, 8, \.\.\.$"):
-        told([report(replace(CALL, dimensions=12))] * 20)
+        agreed([report(CALL | {"dimensions": 12})] * 20)
 
 
 @pytest.mark.parametrize(("kind", "error"), [(1, TypeError), (2, ValueError), (3, RuntimeError)])
-def test_errors_of_others(kind, error, told):
+def test_errors_of_others(kind, error, agreed):
     with pytest.raises(error, match=r"^rank 2 of process_group: no such thing$"):
-        told([report(), report(kind=kind, text="no such thing")])
+        agreed([report(), report(kind=kind, text="no such thing")])
 
 
-def test_an_error_of_its_own_comes_first(told):
+def test_an_error_of_its_own_comes_first(agreed):
     mine = ValueError("mine")
     with pytest.raises(ValueError, match=r"^mine$") as raised:
-        told([report(kind=1, text="another's")], call=None, error=mine)
+        agreed([report(kind=1, text="another's")], error=mine)
     assert raised.value is mine
 
 
-def test_long_errors_are_cut(told):
+def test_long_errors_are_cut(agreed):
     """Also within a character of several bytes."""
     with pytest.raises(ValueError, match=r"^ä+$"):
-        told([report()], call=None, error=ValueError("ä" * 1000))
+        agreed([report()], error=ValueError("ä" * 1000))
     cut = ("x" + "ä" * 1000).encode()[: agreement.MESSAGE_BYTES]
     header = agreement._HEADER.pack(0, 1, 2)
     with pytest.raises(ValueError, match="rank 1 of process_group: x") as raised:
-        told([(header + cut).ljust(agreement._LENGTH, b"\0")])
+        agreed([(header + cut).ljust(agreement._LENGTH, b"\0")])
     assert str(raised.value).endswith("ä\ufffd")
 
 
 def test_errors_of_exchanges_are_explained():
     words = r"A rank has stopped.*The backend says: reset by peer"
-    with pytest.raises(RuntimeError, match=words), collectives.explained():
+    with pytest.raises(RuntimeError, match=words), collectives.communication_errors():
         raise RuntimeError("reset by peer")
-    with pytest.raises(KeyError), collectives.explained():
+    with pytest.raises(KeyError), collectives.communication_errors():
         raise KeyError("something else")
 
 

@@ -9,8 +9,8 @@ import torch
 from embeddings import draw
 from options import assert_covered, record_calls
 
-from barlow_fast import BarlowTwinsLoss, Terms, barlow_twins_loss, explain, ops, warming, warmup
-from barlow_fast.distributed import cost, entry, groups
+from barlow_fast import BarlowTwinsLoss, Terms, barlow_twins_loss, explain, plan, warming, warmup
+from barlow_fast.distributed import autograd, cost, groups
 from barlow_fast.losses import barlow_twins as loss_module
 
 ACROSS_RANKS = {
@@ -22,16 +22,16 @@ ACROSS_RANKS = {
 
 
 def resolved(monkeypatch, **options):
-    """(form, precision, backend) that a call runs."""
+    """The form, precision and backend that a call runs."""
     found = []
-    plain = ops.resolve
+    plain = plan.resolved
 
     def noted(*arguments):
         found.append(plain(*arguments))
         return found[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "resolve", noted)
+        patch.setattr(plan, "resolved", noted)
         barlow_twins_loss(*draw("random", 8, 64), **options)
     return found[0]
 
@@ -41,9 +41,9 @@ EFFECTS = {
     "lambd": (0.5, lambda out, off, m: out["lambd"] > off["lambd"]),
     "scale": (3.0, lambda out, off, m: torch.equal(out["scale"], 3 * off["scale"])),
     "eps": (1.0, lambda out, off, m: not torch.equal(out["eps"], off["eps"])),
-    "precision": ("bf16", lambda out, off, m: resolved(m, precision="bf16")[1] == "bf16"),
-    "form": ("correlation", lambda out, off, m: resolved(m, form="correlation")[0] != "gram"),
-    "backend": ("aten", lambda out, off, m: resolved(m, backend="aten")[2] == "aten"),
+    "precision": ("bf16", lambda out, off, m: resolved(m, precision="bf16").precision == "bf16"),
+    "form": ("correlation", lambda out, off, m: resolved(m, form="correlation").form != "gram"),
+    "backend": ("aten", lambda out, off, m: resolved(m, backend="aten").backend == "aten"),
     "return_terms": (True, lambda out, off, m: isinstance(out["return_terms"][1], Terms)),
 }  # fmt: skip
 
@@ -65,14 +65,14 @@ def test_options_across_ranks_reach_the_loss_of_the_group(name, monkeypatch):
     group = groups.Group(None, 0, 2)
     monkeypatch.setattr(groups, "resolve", lambda given: group if given else None)
     scalar = torch.zeros(())
-    calls = record_calls(monkeypatch, entry.autograd, "forward", lambda *a, **k: (scalar,) * 3)
+    calls = record_calls(monkeypatch, autograd, "forward", lambda *a, **k: (scalar,) * 3)
     options = {"process_group": "world", name: ACROSS_RANKS[name]}
     barlow_twins_loss(*draw("random", 8, 64), lambd=0.5, scale=3.0, eps=1.0, **options)
     (call,) = calls
     assert call["group"] is group
-    assert (call["lambd"], call["scale"], call["eps"]) == (0.5, 3.0, 1.0)
-    if name != "process_group":
-        assert call[name] == ACROSS_RANKS[name]
+    given = call["options"]
+    assert (given.lambd, given.scale, given.eps) == (0.5, 3.0, 1.0)
+    assert getattr(given, name) == ACROSS_RANKS[name]
 
 
 def test_every_option_of_the_function_has_a_case():

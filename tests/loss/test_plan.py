@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from barlow_fast import explain
+from barlow_fast import explain, plan
 from barlow_fast.explain import cost
-from barlow_fast.plan import choose_form, choose_precision, executed_precision
+from barlow_fast.plan import choose_form, choose_precision
 
 
 def test_the_form_with_less_work_is_chosen():
@@ -31,37 +31,39 @@ def test_cost_is_the_stated_count():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("precision", "dtype", "autocast", "setting", "expected"),
     [
-        (("auto", torch.float64), "fp64"),
-        (("auto", torch.float64, torch.bfloat16), "fp64"),
-        (("auto", torch.float32), "fp32"),
-        (("auto", torch.float32, torch.float16), "fp16"),
-        (("auto", torch.bfloat16), "bf16"),
-        (("auto", torch.float16, None, "high"), "fp16"),
-        (("auto", torch.float32, None, "high"), "tf32"),
-        (("auto", torch.float32, None, "medium"), "bf16"),
-        (("fp32", torch.bfloat16, torch.float16), "fp32"),
+        ("auto", torch.float64, None, "highest", "fp64"),
+        ("auto", torch.float64, torch.bfloat16, "highest", "fp64"),
+        ("auto", torch.float32, None, "highest", "fp32"),
+        ("auto", torch.float32, torch.float16, "highest", "fp16"),
+        ("auto", torch.bfloat16, None, "highest", "bf16"),
+        ("auto", torch.float16, None, "high", "fp16"),
+        ("auto", torch.float32, None, "high", "tf32"),
+        ("auto", torch.float32, None, "medium", "bf16"),
+        ("fp32", torch.bfloat16, torch.float16, "highest", "fp32"),
     ],
 )
-def test_precision(arguments, expected):
-    assert choose_precision(*arguments)[0] == expected
+def test_precision(precision, dtype, autocast, setting, expected, monkeypatch):
+    monkeypatch.setattr(plan, "float32_matmul_precision", lambda device_type: setting)
+    assert choose_precision(precision, dtype, "cuda", autocast)[0] == expected
 
 
 def test_tf32_is_float32_on_a_cpu():
-    assert executed_precision("tf32", "cpu") == "fp32"
-    assert executed_precision("tf32", "cuda") == "tf32"
+    chosen, reason = choose_precision("tf32", torch.float32, "cpu")
+    assert (chosen, reason) == ("fp32", "requested; tf32 is computed as fp32 on a CPU")
+    assert choose_precision("tf32", torch.float32, "cuda") == ("tf32", "requested")
 
 
-def test_explain_tells_what_and_why():
-    plan = explain(256, 8192, autocast=torch.bfloat16)
-    assert (plan.form, plan.precision) == ("gram", "bf16")
-    text = str(plan)
+def test_explain_states_what_and_why():
+    explained = explain(256, 8192, autocast=torch.bfloat16)
+    assert (explained.form, explained.precision) == ("gram", "bf16")
+    text = str(explained)
     assert "256 x 8192" in text
     assert "correlation would take" in text
     assert "autocast" in text
     assert "not triton" in text
-    assert explain(256, 8192, form="correlation").reasons["form"] == "asked for"
+    assert explain(256, 8192, form="correlation").reasons["form"] == "requested"
     assert explain(8192, 256, backend="aten").form == "correlation"
 
 
