@@ -37,7 +37,7 @@ WRITING = r"os\.replace\(|delete=False|mkstemp|\.write_(text|bytes)\(|\.touch\("
 WRITERS = {
     "barlow_fast/files.py",
     "barlow_fast/checkpoints/exporting.py",
-    "barlow_fast/training/checkpoint.py",
+    "barlow_fast/checkpoints/training.py",
     "kernels/hub/build.py",  # `make hub-kernel`, into a folder of its own
 }
 # Without `device=` these follow torch.set_default_device, whatever device the inputs are on.

@@ -30,16 +30,16 @@ import barlow_fast.data.pack
 import barlow_fast.data.show
 from barlow_fast import (
     checkpoints,
-    cli,
     data,
-    data_commands,
-    evaluate_commands,
     evaluation,
-    exits,
-    pretrain_commands,
     training,
 )
-from barlow_fast.commands import app
+from barlow_fast.cli import data as data_commands
+from barlow_fast.cli import evaluate as evaluate_commands
+from barlow_fast.cli import exits
+from barlow_fast.cli import pretrain as pretrain_commands
+from barlow_fast.cli import tune as tune_command
+from barlow_fast.cli.app import app
 from barlow_fast.data import sources
 from barlow_fast.data.faults import BadImage
 from barlow_fast.data.pack import Packed
@@ -517,7 +517,7 @@ BAD = BadImage(3, "image 3", "none")
     ],
 )
 def test_a_run_that_does_not_finish_says_why(capsys, error, first: bool, code: int, message: str):
-    with pytest.raises(typer.Exit) as left:
+    with pytest.raises(SystemExit) as left:
         pretrain_commands._train(Ending(error, first), Path("there"), Console())
     assert left.value.exit_code == code
     assert message in capsys.readouterr().err or not message
@@ -530,7 +530,7 @@ def test_a_full_disk_tells_how_to_go_on(capsys, tmp_path: Path):
         "",
         f". Correct that, then continue with: barlow-fast pretrain --resume {tmp_path}",
     ):
-        with pytest.raises(typer.Exit):
+        with pytest.raises(SystemExit):
             pretrain_commands._train(trainer, tmp_path, Console())
         line = "barlow-fast: cannot write out/checkpoint.pt: No space left on device"
         assert capsys.readouterr().err.strip() == line + (
@@ -569,7 +569,7 @@ def test_the_first_signal_asks_for_a_stop(monkeypatch, number: int):
         raise training.TrainingInterrupted("stopped")
 
     trainer.run = run
-    with pytest.raises(typer.Exit) as left:
+    with pytest.raises(SystemExit) as left:
         pretrain_commands._train(trainer, Path("there"), Console(quiet=True))
     assert left.value.exit_code == 128 + number
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
@@ -643,7 +643,7 @@ def test_a_finished_run_tells_its_scores_and_files(monkeypatch, capsys, tmp_path
     ],
 )
 def test_every_error_of_a_command_has_its_status(capsys, error, code: int, message: str):
-    with pytest.raises(typer.Exit) as left, exits.failures(", more"):
+    with pytest.raises(SystemExit) as left, exits.failures(", more"):
         raise error
     assert left.value.exit_code == code
     assert message in capsys.readouterr().err
@@ -1057,7 +1057,7 @@ def test_the_format_is_told_by_the_name(monkeypatch):
 
 @pytest.mark.parametrize("arguments", [[], ["--shapes", "512x1024", "--help", "x"]])
 def test_tune_passes_everything_on(monkeypatch, arguments: list[str]):
-    calls = record_calls(monkeypatch, cli, "tune", lambda _: 3)
+    calls = record_calls(monkeypatch, tune_command, "tune", lambda _: 3)
     invoke("tune", *arguments, code=3)
     assert calls == [{"arguments": arguments}]
 

@@ -15,8 +15,10 @@ from ended import SECONDS, group_gone, running
 from PIL import Image
 from typer.testing import CliRunner
 
-from barlow_fast import checkpoints, cli, pretrain_commands, training
-from barlow_fast.commands import app
+from barlow_fast import checkpoints, cli, training
+from barlow_fast.cli import pretrain as pretrain_commands
+from barlow_fast.cli import tune
+from barlow_fast.cli.app import app
 from barlow_fast.data import check, pack, show, sources
 from barlow_fast.models import build_encoder
 
@@ -95,7 +97,7 @@ def interrupt(*_: Any, **__: Any) -> None:
         ("data show images --preset imagenet", show, "sheet"),
         ("evaluate knn x --dataset digits", checkpoints, "load_encoder"),
         ("export x x.pth", checkpoints, "load_encoder"),
-        ("tune", cli, "tune"),
+        ("tune", tune, "tune"),
     ],
 )
 def test_in_every_part_of_a_command(

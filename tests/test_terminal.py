@@ -26,7 +26,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from barlow_fast import cli, inputs, terminal
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS, datasets
 from barlow_fast.data.faults import decode
 from barlow_fast.inputs import optional_library

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-# What `barlow_fast.training.checkpoint` writes, and since which version with a digest; that module
+# What `barlow_fast.checkpoints.training` writes, and since which version with a digest; that module
 # needs far more than this one.
 PRETRAIN = "barlow_fast.pretrain"
 DIGEST_VERSION = 3

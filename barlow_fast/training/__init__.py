@@ -1,9 +1,9 @@
 """Pretraining: the schedule, the loop and its checkpoints."""
 
-from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from ..checkpoints.training import load_checkpoint, newest_checkpoint, save_checkpoint
+from .callbacks import Hook
 from .config import PretrainConfig
 from .feeding import Feeding
-from .hooks import Hook
 from .lars import LARS, parameter_groups
 from .loop import Trainer, TrainingDiverged, TrainingInterrupted
 from .presets import PRESETS, configure, override

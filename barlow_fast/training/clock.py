@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import torch
 
-PHASES = ("data", "forward", "loss", "backward", "update")
+from ..checkpoints.state import PHASES
 
 # CUDA events that may wait to be read; those before them have long passed.
 MOST_EVENTS = 512

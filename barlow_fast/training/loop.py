@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..checkpoints.state import PHASES, check_complete, check_optimizer
+from ..checkpoints.training import load_checkpoint, save_checkpoint
 from ..data import Batch, ImageDataset
 from ..data.faults import BadImages
 from ..data.sources import ArraySource, Source
@@ -29,18 +31,16 @@ from ..evaluation import LabelledSplits
 from ..microbatch import backward_in_microbatches, buffers_of_first_rank
 from ..models import BarlowTwinsModel
 from . import parallel
-from .checkpoint import load_checkpoint, save_checkpoint
-from .clock import PHASES, StepClock
+from .callbacks import Hook, Record
+from .clock import StepClock
 from .config import PretrainConfig
 from .diagnosis import first_bad_tensor, gradients_finite
 from .estimate import resolved_precision
 from .feeding import Feeding, check_batch, choose_views, image_size
 from .folder_lock import FolderLock
-from .hooks import Hook, Record
 from .network import build_criterion, build_network
 from .optimizers import build_optimizer, set_learning_rates
 from .ranks import Ranks
-from .state import check_complete, check_optimizer
 from .watching import Watcher
 
 LOG = logging.getLogger("barlow_fast.training")

@@ -338,7 +338,7 @@ def test_our_first_checkpoints_told_less(saved: Save):
 
 
 def test_the_trainers_files_are_recognised(tmp_path: Path):
-    from barlow_fast.training.checkpoint import save_checkpoint
+    from barlow_fast.checkpoints.training import save_checkpoint
 
     model = build_twins(channels=1, encoder_widths=(4, 6), projector=(8, 6))
     content = ours(model, {"encoder_widths": [4, 6], "encoder_grid": 2})

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from barlow_fast.checkpoints import FORMATS, Pretrained, export, exporting, load_encoder
 from barlow_fast.checkpoints.reading import read_checkpoint
-from barlow_fast.export_commands import export as export_command
+from barlow_fast.cli.export import export as export_command
 from barlow_fast.models import build_encoder
 
 Save = Callable[..., Path]

@@ -19,7 +19,7 @@ from ended import SECONDS, group_gone, running
 from pictures import Image, bomb, encode, photographs, pixels, write_folder
 from typer.testing import CliRunner
 
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS, order, parallel
 from barlow_fast.data.check import bad_images, write_report
 from barlow_fast.data.faults import BadImage, BadImageError
@@ -81,7 +81,7 @@ def test_check_of_what_is_right_exits_with_0(tmp_path: Path):
 
 
 def test_check_writes_all_of_it_as_json(mixed: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("barlow_fast.data_commands.ROWS", 2)
+    monkeypatch.setattr("barlow_fast.cli.data.ROWS", 2)
     report = tmp_path / "report.json"
     result = data("check", mixed, "--json", report)
     assert result.exit_code == 1
@@ -229,7 +229,7 @@ def test_ctrl_c_ends_a_check_with_all_its_processes(tmp_path: Path):
     # So many that the check is under way for seconds, however late the signal is sent.
     for number in range(1, 4000):
         os.link(folder / "0.jpg", folder / f"{number}.jpg")
-    command = [sys.executable, "-m", "barlow_fast.cli", "data", "check", folder, "--workers", "2"]
+    command = [sys.executable, "-m", "barlow_fast", "data", "check", folder, "--workers", "2"]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert "4,000 images" in process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)

@@ -9,7 +9,7 @@ from pictures import encode, pixels, write_folder
 from test_shards import write_shard
 from typer.testing import CliRunner
 
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.data.sources import Parts, find_parts, open_source, passed_over
 from barlow_fast.evaluation import folder_splits
 

@@ -12,7 +12,7 @@ import pytest
 from pictures import Image, encode, photographs, pixels, write_folder
 from typer.testing import CliRunner
 
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.data.faults import BadImageError, decode
 from barlow_fast.data.sources import FolderSource
 

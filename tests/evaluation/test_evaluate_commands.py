@@ -11,8 +11,8 @@ import torch
 from labelled import write_classes
 from typer.testing import CliRunner
 
+from barlow_fast.cli.evaluate import evaluate
 from barlow_fast.data import load
-from barlow_fast.evaluate_commands import evaluate
 from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_knn, evaluate_linear
 from barlow_fast.models import build_encoder
 

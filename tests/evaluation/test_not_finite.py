@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from barlow_fast import evaluation
 from barlow_fast.checkpoints import export, load_encoder
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.evaluation import ImageFormat, Reading, dataset_splits
 from barlow_fast.evaluation.finetune import finetune
 from barlow_fast.evaluation.linear import score_heads, train_heads

@@ -23,9 +23,9 @@ from typing import Any
 import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-from barlow_fast import pretrain_commands
 from barlow_fast.checkpoints import archive
-from barlow_fast.commands import app
+from barlow_fast.cli import pretrain as pretrain_commands
+from barlow_fast.cli.app import app
 from barlow_fast.training import Trainer, reporting
 from barlow_fast.training.reporting.finishing import Report
 

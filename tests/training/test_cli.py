@@ -18,8 +18,9 @@ from ended import SECONDS, running
 from PIL import Image
 from typer.testing import CliRunner
 
-from barlow_fast import cli, pretrain_commands
-from barlow_fast.commands import app
+from barlow_fast import cli
+from barlow_fast.cli import pretrain as pretrain_commands
+from barlow_fast.cli.app import app
 from barlow_fast.training import PretrainConfig, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -253,7 +254,7 @@ def test_divergence_exits_with_1(tmp_path: Path):
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "barlow_fast.cli", "pretrain", *SMALL]
+    command = [sys.executable, "-m", "barlow_fast", "pretrain", *SMALL]
     # A line of a scored epoch is the first that is printed.
     command += ["--epochs", "5000", "--batch-size", "512", "evaluate_every=1", "--out", out]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -19,7 +19,8 @@ from options import assert_covered
 from torch import Tensor, nn
 
 from barlow_fast import data as data_package
-from barlow_fast import plan, pretrain_commands
+from barlow_fast import plan
+from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.data import PRESETS as VIEWS
 from barlow_fast.data import ImageDataset
 from barlow_fast.data.order import order

@@ -11,7 +11,7 @@ import torch
 from test_loop import StopAfter, assert_same_state
 from typer.testing import CliRunner
 
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS, Views, ViewSpecification
 from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.sources import FolderSource, open_source

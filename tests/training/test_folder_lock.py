@@ -15,8 +15,8 @@ import pytest
 from ended import running, until
 from typer.testing import CliRunner
 
-from barlow_fast import pretrain_commands
-from barlow_fast.commands import app
+from barlow_fast.cli import pretrain as pretrain_commands
+from barlow_fast.cli.app import app
 from barlow_fast.files import this_process
 from barlow_fast.training import folder_lock, load_checkpoint, save_checkpoint
 from barlow_fast.training.folder_lock import FILE, FolderInUse, FolderLock

@@ -20,7 +20,7 @@ from ended import SECONDS, group_gone, running, until
 from PIL import Image
 from typer.testing import CliRunner
 
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS
 from barlow_fast.training import load_checkpoint, reporting
 from barlow_fast.training.reporting.finishing import Report

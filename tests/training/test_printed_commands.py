@@ -18,8 +18,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from barlow_fast import exits, pretrain_commands
-from barlow_fast.commands import app
+from barlow_fast.cli import exits
+from barlow_fast.cli import pretrain as pretrain_commands
+from barlow_fast.cli.app import app
 from barlow_fast.training import load_checkpoint, reporting
 from barlow_fast.training.reporting import Report
 from barlow_fast.training.reporting.commands import resume_command

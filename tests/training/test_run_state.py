@@ -18,6 +18,7 @@ from options import assert_covered
 from torch import nn
 
 from barlow_fast import __version__
+from barlow_fast.checkpoints.state import PHASES
 from barlow_fast.data import PRESETS as VIEWS
 from barlow_fast.training import (
     Hook,
@@ -31,7 +32,7 @@ from barlow_fast.training import (
     loop,
     watching,
 )
-from barlow_fast.training.clock import PHASES, StepClock
+from barlow_fast.training.clock import StepClock
 from barlow_fast.training.feeding import choose_views, image_size
 from barlow_fast.training.schedule import learning_rate
 

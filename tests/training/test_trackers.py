@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.training import Hook, MlflowLog, Tracker, Trainer, TrainingInterrupted, WandbLog
 from barlow_fast.training.reporting.trackers import TRACKERS, check_trackers
 

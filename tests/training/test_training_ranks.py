@@ -16,7 +16,7 @@ from launched import LAUNCH, torchrun
 from scenarios import CONFIG, KINDS, SCENARIOS, digits, gradients
 from typer.testing import CliRunner
 
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.training import Trainer, load_checkpoint
 
 

@@ -12,7 +12,7 @@ import torch
 from options import assert_covered
 from typer.testing import CliRunner
 
-from barlow_fast.commands import app
+from barlow_fast.cli.app import app
 from barlow_fast.training import (
     JsonLinesLog,
     PretrainConfig,

@@ -12,7 +12,7 @@ import torch
 import triton
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
-from barlow_fast import cli  # noqa: E402
+from barlow_fast.cli.tune import tune  # noqa: E402
 from barlow_fast.kernels import Coefficients, tiles  # noqa: E402
 from barlow_fast.kernels.triton import configurations, inspection, tuning  # noqa: E402
 from barlow_fast.kernels.triton.configurations import LARGE, TABLE, Product  # noqa: E402
@@ -412,7 +412,7 @@ def test_tuning_replaces_no_other_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "tune", lambda *_: {})
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"PK")
-    assert cli.tune(["--out", str(path)]) == 2
+    assert tune(["--out", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"barlow-fast tune: --out {path} is there already" in line
     for _ in range(2):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...data import fonts
 from ...files import whole_file
-from ..hooks import Record
+from ..callbacks import Record
 from ..watching import Portrait
 from .projection import project
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...files import append_text, write_whole
-from ..hooks import Hook, Record
+from ..callbacks import Hook, Record
 from .readings import StepReadings
 
 if TYPE_CHECKING:

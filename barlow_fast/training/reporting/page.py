@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...checkpoints.state import PHASES
 from ...files import write_whole
-from ..clock import PHASES
-from ..hooks import Record
+from ..callbacks import Record
 from ..monitors import CRITERION, has_collapsed
 from ..watching import Portrait
 from .commands import next_commands

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ..hooks import Hook, Record
+from ..callbacks import Hook, Record
 from .pace import Pace, duration
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..hooks import Record
+from ..callbacks import Record
 
 if TYPE_CHECKING:
     from ..loop import Trainer

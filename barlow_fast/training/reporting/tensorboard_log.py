@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..hooks import Hook, Record
+from ..callbacks import Hook, Record
 from .readings import StepReadings
 
 if TYPE_CHECKING:

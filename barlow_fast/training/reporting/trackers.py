@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...files import write_whole
 from ...inputs import needed_for, optional_library
-from ..hooks import Hook, Record
+from ..callbacks import Hook, Record
 from .readings import StepReadings
 
 if TYPE_CHECKING:

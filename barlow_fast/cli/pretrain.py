@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,17 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import terminal
-from .cli import INTERRUPTED, SIGNALLED
-from .exits import (
-    FAILURE,
-    USAGE_ERROR,
-    described,
-    fail,
-    failures,
-    skipping,
-)
-from .files import (
+from .. import terminal
+from ..files import (
     WriteError,
     check_output,
     check_writable,
@@ -33,15 +25,25 @@ from .files import (
     remove_abandoned,
     write_whole,
 )
-from .inputs import needed_for
+from ..inputs import needed_for
+from .exits import (
+    FAILURE,
+    INTERRUPTED,
+    SIGNALLED,
+    USAGE_ERROR,
+    described,
+    fail,
+    failures,
+    skipping,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .data import ImageDataset
-    from .data.sources import Source
-    from .training import Feeding, PretrainConfig, Ranks, Trainer
-    from .training.reporting import Report
+    from ..data import ImageDataset
+    from ..data.sources import Source
+    from ..training import Feeding, PretrainConfig, Ranks, Trainer
+    from ..training.reporting import Report
 
 CHECKPOINT, CONFIG = "checkpoint.pt", "config.yaml"
 RUN_FILES = re.compile(r"checkpoint(-\d+)?\.pt|config\.yaml|log\.jsonl|trackers\.json|\.run\.lock")
@@ -243,8 +245,8 @@ def pretrain(
                 raise ValueError(
                     "--data is instead of a data set: give no --dataset and no --data-dir"
                 )
-            from .training import Feeding, joined
-            from .training.reporting.trackers import check_trackers
+            from ..training import Feeding, joined
+            from ..training.reporting.trackers import check_trackers
 
             check_trackers(logger or ())
             choices = {
@@ -316,7 +318,7 @@ def _widths(text: str | None) -> tuple[int, ...] | None:
 
 def _newest(out: Path | None) -> Path | None:
     """What `--resume auto` goes on from: None to start anew."""
-    from .training import newest_checkpoint
+    from ..training import newest_checkpoint
 
     if out is None:
         raise ValueError("--resume auto looks for a checkpoint in --out: give that folder")
@@ -339,8 +341,8 @@ def _configuration(
 ) -> PretrainConfig:
     """The preset, then the YAML file, then the options, then NAME=VALUE; with `resume` the
     checkpoint's settings, which choices must not contradict."""
-    from .training import PretrainConfig, configure, load_checkpoint, override
-    from .training.presets import find, fitting, preset_in
+    from ..training import PretrainConfig, configure, load_checkpoint, override
+    from ..training.presets import find, fitting, preset_in
 
     if dim is not None and choices["projector"] is not None:
         raise ValueError("--dim and --projector both set the embedding dimensions: give one")
@@ -385,7 +387,7 @@ def _configuration(
 def _replaced(base: PretrainConfig, chosen: dict[str, Any]) -> PretrainConfig:
     from dataclasses import replace
 
-    from .training.presets import fitting
+    from ..training.presets import fitting
 
     return replace(base, **fitting(base, chosen))
 
@@ -397,7 +399,7 @@ def _differ(ours: Any, theirs: Any) -> bool:
 
 def _preset(dataset: str) -> str:
     """The preset of the settings for a data set's name or the path of files."""
-    from .training.presets import preset_of
+    from ..training.presets import preset_of
 
     return "files" if is_path(dataset) else preset_of(dataset)
 
@@ -408,8 +410,8 @@ def is_path(dataset: str) -> bool:
 
 
 def _load(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> ImageDataset | Source:
-    from .data import load
-    from .data.sources import open_source
+    from ..data import load
+    from ..data.sources import open_source
 
     if config.dataset == "files":
         raise ValueError("this preset is for a folder of images: give it as --data")
@@ -427,7 +429,7 @@ def _load(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> ImageD
 def _held_out(config: PretrainConfig, data: ImageDataset | Source) -> tuple[Any, str]:
     """(The labelled images beside those of `--data` that features are scored on, or None; what is
     said of them.)"""
-    from .evaluation.splits import held_out_splits
+    from ..evaluation.splits import held_out_splits
 
     if not is_path(config.dataset):
         return None, ""
@@ -445,8 +447,8 @@ def _held_out(config: PretrainConfig, data: ImageDataset | Source) -> tuple[Any,
 
 def _check_memory(config: PretrainConfig, data: ImageDataset | Source, ranks: Ranks) -> None:
     """Refuses what does not fit before anything large is made."""
-    from .training.estimate import check_memory, estimate_memory
-    from .training.feeding import choose_views, image_size
+    from ..training.estimate import check_memory, estimate_memory
+    from ..training.feeding import choose_views, image_size
 
     views = choose_views(config.views, data)
     size = image_size(views, data)
@@ -467,10 +469,10 @@ def _print_plan(
     """What a run would do, and its settings as YAML on standard output. Refuses what a run would
     refuse before its first step, by the same functions; data sets that are not there are taken to
     be as large as they are known to be."""
-    from .data import ImageDataset
-    from .data.sources import ArraySource
-    from .training.estimate import available_memory, check_memory, estimate_memory, plan_loss
-    from .training.feeding import check_batch, choose_views, image_size
+    from ..data import ImageDataset
+    from ..data.sources import ArraySource
+    from ..training.estimate import available_memory, check_memory, estimate_memory, plan_loss
+    from ..training.feeding import check_batch, choose_views, image_size
 
     data, described = _planned_data(config, data_dir, ranks)
     scoring = _held_out(config, data)[1]
@@ -517,7 +519,7 @@ def _planned_data(
 ) -> tuple[ImageDataset | Source, str]:
     """The data of a run and what a plan says of them; blank images where a named data set can be
     neither found nor downloaded."""
-    from .training.feeding import nominal_dataset
+    from ..training.feeding import nominal_dataset
 
     nominal = nominal_dataset(config.dataset) if data_dir is None else None
     if config.dataset == "files":
@@ -551,11 +553,11 @@ def _prepare(
     console: Console,
 ) -> tuple[Trainer, Path]:
     """Everything that can fail before the first step; says what is about to happen."""
-    from .training import JsonLinesLog, TensorBoardLog, Trainer
-    from .training.folder_lock import FolderLock
-    from .training.reporting import why_no_tensorboard
-    from .training.reporting.progress import ProgressReport
-    from .training.reporting.trackers import TRACKERS
+    from ..training import JsonLinesLog, TensorBoardLog, Trainer
+    from ..training.folder_lock import FolderLock
+    from ..training.reporting import why_no_tensorboard
+    from ..training.reporting.progress import ProgressReport
+    from ..training.reporting.trackers import TRACKERS
 
     with ranks.together("the held-out images"):
         splits, scoring = _held_out(config, data)
@@ -638,7 +640,7 @@ def _output_folder(out: Path | None, dataset: str, resume: Path | None) -> Path:
 def _check_unused(out: Path, resume: Path | None) -> None:
     """Refuses a folder whose checkpoints, or settings that somebody wrote, would be lost. Called
     when no other run can write there any more."""
-    from .training.checkpoint import kept_checkpoints
+    from ..checkpoints.training import kept_checkpoints
 
     continued = resume is not None and out.resolve() == resume.parent.resolve()
     there = kept_checkpoints(out / CHECKPOINT)
@@ -674,8 +676,8 @@ def _fresh_folder(parent: Path, name: str) -> Path:
 
 
 def _describe(trainer: Trainer, scoring: str, console: Console) -> None:
-    from .data.sources import passed_over
-    from .training.estimate import plan_loss
+    from ..data.sources import passed_over
+    from ..training.estimate import plan_loss
 
     config, ranks = trainer.config, trainer.ranks
     sizes = [
@@ -720,9 +722,9 @@ def _describe(trainer: Trainer, scoring: str, console: Console) -> None:
 
 def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     """Runs the training and reports; a run that does not finish exits with its code."""
-    from .data.faults import BadImageError
-    from .training import TrainingDiverged, TrainingInterrupted
-    from .training.reporting.commands import resume_command
+    from ..data.faults import BadImageError
+    from ..training import TrainingDiverged, TrainingInterrupted
+    from ..training.reporting.commands import resume_command
 
     start = time.perf_counter()
     signals: list[int] = []
@@ -738,7 +740,7 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
     except TrainingInterrupted as error:
         code = SIGNALLED + signals[0] if signals else INTERRUPTED
         if not trainer.ranks.first:
-            raise typer.Exit(code) from None
+            sys.exit(code)
         fail(f"barlow-fast: {error}. Continue with: {resume_command(trainer)}", code)
     except OSError as error:
         what = "" if isinstance(error, WriteError) else "cannot write the results: "
@@ -771,7 +773,7 @@ def _raw(score: float | None) -> str:
 
 
 def _advice(trainer: Trainer) -> str:
-    from .training.reporting.commands import resume_command
+    from ..training.reporting.commands import resume_command
 
     if not trainer.checkpoint_path.is_file():
         return ""
@@ -779,7 +781,7 @@ def _advice(trainer: Trainer) -> str:
 
 
 def _finish(trainer: Trainer, folder: Path) -> Report:
-    from .training.reporting import report_run
+    from ..training.reporting import report_run
 
     return report_run(trainer, folder, _name(trainer.config))
 
@@ -791,7 +793,7 @@ def _stop_on_signal(trainer: Trainer, seen: list[int]) -> Iterator[None]:
 
     Those that are ignored stay so, as SIGHUP under nohup, and so do handlers of others.
     """
-    from .data.processes import STOP_SIGNALS
+    from ..data.processes import STOP_SIGNALS
 
     previous: dict[int, Any] = {}
     first = 0.0

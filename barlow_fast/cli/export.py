@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import terminal
+from .. import terminal
 from .exits import failures
 
 
@@ -56,10 +56,10 @@ def export(
     """Write the encoder of a checkpoint for other programs; read it back and compare."""
     console = terminal.console()
     with failures():
-        from .checkpoints import FORMATS, load_encoder
-        from .checkpoints import export as write
-        from .checkpoints.exporting import SUFFIXES
-        from .checkpoints.reading import check_export
+        from ..checkpoints import FORMATS, load_encoder
+        from ..checkpoints import export as write
+        from ..checkpoints.exporting import SUFFIXES
+        from ..checkpoints.reading import check_export
 
         format = format or SUFFIXES.get(out.suffix.lower())
         if format not in FORMATS:

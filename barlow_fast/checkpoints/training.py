@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import archive
-from ..checkpoints.reading import read_checkpoint
 from ..files import temporary_name, whole_file
+from . import archive
+from .reading import read_checkpoint
 from .state import check_fields
 
 VERSION = archive.DIGEST_VERSION

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clock import PHASES
+# Phases of a step, in the order of the step; see `StepClock`.
+PHASES = ("data", "forward", "loss", "backward", "update")
 
 Check = Callable[[Any], bool]
 

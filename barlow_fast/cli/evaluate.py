@@ -17,15 +17,15 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import terminal
+from .. import terminal
+from ..files import check_output, write_whole
 from .exits import failures, skipping
-from .files import check_output, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .checkpoints import Pretrained
-    from .evaluation import Evaluation, ImageFormat, LabelledSplits, Score
+    from ..checkpoints import Pretrained
+    from ..evaluation import Evaluation, ImageFormat, LabelledSplits, Score
 
 FORMAT, VERSION = "barlow_fast.evaluation", 1
 # How every file of numbers begins.
@@ -170,7 +170,7 @@ def knn(
     """Accuracy of the k nearest neighbours on frozen features: trains nothing."""
     request = _request(locals())
     with failures(skipping(data)):
-        from .evaluation import evaluate_knn
+        from ..evaluation import evaluate_knn
 
         neighbours = None if k is None else _numbers(k, "--k")
         _run(request, evaluate_knn, {"neighbours": neighbours, "temperature": temperature})
@@ -236,8 +236,8 @@ def linear(
     """Accuracy of a linear classifier on frozen features."""
     request = _request(locals())
     with failures(skipping(data)):
-        from .evaluation import AVERAGE_POOL, LinearSettings, evaluate_linear
-        from .evaluation.linear import chosen_features
+        from ..evaluation import AVERAGE_POOL, LinearSettings, evaluate_linear
+        from ..evaluation.linear import chosen_features
 
         chosen = {
             "epochs": epochs,
@@ -297,7 +297,7 @@ def finetune(
     """Accuracy after training all weights on a part of the labels."""
     request = _request(locals())
     with failures(skipping(data)):
-        from .evaluation import FinetuneSettings, evaluate_finetune
+        from ..evaluation import FinetuneSettings, evaluate_finetune
 
         settings = FinetuneSettings(
             epochs=epochs,
@@ -335,7 +335,7 @@ def transfer(
     """k-NN and linear accuracy on images of another kind, resized and converted to fit."""
     request = _request(locals())
     with failures(skipping(data)):
-        from .evaluation import evaluate_transfer
+        from ..evaluation import evaluate_transfer
 
         neighbours = None if k is None else _numbers(k, "--k")
         _run(request, evaluate_transfer, {"neighbours": neighbours, "temperature": temperature})
@@ -359,8 +359,8 @@ def _run(
         choices: for the protocol.
         check: refuses choices that do not fit the images.
     """
-    from .checkpoints import load_encoder
-    from .evaluation import Reading, merged
+    from ..checkpoints import load_encoder
+    from ..evaluation import Reading, merged
 
     console = terminal.console()
     seeds = _numbers(request.seeds, "--seeds")
@@ -430,8 +430,8 @@ def _run(
 
 
 def _splits(request: Request) -> LabelledSplits:
-    from .data import load
-    from .evaluation import dataset_splits, folder_splits
+    from ..data import load
+    from ..evaluation import dataset_splits, folder_splits
 
     if (request.dataset is None) == (request.data is None):
         raise ValueError("give either --dataset NAME or --data FOLDER: images with labels")
@@ -451,7 +451,7 @@ def _splits(request: Request) -> LabelledSplits:
 
 
 def _form(pretrained: Pretrained, splits: LabelledSplits) -> ImageFormat:
-    from .evaluation import ImageFormat
+    from ..evaluation import ImageFormat
 
     # A size that nobody told is no reason to refuse images in memory, or to resize them.
     guessed = splits.in_memory and "image_size" in _assumed(pretrained)
@@ -544,7 +544,7 @@ def _versions(device: str) -> dict[str, str]:
     """What computed the numbers."""
     import torch
 
-    from . import __version__
+    from .. import __version__
 
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
     return {

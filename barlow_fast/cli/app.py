@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import terminal
-from .cli import INTERRUPTED, version_line
-from .data_commands import data
-from .evaluate_commands import evaluate
-from .exits import fail, failures
-from .export_commands import export
-from .pretrain_commands import legend, pretrain
+from .. import terminal
+from .data import data
+from .doctor import doctor, version_line
+from .evaluate import evaluate
+from .exits import INTERRUPTED, fail
+from .export import export
+from .pretrain import legend, pretrain
 
 # `ClickException`, wherever this version of typer has it.
 USAGE = typer.BadParameter.__mro__[2]
@@ -74,6 +74,7 @@ app.add_typer(data, name="data")
 app.command(epilog=legend())(pretrain)
 app.add_typer(evaluate, name="evaluate")
 app.command()(export)
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:
@@ -97,16 +98,6 @@ def barlow_fast(
     """The exact Barlow Twins loss, and the training that goes with it."""
 
 
-@app.command()
-def doctor() -> None:
-    """Report what is installed, what is missing and what that costs."""
-    from .doctor import report
-
-    with failures():
-        status = report()
-    raise typer.Exit(status)
-
-
 @app.command(
     context_settings={
         "allow_extra_args": True,
@@ -116,6 +107,6 @@ def doctor() -> None:
 )
 def tune(context: typer.Context) -> None:
     """Measure configurations of the Triton kernels on this GPU and keep the best."""
-    from .cli import tune
+    from .tune import tune
 
     sys.exit(tune(context.args))

@@ -7,11 +7,9 @@ import importlib.util
 import signal
 import sys
 
-from . import terminal
+from .. import terminal
+from .exits import INTERRUPTED, missing_libraries
 
-# As shells report a process that a signal ended: this and its number.
-SIGNALLED = 128
-INTERRUPTED = SIGNALLED + signal.SIGINT
 REQUIRED = ("typer", "rich", "numpy")
 
 DOCTOR = """Usage: barlow-fast doctor
@@ -61,68 +59,26 @@ def run() -> None:
     """See `main`."""
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if not missing:
-        from .commands import app
+        from .app import app
 
         app()
         return
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
+        from .doctor import version_line
+
         terminal.say(version_line())
     elif arguments in (["--help"], ["doctor", "--help"]):
         terminal.say(WITHOUT_EXTRA if len(arguments) == 1 else DOCTOR)
         terminal.say(f"\n{missing_libraries(missing)}")
     elif arguments == ["doctor"]:
-        from .doctor import report
+        from ..doctor import report
 
         sys.exit(report())
     elif arguments[:1] == ["tune"]:
+        from .tune import tune
+
         sys.exit(tune(arguments[1:]))
     else:
         terminal.complain(missing_libraries(missing))
         sys.exit(1)
-
-
-def version_line() -> str:
-    """The versions, and which kernels a loss on the CPU uses."""
-    import torch
-
-    from . import __version__
-    from .kernels import cpu, why_unusable
-
-    problem = why_unusable("cpu", torch.device("cpu"))
-    if problem is None:
-        native = f"native kernels for {cpu.instruction_set()}"
-    else:
-        native = f"no native kernels: {problem}"
-    return f"barlow-fast {__version__}, torch {torch.__version__}, {native}"
-
-
-def tune(arguments: list[str]) -> int:
-    """`barlow-fast tune`: the exit status."""
-    from .kernels import load
-
-    try:
-        load("triton")
-    except ImportError as error:
-        terminal.complain(f"barlow-fast tune: {error}")
-        return 1
-    from .kernels.triton.tuning import main
-
-    try:
-        with terminal.escaping():
-            return main(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        terminal.complain(f"barlow-fast tune: {error}")
-        return 1 if isinstance(error, RuntimeError) else 2
-
-
-def missing_libraries(names: list[str]) -> str:
-    """What to tell someone who lacks the libraries `names`."""
-    return (
-        f"barlow-fast: {', '.join(names)} not found. The commands need the extra: "
-        "pip install 'barlow-fast[train]'"
-    )
-
-
-if __name__ == "__main__":
-    main()

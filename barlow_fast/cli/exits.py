@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-import typer
-
-from .cli import INTERRUPTED, missing_libraries
-from .terminal import complain
+from ..terminal import complain
 
 USAGE_ERROR, FAILURE = 2, 1
+# Shells report a process that a signal ended as this and the signal's number.
+SIGNALLED = 128
+INTERRUPTED = SIGNALLED + signal.SIGINT
 
 
 def skipping(data: Path | str | None) -> str:
@@ -29,11 +31,19 @@ def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     # Nobody reads it where the terminal was closed; the status remains.
     with contextlib.suppress(OSError):
         complain(message)
-    raise typer.Exit(code)
+    sys.exit(code)
+
+
+def missing_libraries(names: list[str]) -> str:
+    """The message for missing libraries."""
+    return (
+        f"barlow-fast: {', '.join(names)} not found. The commands need the extra: "
+        "pip install 'barlow-fast[train]'"
+    )
 
 
 def without(error: ModuleNotFoundError) -> str:
-    """What to tell someone who lacks a library; some errors name the extra that brings it."""
+    """The message for a missing library; some errors name the extra that installs it."""
     text = str(error)
     if "barlow-fast[" in text:
         return f"barlow-fast: {text}"
@@ -58,12 +68,10 @@ def failures(on_bad_image: str = "", runtime_code: int = FAILURE) -> Iterator[No
         runtime_code: the status of errors that depend on the machine, such as a backend that cannot
             be used here.
     """
-    from .data.faults import BadImageError
+    from ..data.faults import BadImageError
 
     try:
         yield
-    except typer.Exit:  # a RuntimeError
-        raise
     except ModuleNotFoundError as error:
         fail(without(error), FAILURE)
     except KeyboardInterrupt:

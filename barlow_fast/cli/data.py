@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import terminal
+from .. import terminal
+from ..files import WriteError, check_output
 from .exits import FAILURE, failures
-from .files import WriteError, check_output
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .data.faults import BadImage
-    from .data.sources import Source
+    from ..data.faults import BadImage
+    from ..data.sources import Source
 
 # Rows of the table of bad images; a file has room for all.
 ROWS = 100
@@ -75,7 +76,7 @@ def check(
     """Decode every image and list those that cannot be read; exit status 1 if there are any."""
     console = terminal.console()
     with failures():
-        from .data.check import REPORT_START, bad_images, write_report
+        from ..data.check import REPORT_START, bad_images, write_report
 
         if json_file is not None:
             check_output(json_file, REPORT_START, option="--json")
@@ -101,7 +102,7 @@ def check(
         if unwritten is not None:
             raise unwritten
     if bad:
-        raise typer.Exit(FAILURE)
+        sys.exit(FAILURE)
 
 
 @data.command()
@@ -134,7 +135,7 @@ def pack(
     """Pack images into tar shards that train as they are."""
     console = terminal.console()
     with failures():
-        from .data.pack import pack
+        from ..data.pack import pack
 
         limit = _bytes(shard_bytes)
         images = _open(console, source, split, data_dir, allow_symlinks)
@@ -173,8 +174,8 @@ def show(
     """Draw a sheet of images and their views: what the encoder sees."""
     console = terminal.console()
     with failures():
-        from .data import PRESETS, Views
-        from .data.show import check_sheet, sheet, write_sheet
+        from ..data import PRESETS, Views
+        from ..data.show import check_sheet, sheet, write_sheet
 
         if preset not in PRESETS and not preset.endswith((".yaml", ".yml")):
             raise ValueError(
@@ -195,7 +196,7 @@ def _open(
     console: Console, spec: str, split: str | None, data_dir: Path | None, allow_symlinks: bool
 ) -> Source:
     """The source, with its number of images and classes told."""
-    from .data.sources import open_source, passed_over
+    from ..data.sources import open_source, passed_over
 
     with _bar(console, "looking", None) as found:
         images = open_source(

@@ -1,27 +1,27 @@
-"""What may watch a run. A hook sees, it does not steer."""
+"""Training callbacks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .loop import Trainer
+from typing import Any
 
 Record = dict[str, Any]
 
 
 class Hook:
-    """The moments of a run; override those of interest."""
+    """Base class of training callbacks: override the methods of interest.
 
-    def started(self, trainer: Trainer) -> None:
+    `trainer` is the `Trainer` that calls; callbacks read it and change nothing of it.
+    """
+
+    def started(self, trainer: Any) -> None:
         """Before the first step of this process, after a checkpoint was loaded."""
 
-    def stepped(self, trainer: Trainer, step: Record) -> None:
+    def stepped(self, trainer: Any, step: Record) -> None:
         """After each step. `step` has `loss`, `on_diagonal_mean`, `off_diagonal_mean` as 0-dim
         tensors on the device: reading one waits for the device, so read seldom."""
 
-    def epoch_ended(self, trainer: Trainer, record: Record) -> None:
+    def epoch_ended(self, trainer: Any, record: Record) -> None:
         """After each epoch, its score and its checkpoint; `record` has plain numbers."""
 
-    def ended(self, trainer: Trainer) -> None:
+    def ended(self, trainer: Any) -> None:
         """After the last epoch, an interruption or an error."""
