@@ -28,7 +28,7 @@ def forward(
     """
     form, precision, backend = resolve(z_a, form, precision, backend)
     with without_autocast(z_a.device.type):
-        return FORM[form].forward(load(backend), z_a, z_b, lambd, eps, precision)
+        return FORM[form].forward(load(backend, precision), z_a, z_b, lambd, eps, precision)
 
 
 def backward(
@@ -51,7 +51,7 @@ def backward(
     saved, need = (statistics, matrix, companion), (need_a, need_b)
     with without_autocast(z_a.device.type):
         return FORM[form].backward(
-            load(backend), z_a, z_b, saved, grad, lambd, eps, precision, need
+            load(backend, precision), z_a, z_b, saved, grad, lambd, eps, precision, need
         )
 
 
@@ -86,9 +86,9 @@ def kept_layouts(z: Tensor, form: str, precision: str, backend: str) -> tuple[La
     form, precision, backend = resolve(z, form, precision, backend)
     dtype = accumulation_dtype(precision)
     if form == "gram":
-        matrix, companion = load(backend).gram_layout(n, precision), ((2,), dtype)
+        matrix, companion = load(backend, precision).gram_layout(n, precision), ((2,), dtype)
     else:
-        matrix = load(backend).correlation_layout(d, precision)
+        matrix = load(backend, precision).correlation_layout(d, precision)
         companion = ((2, d), torch.float64)
     return ((), dtype), ((7, d), dtype), matrix, companion
 

@@ -46,7 +46,7 @@ from torch import Tensor
 from . import arguments, functional, ops
 from .arguments import DEAD_FEATURES, Backend, DeadFeatures, Form, Precision
 from .differentiable import DifferentiableOperator
-from .kernels import Coefficients, KernelSet, Layout, load
+from .kernels import Coefficients, GradientInputs, KernelSet, Layout, load
 from .kernels.precision import accumulation_dtype, reciprocal, reciprocal_deviation
 
 # In place of a ddof: embeddings as they are, and one mean and variance for both views.
@@ -207,7 +207,7 @@ def forward(
     """
     form, precision, backend = ops.resolve(z_a, form, precision, backend)
     with ops.without_autocast(z_a.device.type):
-        kernels = load(backend)
+        kernels = load(backend, precision)
         n, d = z_a.shape
         beta = _beta(n, ddof, divisor)
         statistics, sums, diagonal, factors = _statistics(
@@ -257,7 +257,7 @@ def backward(
     """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
     form, precision, backend = ops.resolve(z_a, form, precision, backend)
     with ops.without_autocast(z_a.device.type):
-        kernels, shared = load(backend), ddof == _SHARED
+        kernels, shared = load(backend, precision), ddof == _SHARED
         # Both views' gradients go through a norm that they share.
         need = (True, True) if shared else (need_a, need_b)
         n = z_a.shape[0]
@@ -275,9 +275,7 @@ def backward(
                 2 * lambd * beta**2 / n**2, slope - 2 * lambd * beta**2 / n, offset,
                 _kernel_eps(n, ddof, eps_inside), projected=factors.numel() == 0,
             )  # fmt: skip
-            grads = kernels.gram_gradients(
-                *given, statistics, matrix, companion, grad, coefficients, precision, need
-            )
+            gradients = kernels.gram_gradients
         else:
             coefficient = 2 * lambd * beta**2 / n
             if coefficient == 0:  # the squares below could not carry anything
@@ -286,10 +284,12 @@ def backward(
                 diagonal = statistics[6].double()
                 known = (slope * diagonal + offset) * diagonal / coefficient
                 companion = factors * companion + (factors - 1) * known
-            grads = kernels.correlation_gradients(
-                *given, statistics, matrix, companion, grad,
-                Coefficients(coefficient, slope, offset), precision, need,
-            )  # fmt: skip
+            coefficients = Coefficients(coefficient, slope, offset)
+            gradients = kernels.correlation_gradients
+        matrices = (matrix, companion)
+        grads = gradients(
+            GradientInputs(*given, statistics, matrices, grad, coefficients, precision, need)
+        )
         if shared:
             _project_shared(kernels, grads, given, statistics, precision)
         elif finished_here:

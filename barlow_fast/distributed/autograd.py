@@ -76,8 +76,8 @@ def forward(
         layout, form, agreed.rows, z_a.shape[1], z_a.dtype, precision, network, statistics
     )
     call = Call(
-        load(backend), group, agreed.rows, z_a.shape[1], z_a.dtype, lambd, eps, precision,
-        statistics, uses_trees(group, z_a, agreed.nodes),
+        load(backend, precision), group, agreed.rows, z_a.shape[1], z_a.dtype, lambd, eps,
+        precision, statistics, uses_trees(group, z_a, agreed.nodes),
     )  # fmt: skip
     need = shared.z_a_requires_grad or shared.z_b_requires_grad
     return DistributedLoss.apply(z_a, z_b, call, chosen, gradient == "exact", need)
