@@ -258,13 +258,13 @@ def store_gradient(
     inside = columns < D
     theirs = load_block(gradient.other, row, column, N, D, ROWS, COLUMNS)
     diagonal = tl.load(gradient.diagonal_ptr + columns, mask=inside, other=0.0)
-    rstd = tl.load(gradient.own.statistics_ptr + D + columns, mask=inside, other=0.0)
     weight = weights.slope * diagonal + weights.offset
-    g = weights.product * product
-    g += weight[None, :] * (theirs - own * (projected * diagonal)[None, :])
+    factor = tl.load(gradient.own.statistics_ptr + D + columns, mask=inside, other=0.0) * scale
+    difference = theirs - own * (projected * diagonal)[None, :]
+    g = weights.product * product + weight[None, :] * difference
     if rest is not None:
         g -= own * rest[None, :]
-    store_block(gradient.ptr, g * (rstd * scale)[None, :], row, column, N, D, ROWS, COLUMNS)
+    store_block(gradient.ptr, g * factor[None, :], row, column, N, D, ROWS, COLUMNS)
 
 
 @triton.jit

@@ -69,6 +69,15 @@ class Launch:
     def name(self) -> str:
         return self.kernel.__name__
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The meta-parameters by name, those of `Meta` among them."""
+        given = self.arguments
+        constants = {p.name: given[p.name] for p in self.kernel.params if p.is_constexpr}
+        if "META" in given:
+            constants |= {name: field.value for name, field in given["META"]._asdict().items()}
+        return constants
+
 
 @dataclass
 class Recording:
