@@ -251,19 +251,21 @@ def store_gradient(
 ):
     """Stores a block of dL/dz, rstd (G - z_hat (projected w C_ii + rest)) grad_scale.
 
-    `own` is the block's z_hat. The term of C_ii is taken out first, where it is still exact,
-    because it nearly cancels when the views agree.
+    `own` is the block's z_hat. Without `rest` (None) the term of C_ii is taken out of z_hat of the
+    other view, where it is still exact, because it nearly cancels when the views agree.
     """
     columns = column + tl.arange(0, COLUMNS)
     inside = columns < D
-    theirs = load_block(gradient.other, row, column, N, D, ROWS, COLUMNS)
     diagonal = tl.load(gradient.diagonal_ptr + columns, mask=inside, other=0.0)
     weight = weights.slope * diagonal + weights.offset
+    theirs = load_block(gradient.other, row, column, N, D, ROWS, COLUMNS)
     factor = tl.load(gradient.own.statistics_ptr + D + columns, mask=inside, other=0.0) * scale
-    difference = theirs - own * (projected * diagonal)[None, :]
-    g = weights.product * product + weight[None, :] * difference
-    if rest is not None:
-        g -= own * rest[None, :]
+    if rest is None:
+        difference = theirs - own * (projected * diagonal)[None, :]
+        g = weights.product * product + weight[None, :] * difference
+    else:
+        taken = projected * weight * diagonal + rest
+        g = weights.product * product + weight[None, :] * theirs - own * taken[None, :]
     store_block(gradient.ptr, g * factor[None, :], row, column, N, D, ROWS, COLUMNS)
 
 
