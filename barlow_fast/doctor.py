@@ -201,15 +201,15 @@ def kernel_sets() -> list[str]:
 
 def _triton_detail() -> str:
     """Where block sizes come from on the current CUDA device."""
-    from .kernels.triton import configurations, tuning
+    from .kernels.triton import tuned
     from .kernels.triton.launch import device_of
 
     if not torch.cuda.is_available():
         return "in Triton's interpreter"
     device = device_of(torch.empty(0, device="cuda"))
-    rows = len(configurations.tuned(device.name))
-    tuned = f"{rows} tuned rows in {tuning.file_of(device.name)}" if rows else "not tuned"
-    return f"table of sm_{device.architecture}, {tuned}"
+    rows = len(tuned.rows_of(device.name))
+    source = f"{rows} tuned rows in {tuned.file_of(device.name)}" if rows else "not tuned"
+    return f"table of sm_{device.architecture}, {source}"
 
 
 def _native_detail() -> str:

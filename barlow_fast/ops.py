@@ -34,7 +34,7 @@ def forward(z_a: Tensor, z_b: Tensor, lambd: float, options: Options) -> tuple[T
     """
     eps, form, precision, backend = plan.resolved(z_a, options)
     with plan.without_autocast(z_a.device.type):
-        return FORM[form].forward(load(backend), z_a, z_b, lambd, eps, precision)
+        return FORM[form].forward(load(backend, precision), z_a, z_b, lambd, eps, precision)
 
 
 def backward(
@@ -49,7 +49,8 @@ def backward(
     """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
     eps, form, precision, backend = plan.resolved(z_a, options)
     with plan.without_autocast(z_a.device.type):
-        return FORM[form].backward(load(backend), z_a, z_b, kept, grad, lambd, eps, precision, need)
+        kernels = load(backend, precision)
+        return FORM[form].backward(kernels, z_a, z_b, kept, grad, lambd, eps, precision, need)
 
 
 def flops(z: Tensor, options: Any) -> tuple[float, float]:
@@ -64,7 +65,7 @@ def kept_layouts(z: Tensor, options: Any) -> tuple[Layout, ...]:
         check_choice(name, getattr(options, name))
     n, d = z.shape
     options = plan.resolved(z, options)
-    dtype, kernels = accumulation_dtype(options.precision), load(options.backend)
+    dtype, kernels = accumulation_dtype(options.precision), load(options.backend, options.precision)
     if options.form == "gram":
         kept = kernels.gram_layout(n, options.precision), ((2,), dtype)
     else:

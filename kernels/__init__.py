@@ -1,7 +1,7 @@
-"""The kernel sets behind one contract: `contract.py` describes it, kernels/README.md the kernels.
+"""The kernel sets and their contract: `contract.py` describes it, kernels/README.md the kernels.
 
-Installed, this package is `barlow_fast.kernels`. In a clone its folder lies where Python looks
-first and has the name of Hugging Face's package `kernels`: whoever imports that name gets theirs.
+Installed, this package is `barlow_fast.kernels`. In a clone its folder shadows Hugging Face's
+package `kernels`: importing that name returns theirs.
 """
 
 if __name__ == "kernels":
@@ -17,6 +17,15 @@ if __name__ == "kernels":
     sys.modules[__name__] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[__name__])
 else:
-    from .contract import KERNEL_SETS, Coefficients, KernelSet, Layout, load, why_unusable
+    from .contract import Coefficients, GradientInputs, KernelSet, Layout
+    from .sets import KERNEL_SETS, load, why_unusable
 
-    __all__ = ["KERNEL_SETS", "Coefficients", "KernelSet", "Layout", "load", "why_unusable"]
+    __all__ = [
+        "KERNEL_SETS",
+        "Coefficients",
+        "GradientInputs",
+        "KernelSet",
+        "Layout",
+        "load",
+        "why_unusable",
+    ]

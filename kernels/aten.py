@@ -1,19 +1,20 @@
-"""The contract of `barlow_fast.kernels` in plain torch: any device, and the oracle of the native
-sets.
+"""The contract of `barlow_fast.kernels` in plain torch: for any device, and the reference that the
+other sets are tested against.
 
-Correct first: each function is the formula of its docstring in the contract. Matrix products take
-operands in the operand type of the precision; where torch cannot return float32 from half-precision
-operands, the rounded operands are multiplied in float32, so that no product is ever rounded to half
-precision.
+Each function is the formula of its docstring in the contract. Matrix products take operands in the
+operand type of the precision. Where torch cannot return float32 from half-precision operands, the
+rounded operands are multiplied in float32: no product is rounded to half precision.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from . import tiles
-from .contract import Coefficients
+from .contract import GradientInputs, Layout
 from .photometry import photometric
 from .precision import (
     OPERAND_DTYPE,
@@ -74,7 +75,7 @@ def _hat(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor) -> Tensor:
     return (z.to(mean.dtype) - mean) * rstd - shift
 
 
-def gram_layout(n: int, precision: str) -> tuple[tuple[int, ...], torch.dtype]:
+def gram_layout(n: int, precision: str) -> Layout:
     return (2, n, n), accumulation_dtype(precision)
 
 
@@ -108,45 +109,48 @@ def gram_from_tiles(
     return grams, grams.new_zeros(2)
 
 
-def gram_gradients(
-    z_a: Tensor,
-    z_b: Tensor,
-    statistics: Tensor,
-    grams: Tensor,
-    centres: Tensor,
-    grad_scale: Tensor,
-    coefficients: Coefficients,
-    precision: str,
-    need: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    rstd_a, rstd_b, diagonal = statistics[1], statistics[4], statistics[6]
-    hat_a, hat_b = _hat(z_a, *statistics[0:3]), _hat(z_b, *statistics[3:6])
-    weight = coefficients.slope * diagonal + coefficients.offset
+def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
+    grams, _ = inputs.matrices
+    coefficients, precision = inputs.coefficients, inputs.precision
+    n, d = inputs.z_a.shape
+    scale = gram_scale(n, coefficients.dimensions or d, precision)
 
-    def gradient(
-        hat: Tensor, other: Tensor, gram: Tensor, rstd: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+    def gradient(view: int, hats: list[Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
         # Gram centring: the multiple of the identity that the norm's backward would remove again is
         # taken out of K first, which is what keeps half-precision products accurate
         # (kernels/README.md).
+        gram, hat = grams[1 - view], hats[view]
         centre = gram.diagonal().mean()
         centred = gram.clone()
         centred.diagonal().sub_(centre)
-        scale = gram_scale(hat.shape[0], coefficients.dimensions or hat.shape[1], precision)
         moved = product(_cast(centred * scale, precision), _cast(hat, precision), precision)
-        g = coefficients.product / scale * moved + weight * other
+        g = coefficients.product / scale * moved + weight * hats[1 - view]
         projection = -coefficients.product * centre
         if coefficients.projected:
+            rstd = inputs.statistics[3 * view + 1]
             projection = (g * hat).mean(0) + projection * coefficients.eps * rstd.square()
-        return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
+        return g, projection
 
-    gram_a, gram_b = grams
-    grad_a = gradient(hat_a, hat_b, gram_b, rstd_a, z_a.dtype) if need[0] else z_a.new_empty(0)
-    grad_b = gradient(hat_b, hat_a, gram_a, rstd_b, z_b.dtype) if need[1] else z_b.new_empty(0)
-    return grad_a, grad_b
+    return _gradients(inputs, gradient)
 
 
-def correlation_layout(d: int, precision: str) -> tuple[tuple[int, ...], torch.dtype]:
+def _gradients(
+    inputs: GradientInputs, gradient: Callable[[int, list[Tensor], Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """dL/dz of both views; gradient(view, z_hats, w) returns G and mean_n(G * z_hat) of one."""
+    statistics, views = inputs.statistics, (inputs.z_a, inputs.z_b)
+    hats = [_hat(z, *statistics[3 * view : 3 * view + 3]) for view, z in enumerate(views)]
+    weight = inputs.coefficients.slope * statistics[6] + inputs.coefficients.offset
+    grads = [z.new_empty(0) for z in views]
+    for view, z in enumerate(views):
+        if inputs.need[view]:
+            g, projection = gradient(view, hats, weight)
+            factor = statistics[3 * view + 1] * inputs.grad_scale
+            grads[view] = ((g - hats[view] * projection) * factor).to(z.dtype)
+    return grads[0], grads[1]
+
+
+def correlation_layout(d: int, precision: str) -> Layout:
     return (d, d), accumulation_dtype(precision)
 
 
@@ -163,50 +167,26 @@ def correlation(
     )
 
 
-def correlation_gradients(
-    z_a: Tensor,
-    z_b: Tensor,
-    statistics: Tensor,
-    matrix: Tensor,
-    squares: Tensor,
-    grad_scale: Tensor,
-    coefficients: Coefficients,
-    precision: str,
-    need: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    rstd_a, rstd_b, diagonal = statistics[1], statistics[4], statistics[6]
-    hat_a, hat_b = _hat(z_a, *statistics[0:3]), _hat(z_b, *statistics[3:6])
-    weight = coefficients.slope * diagonal + coefficients.offset
-    projections = (coefficients.product * squares).to(weight.dtype) + weight * diagonal
+def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
+    matrix, squares = inputs.matrices
+    factor, precision, diagonal = (
+        inputs.coefficients.product,
+        inputs.precision,
+        inputs.statistics[6],
+    )
     operand = _cast(matrix, precision)
+    operands = (operand.T, operand)
 
-    def gradient(
-        hat: Tensor,
-        other: Tensor,
-        right: Tensor,
-        projection: Tensor,
-        rstd: Tensor,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        moved = product(_cast(other, precision), right, precision)
-        g = coefficients.product * moved + weight * other
-        return ((g - hat * projection) * (rstd * grad_scale)).to(dtype)
+    def gradient(view: int, hats: list[Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+        other = hats[1 - view]
+        g = factor * product(_cast(other, precision), operands[view], precision) + weight * other
+        return g, (factor * squares[view]).to(weight.dtype) + weight * diagonal
 
-    grad_a, grad_b = z_a.new_empty(0), z_b.new_empty(0)
-    if need[0]:
-        grad_a = gradient(hat_a, hat_b, operand.T, projections[0], rstd_a, z_a.dtype)
-    if need[1]:
-        grad_b = gradient(hat_b, hat_a, operand, projections[1], rstd_b, z_b.dtype)
-    return grad_a, grad_b
+    return _gradients(inputs, gradient)
 
 
 def terms(
-    sums: Tensor,
-    parts: Tensor,
-    divisor: int,
-    diagonal_included: bool,
-    lambd: float,
-    precision: str,
+    sums: Tensor, parts: Tensor, divisor: int, diagonal_included: bool, lambd: float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     on_diagonal, squares = sums[:, 0].sum(), sums[:, 1].sum()
     off_diagonal = parts.sum() / divisor

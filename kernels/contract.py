@@ -39,13 +39,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-KERNEL_SETS = ("triton", "cpu", "aten")
-
 Layout = tuple[tuple[int, ...], torch.dtype]
 
 
 class Coefficients(NamedTuple):
-    """The numbers that the gradient primitives take.
+    """The numbers of a gradient.
 
     Attributes:
         product: factor of the matrix product in G.
@@ -64,6 +62,31 @@ class Coefficients(NamedTuple):
     eps: float = 0.0
     dimensions: int | None = None
     projected: bool = True
+
+
+class GradientInputs(NamedTuple):
+    """The arguments of the gradient primitives.
+
+    Attributes:
+        z_a: (N, D) embeddings.
+        z_b: of the shape and dtype of z_a.
+        statistics: (7, D), from `standardisation`.
+        matrices: what the forward primitive returned: (grams, centres) of `gram_pair` or
+            `gram_from_tiles`, or (matrix, squares) of `correlation`.
+        grad_scale: one element, a factor of the results.
+        coefficients: see `Coefficients`.
+        precision: see `KernelSet`.
+        need: which of the two gradients to compute; the other one is returned empty.
+    """
+
+    z_a: Tensor
+    z_b: Tensor
+    statistics: Tensor
+    matrices: tuple[Tensor, Tensor]
+    grad_scale: Tensor
+    coefficients: Coefficients
+    precision: str
+    need: tuple[bool, bool] = (True, True)
 
 
 class KernelSet(Protocol):
@@ -147,18 +170,7 @@ class KernelSet(Protocol):
         """
         ...
 
-    def gram_gradients(
-        self,
-        z_a: Tensor,
-        z_b: Tensor,
-        statistics: Tensor,
-        grams: Tensor,
-        centres: Tensor,
-        grad_scale: Tensor,
-        coefficients: Coefficients,
-        precision: str,
-        need: tuple[bool, bool],
-    ) -> tuple[Tensor, Tensor]:
+    def gram_gradients(self, inputs: GradientInputs) -> tuple[Tensor, Tensor]:
         """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
 
         With `Coefficients` and the one-element tensor grad_scale
@@ -180,18 +192,7 @@ class KernelSet(Protocol):
         zero; squares (2, D) float64, the sums of C_ij^2 over each row and over each column."""
         ...
 
-    def correlation_gradients(
-        self,
-        z_a: Tensor,
-        z_b: Tensor,
-        statistics: Tensor,
-        matrix: Tensor,
-        squares: Tensor,
-        grad_scale: Tensor,
-        coefficients: Coefficients,
-        precision: str,
-        need: tuple[bool, bool],
-    ) -> tuple[Tensor, Tensor]:
+    def correlation_gradients(self, inputs: GradientInputs) -> tuple[Tensor, Tensor]:
         """dL/dz_a, dL/dz_b in the dtypes of z_a, z_b, contiguous.
 
         With `Coefficients`, the zeroed C and the one-element tensor grad_scale
@@ -204,14 +205,9 @@ class KernelSet(Protocol):
         ...
 
     def terms(
-        self,
-        sums: Tensor,
-        parts: Tensor,
-        divisor: int,
-        diagonal_included: bool,
-        lambd: float,
+        self, sums: Tensor, parts: Tensor, divisor: int, diagonal_included: bool, lambd: float,
         precision: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """(loss, on_diagonal, off_diagonal): scalars in the accumulation type.
 
         on_diagonal is the sum of `sums[:, 0]`; off_diagonal is sum(parts) / divisor, less the sum
@@ -225,47 +221,3 @@ class KernelSet(Protocol):
         """(B, C, H, W) of `dtype`, channels-last, from (B, H, W, C) uint8 and (B, PARAMETERS)
         float32: `photometry.py` says what each does, in which order and arithmetic."""
         ...
-
-
-def load(name: str) -> KernelSet:
-    """The kernel set `name`; ImportError with the reason when it cannot be imported here."""
-    if name == "aten":
-        from . import aten
-
-        return aten
-    if name == "cpu":
-        try:
-            from . import cpu
-        except ImportError:  # hub/build.py leaves it out
-            raise ImportError(
-                "this build has no native CPU kernels; pip install barlow-fast has them"
-            ) from None
-        cpu.require()
-        return cpu
-    if name == "triton":
-        try:
-            import triton as _  # noqa: F401
-        except ImportError:
-            raise ImportError(
-                "Triton is not installed; pip install 'barlow-fast[triton]' (Linux)"
-            ) from None
-        from . import triton
-
-        return triton
-    raise ValueError(f"backend must be one of {('auto', *KERNEL_SETS)}, got {name!r}")
-
-
-def why_unusable(name: str, device: torch.device) -> str | None:
-    """None when the set `name` can serve tensors on `device`, else the reason why not, in one
-    line."""
-    if name == "cpu" and device.type != "cpu":
-        return f"the cpu kernels take CPU tensors, these are on {device}"
-    if name == "triton" and device.type not in ("cuda", "cpu"):
-        return f"the triton kernels take CUDA tensors, these are on {device}"
-    try:
-        kernels = load(name)
-        if name == "triton":
-            kernels.require(device)
-    except ImportError as error:
-        return str(error)
-    return None

@@ -8,7 +8,6 @@ that rounding too.
 
 from __future__ import annotations
 
-import functools
 from types import ModuleType
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import torch
 from embeddings import draw
 from torch import Tensor
 
-from barlow_fast.kernels import Coefficients, aten, tiles
+from barlow_fast.kernels import Coefficients, GradientInputs, aten, tiles
 from barlow_fast.kernels.precision import OPERAND_DTYPE, accumulation_dtype
 
 EPS = 1e-5
@@ -126,9 +125,8 @@ def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1
     compare_gradients(
         kernels,
         "gram_gradients",
-        (z_a, z_b, statistics, grams, centres, *options),
-        (z_a, z_b, case.statistics, want, no_centres, *options),
-        precision,
+        GradientInputs(z_a, z_b, statistics, (grams, centres), *options),
+        GradientInputs(z_a, z_b, case.statistics, (want, no_centres), *options),
     )
 
 
@@ -190,9 +188,8 @@ def check_tiles(kernels: ModuleType, case: Case, precision: str, scale: float = 
         compare_gradients(
             kernels,
             "gram_gradients",
-            (*views, grams, taken, *options),
-            (*views, whole, no_centres, *options),
-            precision,
+            GradientInputs(*views, (grams, taken), *options),
+            GradientInputs(*views, (whole, no_centres), *options),
         )
 
 
@@ -239,15 +236,11 @@ def check_dominating_sample(
     few = (z_a[:, :10], z_b[:, :10], statistics[:, :10].contiguous())
     one = statistics.new_ones(())
     coefficients = Coefficients(0.01 / n, 0.2, -0.3, EPS, dimensions=d, projected=False)
-    exact = aten.gram_gradients(
-        *(x.double() for x in few),
-        *(x.double() for x in aten.gram_from_tiles(packed, centres, n, d, "fp64")),
-        one, coefficients, "fp64", (True, True),
-    )  # fmt: skip
-    grads = kernels.gram_gradients(
-        *few, *kernels.gram_from_tiles(packed, centres, n, d, precision), one, coefficients,
-        precision, (True, True),
-    )  # fmt: skip
+    wide = [x.double() for x in few]
+    whole = aten.gram_from_tiles(packed.double(), centres.double(), n, d, "fp64")
+    exact = aten.gram_gradients(GradientInputs(*wide, whole, one, coefficients, "fp64"))
+    kept = kernels.gram_from_tiles(packed, centres, n, d, precision)
+    grads = kernels.gram_gradients(GradientInputs(*few, kept, one, coefficients, precision))
     for x, y in zip(grads, exact, strict=True):
         assert_close(x.double(), y, max(1e-5, float(torch.finfo(OPERAND_DTYPE[precision]).eps)))
 
@@ -277,23 +270,20 @@ def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
     compare_gradients(
         kernels,
         "correlation_gradients",
-        (z_a, z_b, statistics, matrix, squares, *options),
-        (z_a, z_b, statistics, want, want_squares, *options),
-        precision,
+        GradientInputs(z_a, z_b, statistics, (matrix, squares), *options),
+        GradientInputs(z_a, z_b, statistics, (want, want_squares), *options),
     )
 
 
 def compare_gradients(
-    kernels: ModuleType, name: str, mine: tuple, theirs: tuple, precision: str
+    kernels: ModuleType, name: str, mine: GradientInputs, theirs: GradientInputs
 ) -> None:
     """Both gradients, and each of them alone."""
-    gradients = functools.partial(getattr(kernels, name), *mine)
-    got = gradients((True, True))
-    want = getattr(aten, name)(*theirs, (True, True))
-    z_a, statistics = theirs[0], theirs[2]
+    got, want = getattr(kernels, name)(mine), getattr(aten, name)(theirs)
+    precision = theirs.precision
     # Where the exact gradient nearly vanishes (N = 2), what is compared is rounding in terms of
     # this size.
-    typical = float(statistics[1].double().norm()) * float(z_a.shape[0]) ** 0.5 * 0.1
+    typical = float(theirs.statistics[1].double().norm()) * float(theirs.z_a.shape[0]) ** 0.5 * 0.1
     # Operands at the border of two half-precision numbers may round either way, and each set takes
     # another multiple of the identity out of K before it rounds.
     operand = float(torch.finfo(OPERAND_DTYPE[precision]).eps) / 16
@@ -302,7 +292,7 @@ def compare_gradients(
         bound = max(bound_of(precision, x), operand, 2 * torch.finfo(y.dtype).eps)
         size = max(float(y.double().norm()), typical)
         assert float((x.double() - y.double()).norm()) <= bound * size
-    for need in ((True, False), (False, True)):
-        for x, y, wanted in zip(gradients(need), got, need, strict=True):
+    for need in ((True, False), (False, True), (False, False)):
+        some = getattr(kernels, name)(mine._replace(need=need))
+        for x, y, wanted in zip(some, got, need, strict=True):
             assert torch.equal(x, y) if wanted else x.numel() == 0
-    assert all(g.numel() == 0 for g in gradients((False, False)))

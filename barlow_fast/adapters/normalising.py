@@ -118,7 +118,7 @@ def _statistics(z_a: Tensor, z_b: Tensor, group: Group | None) -> Iterator[tuple
         return
     # Both views in one read, by the kernels of the loss.
     precision = "fp64" if z_a.dtype == torch.float64 else "fp32"
-    kernels = load(choose_backend("auto", z_a.device))
+    kernels = load(choose_backend("auto", z_a.device), precision)
     moments = kernels.column_moments(z_a, z_b.to(z_a.dtype), precision)
     means, squares = moments[0:2], moments[2:4]
     if group is not None:

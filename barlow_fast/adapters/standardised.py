@@ -47,7 +47,7 @@ from ..arguments import Backend, DeadFeatures, Form, Options, Precision
 from ..differentiable import DifferentiableOperator
 from ..forms import norms
 from ..forms.norms import GIVEN, SHARED, Norm
-from ..kernels import Coefficients, KernelSet, Layout, load
+from ..kernels import Coefficients, GradientInputs, KernelSet, Layout, load
 
 
 class Arguments(NamedTuple):
@@ -200,7 +200,8 @@ def forward(z_a: Tensor, z_b: Tensor, lambd: float, given: Arguments) -> tuple[T
     """
     given = plan.resolved(z_a, given)
     with plan.without_autocast(z_a.device.type):
-        kernels, precision = load(given.backend), given.precision
+        precision = given.precision
+        kernels = load(given.backend, precision)
         n, d = z_a.shape
         beta, target = given.beta(n), given.target
         statistics, sums, diagonal, factors = norms.statistics(
@@ -241,7 +242,8 @@ def backward(
     given = plan.resolved(z_a, given)
     statistics, _, _, factors, row_sums = kept
     with plan.without_autocast(z_a.device.type):
-        kernels, shared = load(given.backend), given.ddof == SHARED
+        kernels = load(given.backend, given.precision)
+        shared = given.ddof == SHARED
         views = (z_a, z_b)
         pull = 2 * given.target * given.beta(z_a.shape[0]) * lambd / z_a.shape[0]
         # What is finished here is rounded to half precision once, at the end.
@@ -288,7 +290,9 @@ def _unfinished_gradients(
             given.norm.kernel_eps(n), projected=factors.numel() == 0,
         )  # fmt: skip
         return kernels.gram_gradients(
-            *views, statistics, matrix, third, grad, coefficients, given.precision, need
+            GradientInputs(
+                *views, statistics, (matrix, third), grad, coefficients, given.precision, need
+            )
         )
     squares, coefficient = third, 2 * lambd * beta**2 / n
     if coefficient == 0:  # the squares below could not carry anything
@@ -297,10 +301,12 @@ def _unfinished_gradients(
         diagonal = statistics[6].double()
         known = (slope * diagonal + offset) * diagonal / coefficient
         squares = factors * squares + (factors - 1) * known
+    coefficients = Coefficients(coefficient, slope, offset)
     return kernels.correlation_gradients(
-        *views, statistics, matrix, squares, grad, Coefficients(coefficient, slope, offset),
-        given.precision, need,
-    )  # fmt: skip
+        GradientInputs(
+            *views, statistics, (matrix, squares), grad, coefficients, given.precision, need
+        )
+    )
 
 
 def _add_target(

@@ -61,7 +61,7 @@ def forward(
         statistics,
     )  # fmt: skip
     call = Call(
-        load(chosen.backend), group, agreed.rows, z_a.shape[1], z_a.dtype, options.lambd,
+        load(chosen.backend, precision), group, agreed.rows, z_a.shape[1], z_a.dtype, options.lambd,
         options.eps, precision, statistics, use_all_reduce(group, z_a, agreed.nodes),
     )  # fmt: skip
     need = shared["z_a_requires_grad"] or shared["z_b_requires_grad"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import Coefficients
+from ..kernels import Coefficients, GradientInputs
 from ..kernels.precision import accumulation_dtype
 from . import statistics, wire
 from .call import Call
@@ -88,7 +88,7 @@ def backward(
             call, matrix, summed, *own, rows[6], coefficients
         )
     grads = call.kernels.correlation_gradients(
-        z_a, z_b, rows, matrix, squares, scale, coefficients, call.precision, need
+        GradientInputs(z_a, z_b, rows, (matrix, squares), scale, coefficients, call.precision, need)
     )
     return tuple(g if needed else None for g, needed in zip(grads, need, strict=True))
 

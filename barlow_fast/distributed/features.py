@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..forms.norms import differentiate_norm
-from ..kernels import Coefficients, tiles
+from ..kernels import Coefficients, GradientInputs, tiles
 from ..kernels.precision import accumulation_dtype, gram_scale
 from . import shards, statistics, wire
 from .call import Call
@@ -146,7 +146,7 @@ def backward(
         if grams is not None:
             only = (view == 0, view == 1)
             grad = call.kernels.gram_gradients(
-                z_a, z_b, columns, *grams, scale, coefficients, call.precision, only
+                GradientInputs(z_a, z_b, columns, grams, scale, coefficients, call.precision, only)
             )[view]
         transfers.append(_send_home(call, grad))
     return tuple(

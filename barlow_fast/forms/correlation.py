@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..kernels import Coefficients, KernelSet
+from ..kernels import Coefficients, GradientInputs, KernelSet
 
 
 def forward(
@@ -38,8 +38,8 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """dL/dz_a, dL/dz_b times `grad_scale`; an unwanted one is empty."""
     n = z_a.shape[0]
-    statistics, matrix, squares = saved
+    statistics, matrices = saved[0], saved[1:]
     coefficients = Coefficients(2 * lambd / n, 2 / n, -2 / n)
     return kernels.correlation_gradients(
-        z_a, z_b, statistics, matrix, squares, grad_scale, coefficients, precision, need
+        GradientInputs(z_a, z_b, statistics, matrices, grad_scale, coefficients, precision, need)
     )

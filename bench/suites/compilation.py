@@ -102,7 +102,6 @@ def _origin() -> Row:
 
 
 def _kernel_row(architecture: int, case, launch, resources, origin: Row) -> Row:
-    constants = {k: v for k, v in launch.arguments.items() if k.isupper()}
     return {
         "suite": "compilation",
         "form": case.form,
@@ -112,7 +111,7 @@ def _kernel_row(architecture: int, case, launch, resources, origin: Row) -> Row:
         "inputs": str(case.dtype).removeprefix("torch."),
         "precision": case.precision,
         "kernel": launch.name,
-        "constants": constants,
+        "constants": launch.constants,
         "warps": launch.warps,
         "stages": launch.stages,
         **resources._asdict(),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import tiles
 from ..aten import correlation_layout, gram_layout
-from ..contract import Coefficients
+from ..contract import GradientInputs
 from ..environment import word
 from ..photometry import check_arguments
 from ..precision import OPERAND_DTYPE, accumulation_dtype
@@ -170,33 +170,15 @@ def gram_from_tiles(
     return grams, grams.new_zeros(2)
 
 
-def gram_gradients(
-    z_a: Tensor,
-    z_b: Tensor,
-    statistics: Tensor,
-    grams: Tensor,
-    centres: Tensor,
-    grad_scale: Tensor,
-    coefficients: Coefficients,
-    precision: str,
-    need: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    grad_a, grad_b = _gradients(z_a, z_b, need)
+def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
+    (grams, _), coefficients = inputs.matrices, inputs.coefficients
+    grads = _gradients(inputs)
     torch.ops.barlow_fast_cpu.gram_gradients(
-        _rows(z_a),
-        _rows(z_b),
-        statistics,
-        grams[0],
-        grams[1],
-        grad_scale,
-        *coefficients[:4],
-        _OPERAND[precision],
-        coefficients.dimensions or z_a.shape[1],
-        coefficients.projected,
-        grad_a,
-        grad_b,
-    )
-    return grad_a, grad_b
+        *_views(inputs), inputs.statistics, *grams.unbind(0), inputs.grad_scale, *coefficients[:4],
+        _OPERAND[inputs.precision], coefficients.dimensions or inputs.z_a.shape[1],
+        coefficients.projected, *grads,
+    )  # fmt: skip
+    return grads
 
 
 def correlation(
@@ -211,48 +193,23 @@ def correlation(
     return matrix, squares
 
 
-def correlation_gradients(
-    z_a: Tensor,
-    z_b: Tensor,
-    statistics: Tensor,
-    matrix: Tensor,
-    squares: Tensor,
-    grad_scale: Tensor,
-    coefficients: Coefficients,
-    precision: str,
-    need: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    grad_a, grad_b = _gradients(z_a, z_b, need)
+def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
+    grads = _gradients(inputs)
     torch.ops.barlow_fast_cpu.correlation_gradients(
-        _rows(z_a),
-        _rows(z_b),
-        statistics,
-        matrix,
-        squares,
-        grad_scale,
-        *coefficients[:3],
-        _OPERAND[precision],
-        grad_a,
-        grad_b,
-    )
-    return grad_a, grad_b
+        *_views(inputs), inputs.statistics, *inputs.matrices, inputs.grad_scale,
+        *inputs.coefficients[:3], _OPERAND[inputs.precision], *grads,
+    )  # fmt: skip
+    return grads
 
 
 def terms(
-    sums: Tensor,
-    parts: Tensor,
-    divisor: int,
-    diagonal_included: bool,
-    lambd: float,
-    precision: str,
+    sums: Tensor, parts: Tensor, divisor: int, diagonal_included: bool, lambd: float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = accumulation_dtype(precision)
-    loss, on_diagonal, off_diagonal = (_empty((), dtype) for _ in range(3))
+    outputs = tuple(_empty((), accumulation_dtype(precision)) for _ in range(3))
     torch.ops.barlow_fast_cpu.terms(
-        sums.contiguous(), parts.contiguous(), divisor, diagonal_included, lambd,
-        loss, on_diagonal, off_diagonal,
-    )  # fmt: skip
-    return loss, on_diagonal, off_diagonal
+        sums.contiguous(), parts.contiguous(), divisor, diagonal_included, lambd, *outputs
+    )
+    return outputs
 
 
 def photometric(
@@ -276,8 +233,14 @@ def photometric(
     return out.permute(0, 3, 1, 2)
 
 
-def _gradients(z_a: Tensor, z_b: Tensor, need: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    return tuple(
-        POOL.empty(tuple(z.shape) if needed else (0,), z.dtype)
-        for z, needed in zip((z_a, z_b), need, strict=True)
-    )
+def _views(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
+    return _rows(inputs.z_a), _rows(inputs.z_b)
+
+
+def _gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
+    need_a, need_b = inputs.need
+    return _gradient(inputs.z_a, need_a), _gradient(inputs.z_b, need_b)
+
+
+def _gradient(z: Tensor, need: bool) -> Tensor:
+    return POOL.empty(tuple(z.shape) if need else (0,), z.dtype)

@@ -1,4 +1,9 @@
-"""What several kernels share on the device: operand types, products, standardised values.
+"""Device functions and argument bundles of several kernels: operand types, products, z_hat.
+
+Kernels take what belongs together as NamedTuples. Their fields are specialised like arguments, but
+`do_not_specialize` does not reach them: integers that vary from call to call stay arguments of
+their own. Meta-parameters are fields of type tl.constexpr, because Triton 3.6 does not accept a
+NamedTuple for a tl.constexpr argument.
 
 Accumulation is float32 always. The operand type of a product is a constexpr string, the `precision`
 of the contract:
@@ -13,12 +18,18 @@ nearest, so there values are rounded by `cast` itself and multiplied in float32:
 
 from __future__ import annotations
 
+import functools
 import os
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on"))
+
+# Accumulators of tensor cores truncate. Sums of float32 quality add up chunks of so many elements
+# in the ordinary, rounding units.
+FLOAT32_CHUNK = 256
 
 
 @triton.jit
@@ -78,43 +89,201 @@ def multiply(x, y, accumulator, PRECISION: tl.constexpr):
     return accumulator
 
 
-@triton.jit
-def standardised(z, mean, rstd, shift):
-    """z_hat of a block (rows, columns) in float32; the vectors hold its columns' statistics."""
-    return (z.to(tl.float32) - mean[None, :]) * rstd[None, :] - shift[None, :]
+class Meta(NamedTuple):
+    """Meta-parameters of a matrix product, all of type tl.constexpr.
+
+    CHUNK: the sum is taken in chunks of so many elements that are added in float32, because the
+    accumulators of tensor cores truncate; 0 for one chunk.
+    """
+
+    BLOCK_M: Any
+    BLOCK_N: Any
+    BLOCK_K: Any
+    CHUNK: Any
+    PRECISION: Any
+
+
+@functools.cache
+def meta(block_m: int, block_n: int, block_k: int, precision: str) -> Meta:
+    """The meta-parameters of a product for these blocks and this operand type."""
+    chunk = FLOAT32_CHUNK if precision == "fp32" else 0
+    return Meta(*map(tl.constexpr, (block_m, block_n, block_k, chunk, precision)))
+
+
+class View(NamedTuple):
+    """One view: (N, D) embeddings, and the (3, D) mean, rstd and shift of its columns."""
+
+    ptr: Any
+    stride: Any
+    statistics_ptr: Any
+
+
+class Pair(NamedTuple):
+    """Both views, and the (7, D) statistics."""
+
+    ptr_a: Any
+    ptr_b: Any
+    stride_a: Any
+    stride_b: Any
+    statistics_ptr: Any
+
+
+class Norm(NamedTuple):
+    """Statistics of some columns, in registers."""
+
+    mean: Any
+    rstd: Any
+    shift: Any
 
 
 @triton.jit
-def rows_of(z, statistics, row, column, n, d, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def view_of(pair, index, D):
+    """One view of a pair. Selected, not branched: a branch would hide the pointers' alignment from
+    the compiler."""
+    first = index == 0
+    return View(
+        tl.where(first, pair.ptr_a, pair.ptr_b),
+        tl.where(first, pair.stride_a, pair.stride_b),
+        pair.statistics_ptr + index * 3 * D,
+    )
+
+
+@triton.jit
+def norm_of(statistics_ptr, columns, D, EVEN: tl.constexpr):
+    """The statistics of `columns`: zero beyond the last one, unless EVEN promises that there is
+    none."""
+    if EVEN:
+        norm = Norm(
+            tl.load(statistics_ptr + columns),
+            tl.load(statistics_ptr + D + columns),
+            tl.load(statistics_ptr + 2 * D + columns),
+        )
+    else:
+        inside = columns < D
+        norm = Norm(
+            tl.load(statistics_ptr + columns, mask=inside, other=0.0),
+            tl.load(statistics_ptr + D + columns, mask=inside, other=0.0),
+            tl.load(statistics_ptr + 2 * D + columns, mask=inside, other=0.0),
+        )
+    return norm
+
+
+@triton.jit
+def standardised(z, norm):
+    """z_hat of a block (rows, columns) in float32."""
+    return (z.to(tl.float32) - norm.mean[None, :]) * norm.rstd[None, :] - norm.shift[None, :]
+
+
+@triton.jit
+def load_columns(view, offsets, columns, D, EVEN: tl.constexpr):
+    """z_hat in float32 of a block whose rows begin `offsets` (rows, 1) elements after the first.
+
+    Beyond column D it is zero.
+    """
+    if EVEN:
+        x = tl.load(view.ptr + offsets + columns[None, :])
+    else:
+        x = tl.load(view.ptr + offsets + columns[None, :], mask=(columns < D)[None, :], other=0.0)
+    return standardised(x, norm_of(view.statistics_ptr, columns, D, EVEN))
+
+
+@triton.jit
+def load_block(view, row, column, N, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """z_hat of the block (ROWS, COLUMNS) at (row, column) in float32.
 
-    statistics: the view's three rows. What lies outside of N x D is finite and means nothing.
+    Values outside of N x D are finite and unspecified.
 
     Offsets within a block are 32-bit: 64-bit ones for each element would take registers that the
     accumulator needs.
     """
     columns = tl.arange(0, COLUMNS)
-    inside = column + columns < d
-    rows = tl.minimum(tl.arange(0, ROWS), n - 1 - row)
-    base = z + row.to(tl.int64) * stride + column
-    x = tl.load(base + (rows[:, None] * stride + columns[None, :]), mask=inside[None, :], other=0.0)
-    statistics += column
-    return standardised(
-        x,
-        tl.load(statistics + columns, mask=inside, other=0.0),
-        tl.load(statistics + d + columns, mask=inside, other=0.0),
-        tl.load(statistics + 2 * d + columns, mask=inside, other=0.0),
-    )
+    rows = tl.minimum(tl.arange(0, ROWS), N - 1 - row)
+    base = view.ptr + row.to(tl.int64) * view.stride + column
+    offsets = rows[:, None] * view.stride + columns[None, :]
+    x = tl.load(base + offsets, mask=(column + columns < D)[None, :], other=0.0)
+    return standardised(x, norm_of(view.statistics_ptr, column + columns, D, False))
 
 
 @triton.jit
-def store_rows(out, value, row, column, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Stores a block of the contiguous (N, D) matrix `out`, rounded to its type."""
+def store_block(out_ptr, value, row, column, N, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Stores a block of the contiguous (N, D) matrix at `out_ptr`, rounded to its type."""
     rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    valid = (row + rows < n)[:, None] & (column + columns < d)[None, :]
-    base = out + row.to(tl.int64) * d + column
-    value = cast(value, out.dtype.element_ty)
-    tl.store(base + (rows[:, None] * d + columns[None, :]), value, mask=valid)
+    valid = (row + rows < N)[:, None] & (column + columns < D)[None, :]
+    base = out_ptr + row.to(tl.int64) * D + column
+    value = cast(value, out_ptr.dtype.element_ty)
+    tl.store(base + (rows[:, None] * D + columns[None, :]), value, mask=valid)
+
+
+class Weights(NamedTuple):
+    """Floats of `Coefficients`: G = product * (matrix product) + (slope * C_ii + offset) * z_hat of
+    the other view."""
+
+    product: Any
+    slope: Any
+    offset: Any
+
+
+class Gradient(NamedTuple):
+    """The gradient of one view: its inputs, and where it is stored."""
+
+    own: View
+    other: View
+    diagonal_ptr: Any  # C_ii, (D,)
+    scale_ptr: Any  # grad_scale
+    ptr: Any
+
+
+@triton.jit
+def store_gradient(
+    gradient,
+    weights,
+    projected,
+    product,
+    own,
+    rest,
+    scale,
+    row,
+    column,
+    N,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Stores a block of dL/dz, rstd (G - z_hat (projected w C_ii + rest)) grad_scale.
+
+    `own` is the block's z_hat. Without `rest` (None) the term of C_ii is taken out of z_hat of the
+    other view, where it is still exact, because it nearly cancels when the views agree.
+    """
+    columns = column + tl.arange(0, COLUMNS)
+    inside = columns < D
+    diagonal = tl.load(gradient.diagonal_ptr + columns, mask=inside, other=0.0)
+    weight = weights.slope * diagonal + weights.offset
+    theirs = load_block(gradient.other, row, column, N, D, ROWS, COLUMNS)
+    factor = tl.load(gradient.own.statistics_ptr + D + columns, mask=inside, other=0.0) * scale
+    if rest is None:
+        difference = theirs - own * (projected * diagonal)[None, :]
+        g = weights.product * product + weight[None, :] * difference
+    else:
+        taken = projected * weight * diagonal + rest
+        g = weights.product * product + weight[None, :] * theirs - own * taken[None, :]
+    store_block(gradient.ptr, g * factor[None, :], row, column, N, D, ROWS, COLUMNS)
+
+
+@triton.jit
+def share_of(program, full_tiles, splits, k_blocks_per_split, K, META):
+    """(full, slot, tile, first, last): what a program of a product with split-K tiles sums.
+
+    The first programs take a full tile each, the sum from 0 to K. The others take the sum from
+    `first` to `last` of one of the tiles that `splits` programs share; `slot` counts them.
+    """
+    full = program < full_tiles
+    slot = program - full_tiles
+    tile = tl.where(full, program, full_tiles + slot // splits)
+    part = tl.where(full, 0, slot % splits)
+    # In blocks, so that the compiler knows where loads are aligned.
+    first = part * k_blocks_per_split * META.BLOCK_K
+    last = tl.where(full, K, tl.minimum(first + k_blocks_per_split * META.BLOCK_K, K))
+    return full, slot, tile, first, last
 
 
 @triton.jit
@@ -129,11 +298,11 @@ def halves(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def total(parts, count, STRIDE: tl.constexpr):
+def total(parts_ptr, count, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
     """The sum of `count` float64 values that lie STRIDE apart, in float64."""
-    index = tl.arange(0, 256)
-    value = tl.zeros([256], tl.float64)
-    for start in range(0, count, 256):
+    index = tl.arange(0, BLOCK)
+    value = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, count, BLOCK):
         at = start + index
-        value += tl.load(parts + at * STRIDE, mask=at < count, other=0.0)
+        value += tl.load(parts_ptr + at * STRIDE, mask=at < count, other=0.0)
     return tl.sum(value, axis=0)

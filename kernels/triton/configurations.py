@@ -1,9 +1,9 @@
-"""Which blocks, warps and stages each kernel uses: a static table, and how work is cut to fill a
+"""How each kernel is launched for a shape: blocks, warps and stages, and how work is cut to fill a
 device.
 
-Nothing is timed when a loss is called. `TABLE` holds a row per kernel, architecture, operand type
-and size bucket; `tuning.py` can replace rows for one device from measurements, on request. The
-functions below turn a row and a shape into a configuration: pure, cached, no device touched.
+Nothing is timed when a loss is called. A row of the table (`table.py`), or one that was tuned for
+this device (`tuned.py`), and a shape make a configuration. The functions are cached and access no
+device.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import triton
 
 from .. import tiles
 from ..precision import OPERAND_DTYPE
+from . import tuned
 from .launch import Device, cdiv, round_up
+from .table import SUM_ALIGNMENT, TABLE, Key, Product, row_of
 
-SUM_ALIGNMENT = 64  # the largest BLOCK_K: stored matrices are zero up to a multiple of it
-OPERAND_ALIGNMENT = 256  # the largest BLOCK_N: blocks of a stored operand never leave its rows
 MERGE_COLUMNS = 64
 
 # Rows that one program takes the moments of; the accuracy of its pivot rests on it (moments.py).
@@ -29,19 +29,15 @@ MOST_PART_ROWS = 2048
 # Columns of up to so many rows are read by one program: their statistics take one launch.
 MOST_UNDIVIDED_ROWS = 512
 
-# Products that torch makes come in pieces of this size, small beside a second-level cache, and
-# programs own so many of their columns.
+# Products by torch come in pieces of this size, small beside a second-level cache, and programs own
+# so many of their columns.
 LIBRARY_CHUNK_BYTES = 16 << 20
 OWNED_COLUMNS = 32
 
 # Triton 3.6 fails in its tensor-memory passes on a tile that may be finished in place or not; 3.9
-# compiles it. Versions in between have not been tried.
+# compiles it. Versions in between are untested.
 TRITON = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2])
 FINISHES_ON_BLACKWELL = (3, 9)
-
-# Accumulators of tensor cores truncate. Sums of float32 quality add up chunks of so many elements
-# in the ordinary, rounding units.
-FLOAT32_CHUNK = 256
 
 # Parts of split sums go through memory: at most this share of the inputs, or what never matters.
 WORKSPACE_SHARE = 0.5
@@ -72,15 +68,12 @@ class Colours(NamedTuple):
     warps: int
 
 
-class Product(NamedTuple):
-    """A row of the table: the blocks of one product, and how it gets its operands.
+class Plan(NamedTuple):
+    """A product whose tiles may be split along K.
 
-    Paths of `gram`: 'fused' (z is standardised on its way into the product, both views in one
-    launch), 'stored' (z_hat is stored first, view by view), 'bulk' (stored, and copied to shared
-    memory by Hopper's copy engine), 'cublas' (stored, and multiplied by torch). Paths of
-    `gram_gradients`: 'owned' (a program owns all rows of its columns; block_m is the padded N),
-    'tiles', 'bulk', 'persistent' (bulk, and a program takes tile after tile), 'cublas'. The
-    correlation kernels have one path.
+    One program sums each of `full_tiles`. `splits` programs sum each of `split_tiles`,
+    `k_blocks_per_split` blocks of the sum each, and their parts are added by programs that take
+    `strip` rows of a tile.
     """
 
     block_m: int
@@ -89,55 +82,11 @@ class Product(NamedTuple):
     warps: int
     stages: int
     path: str
-
-
-class Gram(NamedTuple):
-    """`whole` tiles are summed by one program, `split` tiles by `splits`, `depth` blocks each."""
-
-    block: int
-    block_k: int
-    warps: int
-    stages: int
-    chunk: int
-    path: str
     strip: int
-    whole: int
-    split: int
+    full_tiles: int
+    split_tiles: int
     splits: int
-    depth: int
-
-
-class GramGradients(NamedTuple):
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    path: str
-    chunk: int
-
-
-class Correlation(NamedTuple):
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    chunk: int
-    strip: int
-    whole: int
-    split: int
-    splits: int
-    depth: int
-
-
-class CorrelationGradients(NamedTuple):
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    chunk: int
+    k_blocks_per_split: int
 
 
 STANDARDISE = Elementwise(16, 128, 4)
@@ -146,130 +95,8 @@ COLOURS = Colours(512, 32, 4)
 BLUR = Elementwise(32, 32, 4)  # square: neighbours on either side are read once more
 UNPACK_STRIP = 32  # rows of a tile that one program takes to its place
 
-# Operand families; MIXED: half-precision operands made from float32 inputs, where it has a row of
-# its own.
-HALF, MIXED, SINGLE, SPLIT_SINGLE = "half", "mixed", "tf32", "fp32"
-FAMILIES = {"bf16": HALF, "fp16": HALF, "tf32": SINGLE, "fp32": SPLIT_SINGLE}
-
-# (kernel, architecture, family, bucket) -> blocks. Buckets of the Gram kernels are the largest N
-# they serve, of the correlation kernels the largest D; `LARGE` has no bound.
-LARGE = 1 << 62
-TABLE: dict[tuple[str, int, str, int], Product] = {}
-
-# Rows on trial, used before all others: `tuning`.
-override: dict[tuple[str, int, str, int], Product] = {}
-
-
-def _rows(
-    kernel: str, architectures: tuple[int, ...], family: str, path: str, **buckets: tuple
-) -> None:
-    for architecture in architectures:
-        for bucket, blocks in buckets.items():
-            size = LARGE if bucket == "large" else int(bucket[1:])
-            TABLE[kernel, architecture, family, size] = Product(*blocks, path)
-
-
-ALL = (80, 90, 100)
-
-# Where every element of z_hat would be made many times over, it is stored once.
-_rows("gram", (80,), HALF, "fused", _256=(64, 64, 64, 4, 3), _1024=(128, 128, 64, 8, 3))
-_rows("gram", (90, 100), HALF, "fused", _256=(64, 64, 64, 4, 4), _1024=(128, 128, 64, 8, 4))
-_rows("gram", (80,), HALF, "stored", large=(128, 128, 64, 8, 3))
-_rows("gram", (90, 100), HALF, "bulk", large=(128, 128, 64, 8, 4))
-_rows("gram", (80, 90), SINGLE, "fused", _256=(64, 64, 32, 4, 3), _1024=(128, 128, 32, 8, 3))
-_rows("gram", (100,), SINGLE, "fused", _256=(64, 64, 32, 8, 3), _1024=(128, 128, 32, 8, 3))
-_rows("gram", (80,), SINGLE, "stored", large=(128, 128, 32, 8, 3))
-_rows("gram", (90, 100), SINGLE, "bulk", large=(128, 128, 32, 8, 4))
-# Of three TF32 products, 32 deep, Ampere's operands alone fill all 255 registers, and which version
-# of the compiler then spills is chance.
-_rows("gram", (80,), SPLIT_SINGLE, "fused", large=(64, 64, 16, 4, 4))
-_rows("gram", (90,), SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
-_rows("gram", (100,), SPLIT_SINGLE, "fused", large=(64, 64, 32, 8, 3))
-
-_rows(
-    "gram_gradients",
-    (90, 100),
-    HALF,
-    "owned",
-    _64=(64, 64, 64, 4, 2),
-    _128=(128, 64, 64, 8, 3),
-    _256=(256, 64, 64, 8, 3),
-    _512=(512, 32, 64, 8, 3),
-)
-# Of 8 warps at N = 128 ptxas wants 128 registers each, and may spill to get there.
-_rows(
-    "gram_gradients",
-    (80,),
-    HALF,
-    "owned",
-    _64=(64, 64, 64, 4, 2),
-    _128=(128, 64, 64, 4, 3),
-    _256=(256, 64, 64, 8, 3),
-    _512=(512, 32, 64, 8, 3),
-)
-_rows(
-    "gram_gradients",
-    ALL,
-    SINGLE,
-    "owned",
-    _64=(64, 64, 32, 4, 2),
-    _128=(128, 64, 32, 4, 3),
-    _256=(256, 64, 32, 8, 3),
-    _512=(512, 32, 32, 8, 2),
-)
-_rows(
-    "gram_gradients",
-    ALL,
-    SPLIT_SINGLE,
-    "owned",
-    _64=(64, 32, 32, 4, 2),
-    _128=(128, 32, 32, 4, 2),
-    _256=(256, 32, 32, 8, 2),
-)
-_rows("gram_gradients", (80,), HALF, "tiles", large=(128, 128, 64, 8, 3))
-_rows("gram_gradients", (90, 100), HALF, "bulk", large=(128, 256, 64, 8, 4))
-_rows("gram_gradients", (90, 100), MIXED, "bulk", large=(128, 128, 64, 8, 4))
-_rows("gram_gradients", (80,), SINGLE, "tiles", large=(128, 128, 32, 8, 3))
-_rows("gram_gradients", (90, 100), SINGLE, "bulk", large=(128, 128, 32, 8, 4))
-_rows("gram_gradients", (80, 90), SPLIT_SINGLE, "tiles", large=(64, 64, 32, 4, 3))
-_rows("gram_gradients", (100,), SPLIT_SINGLE, "tiles", large=(64, 64, 32, 8, 3))
-
-_rows("correlation", ALL, HALF, "fused", _128=(64, 64, 64, 4, 3), large=(128, 128, 64, 8, 3))
-_rows("correlation", (100,), MIXED, "fused", large=(128, 128, 32, 8, 4))
-_rows("correlation", ALL, SINGLE, "fused", _128=(64, 64, 32, 4, 3), large=(128, 128, 32, 8, 3))
-_rows("correlation", ALL, SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
-
-_rows(
-    "correlation_gradients",
-    ALL,
-    HALF,
-    "fused",
-    _64=(128, 64, 64, 4, 3),
-    large=(128, 128, 64, 8, 3),
-)
-_rows("correlation_gradients", ALL, MIXED, "fused", large=(128, 64, 64, 8, 3))
-_rows(
-    "correlation_gradients",
-    ALL,
-    SINGLE,
-    "fused",
-    _64=(128, 64, 32, 4, 3),
-    large=(128, 128, 32, 8, 3),
-)
-_rows("correlation_gradients", (80,), SPLIT_SINGLE, "fused", large=(64, 64, 16, 4, 4))
-_rows("correlation_gradients", (90, 100), SPLIT_SINGLE, "fused", large=(64, 64, 32, 4, 3))
-
-
-def row_of(
-    kernel: str, architecture: int, precision: str, dtype: torch.dtype, size: int
-) -> tuple[str, int, str, int]:
-    """The key of the table for inputs of `dtype` whose N (Gram) or D (correlation) is `size`."""
-    family = FAMILIES[precision]
-    families = (HALF, MIXED) if family == HALF and dtype.itemsize > 2 else (family,)
-    # The smallest bucket that fits; of two families, the more special one.
-    fitting = {b: f for f in families for b in buckets(kernel, architecture, f) if b >= size}
-    bucket = min(fitting)
-    return kernel, architecture, fitting[bucket], bucket
+# Rows on trial, used before all others (tuning.py).
+override: dict[Key, Product] = {}
 
 
 def blocks(
@@ -284,7 +111,7 @@ def blocks(
     the table's; cut to size where the device has less shared memory than the architecture's largest
     part."""
     key = row_of(kernel, device.architecture, precision, dtype, size)
-    row = override.get(key) or tuned(device.name).get(key) or TABLE[key]
+    row = override.get(key) or tuned.rows_of(device.name).get(key) or TABLE[key]
     if side not in (None, row.block_m):
         row = TABLE[key]
     while shared_memory(row, device.architecture, precision, dtype) > device.shared_memory:
@@ -308,27 +135,10 @@ def shared_memory(row: Product, architecture: int, precision: str, dtype: torch.
     return block * (row.stages * loaded + (operand if loaded > operand else 0))
 
 
-@functools.cache
-def tuned(device_name: str) -> dict[tuple[str, int, str, int], Product]:
-    """Rows that `tuning` measured on a device of this name and stored; none by default."""
-    from . import tuning
-
-    return tuning.load(device_name)
-
-
 def forget_plans() -> None:
-    """For whoever changes the table or `override`: plans are cached."""
+    """Clears the cached configurations, after a change of the table or `override`."""
     for cached in (moments, gram, gram_gradients, correlation, correlation_gradients):
         cached.cache_clear()
-
-
-def buckets(kernel: str, architecture: int, family: str) -> list[int]:
-    """The size buckets of a kernel, an architecture and a family."""
-    return [b for k, a, f, b in TABLE if (k, a, f) == (kernel, architecture, family)]
-
-
-def _chunk(precision: str) -> int:
-    return FLOAT32_CHUNK if precision == "fp32" else 0
 
 
 @functools.lru_cache(maxsize=256)
@@ -338,8 +148,8 @@ def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
     rows = 32
     programs = cdiv(d, columns)
     parts = 1
-    if n > MOST_UNDIVIDED_ROWS and programs < 2 * device.processors:
-        parts = min(cdiv(2 * device.processors, programs), cdiv(n, 4 * rows))
+    if n > MOST_UNDIVIDED_ROWS and programs < 2 * device.num_sms:
+        parts = min(cdiv(2 * device.num_sms, programs), cdiv(n, 4 * rows))
     parts = max(parts, cdiv(n, MOST_PART_ROWS))
     rows_per_part = round_up(cdiv(n, parts), rows)
     # With 4 warps float16 rows spill on Hopper under Triton 3.8.
@@ -350,84 +160,64 @@ def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
 @functools.lru_cache(maxsize=256)
 def gram(
     device: Device, n: int, d: int, dtype: torch.dtype, precision: str, packed: bool = False
-) -> Gram:
-    """Tiles of the lower triangle, cut so that the last wave is full. `packed`: of one view, and
-    all of them go through memory, in the blocks of `tiles.py`."""
+) -> Plan:
+    """Tiles of the lower triangle, cut so that the last wave is full. `packed`: of one view, all
+    split-K tiles, in the blocks of `tiles.py`."""
     row = blocks("gram", device, precision, dtype, n, tiles.side(n, precision) if packed else None)
-    block, fused = row.block_m, row.path == "fused"
-    side = cdiv(n, block)
-    depth_of_sum = d if fused else round_up(d, SUM_ALIGNMENT)
-    # Fused, both views meet where the parts are added up, so every tile goes that way.
+    side, fused = cdiv(n, row.block_m), row.path == "fused"
+    # Fused, both views meet where the parts are added up, so every tile is a split-K tile.
     unfinished = device.architecture == 100 and TRITON < FINISHES_ON_BLACKWELL
-    whole, split, splits, depth = _cut(
-        side * (side + 1) // 2, 2 if fused and not packed else 1, depth_of_sum, row.block_k,
-        block * block * 4, 2 * n * d * dtype.itemsize, device.processors,
+    return _plan(
+        row, device, side * (side + 1) // 2, d if fused else round_up(d, SUM_ALIGNMENT),
+        2 * n * d * dtype.itemsize, views=2 if fused and not packed else 1,
         split_all=packed or fused or unfinished,
     )  # fmt: skip
-    strip = _strip(block, split, device.processors)
-    return Gram(
-        block, row.block_k, row.warps, row.stages, _chunk(precision), row.path, strip,
-        whole, split, splits, depth,
-    )  # fmt: skip
 
 
-def _cut(
+def _plan(
+    row: Product,
+    device: Device,
     tiles: int,
-    views: int,
-    depth_of_sum: int,
-    block_k: int,
-    tile_bytes: int,
+    k: int,
     input_bytes: int,
-    processors: int,
+    views: int = 1,
     split_all: bool = False,
-) -> tuple[int, int, int, int]:
-    """(whole tiles, split tiles, parts of each split tile, blocks of the sum in a part)."""
-    whole = 0 if split_all else tiles // processors * processors
-    split = tiles - whole
-    if not split_all and (split == 0 or split > 0.75 * processors or whole >= 4 * processors):
-        return tiles, 0, 1, cdiv(depth_of_sum, block_k)
+) -> Plan:
+    """How `tiles` tiles of each view's product, sums over `k` each, are cut."""
+    sms = device.num_sms
+    full = 0 if split_all else tiles // sms * sms
+    split = tiles - full
+    if not split_all and (split == 0 or split > 0.75 * sms or full >= 4 * sms):
+        return Plan(*row, row.block_m, tiles, 0, 1, cdiv(k, row.block_k))
     room = max(int(WORKSPACE_SHARE * input_bytes), SMALL_WORKSPACE)
-    most = min(depth_of_sum // (4 * block_k), room // (views * split * tile_bytes))
-    # Two programs share a processor; more parts than that only cost traffic.
-    splits = max(1, min(most, 2 * processors // (views * split)))
-    depth = cdiv(cdiv(depth_of_sum, splits), block_k)
-    return whole, split, cdiv(depth_of_sum, depth * block_k), depth
-
-
-def _strip(block: int, split: int, processors: int) -> int:
-    """Rows of a split tile that one program adds up: enough programs to fill the device."""
-    strip = block
-    while strip > 4 and split * (block // strip) < processors:
+    most = min(k // (4 * row.block_k), room // (views * split * row.block_m * row.block_n * 4))
+    # Two programs share an SM; more parts than that only cost traffic.
+    splits = max(1, min(most, 2 * sms // (views * split)))
+    k_blocks = cdiv(cdiv(k, splits), row.block_k)
+    strip = row.block_m
+    while strip > 4 and split * (row.block_m // strip) < sms:
         strip //= 2
-    return strip
+    return Plan(*row, strip, full, split, cdiv(k, k_blocks * row.block_k), k_blocks)
 
 
 @functools.lru_cache(maxsize=256)
-def gram_gradients(
-    device: Device, n: int, d: int, dtype: torch.dtype, precision: str
-) -> GramGradients:
-    """The table's row as it is."""
-    return GramGradients(*blocks("gram_gradients", device, precision, dtype, n), _chunk(precision))
+def gram_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -> Product:
+    """The row of the table."""
+    return blocks("gram_gradients", device, precision, dtype, n)
 
 
 @functools.lru_cache(maxsize=256)
-def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: str) -> Correlation:
-    """Square tiles of C; few of them are split over N."""
+def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: str) -> Plan:
+    """Tiles of C; where they are few, they are split over N."""
     row = blocks("correlation", device, precision, dtype, d)
     tiles = cdiv(d, row.block_m) * cdiv(d, row.block_n)
-    whole, split, splits, depth = _cut(
-        tiles, 1, n, row.block_k, row.block_m * row.block_n * 4, 2 * n * d * dtype.itemsize,
-        device.processors,
-    )  # fmt: skip
-    strip = _strip(row.block_m, split, device.processors) if split else row.block_m
-    # Strips each have column sums of their own: few of them where columns are many.
-    strip = max(strip, row.block_m // 4) if d > 2048 else strip
-    return Correlation(*row[:5], _chunk(precision), strip, whole, split, splits, depth)
+    plan = _plan(row, device, tiles, n, 2 * n * d * dtype.itemsize)
+    # Each strip has column sums of its own: few strips where columns are many.
+    few = d > 2048 and plan.split_tiles > 0
+    return plan._replace(strip=max(plan.strip, plan.block_m // 4)) if few else plan
 
 
 @functools.lru_cache(maxsize=256)
-def correlation_gradients(
-    device: Device, n: int, d: int, dtype: torch.dtype, precision: str
-) -> CorrelationGradients:
-    row = blocks("correlation_gradients", device, precision, dtype, d)
-    return CorrelationGradients(*row[:5], _chunk(precision))
+def correlation_gradients(device: Device, d: int, dtype: torch.dtype, precision: str) -> Product:
+    """The row of the table."""
+    return blocks("correlation_gradients", device, precision, dtype, d)

@@ -1,303 +1,230 @@
 """C = z_hat_a^T z_hat_b / N with a zeroed diagonal, and its squared row and column sums.
 
 Both views are standardised on their way into the product: C is built where N > D, so inputs are
-read about once and are what the time goes to. Tiles of the last, incomplete wave are split over N
-(at D = 256 that is all of them), and a second kernel adds their parts in a fixed order.
+read about once and their bytes take the time. Tiles of the last, incomplete wave are split over N
+(at D = 256 all of them are), and a second kernel adds their parts in a fixed order.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..contract import Layout
 from ..precision import OPERAND_DTYPE
 from . import configurations
-from .arithmetic import cast, multiply, standardised, to_operand, to_tf32
-from .launch import cdiv, device_of, launch, round_up
+from .arithmetic import (
+    Pair,
+    cast,
+    meta,
+    multiply,
+    norm_of,
+    share_of,
+    standardised,
+    to_operand,
+    to_tf32,
+)
+from .launch import addressable, cdiv, device_of, launch, round_up
+from .table import OPERAND_ALIGNMENT
+
+
+class Matrix(NamedTuple):
+    """Where C is stored, and its squared sums.
+
+    row_squares_ptr: (column tiles, D) float32. column_squares_ptr: (row tiles * strips, D) float32;
+    a full tile writes its column sums once and zeros for the other strips.
+    """
+
+    ptr: Any  # (D, W) in the operand type
+    stride: Any  # W
+    row_squares_ptr: Any
+    column_squares_ptr: Any
 
 
 @triton.jit
-def _finish(
-    value,
-    matrix,
-    row_squares,
-    column_squares,
-    rows,
-    columns,
-    n,
-    d,
-    width,
-    column_tile,
-    share,
-    ROUND: tl.constexpr,
-):
+def _finish(value, matrix, rows, columns, N, D, column_tile, share, PRECISION: tl.constexpr):
     """Stores (a strip of) a tile of C and its sums of squares; `value` is N times the tile."""
-    inside = (rows < d)[:, None] & (columns < d)[None, :]
-    c = tl.where(inside & (rows[:, None] != columns[None, :]), value / n, 0.0)
-    kept = to_tf32(c) if ROUND else c
+    inside = (rows < D)[:, None] & (columns < D)[None, :]
+    c = tl.where(inside & (rows[:, None] != columns[None, :]), value / N, 0.0)
+    kept = to_tf32(c) if PRECISION == "tf32" else c
     tl.store(
-        matrix + rows.to(tl.int64)[:, None] * width + columns[None, :],
-        cast(kept, matrix.dtype.element_ty),
-        mask=(rows < d)[:, None] & (columns < width)[None, :],
+        matrix.ptr + rows.to(tl.int64)[:, None] * matrix.stride + columns[None, :],
+        cast(kept, matrix.ptr.dtype.element_ty),
+        mask=(rows < D)[:, None] & (columns < matrix.stride)[None, :],
     )
     squares = c * c
-    at = row_squares + column_tile.to(tl.int64) * d + rows
-    tl.store(at, tl.sum(squares, axis=1), mask=rows < d)
-    at = column_squares + share.to(tl.int64) * d + columns
-    tl.store(at, tl.sum(squares, axis=0), mask=columns < d)
+    at = matrix.row_squares_ptr + column_tile.to(tl.int64) * D + rows
+    tl.store(at, tl.sum(squares, axis=1), mask=rows < D)
+    at = matrix.column_squares_ptr + share.to(tl.int64) * D + columns
+    tl.store(at, tl.sum(squares, axis=0), mask=columns < D)
 
 
 @triton.jit
-def _block(z, at, mean, rstd, shift, inside, height, PRECISION: tl.constexpr):
-    x = standardised(tl.load(z + at, mask=inside[None, :], other=0.0), mean, rstd, shift)
+def _block(ptr, norm, offsets, inside, height, PRECISION: tl.constexpr):
+    x = standardised(tl.load(ptr + offsets, mask=inside[None, :], other=0.0), norm)
     return to_operand(tl.where(height[:, None], x, 0.0), PRECISION)
 
 
-@triton.jit(do_not_specialize=["n", "whole", "splits", "depth"])
+@triton.jit
+def _step(value, pair, norm_a, norm_b, rows, columns, k, last, N, D, META):
+    """value + the product over the block of samples at k."""
+    samples = k + tl.arange(0, META.BLOCK_K)
+    height = samples < last
+    at = tl.minimum(samples, N - 1).to(tl.int64)[:, None]
+    at_a, at_b = at * pair.stride_a + rows[None, :], at * pair.stride_b + columns[None, :]
+    x = _block(pair.ptr_a, norm_a, at_a, rows < D, height, META.PRECISION)
+    y = _block(pair.ptr_b, norm_b, at_b, columns < D, height, META.PRECISION)
+    return multiply(tl.trans(x), y, value, META.PRECISION)
+
+
+@triton.jit(do_not_specialize=["N", "full_tiles", "splits", "k_blocks_per_split"])
 def correlation_kernel(
-    z_a,
-    z_b,
-    statistics,
+    pair,
     matrix,
-    row_squares,
-    column_squares,
-    workspace,
-    n,
-    d,
-    stride_a,
-    stride_b,
-    width,
-    whole,
+    workspace_ptr,
+    N,
+    D,
+    full_tiles,
     splits,
-    depth,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    CHUNK: tl.constexpr,
+    k_blocks_per_split,
+    META,
     STRIPS: tl.constexpr,
-    PRECISION: tl.constexpr,
     FINISH: tl.constexpr,
 ):
-    """One tile of C, or one part of the sum over N of a split tile.
+    """One full tile of C, or one part of the sum over N of a split-K tile.
 
-    row_squares: (column tiles, D) and column_squares: (row tiles * STRIPS, D) float32; a whole tile
-    writes its column sums once and zeros for the other strips.
-    workspace: (split tiles, splits, BLOCK_M, BLOCK_N) float32.
+    workspace_ptr: (split-K tiles, splits, BLOCK_M, BLOCK_N) float32.
     """
-    program = tl.program_id(0)
-    is_whole = program < whole
-    rest = program - whole
-    tile = tl.where(is_whole, program, whole + rest // splits)
-    part = tl.where(is_whole, 0, rest % splits)
-    first = part * depth * BLOCK_K
-    last = tl.where(is_whole, n, tl.minimum(first + depth * BLOCK_K, n))
-    column_tiles = tl.cdiv(d, BLOCK_N)
+    full, slot, tile, first, last = share_of(
+        tl.program_id(0), full_tiles, splits, k_blocks_per_split, N, META
+    )
+    column_tiles = tl.cdiv(D, META.BLOCK_N)
     i = tile // column_tiles
     j = tile % column_tiles
-    rows = i * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = j * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside_a, inside_b = rows < d, columns < d
-    mean_a = tl.load(statistics + rows, mask=inside_a, other=0.0)
-    rstd_a = tl.load(statistics + d + rows, mask=inside_a, other=0.0)
-    shift_a = tl.load(statistics + 2 * d + rows, mask=inside_a, other=0.0)
-    mean_b = tl.load(statistics + 3 * d + columns, mask=inside_b, other=0.0)
-    rstd_b = tl.load(statistics + 4 * d + columns, mask=inside_b, other=0.0)
-    shift_b = tl.load(statistics + 5 * d + columns, mask=inside_b, other=0.0)
+    rows = i * META.BLOCK_M + tl.arange(0, META.BLOCK_M)
+    columns = j * META.BLOCK_N + tl.arange(0, META.BLOCK_N)
+    norm_a = norm_of(pair.statistics_ptr, rows, D, False)
+    norm_b = norm_of(pair.statistics_ptr + 3 * D, columns, D, False)
 
-    value = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if CHUNK == 0:
-        for k in range(first, last, BLOCK_K):
-            depths = k + tl.arange(0, BLOCK_K)
-            height = depths < last
-            at = tl.minimum(depths, n - 1).to(tl.int64)[:, None]
-            at_a, at_b = at * stride_a + rows[None, :], at * stride_b + columns[None, :]
-            x = _block(z_a, at_a, mean_a, rstd_a, shift_a, inside_a, height, PRECISION)
-            y = _block(z_b, at_b, mean_b, rstd_b, shift_b, inside_b, height, PRECISION)
-            value = multiply(tl.trans(x), y, value, PRECISION)
+    value = tl.zeros([META.BLOCK_M, META.BLOCK_N], tl.float32)
+    if META.CHUNK == 0:
+        for k in range(first, last, META.BLOCK_K):
+            value = _step(value, pair, norm_a, norm_b, rows, columns, k, last, N, D, META)
     else:
-        for c in range(first, last, CHUNK):
-            chunk = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for k in range(c, tl.minimum(c + CHUNK, last), BLOCK_K):
-                depths = k + tl.arange(0, BLOCK_K)
-                height = depths < last
-                at = tl.minimum(depths, n - 1).to(tl.int64)[:, None]
-                at_a, at_b = at * stride_a + rows[None, :], at * stride_b + columns[None, :]
-                x = _block(z_a, at_a, mean_a, rstd_a, shift_a, inside_a, height, PRECISION)
-                y = _block(z_b, at_b, mean_b, rstd_b, shift_b, inside_b, height, PRECISION)
-                chunk = multiply(tl.trans(x), y, chunk, PRECISION)
+        for c in range(first, last, META.CHUNK):
+            chunk = tl.zeros([META.BLOCK_M, META.BLOCK_N], tl.float32)
+            for k in range(c, tl.minimum(c + META.CHUNK, last), META.BLOCK_K):
+                chunk = _step(chunk, pair, norm_a, norm_b, rows, columns, k, last, N, D, META)
             value += chunk
 
     if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
-        if is_whole:
+        if full:
             share = i * STRIPS
-            _finish(
-                value,
-                matrix,
-                row_squares,
-                column_squares,
-                rows,
-                columns,
-                n,
-                d,
-                width,
-                j,
-                share,
-                PRECISION == "tf32",
-            )
+            _finish(value, matrix, rows, columns, N, D, j, share, META.PRECISION)
             for strip in tl.static_range(1, STRIPS):
-                at = column_squares + (share + strip).to(tl.int64) * d + columns
-                tl.store(at, tl.zeros([BLOCK_N], tl.float32), mask=columns < d)
-    if not is_whole:
-        local = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        tl.store(workspace + rest.to(tl.int64) * BLOCK_M * BLOCK_N + local, value)
+                at = matrix.column_squares_ptr + (share + strip).to(tl.int64) * D + columns
+                tl.store(at, tl.zeros([META.BLOCK_N], tl.float32), mask=columns < D)
+    if not full:
+        local_rows, local_columns = tl.arange(0, META.BLOCK_M), tl.arange(0, META.BLOCK_N)
+        at = workspace_ptr + slot.to(tl.int64) * META.BLOCK_M * META.BLOCK_N
+        tl.store(at + (local_rows[:, None] * META.BLOCK_N + local_columns[None, :]), value)
 
 
-@triton.jit(do_not_specialize=["n", "whole", "splits"])
+@triton.jit(do_not_specialize=["N", "full_tiles", "splits"])
 def correlation_finish_kernel(
-    workspace,
-    matrix,
-    row_squares,
-    column_squares,
-    n,
-    d,
-    width,
-    whole,
-    splits,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STRIP: tl.constexpr,
-    ROUND: tl.constexpr,
+    workspace_ptr, matrix, N, D, full_tiles, splits, META, STRIP: tl.constexpr
 ):
-    """Adds the parts of STRIP rows of a split tile, in order, and stores them."""
-    STRIPS: tl.constexpr = BLOCK_M // STRIP
+    """Adds the parts of STRIP rows of a split-K tile, in order, and stores them."""
+    STRIPS: tl.constexpr = META.BLOCK_M // STRIP
     split = tl.program_id(0) // STRIPS
     strip = tl.program_id(0) % STRIPS
-    column_tiles = tl.cdiv(d, BLOCK_N)
-    i = (whole + split) // column_tiles
-    j = (whole + split) % column_tiles
+    column_tiles = tl.cdiv(D, META.BLOCK_N)
+    i = (full_tiles + split) // column_tiles
+    j = (full_tiles + split) % column_tiles
     local_rows = strip * STRIP + tl.arange(0, STRIP)
-    local_columns = tl.arange(0, BLOCK_N)
-    at = workspace + (split * splits).to(tl.int64) * BLOCK_M * BLOCK_N
-    at = at + local_rows[:, None] * BLOCK_N + local_columns[None, :]
-    value = tl.zeros([STRIP, BLOCK_N], tl.float32)
+    local_columns = tl.arange(0, META.BLOCK_N)
+    at = workspace_ptr + (split * splits).to(tl.int64) * META.BLOCK_M * META.BLOCK_N
+    at = at + local_rows[:, None] * META.BLOCK_N + local_columns[None, :]
+    value = tl.zeros([STRIP, META.BLOCK_N], tl.float32)
     for part in range(splits):
-        value += tl.load(at + part * BLOCK_M * BLOCK_N)
-    rows = i * BLOCK_M + local_rows
-    columns = j * BLOCK_N + local_columns
-    share = i * STRIPS + strip
-    _finish(
-        value, matrix, row_squares, column_squares, rows, columns, n, d, width, j, share, ROUND
-    )  # fmt: skip
+        value += tl.load(at + part * META.BLOCK_M * META.BLOCK_N)
+    rows = i * META.BLOCK_M + local_rows
+    columns = j * META.BLOCK_N + local_columns
+    _finish(value, matrix, rows, columns, N, D, j, i * STRIPS + strip, META.PRECISION)
 
 
 @triton.jit(do_not_specialize=["row_shares", "column_shares"])
 def squares_kernel(
-    row_squares, column_squares, squares, d, row_shares, column_shares, COLUMNS: tl.constexpr
+    row_squares_ptr,
+    column_squares_ptr,
+    squares_ptr,
+    D,
+    row_shares,
+    column_shares,
+    COLUMNS: tl.constexpr,
 ):
     """squares (2, D) float64: the shares of the row and the column sums, added in order."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < d
+    inside = columns < D
     value = tl.zeros([COLUMNS], tl.float64)
-    at = row_squares + columns
+    at = row_squares_ptr + columns
     for _ in range(row_shares):
         value += tl.load(at, mask=inside, other=0.0).to(tl.float64)
-        at += d
-    tl.store(squares + columns, value, mask=inside)
+        at += D
+    tl.store(squares_ptr + columns, value, mask=inside)
     value = tl.zeros([COLUMNS], tl.float64)
-    at = column_squares + columns
+    at = column_squares_ptr + columns
     for _ in range(column_shares):
         value += tl.load(at, mask=inside, other=0.0).to(tl.float64)
-        at += d
-    tl.store(squares + d + columns, value, mask=inside)
+        at += D
+    tl.store(squares_ptr + D + columns, value, mask=inside)
 
 
-def layout(d: int, precision: str) -> tuple[tuple[int, int], torch.dtype]:
+def correlation_layout(d: int, precision: str) -> Layout:
     """Shape and dtype of a stored C: rows are padded to whole blocks, with zeros where those are
     summed over."""
-    return (d, round_up(d, configurations.OPERAND_ALIGNMENT)), OPERAND_DTYPE[precision]
+    return (d, round_up(d, OPERAND_ALIGNMENT)), OPERAND_DTYPE[precision]
 
 
 def correlation(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
     """(C, squares): the contract's primitive."""
-    n, d = z_a.shape
-    device = z_a.device
-    config = configurations.correlation(device_of(z_a), n, d, z_a.dtype, precision)
-    shape, dtype = layout(d, precision)
-    matrix = torch.empty(shape, dtype=dtype, device=device)
-    strips = config.block_m // config.strip
-    row_shares, column_shares = cdiv(d, config.block_n), cdiv(d, config.block_m) * strips
+    z_a, z_b = addressable(z_a), addressable(z_b)
+    (n, d), device = z_a.shape, z_a.device
+    plan = configurations.correlation(device_of(z_a), n, d, z_a.dtype, precision)
+    shape, dtype = correlation_layout(d, precision)
+    out = torch.empty(shape, dtype=dtype, device=device)
+    strips = plan.block_m // plan.strip
+    row_shares, column_shares = cdiv(d, plan.block_n), cdiv(d, plan.block_m) * strips
     row_squares = torch.empty((row_shares, d), dtype=torch.float32, device=device)
     column_squares = torch.empty((column_shares, d), dtype=torch.float32, device=device)
     squares = torch.empty((2, d), dtype=torch.float64, device=device)
-    slots = config.split * config.splits
-    workspace = torch.empty(
-        (slots, config.block_m, config.block_n), dtype=torch.float32, device=device
-    )
-    blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+    slots = plan.split_tiles * plan.splits
+    workspace = torch.empty((slots, plan.block_m, plan.block_n), dtype=torch.float32, device=device)
+    pair = Pair(z_a, z_b, z_a.stride(0), z_b.stride(0), statistics)
+    matrix = Matrix(out, shape[1], row_squares, column_squares)
+    product = meta(plan.block_m, plan.block_n, plan.block_k, precision)
+    written = out.nbytes if plan.full_tiles else workspace.nbytes
     launch(
-        correlation_kernel,
-        (config.whole + slots,),
-        z_a,
-        z_b,
-        statistics,
-        matrix,
-        row_squares,
-        column_squares,
-        workspace,
-        n,
-        d,
-        z_a.stride(0),
-        z_b.stride(0),
-        shape[1],
-        config.whole,
-        config.splits,
-        config.depth,
-        **blocks,
-        BLOCK_K=config.block_k,
-        CHUNK=config.chunk,
-        STRIPS=strips,
-        PRECISION=precision,
-        FINISH=config.whole > 0,
-        warps=config.warps,
-        stages=config.stages,
-        flops=2.0 * n * d * d,
-        moved=2 * n * d * z_a.element_size()
-        + (matrix.nbytes if config.whole else workspace.nbytes),
-    )
-    if config.split:
+        correlation_kernel, (plan.full_tiles + slots,), pair, matrix, workspace, n, d,
+        plan.full_tiles, plan.splits, plan.k_blocks_per_split, product,
+        STRIPS=strips, FINISH=plan.full_tiles > 0, warps=plan.warps, stages=plan.stages,
+        flops=2.0 * n * d * d, moved=2 * n * d * z_a.element_size() + written,
+    )  # fmt: skip
+    if plan.split_tiles:
         launch(
-            correlation_finish_kernel,
-            (config.split * strips,),
-            workspace,
-            matrix,
-            row_squares,
-            column_squares,
-            n,
-            d,
-            shape[1],
-            config.whole,
-            config.splits,
-            **blocks,
-            STRIP=config.strip,
-            ROUND=precision == "tf32",
-            warps=4,
-            moved=workspace.nbytes + (0 if config.whole else matrix.nbytes),
-        )
+            correlation_finish_kernel, (plan.split_tiles * strips,), workspace, matrix, n, d,
+            plan.full_tiles, plan.splits, product, STRIP=plan.strip,
+            warps=4, moved=workspace.nbytes + (0 if plan.full_tiles else out.nbytes),
+        )  # fmt: skip
     launch(
-        squares_kernel,
-        (cdiv(d, configurations.MERGE_COLUMNS),),
-        row_squares,
-        column_squares,
-        squares,
-        d,
-        row_shares,
-        column_shares,
-        COLUMNS=configurations.MERGE_COLUMNS,
-        warps=1,
-        moved=row_squares.nbytes + column_squares.nbytes + squares.nbytes,
-    )
-    return matrix, squares
+        squares_kernel, (cdiv(d, configurations.MERGE_COLUMNS),), row_squares, column_squares,
+        squares, d, row_shares, column_shares, COLUMNS=configurations.MERGE_COLUMNS,
+        warps=1, moved=row_squares.nbytes + column_squares.nbytes + squares.nbytes,
+    )  # fmt: skip
+    return out, squares

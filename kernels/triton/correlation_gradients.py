@@ -13,204 +13,132 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..contract import Coefficients
+from ..contract import GradientInputs
 from . import configurations
 from .arithmetic import (
+    Gradient,
+    View,
+    Weights,
     halves,
+    load_block,
+    load_columns,
+    meta,
     multiply,
-    rows_of,
-    standardised,
-    store_rows,
+    store_gradient,
     stored,
     to_operand,
 )
-from .launch import cdiv, device_of, launch
+from .launch import addressable, cdiv, device_of, launch
 
 
 @triton.jit
-def _left(z, at, columns, d, statistics, PRECISION: tl.constexpr, EVEN: tl.constexpr):
-    """A block of the other view's z_hat as the left operand; zero beyond column D."""
-    if EVEN:
-        x = standardised(
-            tl.load(z + at + columns[None, :]),
-            tl.load(statistics + columns),
-            tl.load(statistics + d + columns),
-            tl.load(statistics + 2 * d + columns),
-        )
-    else:
-        inside = columns < d
-        x = standardised(
-            tl.load(z + at + columns[None, :], mask=inside[None, :], other=0.0),
-            tl.load(statistics + columns, mask=inside, other=0.0),
-            tl.load(statistics + d + columns, mask=inside, other=0.0),
-            tl.load(statistics + 2 * d + columns, mask=inside, other=0.0),
-        )
-    return to_operand(x, PRECISION)
+def _right(matrix_ptr, stride, k, columns, D, TRANSPOSED: tl.constexpr):
+    """A block (k, columns) of C, or of its transpose.
 
-
-@triton.jit
-def _right(matrix, depths, columns, d, width, TRANSPOSED: tl.constexpr):
-    """A block (depths, columns) of C, or of its transpose.
-
-    Rows of C are clamped to its D: what lies beyond meets zeros of the left operand, or makes
-    columns that are not stored.
+    Rows of C are clamped to its D: beyond it, they meet zeros of the left operand, or make columns
+    that are not stored.
     """
     if TRANSPOSED:
-        at = tl.minimum(columns, d - 1).to(tl.int64)[:, None] * width + depths[None, :]
-        x = tl.trans(tl.load(matrix + at))
+        at = tl.minimum(columns, D - 1).to(tl.int64)[:, None] * stride + k[None, :]
+        x = tl.trans(tl.load(matrix_ptr + at))
     else:
-        at = tl.minimum(depths, d - 1).to(tl.int64)[:, None] * width + columns[None, :]
-        x = tl.load(matrix + at)
+        at = tl.minimum(k, D - 1).to(tl.int64)[:, None] * stride + columns[None, :]
+        x = tl.load(matrix_ptr + at)
     return stored(x)
 
 
 @triton.jit
-def _half(
-    product,
-    z,
-    other,
-    statistics,
-    other_statistics,
-    diagonal,
-    squares,
-    grad,
-    row,
-    column,
-    n,
-    d,
-    stride,
-    other_stride,
-    coefficient,
-    slope,
-    offset,
-    scale,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    columns = column + tl.arange(0, COLUMNS)
-    inside = columns < d
-    c = tl.load(diagonal + columns, mask=inside, other=0.0)
-    weight = slope * c + offset
-    sums = tl.load(squares + columns, mask=inside, other=0.0)
-    projection = (coefficient * sums).to(tl.float32) + weight * c
-    own = rows_of(z, statistics, row, column, n, d, stride, ROWS, COLUMNS)
-    theirs = rows_of(other, other_statistics, row, column, n, d, other_stride, ROWS, COLUMNS)
-    factor = tl.load(statistics + d + columns, mask=inside, other=0.0) * scale
-    g = coefficient * product + weight[None, :] * theirs - own * projection[None, :]
-    store_rows(grad, g * factor[None, :], row, column, n, d, ROWS, COLUMNS)
+def _step(
+    value, other, left, matrix_ptr, stride, columns, first, D, META,
+    TRANSPOSED: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """value + the product over the block of columns at `first`."""
+    k = first + tl.arange(0, META.BLOCK_K)
+    x = to_operand(load_columns(other, left, k, D, EVEN), META.PRECISION)
+    y = _right(matrix_ptr, stride, k, columns, D, TRANSPOSED)
+    return multiply(x, y, value, META.PRECISION)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["N"])
 def correlation_gradients_kernel(
-    z,
-    other,
-    statistics,
-    other_statistics,
-    diagonal,
-    squares,
-    matrix,
-    grad_scale,
-    grad,
-    n,
-    d,
-    stride,
-    other_stride,
-    width,
-    coefficient,
-    slope,
-    offset,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    gradient,
+    matrix_ptr,
+    squares_ptr,
+    N,
+    D,
+    stride_matrix,
+    weights,
+    META,
     TRANSPOSED: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """A tile of dL/dz. `squares`: this view's row of the squared sums, (D,) float64."""
-    column_tiles = tl.cdiv(d, BLOCK_N)
+    """A tile of dL/dz. squares_ptr: this view's row of the squared sums, (D,) float64."""
+    BLOCK_M: tl.constexpr = META.BLOCK_M
+    BLOCK_N: tl.constexpr = META.BLOCK_N
+    column_tiles = tl.cdiv(D, BLOCK_N)
     row = (tl.program_id(0) // column_tiles) * BLOCK_M
     column = (tl.program_id(0) % column_tiles) * BLOCK_N
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
-    left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * other_stride
+    other = gradient.other
+    left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * other.stride
 
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if CHUNK == 0:
-        for k in range(0, d, BLOCK_K):
-            depths = k + tl.arange(0, BLOCK_K)
-            x = _left(other, left, depths, d, other_statistics, PRECISION, EVEN)
-            y = _right(matrix, depths, columns, d, width, TRANSPOSED)
-            product = multiply(x, y, product, PRECISION)
+    if META.CHUNK == 0:
+        for k in range(0, D, META.BLOCK_K):
+            product = _step(
+                product, other, left, matrix_ptr, stride_matrix, columns, k, D, META, TRANSPOSED,
+                EVEN,
+            )  # fmt: skip
     else:
-        for c in range(0, d, CHUNK):
+        for c in range(0, D, META.CHUNK):
             chunk = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for k in range(c, tl.minimum(c + CHUNK, d), BLOCK_K):
-                depths = k + tl.arange(0, BLOCK_K)
-                x = _left(other, left, depths, d, other_statistics, PRECISION, EVEN)
-                y = _right(matrix, depths, columns, d, width, TRANSPOSED)
-                chunk = multiply(x, y, chunk, PRECISION)
+            for k in range(c, tl.minimum(c + META.CHUNK, D), META.BLOCK_K):
+                chunk = _step(
+                    chunk, other, left, matrix_ptr, stride_matrix, columns, k, D, META, TRANSPOSED,
+                    EVEN,
+                )  # fmt: skip
             product += chunk
 
-    scale = tl.load(grad_scale).to(tl.float32)
+    scale = tl.load(gradient.scale_ptr).to(tl.float32)
     left_half, right_half = halves(product, BLOCK_M, BLOCK_N)
     for half in tl.static_range(2):
         part = left_half if half == 0 else right_half
-        _half(
-            part, z, other, statistics, other_statistics, diagonal, squares, grad, row,
-            column + half * (BLOCK_N // 2), n, d, stride, other_stride, coefficient, slope, offset,
-            scale, BLOCK_M, BLOCK_N // 2,
-        )  # fmt: skip
-
-
-def correlation_gradients(
-    z_a: Tensor,
-    z_b: Tensor,
-    statistics: Tensor,
-    matrix: Tensor,
-    squares: Tensor,
-    grad_scale: Tensor,
-    coefficients: Coefficients,
-    precision: str,
-    need: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    """dL/dz_a, dL/dz_b; the contract's primitive. One launch for each that is needed."""
-    n, d = z_a.shape
-    config = configurations.correlation_gradients(device_of(z_a), n, d, z_a.dtype, precision)
-    grads = []
-    for view, (z, other) in enumerate(((z_a, z_b), (z_b, z_a))):
-        grad = torch.empty((n, d) if need[view] else (0,), dtype=z.dtype, device=z.device)
-        grads.append(grad)
-        if not need[view]:
-            continue
-        launch(
-            correlation_gradients_kernel,
-            (cdiv(n, config.block_m) * cdiv(d, config.block_n),),
-            z,
-            other,
-            statistics[3 * view : 3 * view + 3],
-            statistics[3 - 3 * view : 6 - 3 * view],
-            statistics[6],
-            squares[view],
-            matrix,
-            grad_scale,
-            grad,
-            n,
-            d,
-            z.stride(0),
-            other.stride(0),
-            matrix.shape[1],
-            *coefficients[:3],
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_K=config.block_k,
-            CHUNK=config.chunk,
-            PRECISION=precision,
-            TRANSPOSED=view == 0,
-            EVEN=d % config.block_k == 0,
-            warps=config.warps,
-            stages=config.stages,
-            flops=2.0 * n * d * d,
-            moved=3 * n * d * z.element_size() + matrix.nbytes,
+        at = column + half * (BLOCK_N // 2)
+        columns = at + tl.arange(0, BLOCK_N // 2)
+        squares = tl.load(squares_ptr + columns, mask=columns < D, other=0.0)
+        rest = (weights.product * squares).to(tl.float32)
+        own = load_block(gradient.own, row, at, N, D, BLOCK_M, BLOCK_N // 2)
+        store_gradient(
+            gradient, weights, 1.0, part, own, rest, scale, row, at, N, D, BLOCK_M, BLOCK_N // 2
         )
+
+
+def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
+    """dL/dz_a, dL/dz_b; the contract's primitive. One launch for each that is needed."""
+    statistics, (matrix, squares) = inputs.statistics, inputs.matrices
+    n, d = inputs.z_a.shape
+    row = configurations.correlation_gradients(
+        device_of(inputs.z_a), d, inputs.z_a.dtype, inputs.precision
+    )
+    views = [
+        View(z, z.stride(0), statistics[3 * view : 3 * view + 3])
+        for view, z in enumerate((addressable(inputs.z_a), addressable(inputs.z_b)))
+    ]
+    weights = Weights(*map(float, inputs.coefficients[:3]))
+    grads = []
+    for view, own in enumerate(views):
+        shape = (n, d) if inputs.need[view] else (0,)
+        grad = torch.empty(shape, dtype=own.ptr.dtype, device=own.ptr.device)
+        grads.append(grad)
+        if not inputs.need[view]:
+            continue
+        gradient = Gradient(own, views[1 - view], statistics[6], inputs.grad_scale, grad)
+        launch(
+            correlation_gradients_kernel, (cdiv(n, row.block_m) * cdiv(d, row.block_n),),
+            gradient, matrix, squares[view], n, d, matrix.shape[1], weights,
+            meta(row.block_m, row.block_n, row.block_k, inputs.precision),
+            TRANSPOSED=view == 0, EVEN=d % row.block_k == 0, warps=row.warps, stages=row.stages,
+            flops=2.0 * n * d * d, moved=3 * n * d * grad.element_size() + matrix.nbytes,
+        )  # fmt: skip
     return grads[0], grads[1]

@@ -1,21 +1,23 @@
 """The symmetric Gram pair: K_a and K_b by the tiles on and below the diagonal, and <K_a, K_b>.
 
-`gram_kernel` multiplies; a tile that one program sums whole is finished by it (*whole* tiles), the
-tiles of the last, incomplete wave are split over D instead so that they fill the device too
-(*split* tiles), and `gram_finish_kernel` adds their parts in a fixed order. Small N
-has split tiles only, and there both views run in one launch from the raw embeddings, standardised
-on their way into the product.
+`gram_kernel` multiplies. A full tile is summed and finished by one program. The tiles of the last,
+incomplete wave are split over D instead, so that they fill the device too (split-K tiles), and
+`gram_finish_kernel` adds their parts in a fixed order. Small N has split-K tiles only; there both
+views are multiplied in one launch from the raw embeddings, standardised on their way into the
+product.
 
-What is stored is K' = scale (K - c I) in the operand type, which is what the gradient multiplies
-with: c is the mean of K's diagonal, known from the statistics before any product
-(kernels/README.md, Gram centring), and scale is a power of two that keeps float16 in range.
-The inner product is taken of the float32 sums, plus the part that c leaves out.
+K' = scale (K - c I) is stored in the operand type, as the gradient multiplies with it: c is the
+mean of K's diagonal, known from the statistics before any product (kernels/README.md, Gram
+centring), and scale is a power of two that keeps float16 in range. The inner product is taken of
+the float32 sums, plus the part that c leaves out.
 
-For matrices that are sums over several devices, the parts of split tiles are what leaves this set
-(`gram_tiles`), and `gram_unpack_kernel` makes K' of what comes back (`gram_from_tiles`).
+For matrices that are sums over several devices, `gram_tiles` returns the parts of split-K tiles,
+and `gram_unpack_kernel` makes K' of their sum (`gram_from_tiles`).
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,22 +25,39 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import aten, tiles
+from ..contract import Layout
 from ..precision import OPERAND_DTYPE, gram_scale
 from . import configurations
 from .arithmetic import (
+    Pair,
     cast,
     halves,
+    load_columns,
+    meta,
     multiply,
-    standardised,
+    share_of,
     stored,
     to_operand,
     to_tf32,
     total,
+    view_of,
 )
-from .launch import cdiv, described, device_of, launch, round_up
+from .launch import addressable, cdiv, device_of, launch, round_up, tma_descriptor
 from .standardise import operand
+from .table import SUM_ALIGNMENT
 
 DENSE_BLOCK = 64
+
+
+class Grams(NamedTuple):
+    """K' of both views, and what else a product writes or needs to finish a tile."""
+
+    ptr: Any  # (2, N, W) in the operand type
+    stride: Any  # W
+    centres_ptr: Any  # (2,) float32
+    inner_ptr: Any  # float64 parts of <K_a, K_b>
+    sums_ptr: Any  # the sums of `standardisation`
+    scale: Any
 
 
 @triton.jit
@@ -52,219 +71,178 @@ def triangle(tile):
 
 
 @triton.jit
-def _operand(
-    z,
-    at,
-    columns,
-    d,
-    mean,
-    rstd,
-    shift,
-    PRECISION: tl.constexpr,
-    STORED: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """A block of z_hat: loaded as it is when STORED, else standardised here."""
+def _operand(view, offsets, columns, D, META, STORED: tl.constexpr, EVEN: tl.constexpr):
+    """A block of z_hat: loaded when STORED, else standardised here."""
     if STORED:
-        y = stored(tl.load(z + at + columns[None, :]))
-    elif EVEN:
-        x = standardised(
-            tl.load(z + at + columns[None, :]),
-            tl.load(mean + columns),
-            tl.load(rstd + columns),
-            tl.load(shift + columns),
-        )
-        y = to_operand(x, PRECISION)
+        y = stored(tl.load(view.ptr + offsets + columns[None, :]))
     else:
-        inside = columns < d
-        x = standardised(
-            tl.load(z + at + columns[None, :], mask=inside[None, :], other=0.0),
-            tl.load(mean + columns, mask=inside, other=0.0),
-            tl.load(rstd + columns, mask=inside, other=0.0),
-            tl.load(shift + columns, mask=inside, other=0.0),
-        )
-        y = to_operand(x, PRECISION)
+        y = to_operand(load_columns(view, offsets, columns, D, EVEN), META.PRECISION)
     return y
 
 
 @triton.jit
-def _store_pair(gram, value, rows, columns, n, width, centre, scale, mirror, ROUND: tl.constexpr):
+def _step(value, view, left, right, k, D, META, STORED: tl.constexpr, EVEN: tl.constexpr):
+    """value + the product over the block of columns at k."""
+    columns = k + tl.arange(0, META.BLOCK_K)
+    x = _operand(view, left, columns, D, META, STORED, EVEN)
+    y = _operand(view, right, columns, D, META, STORED, EVEN)
+    return multiply(x, tl.trans(y), value, META.PRECISION)
+
+
+@triton.jit
+def _centre(grams, index, sums_count):
+    """The mean of the diagonal of one view's K."""
+    return total(grams.sums_ptr + 2 + index, sums_count, 4, 256).to(tl.float32)
+
+
+@triton.jit
+def _store(grams, index, value, rows, columns, N, centre, mirror, PRECISION: tl.constexpr):
     """Stores scale (value - centre I) at (rows, columns) and, for tiles off the diagonal, at its
-    mirror image. The padding beyond column n is zero."""
+    mirror image. The padding beyond column N is zero."""
+    ptr = grams.ptr + index * N.to(tl.int64) * grams.stride
     on_diagonal = rows[:, None] == columns[None, :]
-    valid = (rows < n)[:, None] & (columns < n)[None, :]
-    x = tl.where(valid, (value - tl.where(on_diagonal, centre, 0.0)) * scale, 0.0)
-    if ROUND:
+    valid = (rows < N)[:, None] & (columns < N)[None, :]
+    x = tl.where(valid, (value - tl.where(on_diagonal, centre, 0.0)) * grams.scale, 0.0)
+    if PRECISION == "tf32":
         x = to_tf32(x)
-    x = cast(x, gram.dtype.element_ty)
-    inside = (rows < n)[:, None] & (columns < width)[None, :]
-    tl.store(gram + rows.to(tl.int64)[:, None] * width + columns[None, :], x, mask=inside)
+    x = cast(x, grams.ptr.dtype.element_ty)
+    inside = (rows < N)[:, None] & (columns < grams.stride)[None, :]
+    tl.store(ptr + rows.to(tl.int64)[:, None] * grams.stride + columns[None, :], x, mask=inside)
     if mirror:
-        mirrored = (columns < n)[:, None] & (rows < width)[None, :]
-        at = gram + columns.to(tl.int64)[:, None] * width + rows[None, :]
+        mirrored = (columns < N)[:, None] & (rows < grams.stride)[None, :]
+        at = ptr + columns.to(tl.int64)[:, None] * grams.stride + rows[None, :]
         tl.store(at, tl.trans(x), mask=mirrored)
 
 
 @triton.jit
-def _stored(gram, rows, columns, n, width, centre, scale):
-    """A tile of K as the first view stored it, with its centre put back."""
-    inside = (rows < n)[:, None] & (columns < n)[None, :]
-    at = gram + rows.to(tl.int64)[:, None] * width + columns[None, :]
-    value = tl.load(at, mask=inside, other=0.0).to(tl.float32) / scale
-    return value + tl.where(rows[:, None] == columns[None, :], centre, 0.0)
+def _inner(grams, value, rows, columns, N, weight):
+    """sum of K_a * `value` over the valid part of a tile, in float64, with K_a as it was stored;
+    rows are summed in float32."""
+    inside = (rows < N)[:, None] & (columns < N)[None, :]
+    at = grams.ptr + rows.to(tl.int64)[:, None] * grams.stride + columns[None, :]
+    first = tl.load(at, mask=inside, other=0.0).to(tl.float32) / grams.scale
+    centre = tl.load(grams.centres_ptr)
+    first += tl.where(rows[:, None] == columns[None, :], centre, 0.0)
+    return _weighted_sum(first * value, inside, weight)
 
 
 @triton.jit
-def _inner(value_a, value_b, rows, columns, n, weight):
-    """sum of value_a * value_b over the valid part of a tile, in float64; rows are summed in
-    float32."""
-    valid = (rows < n)[:, None] & (columns < n)[None, :]
-    products = tl.where(valid, value_a * value_b, 0.0)
+def _weighted_sum(products, inside, weight):
+    products = tl.where(inside, products, 0.0)
     return tl.sum(tl.sum(products, axis=1).to(tl.float64), axis=0) * weight
 
 
-@triton.jit(do_not_specialize=["n", "whole", "splits", "depth", "sums_count", "first_view"])
+@triton.jit(
+    do_not_specialize=[
+        "N", "full_tiles", "splits", "k_blocks_per_split", "sums_count", "first_view",
+    ]
+)  # fmt: skip
 def gram_kernel(
-    z_a,
-    z_b,
-    statistics,
-    sums,
+    pair,
+    hat_descriptor,
     grams,
-    centres,
-    inner,
-    workspace,
-    n,
-    d,
-    stride_a,
-    stride_b,
-    width,
-    whole,
+    workspace_ptr,
+    N,
+    D,
+    full_tiles,
     splits,
-    depth,
+    k_blocks_per_split,
     sums_count,
     first_view,
-    scale,
-    BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    META,
     STORED: tl.constexpr,
-    BULK: tl.constexpr,
+    TMA: tl.constexpr,
     EVEN: tl.constexpr,
     FINISH: tl.constexpr,
-    ROUND: tl.constexpr,
 ):
-    """One tile of one view's K, or one part of the sum over D of a split tile.
+    """One full tile of one view's K, or one part of the sum over D of a split-K tile.
 
-    z_a, z_b: (N, D) embeddings, or z_hat as `operand` lays it out when STORED (then D is its
-    padded width), or with BULK a descriptor of it, for the bulk copy engine of Hopper and later.
-    FINISH: there are whole tiles to finish: with `first_view` = 0 they write K'_a,
-    with 1 they write K'_b and the inner product with the K'_a that is there.
-    CHUNK: the sum over D is taken in chunks of so many columns that are added in float32, because
-    the accumulators of tensor cores truncate; 0 for one chunk.
-    workspace: (views, split tiles, splits, BLOCK, BLOCK) float32; what lies beyond row and column N
-    means nothing.
+    pair: the embeddings, or z_hat as `operand` stores it when STORED (then D is its padded width).
+    hat_descriptor: of the same z_hat, read instead with TMA (Hopper and later).
+    FINISH: there are full tiles to finish: with `first_view` = 0 they write K'_a,
+    with 1 they write K'_b and the inner product with the K'_a in memory.
+    workspace_ptr: (views, split-K tiles, splits, BLOCK, BLOCK) float32; values beyond row and
+    column N are unspecified.
     """
+    BLOCK: tl.constexpr = META.BLOCK_M
     program = tl.program_id(0)
     launched_view = tl.program_id(1)
-    view = first_view + launched_view
-    is_whole = program < whole
-    rest = program - whole
-    tile = tl.where(is_whole, program, whole + rest // splits)
-    part = tl.where(is_whole, 0, rest % splits)
-    # In blocks, so that the compiler knows where loads are aligned.
-    first = part * depth * BLOCK_K
-    last = tl.where(is_whole, d, tl.minimum(first + depth * BLOCK_K, d))
+    index = first_view + launched_view
+    full, slot, tile, first, last = share_of(
+        program, full_tiles, splits, k_blocks_per_split, D, META
+    )
     i, j = triangle(tile)
     rows = i * BLOCK + tl.arange(0, BLOCK)
     columns = j * BLOCK + tl.arange(0, BLOCK)
 
     value = tl.zeros([BLOCK, BLOCK], tl.float32)
-    if BULK:
-        for k in range(first, last, BLOCK_K):
-            x = stored(z_a.load([i * BLOCK, k]))
-            y = stored(z_a.load([j * BLOCK, k]))
-            value = multiply(x, tl.trans(y), value, PRECISION)
+    if TMA:
+        for k in range(first, last, META.BLOCK_K):
+            x = stored(hat_descriptor.load([i * BLOCK, k]))
+            y = stored(hat_descriptor.load([j * BLOCK, k]))
+            value = multiply(x, tl.trans(y), value, META.PRECISION)
     else:
-        # Selected, not branched: a branch would hide the pointers' alignment from the compiler.
-        z = tl.where(view == 0, z_a, z_b)
-        stride = tl.where(view == 0, stride_a, stride_b).to(tl.int64)
-        mean = statistics + view * 3 * d
-        rstd = mean + d
-        shift = rstd + d
-        # Rows beyond the last are copies of it: no mask in the loop, and nothing of them is stored.
-        left = tl.minimum(rows, n - 1).to(tl.int64)[:, None] * stride
-        right = tl.minimum(columns, n - 1).to(tl.int64)[:, None] * stride
-        if CHUNK == 0:
-            for k in range(first, last, BLOCK_K):
-                depths = k + tl.arange(0, BLOCK_K)
-                x = _operand(z, left, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
-                y = _operand(z, right, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
-                value = multiply(x, tl.trans(y), value, PRECISION)
+        view = view_of(pair, index, D)
+        # Rows beyond the last are copies of it: no mask in the loop, and they are not stored.
+        left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * view.stride
+        right = tl.minimum(columns, N - 1).to(tl.int64)[:, None] * view.stride
+        if META.CHUNK == 0:
+            for k in range(first, last, META.BLOCK_K):
+                value = _step(value, view, left, right, k, D, META, STORED, EVEN)
         else:
-            for c in range(first, last, CHUNK):
+            for c in range(first, last, META.CHUNK):
                 chunk = tl.zeros([BLOCK, BLOCK], tl.float32)
-                for k in range(c, tl.minimum(c + CHUNK, last), BLOCK_K):
-                    depths = k + tl.arange(0, BLOCK_K)
-                    x = _operand(z, left, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
-                    y = _operand(z, right, depths, d, mean, rstd, shift, PRECISION, STORED, EVEN)
-                    chunk = multiply(x, tl.trans(y), chunk, PRECISION)
+                for k in range(c, tl.minimum(c + META.CHUNK, last), META.BLOCK_K):
+                    chunk = _step(chunk, view, left, right, k, D, META, STORED, EVEN)
                 value += chunk
 
     if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
-        if is_whole:
-            centre = total(sums + 2 + view, sums_count, 4).to(tl.float32)
-            gram = grams + view * n.to(tl.int64) * width
+        if full:
+            centre = _centre(grams, index, sums_count)
             if program == 0:
-                tl.store(centres + view, centre)
+                tl.store(grams.centres_ptr + index, centre)
             weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
             left_half, right_half = halves(value, BLOCK, BLOCK)
             products = tl.zeros([], tl.float64)
             for half in tl.static_range(2):
                 block = left_half if half == 0 else right_half
                 across = j * BLOCK + half * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
-                _store_pair(gram, block, rows, across, n, width, centre, scale, i != j, ROUND)
-                if view == 1:
-                    first_block = _stored(grams, rows, across, n, width, tl.load(centres), scale)
-                    products += _inner(first_block, block, rows, across, n, weight)
-            if view == 1:
-                tl.store(inner + tile, products)
-    if not is_whole:
-        slot = launched_view * (tl.num_programs(0) - whole) + rest
+                _store(grams, index, block, rows, across, N, centre, i != j, META.PRECISION)
+                if index == 1:
+                    products += _inner(grams, block, rows, across, N, weight)
+            if index == 1:
+                tl.store(grams.inner_ptr + tile, products)
+    if not full:
+        slot += launched_view * (tl.num_programs(0) - full_tiles)
         local = tl.arange(0, BLOCK)
-        at = workspace + slot.to(tl.int64) * BLOCK * BLOCK
+        at = workspace_ptr + slot.to(tl.int64) * BLOCK * BLOCK
         tl.store(at + local[:, None] * BLOCK + local[None, :], value)
 
 
-@triton.jit(do_not_specialize=["n", "whole", "splits", "sums_count"])
+@triton.jit(do_not_specialize=["N", "full_tiles", "splits", "sums_count"])
 def gram_finish_kernel(
-    workspace,
-    sums,
+    workspace_ptr,
     grams,
-    centres,
-    inner,
-    n,
-    width,
-    whole,
+    N,
+    full_tiles,
     splits,
-    tiles,
+    split_tiles,
     sums_count,
-    scale,
     BLOCK: tl.constexpr,
     STRIP: tl.constexpr,
     VIEWS: tl.constexpr,
-    ROUND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """Adds the parts of STRIP rows of a split tile, in order; stores K' and the inner product.
+    """Adds the parts of STRIP rows of a split-K tile, in order; stores K' and the inner product.
 
     VIEWS: 'both', or 'first' and 'second' where the views are multiplied one after the other and
     the second takes the first from memory.
     """
     STRIPS: tl.constexpr = BLOCK // STRIP
-    tile = tl.program_id(0) // STRIPS
-    strip = tl.program_id(0) % STRIPS
-    i, j = triangle(whole + tile)
-    local_rows = strip * STRIP + tl.arange(0, STRIP)
+    program = tl.program_id(0)
+    tile = program // STRIPS
+    i, j = triangle(full_tiles + tile)
+    local_rows = program % STRIPS * STRIP + tl.arange(0, STRIP)
     local_columns = tl.arange(0, BLOCK)
     rows = i * BLOCK + local_rows
     columns = j * BLOCK + local_columns
@@ -272,154 +250,137 @@ def gram_finish_kernel(
     # A strip of a tile on the diagonal holds both halves of it, any other tile stands for two.
     weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
 
-    at = workspace + (tile * splits).to(tl.int64) * BLOCK * BLOCK + offsets
+    at = workspace_ptr + (tile * splits).to(tl.int64) * BLOCK * BLOCK + offsets
     value = tl.zeros([STRIP, BLOCK], tl.float32)
     second = tl.zeros([STRIP, BLOCK], tl.float32)
-    jump = (tiles * splits).to(tl.int64) * BLOCK * BLOCK
+    jump = (split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
     for part in range(splits):
         value += tl.load(at + part * BLOCK * BLOCK)
         if VIEWS == "both":
             second += tl.load(at + jump + part * BLOCK * BLOCK)
-    first_view = 1 if VIEWS == "second" else 0
-    centre = total(sums + 2 + first_view, sums_count, 4).to(tl.float32)
-    gram = grams + first_view * n.to(tl.int64) * width
-    _store_pair(gram, value, rows, columns, n, width, centre, scale, i != j, ROUND)
-    if tl.program_id(0) == 0:
-        tl.store(centres + first_view, centre)
-    out = inner + whole + tl.program_id(0)
+    index = 1 if VIEWS == "second" else 0
+    centre = _centre(grams, index, sums_count)
+    _store(grams, index, value, rows, columns, N, centre, i != j, PRECISION)
+    if program == 0:
+        tl.store(grams.centres_ptr + index, centre)
+    inner_ptr = grams.inner_ptr + full_tiles + program
     if VIEWS == "both":
-        centre = total(sums + 3, sums_count, 4).to(tl.float32)
-        gram = grams + n.to(tl.int64) * width
-        _store_pair(gram, second, rows, columns, n, width, centre, scale, i != j, ROUND)
-        if tl.program_id(0) == 0:
-            tl.store(centres + 1, centre)
-        tl.store(out, _inner(value, second, rows, columns, n, weight))
+        centre = _centre(grams, 1, sums_count)
+        _store(grams, 1, second, rows, columns, N, centre, i != j, PRECISION)
+        if program == 0:
+            tl.store(grams.centres_ptr + 1, centre)
+        inside = (rows < N)[:, None] & (columns < N)[None, :]
+        tl.store(inner_ptr, _weighted_sum(value * second, inside, weight))
     elif VIEWS == "second":
-        first_value = _stored(grams, rows, columns, n, width, tl.load(centres), scale)
-        tl.store(out, _inner(first_value, value, rows, columns, n, weight))
+        tl.store(inner_ptr, _inner(grams, value, rows, columns, N, weight))
 
 
-@triton.jit(do_not_specialize=["n", "sums_count"])
+@triton.jit(do_not_specialize=["N", "sums_count"])
 def gram_dense_kernel(
-    matrix,
-    sums,
+    matrix_ptr,
     grams,
-    centres,
-    inner,
-    n,
-    width,
+    N,
     sums_count,
-    scale,
     BLOCK: tl.constexpr,
     VIEW: tl.constexpr,
-    ROUND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """K' of one view from the whole K in float32; the second view also makes the inner product."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = (rows < n)[:, None] & (columns < n)[None, :]
-    at = rows.to(tl.int64)[:, None] * n + columns[None, :]
-    value = tl.load(matrix + at, mask=inside, other=0.0)
-    centre = total(sums + 2 + VIEW, sums_count, 4)
-    gram = grams + VIEW * n.to(tl.int64) * width
-    _store_pair(gram, value, rows, columns, n, width, centre.to(tl.float32), scale, False, ROUND)
+    inside = (rows < N)[:, None] & (columns < N)[None, :]
+    at = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    value = tl.load(matrix_ptr + at, mask=inside, other=0.0)
+    centre = _centre(grams, VIEW, sums_count)
+    _store(grams, VIEW, value, rows, columns, N, centre, False, PRECISION)
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     if program == 0:
-        tl.store(centres + VIEW, centre.to(tl.float32))
+        tl.store(grams.centres_ptr + VIEW, centre)
     if VIEW == 1:
-        first = _stored(grams, rows, columns, n, width, tl.load(centres), scale)
         weight = tl.full([], 1.0, tl.float64)
-        tl.store(inner + program, _inner(first, value, rows, columns, n, weight))
+        tl.store(grams.inner_ptr + program, _inner(grams, value, rows, columns, N, weight))
 
 
-@triton.jit(do_not_specialize=["n", "tiles"])
+@triton.jit(do_not_specialize=["N", "tiles"])
 def gram_unpack_kernel(
-    packed,
+    packed_ptr,
     grams,
-    n,
-    width,
+    N,
     tiles,
-    scale,
     BLOCK: tl.constexpr,
     STRIP: tl.constexpr,
-    ROUND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """K' of both views from STRIP rows of a tile that is centred already.
 
-    packed: (2, tiles, BLOCK, BLOCK).
+    packed_ptr: (2, tiles, BLOCK, BLOCK).
     """
     STRIPS: tl.constexpr = BLOCK // STRIP
     tile = tl.program_id(0) // STRIPS
     local_rows = tl.program_id(0) % STRIPS * STRIP + tl.arange(0, STRIP)
     local_columns = tl.arange(0, BLOCK)
-    view = tl.program_id(1)
+    index = tl.program_id(1)
     i, j = triangle(tile)
-    at = packed + (view * tiles + tile).to(tl.int64) * BLOCK * BLOCK
+    at = packed_ptr + (index * tiles + tile).to(tl.int64) * BLOCK * BLOCK
     value = tl.load(at + local_rows[:, None] * BLOCK + local_columns[None, :]).to(tl.float32)
-    gram = grams + view * n.to(tl.int64) * width
     rows, columns = i * BLOCK + local_rows, j * BLOCK + local_columns
-    _store_pair(gram, value, rows, columns, n, width, 0.0, scale, i != j, ROUND)
+    _store(grams, index, value, rows, columns, N, 0.0, i != j, PRECISION)
 
 
-def layout(n: int, precision: str) -> tuple[tuple[int, int], torch.dtype]:
-    """Shape and dtype of a stored K': rows are padded with zeros to whole blocks of a product."""
-    return (n, round_up(n, configurations.SUM_ALIGNMENT)), OPERAND_DTYPE[precision]
+def gram_layout(n: int, precision: str) -> Layout:
+    """Shape and dtype of both K': rows are padded with zeros to whole blocks of a product."""
+    return (2, n, round_up(n, SUM_ALIGNMENT)), OPERAND_DTYPE[precision]
 
 
 def gram_pair(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(grams, centres, inner): the contract's primitive.
-
-    grams: (2, N, W) as `layout` says. centres: (2,) float32, the c that K' lacks. inner: float64
-    parts of <K_a, K_b>.
-    """
+    """(grams, centres, inner): the contract's primitive."""
+    z_a, z_b = addressable(z_a), addressable(z_b)
     n, d = z_a.shape
-    config = configurations.gram(device_of(z_a), n, d, z_a.dtype, precision)
-    shape, dtype = layout(n, precision)
-    grams = torch.empty((2, *shape), dtype=dtype, device=z_a.device)
+    plan = configurations.gram(device_of(z_a), n, d, z_a.dtype, precision)
+    shape, dtype = gram_layout(n, precision)
+    outputs = torch.empty(shape, dtype=dtype, device=z_a.device)
     centres = torch.empty(2, dtype=torch.float32, device=z_a.device)
-    strips = config.block // config.strip
-    blocks = cdiv(n, DENSE_BLOCK) ** 2
-    parts = blocks if config.path == "cublas" else config.whole + config.split * strips
+    parts = plan.full_tiles + plan.split_tiles * (plan.block_m // plan.strip)
+    if plan.path == "cublas":
+        parts = cdiv(n, DENSE_BLOCK) ** 2
     inner = torch.empty(parts, dtype=torch.float64, device=z_a.device)
-    outputs = (grams, centres, inner)
-    if config.path != "fused":
-        for view, z in enumerate((z_a, z_b)):
-            hat = operand(z, statistics[3 * view : 3 * view + 3], precision)
-            hat = hat[:, : round_up(d, configurations.SUM_ALIGNMENT)]
-            if config.path == "cublas":
-                _multiply_by_library(hat, sums, outputs, d, precision, view)
-            else:
-                _multiply(config, hat, hat, statistics, sums, outputs, n, precision, view, 1)
-            del hat  # its memory serves the other view
-    else:
-        _multiply(config, z_a, z_b, statistics, sums, outputs, n, precision, 0, 2)
-    return outputs
+    grams = Grams(outputs, shape[2], centres, inner, sums, gram_scale(n, d, precision))
+    if plan.path == "fused":
+        _multiply(plan, _pair(z_a, z_b, statistics), grams, precision, 0, 2)
+        return outputs, centres, inner
+    for view, z in enumerate((z_a, z_b)):
+        hat = _stored(z, statistics[3 * view : 3 * view + 3], precision)
+        if plan.path == "cublas":
+            _multiply_by_library(hat, grams, precision, view)
+        else:
+            _multiply(plan, _pair(hat, hat, statistics), grams, precision, view, 1)
+        del hat  # its memory serves the other view
+    return outputs, centres, inner
 
 
 def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
     """(T, B, B) float32; the contract's primitive."""
+    z, statistics = addressable(z), statistics.contiguous()
     n, d = z.shape
-    config = configurations.gram(device_of(z), n, d, z.dtype, precision, packed=True)
-    if config.path != "fused":
-        z = operand(z, statistics, precision)[:, : round_up(d, configurations.SUM_ALIGNMENT)]
-        if config.path == "cublas":
+    plan = configurations.gram(device_of(z), n, d, z.dtype, precision, packed=True)
+    if plan.path != "fused":
+        z = _stored(z, statistics, precision)
+        if plan.path == "cublas":
             return tiles.pack(library_product(z, z.T, precision), precision)
-    workspace = _workspace(config, 1, z.device)
-    # What finishes tiles has nothing to do: its arguments need the right types only.
-    nothing = workspace.view(torch.float64)
-    outputs = (workspace.view(OPERAND_DTYPE[precision]), workspace, nothing)
-    width = layout(n, precision)[0][1]
-    _launch_products(
-        config, z, z, statistics, nothing, outputs, workspace, width, n, precision, 0, 1
-    )
-    parts = workspace.view(config.split, config.splits, config.block, config.block)
-    packed = parts.sum(1) if config.splits > 1 else workspace
-    rest = n % config.block
+    workspace = _workspace(plan, 1, z.device)
+    # No tile is finished: these only need the types with which the kernel is compiled already.
+    unused = workspace.view(torch.float64)
+    (_, _, width), dtype = gram_layout(n, precision)
+    grams = Grams(workspace.view(dtype), width, workspace, unused, unused, 1.0)
+    _launch_products(plan, _pair(z, z, statistics), grams, workspace, precision, 0, 1)
+    parts = workspace.view(plan.split_tiles, plan.splits, plan.block_m, plan.block_m)
+    packed = parts.sum(1) if plan.splits > 1 else workspace
+    rest = n % plan.block_m
     if rest:
         # Not in the kernel: its accumulator leaves no registers for a mask.
-        packed[-cdiv(n, config.block) :, rest:].zero_()
+        packed[-cdiv(n, plan.block_m) :, rest:].zero_()
         packed[-1, :, rest:].zero_()
     return packed
 
@@ -428,59 +389,92 @@ def gram_from_tiles(
     packed: Tensor, centres: Tensor, n: int, d: int, precision: str
 ) -> tuple[Tensor, Tensor]:
     """(grams, centres); the contract's primitive."""
-    shape, dtype = layout(n, precision)
-    grams = torch.empty((2, *shape), dtype=dtype, device=packed.device)
+    packed, centres = packed.contiguous(), centres.to(torch.float32)
+    shape, dtype = gram_layout(n, precision)
+    outputs = torch.empty(shape, dtype=dtype, device=packed.device)
     _, count, block, _ = packed.shape
     strip = configurations.UNPACK_STRIP
+    grams = Grams(outputs, shape[2], centres, centres, centres, gram_scale(n, d, precision))
     launch(
-        gram_unpack_kernel,
-        (count * (block // strip), 2),
-        packed,
-        grams,
-        n,
-        shape[1],
-        count,
-        gram_scale(n, d, precision),
-        BLOCK=block,
-        STRIP=strip,
-        ROUND=precision == "tf32",
-        warps=4,
-        moved=packed.nbytes + grams.nbytes,
-    )
-    return grams, centres.to(torch.float32)
+        gram_unpack_kernel, (count * (block // strip), 2), packed, grams, n, count,
+        BLOCK=block, STRIP=strip, PRECISION=precision,
+        warps=4, moved=packed.nbytes + outputs.nbytes,
+    )  # fmt: skip
+    return outputs, centres
 
 
-def _multiply_by_library(
-    hat: Tensor,
-    sums: Tensor,
-    outputs: tuple[Tensor, Tensor, Tensor],
-    d: int,
-    precision: str,
-    view: int,
+def _pair(z_a: Tensor, z_b: Tensor, statistics: Tensor) -> Pair:
+    return Pair(z_a, z_b, z_a.stride(0), z_b.stride(0), statistics)
+
+
+def _stored(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+    """z_hat in memory, with whole blocks of columns."""
+    width = round_up(z.shape[1], SUM_ALIGNMENT)
+    return operand(z, statistics, precision)[:, :width]
+
+
+def _workspace(plan: configurations.Plan, views: int, device: torch.device) -> Tensor:
+    """Memory for the parts of the split-K tiles."""
+    slots = views * plan.split_tiles * plan.splits
+    return torch.empty((slots, plan.block_m, plan.block_m), dtype=torch.float32, device=device)
+
+
+def _multiply(
+    plan: configurations.Plan, pair: Pair, grams: Grams, precision: str, first_view: int, views: int
 ) -> None:
-    """One view's K by torch's product, all of it; then centred and rounded."""
-    grams, centres, inner = outputs
+    """The products of one view or of both, and the sums of their split-K tiles."""
+    workspace = _workspace(plan, views, grams.ptr.device)
+    _launch_products(plan, pair, grams, workspace, precision, first_view, views)
+    if plan.split_tiles == 0:
+        return
+    launch(
+        gram_finish_kernel, (plan.split_tiles * (plan.block_m // plan.strip),),
+        workspace, grams, grams.ptr.shape[1], plan.full_tiles, plan.splits, plan.split_tiles,
+        grams.sums_ptr.shape[0],
+        BLOCK=plan.block_m, STRIP=plan.strip, PRECISION=precision,
+        VIEWS="both" if views == 2 else ("first", "second")[first_view],
+        # At most 32 values per thread: with 64 some of these kernels spill under Triton 3.8.
+        warps=max(4, plan.strip * plan.block_m // 1024),
+        moved=workspace.nbytes + (0 if plan.full_tiles else views * grams.ptr[0].nbytes),
+    )  # fmt: skip
+
+
+def _launch_products(
+    plan: configurations.Plan,
+    pair: Pair,
+    grams: Grams,
+    workspace: Tensor,
+    precision: str,
+    first_view: int,
+    views: int,
+) -> None:
+    """Stores the full tiles, and the parts of split-K tiles in the workspace."""
+    z = pair.ptr_a
+    n, d = z.shape
+    tma = plan.path == "tma"
+    written = views * grams.ptr[0].nbytes if plan.full_tiles else workspace.nbytes
+    launch(
+        gram_kernel, (plan.full_tiles + plan.split_tiles * plan.splits, views),
+        pair, tma_descriptor(z, plan.block_m, plan.block_k) if tma else None, grams, workspace,
+        n, d, plan.full_tiles, plan.splits, plan.k_blocks_per_split, grams.sums_ptr.shape[0],
+        first_view, meta(plan.block_m, plan.block_n, plan.block_k, precision),
+        STORED=plan.path != "fused", TMA=tma, EVEN=d % plan.block_k == 0,
+        FINISH=plan.full_tiles > 0,
+        warps=plan.warps, stages=plan.stages,
+        flops=views * n * n * d, moved=views * n * d * z.element_size() + written,
+    )  # fmt: skip
+
+
+def _multiply_by_library(hat: Tensor, grams: Grams, precision: str, view: int) -> None:
+    """One view's K by torch's product, then centred and rounded."""
     n = hat.shape[0]
     matrix = library_product(hat, hat.T, precision)
     blocks = cdiv(n, DENSE_BLOCK)
     launch(
-        gram_dense_kernel,
-        (blocks, blocks),
-        matrix,
-        sums,
-        grams,
-        centres,
-        inner,
-        n,
-        grams.shape[2],
-        sums.shape[0],
-        gram_scale(n, d, precision),
-        BLOCK=DENSE_BLOCK,
-        VIEW=view,
-        ROUND=precision == "tf32",
-        warps=4,
-        moved=matrix.nbytes + grams[0].nbytes * (1 + view),
-    )
+        gram_dense_kernel, (blocks, blocks), matrix, grams, n, grams.sums_ptr.shape[0],
+        BLOCK=DENSE_BLOCK, VIEW=view, PRECISION=precision,
+        warps=4, moved=matrix.nbytes + grams.ptr[0].nbytes * (1 + view),
+    )  # fmt: skip
 
 
 def library_product(left: Tensor, right: Tensor, precision: str) -> Tensor:
@@ -488,109 +482,3 @@ def library_product(left: Tensor, right: Tensor, precision: str) -> Tensor:
     if left.is_meta:
         return left.new_empty((left.shape[0], right.shape[1]), dtype=torch.float32)
     return aten.product(left, right, precision)
-
-
-def _multiply(
-    config: configurations.Gram,
-    z_a: Tensor,
-    z_b: Tensor,
-    statistics: Tensor,
-    sums: Tensor,
-    outputs: tuple[Tensor, Tensor, Tensor],
-    n: int,
-    precision: str,
-    first_view: int,
-    views: int,
-) -> None:
-    """The products of one view or of both, and their split tiles' sums."""
-    grams, centres, inner = outputs
-    width = grams.shape[2]
-    workspace = _workspace(config, views, z_a.device)
-    _launch_products(
-        config, z_a, z_b, statistics, sums, outputs, workspace, width, n, precision, first_view,
-        views,
-    )  # fmt: skip
-    if config.split:
-        launch(
-            gram_finish_kernel,
-            (config.split * (config.block // config.strip),),
-            workspace,
-            sums,
-            grams,
-            centres,
-            inner,
-            n,
-            width,
-            config.whole,
-            config.splits,
-            config.split,
-            sums.shape[0],
-            gram_scale(n, statistics.shape[1], precision),
-            BLOCK=config.block,
-            STRIP=config.strip,
-            VIEWS="both" if views == 2 else ("first", "second")[first_view],
-            ROUND=precision == "tf32",
-            # At most 32 values per thread: with 64 some of these kernels spill under Triton 3.8.
-            warps=max(4, config.strip * config.block // 1024),
-            moved=workspace.nbytes + (0 if config.whole else views * grams[0].nbytes),
-        )
-
-
-def _workspace(config: configurations.Gram, views: int, device: torch.device) -> Tensor:
-    """Memory for the parts of the split tiles."""
-    slots = views * config.split * config.splits
-    return torch.empty((slots, config.block, config.block), dtype=torch.float32, device=device)
-
-
-def _launch_products(
-    config: configurations.Gram,
-    z_a: Tensor,
-    z_b: Tensor,
-    statistics: Tensor,
-    sums: Tensor,
-    outputs: tuple[Tensor, Tensor, Tensor],
-    workspace: Tensor,
-    width: int,
-    n: int,
-    precision: str,
-    first_view: int,
-    views: int,
-) -> None:
-    """Whole tiles to their place, the parts of split ones to the workspace."""
-    d = z_a.shape[1]
-    whole_bytes = views * n * width * OPERAND_DTYPE[precision].itemsize if config.whole else 0
-    bulk = config.path == "bulk"
-    launch(
-        gram_kernel,
-        (config.whole + config.split * config.splits, views),
-        described(z_a, config.block, config.block_k) if bulk else z_a,
-        z_b,
-        statistics,
-        sums,
-        *outputs,
-        workspace,
-        n,
-        d,
-        z_a.stride(0),
-        z_b.stride(0),
-        width,
-        config.whole,
-        config.splits,
-        config.depth,
-        sums.shape[0],
-        first_view,
-        gram_scale(n, statistics.shape[1], precision),
-        BLOCK=config.block,
-        BLOCK_K=config.block_k,
-        CHUNK=config.chunk,
-        PRECISION=precision,
-        STORED=config.path != "fused",
-        BULK=bulk,
-        EVEN=d % config.block_k == 0,
-        FINISH=config.whole > 0,
-        ROUND=precision == "tf32",
-        warps=config.warps,
-        stages=config.stages,
-        flops=views * n * n * d,
-        moved=views * n * d * z_a.element_size() + (whole_bytes or workspace.nbytes),
-    )

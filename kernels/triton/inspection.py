@@ -30,7 +30,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from ..contract import Coefficients
+from .. import triton as kernels
+from ..contract import Coefficients, GradientInputs
 from ..photometry import PARAMETERS
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 
@@ -216,43 +217,34 @@ def _resources_of(capability: int, index: int) -> Resources:
 
 def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, True)) -> list[Launch]:
     """The launches of one forward and backward pass, planned for `device`; nothing runs."""
-    from .. import triton as kernels
-
     if case.form in ("views", "gray views"):
         return _record_views(case, device)
     z = torch.empty(case.n, case.d, dtype=case.dtype, device="meta")
-    grad_scale = torch.empty((), device="meta")
+    grad_scale, precision = torch.empty((), device="meta"), case.precision
     coefficients = Coefficients(1e-5, 0.1, 0.1, eps=1e-5)
     with recording(device) as record:
-        statistics, sums = kernels.statistics(z, z, 1e-5, case.precision)
+        statistics, sums = kernels.statistics(z, z, 1e-5, precision)
+        gradients = kernels.gram_gradients
         if case.form == "gram":
-            grams, centres, inner = kernels.gram_pair(z, z, statistics, sums, case.precision)
-            kernels.terms(sums, inner, case.n**2, True, 0.0051, case.precision)
-            kernels.gram_gradients(
-                z, z, statistics, grams, centres, grad_scale, coefficients, case.precision, need
-            )
+            *matrices, inner = kernels.gram_pair(z, z, statistics, sums, precision)
+            kernels.terms(sums, inner, case.n**2, True, 0.0051, precision)
         elif case.form == "tiles":
-            packed = kernels.gram_tiles(z, statistics[0:3], case.precision)
+            packed = kernels.gram_tiles(z, statistics[0:3], precision)
             packed = packed.new_empty((2, *packed.shape), dtype=case.dtype)
-            grams, centres = kernels.gram_from_tiles(
-                packed, statistics.new_empty(2), case.n, 8 * case.d, case.precision
-            )
-            kernels.gram_gradients(
-                z, z, statistics, grams, centres, grad_scale,
-                coefficients._replace(dimensions=8 * case.d, projected=False), case.precision, need,
-            )  # fmt: skip
+            centres = statistics.new_empty(2)
+            matrices = kernels.gram_from_tiles(packed, centres, case.n, 8 * case.d, precision)
+            coefficients = coefficients._replace(dimensions=8 * case.d, projected=False)
         else:
-            matrix, squares = kernels.correlation(z, z, statistics, case.precision)
-            kernels.terms(sums, squares[0], 1, False, 0.0051, case.precision)
-            kernels.correlation_gradients(
-                z, z, statistics, matrix, squares, grad_scale, coefficients, case.precision, need
-            )
+            matrices = kernels.correlation(z, z, statistics, precision)
+            kernels.terms(sums, matrices[1][0], 1, False, 0.0051, precision)
+            gradients = kernels.correlation_gradients
+        gradients(
+            GradientInputs(z, z, statistics, matrices, grad_scale, coefficients, precision, need)
+        )
     return record.launches
 
 
 def _record_views(case: Case, device: Device) -> list[Launch]:
-    from .. import triton as kernels
-
     channels = 3 if case.form == "views" else 1
     crops = torch.empty(case.n, case.d, case.d, channels, dtype=torch.uint8, device="meta")
     parameters = torch.empty(case.n, PARAMETERS, device="meta")

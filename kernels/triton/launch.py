@@ -1,9 +1,9 @@
-"""One door for every kernel launch: the device's properties, the launch itself, and its recording.
+"""Kernel launches: the device's properties, the launch itself, and its recording.
 
 All host code of this set starts kernels through `launch`. Inside `recording(...)` nothing runs:
-each launch is noted with its arguments, its operations and its bytes, on meta tensors and for any
-architecture. Ahead-of-time compilation, the table of resources, the launch counts and the floors of
-the benchmark all come from the very calls that a user's step makes.
+each launch is recorded with its arguments, its operations and its bytes, on meta tensors and for
+any architecture. Ahead-of-time compilation, the table of resources, the launch counts and the
+floors of the benchmark are made from these records, that is, from the calls of a training step.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ KIBI = 1 << 10
 
 @dataclass(frozen=True)
 class Device:
-    """What planning has to know of a device."""
+    """The properties of a device that configurations depend on."""
 
     name: str
     capability: int  # compute capability as 10 * major + minor
-    processors: int  # streaming multiprocessors
+    num_sms: int  # streaming multiprocessors
     shared_memory: int  # bytes that one program may use
 
     @property
     def architecture(self) -> int:
-        """The row of the configuration table: 90 and 100 have matrix instructions of their own, all
-        others (consumer parts of any age among them) have what 80 has."""
+        """The architecture in the configuration table: 90 and 100 have matrix instructions of their
+        own; all others, consumer devices included, have those of 80."""
         return {90: 90, 100: 100, 103: 100}.get(self.capability, 80)
 
 
-# Vendor's figures of the full SXM parts; for recording and compiling where none is present.
+# NVIDIA's figures of the full SXM modules, for recording and compiling without a device.
 REFERENCE_DEVICES = {
     80: Device("A100", 80, 108, 163 * KIBI),
     90: Device("H100", 90, 132, 227 * KIBI),
@@ -49,8 +49,7 @@ REFERENCE_DEVICES = {
     89: Device("L40S", 89, 142, 99 * KIBI),
 }
 
-# The interpreter has no device. Few processors, so that small matrices already take more than one
-# wave of tiles.
+# The interpreter has no device. With few SMs, small matrices already take more than one wave.
 _INTERPRETER = Device("interpreter", 90, 4, 227 * KIBI)
 
 
@@ -70,10 +69,19 @@ class Launch:
     def name(self) -> str:
         return self.kernel.__name__
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The meta-parameters by name, those of `Meta` among them."""
+        given = self.arguments
+        constants = {p.name: given[p.name] for p in self.kernel.params if p.is_constexpr}
+        if "META" in given:
+            constants |= {name: field.value for name, field in given["META"]._asdict().items()}
+        return constants
+
 
 @dataclass
 class Recording:
-    """What ran inside `recording`."""
+    """The launches inside `recording`."""
 
     device: Device
     launches: list[Launch] = field(default_factory=list)
@@ -94,7 +102,7 @@ def recording(device: Device) -> Iterator[Recording]:
 
 
 def device_of(z: Tensor) -> Device:
-    """The device that kernels on `z` are planned for. No synchronisation."""
+    """The device that kernels on `z` are configured for. Does not synchronise."""
     record = getattr(_active, "recording", None)
     if record is not None:
         return record.device
@@ -130,7 +138,8 @@ def launch(
     Args:
         kernel: a function under triton.jit.
         grid: number of programs on each axis.
-        arguments: the run-time arguments, in order; at least one is a tensor.
+        arguments: the run-time arguments, in order: tensors, numbers and NamedTuples of these; at
+            least one is a tensor itself.
         warps, stages: num_warps and num_stages of Triton.
         flops: operations of the matrix products, multiplications and additions.
         moved: bytes that must pass through device memory: every input once, every output once.
@@ -152,15 +161,34 @@ def launch(
 
 
 def options(warps: int, stages: int) -> dict[str, Any]:
-    """What a kernel is compiled with. Fused multiply-adds are asked for by name: Triton's default
-    is about to change, and results should not."""
+    """The options that a kernel is compiled with. Fused multiply-adds are requested explicitly:
+    Triton's default will change, and results should not."""
     return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
-def described(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """A contiguous matrix as the bulk copy engine sees it: read in blocks of (rows, columns), zero
-    outside."""
+def tma_descriptor(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A contiguous matrix for TMA: read in blocks of (rows, columns), zero outside."""
     return TensorDescriptor.from_tensor(matrix, [rows, columns])
+
+
+# Offsets within a block are 32-bit, and blocks have up to 512 rows (arithmetic.py).
+LARGEST_STRIDE = 2**31 // 512 - 1
+
+
+def addressable(z: Tensor) -> Tensor:
+    """z itself where its columns are contiguous and its row stride is small enough, else a
+    contiguous copy.
+
+    Raises:
+        ValueError: more dimensions than the kernels can address.
+    """
+    if z.shape[1] > LARGEST_STRIDE:
+        raise ValueError(
+            f"the triton kernels take up to {LARGEST_STRIDE} embedding dimensions, got "
+            f"{z.shape[1]}; backend='aten' takes any number"
+        )
+    columns_contiguous = z.stride(1) == 1 or z.shape[1] == 1
+    return z if columns_contiguous and z.stride(0) <= LARGEST_STRIDE else z.contiguous()
 
 
 cdiv = triton.cdiv

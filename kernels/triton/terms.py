@@ -7,18 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arithmetic import total
 from .launch import launch
-
-BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["sums_count", "parts_count", "divisor", "diagonal_included"])
 def terms_kernel(
-    sums,
-    parts,
-    loss,
-    on_diagonal,
-    off_diagonal,
+    sums_ptr,
+    parts_ptr,
+    loss_ptr,
+    on_diagonal_ptr,
+    off_diagonal_ptr,
     sums_count,
     parts_count,
     divisor,
@@ -33,43 +32,24 @@ def terms_kernel(
     squares = tl.zeros([BLOCK], tl.float64)
     for start in range(0, sums_count, BLOCK):
         mask = start + index < sums_count
-        on += tl.load(sums + (start + index) * 4, mask=mask, other=0.0)
-        squares += tl.load(sums + (start + index) * 4 + 1, mask=mask, other=0.0)
-    inner = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, parts_count, BLOCK):
-        inner += tl.load(parts + start + index, mask=start + index < parts_count, other=0.0)
-    first = tl.sum(on, axis=0)
+        on += tl.load(sums_ptr + (start + index) * 4, mask=mask, other=0.0)
+        squares += tl.load(sums_ptr + (start + index) * 4 + 1, mask=mask, other=0.0)
+    on_diagonal = tl.sum(on, axis=0)
     # Divided in float64: a float32 factor would round before the subtraction that nearly cancels.
-    second = tl.sum(inner, axis=0) / divisor.to(tl.float64)
-    second -= diagonal_included * tl.sum(squares, axis=0)
-    tl.store(on_diagonal, first.to(tl.float32))
-    tl.store(off_diagonal, second.to(tl.float32))
-    tl.store(loss, (first + lambd * second).to(tl.float32))
+    off_diagonal = total(parts_ptr, parts_count, 1, BLOCK) / divisor.to(tl.float64)
+    off_diagonal -= diagonal_included * tl.sum(squares, axis=0)
+    tl.store(on_diagonal_ptr, on_diagonal.to(tl.float32))
+    tl.store(off_diagonal_ptr, off_diagonal.to(tl.float32))
+    tl.store(loss_ptr, (on_diagonal + lambd * off_diagonal).to(tl.float32))
 
 
 def terms(
-    sums: Tensor,
-    parts: Tensor,
-    divisor: int,
-    diagonal_included: bool,
-    lambd: float,
-    precision: str,
+    sums: Tensor, parts: Tensor, divisor: int, diagonal_included: bool, lambd: float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, on_diagonal, off_diagonal), float32 scalars; the contract's primitive."""
     outputs = tuple(torch.empty((), dtype=torch.float32, device=sums.device) for _ in range(3))
     launch(
-        terms_kernel,
-        (1,),
-        sums,
-        parts,
-        *outputs,
-        sums.shape[0],
-        parts.numel(),
-        divisor,
-        int(diagonal_included),
-        lambd,
-        BLOCK=BLOCK,
-        warps=4,
-        moved=sums.nbytes + parts.nbytes,
-    )
+        terms_kernel, (1,), sums, parts, *outputs, sums.shape[0], parts.numel(), divisor,
+        int(diagonal_included), float(lambd), BLOCK=1024, warps=4, moved=sums.nbytes + parts.nbytes,
+    )  # fmt: skip
     return outputs

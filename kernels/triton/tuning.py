@@ -2,11 +2,11 @@
 
     python -m barlow_fast.kernels.triton.tuning                 # or: barlow-fast tune
 
-Nothing here runs unless asked for. For every row of the table that the given shapes reach, the
-primitive is run in each candidate configuration: those that do not compile, do not fit or give
-other numbers are dropped, the rest are timed in turns with cold caches. A row that beats the
-table's by more than the noise is stored in a file for this device (`file_of`), which every later
-process reads. Deleting the file undoes it.
+Runs only on request. For every row of the table that the given shapes reach, the primitive is run
+in each candidate configuration. Those that do not compile, do not fit or give other numbers are
+dropped, the rest are timed in turns with cold caches. A row that beats the table's by more than the
+noise is stored in a file for this device (`tuned.file_of`), which every later process reads.
+Deleting the file undoes it.
 """
 
 from __future__ import annotations
@@ -14,40 +14,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
-import os
-import re
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from ...files import check_output, write_whole
-from ..contract import Coefficients
+from ...files import check_output
+from .. import triton as kernels
+from ..contract import Coefficients, GradientInputs
 from . import configurations
-from .configurations import Product
 from .launch import device_of
+from .table import HALF, MIXED, PATHS, TABLE, Key, Product, row_of
+from .tuned import START, file_of, save, why_invalid
 
-Key = tuple[str, int, str, int]
-
-FORMAT = 1
-# How every file of rows begins.
-START = b'{\n "format": '
 WORTHWHILE = 0.97  # of the table's time; less is noise
 REPEATS = 15
-PATHS = {
-    "gram": ("fused", "stored", "bulk", "cublas"),
-    "gram_gradients": ("owned", "tiles", "bulk", "persistent", "cublas"),
-    "correlation": ("fused",),
-    "correlation_gradients": ("fused",),
-}
 SHAPES = (
     (2048, 8192),
     (256, 8192),
@@ -62,103 +48,11 @@ SHAPES = (
 OPERANDS = ((torch.bfloat16, "bf16"), (torch.float32, "tf32"), (torch.float32, "fp32"))
 
 
-def file_of(device_name: str) -> Path:
-    """Where a device's tuned rows are: in BARLOW_FAST_TUNING_DIR, else in the user's cache."""
-    folder = os.environ.get("BARLOW_FAST_TUNING_DIR")
-    if not folder:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(cache) / "barlow_fast"
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") or "device"
-    return Path(folder) / f"tuning-{slug}.json"
-
-
-def load(device_name: str) -> dict[Key, Product]:
-    """The stored rows for a device.
-
-    None, with a warning if there is a file, when they are not valid, were made with another Triton
-    or are of another format.
-    """
-    path = file_of(device_name)
-    try:
-        text = path.read_text()
-    except OSError:
-        return {}
-    try:
-        return parse(json.loads(text), device_name)
-    except (ValueError, KeyError, TypeError) as error:
-        warnings.warn(
-            f"barlow_fast: the tuned configurations in {path} are ignored: {error}", stacklevel=2
-        )
-        return {}
-
-
-def parse(content: Any, device_name: str) -> dict[Key, Product]:
-    """Checked rows of a file's content. ValueError says what is wrong."""
-    if content["format"] != FORMAT or content["device"] != device_name:
-        raise ValueError(f"made for {content['device']!r} in format {content['format']}")
-    if content["triton"] != triton.__version__:
-        raise ValueError(f"made with Triton {content['triton']}, this is {triton.__version__}")
-    rows = {}
-    for row in content["rows"]:
-        key = (row["kernel"], row["architecture"], row["family"], row["size"])
-        product = Product(*row["blocks"], row["path"])
-        problem = why_invalid(key, product)
-        if problem:
-            raise ValueError(f"{key}: {problem}")
-        rows[key] = product
-    return rows
-
-
-def why_invalid(key: Key, row: Product) -> str | None:
-    """None for a row that the kernels can run, else what is wrong with it."""
-    if key not in configurations.TABLE:
-        return "not a row of the table"
-    kernel, _, family, size = key
-    if row.path not in PATHS[kernel]:
-        return f"path must be one of {PATHS[kernel]}, got {row.path!r}"
-    for name, value in zip(Product._fields[:3], row[:3], strict=True):
-        if not isinstance(value, int) or value not in (16, 32, 64, 128, 256, 512):
-            return f"{name} must be a power of two from 16 to 512, got {value!r}"
-    if row.warps not in (4, 8, 16) or not isinstance(row.stages, int) or not 1 <= row.stages <= 6:
-        return f"warps must be 4, 8 or 16 and stages 1 to 6, got {row.warps!r} and {row.stages!r}"
-    if row.block_k > configurations.SUM_ALIGNMENT:
-        return f"block_k must be at most {configurations.SUM_ALIGNMENT}"
-    if row.block_n > configurations.OPERAND_ALIGNMENT:
-        return f"block_n must be at most {configurations.OPERAND_ALIGNMENT}"
-    if kernel == "gram" and row.block_m != row.block_n:
-        return "tiles of K are square"
-    if kernel == "gram" and row.block_m < 64:
-        return "tiles of K are at least 64 wide"
-    if kernel in ("gram", "gram_gradients") and row.path == "owned" and row.block_m < size:
-        return f"a program owns {row.block_m} rows, the row serves {size}"
-    if family == configurations.SPLIT_SINGLE and row.path in ("bulk", "persistent", "stored"):
-        return "sums of float32 quality are chunked, which this path does not do"
-    return None
-
-
-def save(path: Path, device_name: str, rows: dict[Key, tuple[Product, dict[str, Any]]]) -> None:
-    """Writes rows with their measurements, at once or not at all."""
-    content = {
-        "format": FORMAT,
-        "device": device_name,
-        "triton": triton.__version__,
-        "torch": torch.__version__,
-        "rows": [
-            dict(zip(("kernel", "architecture", "family", "size"), key, strict=True))
-            | {"blocks": list(row[:5]), "path": row.path}
-            | measured
-            for key, (row, measured) in rows.items()
-        ],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(content, indent=1))
-
-
 def candidates(key: Key) -> list[Product]:
     """The configurations worth trying for a row: the table's first, then its neighbours."""
-    table = configurations.TABLE[key]
+    table = TABLE[key]
     kernel, architecture, family, _ = key
-    depth = 64 if family in (configurations.HALF, configurations.MIXED) else 32
+    depth = 64 if family in (HALF, MIXED) else 32
     rows = [table]
     if table.path == "owned":
         for n, warps, stages in itertools.product((32, 64, 128), (4, 8, 16), (2, 3, 4)):
@@ -169,7 +63,7 @@ def candidates(key: Key) -> list[Product]:
         for path, (m, n), warps, stages in itertools.product(
             PATHS[kernel], tiles, (4, 8), (2, 3, 4)
         ):
-            if path in ("bulk", "persistent") and architecture < 90:
+            if path in ("tma", "persistent") and architecture < 90:
                 continue
             if path == "owned" or (path == "cublas" and (m, n, warps, stages) != (64, 64, 4, 2)):
                 continue
@@ -205,15 +99,13 @@ def tune(
     for (n, d), (dtype, precision) in itertools.product(shapes, operands):
         form = "gram" if n <= d else "correlation"
         for kernel in (form, f"{form}_gradients"):
-            key = configurations.row_of(
-                kernel, planned.architecture, precision, dtype, n if form == "gram" else d
-            )
+            key = row_of(kernel, planned.architecture, precision, dtype, n if form == "gram" else d)
             if key in done or time.monotonic() > deadline:
                 continue
             done.add(key)
             rows = candidates(key)
             timed = (measure or measure_rows)(key, rows, n, d, dtype, precision, device, deadline)
-            table = configurations.TABLE[key]
+            table = TABLE[key]
             if table not in timed:
                 report(f"{key}: the table's row was not timed")
                 continue
@@ -284,8 +176,6 @@ def _primitive(
     What it returns is what can be compared between configurations: their matrices may differ in
     layout, their sums and gradients may not.
     """
-    from .. import triton as kernels
-
     kernel = key[0]
     rows, sums = kernels.statistics(z_a, z_b, 1e-5, precision)
     one, coefficients = torch.ones((), device=z_a.device), Coefficients(1e-5, 0.1, -0.1, 1e-5)
@@ -295,21 +185,16 @@ def _primitive(
             return kernels.gram_pair(z_a, z_b, rows, sums, precision)
         return kernels.correlation(z_a, z_b, rows, precision)
 
-    matrices = forward() if kernel.endswith("_gradients") else ()
+    inputs = None
+    if kernel.endswith("_gradients"):
+        matrices = forward()[:2]
+        inputs = GradientInputs(z_a, z_b, rows, matrices, one, coefficients, precision)
 
     def action() -> tuple[Tensor, ...]:
         with overridden(key, row):
-            if kernel == "gram":
-                return (forward()[2].sum(),)
-            if kernel == "correlation":
-                return (forward()[1],)
-            if kernel == "gram_gradients":
-                return kernels.gram_gradients(
-                    z_a, z_b, rows, *matrices[:2], one, coefficients, precision, (True, True)
-                )
-            return kernels.correlation_gradients(
-                z_a, z_b, rows, *matrices, one, coefficients, precision, (True, True)
-            )
+            if inputs is not None:
+                return getattr(kernels, kernel)(inputs)
+            return (forward()[2].sum(),) if kernel == "gram" else (forward()[1],)
 
     return action
 

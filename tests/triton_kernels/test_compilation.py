@@ -17,9 +17,9 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from barlow_fast.kernels import Coefficients  # noqa: E402
+from barlow_fast.kernels import Coefficients, GradientInputs  # noqa: E402
 from barlow_fast.kernels.photometry import PARAMETERS  # noqa: E402
-from barlow_fast.kernels.triton import configurations, inspection  # noqa: E402
+from barlow_fast.kernels.triton import configurations, inspection, table  # noqa: E402
 from barlow_fast.kernels.triton import launch as launch_module  # noqa: E402
 from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
 from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES  # noqa: E402
@@ -92,10 +92,10 @@ def test_the_survey_reaches_every_row_of_the_table():
             if form != "correlation":
                 form, size = "gram", case.n
             for kernel in (form, f"{form}_gradients"):
-                row = configurations.row_of(kernel, architecture, case.precision, case.dtype, size)
+                row = table.row_of(kernel, architecture, case.precision, case.dtype, size)
                 used.add(row)
             record_step(case, device)
-        assert used == {key for key in configurations.TABLE if key[1] == architecture}
+        assert used == {key for key in table.TABLE if key[1] == architecture}
 
 
 @pytest.mark.parametrize("case", [Case("gram", 256, 8192, torch.bfloat16, "bf16")], ids=str)
@@ -107,24 +107,24 @@ def test_operands_stream_through_shared_memory(case, architecture):
     for launch in products:
         code = inspection.compile_launch(launch, architecture)
         assert "cp.async.cg.shared.global" in code.asm["ptx"]
-        operand_stage = 2 * launch.arguments["BLOCK_K"] * 64 * case.dtype.itemsize
+        operand_stage = 2 * launch.constants["BLOCK_K"] * 64 * case.dtype.itemsize
         assert code.metadata.shared >= 2 * operand_stage
 
 
 @pytest.mark.parametrize(
-    ("kernel", "row", "bulk_copies"),
+    ("kernel", "row", "tma"),
     [
         ("gram", (128, 128, 64, 8, 4, "stored"), False),
-        ("gram", (128, 128, 64, 8, 4, "bulk"), True),
+        ("gram", (128, 128, 64, 8, 4, "tma"), True),
         ("gram_gradients", (128, 128, 64, 8, 3, "tiles"), False),
-        ("gram_gradients", (128, 256, 64, 8, 4, "bulk"), True),
+        ("gram_gradients", (128, 256, 64, 8, 4, "tma"), True),
         ("gram_gradients", (128, 256, 64, 8, 3, "persistent"), True),
     ],
 )
-def test_paths_that_tuning_may_choose(kernel, row, bulk_copies, monkeypatch):
-    """Each compiles for Hopper without spills; the copy engine is used where the path says so."""
-    key = (kernel, 90, "half", configurations.LARGE)
-    monkeypatch.setitem(configurations.override, key, configurations.Product(*row))
+def test_paths_that_tuning_may_choose(kernel, row, tma, monkeypatch):
+    """Each compiles for Hopper without spills; TMA is used where the path says so."""
+    key = (kernel, 90, "half", table.LARGE)
+    monkeypatch.setitem(configurations.override, key, table.Product(*row))
     configurations.forget_plans()
     names = {"gram": "gram_kernel", "gram_gradients": "gram_tiles_kernel"}
     launches = record_step(Case("gram", 2048, 8192, torch.bfloat16, "bf16"), REFERENCE_DEVICES[90])
@@ -132,9 +132,9 @@ def test_paths_that_tuning_may_choose(kernel, row, bulk_copies, monkeypatch):
     launch = next(x for x in launches if x.name == names[kernel])
     assert inspection.resources(launch, 90).spilled == 0
     code = inspection.compile_launch(launch, 90).asm["ptx"]
-    assert ("cp.async.bulk.tensor" in code) == bulk_copies
+    assert ("cp.async.bulk.tensor" in code) == tma
     if row[-1] == "persistent":
-        assert launch.grid == (REFERENCE_DEVICES[90].processors,)
+        assert launch.grid == (REFERENCE_DEVICES[90].num_sms,)
 
 
 class NoDriver:
@@ -206,19 +206,15 @@ def run_step(case):
     z = torch.zeros(case.n, case.d, dtype=case.dtype)
     one, precision = torch.ones(()), case.precision
     rows, sums = triton_kernels.statistics(z, z, 1e-5, precision)
-    coefficients = Coefficients(1e-5, 0.1, 0.1, 1e-5)
+    gradients = getattr(triton_kernels, f"{case.form}_gradients")
     if case.form == "gram":
-        grams, centres, inner = triton_kernels.gram_pair(z, z, rows, sums, precision)
+        *matrices, inner = triton_kernels.gram_pair(z, z, rows, sums, precision)
         triton_kernels.terms(sums, inner, case.n**2, True, 0.0051, precision)
-        triton_kernels.gram_gradients(
-            z, z, rows, grams, centres, one, coefficients, precision, (True, True)
-        )
     else:
-        matrix, squares = triton_kernels.correlation(z, z, rows, precision)
-        triton_kernels.terms(sums, squares[0], 1, False, 0.0051, precision)
-        triton_kernels.correlation_gradients(
-            z, z, rows, matrix, squares, one, coefficients, precision, (True, True)
-        )
+        matrices = triton_kernels.correlation(z, z, rows, precision)
+        triton_kernels.terms(sums, matrices[1][0], 1, False, 0.0051, precision)
+    coefficients = Coefficients(1e-5, 0.1, 0.1, 1e-5)
+    gradients(GradientInputs(z, z, rows, matrices, one, coefficients, precision))
 
 
 def test_a_spill_would_be_seen():

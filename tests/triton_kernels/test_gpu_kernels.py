@@ -39,7 +39,7 @@ from barlow_fast import barlow_twins_loss
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
 from barlow_fast.kernels.precision import gram_scale  # noqa: E402
-from barlow_fast.kernels.triton import configurations  # noqa: E402
+from barlow_fast.kernels.triton import configurations, table  # noqa: E402
 from barlow_fast.kernels.triton.launch import device_of  # noqa: E402
 
 pytestmark = [
@@ -136,10 +136,10 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Sends the sizes above all buckets down one path of a kernel."""
 
     def replace(kernel: str, path: str, **blocks: int) -> None:
-        for key, row in configurations.TABLE.items():
-            if (key[0], key[3]) == (kernel, configurations.LARGE):
+        for key, row in table.TABLE.items():
+            if (key[0], key[3]) == (kernel, table.LARGE):
                 row = row._replace(path=path, **blocks)
-                monkeypatch.setitem(configurations.TABLE, key, row)
+                monkeypatch.setitem(table.TABLE, key, row)
         configurations.forget_plans()
 
     yield replace
@@ -168,11 +168,11 @@ def test_paths_that_the_table_may_not_take(product, gradients, precision, use):
 @pytest.mark.parametrize("shape", [(3000, 100), (1900, 1660)], ids=str)
 @pytest.mark.usefixtures("poisoned")
 def test_correlation(shape, precision):
-    """All tiles split over N, or whole ones and a last, incomplete wave."""
+    """All tiles split over N, or full tiles and a last, incomplete wave."""
     case = case_of(shape, precision)
     plan = configurations.correlation(device_of(case.z_a), *shape, FLOAT, precision)
-    assert (plan.whole > 0) == (shape[1] == 1660)
-    assert (plan.splits > 1) or plan.whole
+    assert (plan.full_tiles > 0) == (shape[1] == 1660)
+    assert (plan.splits > 1) or plan.full_tiles
     check_correlation(triton_kernels, case, precision)
 
 

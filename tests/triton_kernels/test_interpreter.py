@@ -36,7 +36,7 @@ from barlow_fast.kernels.photometry import Parameter
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
 from barlow_fast.kernels.precision import gram_scale  # noqa: E402
-from barlow_fast.kernels.triton import configurations  # noqa: E402
+from barlow_fast.kernels.triton import configurations, table  # noqa: E402
 from barlow_fast.kernels.triton.launch import device_of  # noqa: E402
 
 pytestmark = [
@@ -169,15 +169,15 @@ def test_moments_in_row_parts(parts, monkeypatch):
 
 def use(monkeypatch, kernel, path, **blocks):
     """Sends every size of one kernel down one path."""
-    for key, row in configurations.TABLE.items():
+    for key, row in table.TABLE.items():
         if key[0] == kernel:
-            monkeypatch.setitem(configurations.TABLE, key, row._replace(path=path, **blocks))
+            monkeypatch.setitem(table.TABLE, key, row._replace(path=path, **blocks))
 
 
 # Paths and shapes decide on tiles, operand types on products: every path with every shape in one
 # type, and with every type in one shape. Products of float32 quality are fused at every size, or
-# torch's; their sums are chunked, which bulk copies are not.
-PATHS = ["stored", "bulk", "cublas"]
+# torch's; their sums are chunked, which TMA are not.
+PATHS = ["stored", "tma", "cublas"]
 PRODUCTS = [
     *itertools.product(PATHS, [(200, 90)], ["bf16"]),
     ("stored", (60, 600), "bf16"),
@@ -188,14 +188,14 @@ PRODUCTS = [
     slow("cublas", (330, 70), "fp32"),
 ]
 GRADIENTS = [
-    *itertools.product(["tiles", "bulk", "persistent", "cublas"], [64], ["bf16"]),
+    *itertools.product(["tiles", "tma", "persistent", "cublas"], [64], ["bf16"]),
     *itertools.starmap(slow, itertools.product(["tiles", "cublas"], [64], ["fp32"])),
     slow("persistent", 256, "tf32"),
     *itertools.starmap(
-        slow, itertools.product(["tiles", "bulk", "persistent", "cublas"], [64], ["tf32"])
+        slow, itertools.product(["tiles", "tma", "persistent", "cublas"], [64], ["tf32"])
     ),
     *itertools.starmap(
-        slow, itertools.product(["tiles", "bulk", "persistent", "cublas"], [256], ["bf16"])
+        slow, itertools.product(["tiles", "tma", "persistent", "cublas"], [256], ["bf16"])
     ),
     slow("tiles", 256, "fp32"),
 ]
@@ -203,12 +203,12 @@ GRADIENTS = [
 
 @pytest.mark.parametrize(("path", "shape", "precision"), PRODUCTS, ids=str)
 def test_paths_of_large_gram_products(path, shape, precision, monkeypatch):
-    """z_hat in memory, whole tiles finished in place, the last wave split; or torch's product."""
+    """z_hat in memory, full tiles finished in place, the last wave split; or torch's product."""
     use(monkeypatch, "gram", path)
     case = prepared(shape, precision)
     plan = configurations.gram(device_of(case.z_a), *shape, torch.float32, precision)
     assert plan.path == path
-    assert (plan.whole > 0) == (shape[0] > 60)
+    assert (plan.full_tiles > 0) == (shape[0] > 60)
     assert (plan.splits > 1) == (shape[0] == 60)
     check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
     check_tiles(triton_kernels, case, precision, gram_scale(*shape, precision))
@@ -225,11 +225,11 @@ def test_paths_of_large_gram_gradients(path, block_n, precision, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_correlation_with_whole_and_split_tiles(precision):
+def test_correlation_with_full_and_split_tiles(precision):
     for n, d in ((140, 260), (600, 40)):
         case = prepared((n, d), precision)
         plan = configurations.correlation(device_of(case.z_a), n, d, torch.float32, precision)
-        assert (plan.whole > 0) == (d > 40)
+        assert (plan.full_tiles > 0) == (d > 40)
         assert (plan.splits > 1) == (d == 40)
         check_correlation(triton_kernels, case, precision)
 

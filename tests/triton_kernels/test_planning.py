@@ -13,9 +13,8 @@ import triton
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
 from barlow_fast.cli.tune import tune  # noqa: E402
-from barlow_fast.kernels import Coefficients, tiles  # noqa: E402
-from barlow_fast.kernels.triton import configurations, inspection, tuning  # noqa: E402
-from barlow_fast.kernels.triton.configurations import LARGE, TABLE, Product  # noqa: E402
+from barlow_fast.kernels import Coefficients, GradientInputs, tiles  # noqa: E402
+from barlow_fast.kernels.triton import configurations, inspection, tuned, tuning  # noqa: E402
 from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
 from barlow_fast.kernels.triton.launch import (  # noqa: E402
     REFERENCE_DEVICES,
@@ -23,6 +22,7 @@ from barlow_fast.kernels.triton.launch import (  # noqa: E402
     device_of,
     recording,
 )
+from barlow_fast.kernels.triton.table import LARGE, PATHS, TABLE, Product, sizes  # noqa: E402
 
 H100 = REFERENCE_DEVICES[90]
 KEY = ("gram", 90, "half", 256)
@@ -31,10 +31,10 @@ KEY = ("gram", 90, "half", 256)
 @pytest.fixture(autouse=True)
 def fresh_plans():
     configurations.forget_plans()
-    configurations.tuned.cache_clear()
+    tuned.rows_of.cache_clear()
     yield
     configurations.forget_plans()
-    configurations.tuned.cache_clear()
+    tuned.rows_of.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,18 @@ def test_operations_of_a_step():
         assert sum(launch.flops for launch in launches) == 6 * n * d * min(n, d)
 
 
+def flat(values):
+    """Arguments, and those in tuples of them."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from flat(value)
+        else:
+            yield value
+
+
 def work(launch, n):
     """Multiplications of a recorded Gram launch, from its grid and block sizes."""
-    block = launch.arguments["BLOCK"]
+    block = launch.constants["BLOCK_M"]
     tiles = math.ceil(n / block)
     return tiles * (tiles + 1) / 2 * block * block
 
@@ -72,22 +81,25 @@ def test_about_half_of_the_tiles_of_a_symmetric_product():
     for n in (256, 1024, 2048, 4096):
         launches = record_step(Case("gram", n, 8192, torch.bfloat16, "bf16"), H100)
         product = next(x for x in launches if x.name == "gram_kernel")
-        assert work(product, n) <= 0.5 * n * n * (1 + 2 * product.arguments["BLOCK"] / n)
+        assert work(product, n) <= 0.5 * n * n * (1 + 2 * product.constants["BLOCK_M"] / n)
 
 
-@pytest.mark.parametrize("processors", [1, 4, 108, 132, 148])
+@pytest.mark.parametrize("num_sms", [1, 4, 108, 132, 148])
 @pytest.mark.parametrize("n", [2, 64, 100, 256, 700, 1500, 2048, 5000])
-def test_every_tile_is_computed_once(n, processors):
+def test_every_tile_is_computed_once(n, num_sms):
     """Whole and split tiles together are the triangle, and parts cover the sum over D."""
-    device = Device("any", 90, processors, H100.shared_memory)
+    device = Device("any", 90, num_sms, H100.shared_memory)
     for d in (1, 40, 512, 8192):
         for precision in ("bf16", "fp32"):
             plan = configurations.gram(device, n, d, torch.bfloat16, precision)
-            side = math.ceil(n / plan.block)
-            assert plan.whole + plan.split == side * (side + 1) // 2
-            assert plan.split == 0 or (plan.splits - 1) * plan.depth * plan.block_k < d
-            assert plan.splits * plan.depth * plan.block_k >= d
-            assert plan.block % plan.strip == 0
+            side = math.ceil(n / plan.block_m)
+            assert plan.full_tiles + plan.split_tiles == side * (side + 1) // 2
+            assert (
+                plan.split_tiles == 0
+                or (plan.splits - 1) * plan.k_blocks_per_split * plan.block_k < d
+            )
+            assert plan.splits * plan.k_blocks_per_split * plan.block_k >= d
+            assert plan.block_m % plan.strip == 0
 
 
 @pytest.mark.parametrize("capability", sorted(REFERENCE_DEVICES))
@@ -99,12 +111,12 @@ def test_tiles_that_leave_the_set(n, capability):
     for d in (1, 40, 512, 8192):
         for dtype, precision in inspection.OPERANDS:
             plan = configurations.gram(device, n, d, dtype, precision, packed=True)
-            assert plan.block == tiles.side(n, precision)
-            assert plan.whole == 0
-            assert plan.split == tiles.count(n, precision)
-            assert (plan.splits - 1) * plan.depth * plan.block_k < d
-            assert plan.splits * plan.depth * plan.block_k >= d
-            parts = plan.split * plan.splits * plan.block**2 * 4
+            assert plan.block_m == tiles.side(n, precision)
+            assert plan.full_tiles == 0
+            assert plan.split_tiles == tiles.count(n, precision)
+            assert (plan.splits - 1) * plan.k_blocks_per_split * plan.block_k < d
+            assert plan.splits * plan.k_blocks_per_split * plan.block_k >= d
+            parts = plan.split_tiles * plan.splits * plan.block_m**2 * 4
             allowed = max(n * d * dtype.itemsize, configurations.SMALL_WORKSPACE)
             assert plan.splits == 1 or parts <= allowed
 
@@ -113,9 +125,9 @@ def test_tuned_rows_do_not_change_the_tiles(monkeypatch):
     """What ranks exchange does not depend on what one of them measured."""
     other = Product(128, 128, 64, 8, 3, "stored")
     monkeypatch.setitem(configurations.override, KEY, other)
-    assert configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16").block == 128
+    assert configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16").block_m == 128
     plan = configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16", packed=True)
-    assert (plan.block, plan.path) == (64, "fused")
+    assert (plan.block_m, plan.path) == (64, "fused")
     # A row with the right blocks serves.
     monkeypatch.setitem(configurations.override, KEY, Product(64, 64, 32, 4, 5, "stored"))
     configurations.forget_plans()
@@ -172,7 +184,7 @@ def test_no_quadratic_matrix_of_the_larger_size():
         tensors = [
             value
             for launch in launches
-            for value in launch.arguments.values()
+            for value in flat(launch.arguments.values())
             if isinstance(value, torch.Tensor)
         ]
         assert tensors
@@ -212,14 +224,14 @@ def test_tuned_rows_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
     chosen = Product(128, 128, 64, 8, 3, "fused")
     before = configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16")
-    assert before.block == 64
-    tuning.save(tuning.file_of("H100"), "H100", {KEY: (chosen, {"ms": 1.0})})
-    configurations.tuned.cache_clear()
+    assert before.block_m == 64
+    tuned.save(tuned.file_of("H100"), "H100", {KEY: (chosen, {"ms": 1.0})})
+    tuned.rows_of.cache_clear()
     configurations.forget_plans()
-    assert configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16").block == 128
+    assert configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16").block_m == 128
     # Another device, and rows that were not tuned, stay with the table.
     other = Device("A100", 90, 108, H100.shared_memory)
-    assert configurations.gram(other, 256, 8192, torch.bfloat16, "bf16").block == 64
+    assert configurations.gram(other, 256, 8192, torch.bfloat16, "bf16").block_m == 64
     assert [path.name for path in tmp_path.iterdir()] == ["tuning-h100.json"]
 
 
@@ -241,23 +253,23 @@ def test_tuned_rows_are_used(tmp_path, monkeypatch):
 )
 def test_invalid_tuned_rows_are_refused(changes, words, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=words):
-        tuning.parse(content(**changes), "H100")
+        tuned.parse(content(**changes), "H100")
     monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
-    tuning.file_of("H100").write_text(json.dumps(content(**changes)))
+    tuned.file_of("H100").write_text(json.dumps(content(**changes)))
     with pytest.warns(UserWarning, match="are ignored"):
-        assert tuning.load("H100") == {}
+        assert tuned.load("H100") == {}
 
 
 def test_tuned_rows_of_another_triton_or_device_are_refused(tmp_path, monkeypatch):
-    assert tuning.parse(content(), "H100")[KEY].block_m == 128
+    assert tuned.parse(content(), "H100")[KEY].block_m == 128
     with pytest.raises(ValueError, match="made for 'H100'"):
-        tuning.parse(content(), "H200")
+        tuned.parse(content(), "H200")
     with pytest.raises(ValueError, match=r"made with Triton 1\.0"):
-        tuning.parse(content() | {"triton": "1.0"}, "H100")
+        tuned.parse(content() | {"triton": "1.0"}, "H100")
     monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
-    tuning.file_of("H100").write_text("{")
+    tuned.file_of("H100").write_text("{")
     with pytest.warns(UserWarning, match="are ignored"):
-        assert tuning.load("H100") == {}
+        assert tuned.load("H100") == {}
 
 
 def test_candidates_are_valid_and_start_with_the_table():
@@ -265,14 +277,14 @@ def test_candidates_are_valid_and_start_with_the_table():
         rows = tuning.candidates(key)
         assert rows[0] == row
         assert len(rows) >= 5
-        assert all(tuning.why_invalid(key, each) is None for each in rows)
-        assert (any(each.path == "bulk" for each in rows)) <= (key[1] >= 90)
+        assert all(tuned.why_invalid(key, each) is None for each in rows)
+        assert (any(each.path == "tma" for each in rows)) <= (key[1] >= 90)
 
 
 def test_candidates_suit_the_architecture_and_have_blocks_of_powers_of_two():
     for key in TABLE:
         for row in tuning.candidates(key):
-            assert key[1] >= 90 or row.path not in ("bulk", "persistent")
+            assert key[1] >= 90 or row.path not in ("tma", "persistent")
             for size in (row.block_m, row.block_n, row.block_k, row.warps):
                 assert size & (size - 1) == 0, (key, row)
         owned = {row.block_n for row in tuning.candidates(key) if row.path == "owned"}
@@ -289,7 +301,7 @@ def test_shared_memory_of_the_devices_is_nvidias():
 @pytest.mark.parametrize("d", [96, 128, 1024])
 def test_depths_without_a_rest_are_not_masked(d):
     launches = record_step(Case("correlation", 4096, d, torch.float32, "fp32"), H100)
-    found = [x.arguments for x in launches if x.name == "correlation_gradients_kernel"]
+    found = [x.constants for x in launches if x.name == "correlation_gradients_kernel"]
     assert len(found) == 2
     assert all(x["EVEN"] == (d % x["BLOCK_K"] == 0) for x in found)
 
@@ -345,7 +357,7 @@ def test_tuning_without_a_device_says_so(capsys):
 def test_devices_with_little_shared_memory_get_fewer_stages():
     consumer = Device("consumer", 120, 170, 99 * 1024)
     assert consumer.architecture == 80
-    for kernel in tuning.PATHS:
+    for kernel in PATHS:
         for precision in ("bf16", "tf32", "fp32"):
             for dtype in (torch.bfloat16, torch.float32):
                 for size in (64, 128, 256, 512, 4096):
@@ -361,9 +373,9 @@ def test_devices_with_little_shared_memory_get_fewer_stages():
 
 def test_the_table_has_a_row_for_every_size():
     for architecture in (80, 90, 100):
-        for kernel in tuning.PATHS:
+        for kernel in PATHS:
             for family in ("half", "tf32", "fp32"):
-                assert LARGE in configurations.buckets(kernel, architecture, family)
+                assert LARGE in sizes(kernel, architecture, family)
 
 
 @pytest.mark.parametrize("number", [int, np.float32, np.float64])
@@ -378,20 +390,17 @@ def test_numbers_of_any_type_launch_the_same_kernels(number, precision):
             statistics, sums = triton_kernels.statistics(z, z, one, precision)
             moments = triton_kernels.column_moments(z, z, precision)
             triton_kernels.standardisation(moments, 64, one, precision)
-            grams, centres, inner = triton_kernels.gram_pair(z, z, statistics, sums, precision)
+            *grams, inner = triton_kernels.gram_pair(z, z, statistics, sums, precision)
             triton_kernels.terms(sums, inner, 64**2, True, one, precision)
-            triton_kernels.gram_gradients(
-                z, z, statistics, grams, centres, scale, ones, precision, (True, True)
-            )
-            matrix, squares = triton_kernels.correlation(z, z, statistics, precision)
-            triton_kernels.correlation_gradients(
-                z, z, statistics, matrix, squares, scale, ones, precision, (True, True)
-            )
+            inputs = GradientInputs(z, z, statistics, grams, scale, ones, precision)
+            triton_kernels.gram_gradients(inputs)
+            matrix = triton_kernels.correlation(z, z, statistics, precision)
+            triton_kernels.correlation_gradients(inputs._replace(matrices=matrix))
         return [(inspection.identity(x), x.arguments) for x in record.launches]
 
     for (found, arguments), (expected, _) in zip(launches(number(1)), launches(1.0), strict=True):
         assert found == expected
-        assert not any(isinstance(x, np.generic) for x in arguments.values())
+        assert not any(isinstance(x, np.generic) for x in flat(arguments.values()))
 
 
 def test_every_option_of_tune_has_a_phrase_with_its_default(capsys):
