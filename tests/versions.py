@@ -47,7 +47,7 @@ class Row(NamedTuple):
         return "numpy<2.4" if self.triton.startswith("3.6.") else "numpy"
 
 
-# Oldest first. README.md has the same table; pyproject.toml and the workflows must agree with it
+# Oldest first. docs/support.md has the same table; pyproject.toml and the workflows must agree with it
 # (test_packaging.py).
 MATRIX = (
     Row("2.10.0", "3.6.0", "3.10", "3.10"),
