@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import bans
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,3 +132,17 @@ def test_branches_on_the_device_are_found(source):
 def test_the_root_of_the_package_has_few_modules():
     modules = sorted(path.name for path in (ROOT / "barlow_fast").glob("*.py"))
     assert len(modules) <= MOST_ROOT_MODULES, modules
+
+
+@pytest.mark.parametrize(
+    ("line", "hits"),
+    [
+        ("told = agreement.tell(values)", 1),
+        ("def test_ranks_tell_it(): self.companion = None", 2),
+        ("cp.async.bulk.tensor; position = file.tell(); explain(n, d)", 0),
+        ("with split-K tiles, trees of files, multiprocessors, a storyteller", 0),
+    ],
+)
+def test_words_that_the_glossary_replaces_are_found(line, hits, tmp_path):
+    (tmp_path / "module.py").write_text(line)
+    assert len(bans.replaced_words(tmp_path / "module.py", "module.py")) == hits
