@@ -11,7 +11,7 @@ Everything declarative lives in pyproject.toml. What stands here is what that fi
 * Without a compiler, CMake or the headers, the install succeeds without the library, from a wheel
   for any platform; `barlow-fast doctor` reports what is missing. Set BARLOW_FAST_NATIVE=require to
   make that an error, or =skip not to build at all.
-* Links of the long description are absolute, to the address that pyproject.toml has.
+* Links of the long description are absolute, to the address in README.md.
 """
 
 import os
@@ -183,8 +183,8 @@ def packages():
 
 
 def repository():
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return re.search(r'^repository = "(.+)"$', text, re.MULTILINE)[1]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.search(r"^    git clone (\S+)$", text, re.MULTILINE)[1]
 
 
 def long_description():

@@ -10,7 +10,7 @@ matrices, which `explain` says before anything runs.
 
 Images are mosaics of four of scikit-learn's digits. Views differ in brightness, noise and pixels
 that are missing, not in place. In the end a linear classifier, applied to every place of the
-maps, tells the digit that the place belongs to: on noisy views of mosaics of unseen digits, where
+maps, predicts the digit of the place: on noisy views of mosaics of unseen digits, where
 there is ink, against the same classifier on the pixels around each place and on an encoder that
 learned nothing.
 

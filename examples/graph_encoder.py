@@ -7,12 +7,12 @@ Two views of a graph are the graph with some edges left out and some features ma
 Barlow Twins (Bielak, Kajdanowicz and Chawla, 2021). All nodes are one batch: N = 1797 and D =
 128, so the loss takes the D x D matrix, the smaller one, which `explain` says.
 
-The graph is made of scikit-learn's digits: a node sees the upper half of its image, and knows the
-eight images with the most similar lower halves. A linear probe tells the digit from few labels:
+The graph is made of scikit-learn's digits: a node has the upper half of its image, and edges to the
+eight images with the most similar lower halves. A linear probe predicts the digit from few labels:
 from the upper half alone, from an encoder that learned nothing, and from the learned one.
 
-Takes about 8 seconds on two cores, and prints about 70 %, 81 % and 83 %: most comes from looking
-at neighbours at all, which the untrained encoder does too.
+Takes about 8 seconds on two cores, and prints about 70 %, 81 % and 83 %: most of the gain comes from
+the neighbours, which the untrained encoder uses too.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def criterion_of(loss: str) -> Iterator[nn.Module]:
 
 
 class BarlowTwins(nn.Module):
-    """A backbone and the head whose output the loss sees."""
+    """A backbone and the head whose output the loss receives."""
 
     def __init__(self) -> None:
         super().__init__()

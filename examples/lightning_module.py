@@ -11,8 +11,8 @@ and schedule; subclass it to change any of them.
 Precision: the loss takes what the projector yields under `bf16-mixed` or `16-mixed` and adds up in
 float32, so there is nothing to disable around it.
 
-Several devices: under DDP every process sees its own part of the batch, and the loss is that of all
-parts together, with its exact gradient. `ViewLoader` deals the samples to the ranks itself, so
+Several devices: under DDP every process has its own part of the batch, and the loss is that of all
+parts together, with its exact gradient. `ViewLoader` distributes the samples over ranks itself, so
 Lightning adds no sampler.
 
 Takes about 15 seconds on two cores; the loss falls from about 400 to below 100, and nearest

@@ -4,7 +4,7 @@
     python examples/plain_torch.py --steps 40 --seed 3
 
 Learns scikit-learn's handwritten digits without their labels: two random views of every image go
-through the same network, and the loss asks for the same embedding with independent dimensions.
+through the same network, and the loss rewards equal embeddings with independent dimensions.
 Labels are used once, at the end: nearest neighbours on the encoder's features.
 
 Takes about 15 seconds on two cores. Prints a loss that falls from about 400 to 65, and the

@@ -5,8 +5,8 @@
 
 Two views of a row are the row with some cells replaced by other rows' values of the same columns,
 as in SCARF (Bahri et al., ICLR 2022), which pairs them with another loss. The table is
-scikit-learn's digits: 1797 rows, 64 columns of numbers, whose arrangement in an image nobody
-tells the network.
+scikit-learn's digits: 1797 rows, 64 columns of numbers, whose arrangement in an image the
+network does not know.
 
 Labels are scarce: a linear probe gets a few of each class, draws them ten times, and is scored on
 held-out rows, on the raw columns and on the embeddings. Takes about 10 seconds on two cores, and

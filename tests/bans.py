@@ -1,4 +1,7 @@
-"""Textual bans for traps that cost somebody a day already; run by `make lint` and pre-commit."""
+"""Textual bans: known errors, and words that the glossary of CONTRIBUTING.md replaces.
+
+Run by `make lint` and pre-commit.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,33 @@ BANS = (
     (r"\bpickle\.loads?\(", "nothing unpickles data here"),
     (r"-ffast-math", "NaN must stay NaN"),
     (r"torch\.distributed\.nn\.functional", "deprecated: use an autograd.Function of our own"),
-    (r"SIGSTOP|SIGCONT", "a stopped process may stay for ever: do not ask it for work instead"),
+    (r"SIGSTOP|SIGCONT", "a stopped process may never end: give it no work instead"),
+)  # fmt: skip
+# (what is replaced, by what), in code, comments and documents; an underscore ends a word. The
+# glossary of CONTRIBUTING.md has the terms.
+WORDS = (
+    (r"companions?", "centres (gram form) or squares (correlation form)"),
+    (r"copy engines?|(?<!async\.)bulk", "TMA"),
+    (r"processors", "num_sms, or streaming multiprocessors"),
+    (r"(whole|split) tiles?", "full tiles, split-K tiles"),
+    (r"without_memory", "_fake"),
+    (r"given_precision", "precision_under_autocast"),
+    (r"explained(?=\()", "communication_errors"),
+    (r"trees(?=[=:]| is )", "use_all_reduce"),
+    # `file.tell()` is Python's.
+    (r"tells?(?!\(\))|told|telling", "report, state, show, distinguish, request"),
+    (r"(go|goes|going|went|gone) on", "continue, resume"),
+    (r"(stand|stands|standing|stood) still", "wait"),
+    (r"ask(s|ed|ing)? for", "request, requested, need"),
+    (r"of others", "of other libraries, ranks, ..."),
+    (r"whoever", "any caller, reader, process, ..."),
+    (r"a word", "a value, a name, a message"),
+    (r"sees", "receives, reads, contains"),
+    (r"steers?|steering", "control, change"),
+    (r"speaks?|spoke|spoken", "log, print, use"),
+    (r"seldom", "rarely"),
+    (r"for ever", "forever, without end"),
+    (r"daily bread|yardsticks?", "the plain term: expected, baseline"),
 )  # fmt: skip
 # In what users run: files and environment variables hold what others wrote.
 PACKAGE_BANS = (
@@ -48,6 +77,9 @@ FACTORIES = {
 }  # fmt: skip
 PACKAGES = ("barlow_fast/", "kernels/")
 SUFFIXES = {".py", ".cpp", ".h", ".txt"}
+WORD_SUFFIXES = {".py", ".cpp", ".h", ".md", ".toml", ".yml"}
+# The changelog is history; the pages of bench/results are generated from code that is checked.
+WORD_EXEMPT = ("CHANGELOG.md", "bench/results/", "tests/bans.py", "tests/test_structure.py")
 # This file names what it bans; the others pickle losses, and read what they wrote themselves.
 EXEMPT = {"tests/bans.py", "tests/loss/test_interface.py", "tests/adapters/test_pickles.py"}
 TEST_EXEMPT = {"tests/ended.py", "tests/versions.py", "tests/bench/test_turns.py"}
@@ -79,6 +111,18 @@ def offences(path: Path, name: str) -> list[str]:
             for line, factory in without_device(path.read_text())
         ]
     return found
+
+
+def replaced_words(path: Path, name: str) -> list[str]:
+    """'file:line: reason' for every word that the glossary replaces, each once a line."""
+    if path.suffix not in WORD_SUFFIXES or name.startswith(WORD_EXEMPT):
+        return []
+    return [
+        f"{name}:{number}: {found[0]!r} is: {term}"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for pattern, term in WORDS
+        if (found := re.search(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z])", line, re.IGNORECASE))
+    ]
 
 
 def other_ways_out(source: str) -> list[int]:
@@ -115,7 +159,12 @@ def main() -> int:
         text=True,
         check=True,
     ).stdout.splitlines()
-    found = [o for name in tracked if (root / name).is_file() for o in offences(root / name, name)]
+    present = [name for name in tracked if (root / name).is_file()]
+    found = [
+        offence
+        for name in present
+        for offence in (*offences(root / name, name), *replaced_words(root / name, name))
+    ]
     print("\n".join(found) if found else f"no banned text in {len(tracked)} files")
     return 1 if found else 0
 

@@ -169,7 +169,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built):
 def test_the_address_of_the_repository_is_in_one_place():
     """A fork replaces it there."""
     (address,) = re.findall(
-        r'^repository = "https://(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M
+        r"^    git clone https://(.+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M
     )
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "grep", "-lF", address, "--", ":!CHANGELOG.md"],
@@ -178,7 +178,7 @@ def test_the_address_of_the_repository_is_in_one_place():
     )
     if listed.returncode > 1:
         pytest.skip("not a git checkout")
-    assert listed.stdout.split() == ["pyproject.toml"]
+    assert listed.stdout.split() == ["README.md"]
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -17,7 +17,7 @@ from barlow_fast.kernels import why_unusable
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "support.md").read_text(encoding="utf-8")
 PYTHONS = sorted({row.python for row in MATRIX}, key=versions.numbers)
 OLDEST, NEWEST = MATRIX[0], MATRIX[-1]
 MISSING = Row("2.15.0", "3.9.0", "3.99", "3.10")
@@ -45,8 +45,8 @@ def test_metadata_asks_for_the_oldest_that_is_run():
     assert set(versions.TOOLS) <= set(re.findall(r'"([^"]+)"', tests))
 
 
-def test_the_readme_has_the_same_table():
-    section = README.partition("## Supported versions\n")[2].partition("\n## ")[0]
+def test_the_documentation_has_the_same_table():
+    section = DOCUMENT.partition("## Versions\n")[2].partition("\n## ")[0]
     rows = re.findall(
         r"^\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", section, re.M
     )

@@ -47,8 +47,8 @@ class Row(NamedTuple):
         return "numpy<2.4" if self.triton.startswith("3.6.") else "numpy"
 
 
-# Oldest first. README.md has the same table; pyproject.toml and the workflows must agree with it
-# (test_packaging.py).
+# Oldest first. docs/support.md has the same table; pyproject.toml and the workflows must agree
+# with it (test_versions.py).
 MATRIX = (
     Row("2.10.0", "3.6.0", "3.10", "3.10"),
     Row("2.11.0", "3.6.0", "3.12", "3.10"),

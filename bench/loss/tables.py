@@ -6,19 +6,22 @@ replays. Older rows lack some columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.console import aligned
 from bench.devices import GRAPH, WHOLE
 from bench.grids import CPU_GRID, CUDA_GRID, Case, Grid
 from bench.inputs import CUDA_VARIANTS
-from bench.markdown import details, short, table_line, times
+from bench.markdown import details, short, table, table_line, times
 from bench.peers import discover
+from bench.plots import drawing
 from bench.results import Row
 
 Groups = dict[tuple[int, int], dict[str, Row]]
 # What the README shows beside the fastest of the public implementations.
 SHOWN = ("official", "lightly", "gram-plain")
+# Of the table in the README at the root: from many features for few samples to the reverse.
+OVERVIEW_SHAPES = ((256, 1024), (256, 8192), (1024, 4096), (1024, 1024), (16384, 256))
 NOT_PUBLIC = ("gram-plain", "gram-compiled")  # nobody ships the Gram form
 FLOOR = (
     "floor = 6·N·D·min(N, D) / (GEMM rate) + bytes / (copy bandwidth), with each input read twice "
@@ -64,6 +67,33 @@ def tables(rows: Sequence[Row], brief: bool) -> str:
             if not brief:
                 parts += [_long_table(groups, layout), *_problems(groups, layout)]
     return "\n\n".join([_reading(layout, brief), *parts]) if parts else ""
+
+
+def overview(files: Mapping[str, Sequence[Row]]) -> str:
+    """A few float32 shapes on all machines side by side, for the README at the root."""
+    heads, columns, sources = ["N × D"], [], []
+    for name, rows in drawing.rows_of(files, "loss"):
+        layout = Layout(rows)
+        groups = _groups(rows, "fp32", layout.grid)
+        if any(shape in groups for shape in OVERVIEW_SHAPES):
+            machine = drawing.device(rows)
+            heads += [f"{machine}: barlow_fast", "fastest other", "official"]
+            columns.append([_overview_cells(groups.get(s, {}), layout) for s in OVERVIEW_SHAPES])
+            sources.append(f"`bench/results/{name}`")
+    if not columns:
+        return ""
+    lines = [
+        [f"{n} × {d}", *(cell for cells in shape for cell in cells)]
+        for (n, d), *shape in zip(OVERVIEW_SHAPES, *columns, strict=True)
+    ]
+    return f"{table(heads, lines, left=0)}\n\nRows: {', '.join(sources)}."
+
+
+def _overview_cells(group: dict[str, Row], layout: Layout) -> list[str]:
+    ours = _timed(group, "ours")
+    others = (fastest_public(group, layout), group.get("official"))
+    own = f"**{_cell(ours, None, layout)}**" if ours else "–"
+    return [own, *(_cell(other, ours, layout) for other in others)]
 
 
 def printed(case: Case, rows: Sequence[Row]) -> str:

@@ -89,7 +89,8 @@ def build(folder: Path) -> str:
     """Writes the repository into `folder`, over a build that is there; the name of the build."""
     files = sources()
     identity = name_of(files)
-    url = re.search(r'^repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    url = re.search(r"^    git clone (\S+)$", readme, re.M)[1]
     metadata = {
         "id": identity,
         "name": "barlow-fast",

@@ -240,8 +240,10 @@ def test_rows_of_other_ranks_are_another_group(tmp_path):
     assert [(r["ranks"], r["median_s"]) for r in results.read(path)] == [(2, 1.0), (4, 2.0)]
 
 
-def test_the_readme_has_a_block_for_it():
-    assert "distributed" in report.blocks(report.README.read_text(encoding="utf-8"))
+def test_the_results_have_a_page_for_it():
+    files = report.machine_files(results.FOLDER)
+    assert "](distributed.md)" in report.index(files)
+    assert (results.FOLDER / "distributed.md").is_file()
 
 
 @pytest.mark.parametrize(

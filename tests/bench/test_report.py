@@ -73,6 +73,15 @@ def test_blocks_are_rewritten_and_nothing_else(folder):
     assert invoke([*command, "--check"]).exit_code == 0
 
 
+def test_the_overview_has_all_machines_side_by_side(folder):
+    results.merge(folder / "cpu-other.jsonl", [row("ours", 10.0), row("vissl", 50.0)])
+    text = report.block("overview", report.machine_files(folder))
+    assert "| N × D | Example CPU, 2 cores: barlow_fast | fastest other | official |" in text
+    assert "| 256 × 8192 | **12.5** | 1250 (100×) | 1250 (100×) | **10** | 50 (5.0×) | – |" in text
+    assert "| 1024 × 1024 | – | – | – | – | – | – |" in text
+    assert "Rows: `bench/results/cpu-example.jsonl`, `bench/results/cpu-other.jsonl`." in text
+
+
 def test_memory_table(folder):
     rows = {
         "suite": "memory", "n": 512, "d": 65536, "dtype": "fp32", "peer": "ours",
