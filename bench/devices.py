@@ -11,20 +11,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
-import shutil
-import subprocess
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from bench import cuda_peaks, floor, memory_limit, peak_memory, provenance
+from bench import floor, memory_limit, peak_memory, provenance
 from bench.grids import CPU_GRID, CUDA_GRID, Grid
 from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
-from bench.timing import Budget
+from bench.timing import Budget, NoGraphError
 
 Action = Callable[[], object]
 T = TypeVar("T")
@@ -32,31 +31,26 @@ KINDS = ("cpu", "cuda")
 CROWDED_SHARE = 0.6  # of the memory: beyond it the peers push each other's cached blocks out
 EVICT_BYTES = 256 << 20  # read to empty the L2; at least four times its size
 GRAPH_WARM_UPS = 3
+# Cubes, and the long thin products that the loss consists of.
+GEMM_SHAPES = (
+    (512, 512, 512),
+    (1024, 1024, 1024),
+    (2048, 2048, 2048),
+    (256, 256, 8192),
+    (256, 8192, 256),
+)
+COPY_MIB = (128, 256)  # beyond most last-level caches
+# The same of a GPU, and the most of its memory that they may take.
+GEMM_SIZE, GEMM_SHARE = 8192, 0.05
+COPY_BYTES, COPY_SHARE = 2 << 30, 0.1
+PEAK_TRIES = 15
 DEFAULT_L2 = 50 << 20
 # The times of a pass by the prefix of their columns in a row.
 WHOLE, FORWARD, GRAPH = "", "forward_", "graph_"
 
 
-class NoGraphError(Exception):
-    """A device or a peer that cannot run from a captured graph, with the reason."""
-
-
 class DeviceLostError(Exception):
     """The CUDA context is broken: whatever runs next in this process fails as well."""
-
-
-class Peaks(Protocol):
-    """Rates of a device that `floor_seconds` needs, and what a row says of them."""
-
-    copy: float
-
-    def gemm(self, name: str) -> float:
-        """GFLOP/s that bound the products of a variant."""
-        ...
-
-    def as_fields(self) -> dict[str, Any]:
-        """For a row of results."""
-        ...
 
 
 class Cpu:
@@ -115,9 +109,25 @@ class Cpu:
         """What its rows of the loss and of memory begin with."""
         return {}
 
-    def peaks(self) -> Peaks:
+    def peaks(self) -> floor.Peaks:
         """Measured now."""
-        return floor.measure_peaks()
+        return floor.measure(self)
+
+    def gemm_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """(M, N, K) of the products whose best rate is the peak."""
+        return GEMM_SHAPES
+
+    def copy_sizes(self) -> Sequence[int]:
+        """Bytes of the copies whose best rate is the peak."""
+        return [mib << 20 for mib in COPY_MIB]
+
+    def sustained(self, action: Action, seconds: float) -> float:
+        """Seconds of one call among many, for a peak: the best of those in `seconds`."""
+        action()
+        best, end = float("inf"), time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            best = min(best, self.call_seconds(action))
+        return best
 
     def cores(self) -> set[int] | None:
         """Those that the processes of a comparison share; None for all."""
@@ -245,9 +255,32 @@ class Cuda:
         """Identifies the device in the state of `make gpu`."""
         return {"name": self.properties.name, "slug": self.slug()}
 
-    def peaks(self) -> Peaks:
-        """Measured now, in a few seconds."""
-        return cuda_peaks.measure(self)
+    def peaks(self) -> floor.Peaks:
+        """Measured now."""
+        return floor.measure(self)
+
+    def gemm_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """One large cube, smaller where three float32 matrices would not fit easily."""
+        size = GEMM_SIZE
+        while 3 * 4 * size**2 > GEMM_SHARE * self.properties.total_memory:
+            size //= 2
+        return [(size, size, size)]
+
+    def copy_sizes(self) -> Sequence[int]:
+        """Bytes of one large copy."""
+        return [int(min(COPY_BYTES, COPY_SHARE * self.properties.total_memory))]
+
+    def sustained(self, action: Action, seconds: float) -> float:
+        """Seconds of one call among many, for a peak: the median of some, warm, as the rate of a
+        long computation is."""
+        for _ in range(GRAPH_WARM_UPS):
+            action()
+        torch.cuda.synchronize()
+        samples: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(samples) < 5 or (len(samples) < PEAK_TRIES and time.perf_counter() < end):
+            samples.append(_elapsed(action)[0])
+        return statistics.median(samples)
 
     def cores(self) -> set[int] | None:
         """All of them feed a GPU."""
@@ -266,14 +299,9 @@ class Cuda:
         return {WHOLE: seconds}, outcome
 
     def _called(self, action: Callable[[], T]) -> tuple[float, T]:
-        start, end = _event(), _event()
         self._evict()
         torch.cuda.synchronize()
-        start.record()
-        outcome = action()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3, outcome
+        return _elapsed(action)
 
     def capture(self, action: Action) -> tuple[Callable[[], None], object]:
         """(replay, outcome): a graph of one call, whose replays rewrite `outcome`.
@@ -316,13 +344,8 @@ class Cuda:
     def replay_seconds(self, replay: Callable[[], None]) -> float:
         """One replay with cold caches. It is queued behind the read that empties the caches, so the
         launch is hidden and what remains is the time of the device."""
-        start, end = _event(), _event()
         self._evict()
-        start.record()
-        replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return _elapsed(replay)[0]
 
     def new_graphs(self) -> None:
         """Graphs from now on get a pool of their own; that of earlier ones goes with the last."""
@@ -373,8 +396,14 @@ class Cuda:
         self._evicted.sum()
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)
+def _elapsed(action: Callable[[], T]) -> tuple[float, T]:
+    """(seconds between events, outcome)."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    outcome = action()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3, outcome
 
 
 Device = Cpu | Cuda
@@ -403,16 +432,7 @@ def driver_version() -> str | None:
     except OSError:
         text = ""
     found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
-    if found:
-        return found.group(1)
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return next(iter(done.stdout.split()), None) if done.returncode == 0 else None
+    return found and found.group(1)
 
 
 def out_of_memory(problem: str) -> bool:

@@ -4,55 +4,63 @@
     bytes = (each input read twice + each gradient written once) = 6 N D * (element size)
 
 6 N D min(N, D) operations are what the loss and its gradients take on the smaller side, with
-symmetric products halved (kernels/README.md). Peaks are the best of several sizes and many tries,
-in warm memory where that helps: the most favourable reading of the machine gives the hardest floor.
+symmetric products halved (kernels/README.md). A device decides how a rate is taken (`sustained`):
+a CPU's is the best of several sizes and many tries, in warm memory where that helps, as the most
+favourable reading of the machine gives the hardest floor; a GPU's is the median of several tries.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
-# Cubes, and the long thin products that the loss consists of.
-GEMM_SHAPES = (
-    (512, 512, 512),
-    (1024, 1024, 1024),
-    (2048, 2048, 2048),
-    (256, 256, 8192),
-    (256, 8192, 256),
-)
-PEAK_SECONDS = 8.0
-# Memory is shared with whoever else is on the machine: its best takes longer to see.
-COPY_WEIGHT = 3
-COPY_MIB = (128, 256)  # beyond most last-level caches; the best counts
+from bench.inputs import Variant
+from bench.timing import NoGraphError
+
+SECONDS = 0.5  # for each product, and for a launch
+# Memory is shared with all other programs of the machine: its best takes longer to see.
+COPY_SECONDS = 1.5
+LAUNCHES = 200
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured rates: GEMM in GFLOP/s; copy in GB/s, bytes read and bytes written both counted;
-    one operation on one element, called from Python, in microseconds."""
+    """Measured rates: GEMM in GFLOP/s; copy in GB/s, bytes read and bytes written both counted; one
+    operation on one element in microseconds, called from Python and within a captured graph. None
+    where the device has none."""
 
     gemm_fp32: float
     gemm_bf16: float
     copy: float
-    launch: float = 0.0
+    launch_eager_us: float = 0.0
+    gemm_tf32: float | None = None
+    gemm_fp16: float | None = None
+    launch_graph_us: float | None = None
 
     def gemm(self, name: str) -> float:
-        """The rate that bounds products of `name`: 'fp32' or 'bf16'."""
-        return {"fp32": self.gemm_fp32, "bf16": self.gemm_bf16}[name]
+        """The rate that bounds products of 'fp32', 'tf32', 'bf16' or 'fp16'.
 
-    def as_fields(self) -> dict[str, float]:
+        Three TF32 products give float32 quality, so float32 is bounded by the better of the float32
+        units and a third of the TF32 rate.
+        """
+        if name == "fp32":
+            return max(self.gemm_fp32, (self.gemm_tf32 or 0.0) / 3)
+        return getattr(self, f"gemm_{name}")
+
+    def as_fields(self) -> dict[str, Any]:
         """For a row of results."""
-        names = {
-            "gemm_fp32": "gemm_fp32_gflops",
-            "gemm_bf16": "gemm_bf16_gflops",
-            "copy": "copy_gbps",
-            "launch": "launch_eager_us",
+        units = {"gemm": "_gflops", "copy": "_gbps", "launch": ""}
+        fields: dict[str, Any] = {
+            f"{name}{units[name.partition('_')[0]]}": round(value, 3)
+            for name, value in asdict(self).items()
+            if value is not None
         }
-        return {names[key]: round(value, 2) for key, value in asdict(self).items()}
+        if self.gemm_tf32 is not None:
+            thirds = self.gemm_tf32 / 3 > self.gemm_fp32
+            fields["fp32_floor_rate"] = "TF32 GEMM / 3" if thirds else "fp32 GEMM"
+        return fields
 
 
 def operations(n: int, d: int) -> int:
@@ -71,44 +79,49 @@ def floor_seconds(n: int, d: int, element_size: int, gemm_gflops: float, copy_gb
     return compute + moved_bytes(n, d, element_size) / (copy_gbps * 1e9)
 
 
-def measure_peaks() -> Peaks:
-    """Measures all of them in about PEAK_SECONDS."""
-    share = PEAK_SECONDS / (2 * len(GEMM_SHAPES) + COPY_WEIGHT * len(COPY_MIB))
-    return Peaks(
-        gemm_fp32=max(_gemm_rate(*shape, torch.float32, share) for shape in GEMM_SHAPES),
-        gemm_bf16=max(_gemm_rate(*shape, torch.bfloat16, share) for shape in GEMM_SHAPES),
-        copy=max(_copy_rate(mib << 20, COPY_WEIGHT * share) for mib in COPY_MIB),
-        launch=_launch_microseconds(),
-    )
+def measure(device: Any) -> Peaks:
+    """Measures all peaks of a device, in about eight seconds on a CPU, five on a GPU."""
+    rates = {}
+    for variant in device.variants.values():
+        name = f"gemm_{variant.gemm}"
+        rates[name] = rates.get(name) or _gemm_rate(device, variant)
+    copy = max(_copy_rate(device, size) for size in device.copy_sizes())
+    eager, graph = _launch_microseconds(device)
+    device.release()
+    return Peaks(**rates, copy=copy, launch_eager_us=eager, launch_graph_us=graph)
 
 
-def _launch_microseconds() -> float:
-    one, calls = torch.zeros(1), 1000
-
-    def call() -> None:
-        for _ in range(calls):
-            one.add_(1)
-
-    return _best(call, 0.05) / calls * 1e6
+def _gemm_rate(device: Any, variant: Variant) -> float:
+    dtype = variant.half if variant.autocast else variant.dtype
+    with variant.products(), device.torch:
+        return max(_product_rate(device, *shape, dtype) for shape in device.gemm_shapes())
 
 
-def _gemm_rate(m: int, n: int, k: int, dtype: torch.dtype, seconds: float) -> float:
+def _product_rate(device: Any, m: int, n: int, k: int, dtype: torch.dtype) -> float:
     a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
     out = torch.empty(m, n, dtype=dtype)
-    return 2 * m * n * k / _best(lambda: torch.mm(a, b, out=out), seconds) / 1e9
+    return 2 * m * n * k / device.sustained(lambda: torch.mm(a, b, out=out), SECONDS) / 1e9
 
 
-def _copy_rate(size: int, seconds: float) -> float:
-    source = torch.randn(size // 4)
+def _copy_rate(device: Any, size: int) -> float:
+    source = torch.randn(size // 4, device=device.torch)
     target = torch.zeros_like(source)  # written, so that no page is faulted in while the clock runs
-    return 2 * size / _best(lambda: target.copy_(source), seconds) / 1e9
+    return 2 * size / device.sustained(lambda: target.copy_(source), COPY_SECONDS) / 1e9
 
 
-def _best(action: Callable[[], object], seconds: float) -> float:
-    action()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        action()
-        best = min(best, time.perf_counter() - start)
-    return best
+def _launch_microseconds(device: Any) -> tuple[float, float | None]:
+    """For one of many one-element operations in a row: from Python, and in a graph."""
+    one = torch.zeros(1, device=device.torch)
+
+    def many() -> None:
+        for _ in range(LAUNCHES):
+            one.add_(1)
+
+    scale = 1e6 / LAUNCHES
+    try:
+        replay, _ = device.capture(many)
+    except NoGraphError:
+        return device.sustained(many, SECONDS / 10) * scale, None
+    times = device.sustained(many, SECONDS) * scale, device.sustained(replay, SECONDS) * scale
+    device.new_graphs()
+    return times

@@ -24,7 +24,7 @@ MEASURED = (
     "bench/suites/loss.py",
     "bench/suites/memory.py",
     "bench/peak_memory.py",
-    "bench/cuda_peaks.py",
+    "bench/floor.py",
     "bench/gpu/profile.py",
 )
 VIEWED = (
@@ -36,7 +36,7 @@ VIEWED = (
     "bench/devices.py",
     "bench/views/*.py",
     "bench/suites/views.py",
-    "bench/cuda_peaks.py",
+    "bench/floor.py",
 )
 TRAINED = (
     *CODE,

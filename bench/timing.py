@@ -11,6 +11,10 @@ FEWEST, MOST, FEW = 5, 100, 3
 WARM_UPS = 2  # after the first call, which may compile
 
 
+class NoGraphError(Exception):
+    """A device or a peer that cannot run from a captured graph, with the reason."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """How often to time: `repeats` if given, else for `seconds`, from `fewest` to `most` times;

@@ -19,7 +19,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from bench.peers import LAMBD, Loss, Mathematics, Peer
+from bench.peers import LAMBD, Mathematics, Peer, stateless
 
 SCALE = 0.025
 
@@ -44,16 +44,19 @@ def relaxed_loss(groups: int, z_a: Tensor, z_b: Tensor) -> Tensor:
     return SCALE * (on_diagonal + LAMBD * off_diagonal)
 
 
-def relaxed(groups: int, n: int, d: int, dtype: torch.dtype) -> Loss:
-    """A function without state."""
-    return functools.partial(relaxed_loss, groups)
+def _peer(name: str, groups: int, columns: str) -> Peer:
+    return Peer(
+        name=name,
+        title=f"FFT relaxation{'' if groups == 1 else f', {groups} groups'} (not exact)",
+        source=f"the relaxation of Shigeto et al. (CVPR 2023) in plain torch, {columns}",
+        build=stateless(functools.partial(relaxed_loss, groups)),
+        mathematics=Mathematics(circular_groups=groups, factor=SCALE),
+        exact=False,
+    )
 
 
-PEER = Peer(
-    name="fft",
-    title="FFT relaxation (not exact)",
-    source="the relaxation of Shigeto et al. (CVPR 2023) in plain torch, one group of all columns",
-    build=functools.partial(relaxed, 1),
-    mathematics=Mathematics(circular_groups=1, factor=SCALE),
-    exact=False,
+PEERS = (
+    _peer("fft", 1, "one group of all columns"),
+    # What the authors' default group of 2048 columns makes of D = 8192.
+    _peer("fft-grouped", 4, "4 groups of columns"),
 )

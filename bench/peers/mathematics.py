@@ -70,10 +70,7 @@ class Mathematics:
         n = z_a.shape[0]
         if self.standardises_like_the_paper() and not self.circular_groups:
             return self.factor * reference.barlow_twins_loss(z_a, z_b, self.lambd, self.eps)
-        if self.shared:
-            hat_a, hat_b = self._standardised(torch.cat([z_a, z_b])).split(n)
-        else:
-            hat_a, hat_b = self._standardised(z_a), self._standardised(z_b)
+        hat_a, hat_b = self.standardised(z_a, z_b)
         c = hat_a.T @ hat_b / n
         diagonal = c.diagonal()
         if self.circular_groups:
@@ -85,6 +82,12 @@ class Mathematics:
     def standardises_like_the_paper(self) -> bool:
         """Whether `barlow_fast.reference` standardises in this way (for any eps)."""
         return not (self.unbiased or self.shared) and self.eps_on == "variance"
+
+    def standardised(self, z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Both views, standardised."""
+        if self.shared:
+            return self._standardised(torch.cat([z_a, z_b])).split(len(z_a))
+        return self._standardised(z_a), self._standardised(z_b)
 
     def _standardised(self, z: Tensor) -> Tensor:
         centred = z - z.mean(0)

@@ -1,9 +1,9 @@
-"""barlow_fast with its native kernels: C++ on a CPU, Triton on a CUDA device."""
+"""barlow_fast on its native kernels (C++ on a CPU, Triton on a CUDA device), and on the kernel set
+in plain torch, which an installation without a compiler has."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 
 import torch
 
@@ -12,29 +12,25 @@ from barlow_fast.kernels import why_unusable
 from bench.peers import LAMBD, Loss, Peer
 
 
-def build(n: int, d: int, dtype: torch.dtype) -> Loss:
-    """The module as a user makes it, on the native kernels."""
-    return barlow_fast.BarlowTwinsLoss(lambd=LAMBD, backend="cpu")
+def build(backend: str, n: int, d: int, dtype: torch.dtype) -> Loss:
+    """The module as a user makes it."""
+    return barlow_fast.BarlowTwinsLoss(lambd=LAMBD, backend=backend)
 
 
-def build_triton(n: int, d: int, dtype: torch.dtype) -> Loss:
-    """The module as a user makes it, on the Triton kernels."""
-    return barlow_fast.BarlowTwinsLoss(lambd=LAMBD, backend="triton")
+def _peer(name: str, title: str, backend: str, device: str, double: bool = True) -> Peer:
+    return Peer(
+        name=name,
+        title=title,
+        source=f"barlow_fast {barlow_fast.__version__}, backend='{backend}'",
+        build=functools.partial(build, backend),
+        double=double,
+        ours=True,
+        compile=False,  # these are kernels already
+        unavailable=functools.partial(why_unusable, backend, torch.device(device)),
+    )
 
 
-PEER = Peer(
-    name="ours",
-    title="barlow_fast",
-    source=f"barlow_fast {barlow_fast.__version__}, backend='cpu'",
-    build=build,
-    ours=True,
-    compile=False,  # these are kernels already
-    unavailable=functools.partial(why_unusable, "cpu", torch.device("cpu")),
-)
-CUDA_PEER = replace(
-    PEER,
-    source=f"barlow_fast {barlow_fast.__version__}, backend='triton'",
-    build=build_triton,
-    double=False,  # float64 is judged by the tests, not before every timing
-    unavailable=functools.partial(why_unusable, "triton", torch.device("cuda")),
-)
+PEER = _peer("ours", "barlow_fast", "cpu", "cpu")
+# float64 is checked by the tests, not before every timing.
+CUDA_PEER = _peer("ours", "barlow_fast", "triton", "cuda", double=False)
+PEERS = (_peer("ours-aten", "barlow_fast (aten)", "aten", "cpu"),)

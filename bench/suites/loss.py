@@ -9,8 +9,8 @@ from typing import Annotated
 
 from bench import cli, devices, peers, results, sources
 from bench.cli import Option
-from bench.devices import FORWARD, GRAPH, WHOLE, Device, Peaks
-from bench.floor import floor_seconds
+from bench.devices import FORWARD, GRAPH, WHOLE, Device
+from bench.floor import Peaks, floor_seconds
 from bench.grids import Case, Grid
 from bench.inputs import parse_shapes, parse_variants
 from bench.loss import tables as loss_tables

@@ -15,7 +15,7 @@ import pytest
 import torch
 from invoked import invoke
 
-from bench import agreement, cuda_peaks, devices, exits, peers, results, sources
+from bench import agreement, devices, exits, floor, peers, results, sources
 from bench.peers import discover
 from bench.peers.gram_plain import gram_loss
 from bench.suites import views
@@ -112,9 +112,8 @@ def cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
     monkeypatch.setattr(devices, "EVICT_BYTES", 1 << 20)
-    monkeypatch.setattr(cuda_peaks, "GEMM_SIZE", 32)
-    monkeypatch.setattr(cuda_peaks, "COPY_BYTES", 1 << 16)
-    monkeypatch.setattr(cuda_peaks, "TRY_SECONDS", 0.01)
+    monkeypatch.setattr(devices, "GEMM_SIZE", 32)
+    monkeypatch.setattr(devices, "COPY_BYTES", 1 << 16)
     device = devices.Cuda()
     device.torch, device.stand_in = torch.device("cpu"), stand_in
     monkeypatch.setattr(devices, "Cuda", lambda: device)
@@ -137,7 +136,7 @@ def test_all_peaks_are_measured_and_the_precision_is_put_back(cuda):
     found = cuda.peaks()
     assert min(vars(found).values()) > 0
     assert torch.get_float32_matmul_precision() == before
-    assert found.launch_graph_us == pytest.approx(2000 / cuda_peaks.LAUNCHES, rel=1)
+    assert found.launch_graph_us == pytest.approx(2000 / floor.LAUNCHES, rel=1)
 
 
 def test_captures_warm_up_aside_and_share_stream_and_pool(cuda):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.floor import Peaks, floor_seconds, measure_peaks, moved_bytes, operations
+from bench.devices import Cpu
+from bench.floor import Peaks, floor_seconds, measure, moved_bytes, operations
 
 
 @pytest.mark.parametrize(("n", "d"), [(256, 8192), (65536, 128), (1024, 1024)])
@@ -24,9 +25,9 @@ def test_floor_adds_compute_and_traffic():
 
 
 def test_peaks_are_positive_and_named():
-    peaks = measure_peaks()
+    peaks = measure(Cpu())
     assert min(peaks.gemm_fp32, peaks.gemm_bf16, peaks.copy) > 0
-    assert 0.05 < peaks.launch < 1000  # microseconds
+    assert 0.05 < peaks.launch_eager_us < 1000  # microseconds
     assert peaks.gemm("bf16") == peaks.gemm_bf16
     assert Peaks(1.0, 2.0, 3.0, 4.0).as_fields() == {
         "gemm_fp32_gflops": 1.0,

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from bench import agreement, devices, sources
-from bench.cuda_peaks import CudaPeaks
 from bench.devices import Cpu, DeviceLostError, NoGraphError
 from bench.floor import Peaks
 from bench.grids import CUDA_GRID, Case
@@ -240,10 +239,10 @@ def test_compilation_is_bounded():
 def test_float32_is_bounded_by_the_better_of_two_rates():
     fields = {"gemm_bf16": 800e3, "gemm_fp16": 800e3, "copy": 3000.0}
     fields |= {"launch_eager_us": 4.0, "launch_graph_us": 1.0}
-    peaks = CudaPeaks(gemm_fp32=50e3, gemm_tf32=390e3, **fields)
+    peaks = Peaks(gemm_fp32=50e3, gemm_tf32=390e3, **fields)
     assert peaks.gemm("fp32") == 130e3
     assert peaks.as_fields()["fp32_floor_rate"] == "TF32 GEMM / 3"
-    peaks = CudaPeaks(gemm_fp32=50e3, gemm_tf32=90e3, **fields)
+    peaks = Peaks(gemm_fp32=50e3, gemm_tf32=90e3, **fields)
     assert peaks.gemm("fp32") == 50e3
     assert peaks.as_fields()["fp32_floor_rate"] == "fp32 GEMM"
     assert peaks.gemm("tf32") == 90e3

@@ -25,7 +25,7 @@ def cases(*shapes):
 @pytest.fixture(autouse=True)
 def peaks(monkeypatch):
     """Measuring them takes seconds."""
-    monkeypatch.setattr(floor, "measure_peaks", lambda: floor.Peaks(100.0, 200.0, 20.0))
+    monkeypatch.setattr(floor, "measure", lambda device: floor.Peaks(100.0, 200.0, 20.0))
 
 
 def test_the_forward_half_is_part_of_every_call(measure):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -15,29 +14,23 @@ import torch
 from bench import agreement, peers
 from bench.grids import Case
 from bench.inputs import FP64, VARIANTS, random_pair
-from bench.peers import DEFAULT_ON_CUDA, Peer, choose, compiled, discover, installation
+from bench.peers import DEFAULT_ON_CUDA, Peer, choose, compiled, discover, installed
 from bench.peers.mathematics import LAMBD, PAPER, Mathematics
 
 KNOWN = discover()
 EAGER = [peer for peer in KNOWN.values() if not peer.compiles]
 OTHERS = [peer for peer in EAGER if not peer.ours]
 FP32 = VARIANTS["fp32"]
-# Real libraries, and the file with the same formula for machines that lack them.
-FORMULAS = {
-    "lightly": "lightly_formula",
-    "monai": "monai_formula",
-    "stable_pretraining": "stable_pretraining_formula",
-}
-
-
-def formula_peers():
-    return [importlib.import_module(f"bench.peers.{name}").PEER for name in FORMULAS.values()]
+# Those of libraries that are measured themselves where they are installed.
+FORMULAS = [
+    KNOWN[name] for name in ("lightly-formula", "monai-formula", "stable-pretraining-formula")
+]
 
 
 @pytest.mark.parametrize("peer", EAGER, ids=[peer.name for peer in EAGER])
 def test_each_peer_agrees_with_its_mathematics(peer):
     reason = peer.unavailable()
-    if reason is not None and peer not in formula_peers():
+    if reason is not None and peer not in FORMULAS:
         pytest.skip(reason)
     assert agreement.check_small(peer, list(VARIANTS.values())) is None
 
@@ -45,7 +38,7 @@ def test_each_peer_agrees_with_its_mathematics(peer):
 @pytest.mark.parametrize("peer", EAGER, ids=[peer.name for peer in EAGER])
 def test_each_peer_agrees_at_a_timed_shape(peer):
     reason = peer.unavailable()
-    if reason is not None and peer not in formula_peers():
+    if reason is not None and peer not in FORMULAS:
         pytest.skip(reason)
     for n, d in ((16, 48), (48, 16)):
         for variant in VARIANTS.values():
@@ -174,7 +167,7 @@ PRODUCTS = {"matmul", "einsum", "mm", "rfft", "fft_rfft"}
 def test_what_takes_the_time_is_compiled_and_not_left_to_eager_mode(peer, monkeypatch):
     """Captured as for torch.compile, run by the interpreter of graphs: inductor takes seconds."""
     reason = peer.unavailable()
-    if reason is not None and peer not in formula_peers():
+    if reason is not None and peer not in FORMULAS:
         pytest.skip(reason)
     seen, plain = set(), torch.compile
 
@@ -219,7 +212,7 @@ def test_a_compiled_form_that_fails_is_named_and_stops_nothing(measure, monkeypa
 
 
 def test_reasons_name_what_is_missing(monkeypatch):
-    monkeypatch.setattr(installation, "installed", lambda module: False)
+    monkeypatch.setattr(installed, "is_installed", lambda module: False)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     known = discover()
     assert known["monai"].unavailable() == "monai is not installed (pip install monai)"
@@ -231,10 +224,10 @@ def test_reasons_name_what_is_missing(monkeypatch):
     assert "compiler" in compiled.why_no_compiler("cuda") or "Triton" in compiled.why_no_compiler(
         "cuda"
     )
-    for peer in formula_peers():
+    for peer in FORMULAS:
         assert peer.unavailable() is None
-    monkeypatch.setattr(installation, "installed", lambda module: True)
-    for peer in formula_peers():
+    monkeypatch.setattr(installed, "is_installed", lambda module: True)
+    for peer in FORMULAS:
         assert "itself is installed" in peer.unavailable()
 
 
