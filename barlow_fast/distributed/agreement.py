@@ -33,6 +33,20 @@ class Agreement:
     rows: tuple[int, ...]  # samples of each rank
     nodes: int  # machines
 
+    def check(self, statistics: str) -> None:
+        """ValueError where there are too few samples to standardise over."""
+        if sum(self.rows) < 2:
+            raise ValueError(
+                f"the loss needs at least 2 samples to standardise over, got {sum(self.rows)} on "
+                "all ranks together"
+            )
+        least = min(self.rows)
+        if statistics == "local" and least < 2:
+            raise ValueError(
+                f"statistics='local' needs at least 2 samples on each rank, got {least} on rank "
+                f"{self.rows.index(least)}"
+            )
+
 
 @dataclass(frozen=True)
 class Report:

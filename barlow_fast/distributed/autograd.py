@@ -38,7 +38,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, on_diagonal, off_diagonal) of the samples of all ranks, without `scale`.
 
-    z_a, z_b: (n_r, D) samples of this rank, checked.
+    z_a, z_b: (n_r, D) samples of this rank, checked. options: checked, precision and backend not
+    'auto'.
 
     Raises:
         ValueError, TypeError: on all ranks, what was wrong on one of them, or in what their calls
@@ -47,21 +48,17 @@ def forward(
     """
     with agreement.errors_reported(group):
         refuse_transforms("the loss of a process group")
-        precision = plan.precision_under_autocast(z_a, options.precision)
-        # The layout decides on the form; kernel sets may differ between ranks.
-        chosen = plan.resolved(z_a, options._replace(form="gram", precision=precision))
-    options = options._replace(precision=chosen.precision)
     shared = agreement.call_of(z_a, z_b, **_compared(options))
     agreed = agreement.agree(shared, z_a.shape[0], node(), group)
     statistics, precision = options.statistics, options.precision
-    _check_rows(agreed.rows, statistics)
+    agreed.check(statistics)
     network = cost.network_of(z_a.device.type, agreed.nodes, precision)
     layout = cost.choose_layout(
         options.layout, options.form, agreed.rows, z_a.shape[1], z_a.dtype, precision, network,
         statistics,
     )  # fmt: skip
     call = Call(
-        load(chosen.backend, precision), group, agreed.rows, z_a.shape[1], z_a.dtype, options.lambd,
+        load(options.backend, precision), group, agreed.rows, z_a.shape[1], z_a.dtype, options.lambd,
         options.eps, precision, statistics, use_all_reduce(group, z_a, agreed.nodes),
     )  # fmt: skip
     need = shared["z_a_requires_grad"] or shared["z_b_requires_grad"]
@@ -78,19 +75,6 @@ def _compared(options: Options) -> dict[str, Any]:
 def use_all_reduce(group: Group, z: Tensor, nodes: int) -> bool:
     """Whether sums over ranks are the backend's own all-reduce: NCCL's, between machines."""
     return nodes > 1 and not group.through_host(z)
-
-
-def _check_rows(rows: tuple[int, ...], statistics: str) -> None:
-    if sum(rows) < 2:
-        raise ValueError(
-            f"the loss needs at least 2 samples to standardise over, got {sum(rows)} on all ranks "
-            "together"
-        )
-    if statistics == "local" and min(rows) < 2:
-        raise ValueError(
-            f"statistics='local' needs at least 2 samples on each rank, got {min(rows)} on rank "
-            f"{rows.index(min(rows))}"
-        )
 
 
 class DistributedLoss(torch.autograd.Function):

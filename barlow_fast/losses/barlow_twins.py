@@ -167,14 +167,16 @@ def _compute(z_a: Tensor, z_b: Tensor, options: Options) -> tuple[Tensor, Tensor
         z_a, z_b = as_matrices(z_a, z_b, at_least=2 if group is None else 0)
         if not compiler.is_compiling():
             options.check()
-    if group is None:
         precision = plan.precision_under_autocast(z_a, options.precision)
+        if group is not None:  # the layout decides on the form
+            chosen = plan.resolved(z_a, options._replace(form="gram", precision=precision))
+    if group is None:
         return ops.barlow_twins(
             z_a, z_b, options.lambd, options.eps, options.form, precision, options.backend
         )
     from ..distributed import autograd
 
-    return autograd.forward(z_a, z_b, options, group)
+    return autograd.forward(z_a, z_b, chosen._replace(form=options.form), group)
 
 
 _NAMES = Options._fields

@@ -6,6 +6,8 @@ anybody's code, and without what makes the adapters fast.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -13,22 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from barlow_fast.adapters import (
-    catalyst,
-    ffcv_ssl,
-    hsic,
-    lifestream,
-    lightly,
-    lightning_tutorial,
-    mmpretrain,
-    mmselfsup,
-    monai,
-    official,
-    solo_learn,
-    stable_pretraining,
-    susmelj,
-    vissl,
-)
+from barlow_fast import adapters
+
+for module in pkgutil.iter_modules(adapters.__path__):
+    importlib.import_module(f"{adapters.__name__}.{module.name}")
+
 
 LAMBDA = 0.0051
 SCALE = 0.025
@@ -81,7 +72,7 @@ class Flat(nn.Module):
 def official_model(d: int, batch_size: int, dtype: torch.dtype, **options: str):
     """The official module of embeddings as they are: an identity for backbone and projector."""
     args = SimpleNamespace(projector=str(d), batch_size=batch_size, lambd=LAMBDA)
-    model = official.BarlowTwins(args, backbone=Flat(), features=d, **options).to(dtype)
+    model = adapters.official.BarlowTwins(args, backbone=Flat(), features=d, **options).to(dtype)
     model.projector = nn.Identity()
     return model
 
@@ -92,7 +83,7 @@ def _head(kind: type[nn.Module], z: Tensor) -> nn.Module:
 
 
 def _vissl(z_a: Tensor, z_b: Tensor) -> Tensor:
-    return vissl.BarlowTwinsCriterion(LAMBDA, SCALE, z_a.shape[1])(torch.cat((z_a, z_b)))
+    return adapters.vissl.BarlowTwinsCriterion(LAMBDA, SCALE, z_a.shape[1])(torch.cat((z_a, z_b)))
 
 
 class Case(NamedTuple):
@@ -104,31 +95,32 @@ class Case(NamedTuple):
 def _interleaved(z_a: Tensor, z_b: Tensor) -> Tensor:
     both = torch.stack((z_a, z_b), 1).flatten(0, 1)
     target = torch.arange(z_a.shape[0]).repeat_interleave(2)
-    return lifestream.BarlowTwinsLoss(LAMBDA)(both, target)
+    return adapters.lifestream.BarlowTwinsLoss(LAMBDA)(both, target)
 
 
 def _ffcv(z_a: Tensor, z_b: Tensor) -> Tensor:
     wide = torch.promote_types(z_a.dtype, torch.float32)
     norm = nn.BatchNorm1d(z_a.shape[1], affine=False, dtype=wide)
-    return ffcv_ssl.BarlowTwinsLoss(norm, BATCH, 1, LAMBDA)(z_a, z_b)
+    return adapters.ffcv_ssl.BarlowTwinsLoss(norm, BATCH, 1, LAMBDA)(z_a, z_b)
 
 
 CASES = {
-    "lightly": Case(of_norm(batch_norm), lightly.BarlowTwinsLoss(LAMBDA)),
+    "lightly": Case(of_norm(batch_norm), adapters.lightly.BarlowTwinsLoss(LAMBDA)),
     "solo_learn": Case(
         of_norm(batch_norm, scale=SCALE),
-        lambda a, b: solo_learn.barlow_loss_func(a, b, LAMBDA, SCALE),
+        lambda a, b: adapters.solo_learn.barlow_loss_func(a, b, LAMBDA, SCALE),
     ),
     "mmpretrain": Case(
         of_norm(batch_norm),
-        lambda a, b: _head(mmpretrain.LatentCrossCorrelationHead, a).loss(a, b),
+        lambda a, b: _head(adapters.mmpretrain.LatentCrossCorrelationHead, a).loss(a, b),
     ),
     "mmselfsup": Case(
-        of_norm(batch_norm), lambda a, b: _head(mmselfsup.LatentCrossCorrelationHead, a)(a, b)
+        of_norm(batch_norm),
+        lambda a, b: _head(adapters.mmselfsup.LatentCrossCorrelationHead, a)(a, b),
     ),
     "mm_matrix": Case(
         of_norm(batch_norm),
-        lambda a, b: mmpretrain.CrossCorrelationLoss(LAMBDA)(
+        lambda a, b: adapters.mmpretrain.CrossCorrelationLoss(LAMBDA)(
             batch_norm(a).T @ batch_norm(b) / a.shape[0]
         ),
     ),
@@ -143,30 +135,33 @@ CASES = {
     ),
     "monai": Case(
         of_norm(lambda z: unbiased(z, outside=1e-6), lambd=float(torch.tensor(LAMBDA))),
-        monai.BarlowTwinsLoss(LAMBDA),
+        adapters.monai.BarlowTwinsLoss(LAMBDA),
     ),
     "stable_pretraining": Case(
-        of_norm(lambda z: unbiased(z, outside=1e-5)), stable_pretraining.BarlowTwinsLoss(LAMBDA)
+        of_norm(lambda z: unbiased(z, outside=1e-5)),
+        adapters.stable_pretraining.BarlowTwinsLoss(LAMBDA),
     ),
     "catalyst": Case(
-        of_norm(lambda z: unbiased(z, inside=1e-12), lambd=1.0), catalyst.BarlowTwinsLoss()
+        of_norm(lambda z: unbiased(z, inside=1e-12), lambd=1.0), adapters.catalyst.BarlowTwinsLoss()
     ),
     "ffcv_ssl": Case(of_norm(batch_norm, divisor=BATCH), _ffcv),
     "lifestream": Case(of_norm(lambda z: z), _interleaved),
-    "susmelj": Case(of_norm(unbiased), susmelj.BarlowTwinsLoss("cpu", LAMBDA), dead_is_nan=True),
+    "susmelj": Case(
+        of_norm(unbiased), adapters.susmelj.BarlowTwinsLoss("cpu", LAMBDA), dead_is_nan=True
+    ),
     "lightning_tutorial": Case(
         of_norm(unbiased, divisor=BATCH),
-        lightning_tutorial.BarlowTwinsLoss(BATCH, LAMBDA),
+        adapters.lightning_tutorial.BarlowTwinsLoss(BATCH, LAMBDA),
         dead_is_nan=True,
     ),
     "hsic": Case(
         of_norm(unbiased),
-        lambda a, b: hsic.barlow_twins_hsic_loss(a, b, LAMBDA),
+        lambda a, b: adapters.hsic.barlow_twins_hsic_loss(a, b, LAMBDA),
         dead_is_nan=True,
     ),
     "hsic_negative": Case(
         of_norm(unbiased, target=-1.0, divisor=BATCH),
-        lambda a, b: hsic.barlow_twins_hsic_loss(a, b, LAMBDA, True, BATCH),
+        lambda a, b: adapters.hsic.barlow_twins_hsic_loss(a, b, LAMBDA, True, BATCH),
         dead_is_nan=True,
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,22 +14,7 @@ import torch
 from formulas import CASES, Flat, outcome
 from torch import nn
 
-from barlow_fast.adapters import (
-    catalyst,
-    ffcv_ssl,
-    hsic,
-    lifestream,
-    lightly,
-    lightning_tutorial,
-    mmpretrain,
-    mmselfsup,
-    monai,
-    official,
-    solo_learn,
-    stable_pretraining,
-    susmelj,
-    vissl,
-)
+from barlow_fast import adapters
 
 EMPTY = inspect.Parameter.empty
 CROSS_CORRELATION = {"type": "CrossCorrelationLoss", "lambd": 0.1}
@@ -36,57 +22,65 @@ CROSS_CORRELATION = {"type": "CrossCorrelationLoss", "lambd": 0.1}
 # (callable, its arguments by position with their defaults, those of its forward)
 SIGNATURES = {
     "lightly": (
-        lightly.BarlowTwinsLoss,
+        adapters.lightly.BarlowTwinsLoss,
         {"lambda_param": 5e-3, "gather_distributed": False},
         ("z_a", "z_b"),
     ),
     "solo_learn": (
-        solo_learn.barlow_loss_func,
+        adapters.solo_learn.barlow_loss_func,
         {"z1": EMPTY, "z2": EMPTY, "lamb": 5e-3, "scale_loss": 0.025},
         None,
     ),
     "mmpretrain_loss": (
-        mmpretrain.CrossCorrelationLoss,
+        adapters.mmpretrain.CrossCorrelationLoss,
         {"lambd": 0.0051},
         ("cross_correlation_matrix",),
     ),
     "mmpretrain_head": (
-        mmpretrain.LatentCrossCorrelationHead,
+        adapters.mmpretrain.LatentCrossCorrelationHead,
         {"in_channels": EMPTY, "loss": EMPTY, "init_cfg": None},
         None,
     ),
     "mmselfsup_head": (
-        mmselfsup.LatentCrossCorrelationHead,
+        adapters.mmselfsup.LatentCrossCorrelationHead,
         {"in_channels": EMPTY, "loss": EMPTY},
         ("input", "target"),
     ),
     "vissl_criterion": (
-        vissl.BarlowTwinsCriterion,
+        adapters.vissl.BarlowTwinsCriterion,
         {"lambda_": EMPTY, "scale_loss": EMPTY, "embedding_dim": EMPTY},
         ("embedding",),
     ),
-    "vissl_loss": (vissl.BarlowTwinsLoss, {"loss_config": EMPTY}, ("output", "target")),
-    "official": (official.BarlowTwins, {"args": EMPTY}, ("y1", "y2")),
-    "monai": (monai.BarlowTwinsLoss, {"lambd": 5e-3}, ("input", "target")),
-    "stable_pretraining": (stable_pretraining.BarlowTwinsLoss, {"lambd": 5e-3}, ("z_i", "z_j")),
+    "vissl_loss": (adapters.vissl.BarlowTwinsLoss, {"loss_config": EMPTY}, ("output", "target")),
+    "official": (adapters.official.BarlowTwins, {"args": EMPTY}, ("y1", "y2")),
+    "monai": (adapters.monai.BarlowTwinsLoss, {"lambd": 5e-3}, ("input", "target")),
+    "stable_pretraining": (
+        adapters.stable_pretraining.BarlowTwinsLoss,
+        {"lambd": 5e-3},
+        ("z_i", "z_j"),
+    ),
     "catalyst": (
-        catalyst.BarlowTwinsLoss,
+        adapters.catalyst.BarlowTwinsLoss,
         {"offdiag_lambda": 1.0, "eps": 1e-12},
         ("embeddings_left", "embeddings_right"),
     ),
     "lightning_tutorial": (
-        lightning_tutorial.BarlowTwinsLoss,
+        adapters.lightning_tutorial.BarlowTwinsLoss,
         {"batch_size": EMPTY, "lambda_coeff": 5e-3, "z_dim": 128},
         ("z1", "z2"),
     ),
     "ffcv_ssl": (
-        ffcv_ssl.BarlowTwinsLoss,
+        adapters.ffcv_ssl.BarlowTwinsLoss,
         {"bn": EMPTY, "batch_size": EMPTY, "world_size": EMPTY, "lambd": 0.0051},
         ("z1", "z2"),
     ),
-    "lifestream": (lifestream.BarlowTwinsLoss, {"lambd": EMPTY}, ("model_outputs", "target")),
+    "lifestream": (
+        adapters.lifestream.BarlowTwinsLoss,
+        {"lambd": EMPTY},
+        ("model_outputs", "target"),
+    ),
     "susmelj": (
-        susmelj.BarlowTwinsLoss,
+        adapters.susmelj.BarlowTwinsLoss,
         {"device": EMPTY, "lambda_param": 5e-3},
         ("z_a", "z_b"),
     ),
@@ -112,10 +106,10 @@ def test_signatures(name):
 @pytest.mark.parametrize(
     ("module", "adapter"),
     [
-        ("lightly.loss", lightly),
-        ("monai.losses", monai),
-        ("stable_pretraining.losses", stable_pretraining),
-        ("catalyst.contrib.losses", catalyst),
+        ("lightly.loss", adapters.lightly),
+        ("monai.losses", adapters.monai),
+        ("stable_pretraining.losses", adapters.stable_pretraining),
+        ("catalyst.contrib.losses", adapters.catalyst),
     ],
 )
 def test_signatures_of_the_installed_peers(module, adapter):
@@ -166,7 +160,7 @@ def test_errors_of_shapes(name):
 
 
 def test_vissl_errors_and_repr():
-    criterion = vissl.BarlowTwinsCriterion(0.1, 0.5, 4)
+    criterion = adapters.vissl.BarlowTwinsCriterion(0.1, 0.5, 4)
     with pytest.raises(AssertionError, match=r"\(6, 3\) but expected Nx4"):
         criterion(z(6, 3))
     with pytest.raises(AssertionError, match=r"\(6, 4, 1\) but expected Nx4"):
@@ -175,7 +169,7 @@ def test_vissl_errors_and_repr():
         criterion(z(5, 4))
     assert "'scale_loss': 0.5" in repr(criterion)
     config = SimpleNamespace(lambda_=0.1, scale_loss=0.5, embedding_dim=4)
-    loss = vissl.BarlowTwinsLoss.from_config(config)
+    loss = adapters.vissl.BarlowTwinsLoss.from_config(config)
     both = z(6, 4)
     assert torch.equal(loss(both, None), criterion(both))
     assert "'name': 'BarlowTwinsLoss'" in repr(loss)
@@ -183,7 +177,7 @@ def test_vissl_errors_and_repr():
 
 
 def test_lifestream_positions():
-    loss = lifestream.BarlowTwinsLoss(0.1)
+    loss = adapters.lifestream.BarlowTwinsLoss(0.1)
     assert loss(z(6, 4), torch.tensor([5, 5, 1, 1, 2, 2])).isfinite()
     with pytest.raises(AssertionError, match=r"Wrong embedding positions"):
         loss(z(6, 4), torch.tensor([5, 1, 2, 5, 1, 2]))
@@ -192,7 +186,7 @@ def test_lifestream_positions():
 
 
 def test_mm_configurations():
-    head = mmpretrain.LatentCrossCorrelationHead(4, dict(CROSS_CORRELATION), init_cfg=None)
+    head = adapters.mmpretrain.LatentCrossCorrelationHead(4, dict(CROSS_CORRELATION), init_cfg=None)
     assert list(head.state_dict()) == [
         "bn.running_mean",
         "bn.running_var",
@@ -200,13 +194,13 @@ def test_mm_configurations():
     ]
     assert head.loss_module.lambd == 0.1
     scoped = {"type": "mmpretrain.CrossCorrelationLoss", "_scope_": "mmpretrain"}
-    assert mmpretrain.LatentCrossCorrelationHead(4, scoped).loss_module.lambd == 0.0051
-    by_class = {"type": mmpretrain.CrossCorrelationLoss, "lambd": 2.0}
-    assert mmselfsup.LatentCrossCorrelationHead(4, by_class).loss.lambd == 2.0
+    assert adapters.mmpretrain.LatentCrossCorrelationHead(4, scoped).loss_module.lambd == 0.0051
+    by_class = {"type": adapters.mmpretrain.CrossCorrelationLoss, "lambd": 2.0}
+    assert adapters.mmselfsup.LatentCrossCorrelationHead(4, by_class).loss.lambd == 2.0
     with pytest.raises(ValueError, match=r"got type 'CosineSimilarityLoss'"):
-        mmpretrain.LatentCrossCorrelationHead(4, {"type": "CosineSimilarityLoss"})
+        adapters.mmpretrain.LatentCrossCorrelationHead(4, {"type": "CosineSimilarityLoss"})
     with pytest.raises(ValueError, match=r"loss must be a module or a dict with a 'type'"):
-        mmpretrain.LatentCrossCorrelationHead(4, "CrossCorrelationLoss")
+        adapters.mmpretrain.LatentCrossCorrelationHead(4, "CrossCorrelationLoss")
 
 
 def test_an_own_loss_module_gets_the_matrix():
@@ -215,21 +209,21 @@ def test_an_own_loss_module_gets_the_matrix():
             return matrix.sum()
 
     a, b = z(6, 4), z(6, 4)
-    found = mmpretrain.LatentCrossCorrelationHead(4, Total()).loss(a, b)
+    found = adapters.mmpretrain.LatentCrossCorrelationHead(4, Total()).loss(a, b)
     u_a, u_b = (nn.BatchNorm1d(4, affine=False)(v) for v in (a, b))
     torch.testing.assert_close(found, (u_a.T @ u_b).sum() / 6)
 
 
 def test_the_matrix_loss_leaves_its_matrix():
-    loss = mmpretrain.CrossCorrelationLoss(0.1)
+    loss = adapters.mmpretrain.CrossCorrelationLoss(0.1)
     matrix = z(5, 5)
     before = matrix.clone()
     loss(matrix)
     assert torch.equal(matrix, before)
     rest = loss.off_diagonal(matrix)
     assert torch.equal(rest, matrix[~torch.eye(5, dtype=torch.bool)])
-    assert torch.equal(rest, official.off_diagonal(matrix))
-    for wrong in (loss, loss.off_diagonal, official.off_diagonal):
+    assert torch.equal(rest, adapters.official.off_diagonal(matrix))
+    for wrong in (loss, loss.off_diagonal, adapters.official.off_diagonal):
         with pytest.raises(AssertionError, match=r"4, 5"):
             wrong(z(4, 5))
 
@@ -253,7 +247,7 @@ class OriginalLayout(nn.Module):
 
 def test_official_state_dict_is_the_originals():
     args = SimpleNamespace(projector="7-6-5", batch_size=4, lambd=0.0051)
-    ours = official.BarlowTwins(args, backbone=nn.Linear(3, 8), features=8)
+    ours = adapters.official.BarlowTwins(args, backbone=nn.Linear(3, 8), features=8)
     theirs = OriginalLayout(nn.Linear(3, 8), [8, 7, 6, 5])
     shapes = {key: value.shape for key, value in theirs.state_dict().items()}
     assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
@@ -263,7 +257,7 @@ def test_official_state_dict_is_the_originals():
     z_a, z_b = (theirs.projector(theirs.backbone(v)) for v in (a, b))
     u_a, u_b = theirs.bn(z_a), theirs.bn(z_b)
     c = u_a.T @ u_b / 4
-    rest = official.off_diagonal(c).square().sum()
+    rest = adapters.official.off_diagonal(c).square().sum()
     want = (c.diagonal() - 1).square().sum() + 0.0051 * rest
     torch.testing.assert_close(ours(a, b), want)
 
@@ -272,7 +266,7 @@ def test_official_backbone_is_the_resnet():
     torchvision = pytest.importorskip("torchvision")
     args = SimpleNamespace(projector="16-16", batch_size=4, lambd=0.0051)
     with torch.device("meta"):
-        ours = official.BarlowTwins(args)
+        ours = adapters.official.BarlowTwins(args)
         backbone = torchvision.models.resnet50()
         backbone.fc = nn.Identity()
         theirs = OriginalLayout(backbone, [2048, 16, 16])
@@ -283,11 +277,11 @@ def test_official_backbone_is_the_resnet():
 
 def test_official_works_as_a_synchronised_model_of_one_rank():
     args = SimpleNamespace(projector="5", batch_size=6, lambd=0.0051)
-    model = official.BarlowTwins(args, backbone=Flat(), features=4)
+    model = adapters.official.BarlowTwins(args, backbone=Flat(), features=4)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert isinstance(converted.bn, nn.SyncBatchNorm)
     a, b = z(6, 4), z(6, 4)
-    plain = official.BarlowTwins(args, backbone=Flat(), features=4)
+    plain = adapters.official.BarlowTwins(args, backbone=Flat(), features=4)
     plain.load_state_dict(converted.state_dict())
     torch.testing.assert_close(converted(a, b), plain(a, b))
 
@@ -295,17 +289,19 @@ def test_official_works_as_a_synchronised_model_of_one_rank():
 def test_options_are_refused_in_words():
     a, b = z(6, 4), z(6, 4)
     with pytest.raises(ValueError, match=r"dead_features must be one of \('nan', 'zero'\)"):
-        hsic.barlow_twins_hsic_loss(a, b, dead_features="skip")
+        adapters.hsic.barlow_twins_hsic_loss(a, b, dead_features="skip")
     with pytest.raises(ValueError, match=r"gradient must be one of"):
-        lightly.BarlowTwinsLoss(gradient="half")(a, b)
+        adapters.lightly.BarlowTwinsLoss(gradient="half")(a, b)
     with pytest.raises(TypeError, match=r"lamb must be a number.*shape \(2,\)"):
-        solo_learn.barlow_loss_func(a, b, torch.ones(2))
+        adapters.solo_learn.barlow_loss_func(a, b, torch.ones(2))
 
 
 def test_numbers_may_be_tensors_of_one_element():
     a, b = z(6, 4), z(6, 4)
-    found = outcome(lambda x, y: solo_learn.barlow_loss_func(x, y, torch.tensor(0.5)), a, b)
-    want = outcome(lambda x, y: solo_learn.barlow_loss_func(x, y, 0.5), a, b)
+    found = outcome(
+        lambda x, y: adapters.solo_learn.barlow_loss_func(x, y, torch.tensor(0.5)), a, b
+    )
+    want = outcome(lambda x, y: adapters.solo_learn.barlow_loss_func(x, y, 0.5), a, b)
     for x, y in zip(found, want, strict=True):
         assert torch.equal(x, y)
 
@@ -313,9 +309,9 @@ def test_numbers_may_be_tensors_of_one_element():
 def test_attributes_are_read_at_each_call():
     """Trainers schedule lambda by setting it."""
     a, b = z(6, 4), z(6, 4)
-    loss = lightly.BarlowTwinsLoss(0.1)
+    loss = adapters.lightly.BarlowTwinsLoss(0.1)
     loss.lambda_param = 0.5
-    assert torch.equal(loss(a, b), lightly.BarlowTwinsLoss(0.5)(a, b))
+    assert torch.equal(loss(a, b), adapters.lightly.BarlowTwinsLoss(0.5)(a, b))
 
 
 @pytest.mark.parametrize("name", ["monai", "hsic_negative", "vissl"])
@@ -330,9 +326,9 @@ def test_compiled_in_one_graph(name):
 
 
 def test_no_adapter_imports_its_peer():
-    allowed = {"torch", "collections", "itertools", "pprint", "typing", "__future__"}
+    allowed = {"torch", *sys.stdlib_module_names}
     found = {}
-    files = sorted(Path(lightly.__file__).parent.glob("*.py"))
+    files = sorted(Path(adapters.lightly.__file__).parent.glob("*.py"))
     assert len(files) >= 13
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -344,8 +340,8 @@ def test_no_adapter_imports_its_peer():
                 continue
             others = {name.partition(".")[0] for name in names} - allowed
             found.setdefault(path.stem, set()).update(others)
-    # The official model's backbone, when it is asked for.
+    # The official model's backbone, when it is requested.
     assert {name: others for name, others in found.items() if others} == {
         "official": {"torchvision"}
     }
-    assert not hasattr(official, "torchvision")
+    assert not hasattr(adapters.official, "torchvision")

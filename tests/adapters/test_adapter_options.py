@@ -19,23 +19,6 @@ from formulas import Flat, batch_norm, of_norm, outcome, shared_norm, unbiased
 from torch import Tensor, nn
 
 from barlow_fast import adapters
-from barlow_fast.adapters import (
-    catalyst,
-    ffcv_ssl,
-    hsic,
-    lifestream,
-    lightly,
-    lightning_tutorial,
-    mmpretrain,
-    mmselfsup,
-    monai,
-    official,
-    solo_learn,
-    stable_pretraining,
-    standardised,
-    susmelj,
-    vissl,
-)
 
 N, D = 8, 5
 RANKS = 4  # of the pool: these losses are those of the world
@@ -188,7 +171,7 @@ def plain(z: Tensor) -> Tensor:
 
 ENTRIES = {
     "lightly": Entry(
-        lightly.BarlowTwinsLoss,
+        adapters.lightly.BarlowTwinsLoss,
         {
             "lambda_param": Effect(0.3, of_norm(batch_norm, lambd=0.3)),
             "gather_distributed": AcrossRanks(True, None),
@@ -196,7 +179,7 @@ ENTRIES = {
         },
     ),
     "solo_learn": Entry(
-        solo_learn.barlow_loss_func,
+        adapters.solo_learn.barlow_loss_func,
         {
             "lamb": Effect(0.3, of_norm(batch_norm, lambd=0.3, scale=0.025)),
             "scale_loss": Effect(0.5, of_norm(batch_norm, lambd=5e-3, scale=0.5)),
@@ -204,12 +187,12 @@ ENTRIES = {
         },
     ),
     "mm_matrix": Entry(
-        mmpretrain.CrossCorrelationLoss,
+        adapters.mmpretrain.CrossCorrelationLoss,
         {"lambd": Effect(0.3, of_norm(batch_norm, lambd=0.3))},
         call=of_matrix,
     ),
     "mmpretrain": Entry(
-        mmpretrain.LatentCrossCorrelationHead,
+        adapters.mmpretrain.LatentCrossCorrelationHead,
         {
             "in_channels": Seen(4, lambda head: head.bn.num_features == 4),
             "loss": Effect(cross_correlation(0.3), of_norm(batch_norm, lambd=0.3), None),
@@ -220,7 +203,7 @@ ENTRIES = {
         by_method,
     ),
     "mmselfsup": Entry(
-        mmselfsup.LatentCrossCorrelationHead,
+        adapters.mmselfsup.LatentCrossCorrelationHead,
         {
             "in_channels": Seen(4, lambda head: head.bn.num_features == 4),
             "loss": Effect(cross_correlation(0.3), of_norm(batch_norm, lambd=0.3), None),
@@ -230,7 +213,7 @@ ENTRIES = {
         lambda head, a, b: head.double()(a, b),
     ),
     "vissl_criterion": Entry(
-        vissl.BarlowTwinsCriterion,
+        adapters.vissl.BarlowTwinsCriterion,
         {
             "lambda_": Effect(0.3, shared(0.3, 0.024)),
             "scale_loss": Effect(0.5, shared(0.0051, 0.5)),
@@ -241,7 +224,7 @@ ENTRIES = {
         concatenated,
     ),
     "vissl": Entry(
-        vissl.BarlowTwinsLoss,
+        adapters.vissl.BarlowTwinsLoss,
         {
             "loss_config": [
                 Effect(configuration(lambda_=0.3), shared(0.3, 0.024), None),
@@ -253,7 +236,7 @@ ENTRIES = {
         with_a_target,
     ),
     "official": Entry(
-        official.BarlowTwins,
+        adapters.official.BarlowTwins,
         {
             "args": [
                 Effect(arguments_of(lambd=0.3), of_norm(batch_norm, lambd=0.3)),
@@ -268,26 +251,26 @@ ENTRIES = {
         without_projector,
     ),
     "monai": Entry(
-        monai.BarlowTwinsLoss,
+        adapters.monai.BarlowTwinsLoss,
         # A value that float32 holds: MONAI makes a tensor of it.
         {"lambd": Effect(0.25, of_norm(lambda z: unbiased(z, outside=1e-6), lambd=0.25))},
     ),
     "stable_pretraining": Entry(
-        stable_pretraining.BarlowTwinsLoss,
+        adapters.stable_pretraining.BarlowTwinsLoss,
         {
             "lambd": Effect(0.3, of_norm(lambda z: unbiased(z, outside=1e-5), lambd=0.3)),
             "gradient": OFFICIAL,
         },
     ),
     "catalyst": Entry(
-        catalyst.BarlowTwinsLoss,
+        adapters.catalyst.BarlowTwinsLoss,
         {
             "offdiag_lambda": Effect(0.3, of_norm(unbiased, lambd=0.3)),
             "eps": Effect(0.1, of_norm(lambda z: unbiased(z, inside=0.1), lambd=1.0)),
         },
     ),
     "ffcv_ssl": Entry(
-        ffcv_ssl.BarlowTwinsLoss,
+        adapters.ffcv_ssl.BarlowTwinsLoss,
         {
             "bn": Effect(norm(0.5), of_norm(with_eps(0.5))),
             "batch_size": Effect(12, of_norm(batch_norm, divisor=12)),
@@ -298,13 +281,13 @@ ENTRIES = {
         {"bn": norm, "batch_size": N, "world_size": 1},
     ),
     "lifestream": Entry(
-        lifestream.BarlowTwinsLoss,
+        adapters.lifestream.BarlowTwinsLoss,
         {"lambd": Effect(0.3, of_norm(plain, lambd=0.3))},
         {"lambd": 0.1},
         interleaved,
     ),
     "susmelj": Entry(
-        susmelj.BarlowTwinsLoss,
+        adapters.susmelj.BarlowTwinsLoss,
         {
             "device": kept("device", "cuda"),
             "lambda_param": Effect(0.3, of_norm(unbiased, lambd=0.3)),
@@ -313,7 +296,7 @@ ENTRIES = {
         {"device": "cpu"},
     ),
     "lightning_tutorial": Entry(
-        lightning_tutorial.BarlowTwinsLoss,
+        adapters.lightning_tutorial.BarlowTwinsLoss,
         {
             "batch_size": Effect(12, of_norm(unbiased, lambd=5e-3, divisor=12)),
             "lambda_coeff": Effect(0.3, of_norm(unbiased, lambd=0.3)),
@@ -323,7 +306,7 @@ ENTRIES = {
         {"batch_size": N},
     ),
     "hsic": Entry(
-        hsic.barlow_twins_hsic_loss,
+        adapters.hsic.barlow_twins_hsic_loss,
         {
             "lmbda": Effect(0.3, of_norm(unbiased, lambd=0.3)),
             "corr_neg_one": Effect(True, of_norm(unbiased, lambd=5e-3, target=-1.0)),
@@ -331,9 +314,9 @@ ENTRIES = {
             "dead_features": DeadFeatures(),
         },
     ),
-    "off_diagonal": Entry(official.off_diagonal, {}),
+    "off_diagonal": Entry(adapters.official.off_diagonal, {}),
     "deviation_loss": Entry(
-        standardised.deviation_loss,
+        adapters.standardised.deviation_loss,
         {
             "lambd": Effect(0.3, of_norm(unbiased, lambd=0.3)),
             "ddof": Effect(0, of_norm(with_eps(0.0), lambd=0.1)),
@@ -347,7 +330,7 @@ ENTRIES = {
         {"lambd": 0.1},
     ),
     "standardised_loss": Entry(
-        standardised.standardised_loss,
+        adapters.standardised.standardised_loss,
         {
             "lambd": Effect(0.3, of_norm(plain, lambd=0.3)),
             "divisor": Effect(12.0, of_norm(plain, lambd=0.1, divisor=12)),
@@ -357,7 +340,7 @@ ENTRIES = {
         {"lambd": 0.1},
     ),
     "shared_norm_loss": Entry(
-        standardised.shared_norm_loss,
+        adapters.standardised.shared_norm_loss,
         {
             "lambd": Effect(0.3, shared(0.3, 1.0)),
             "eps": Effect(
@@ -395,13 +378,14 @@ def views() -> tuple[Tensor, Tensor]:
 
 
 def public() -> dict[str, Any]:
-    """What the modules of adapters, and `standardised`, offer."""
+    """The losses of all modules of adapters; `patch` has a test file of its own."""
     found = {}
-    for module_info in pkgutil.iter_modules(adapters.__path__):
+    modules = (m for m in pkgutil.iter_modules(adapters.__path__) if m.name != "patching")
+    for module_info in modules:
         module = importlib.import_module(f"{adapters.__name__}.{module_info.name}")
         for name in getattr(module, "__all__", ()):
             found[f"{module_info.name}.{name}"] = getattr(module, name)
-    for name, value in vars(standardised).items():
+    for name, value in vars(adapters.standardised).items():
         if name.endswith("_loss") and not name.startswith("_"):
             found[name] = value
     return found
@@ -441,18 +425,18 @@ def test_losses_and_gradients_are_those_of_the_option(name, option, case, views)
 
 def test_configured_modules_follow_their_own_attributes(views):
     """What the peers' trainers set is inside of what was configured."""
-    head = mmpretrain.LatentCrossCorrelationHead(D, cross_correlation()).double()
+    head = adapters.mmpretrain.LatentCrossCorrelationHead(D, cross_correlation()).double()
     head.loss_module.lambd = 0.3
     torch.testing.assert_close(head.loss(*views), of_norm(batch_norm, lambd=0.3)(*views))
     head.world_size = 2
     want = of_norm(batch_norm, lambd=0.3, divisor=2 * N)(*views)
     torch.testing.assert_close(head.loss(*views), want)
-    loss = vissl.BarlowTwinsLoss(configuration())
+    loss = adapters.vissl.BarlowTwinsLoss(configuration())
     loss.bt_criterion.lambda_ = 0.3
     torch.testing.assert_close(loss(torch.cat(views), None), shared(0.3, 0.024)(*views))
     loss.bt_criterion.lambda_, loss.bt_criterion.scale_loss = 0.0051, 0.025
     torch.testing.assert_close(loss(torch.cat(views), None), shared_norm(*views))
-    model = official.BarlowTwins(arguments_of(), backbone=Flat(), features=D)
+    model = adapters.official.BarlowTwins(arguments_of(), backbone=Flat(), features=D)
     model.args.lambd = 0.3
     want = of_norm(batch_norm, lambd=0.3)(*views)
     torch.testing.assert_close(without_projector(model, *views), want)
@@ -491,7 +475,7 @@ def test_dead_features_are_as_the_option_says(name, option, case, views):
 @by_case(OfKernels)
 def test_options_reach_the_kernels(name, option, case, views, monkeypatch):
     calls: list[str] = []
-    load = standardised.load
+    load = adapters.standardised.load
 
     class Recorded:
         def __init__(self, backend: str) -> None:
@@ -505,7 +489,7 @@ def test_options_reach_the_kernels(name, option, case, views, monkeypatch):
 
             return call
 
-    monkeypatch.setattr(standardised, "load", Recorded)
+    monkeypatch.setattr(adapters.standardised, "load", Recorded)
     entry = ENTRIES[name]
     entry.outcome(entry.made(**{option: case.value}), *(z.float() for z in views))
     assert case.used in calls

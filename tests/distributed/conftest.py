@@ -6,17 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.distributed as dist
-from ranks import Pool
+from ranks import pool
 
-
-@pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
-    pool = Pool()
-    yield pool
-    pool.close()
+__all__ = ["pool"]
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,13 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from ended import SECONDS
@@ -132,6 +133,15 @@ class Pool:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    pool = Pool()
+    yield pool
+    pool.close()
 
 
 def _send(connection: Connection, value: Any) -> None:
