@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels
-from ..plan import choose_backend
 from .faults import BadImage, BadImageError, BadImages, OnBadImage
 from .order import Position, Shard, batches, batches_per_epoch
 from .presets import Views
+from .render import photometric_kernel
 from .rendering import Crops, Renderer, dali
 from .rendering.arrays import ArrayRenderer
 from .rendering.pil import PilRenderer
@@ -154,10 +153,7 @@ class ViewLoader:
         self._iteration = 0
         self._closed = False
         self._labels = source.labels
-        # A set that was built without this kernel leaves it to plain torch.
-        plain = kernels.load("aten").photometric
-        chosen = kernels.load(choose_backend("auto", self.device))
-        self._photometric = getattr(chosen, "photometric", plain)
+        self._photometric = photometric_kernel(self.device)
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=self.device)
             for values in (views.mean, views.std)

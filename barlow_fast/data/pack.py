@@ -14,17 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..files import write_whole
-from .faults import (
-    FORMATS,
-    BadImage,
-    BadImageError,
-    BadImages,
-    OnBadImage,
-    decode,
-    guard,
-    pillow,
-    printable,
-)
+from ..terminal import printable
+from .decoding import FORMATS, decode, pillow
+from .faults import BadImage, BadImageError, BadImages, OnBadImage, guard
 from .parallel import in_order
 from .sources import ArraySource, Source
 from .sources.shard_index import Rows, rows_of, scan, write

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..inputs import needed_for, parse_yaml, read_yaml
-from .faults import printable
+from ..terminal import printable
 from .views import ViewSpecification, shown
 
 YAML_SUFFIXES = (".yaml", ".yml")

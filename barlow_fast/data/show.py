@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .. import kernels
 from ..files import check_output, is_inside, write_whole
 from ..kernels.photometry import ORDERS
-from ..plan import choose_backend
+from ..terminal import printable
 from . import fonts
-from .faults import BadImage, BadImageError, pillow, printable
+from .decoding import picture, pillow
+from .faults import BadImage, BadImageError
 from .order import order
 from .presets import Views
+from .render import photometric_kernel
 from .rendering.arrays import ArrayRenderer
 from .rendering.pil import PilRenderer
 from .sources import ArraySource, Source
@@ -144,8 +145,7 @@ def _rendered(
     renderer.close()
     if not len(samples):
         return [], bad
-    chosen = kernels.load(choose_backend("auto", torch.device("cpu")))
-    photometric = getattr(chosen, "photometric", kernels.load("aten").photometric)
+    photometric = photometric_kernel(torch.device("cpu"))
     channels = len(views.mean)
     zero, one = (f(channels, device="cpu") for f in (torch.zeros, torch.ones))
     pictures = []
@@ -168,15 +168,9 @@ def _rendered(
                 )
             frames.append(frame)
             texts.append(describe(specification, mine, frame))
-        images = [_picture(view[row]) for view in pictures]
+        images = [picture(view[row]).convert("RGB") for view in pictures]
         shown.append(Shown(index, _fitted(original), original.size, frames, images, texts))
     return shown, bad
-
-
-def _picture(pixels: np.ndarray) -> Image.Image:
-    """(H, W, C) uint8 as RGB."""
-    image = pillow().fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return image.convert("RGB")
 
 
 def describe(

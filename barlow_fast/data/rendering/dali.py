@@ -34,12 +34,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..faults import MAX_PIXELS, BadImage, BadImageError, check, pillow
+from ..decoding import MAX_PIXELS, check, pillow
+from ..faults import BadImage, BadImageError
 from ..sources import ArraySource, Source
 from ..views import draw
 from ..whole import FRAMES, find_marker
 from ..windows import windows
-from . import Crops, crop_shapes, without
+from . import Crops, check_room, crop_shapes, without
 from .pil import crop_rows
 
 if TYPE_CHECKING:
@@ -418,8 +419,8 @@ class DaliRenderer:
         views: Views,
         batch_size: int,
         *,
-        seed: int = 0,
         threads: int = 2,
+        seed: int = 0,
         prefetch: int = 2,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -451,10 +452,7 @@ class DaliRenderer:
         thread.start()
 
     def submit(self, epoch: int, samples: np.ndarray) -> None:
-        if self._closed:
-            raise RuntimeError("the renderer is closed")
-        if self._count == self._prefetch:
-            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
+        check_room(self._closed, self._count, self._prefetch)
         self._count += 1
         self._engine.tasks.put((epoch, samples))
 

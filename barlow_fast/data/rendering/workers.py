@@ -31,10 +31,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..faults import BadImage, pillow
+from ..decoding import pillow
+from ..faults import BadImage
 from ..processes import STOP_SIGNALS, leaving_to_parent, obey_parent
 from ..sources import Source
-from . import Crops, crop_shapes, without
+from . import Crops, check_room, crop_shapes, without
 from .pil import crop_rows
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ class WorkerRenderer:
         views: Views,
         batch_size: int,
         *,
-        seed: int = 0,
         workers: int = 2,
+        seed: int = 0,
         prefetch: int = 2,
         timeout: float = TIMEOUT,
     ) -> None:
@@ -145,10 +146,7 @@ class WorkerRenderer:
         self._finalizer = weakref.finalize(self, _end, os.getpid(), self._processes, self._pipes)
 
     def submit(self, epoch: int, samples: np.ndarray) -> None:
-        if self._closed:
-            raise RuntimeError("the renderer is closed")
-        if len(self._under_way) == self._prefetch:
-            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
+        check_room(self._closed, len(self._under_way), self._prefetch)
         if self._slots is None:
             self._start()
         slot = self._free.pop()
