@@ -78,14 +78,7 @@ def subset(source: Source, indices: np.ndarray, name: str | None = None) -> Sour
     """Some images of a source. Of images in memory the result is in memory again, because that is
     what is rendered fastest.
 
-    Args:
-        source: that the images come from.
-        indices: (M,) integers, numbers of its images.
-        name: for messages; None for the source's own.
-
-    Raises:
-        ValueError: no indices.
-        IndexError: an index outside of the source.
+    Args, Raises: as `SubsetSource`.
     """
     if not isinstance(source, ArraySource):
         return SubsetSource(source, indices, name)

@@ -119,14 +119,6 @@ def test_a_batch_is_crops_through_the_photometric_kernel(source, dtype):
         assert (error - rounding).max() <= 0.1 / 255 / min(STD)
 
 
-def test_a_set_without_the_kernel_leaves_it_to_plain_torch(monkeypatch):
-    expected = one_epoch(arrays())
-    cpu = kernels.load("cpu")
-    monkeypatch.delattr(cpu, "photometric", raising=False)
-    for a, b in zip(expected, one_epoch(arrays()), strict=True):
-        torch.testing.assert_close(a.views[0], b.views[0], atol=0.1 / 255 / min(STD), rtol=0)
-
-
 def test_an_interrupted_wait_loses_nothing(source, monkeypatch):
     receive = WorkerRenderer.receive
     with ViewLoader(source, VIEWS, 4, seed=9, drop_last=False, loader="pil", workers=1) as loader:
