@@ -30,8 +30,7 @@ class BadImage:
 
 
 class BadImageError(ValueError):
-    """An image that cannot be read; `image` says which and why. Survives the way between
-    processes."""
+    """An image that cannot be read; `image` says which and why. Can be pickled."""
 
     def __init__(self, image: BadImage) -> None:
         super().__init__(image)
@@ -90,7 +89,7 @@ class BadImages:
         LOG.warning("left out: %s", image)
 
     def learn(self, images: Iterable[BadImage]) -> None:
-        """Takes in images that another process has reported."""
+        """Add images that another process has reported."""
         for image in images:
             if image.identity not in self._known and len(self.images) < self.limit:
                 self._keep(image)
@@ -101,7 +100,7 @@ class BadImages:
 
 
 class Unreadable(ValueError):
-    """Why an image cannot be read, before it is known which image it is."""
+    """The reason why an image cannot be read, without the image's identity."""
 
 
 _reading = threading.local()  # identity: what this thread reads
@@ -109,10 +108,10 @@ _show_warning = warnings.showwarning
 
 
 def _name_warnings() -> None:
-    """Warnings of Pillow name no file: from now on those of a thread that reads an image go to the
-    log, with its name."""
+    """Log warnings of a thread that reads an image with the image's name, which Pillow's warnings
+    lack."""
     global _show_warning
-    # Looked at every time: whoever catches warnings puts back what was there.
+    # Checked every time: `warnings.catch_warnings` restores the function before.
     if warnings.showwarning is not _named_warning:
         _show_warning, warnings.showwarning = warnings.showwarning, _named_warning
 
@@ -126,11 +125,11 @@ def _named_warning(message: Warning | str, *rest: object, **more: object) -> Non
 
 
 class guard:
-    """Turns whatever goes wrong inside into a `BadImageError`.
+    """Turn an error inside the block into a `BadImageError`.
 
-    Whatever: decoders of damaged bytes raise OSError, SyntaxError, ValueError, struct.error,
-    IndexError, EOFError, zlib.error and more, and a list of them would be one short. Only
-    MemoryError passes: sizes are checked first, so it is the machine's state and not the image's.
+    Decoders of damaged bytes raise OSError, SyntaxError, ValueError, struct.error, IndexError,
+    EOFError, zlib.error and more. Only MemoryError passes: sizes are checked first, so the machine
+    is out of memory.
     """
 
     def __init__(self, identity: str, index: int) -> None:

@@ -1,4 +1,4 @@
-"""A sheet of originals and their views: what `barlow-fast data show` does."""
+"""A sheet of originals and their views (`barlow-fast data show`)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PER_BLOCK = 8
 NARROWEST = 520  # what the legend needs
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
-# One per view: the frame on the original and around the view. Told apart by colour-blind eyes too.
+# One per view: the frame on the original and around the view. Distinct for the colour-blind too.
 FRAMES = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
 
 LETTERS = "bcsh"  # brightness, contrast, saturation, hue
@@ -47,7 +47,6 @@ LEGEND = (
     "crop: width x height at left, top; b brightness, c contrast, s saturation, h hue, "
     "in the order of their use"
 )
-
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -67,8 +66,8 @@ class Shown:
 def sheet(
     source: Source, views: Views, count: int = 8, *, seed: int = 0, epoch: int = 0
 ) -> tuple[Image.Image, list[BadImage]]:
-    """The first samples of an epoch, each with its views as the encoder sees them, before mean and
-    deviation are taken out.
+    """The first samples of an epoch, each with its views before mean and deviation are taken
+    out.
 
     A column per sample; rows are labelled: the original with the frames of its views, then each
     view with what was drawn for it.

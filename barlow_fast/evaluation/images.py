@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(words: str, done: int, total: int) -> None:
-    """A `Progress` that nobody watches: what is being done, images or steps done, of how many."""
+    """A `Progress` without output: what is being done, images or steps done, of how many."""
 
 
 @dataclass(frozen=True)

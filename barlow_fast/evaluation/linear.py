@@ -76,7 +76,7 @@ class LinearSettings:
 
 
 def check_training(settings: object) -> None:
-    """Refuses numbers that no training can use; the message names the setting.
+    """Check the numbers of a training; the message names the setting.
 
     Raises:
         ValueError: as described.
@@ -136,7 +136,7 @@ def train_heads(
     words: str = "linear",
 ) -> dict[str, nn.Module]:
     """Trains one classifier per stage, all from the same forward passes, each with an optimiser of
-    its own: none knows of the others, and each comes out as if it had been trained alone.
+    its own: each gives the same result as if it had been trained alone.
 
     Args:
         encoder: on the device of `reading`; frozen and in evaluation mode, left as it was.
@@ -319,7 +319,7 @@ def chosen_features(features: str, splits: LabelledSplits) -> str:
     """'cached' or 'augmented'.
 
     Raises:
-        ValueError: an unknown word.
+        ValueError: another value.
     """
     if features not in FEATURES:
         raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {features!r}")

@@ -42,7 +42,7 @@ class SubsetSource(Labelled):
         if not len(self.indices):
             raise ValueError(f"{self.name}: holds no images")
         if not 0 <= self.indices.min() <= self.indices.max() < len(source):
-            raise IndexError(f"{source.name} has {len(source)} images, not all that were asked for")
+            raise IndexError(f"{source.name} has {len(source)} images, not all of the indices")
         self.source = source
         self.ignored = getattr(source, "ignored", 0)
         self.max_pixels = getattr(source, "max_pixels", MAX_PIXELS)

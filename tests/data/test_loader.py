@@ -40,13 +40,7 @@ FILE_LOADERS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small batches: on a busy machine threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -480,7 +474,7 @@ def test_auto_says_what_it_chose(source, monkeypatch, caplog):
     assert choose_loader("auto", source, VIEWS)[0] == "pil"
     assert choose_loader("auto", source, VIEWS, "cuda")[0] == "dali"
     assert choose_loader("auto", source, gray, "cuda")[0] == "pil"
-    assert choose_loader("dali", source, VIEWS) == ("dali", "asked for")
+    assert choose_loader("dali", source, VIEWS) == ("dali", "requested")
     monkeypatch.setattr(dali, "why_unusable", lambda device: f"not for {device}")
     assert choose_loader("auto", source, VIEWS, "cuda") == ("pil", "not dali: not for cuda")
     with pytest.raises(ImportError, match="loader='dali' cannot be used here: not for cpu"):

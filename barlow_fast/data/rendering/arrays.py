@@ -215,7 +215,7 @@ class ArrayRenderer(CallingProcess):
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:
-    """(B, H, W, C) uint8 with as many channels as asked for, one or three: gray values for each of
+    """(B, H, W, C) uint8 with one or three channels: gray values for each of
     three, or the luma of ITU-R 601-2 in 16-bit fixed point, as PIL has it."""
     if images.shape[-1] == channels:
         return images
@@ -273,7 +273,7 @@ def _matrices(
     else:
         lengths, which = np.unique(length, return_inverse=True)
         table = torch.from_numpy(_table(lengths, size, extent, interpolation)).to(device)
-    # Rows extent - start to 2 extent - start of a window's table are what is wanted, one piece of
+    # Rows extent - start to 2 extent - start of a window's table hold its weights, in one piece of
     # memory.
     rows, columns = table.shape[1:]
     pieces = table.as_strided((table.shape[0] * rows - extent + 1, extent * columns), (columns, 1))

@@ -13,8 +13,8 @@ not as Pillow does, is rendered by Pillow. Whether it is depends on the image al
 shows the same crop in whatever batch it comes.
 
 On a CPU images are decoded to the very same bytes as by Pillow, and resized to within a level; more
-in the outermost ring of pixels of crops that are much smaller than their windows, where DALI takes
-the border to go on for ever and Pillow leaves the outside out.
+in the outermost ring of pixels of crops that are much smaller than their windows, where DALI
+repeats the border and Pillow leaves the outside out.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Graph:
         shapes: (H, W, C) of each view.
         batch_size: the largest batch.
         threads: of DALI.
-        device: where crops are wanted; on a GPU JPEG is decoded there.
+        device: of the crops; on a GPU JPEG is decoded there.
         decodes: whether images come encoded; else as (H, W, C) uint8.
     """
 
@@ -224,8 +224,8 @@ class _Batch:
 
 
 class _Engine:
-    """What the renderer's thread does; knows nothing of the renderer, so that that can be
-    dropped."""
+    """The work of the renderer's thread, without a reference to the renderer, so that that can be
+    collected."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class _Engine:
         except BaseException as error:
             self.results.put(error)
         finally:
-            # DALI's threads end here, and not when somebody lets go of the engine.
+            # DALI's threads end here, and not when the engine is collected.
             self.graph = None
             self.running.clear()
 
@@ -366,7 +366,7 @@ class _Engine:
                     left += np.array_split(some, 2)
                 else:
                     refused.append(int(batch.rows[some[0]]))
-        # From now on these don't cost others their batch.
+        # From now on these are kept out of DALI's batches.
         self.route[batch.samples[refused]] = BY_PIL
         known = len(batch.bad)
         parts += self.rendered_by_pil(batch, refused)

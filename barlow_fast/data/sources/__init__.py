@@ -37,7 +37,7 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], None] | None = None,
 ) -> Source:
-    """The source that a word or a path stands for.
+    """Open the source that a name or a path stands for.
 
     Args:
         spec: the name of a data set of `DATASETS` (a folder of that name is `./name`), a folder of

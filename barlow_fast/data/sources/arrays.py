@@ -100,8 +100,8 @@ class ArraySource(Labelled):
         return np.full((len(indices), 2), self.images.shape[1:3], dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """Of shape, labels and some of the contents: images in memory have no names to tell two
-        sets apart."""
+        """Of shape, labels and some of the contents: images in memory have no names that
+        distinguish two sets."""
         digest = hashlib.sha256(f"barlow_fast array 1, {tuple(self.images.shape)}\n".encode())
         step = -(-len(self.images) // SAMPLED)
         digest.update(b"%d" % zlib.crc32(self.images[::step].contiguous().numpy()))

@@ -53,7 +53,7 @@ class Source(Protocol):
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
         """(B, 2) int32 heights and widths of the images at (B,) `indices`, from their headers;
-        (0, 0) where the header cannot be read, of which `image` tells the reason."""
+        (0, 0) where the header cannot be read; `image` raises the reason."""
 
     def fingerprint(self) -> str:
         """A hash of names, sizes in bytes and labels, not of the files' contents: equal on every

@@ -42,7 +42,7 @@ CONVERTIBLE = (
 MOST_KINDS = 5
 
 # How many files lie between two reports of a scan's progress, and seconds between two lines of
-# log where nobody listens to it.
+# log where there is no callback.
 REPORT_EVERY = 4096
 LOG_EVERY = 10.0
 
@@ -51,8 +51,8 @@ class FolderSource(EncodedSource):
     """All images below a folder, however deep, sorted by the bytes of their relative path (with
     '/' on every system).
 
-    A file is taken by its extension, one of `EXTENSIONS` in any case; what it holds is seen when
-    it is read. Names that start with a dot are hidden and left out, as are files with other
+    A file is taken by its extension, one of `EXTENSIONS` in any case; its content is checked
+    when it is read. Names that start with a dot are hidden and left out, as are files with other
     extensions, which `ignored` counts and `others` lists by extension.
 
     With images inside sub-folders each first-level folder that holds some is a class, numbered
@@ -60,8 +60,8 @@ class FolderSource(EncodedSource):
     folders nothing has.
 
     Symbolic links to files and folders are followed while they stay below the root. One that leads
-    out of it is an error, unless `allow_symlinks`: silently following reads what nobody meant to
-    train on, silently ignoring loses images. A link back to a folder that it lies in is an error.
+    out of it is an error, unless `allow_symlinks`: following it may read images that are not meant
+    for training, ignoring it may lose images. A link back to a folder that it lies in is an error.
 
     Args:
         root: the folder.
@@ -132,7 +132,7 @@ def _scan(
     root: bytes, allow_symlinks: bool, progress: Callable[[int], None] | None
 ) -> tuple[list[tuple[bytes, int]], Counter[bytes]]:
     """((relative path, bytes) of every image, number of other files by extension). A size that
-    cannot be told, as of a broken link, is -1: reading the image will say what is wrong."""
+    cannot be read, as of a broken link, is -1: reading the image raises the reason."""
     home = os.path.realpath(root)
     endings = tuple(ending.encode() for ending in EXTENSIONS)
     found: list[tuple[bytes, int]] = []
