@@ -29,6 +29,16 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def one_thread():
+    """On a busy machine threads of small operations would mostly wait for each other; nor does
+    other work change the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fills memory that `torch.empty` and the output pool hand out with NaN: a tile nobody wrote
     cannot pass."""

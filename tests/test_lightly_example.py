@@ -40,13 +40,7 @@ def example():
     del sys.modules[specification.name]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So that other work on the machine changes no order of sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seed_everything():

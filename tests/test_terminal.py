@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from barlow_fast import cli, inputs, terminal
 from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS, datasets
-from barlow_fast.data.faults import decode
+from barlow_fast.data.decoding import decode
 from barlow_fast.inputs import optional_library
 from barlow_fast.kernels import environment
 from barlow_fast.models import build_encoder

@@ -1,4 +1,4 @@
-"""Which images of a source cannot be read: what `barlow-fast data check` does."""
+"""Search for images of a source that cannot be read (`barlow-fast data check`)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def bad_images(
     """The images that cannot be read, in the source's order, each decoded as a whole.
 
     Args:
-        source: whose.
+        source: of the images.
         workers: processes; None for as many as are worth it, 0 for this one alone.
         progress: called after each image with the number of those done.
 
@@ -53,7 +53,7 @@ def bad_images(
 
 
 def write_report(path: Path, source: Source, found: Iterable[BadImage]) -> Iterator[BadImage]:
-    """Passes bad images on while it writes them as JSON: {"source", "images", "bad": [{"index",
+    """Yield bad images while writing them as JSON: {"source", "images", "bad": [{"index",
     "identity", "reason"}]}. The file appears when the last one has passed, and memory does not
     grow with their number. Where it cannot be written, that is raised after the last one.
 

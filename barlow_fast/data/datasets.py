@@ -43,7 +43,7 @@ class ImageDataset:
     test_images: Tensor
     test_labels: Tensor | None
     classes: int
-    unlabelled_images: Tensor | None = None  # a third split, of images that nobody labelled
+    unlabelled_images: Tensor | None = None  # a third split, of images without labels
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

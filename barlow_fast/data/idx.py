@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its kin, read as if every byte could be wrong.
+"""IDX files, the format of MNIST and similar data sets. Every byte is checked.
 
 Format: two zero bytes, a type code, the number of dimensions, one big-endian 32-bit size per
 dimension, the values in row-major order. Files may be compressed with gzip.
@@ -47,7 +47,7 @@ def read_idx(path: Path, dimensions: int, limit: int = 2**31) -> np.ndarray:
         compressed = raw.read(2) == GZIP_MAGIC
         raw.seek(0)
         stream = gzip.GzipFile(fileobj=raw) if compressed else raw
-        # What a few bytes unpack to takes seconds and memory until it turns out to be nothing.
+        # A few bytes can unpack to gigabytes.
         most = max(SMALL, LARGEST_RATIO * weight) if compressed else weight
         try:
             return _parse(stream, path, dimensions, min(limit, most))

@@ -1,4 +1,4 @@
-"""Batches of views, ready for an encoder: the part of the pipeline that a training loop sees."""
+"""Batches of views, ready for an encoder: what a training loop iterates over."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels
-from ..plan import choose_backend
 from .faults import BadImage, BadImageError, BadImages, OnBadImage
 from .order import Position, Shard, batches, batches_per_epoch
 from .presets import Views
+from .render import photometric_kernel
 from .rendering import Crops, Renderer, dali
 from .rendering.arrays import ArrayRenderer
 from .rendering.pil import PilRenderer
@@ -42,13 +41,13 @@ IDENTITY = {
     "drop_last": "drop_last",
 }
 
-# Processes of Pillow that are started unless somebody asks for more: a machine of a hundred cores
-# has other things to do. Forked, one takes 13 MB of its own; spawned, all that torch takes.
+# The default number of processes of Pillow is at most this: a machine of a hundred cores is seldom
+# used by one run. A forked process takes 13 MB of its own, a spawned one all that torch takes.
 MOST_PROCESSES = 16
 
 
 class Batch(NamedTuple):
-    """What one rank sees in one step."""
+    """The views of one rank for one step."""
 
     views: tuple[Tensor, ...]  # each (B, C, H, W), channels-last, on the loader's device
     index: Tensor  # (B,) int64 sample numbers, on the device
@@ -65,12 +64,11 @@ class ViewLoader:
 
     Every view is a pure function of (seed, epoch, sample, number of the view), and the order of
     samples one of (seed, epoch). So the same views come from any number of workers and ranks, and
-    from any batch size; and to go on where another run stopped takes a position, not a generator's
-    state.
+    from any batch size, and resuming a run takes a position, not a generator's state.
 
     One iteration yields the rest of the current epoch, from the loader's position on, and moves it:
-    after a `break` the next iteration goes on with the batch that follows, after the last batch
-    with the next epoch.
+    after a `break` the next iteration continues with the batch that follows, after the last
+    batch with the next epoch.
 
     Args:
         source: of images; see `open_source`.
@@ -79,19 +77,19 @@ class ViewLoader:
         seed: in [0, 2**64).
         rank, ranks: which part of every global batch is ours (`batches`).
         loader: 'arrays', 'pil', 'dali', or 'auto': arrays for images in memory; for files DALI
-            where views are wanted on a GPU that it can use, else Pillow. Crops of the two differ
+            where views are requested on a GPU that it can use, else Pillow. Crops of the two differ
             by a level here and there (README.md).
         workers: processes of Pillow (0: none, the calling process renders), or threads of DALI;
             None for as many as this rank's share of the machine's cores.
-        device: where the views are wanted.
+        device: of the views.
         dtype: of the views: float32, bfloat16 or float16.
         drop_last: whether an epoch's remainder that fills no global batch is left out.
         on_bad_image: 'error': an image that cannot be read raises; 'skip': it is left out of its
             batch, which is shorter then, and reported once. No other takes its place, so ranks may
             differ in batch size. A `BadImages` is a policy with a record that others share.
         prefetch: how many batches are rendered ahead; memory is bounded by it.
-        timeout: seconds that processes of Pillow may leave a batch without an answer, because they
-            are stopped or their storage is; 0: any time.
+        timeout: seconds to wait for processes of Pillow before they count as stopped; 0: without
+            limit.
 
     Attributes:
         chosen: 'arrays', 'pil' or 'dali'.
@@ -101,7 +99,7 @@ class ViewLoader:
         TypeError: an argument of another type.
         ValueError: an argument out of its range, fewer images than one global batch, views that
             the loader cannot render.
-        ImportError: the loader that was asked for cannot be used here.
+        ImportError: the requested loader cannot be used here.
     """
 
     def __init__(
@@ -154,10 +152,7 @@ class ViewLoader:
         self._iteration = 0
         self._closed = False
         self._labels = source.labels
-        # A set that was built without this kernel leaves it to plain torch.
-        plain = kernels.load("aten").photometric
-        chosen = kernels.load(choose_backend("auto", self.device))
-        self._photometric = getattr(chosen, "photometric", plain)
+        self._photometric = photometric_kernel(self.device)
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=self.device)
             for values in (views.mean, views.std)
@@ -192,8 +187,8 @@ class ViewLoader:
         return self._bad.images
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the beginning of an epoch, unless the loader is in it already: an epoch that was
-        resumed in its middle goes on there."""
+        """Set the position to the beginning of an epoch, unless the loader is in it already: an
+        epoch that was resumed in its middle continues there."""
         if epoch != self.epoch:
             self._position = Position(epoch)
 
@@ -221,8 +216,8 @@ class ViewLoader:
             self.drop_last,
             start.batch,
         )
-        # On a GPU one batch more is finished than was asked for: sending and colouring it then
-        # overlaps with the caller's step, even if that waits for its results.
+        # On a GPU one more batch is finished ahead: its transfer and photometric part then overlap
+        # with the caller's step, even if that waits for its results.
         lead = 1 if self._stream is None else 2
         ready: deque[tuple[Batch, torch.cuda.Event | None]] = deque()
         for number in range(start.batch, len(self)):
@@ -320,10 +315,10 @@ class ViewLoader:
         return batch
 
     def _discard(self) -> None:
-        """Waits for what an iteration that was not finished left under way."""
+        """Wait for the batches of an iteration that was not finished."""
         while self._under_way:
             if len(self._under_way.popleft()):
-                # What was wrong with it is nobody's business any more.
+                # Its errors belong to an iteration that was abandoned.
                 with contextlib.suppress(RuntimeError):
                     self._renderer.receive()
 
@@ -362,8 +357,8 @@ class ViewLoader:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, in plain values, equal on all ranks: the batches handed out so
-        far are behind it, those rendered ahead are not."""
+        """The position, in plain values, equal on all ranks: it counts the batches yielded so far,
+        not those rendered ahead."""
         return {
             "epoch": self._position.epoch,
             "batch": self._position.batch,
@@ -373,7 +368,7 @@ class ViewLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken; the next iteration starts there.
+        """Set the position to that of `state`; the next iteration starts there.
 
         Raises:
             ValueError: not such a state, or it comes from other images, views, seed, batch size
@@ -408,7 +403,7 @@ class ViewLoader:
         self._position = position
 
     def close(self) -> None:
-        """Ends workers and threads, and frees their memory. May be called again."""
+        """End workers and threads, and free their memory. May be called again."""
         self._closed = True
         self._under_way.clear()
         self._renderer.close()
@@ -423,7 +418,7 @@ class ViewLoader:
 def check_loading(
     loader: str, workers: int | None, on_bad_image: OnBadImage | BadImages, timeout: float
 ) -> None:
-    """Whether `ViewLoader` takes these arguments, whatever the images.
+    """Check arguments of `ViewLoader` that do not depend on the images.
 
     Raises:
         ValueError: one that it does not.
@@ -454,11 +449,11 @@ def _check_name(loader: str) -> None:
 def choose_loader(
     loader: str, source: Source, views: Views, device: torch.device | str = "cpu"
 ) -> tuple[str, str]:
-    """(loader, reason): one of `LOADERS`, for crops wanted on `device`.
+    """(loader, reason): one of `LOADERS`, for crops on `device`.
 
     Raises:
         ValueError: an unknown loader, or one that cannot render this source.
-        ImportError: DALI was asked for and cannot be used here.
+        ImportError: DALI was requested and cannot be used here.
     """
     _check_name(loader)
     device = torch.device(device)
@@ -472,7 +467,7 @@ def choose_loader(
         if problem is not None:
             raise ImportError(f"loader='dali' cannot be used here: {problem}")
     if loader != "auto":
-        return loader, "asked for"
+        return loader, "requested"
     if arrays:
         return "arrays", "images in memory"
     if device.type != "cuda":
@@ -494,6 +489,6 @@ def cores_of_rank() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         cores = os.cpu_count() or 1
-    # As torchrun tells it to the processes that it starts.
+    # Set by torchrun for the processes that it starts.
     ranks_here = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(cores // int(ranks_here) if ranks_here.isdigit() and int(ranks_here) else cores, 1)

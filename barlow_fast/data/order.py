@@ -1,4 +1,4 @@
-"""Which samples are seen when, and by which rank: the order of an epoch, cut into batches.
+"""The order of an epoch's samples, cut into batches for each rank.
 
 Pure functions again: a run resumes from a `Position`, with no generator state, and every rank
 computes its own part without asking the others.
@@ -80,7 +80,7 @@ def batches(
     epoch: int,
     count: int,
     batch_size: int,
-    shard: Shard = Shard(),  # noqa: B008 (a tuple: nobody can change it)
+    shard: Shard = Shard(),  # noqa: B008 (a tuple: it cannot change)
     drop_last: bool = True,
     start: int = 0,
 ) -> Iterator[np.ndarray]:

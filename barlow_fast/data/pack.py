@@ -1,4 +1,4 @@
-"""From any source to tar shards: what `barlow-fast data pack` does."""
+"""Conversion of any source to tar shards (`barlow-fast data pack`)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..files import write_whole
-from .faults import (
-    FORMATS,
-    BadImage,
-    BadImageError,
-    BadImages,
-    OnBadImage,
-    decode,
-    guard,
-    pillow,
-    printable,
-)
+from ..terminal import printable
+from .decoding import FORMATS, decode, pillow
+from .faults import BadImage, BadImageError, BadImages, OnBadImage, guard
 from .parallel import in_order
 from .sources import ArraySource, Source
 from .sources.shard_index import Rows, rows_of, scan, write
@@ -45,13 +37,13 @@ EXTENSIONS = {
     "PPM": "ppm",
 }
 
-# Of a sample's name in the shard, which keeps the end of the file's name for whoever looks inside.
+# Of a sample's name in the shard, which keeps the end of the file's name.
 LONGEST_STEM = 60
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a `pack` did."""
+    """The result of `pack`."""
 
     images: int
     resized: int
@@ -134,7 +126,7 @@ def pack(
 ) -> Packed:
     """Writes shards `shard-000000.tar` and on, each with its index, and the names of the classes.
 
-    Images keep the source's order, which costs nothing: an epoch's order is drawn over all of them.
+    Images keep the source's order, since an epoch's order is drawn over all of them.
     Files are copied byte for byte unless they are resized, and each is decoded before. The same
     source gives the same bytes. Every shard is read back and compared. What is there appears
     complete or not at all: under a name that no source opens until the last image has been written.
@@ -230,7 +222,7 @@ class Writer:
             info.size = len(content)
             self._tar.addfile(info, io.BytesIO(content))
         name = f"{key}.{sample.extension}".encode()
-        # Where it lies is left to be found out when the shard is read back.
+        # The offset is found when the shard is read back.
         self._rows.append((name, 0, len(sample.content), label, sample.height, sample.width))
         self._checksums.append(zlib.crc32(sample.content))
 

@@ -92,8 +92,8 @@ def _submit(executor: ProcessPoolExecutor, chunk: range) -> Future[list[object]]
 
 
 def _kill(executor: ProcessPoolExecutor) -> None:
-    """Ends processes whose results nobody wants any more, at once: they may wait for storage, and
-    hold nothing that would have to be put in order."""
+    """Ends processes whose results are no longer needed, at once: they may wait for storage, and
+    hold nothing that would have to be cleaned up."""
     for process in list((executor._processes or {}).values()):
         process.kill()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..inputs import needed_for, parse_yaml, read_yaml
-from .faults import printable
+from ..terminal import printable
 from .views import ViewSpecification, shown
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -19,7 +19,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Views:
-    """All that is done to an image before an encoder sees it: one specification per view, then
+    """All that is done to an image before the encoder: one specification per view, then
     (value - mean) / std.
 
     `mean` and `std` have a number per channel, one or three, where white is 1.
@@ -36,7 +36,7 @@ class Views:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"name must be a word, got {shown(self.name)}")
+            raise ValueError(f"name must be a text that is not empty, got {shown(self.name)}")
         for field in ("views", "mean", "std"):
             values = getattr(self, field)
             if not isinstance(values, tuple | list):
@@ -208,7 +208,7 @@ PRESETS: dict[str, Views] = {
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     ),
-    # 32 x 32 pixels bear no blur.
+    # Images of 32 x 32 pixels are too small for a blur.
     "cifar": Views(
         "cifar",
         _two_views({}, {"solarize": 0.2}, size=32, **_RANDOM_RESIZED_CROP, **_COLOUR),
@@ -229,7 +229,7 @@ PRESETS: dict[str, Views] = {
         mean=(0.2860,),
         std=(0.3530,),
     ),
-    # Mirrored digits are other characters, so no flip; 8 x 8 pixels bear no blur.
+    # Mirrored digits are other characters, so no flip; 8 x 8 pixels are too small for a blur.
     "digits": Views(
         "digits",
         _two_views(

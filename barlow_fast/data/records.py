@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..files import whole_folder
 from ..inputs import open_regular
-from .faults import printable
+from ..terminal import printable
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@ loops that hold their images on the device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,10 +46,13 @@ def render(
         torch.as_tensor(values, dtype=torch.float32, device=crops.device).expand(crops.shape[-1])
         for values in (mean, std)
     )
-    # A set that lacks this kernel leaves it to plain torch.
-    plain = kernels.load("aten").photometric
-    photometric = getattr(kernels.load(choose_backend("auto", crops.device)), "photometric", plain)
-    return photometric(crops, rows, mean.contiguous(), std.contiguous(), dtype)
+    kernel = photometric_kernel(crops.device)
+    return kernel(crops, rows, mean.contiguous(), std.contiguous(), dtype)
+
+
+def photometric_kernel(device: torch.device) -> Callable[..., Tensor]:
+    """The function that finishes cropped views on a device (`photometric` of the kernels)."""
+    return kernels.load(choose_backend("auto", device)).photometric
 
 
 def normalise(images: Tensor, mean: float, std: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""A sheet of originals and their views: what `barlow-fast data show` does."""
+"""A sheet of originals and their views (`barlow-fast data show`)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .. import kernels
 from ..files import check_output, is_inside, write_whole
 from ..kernels.photometry import ORDERS
-from ..plan import choose_backend
+from ..terminal import printable
 from . import fonts
-from .faults import BadImage, BadImageError, pillow, printable
+from .decoding import picture, pillow
+from .faults import BadImage, BadImageError
 from .order import order
 from .presets import Views
+from .render import photometric_kernel
 from .rendering.arrays import ArrayRenderer
 from .rendering.pil import PilRenderer
 from .sources import ArraySource, Source
@@ -38,7 +39,7 @@ PER_BLOCK = 8
 NARROWEST = 520  # what the legend needs
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
-# One per view: the frame on the original and around the view. Told apart by colour-blind eyes too.
+# One per view: the frame on the original and around the view. Distinct for the colour-blind too.
 FRAMES = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
 
 LETTERS = "bcsh"  # brightness, contrast, saturation, hue
@@ -46,7 +47,6 @@ LEGEND = (
     "crop: width x height at left, top; b brightness, c contrast, s saturation, h hue, "
     "in the order of their use"
 )
-
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -66,8 +66,8 @@ class Shown:
 def sheet(
     source: Source, views: Views, count: int = 8, *, seed: int = 0, epoch: int = 0
 ) -> tuple[Image.Image, list[BadImage]]:
-    """The first samples of an epoch, each with its views as the encoder sees them, before mean and
-    deviation are taken out.
+    """The first samples of an epoch, each with its views before mean and deviation are taken
+    out.
 
     A column per sample; rows are labelled: the original with the frames of its views, then each
     view with what was drawn for it.
@@ -144,8 +144,7 @@ def _rendered(
     renderer.close()
     if not len(samples):
         return [], bad
-    chosen = kernels.load(choose_backend("auto", torch.device("cpu")))
-    photometric = getattr(chosen, "photometric", kernels.load("aten").photometric)
+    photometric = photometric_kernel(torch.device("cpu"))
     channels = len(views.mean)
     zero, one = (f(channels, device="cpu") for f in (torch.zeros, torch.ones))
     pictures = []
@@ -168,15 +167,9 @@ def _rendered(
                 )
             frames.append(frame)
             texts.append(describe(specification, mine, frame))
-        images = [_picture(view[row]) for view in pictures]
+        images = [picture(view[row]).convert("RGB") for view in pictures]
         shown.append(Shown(index, _fitted(original), original.size, frames, images, texts))
     return shown, bad
-
-
-def _picture(pixels: np.ndarray) -> Image.Image:
-    """(H, W, C) uint8 as RGB."""
-    image = pillow().fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return image.convert("RGB")
 
 
 def describe(

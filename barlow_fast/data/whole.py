@@ -1,5 +1,5 @@
-"""Images whose data end early, in a way that decoders do not mind: half a photograph with valid
-checksums and end markers comes out as an image whose other half nobody drew.
+"""Detection of images whose data end early although checksums and end markers are valid, which
+decoders accept.
 
 * PNG, TIFF: the decoder stops, and rows, tiles or channels keep what was in memory. That is filled
   beforehand; where the fill seems to have survived, a decoding over another fill decides.
@@ -21,10 +21,8 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-FILLS, BLACK_AND_WHITE = (
-    (165, 90),
-    (0, 255),
-)  # unlikely borders, and no shades that text or masks have
+FILLS = (165, 90)  # values that borders, text and masks seldom have
+BLACK_AND_WHITE = (0, 255)
 COLUMNS = 4  # the last ones, in which no row or pass ends before its data do
 JPEG = ("JPEG", "MPO")
 END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", 0xDA
@@ -98,10 +96,10 @@ def _loaded_over(image: Image.Image, value: int) -> np.ndarray:
 
 
 def _filled(mode: str, size: tuple[int, int], value: int) -> Image.Image:
-    from .faults import pillow
+    from PIL import Image
 
-    bands = pillow().getmodebands(mode)
-    return pillow().new(mode, size, (value,) * bands if bands > 1 else value)
+    bands = Image.getmodebands(mode)
+    return Image.new(mode, size, (value,) * bands if bands > 1 else value)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a pretrained encoder is worth: scores computed from its features."""
+"""Evaluation of pretrained encoders by scores computed from their features."""
 
 from .baselines import random_weights, raw_pixels
 from .features import AVERAGE_POOL, StageFeatures, extract_features, features_of_source

@@ -1,4 +1,4 @@
-"""What an encoder has to beat: its own architecture without training, and no encoder at all."""
+"""Baselines of an encoder: its architecture without training, and raw pixels."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ def features_of_source(
 
 
 def _check_memory(source: Source, part: dict[str, Tensor], device: torch.device | str) -> None:
-    """Refuses before hours of work what would end in a killed process."""
+    """Check that the features fit into memory, before hours of work."""
     free = _free_memory(torch.device(device))
     # Once as they are, and once standardised for the classifier, a stage at a time.
     widths = [values.shape[1] for values in part.values()]
@@ -247,7 +247,7 @@ def _check_memory(source: Source, part: dict[str, Tensor], device: torch.device 
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Bytes; None where the system does not tell."""
+    """Bytes; None where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as file:

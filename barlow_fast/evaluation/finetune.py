@@ -18,9 +18,9 @@ from torch.nn import functional
 from ..data import ViewSpecification
 from ..models.finite import check_weights
 from .features import AVERAGE_POOL, StageFeatures, evaluating
-from .images import AUGMENTATIONS, CROP_AND_FLIP, ImageFormat, Reading, check_fits, training_crops
-from .knn import check_seeds, subjects
+from .images import CROP_AND_FLIP, ImageFormat, Reading, training_crops
 from .linear import check_training, cosine, linear_classifier, score_heads
+from .protocol import augmentation_for, check_protocol, result, subjects
 from .scores import RANDOM, Evaluation, collected
 from .splits import LabelledSplits, balanced_subset, with_training_images
 
@@ -124,25 +124,22 @@ def evaluate_finetune(
     settings: FinetuneSettings | None = None,
     augmentation: ViewSpecification | None = None,
     seeds: Sequence[int] = (0,),
+    adapt: bool = False,
     random: bool = False,
     baselines: bool = False,
-    adapt: bool = False,
 ) -> Evaluation:
     """Accuracy on the test images after training on a part of the labels.
 
     Args:
         encoder: maps (B, C, H, W) float32 to (B, F); every run trains a copy of it.
-        splits: of the images.
-        form: what the encoder takes.
-        reading: device, workers, policy for bad images, progress; None for the defaults.
+        splits, form, reading: as for `evaluate_knn`.
         fraction: of the training images, in (0, 1] (`balanced_subset`).
         subset_seed: which images these are; the same ones in all runs, as in the protocol.
         settings: of the training; None for the official ones.
         augmentation: None for crops and mirrors as suit the images.
         seeds: one run each: of the classifier's weights, the order, the crops, and random weights.
-        random: whether random weights take the encoder's place.
+        random, adapt: as for `evaluate_knn`.
         baselines: whether a row of random weights is added: learning from these labels alone.
-        adapt: whether images in memory may be resized and change their channels.
 
     Raises:
         ValueError: images that do not fit the encoder, a fraction that leaves a class without a
@@ -152,12 +149,10 @@ def evaluate_finetune(
     """
     reading = reading or Reading()
     settings = settings or FinetuneSettings()
-    check_seeds(seeds)
-    for source in (splits.train, splits.test):
-        check_fits(source, form, adapt)
+    check_protocol(splits, form, seeds, adapt)
     chosen = balanced_subset(splits.train.labels, fraction, subset_seed, splits.class_names)
     part = splits if len(chosen) == len(splits.train) else with_training_images(splits, chosen)
-    augmentation = augmentation or AUGMENTATIONS.get(splits.name, CROP_AND_FLIP)
+    augmentation = augmentation_for(splits, augmentation)
     name = f"finetune, {100 * fraction:.3g} % of labels" if fraction < 1 else "finetune"
     rows = []
     for kind, encoders in subjects(encoder, seeds, random, baselines, pixels=False):
@@ -180,21 +175,16 @@ def evaluate_finetune(
             scores = score_heads(subject, heads, splits, form, reading, words=f"{kind}, test")
             runs.append(scores[AVERAGE_POOL])
         rows.append(collected(kind, name, runs))
-    return Evaluation(
+    return result(
         "finetune",
-        splits.name,
+        splits,
+        rows,
+        reading,
         len(part.train),
-        len(splits.test),
-        splits.classes,
-        tuple(rows),
-        len(reading.bad),
-        {
-            "fraction": fraction,
-            "subset_seed": subset_seed,
-            "seeds": list(seeds),
-            **asdict(settings),
-            **splits.notes,
-        },
+        fraction=fraction,
+        subset_seed=subset_seed,
+        seeds=list(seeds),
+        **asdict(settings),
     )
 
 

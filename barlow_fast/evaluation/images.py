@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..data import ViewLoader, Views, ViewSpecification
-from ..data.faults import BadImage, BadImageError, BadImages, OnBadImage, pillow
+from ..data.decoding import pillow
+from ..data.faults import BadImage, BadImageError, BadImages, OnBadImage
 from ..data.parallel import in_order
 from ..data.rendering.arrays import crop, with_channels
 from ..data.sources import ArraySource, Source
@@ -35,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(words: str, done: int, total: int) -> None:
-    """A `Progress` that nobody watches: what is being done, images or steps done, of how many."""
+    """A `Progress` without output: what is being done, images or steps done, of how many."""
 
 
 @dataclass(frozen=True)

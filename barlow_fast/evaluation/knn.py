@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..models.finite import check_finite, check_weights
+from ..models.finite import check_finite
 from ..plan import without_autocast
-from .baselines import random_weights, raw_pixels
-from .features import AVERAGE_POOL, features_of_source
-from .images import ImageFormat, Reading, check_fits
-from .scores import ENCODER, PIXELS, RANDOM, TOP, Accuracy, Evaluation, Score, collected
+from .features import AVERAGE_POOL
+from .images import ImageFormat, Reading
+from .protocol import check_protocol, features_of_splits, result, subjects
+from .scores import TOP, Accuracy, Evaluation, Score, collected
 from .splits import LabelledSplits
 
 # As MMSelfSup reports.
@@ -155,8 +155,8 @@ def evaluate_knn(
     """k-NN accuracy of an encoder's features.
 
     Args:
-        encoder: maps (B, C, H, W) float32 to (B, F); moved to the device of `reading`, and
-            otherwise left as it is.
+        encoder: maps (B, C, H, W) float32 to (B, F); moved to the device of `reading`; its weights
+            and buffers stay as they are, to the bit.
         splits: of the images.
         form: what the encoder takes.
         reading: device, workers, policy for bad images, progress; None for the defaults.
@@ -174,69 +174,27 @@ def evaluate_knn(
         BadImageError: an image that cannot be read, under the policy 'error'.
     """
     reading = reading or Reading()
-    check_seeds(seeds)
+    check_protocol(splits, form, seeds, adapt)
     neighbours = chosen_neighbours(neighbours, splits)
-    for source in (splits.train, splits.test):
-        check_fits(source, form, adapt)
     rows: list[Score] = []
     for kind, encoders in subjects(encoder, seeds, random, baselines):
         runs = []
         for subject in encoders:
-            train, test = (
-                features_of_source(
-                    subject.to(reading.device), source, form, reading, words=f"{kind}, {part}"
-                )
-                for source, part in ((splits.train, "train"), (splits.test, "test"))
+            (train, labels), (test, truth) = features_of_splits(
+                subject.to(reading.device), splits, form, reading, words=kind
             )
-            runs.append(
-                knn_scores(
-                    train[0][AVERAGE_POOL],
-                    train[1],
-                    test[0][AVERAGE_POOL],
-                    test[1],
-                    neighbours,
-                    temperature,
-                )
-            )
+            learned, scored = train[AVERAGE_POOL], test[AVERAGE_POOL]
+            runs.append(knn_scores(learned, labels, scored, truth, neighbours, temperature))
         rows += [collected(kind, f"k = {k}", [run[k] for run in runs]) for k in neighbours]
-    return Evaluation(
+    return result(
         "knn",
-        splits.name,
-        len(splits.train),
-        len(splits.test),
-        splits.classes,
-        tuple(rows),
-        len(reading.bad),
-        {
-            "neighbours": list(neighbours),
-            "temperature": temperature,
-            "seeds": list(seeds),
-            **splits.notes,
-        },
+        splits,
+        rows,
+        reading,
+        neighbours=list(neighbours),
+        temperature=temperature,
+        seeds=list(seeds),
     )
-
-
-def subjects(
-    encoder: nn.Module,
-    seeds: Sequence[int],
-    random: bool,
-    baselines: bool,
-    pixels: bool = True,
-) -> Iterator[tuple[str, Iterator[nn.Module]]]:
-    """(kind of features, the encoders of its runs): of the encoder one, of random weights one per
-    seed, of raw pixels one.
-
-    Raises:
-        RuntimeError: the encoder's weights are not finite.
-    """
-    if not random:
-        check_weights(encoder)
-        yield ENCODER, iter([encoder])
-    if random or baselines:
-        # One at a time: each is a copy.
-        yield RANDOM, (random_weights(encoder, seed) for seed in seeds)
-    if baselines and pixels:
-        yield PIXELS, iter([raw_pixels()])
 
 
 def chosen_neighbours(neighbours: Sequence[int] | None, splits: LabelledSplits) -> tuple[int, ...]:
@@ -254,16 +212,6 @@ def chosen_neighbours(neighbours: Sequence[int] | None, splits: LabelledSplits) 
             f"got {', '.join(map(str, neighbours)) or 'none'}"
         )
     return tuple(dict.fromkeys(neighbours))
-
-
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuses what gives no run.
-
-    Raises:
-        ValueError: no seeds, or a negative one.
-    """
-    if not seeds or min(seeds) < 0:
-        raise ValueError(f"seeds must be at least one whole number from 0, got {tuple(seeds)}")
 
 
 def _check(

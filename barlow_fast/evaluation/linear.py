@@ -26,21 +26,25 @@ from .features import (
     FindStages,
     StageFeatures,
     evaluating,
-    features_of_source,
     stages_of,
 )
 from .images import (
-    AUGMENTATIONS,
     CROP_AND_FLIP,
     ImageFormat,
     Reading,
-    check_fits,
     pictures,
     training_crops,
 )
-from .knn import check_seeds, subjects
 from .logistic import ITERATIONS, PENALTIES, accuracy_of, fit_over_seeds
-from .scores import PIXELS, RANDOM, Accuracy, Evaluation, Score, collected
+from .protocol import (
+    augmentation_for,
+    check_protocol,
+    features_of_splits,
+    result,
+    seeds_of_run,
+    subjects,
+)
+from .scores import PIXELS, Accuracy, Evaluation, Score, collected
 from .splits import LabelledSplits
 
 Features = Literal["auto", "cached", "augmented"]
@@ -72,7 +76,7 @@ class LinearSettings:
 
 
 def check_training(settings: object) -> None:
-    """Refuses numbers that no training can use; the message names the setting.
+    """Check the numbers of a training; the message names the setting.
 
     Raises:
         ValueError: as described.
@@ -132,7 +136,7 @@ def train_heads(
     words: str = "linear",
 ) -> dict[str, nn.Module]:
     """Trains one classifier per stage, all from the same forward passes, each with an optimiser of
-    its own: none knows of the others, and each comes out as if it had been trained alone.
+    its own: each gives the same result as if it had been trained alone.
 
     Args:
         encoder: on the device of `reading`; frozen and in evaluation mode, left as it was.
@@ -244,11 +248,7 @@ def evaluate_linear(
     """Accuracy of linear classifiers on frozen features.
 
     Args:
-        encoder: maps (B, C, H, W) float32 to (B, F); moved to the device of `reading`; its weights
-            and buffers stay as they are, to the bit.
-        splits: of the images.
-        form: what the encoder takes.
-        reading: device, workers, policy for bad images, progress; None for the defaults.
+        encoder, splits, form, reading: as for `evaluate_knn`.
         features: 'augmented': the official protocol, SGD on randomly cropped and mirrored images;
             'cached': logistic regression on the features of the images as they are, computed once
             (`logistic`), in seconds; 'auto': cached for images in memory, augmented for files.
@@ -270,66 +270,40 @@ def evaluate_linear(
     """
     reading = reading or Reading()
     settings = settings or LinearSettings()
-    check_seeds(seeds)
-    for source in (splits.train, splits.test):
-        check_fits(source, form, adapt)
+    check_protocol(splits, form, seeds, adapt)
     features = chosen_features(features, splits)
     if names is None:
         names = (*stages_of(encoder, stages), AVERAGE_POOL)
     names = tuple(dict.fromkeys(names))
     # Names that are wrong are found before any image is read.
     StageFeatures(encoder, names, dimensions, stages)
-    augmentation = augmentation or AUGMENTATIONS.get(splits.name, CROP_AND_FLIP)
+    augmentation = augmentation_for(splits, augmentation)
+    limits = {"penalties": penalties, "iterations": iterations}
+    found = {"dimensions": dimensions, "stages": stages}
     rows: list[Score] = []
     for kind, encoders in subjects(encoder, seeds, random, baselines):
         wanted = (AVERAGE_POOL,) if kind == PIXELS else names
         runs: list[dict[str, Accuracy]] = []
         for number, subject in enumerate(encoders):
             subject = subject.to(reading.device)
-            # Random weights have a seed of their own; the others have a run per seed here.
-            own = seeds[number : number + 1] if kind == RANDOM else seeds
+            given = (splits, form, reading)
+            own = seeds_of_run(kind, number, seeds)
             if features == "cached":
-                runs += cached_runs(
-                    subject,
-                    splits,
-                    form,
-                    reading,
-                    wanted,
-                    own,
-                    penalties=penalties,
-                    iterations=iterations,
-                    dimensions=dimensions,
-                    stages=stages,
-                    words=kind,
-                )
+                runs += cached_runs(subject, *given, wanted, own, **limits, **found, words=kind)
                 continue
             for seed in own:
                 heads = train_heads(
                     subject,
-                    splits,
-                    form,
-                    reading,
+                    *given,
                     settings,
                     seed,
                     wanted,
                     standardised=kind == PIXELS,
                     augmentation=augmentation,
-                    dimensions=dimensions,
-                    stages=stages,
                     words=f"{kind}, seed {seed}",
+                    **found,
                 )
-                runs.append(
-                    score_heads(
-                        subject,
-                        heads,
-                        splits,
-                        form,
-                        reading,
-                        dimensions=dimensions,
-                        stages=stages,
-                        words=f"{kind}, test",
-                    )
-                )
+                runs.append(score_heads(subject, heads, *given, words=f"{kind}, test", **found))
         rows += [
             collected(kind, row_name(name, kind), [run[name] for run in runs]) for name in wanted
         ]
@@ -338,23 +312,14 @@ def evaluate_linear(
         used |= {"penalties": list(penalties), "iterations": iterations}
     else:
         used |= asdict(settings) | {"augmentation": _changed(augmentation)}
-    return Evaluation(
-        "linear",
-        splits.name,
-        len(splits.train),
-        len(splits.test),
-        splits.classes,
-        tuple(rows),
-        len(reading.bad),
-        used | splits.notes,
-    )
+    return result("linear", splits, rows, reading, **used)
 
 
 def chosen_features(features: str, splits: LabelledSplits) -> str:
     """'cached' or 'augmented'.
 
     Raises:
-        ValueError: an unknown word.
+        ValueError: another value.
     """
     if features not in FEATURES:
         raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {features!r}")
@@ -385,31 +350,16 @@ def cached_runs(
     words: str = "features",
 ) -> list[dict[str, Accuracy]]:
     """Logistic regression on features computed once: for each seed {name: accuracy}."""
-    (train, train_labels), (test, test_labels) = (
-        features_of_source(
-            encoder,
-            source,
-            form,
-            reading,
-            names,
-            dimensions=dimensions,
-            stages=stages,
-            words=f"{words}, {part}",
-        )
-        for source, part in ((splits.train, "train"), (splits.test, "test"))
+    found = {"dimensions": dimensions, "stages": stages}
+    (train, train_labels), (test, test_labels) = features_of_splits(
+        encoder, splits, form, reading, names, words=words, **found
     )
     runs: list[dict[str, Accuracy]] = [{} for _ in seeds]
     # A stage at a time, given up when it is done: together they may fill the memory.
     for done, name in enumerate(names, 1):
         learned, scored = train.pop(name), test.pop(name)
-        fits = fit_over_seeds(
-            learned,
-            train_labels,
-            splits.classes,
-            seeds,
-            penalties=penalties,
-            iterations=iterations,
-        )
+        limits = {"penalties": penalties, "iterations": iterations}
+        fits = fit_over_seeds(learned, train_labels, splits.classes, seeds, **limits)
         for run, fit in zip(runs, fits, strict=True):
             run[name] = fit.accuracy(scored, test_labels)
         reading.progress(f"{words}, classifiers", done, len(names))

@@ -28,7 +28,7 @@ from .splits import stratified
 # Strong ones first: each fit starts from the one before.
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 HELD_OUT = 0.1
-# Samples that the first round of fits learns from, at most: enough to tell decades apart.
+# Samples that the first round of fits learns from, at most: enough to choose among decades.
 MOST_TO_CHOOSE = 20_000
 ITERATIONS = 200
 TOLERANCE = 1e-5
@@ -137,7 +137,7 @@ def fit_with_chosen_penalty(
 
     `HELD_OUT` of each class, drawn by (seed, class), is held out; of the others at most
     `MOST_TO_CHOOSE` are fitted in that round. The highest accuracy on the held-out ones wins, the
-    lower cross entropy among equals. No test image has a say. Where no class can spare a
+    lower cross entropy among equals. No test image is used. Where no class can spare a
     sample, the middle penalty is taken.
 
     Raises:
@@ -212,8 +212,8 @@ def _best_penalty(
 
 
 def _moments(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of every column, and one over its standard deviation (0 for a constant one, which then
-    has no say)."""
+    """Mean of every column, and one over its standard deviation (0 for a constant one, which is
+    then ignored)."""
     if features.dim() != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise ValueError(
             f"features must be (N, F) with (N,) labels, got {tuple(features.shape)} "

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.datasets import ImageDataset
-from ..data.faults import MAX_PIXELS, printable
+from ..data.decoding import MAX_PIXELS
 from ..data.sources import ArraySource, Parts, Source, find_parts, open_source, passed_over
-from ..data.sources.names import represented
+from ..data.sources.base import Labelled
 from ..data.sources.parts import HELD_OUT
+from ..terminal import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 2**16  # of labels without names
 
 
-class SubsetSource:
+class SubsetSource(Labelled):
     """Some images of a source, in the order of their numbers, as a source of its own.
 
     Args:
@@ -41,24 +42,15 @@ class SubsetSource:
         if not len(self.indices):
             raise ValueError(f"{self.name}: holds no images")
         if not 0 <= self.indices.min() <= self.indices.max() < len(source):
-            raise IndexError(f"{source.name} has {len(source)} images, not all that were asked for")
+            raise IndexError(f"{source.name} has {len(source)} images, not all of the indices")
         self.source = source
         self.ignored = getattr(source, "ignored", 0)
         self.max_pixels = getattr(source, "max_pixels", MAX_PIXELS)
         self.classes = source.classes
         self._labels = None if source.labels is None else source.labels[self.indices]
 
-    __repr__ = represented
-
     def __len__(self) -> int:
         return len(self.indices)
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self._labels
-
-    def label(self, index: int) -> int:
-        return self.source.label(self._number(index))
 
     def identity(self, index: int) -> str:
         return self.source.identity(self._number(index))
@@ -78,8 +70,7 @@ class SubsetSource:
         return digest.hexdigest()[:32]
 
     def _number(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} images, none of number {index}")
+        self._check_index(index)
         return int(self.indices[index])
 
 
@@ -87,14 +78,7 @@ def subset(source: Source, indices: np.ndarray, name: str | None = None) -> Sour
     """Some images of a source. Of images in memory the result is in memory again, because that is
     what is rendered fastest.
 
-    Args:
-        source: that the images come from.
-        indices: (M,) integers, numbers of its images.
-        name: for messages; None for the source's own.
-
-    Raises:
-        ValueError: no indices.
-        IndexError: an index outside of the source.
+    Args, Raises: as `SubsetSource`.
     """
     if not isinstance(source, ArraySource):
         return SubsetSource(source, indices, name)

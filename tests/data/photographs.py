@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +12,7 @@ import numpy as np
 import sklearn
 from PIL import Image
 
-from barlow_fast.data import Views, ViewSpecification
+from barlow_fast.data import PRESETS, Views, ViewSpecification
 
 PHOTOGRAPHS = (
     Path(sklearn.__file__).parent / "datasets/images/china.jpg",
@@ -49,22 +50,12 @@ def photographs(folder: Path, count: int, longest: int = 160) -> Path:
 
 
 def cropping(size: int | tuple[int, int] = 48, **more: object) -> ViewSpecification:
-    """RandomResizedCrop with its usual distributions, and whatever else is asked for."""
+    """RandomResizedCrop with its usual distributions, and other options."""
     return ViewSpecification(crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), size=size, **more)
 
 
 def colouring(size: int = 48) -> Views:
     """Two views with everything that happens to a photograph."""
-    colour = {
-        "flip": 0.5,
-        "jitter": 0.8,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.2,
-        "hue": 0.1,
-        "random_order": True,
-        "grayscale": 0.2,
-        "blur_sigma": (0.1, 2.0),
-    }
-    views = (cropping(size, blur=1.0, **colour), cropping(size, blur=0.1, solarize=0.2, **colour))
-    return Views("colouring", views, MEAN, STD)
+    imagenet = PRESETS["imagenet"]
+    views = tuple(replace(view, size=size) for view in imagenet.views)
+    return replace(imagenet, name="colouring", views=views)

@@ -15,7 +15,7 @@ from photographs import MEAN, PHOTOGRAPHS, STD, cropping, encoded, photograph, p
 from PIL import Image
 
 from barlow_fast.data import Views, ViewSpecification
-from barlow_fast.data.faults import decode
+from barlow_fast.data.decoding import decode
 from barlow_fast.data.rendering import Crops
 from barlow_fast.data.rendering import dali as module
 from barlow_fast.data.rendering.dali import BY_DALI, BY_PIL, DaliRenderer, decoded_alike

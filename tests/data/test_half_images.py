@@ -13,7 +13,8 @@ from pictures import Image, encode, photographs, pixels, write_folder
 from typer.testing import CliRunner
 
 from barlow_fast.cli.app import app
-from barlow_fast.data.faults import BadImageError, decode
+from barlow_fast.data.decoding import decode
+from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.sources import FolderSource
 
 HEIGHT, WIDTH = 64, 64

@@ -40,13 +40,7 @@ FILE_LOADERS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small batches: on a busy machine threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +111,6 @@ def test_a_batch_is_crops_through_the_photometric_kernel(source, dtype):
         error = (view.float() - expected).abs()
         rounding = 2 * torch.finfo(dtype).eps * expected.abs()
         assert (error - rounding).max() <= 0.1 / 255 / min(STD)
-
-
-def test_a_set_without_the_kernel_leaves_it_to_plain_torch(monkeypatch):
-    expected = one_epoch(arrays())
-    cpu = kernels.load("cpu")
-    monkeypatch.delattr(cpu, "photometric", raising=False)
-    for a, b in zip(expected, one_epoch(arrays()), strict=True):
-        torch.testing.assert_close(a.views[0], b.views[0], atol=0.1 / 255 / min(STD), rtol=0)
 
 
 def test_an_interrupted_wait_loses_nothing(source, monkeypatch):
@@ -488,7 +474,7 @@ def test_auto_says_what_it_chose(source, monkeypatch, caplog):
     assert choose_loader("auto", source, VIEWS)[0] == "pil"
     assert choose_loader("auto", source, VIEWS, "cuda")[0] == "dali"
     assert choose_loader("auto", source, gray, "cuda")[0] == "pil"
-    assert choose_loader("dali", source, VIEWS) == ("dali", "asked for")
+    assert choose_loader("dali", source, VIEWS) == ("dali", "requested")
     monkeypatch.setattr(dali, "why_unusable", lambda device: f"not for {device}")
     assert choose_loader("auto", source, VIEWS, "cuda") == ("pil", "not dali: not for cuda")
     with pytest.raises(ImportError, match="loader='dali' cannot be used here: not for cpu"):

@@ -128,7 +128,7 @@ WRONG = {
     "views as mapping": (GOOD[: GOOD.index("views")] + "views: {flip: 1}", "views: must be a list"),
     "view as number": (GOOD[: GOOD.index("views")] + "views: [3]", r"views\[0\] must be a mapping"),
     "empty view": (GOOD[: GOOD.index("views")] + "views:\n  -", r"views\[0\] must be a mapping"),
-    "name as number": (changed("mine", "7"), "name must be a word"),
+    "name as number": (changed("mine", "7"), "name must be a text"),
     "mean as number": (changed("[0.5]", "0.5"), "mean must be a list"),
     "mean of two": (changed("[0.5]", "[0.5, 0.5]"), "mean must be one or three"),
     "mean of words": (changed("[0.5]", "[gray]"), "mean must be one or three"),

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -55,6 +54,7 @@ from barlow_fast.evaluation import (
 )
 from barlow_fast.evaluation import features as feature_module
 from barlow_fast.evaluation import finetune as finetune_function
+from barlow_fast.evaluation import protocol as protocol_module
 
 finetune_module = inspect.getmodule(finetune_function)
 FORM = ImageFormat(8, 1, 0.3, 0.25)
@@ -664,95 +664,81 @@ def _(monkeypatch):
         evaluate_finetune(stem(), splits, FORM, fraction=1e-3)
 
 
-# The protocols. {function: {option: (value, what is told to whom, as that function names it)}}
+# The protocols.
 
 VIEW = ViewSpecification(crop_area=(0.4, 0.5))
 QUICK = LinearSettings(epochs=1, batch_size=24)
 TUNING = FinetuneSettings(epochs=1, batch_size=24)
 READING = Reading(chunk=13)
 OTHER = ImageFormat(8, 1, 0.1, 0.2)
-Told = Sequence[tuple[Any, str, str, Any]]
 FULL: dict[str, Any] = {"fraction": 1.0, "settings": TUNING}
 
-PROTOCOLS: dict[Any, dict[str, tuple[dict[str, Any], Told]]] = {
-    evaluate_knn: {
-        "form": ({"form": OTHER}, [(knn, "features_of_source", "form", OTHER)]),
-        "reading": ({"reading": READING}, [(knn, "features_of_source", "reading", READING)]),
-        "neighbours": ({"neighbours": (7, 3)}, [(knn, "knn_scores", "neighbours", (7, 3))]),
-        "temperature": ({"temperature": 0.5}, [(knn, "knn_scores", "temperature", 0.5)]),
-        "adapt": ({"adapt": True}, [(knn, "check_fits", "adapt", True)]),
-    },
-    evaluate_transfer: {
-        "form": ({"form": OTHER}, [(transfer, "features_of_source", "form", OTHER)]),
-        "reading": ({"reading": READING}, [(transfer, "features_of_source", "reading", READING)]),
-        "neighbours": ({"neighbours": (7, 3)}, [(transfer, "knn_scores", "neighbours", (7, 3))]),
-        "temperature": ({"temperature": 0.5}, [(transfer, "knn_scores", "temperature", 0.5)]),
-        "penalties": ({"penalties": (0.3,)}, [(transfer, "fit_over_seeds", "penalties", (0.3,))]),
-        "iterations": ({"iterations": 3}, [(transfer, "fit_over_seeds", "iterations", 3)]),
-    },
+
+class Reaches(NamedTuple):
+    """The value of an option, and the functions that get it as `argument` (None: by the option's
+    name), as `passed` (None: as it is)."""
+
+    value: Any
+    functions: list[tuple[Any, str]]
+    argument: str | None = None
+    passed: Any = None
+
+
+FEATURES, CHECK = (protocol_module, "features_of_source"), (protocol_module, "check_fits")
+TRAINS, SCORE = (linear, "train_heads"), (linear, "score_heads")
+TUNE, SCORE_TUNED = (finetune_module, "finetune"), (finetune_module, "score_heads")
+SUBSET = (finetune_module, "balanced_subset")
+
+
+def neighbours_of(module: Any) -> dict[str, Reaches]:
+    return {
+        "form": Reaches(OTHER, [FEATURES]),
+        "reading": Reaches(READING, [FEATURES]),
+        "neighbours": Reaches((7, 3), [(module, "knn_scores")]),
+        "temperature": Reaches(0.5, [(module, "knn_scores")]),
+    }
+
+
+def penalties_of(module: Any) -> dict[str, Reaches]:
+    return {
+        "penalties": Reaches((0.3,), [(module, "fit_over_seeds")]),
+        "iterations": Reaches(3, [(module, "fit_over_seeds")]),
+    }
+
+
+PROTOCOLS: dict[Any, dict[str, Reaches]] = {
+    evaluate_knn: {**neighbours_of(knn), "adapt": Reaches(True, [CHECK])},
+    evaluate_transfer: {**neighbours_of(transfer), **penalties_of(transfer)},
     evaluate_linear: {
-        "form": (
-            {"form": OTHER, "settings": QUICK, "features": "augmented"},
-            [(linear, "train_heads", "form", OTHER), (linear, "score_heads", "form", OTHER)],
-        ),
-        "reading": (
-            {"reading": READING, "settings": QUICK, "features": "augmented"},
-            [
-                (linear, "train_heads", "reading", READING),
-                (linear, "score_heads", "reading", READING),
-            ],
-        ),
-        "features": (
-            {"features": "augmented", "settings": QUICK},
-            [(linear, "train_heads", "standardised", False)],
-        ),
-        "names": (
-            {"names": ["Feature1"], "stages": stages},
-            [(linear, "features_of_source", "names", ("Feature1",))],
-        ),
-        "settings": (
-            {"settings": QUICK, "features": "augmented"},
-            [(linear, "train_heads", "settings", QUICK)],
-        ),
-        "augmentation": (
-            {"augmentation": VIEW, "features": "augmented", "settings": QUICK},
-            [(linear, "train_heads", "augmentation", VIEW)],
-        ),
-        "penalties": ({"penalties": (0.3,)}, [(linear, "fit_over_seeds", "penalties", (0.3,))]),
-        "iterations": ({"iterations": 3}, [(linear, "fit_over_seeds", "iterations", 3)]),
-        "adapt": ({"adapt": True}, [(linear, "check_fits", "adapt", True)]),
+        "form": Reaches(OTHER, [TRAINS, SCORE]),
+        "reading": Reaches(READING, [TRAINS, SCORE]),
+        "features": Reaches("augmented", [TRAINS], "standardised", False),
+        "names": Reaches(["Feature1"], [FEATURES], None, ("Feature1",)),
+        "settings": Reaches(QUICK, [TRAINS]),
+        "augmentation": Reaches(VIEW, [TRAINS]),
+        **penalties_of(linear),
+        "adapt": Reaches(True, [CHECK]),
     },
     evaluate_finetune: {
-        "form": (
-            {**FULL, "form": OTHER},
-            [
-                (finetune_module, "finetune", "form", OTHER),
-                (finetune_module, "score_heads", "form", OTHER),
-            ],
-        ),
-        "reading": (
-            {**FULL, "reading": READING},
-            [
-                (finetune_module, "finetune", "reading", READING),
-                (finetune_module, "score_heads", "reading", READING),
-            ],
-        ),
-        "fraction": (
-            {**FULL, "fraction": 0.5},
-            [(finetune_module, "balanced_subset", "fraction", 0.5)],
-        ),
-        "subset_seed": (
-            {**FULL, "subset_seed": 9, "fraction": 0.5},
-            [(finetune_module, "balanced_subset", "seed", 9)],
-        ),
-        "settings": (FULL, [(finetune_module, "finetune", "settings", TUNING)]),
-        "augmentation": (
-            {**FULL, "augmentation": VIEW},
-            [(finetune_module, "finetune", "augmentation", VIEW)],
-        ),
-        "adapt": ({**FULL, "adapt": True}, [(finetune_module, "check_fits", "adapt", True)]),
+        "form": Reaches(OTHER, [TUNE, SCORE_TUNED]),
+        "reading": Reaches(READING, [TUNE, SCORE_TUNED]),
+        "fraction": Reaches(0.5, [SUBSET]),
+        "subset_seed": Reaches(9, [SUBSET], "seed"),
+        "settings": Reaches(TUNING, [TUNE]),
+        "augmentation": Reaches(VIEW, [TUNE]),
+        "adapt": Reaches(True, [CHECK]),
     },
 }
+AUGMENTED = ("form", "reading", "features", "settings", "augmentation")
+
+
+def choices_beside(function: Any, option: str) -> dict[str, Any]:
+    """What else is passed, so that the option matters."""
+    if function is evaluate_linear and option in AUGMENTED:
+        return {"features": "augmented", "settings": QUICK}
+    if function is evaluate_finetune:
+        return {**FULL, "fraction": 0.5} if option == "subset_seed" else FULL
+    return {"stages": stages} if option == "names" else {}
 
 
 def evaluated(protocol: Any, **choices: Any) -> Evaluation:
@@ -769,14 +755,14 @@ def evaluated(protocol: Any, **choices: Any) -> Evaluation:
     ],
 )
 def test_every_option_of_a_protocol_reaches_what_it_is_for(protocol, option: str, monkeypatch):
-    choices, told = PROTOCOLS[protocol][option]
-    calls = [record_calls(monkeypatch, owner, name) for owner, name, _, _ in told]
-    found = evaluated(protocol, **choices)
-    for seen, (_, name, argument, value) in zip(calls, told, strict=True):
-        assert seen, name
-        assert all(call[argument] == value for call in seen), name
+    value, functions, argument, passed = PROTOCOLS[protocol][option]
+    calls = [record_calls(monkeypatch, owner, name) for owner, name in functions]
+    found = evaluated(protocol, **{**choices_beside(protocol, option), option: value})
+    for recorded, (_, name) in zip(calls, functions, strict=True):
+        assert recorded, name
+        for call in recorded:
+            assert call[argument or option] == (value if passed is None else passed), name
     # And it is written down with the result, where it is a plain value.
-    value = choices[option]
     if option == "augmentation":
         value = {"crop_area": VIEW.crop_area}
     if option in found.settings:
@@ -802,7 +788,7 @@ CHOICES = {
 
 @pytest.mark.parametrize("protocol", CHOICES, ids=lambda protocol: protocol.__name__)
 def test_seeds_random_weights_and_baselines(protocol, monkeypatch):
-    weights = record_calls(monkeypatch, knn, "random_weights")
+    weights = record_calls(monkeypatch, protocol_module, "random_weights")
     choices = {**CHOICES[protocol], "seeds": (4, 2)}
     kinds = {
         (): {"encoder"},

@@ -237,7 +237,7 @@ def test_the_command_trains_on_files(folder, views, tmp_path):
     out = tmp_path / "out"
     result = pretrain("--data", folder, "--views", views, *SMALL, "--out", out)
     assert result.exit_code == 0, result.output
-    for part in ("20 training images", "views     small, by pil (asked for)", "is skipped"):
+    for part in ("20 training images", "views     small, by pil (requested)", "is skipped"):
         assert part in result.output, part
     assert "random weights" not in result.output
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")

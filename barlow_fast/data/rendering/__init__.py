@@ -13,6 +13,8 @@ All three draw the same windows, so they show the same crops.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +27,7 @@ from ..sources import ArraySource, Source
 if TYPE_CHECKING:
     from ..presets import Views
 
-__all__ = ["Crops", "Renderer", "crop_shapes", "without"]
+__all__ = ["CallingProcess", "Crops", "Renderer", "check_room", "crop_shapes", "without"]
 
 
 class Crops(NamedTuple):
@@ -62,6 +64,44 @@ class Renderer(Protocol):
     def close(self) -> None:
         """Ends what the renderer runs in the background and gives up what is under way. May be
         called again."""
+
+
+def check_room(closed: bool, under_way: int, prefetch: int) -> None:
+    """Refuse a batch that a renderer does not take.
+
+    Raises:
+        RuntimeError: as `Renderer.submit`.
+    """
+    if closed:
+        raise RuntimeError("the renderer is closed")
+    if under_way == prefetch:
+        raise RuntimeError(f"{prefetch} batches are under way, no more are taken")
+
+
+class CallingProcess(ABC):
+    """A renderer that works in the calling process, when a batch is received."""
+
+    def __init__(self, prefetch: int) -> None:
+        self._prefetch = prefetch
+        self._waiting: deque[tuple[int, np.ndarray]] = deque()
+        self._closed = False
+
+    @abstractmethod
+    def render(self, epoch: int, samples: np.ndarray) -> Crops:
+        """One batch."""
+
+    def submit(self, epoch: int, samples: np.ndarray) -> None:
+        check_room(self._closed, len(self._waiting), self._prefetch)
+        self._waiting.append((epoch, samples))
+
+    def receive(self) -> Crops:
+        if not self._waiting:
+            raise RuntimeError("no batch is under way")
+        return self.render(*self._waiting.popleft())
+
+    def close(self) -> None:
+        self._closed = True
+        self._waiting.clear()
 
 
 def crop_shapes(source: Source, views: Views) -> list[tuple[int, int, int]]:

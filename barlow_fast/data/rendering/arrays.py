@@ -12,7 +12,6 @@ depend on the order in which a machine's matrix product adds, hence not on the b
 from __future__ import annotations
 
 import functools
-from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch.nn import functional
 from ..sources import ArraySource
 from ..views import ViewParameters, ViewSpecification, draw
 from ..windows import windows
-from . import Crops
+from . import CallingProcess, Crops
 
 if TYPE_CHECKING:
     from ..presets import Views
@@ -180,8 +179,8 @@ def crops_of(
     return crop(images, places, size, specification.interpolation)
 
 
-class ArrayRenderer:
-    """Renders images in memory in the calling process, when a batch is received.
+class ArrayRenderer(CallingProcess):
+    """Renders images in memory.
 
     Args:
         source: the images.
@@ -201,23 +200,11 @@ class ArrayRenderer:
         prefetch: int = 2,
         device: torch.device | str = "cpu",
     ) -> None:
+        super().__init__(prefetch)
         self._images, self._views, self._seed = source.images, views, seed
-        self._prefetch = prefetch
         self._device = torch.device(device)
-        self._waiting: deque[tuple[int, np.ndarray]] = deque()
-        self._closed = False
 
-    def submit(self, epoch: int, samples: np.ndarray) -> None:
-        if self._closed:
-            raise RuntimeError("the renderer is closed")
-        if len(self._waiting) == self._prefetch:
-            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
-        self._waiting.append((epoch, samples))
-
-    def receive(self) -> Crops:
-        if not self._waiting:
-            raise RuntimeError("no batch is under way")
-        epoch, samples = self._waiting.popleft()
+    def render(self, epoch: int, samples: np.ndarray) -> Crops:
         images = self._images.index_select(0, torch.from_numpy(np.asarray(samples, np.int64)))
         images = with_channels(images.to(self._device), len(self._views.mean))
         crops = [
@@ -226,13 +213,9 @@ class ArrayRenderer:
         ]
         return Crops(crops, samples, [])
 
-    def close(self) -> None:
-        self._closed = True
-        self._waiting.clear()
-
 
 def with_channels(images: Tensor, channels: int) -> Tensor:
-    """(B, H, W, C) uint8 with as many channels as asked for, one or three: gray values for each of
+    """(B, H, W, C) uint8 with one or three channels: gray values for each of
     three, or the luma of ITU-R 601-2 in 16-bit fixed point, as PIL has it."""
     if images.shape[-1] == channels:
         return images
@@ -290,7 +273,7 @@ def _matrices(
     else:
         lengths, which = np.unique(length, return_inverse=True)
         table = torch.from_numpy(_table(lengths, size, extent, interpolation)).to(device)
-    # Rows extent - start to 2 extent - start of a window's table are what is wanted, one piece of
+    # Rows extent - start to 2 extent - start of a window's table hold its weights, in one piece of
     # memory.
     rows, columns = table.shape[1:]
     pieces = table.as_strided((table.shape[0] * rows - extent + 1, extent * columns), (columns, 1))

@@ -13,8 +13,8 @@ not as Pillow does, is rendered by Pillow. Whether it is depends on the image al
 shows the same crop in whatever batch it comes.
 
 On a CPU images are decoded to the very same bytes as by Pillow, and resized to within a level; more
-in the outermost ring of pixels of crops that are much smaller than their windows, where DALI takes
-the border to go on for ever and Pillow leaves the outside out.
+in the outermost ring of pixels of crops that are much smaller than their windows, where DALI
+repeats the border and Pillow leaves the outside out.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..faults import MAX_PIXELS, BadImage, BadImageError, check, pillow
+from ..decoding import MAX_PIXELS, check, pillow
+from ..faults import BadImage, BadImageError
 from ..sources import ArraySource, Source
 from ..views import draw
 from ..whole import FRAMES, find_marker
 from ..windows import windows
-from . import Crops, crop_shapes, without
+from . import Crops, check_room, crop_shapes, without
 from .pil import crop_rows
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Graph:
         shapes: (H, W, C) of each view.
         batch_size: the largest batch.
         threads: of DALI.
-        device: where crops are wanted; on a GPU JPEG is decoded there.
+        device: of the crops; on a GPU JPEG is decoded there.
         decodes: whether images come encoded; else as (H, W, C) uint8.
     """
 
@@ -223,8 +224,8 @@ class _Batch:
 
 
 class _Engine:
-    """What the renderer's thread does; knows nothing of the renderer, so that that can be
-    dropped."""
+    """The work of the renderer's thread, without a reference to the renderer, so that that can be
+    collected."""
 
     def __init__(
         self,
@@ -265,7 +266,7 @@ class _Engine:
         except BaseException as error:
             self.results.put(error)
         finally:
-            # DALI's threads end here, and not when somebody lets go of the engine.
+            # DALI's threads end here, and not when the engine is collected.
             self.graph = None
             self.running.clear()
 
@@ -365,7 +366,7 @@ class _Engine:
                     left += np.array_split(some, 2)
                 else:
                     refused.append(int(batch.rows[some[0]]))
-        # From now on these don't cost others their batch.
+        # From now on these are kept out of DALI's batches.
         self.route[batch.samples[refused]] = BY_PIL
         known = len(batch.bad)
         parts += self.rendered_by_pil(batch, refused)
@@ -418,8 +419,8 @@ class DaliRenderer:
         views: Views,
         batch_size: int,
         *,
-        seed: int = 0,
         threads: int = 2,
+        seed: int = 0,
         prefetch: int = 2,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -451,10 +452,7 @@ class DaliRenderer:
         thread.start()
 
     def submit(self, epoch: int, samples: np.ndarray) -> None:
-        if self._closed:
-            raise RuntimeError("the renderer is closed")
-        if self._count == self._prefetch:
-            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
+        check_room(self._closed, self._count, self._prefetch)
         self._count += 1
         self._engine.tasks.put((epoch, samples))
 

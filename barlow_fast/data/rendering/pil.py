@@ -6,17 +6,17 @@ filter reaches over the window's border into the rest of the image, and the oute
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ..faults import BadImage, BadImageError, pillow
+from ..decoding import pillow
+from ..faults import BadImage, BadImageError
 from ..sources import Source
 from ..views import draw
 from ..windows import windows
-from . import Crops, crop_shapes, without
+from . import CallingProcess, Crops, crop_shapes, without
 
 if TYPE_CHECKING:
     from ..presets import Views
@@ -72,8 +72,8 @@ def crop_rows(
     return bad
 
 
-class PilRenderer:
-    """Renders in the calling process, when a batch is received.
+class PilRenderer(CallingProcess):
+    """Renders with Pillow.
 
     Args:
         source: any; arrays are taken image by image.
@@ -87,24 +87,12 @@ class PilRenderer:
     """
 
     def __init__(self, source: Source, views: Views, *, seed: int = 0, prefetch: int = 2) -> None:
+        super().__init__(prefetch)
         pillow()
         self._source, self._views, self._seed = source, views, seed
         self._shapes = crop_shapes(source, views)
-        self._prefetch = prefetch
-        self._waiting: deque[tuple[int, np.ndarray]] = deque()
-        self._closed = False
 
-    def submit(self, epoch: int, samples: np.ndarray) -> None:
-        if self._closed:
-            raise RuntimeError("the renderer is closed")
-        if len(self._waiting) == self._prefetch:
-            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
-        self._waiting.append((epoch, samples))
-
-    def receive(self) -> Crops:
-        if not self._waiting:
-            raise RuntimeError("no batch is under way")
-        epoch, samples = self._waiting.popleft()
+    def render(self, epoch: int, samples: np.ndarray) -> Crops:
         crops = [
             torch.empty(len(samples), *shape, dtype=torch.uint8, device="cpu")
             for shape in self._shapes
@@ -118,7 +106,3 @@ class PilRenderer:
             [view.numpy() for view in crops],
         )
         return without(Crops(crops, samples, []), bad)
-
-    def close(self) -> None:
-        self._closed = True
-        self._waiting.clear()

@@ -1,7 +1,7 @@
 """Crops by Pillow in worker processes.
 
-Pixels are never sent: a worker writes its rows into memory that it shares with this process, and
-gets no more than the numbers of the samples. That memory is a fixed number of slots of one batch
+Pixels are never sent: a worker receives sample numbers and writes its rows into memory that it
+shares with this process. That memory is a fixed number of slots of one batch
 each, so what is rendered ahead is bounded.
 
 Workers are not forked from this process: a fork copies locks that other threads hold (torch's,
@@ -31,10 +31,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..faults import BadImage, pillow
+from ..decoding import pillow
+from ..faults import BadImage
 from ..processes import STOP_SIGNALS, leaving_to_parent, obey_parent
 from ..sources import Source
-from . import Crops, crop_shapes, without
+from . import Crops, check_room, crop_shapes, without
 from .pil import crop_rows
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ LOG = logging.getLogger("barlow_fast.data")
 
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
-# Seconds: until a wait is remarked upon, and until a process whose pipe has ended must have an exit
+# Seconds: until a wait is logged, and until a process whose pipe has ended must have an exit
 # code.
 REMARK_AFTER = 60.0
 PATIENCE = 60.0
-# Seconds until a worker that does not answer counts as stopped, unless somebody sets another time.
+# Seconds until a worker that does not answer counts as stopped, unless another time is set.
 TIMEOUT = 1800.0
 
 
@@ -121,8 +122,8 @@ class WorkerRenderer:
         views: Views,
         batch_size: int,
         *,
-        seed: int = 0,
         workers: int = 2,
+        seed: int = 0,
         prefetch: int = 2,
         timeout: float = TIMEOUT,
     ) -> None:
@@ -145,10 +146,7 @@ class WorkerRenderer:
         self._finalizer = weakref.finalize(self, _end, os.getpid(), self._processes, self._pipes)
 
     def submit(self, epoch: int, samples: np.ndarray) -> None:
-        if self._closed:
-            raise RuntimeError("the renderer is closed")
-        if len(self._under_way) == self._prefetch:
-            raise RuntimeError(f"{self._prefetch} batches are under way, no more are taken")
+        check_room(self._closed, len(self._under_way), self._prefetch)
         if self._slots is None:
             self._start()
         slot = self._free.pop()
@@ -271,7 +269,7 @@ class WorkerRenderer:
 
 def _end(owner: int, processes: list[multiprocessing.Process], pipes: list[Connection]) -> None:
     """Ends the workers, at once: they hold nothing that would have to be put in order first."""
-    # A process that was forked from the owner has copies of everything, but no say in it.
+    # A process that was forked from the owner has copies of these objects, and must not use them.
     if os.getpid() != owner:
         return
     for pipe in pipes:
@@ -288,8 +286,8 @@ def _end(owner: int, processes: list[multiprocessing.Process], pipes: list[Conne
 
 
 def _work(pipe: Connection, memory, arguments: tuple, source: Source, views: Views, seed: int):
-    """A worker's life: rows of slots, until the pipe closes."""
-    # A run that is told to stop takes its step to the end and saves: it needs its batch.
+    """The main function of a worker: renders rows of slots until the pipe closes."""
+    # A run that receives a signal to stop finishes its step and saves, which needs the batch.
     obey_parent(STOP_SIGNALS)
     slots = Slots(*arguments, memory=memory)
     crops = [[view.numpy() for view in views_of_slot] for views_of_slot in slots.crops]

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .names import represented
+from ..decoding import picture
+from .base import Labelled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SAMPLED = 1024
 
 
-class ArraySource:
+class ArraySource(Labelled):
     """Images of one size in memory.
 
     Args:
@@ -78,17 +79,8 @@ class ArraySource:
             classes=dataset.class_names,
         )
 
-    __repr__ = represented
-
     def __len__(self) -> int:
         return len(self.images)
-
-    def label(self, index: int) -> int:
-        return -1 if self._labels is None else int(self._labels[index])
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self._labels
 
     def identity(self, index: int) -> str:
         return f"{self.name}[{index}]"
@@ -102,17 +94,14 @@ class ArraySource:
         raise TypeError(f"{self.name} holds pixels, not encoded files: use image() or images")
 
     def image(self, index: int) -> Image.Image:
-        from ..faults import pillow
-
-        pixels = self.images[index].contiguous().numpy()
-        return pillow().fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        return picture(self.images[index].contiguous().numpy())
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
         return np.full((len(indices), 2), self.images.shape[1:3], dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """Of shape, labels and some of the contents: images in memory have no names to tell two
-        sets apart."""
+        """Of shape, labels and some of the contents: images in memory have no names that
+        distinguish two sets."""
         digest = hashlib.sha256(f"barlow_fast array 1, {tuple(self.images.shape)}\n".encode())
         step = -(-len(self.images) // SAMPLED)
         digest.update(b"%d" % zlib.crc32(self.images[::step].contiguous().numpy()))

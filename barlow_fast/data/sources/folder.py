@@ -8,26 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...inputs import open_regular
-from ..faults import (
-    MAX_BYTES,
-    MAX_PIXELS,
-    decode,
-    guard,
-    header_size,
-    printable,
-    read_file,
-)
-from .names import Names, fingerprint, represented
-from .sizes import SizeCache
+from ...terminal import printable
+from ..decoding import MAX_BYTES, MAX_PIXELS, header_size, read_file
+from ..faults import guard
+from .base import UNKNOWN, EncodedSource
+from .names import Names
 from .tar import COMPRESSED_ENDINGS, NOT_IN_PLACE
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LOG = logging.getLogger("barlow_fast.data")
 
@@ -52,17 +42,17 @@ CONVERTIBLE = (
 MOST_KINDS = 5
 
 # How many files lie between two reports of a scan's progress, and seconds between two lines of
-# log where nobody listens to it.
+# log where there is no callback.
 REPORT_EVERY = 4096
 LOG_EVERY = 10.0
 
 
-class FolderSource:
+class FolderSource(EncodedSource):
     """All images below a folder, however deep, sorted by the bytes of their relative path (with
     '/' on every system).
 
-    A file is taken by its extension, one of `EXTENSIONS` in any case; what it holds is seen when
-    it is read. Names that start with a dot are hidden and left out, as are files with other
+    A file is taken by its extension, one of `EXTENSIONS` in any case; its content is checked
+    when it is read. Names that start with a dot are hidden and left out, as are files with other
     extensions, which `ignored` counts and `others` lists by extension.
 
     With images inside sub-folders each first-level folder that holds some is a class, numbered
@@ -70,8 +60,8 @@ class FolderSource:
     folders nothing has.
 
     Symbolic links to files and folders are followed while they stay below the root. One that leads
-    out of it is an error, unless `allow_symlinks`: silently following reads what nobody meant to
-    train on, silently ignoring loses images. A link back to a folder that it lies in is an error.
+    out of it is an error, unless `allow_symlinks`: following it may read images that are not meant
+    for training, ignoring it may lose images. A link back to a folder that it lies in is an error.
 
     Args:
         root: the folder.
@@ -116,19 +106,7 @@ class FolderSource:
         self._names = Names.of([name for name, _ in found])
         self._bytes = np.fromiter((size for _, size in found), np.int64, len(found))
         self.classes, self._labels = _classes(found)
-        self._sizes = SizeCache(len(found))
-
-    __repr__ = represented
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def label(self, index: int) -> int:
-        return -1 if self._labels is None else int(self._labels[index])
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self._labels
+        self._sizes = np.full((len(found), 2), UNKNOWN, np.int32)
 
     def path(self, index: int) -> str:
         """The file's path, as `open` takes it."""
@@ -140,18 +118,8 @@ class FolderSource:
     def encoded(self, index: int) -> bytes:
         return read_file(self._path(index), self.identity(index), index)
 
-    def image(self, index: int) -> Image.Image:
-        return decode(self.encoded(index), self.identity(index), index, self.max_pixels)
-
-    def sizes(self, indices: np.ndarray) -> np.ndarray:
-        return self._sizes.get(indices, self._size)
-
-    def fingerprint(self) -> str:
-        return fingerprint(self._names, self._bytes, self._labels)
-
     def _path(self, index: int) -> bytes:
-        if not 0 <= index < len(self._names):
-            raise IndexError(f"{self.name} has {len(self)} images, none of number {index}")
+        self._check_index(index)
         return os.path.join(self._root, self._names[index])
 
     def _size(self, index: int) -> tuple[int, int]:
@@ -164,7 +132,7 @@ def _scan(
     root: bytes, allow_symlinks: bool, progress: Callable[[int], None] | None
 ) -> tuple[list[tuple[bytes, int]], Counter[bytes]]:
     """((relative path, bytes) of every image, number of other files by extension). A size that
-    cannot be told, as of a broken link, is -1: reading the image will say what is wrong."""
+    cannot be read, as of a broken link, is -1: reading the image raises the reason."""
     home = os.path.realpath(root)
     endings = tuple(ending.encode() for ending in EXTENSIONS)
     found: list[tuple[bytes, int]] = []

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from . import Source
 
 
 class Names:
@@ -39,12 +35,6 @@ class Names:
     def __getitem__(self, index: int) -> bytes:
         start = int(self.ends[index - 1]) if index else 0
         return self.block[start : int(self.ends[index])]
-
-
-def represented(source: Source) -> str:
-    """The `repr` of a source, in one line."""
-    classes = f"{len(source.classes)} classes" if source.classes else "no classes"
-    return f"{type(source).__name__}({source.name!r}, {len(source)} images, {classes})"
 
 
 def fingerprint(names: Names, sizes: np.ndarray, labels: np.ndarray | None) -> str:

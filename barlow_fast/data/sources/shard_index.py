@@ -20,7 +20,9 @@ import numpy as np
 
 from ...files import write_whole
 from ...inputs import open_descriptor, open_regular
-from ..faults import BadImageError, header_size, printable
+from ...terminal import printable
+from ..decoding import header_size
+from ..faults import BadImageError
 from .names import Names
 from .tar import Member, members, read_at
 

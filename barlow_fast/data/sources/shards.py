@@ -9,19 +9,18 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...inputs import open_descriptor, open_regular
-from ..faults import MAX_PIXELS, Unreadable, decode, guard, header_size, printable
+from ...terminal import printable
+from ..decoding import MAX_PIXELS, header_size
+from ..faults import Unreadable, guard
 from . import shard_index
-from .names import Names, fingerprint, represented
-from .sizes import UNKNOWN, SizeCache
+from .base import UNKNOWN, EncodedSource
+from .names import Names
 from .tar import COMPRESSED_ENDINGS, NOT_IN_PLACE, read_at
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LOG = logging.getLogger("barlow_fast.data")
 
@@ -37,7 +36,7 @@ PARTIAL = ".partial"
 KEPT_OPEN = 128
 
 
-class ShardSource:
+class ShardSource(EncodedSource):
     """Images in tar files: `key.jpg` (or another image's extension) with its label in `key.cls`
     (digits) or `key.json` ({"label": integer}), or without one.
 
@@ -116,9 +115,8 @@ class ShardSource:
         """What a process has to itself."""
         pixels = self._pixels.astype(np.int64).prod(-1)
         # An unreadable header may be one that this source's limit allows.
-        known = self._pixels.copy()
-        known[(pixels == 0) | (pixels > self.max_pixels)] = UNKNOWN
-        self._sizes = SizeCache(len(self), known)
+        self._sizes = self._pixels.copy()
+        self._sizes[(pixels == 0) | (pixels > self.max_pixels)] = UNKNOWN
         self._open: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -133,18 +131,6 @@ class ShardSource:
     def __del__(self) -> None:
         for descriptor in self.__dict__.pop("_open", {}).values():
             os.close(descriptor)
-
-    __repr__ = represented
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def label(self, index: int) -> int:
-        return -1 if self._labels is None else int(self._labels[index])
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self._labels
 
     def identity(self, index: int) -> str:
         shard = self.shards[self._shard(index)]
@@ -161,19 +147,8 @@ class ShardSource:
                 )
             return content
 
-    def image(self, index: int) -> Image.Image:
-        return decode(self.encoded(index), self.identity(index), index, self.max_pixels)
-
-    def sizes(self, indices: np.ndarray) -> np.ndarray:
-        return self._sizes.get(indices, self._size)
-
-    def fingerprint(self) -> str:
-        """Of the members, not of how they are spread over shards."""
-        return fingerprint(self._names, self._bytes, self._labels)
-
     def _shard(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} images, none of number {index}")
+        self._check_index(index)
         return int(np.searchsorted(self._first, index, side="right")) - 1
 
     def _size(self, index: int) -> tuple[int, int]:

@@ -1,13 +1,15 @@
 """Where the files of a tar archive lie in it.
 
-Python's `tarfile` stops without a word at a damaged header that is not the first one, which would
-lose the rest of a shard, and in some of the Pythons that run this a negative size keeps it in a
-loop (CVE-2025-8194). Here every byte of the file is accounted for, or the archive is refused.
+`tarfile` parses single headers here, but does not iterate over them: it stops silently at a
+damaged header that is not the first one, takes a damaged PAX record for a name, reads extended
+headers of any size into memory, and loops on a negative size (CVE-2025-8194) in some supported
+versions of Python. Here every byte of the file is accounted for, or the archive is refused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -29,8 +31,6 @@ COMPRESSED_ENDINGS = (
     *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tlz"),
 )
 
-PAX_LOCAL, PAX_GLOBAL = tarfile.XHDTYPE, tarfile.XGLTYPE
-LONG_NAME, LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 NOT_IN_PLACE = (
@@ -93,7 +93,7 @@ def members(descriptor: int, path: str) -> Iterator[Member]:
         start, size = offset + BLOCK, info.size
         if info.type in FILES:
             name = extension.get(b"path", long_name or name)
-            size = _number(extension.get(b"size"), size, path, offset)
+            size = int(extension.get(b"size", size))
         elif info.type == tarfile.DIRTYPE:
             size = 0
         if size < 0 or start + size > length:
@@ -102,14 +102,16 @@ def members(descriptor: int, path: str) -> Iterator[Member]:
                 "left: the shard is damaged or has been cut short"
             )
         offset = start + -(-size // BLOCK) * BLOCK
-        if info.type in (PAX_LOCAL, LONG_NAME):
-            content = _extension(descriptor, start, size, path)
-            if info.type == PAX_LOCAL:
+        if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if size > LONGEST_EXTENSION:
+                raise ValueError(f"{path}: at byte {start}: a name of {size} bytes")
+            content = read_at(descriptor, size, start)
+            if info.type == tarfile.XHDTYPE:
                 extension = _pax(content, path, start)
             else:
                 long_name = content.rstrip(b"\0")
             continue
-        if info.type in (PAX_GLOBAL, LONG_LINK):
+        if info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
             continue
         if info.type in FILES:
             yield Member(name, start, size)
@@ -141,30 +143,17 @@ def _parse(header: bytes, path: str, offset: int) -> tarfile.TarInfo:
         raise ValueError(f"{path}: at byte {offset}: damaged tar header ({error})") from error
 
 
-def _extension(descriptor: int, start: int, size: int, path: str) -> bytes:
-    if size > LONGEST_EXTENSION:
-        raise ValueError(f"{path}: at byte {start}: a name of {size} bytes")
-    return read_at(descriptor, size, start)
-
-
 def _pax(content: bytes, path: str, start: int) -> dict[bytes, bytes]:
     """Records '<length> <key>=<value>\\n', the length counting itself."""
     found = {}
     while content.rstrip(b"\0"):
-        digits, space, _ = content.partition(b" ")
-        length = _number(digits, 0, path, start)
-        record = content[len(digits) + 1 : length]
-        key, equals, value = record.partition(b"=")
-        if not space or not equals or length > len(content) or not value.endswith(b"\n"):
+        digits = re.match(rb"\d{1,18}(?= )", content)
+        length = int(digits[0]) if digits else 0
+        key, equals, value = content[:length].partition(b" ")[2].partition(b"=")
+        value, end = value[:-1], value[-1:]
+        number = key != b"size" or value.isdigit()
+        if not equals or length > len(content) or end != b"\n" or not number:
             raise ValueError(f"{path}: at byte {start}: damaged PAX header")
-        found[key] = value[:-1]
+        found[key] = value
         content = content[length:]
     return found
-
-
-def _number(digits: bytes | None, default: int, path: str, offset: int) -> int:
-    if digits is None:
-        return default
-    if not digits.isdigit() or len(digits) > 18:
-        raise ValueError(f"{path}: at byte {offset}: damaged PAX header")
-    return int(digits)
