@@ -13,7 +13,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,17 @@ def parameters(command: Command) -> Iterator[Parameter]:
 def names(command: Command) -> set[str]:
     """Of the parameters."""
     return {each.name for each in parameters(command)}
+
+
+def listed(text: str | None, known: Iterable[str], what: str, default: Any = None) -> list[str]:
+    """Names of a comma-separated list in the order of `known`; for None those of `default`, by
+    default all. ValueError for an unknown one, which calls it a `what`."""
+    known = list(known)
+    names = [name.strip() for name in text.split(",")] if text is not None else default or known
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; known are {', '.join(known)}")
+    return [name for name in known if name in names]
 
 
 def run(commands: dict[str, Command], arguments: Sequence[str] | None, program: str) -> int:

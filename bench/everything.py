@@ -86,17 +86,12 @@ def command(
 def choose(text: str | None, quick: bool, minutes: float | None) -> list[Part]:
     """The parts of a comma-separated list of suites in the order of PARTS, others after them; None
     for all. ValueError for an unknown name, or for no time."""
-    known = suites.discover()
-    names = [name for name, each in PARTS.items() if not (quick and each.quick_minutes is None)]
-    if text is not None:
-        names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown suite {name!r}; there are {', '.join(known)}")
+    default = [name for name, each in PARTS.items() if not (quick and each.quick_minutes is None)]
+    order = [*PARTS, *(name for name in suites.discover() if name not in PARTS)]
+    names = cli.listed(text, order, "suite", default)
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes is more than 0; got {minutes:g}")
-    order = [*PARTS, *(name for name in names if name not in PARTS)]
-    shares = {name: PARTS.get(name, Share()) for name in order if name in names}
+    shares = {name: PARTS.get(name, Share()) for name in names}
     total = sum(share_of(each, quick) for each in shares.values())
     scale = 60 * (minutes or (QUICK_MINUTES if quick else MINUTES)) / total
     if minutes is None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bench import cli
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -119,12 +121,8 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
 
 def parse_variants(text: str, variants: Mapping[str, Variant] = VARIANTS) -> list[Variant]:
     """'fp32,bf16' -> variants, 'bf16' being both of its own; ValueError for an unknown name."""
-    names = [name.strip() for name in text.split(",")]
+    names = cli.listed(text, [*variants, *ALIASES], "dtype")
     names = [full for name in names for full in ALIASES.get(name, (name,))]
-    for name in names:
-        if name not in variants:
-            known = ", ".join((*variants, *ALIASES))
-            raise ValueError(f"unknown dtype {name!r}; known are {known}")
     return [variant for name, variant in variants.items() if name in names]
 
 

@@ -120,12 +120,25 @@ class Session:
         """Seconds of the run."""
         return 60 * (self.given.minutes or 0.0)
 
-    def keep(self, rows: Sequence[Row]) -> list[Row]:
-        """Writes the rows of whole groups, with their provenance."""
+    def keep(self, rows: Sequence[Row], line_of: Callable[[Row], str] | None = None) -> list[Row]:
+        """Writes the rows of whole groups, with their provenance, and prints each by `line_of`."""
         rows = [row | {"provenance": self.origin} for row in rows]
         if self.out is not None and rows:
             results.merge(self.out, rows)
+        for row in rows if line_of is not None else ():
+            print(line_of(row), flush=True)
         return rows
+
+    def named(self, cases: Iterable[T]) -> Iterator[T]:
+        """The cases for which there is time, in the journal by their names while they are measured;
+        one that ended an earlier process is a failure."""
+        for case in self.in_time(cases, lambda case: case.seconds):
+            if case.name in self.lost:
+                self.failures[case.name] = self.lost[case.name]
+                continue
+            self.journal.start(case.name)
+            yield case
+            self.journal.end(case.name)
 
     def end(self) -> int:
         """Prints what was done; the exit status."""

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.results import rounded
+
 FEWEST, MOST, FEW = 5, 100, 3
 WARM_UPS = 2  # after the first call, which may compile
 
@@ -73,6 +75,14 @@ def interleave(
         for name in names:
             samples[name].append(actions[name]())
     return samples
+
+
+def columns(samples: Sequence[float], unit: str, scale: float = 1.0) -> dict[str, float]:
+    """Median, p20 and p80 of a row of results."""
+    return {
+        f"{name}_{unit}": rounded(scale * percentile(samples, q))
+        for name, q in (("median", 50), ("p20", 20), ("p80", 80))
+    }
 
 
 def percentile(samples: Sequence[float], q: float) -> float:

@@ -19,6 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from bench import cli
 from bench.peers.mathematics import LAMBD as LAMBD
 from bench.peers.mathematics import PAPER, Mathematics
 
@@ -113,15 +114,9 @@ def choose(names: str | None, kind: str = "cpu") -> list[Peer]:
     """The peers of a comma-separated list, all of them for 'all'; for None those that take part by
     default: DEFAULT_ON_CUDA, or all on a CPU. ValueError for an unknown name."""
     known = discover(kind)
-    if names is None and kind == "cuda":
-        return [peer for name, peer in known.items() if name in DEFAULT_ON_CUDA]
-    if names is None or names == ALL:
-        return list(known.values())
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    for name in wanted:
-        if name not in known:
-            raise ValueError(f"unknown peer {name!r}; known are {ALL} and {', '.join(known)}")
-    return [peer for name, peer in known.items() if name in wanted]
+    default = DEFAULT_ON_CUDA if names is None and kind == "cuda" else None
+    wanted = cli.listed(None if names == ALL else names, known, "peer", default)
+    return [known[name] for name in wanted]
 
 
 def available(peers: Sequence[Peer]) -> list[Peer]:

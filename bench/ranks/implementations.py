@@ -11,6 +11,7 @@ from torch import Tensor
 
 import barlow_fast
 from barlow_fast.distributed import LAYOUTS, cost
+from bench import cli
 from bench.inputs import VARIANTS, Variant
 from bench.peers import LAMBD
 from bench.ranks import official
@@ -98,20 +99,12 @@ def discover() -> dict[str, Implementation]:
 def choose(names: str | None) -> list[Implementation]:
     """Those of a comma-separated list, all of them for None; ValueError for an unknown name."""
     known = discover()
-    wanted = list(known) if names is None else [name.strip() for name in names.split(",")]
-    for name in wanted:
-        if name not in known:
-            raise ValueError(f"unknown peer {name!r}; known are {', '.join(known)}")
-    return [each for name, each in known.items() if name in wanted]
+    return [known[name] for name in cli.listed(names, known, "peer")]
 
 
 def variants(names: str | None) -> list[Variant]:
     """Those of a comma-separated list of PRECISION, all of them for None; ValueError for others."""
-    wanted = list(PRECISION) if names is None else [name.strip() for name in names.split(",")]
-    for name in wanted:
-        if name not in PRECISION:
-            raise ValueError(f"unknown dtype {name!r}; known are {', '.join(PRECISION)}")
-    return [VARIANTS[name] for name in PRECISION if name in wanted]
+    return [VARIANTS[name] for name in cli.listed(names, PRECISION, "dtype")]
 
 
 def split(n: int, ranks: int) -> list[int]:

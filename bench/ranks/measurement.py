@@ -25,8 +25,8 @@ from bench.peers import Loss
 from bench.ranks import implementations, official
 from bench.ranks.implementations import Implementation
 from bench.ranks.processes import LOOPBACK
-from bench.results import Row, rounded
-from bench.timing import Budget, interleave, percentile
+from bench.results import Row
+from bench.timing import Budget, columns, interleave
 
 COUNTER = LOOPBACK / "statistics" / "tx_bytes"
 LONG = 5.0  # seconds; what takes longer gains nothing from warming up
@@ -274,9 +274,7 @@ def _row(
         "auto": peer.layout == automatic,
         "source": peer.source,
         "repeats": len(seconds),
-        "median_s": rounded(percentile(seconds, 50)),
-        "p20_s": rounded(percentile(seconds, 20)),
-        "p80_s": rounded(percentile(seconds, 80)),
+        **columns(seconds, "s"),
         "counted_bytes": round(found.counted),
         "counted_by_step": found.by_step,
         "wire_bytes": wire,

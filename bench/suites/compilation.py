@@ -81,13 +81,9 @@ def command(
 
 def parse_architectures(text: str | None, known: list[int]) -> list[int]:
     """'90,100' -> [90, 100], for None all that are known; sm_90 first. ValueError for others."""
-    names = [str(each) for each in known] if text is None else text.split(",")
-    names = [name.strip().removeprefix("sm_") for name in names]
-    for name in names:
-        if name not in map(str, known):
-            listed = ", ".join(map(str, known))
-            raise ValueError(f"unknown architecture {name!r}; known are {listed}")
-    return sorted({int(name) for name in names}, key=lambda each: (each != 90, each))
+    text = text and text.replace("sm_", "")
+    names = cli.listed(text, map(str, known), "architecture")
+    return sorted(map(int, names), key=lambda each: (each != 90, each))
 
 
 def _origin() -> Row:

@@ -73,8 +73,7 @@ def command(
                 measurement.prepare(place.n, place.d, data)
             rows, failed = measure(place, variants, chosen, budget, data, deadline)
             session.failures |= failed
-            for row in session.keep(rows):
-                print(_line_of(row), flush=True)
+            session.keep(rows, _line_of)
     return session.end()
 
 

@@ -25,7 +25,7 @@ from bench.cli import Option
 from bench.markdown import short, table_line
 from bench.results import Row, rounded
 from bench.session import Output, Session
-from bench.timing import percentile
+from bench.timing import columns, percentile
 
 SECTION = "Drop-in: lightly's example before and after the patch"
 LIGHTLY, PATCHED, MOVED = "lightly", "patched", "lightly-moved"
@@ -75,8 +75,7 @@ def command(
         except DisagreementError as error:
             session.failures[f"{samples} x {dim} {dtype}"] = f"not timed: {error}"
             break
-        for row in session.keep(rows):
-            print(line_of(row), flush=True)
+        session.keep(rows, line_of)
     return session.end()
 
 
@@ -285,9 +284,7 @@ def row(
         "peer": run.name,
         "source": f"lightly {provenance.version('lightly')}",
         "steps": steps,
-        "median_ms": rounded(percentile(seconds, 50) * 1e3),
-        "p20_ms": rounded(percentile(seconds, 20) * 1e3),
-        "p80_ms": rounded(percentile(seconds, 80) * 1e3),
+        **columns(seconds, "ms", 1e3),
         "loss_ms": rounded(percentile(loss_seconds, 50) * 1e3),
         "loss_share": rounded(percentile(shares, 50)),
         "first_loss": run.losses[0],

@@ -61,8 +61,7 @@ def measure(session: Session, cases: Sequence[Case], known: Sequence[Peer]) -> N
     todo = session.todo(cases, key)
     usable = peers.available(known) if todo else []
     for case in session.in_time(todo, lambda case: SECONDS):
-        for row in session.keep([_row(session, case, peer) for peer in usable]):
-            print(line_of(row), flush=True)
+        session.keep([_row(session, case, peer) for peer in usable], line_of)
 
 
 def key(case: Case) -> tuple:

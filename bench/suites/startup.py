@@ -13,7 +13,7 @@ from bench.cli import Option
 from bench.inputs import parse_shapes, parse_variants
 from bench.markdown import rate, table
 from bench.peers import discover
-from bench.results import Row, rounded
+from bench.results import Row
 from bench.session import Output, Session
 from bench.startup import processes
 from bench.startup.child import COMPILED
@@ -28,7 +28,7 @@ from bench.startup.processes import (
     TORCH,
     Key,
 )
-from bench.timing import percentile
+from bench.timing import columns
 
 SECTION = "Startup: imports, first calls, compilers"
 SHAPES, DTYPES = "256x2048", "fp32"
@@ -57,8 +57,8 @@ def command(
     quick = given.quick
     with cli.reading():
         device = devices.choose(kind)
-        chosen = choose(cases, "case", tuple(CASES), QUICK_CASES if quick else tuple(CASES))
-        names = choose(peers, "peer", PEERS, QUICK_PEERS if quick else PEERS)
+        chosen = cli.listed(cases, CASES, "case", QUICK_CASES if quick else None)
+        names = cli.listed(peers, PEERS, "peer", QUICK_PEERS if quick else None)
         variants = parse_variants(dtypes, device.variants)
         grid = list(itertools.product(parse_shapes(shapes), variants))
     repeats = QUICK_REPEATS if quick and repeats is None else repeats
@@ -71,26 +71,12 @@ def command(
         session.failures |= failed
         session.measured += 1
         rows = [row(key, found, kind, kernels) for key, found in samples.items()]
-        for each in session.keep(rows):
-            print(line_of(each), flush=True)
+        session.keep(rows, line_of)
     return session.end()
-
-
-def choose(
-    text: str | None, kind: str, known: Sequence[str], default: Sequence[str]
-) -> tuple[str, ...]:
-    """Names of a comma-separated list in their usual order, `default` for None; ValueError for an
-    unknown one, which calls it a `kind`."""
-    names = default if text is None else tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(known)}")
-    return tuple(name for name in known if name in names)
 
 
 def row(key: Key, samples: Sequence[float], kind: str, kernels: int = 0) -> Row:
     """A row of results without its provenance."""
-    median, p20, p80 = (rounded(percentile(samples, q) * 1e3) for q in (50, 20, 80))
     found: Row = {
         "suite": "startup",
         "case": key.case,
@@ -101,9 +87,7 @@ def row(key: Key, samples: Sequence[float], kind: str, kernels: int = 0) -> Row:
         "peer": key.peer,
         "source": source(key.peer, kind),
         "repeats": len(samples),
-        "median_ms": median,
-        "p20_ms": p20,
-        "p80_ms": p80,
+        **columns(samples, "ms", 1e3),
     }
     return found | ({"kernels": kernels} if key.case == "triton-kernels" else {})
 

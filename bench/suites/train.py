@@ -14,7 +14,7 @@ from bench.devices import Device
 from bench.markdown import rate, table
 from bench.results import Row, rounded
 from bench.session import Given, Session
-from bench.timing import percentile
+from bench.timing import columns, percentile
 from bench.training import cases
 from bench.training.cases import CASES, LIGHTLY, LIMIT, OFFICIAL, OURS, TITLES, Case
 from bench.views import images, turns
@@ -25,7 +25,6 @@ SECTION = "Pretraining: images per second end to end"
 PACE = {"cpu": (15.0, 5, turns.DEADLINE), "cuda": (9.0, 3, 90.0)}
 QUICK_SECONDS, QUICK_ROUNDS = 2.0, 2
 AHEAD = 2  # batches that our loader, or each worker of a DataLoader, has ready
-QUICK_DISTINCT = 60
 CORES = 2
 SHARES = ("data_wait_share", "loss_share")
 PACKAGES = {OFFICIAL: ("torchvision", "pillow"), LIGHTLY: ("lightly", "torchvision", "pillow")}
@@ -33,31 +32,27 @@ PACKAGES = {OFFICIAL: ("torchvision", "pillow"), LIGHTLY: ("lightly", "torchvisi
 
 def command(
     given: Given,
+    pace: turns.Pace,
     names: Annotated[
         str | None, Option(f"Of {', '.join(CASES)}. Default: the device's.", name="--cases")
     ] = None,
     peers: Annotated[str | None, Option(f"Of {', '.join(cases.PEERS)}. Default: all.")] = None,
-    seconds: Annotated[float | None, Option("Time for each run of a case.")] = None,
-    rounds: Annotated[int | None, Option("Turns of each run.", least=1)] = None,
-    deadline: Annotated[
-        float | None, Option("Seconds without an answer after which a run is ended.")
-    ] = None,
 ) -> int:
     """Time pretraining end to end: ours, the official recipe, lightly's loss and transforms."""
     with cli.reading():
         device = devices.choose(given.device)
         chosen = cases.parse(names, device.kind, given.quick)
-        some = cases.choose_peers(peers)
+        some = cli.listed(peers, cases.PEERS, "implementation")
     reasons = {cases.unavailable(OURS, case) for case in chosen}
     if None not in reasons:
         print("; ".join(sorted(filter(None, reasons))), flush=True)
         return exits.UNUSABLE
     session = Session(device, given, sources.TRAINED)
-    pace = PACE[device.kind]
+    usual = PACE[device.kind]
     if given.quick:
-        pace = (QUICK_SECONDS, QUICK_ROUNDS, pace[2])
-    pace = (seconds or pace[0], rounds or pace[1], deadline or pace[2])
-    measure(session, chosen, some, pace, QUICK_DISTINCT if given.quick else images.DISTINCT)
+        usual = (QUICK_SECONDS, QUICK_ROUNDS, usual[2])
+    distinct = images.QUICK_DISTINCT if given.quick else images.DISTINCT
+    measure(session, chosen, some, pace.over(usual), distinct)
     return session.end()
 
 
@@ -81,15 +76,9 @@ def measure(
     if todo:
         session.announce()
     with image_files(todo, distinct) as folder:
-        for case in session.in_time(todo, lambda case: case.seconds):
-            if case.name in session.lost:
-                session.failures[case.name] = session.lost[case.name]
-                continue
-            session.journal.start(case.name)
+        for case in session.named(todo):
             rows, failed = _rows(session, case, names, folder, pace)
-            session.journal.end(case.name)
-            for each in session.keep(rows):
-                print(line_of(each), flush=True)
+            session.keep(rows, line_of)
             session.failures |= failed
 
 
@@ -144,16 +133,13 @@ def row(
 ) -> Row:
     """A row of results without its provenance."""
     config = case.config()
-    median, p20, p80 = (percentile(rates, q) for q in (50, 20, 80))
     found = _head(case, device) | {
         "peer": peer,
         "source": provenance.versions(PACKAGES.get(peer, ())),
         "encoder": config.encoder,
         "optimizer": config.optimizer,
         "rounds": len(rates),
-        "median_per_s": rounded(median),
-        "p20_per_s": rounded(p20),
-        "p80_per_s": rounded(p80),
+        **columns(rates, "per_s"),
         "fraction_of_limit": None,  # see `add_fractions`
     }
     for share in SHARES:

@@ -18,7 +18,7 @@ from bench.devices import Device, NoGraphError
 from bench.markdown import rate, table
 from bench.results import Row, rounded
 from bench.session import Given, Session
-from bench.timing import Budget, interleave, percentile
+from bench.timing import Budget, columns, interleave, percentile
 from bench.views import feeds, images, turns
 from bench.views.feeds import CASES, KERNELS, OFFICIAL, TITLES, Case
 
@@ -27,7 +27,6 @@ SECTION = "Views: images per second"
 # without an answer after which one is ended.
 PACE = {"cpu": (16.0, 5, turns.DEADLINE), "cuda": (10.0, 5, turns.DEADLINE)}
 QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
-QUICK_DISTINCT = 60
 CORES = 2
 KERNEL_CALLS = Budget(4.0, most=30)
 CLOSE = 0.01  # levels of 255 from plain torch, on average, in float32
@@ -38,14 +37,10 @@ Failures = dict[str, str]
 
 def command(
     given: Given,
+    pace: turns.Pace,
     cases: Annotated[str | None, Option(f"Of {', '.join(CASES)}. Default: all.")] = None,
     feeds_of: Annotated[
         str | None, Option("Names, comma-separated. Default: all.", name="--feeds")
-    ] = None,
-    seconds: Annotated[float | None, Option("Time for each feed of a case.")] = None,
-    rounds: Annotated[int | None, Option("Turns of each feed.", least=1)] = None,
-    deadline: Annotated[
-        float | None, Option("Seconds without an answer after which a feed is ended.")
     ] = None,
 ) -> int:
     """Time loaders of two views, ours against torchvision's recipe and lightly's."""
@@ -53,24 +48,21 @@ def command(
         device = devices.choose(given.device)
         chosen = feeds.parse(cases, given.quick, device.kind)
         if feeds_of is not None:
-            chosen = only(chosen, [name.strip() for name in feeds_of.split(",")])
+            chosen = only(chosen, feeds_of)
     session = Session(device, given, sources.VIEWED)
-    pace = PACE[device.kind]
+    usual = PACE[device.kind]
     if given.quick:
-        pace = (QUICK_SECONDS, QUICK_ROUNDS, pace[2])
-    pace = (seconds or pace[0], rounds or pace[1], deadline or pace[2])
-    measure(session, chosen, pace, QUICK_DISTINCT if given.quick else images.DISTINCT)
+        usual = (QUICK_SECONDS, QUICK_ROUNDS, usual[2])
+    distinct = images.QUICK_DISTINCT if given.quick else images.DISTINCT
+    measure(session, chosen, pace.over(usual), distinct)
     return session.end()
 
 
 def only(
-    chosen: list[tuple[Case, tuple[str, ...]]], names: Sequence[str]
+    chosen: list[tuple[Case, tuple[str, ...]]], text: str
 ) -> list[tuple[Case, tuple[str, ...]]]:
     """The cases with those feeds; ValueError for one that no case has."""
-    known = {feed for _, each in chosen for feed in each}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown feed {name!r}; there are {', '.join(sorted(known))}")
+    names = cli.listed(text, {feed: 0 for _, each in chosen for feed in each}, "feed")
     kept = [(case, tuple(f for f in each if f in names)) for case, each in chosen]
     return [(case, each) for case, each in kept if each]
 
@@ -98,16 +90,9 @@ def measure(
     print(f"copy {peaks.copy:.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photographs"
-        for case in session.in_time(todo, lambda case: case.seconds):
-            if case.name in session.lost:
-                session.failures[case.name] = session.lost[case.name]
-                continue
-            session.journal.start(case.name)
+        for case in session.named(todo):
             rows, failed = _rows(session, case, chosen[case], folder, pace, distinct, peaks.copy)
-            session.journal.end(case.name)
-            rows = [row | {"peaks": peaks.as_fields()} for row in rows]
-            for each in session.keep(rows):
-                print(line_of(each), flush=True)
+            session.keep([row | {"peaks": peaks.as_fields()} for row in rows], line_of)
             for name, reason in failed.items():
                 session.failures[f"{case.name} {name}"] = reason
             session.device.release()
@@ -234,19 +219,19 @@ def _head(case: Case) -> Row:
 
 def row(case: Case, feed: str, rates: Sequence[float], copy_gbps: float, kind: str) -> Row:
     """A row of results without its provenance."""
-    median, p20, p80 = (percentile(rates, q) for q in (50, 20, 80))
-    found = _head(case) | {
-        "device": kind,
-        "peer": feed,
-        "source": feeds.version(feed),
-        "unit": case.unit,
-        "rounds": len(rates),
-        "median_per_s": rounded(median),
-        "p20_per_s": rounded(p20),
-        "p80_per_s": rounded(p80),
-    }
+    found = (
+        _head(case)
+        | {
+            "device": kind,
+            "peer": feed,
+            "source": feeds.version(feed),
+            "unit": case.unit,
+            "rounds": len(rates),
+        }
+        | columns(rates, "per_s")
+    )
     if case.unit == "views":
-        moved = feeds.kernel_bytes(case, KERNELS[feed][2].itemsize) * median / 1e9
+        moved = feeds.kernel_bytes(case, KERNELS[feed][2].itemsize) * percentile(rates, 50) / 1e9
         found["fraction_of_copy"] = rounded(moved / copy_gbps)
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from barlow_fast.training import PretrainConfig, configure
+from bench import cli
 
 OURS, LIMIT, OFFICIAL, LIGHTLY = "ours", "limit", "official", "lightly"
 PEERS = (OURS, LIMIT, OFFICIAL, LIGHTLY)
@@ -141,23 +142,9 @@ def parse(text: str | None, kind: str, quick: bool = False) -> list[Case]:
     """Cases of a comma-separated list, or all of a kind of device; ValueError for a name that is
     unknown there."""
     known = BY_KIND[kind]
-    names = [name.strip() for name in text.split(",")] if text else list(known)
-    if quick and not text:
-        names = list(QUICK[kind])
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown case {name!r}; there are {', '.join(known)}")
+    names = cli.listed(text, known, "case", QUICK[kind] if quick else None)
     chosen = [known[name] for name in names]
     return [smaller(case) for case in chosen] if quick else chosen
-
-
-def choose_peers(text: str | None) -> tuple[str, ...]:
-    """Names of a comma-separated list in their usual order; ValueError for an unknown one."""
-    names = PEERS if text is None else tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in PEERS:
-            raise ValueError(f"unknown implementation {name!r}; there are {', '.join(PEERS)}")
-    return tuple(name for name in PEERS if name in names)
 
 
 def unavailable(peer: str, case: Case) -> str | None:

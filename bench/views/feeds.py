@@ -25,7 +25,7 @@ from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.pil import PilRenderer
 from barlow_fast.data.rendering.workers import WorkerRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, Source
-from bench import devices, provenance
+from bench import cli, devices, provenance
 from bench.devices import Device
 from bench.views import images
 
@@ -175,13 +175,8 @@ def parse(text: str | None, quick: bool, kind: str = "cpu") -> list[tuple[Case, 
     """Cases of a comma-separated list with their feeds on a kind of device; ValueError for an
     unknown name."""
     known = BY_KIND[kind]
-    names = [name.strip() for name in text.split(",")] if text else list(known)
-    if quick and not text:
-        names = [name for name in known if name in QUICK]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown case {name!r}; there are {', '.join(known)}")
     few = QUICK if quick else {}
+    names = cli.listed(text, known, "case", [name for name in known if name in few])
     return [
         (case, tuple(feed for feed in case.feeds if feed in few.get(case.name, ())) or case.feeds)
         for case in map(known.__getitem__, names)

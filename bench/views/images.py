@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-DISTINCT, FILES = 300, 12_800
+DISTINCT, QUICK_DISTINCT, FILES = 300, 60, 12_800
 WIDTHS, HEIGHTS = (460, 541), (370, 431)  # half-open
 LEAST_SHARE = 0.6  # of a photograph's sides, in a piece
 QUALITY = 90

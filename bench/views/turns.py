@@ -16,10 +16,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Annotated, Any
 
 from bench import lifetime
+from bench.cli import Option
 
 AHEAD = 4  # batches
 FEWEST = 4  # batches that are timed
@@ -27,6 +29,25 @@ DEADLINE = 120.0  # seconds for a process to start, or for a turn beyond its tim
 
 Opener = Callable[..., AbstractContextManager[Iterator[int]]]
 Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long feeds take turns; the options of suites that let them."""
+
+    seconds: Annotated[float | None, Option("Time for each implementation of a case.")] = None
+    rounds: Annotated[int | None, Option("Turns of each.", least=1)] = None
+    deadline: Annotated[
+        float | None, Option("Seconds without an answer after which a process is ended.")
+    ] = None
+
+    def over(self, usual: tuple[float, int, float]) -> tuple[float, int, float]:
+        """The usual seconds, rounds and deadline, except for what is given."""
+        return (
+            self.seconds or usual[0],
+            self.rounds or usual[1],
+            self.deadline or usual[2],
+        )
 
 
 class FeedError(Exception):
