@@ -20,8 +20,8 @@ import math
 import re
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,9 +33,11 @@ from bench.results import Row
 
 SLOWER, FASTER, SAME, NOT = "slower", "faster", "same within noise", "not comparable"
 FAILS, WORKS = "fails now", "works now"
+JUDGED = ("ratio", "drift", "corrected", "verdict")
 ORDER = (FAILS, SLOWER, WORKS, FASTER, SAME)
 RESULTS = "bench/results"
 KEY = ("suite", "n", "d", "dtype", "peer", "ranks", "case")
+PEER = 1 + KEY.index("peer")  # in a key, after the device
 # Ours by another name: they say nothing about the machine.
 NOT_UNCHANGED = ("limit", "kernel-", "crops-")
 VERSIONS = ("torch", "triton", "cuda", "driver", "cores", "threads", "instruction_set")
@@ -116,14 +118,14 @@ class Comparison:
 
     key: dict[str, Any]
     device: str
-    measure: str
-    unit: str
-    a: tuple[float, ...] | None
-    b: tuple[float, ...] | None
-    ratio: float | None
-    drift: float | None
-    corrected: float | None
-    verdict: str
+    measure: str = ""
+    unit: str = ""
+    a: tuple[float, ...] | None = None
+    b: tuple[float, ...] | None = None
+    ratio: float | None = None
+    drift: float | None = None
+    corrected: float | None = None
+    verdict: str = NOT
     reason: str = ""
 
 
@@ -139,12 +141,17 @@ def command(
     with cli.reading():
         least = parse_threshold(threshold)
         sides = side(a), side(b)
-        chosen = parse_suites(suite, sides)
-        found = compare(*(filtered(each.rows, chosen) for each in sides), least)
+        found = compare(*of_suites(suite, sides), least)
         if not found.comparisons:
             raise ValueError(f"no row of {a} matches one of {b}")
     if as_json:
-        print(json.dumps(as_record(sides, found, least), indent=1, ensure_ascii=False))
+        named = {
+            letter: {"name": each.name, "origin": each.origin}
+            for letter, each in zip("ab", sides, strict=True)
+        }
+        comparisons = [asdict(each) for each in found.comparisons]
+        record = named | {"threshold": least, "counts": counts(found), "comparisons": comparisons}
+        print(json.dumps(record, indent=1, ensure_ascii=False))
     else:
         show(sides, found, least)
     if fail_on_slower and any(each.verdict in (SLOWER, FAILS) for each in found.comparisons):
@@ -160,21 +167,15 @@ def parse_threshold(text: str) -> float:
     return value
 
 
-def parse_suites(text: str | None, sides: Sequence[Side]) -> set[str] | None:
-    """Names of a comma-separated list, None for all; ValueError for one that neither side has."""
+def of_suites(text: str | None, sides: Sequence[Side]) -> list[list[Row]]:
+    """The rows of comma-separated suites, or all; ValueError for one that neither side has."""
     if text is None:
-        return None
+        return [each.rows for each in sides]
     wanted = {name.strip() for name in text.split(",") if name.strip()}
-    known = sorted({str(row.get("suite")) for each in sides for row in each.rows})
-    for name in sorted(wanted):
-        if name not in known:
-            raise ValueError(f"unknown suite {name!r}; the rows have {', '.join(known)}")
-    return wanted
-
-
-def filtered(rows: Iterable[Row], suites: set[str] | None) -> list[Row]:
-    """The rows of some suites."""
-    return [row for row in rows if suites is None or row.get("suite") in suites]
+    known = sorted({str(row["suite"]) for each in sides for row in each.rows})
+    for name in sorted(wanted.difference(known)):
+        raise ValueError(f"unknown suite {name!r}; the rows have {', '.join(known)}")
+    return [[row for row in each.rows if row["suite"] in wanted] for each in sides]
 
 
 def side(name: str, root: Path = provenance.ROOT) -> Side:
@@ -188,37 +189,34 @@ def side(name: str, root: Path = provenance.ROOT) -> Side:
     """
     path = Path(name)
     if path.suffix == ".jsonl" or path.is_file():
-        if not path.is_file():
-            raise ValueError(f"{name}: no such file")
-        try:
-            rows = _parsed(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"{name} is not a file of rows, one JSON object a line: {error}"
-            ) from None
-        if not rows:
-            raise ValueError(f"{name} has no rows")
-        return Side(name, f"{len(rows)} rows of {name}", rows)
-    commit = _git(
-        root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
-    )
-    if not commit:
+        return _file(name, path)
+    found = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    if not found:
         raise ValueError(f"{name!r} is neither a file nor a commit of this repository")
-    commit = commit.strip()
-    stored = _stored(root, commit)
-    measured = [
-        row
-        for path in sorted((root / RESULTS).glob("*.jsonl"))
-        for row in results.read(path)
-        if _measured_at(row, commit)
-    ]
+    commit = found.strip()
+    present = [row for path in (root / RESULTS).glob("*.jsonl") for row in results.read(path)]
+    measured = [row for row in present if _measured_at(row, commit)]
     replaced = {(_device(row), *results.group(row)) for row in measured}
-    rows = [row for row in stored if (_device(row), *results.group(row)) not in replaced]
+    rows = [
+        row for row in _stored(root, commit) if (_device(row), *results.group(row)) not in replaced
+    ]
     rows += measured
     if not rows:
         raise ValueError(f"commit {name} has no rows in {RESULTS}, and none were measured at it")
     origin = f"{len(rows)} rows of {RESULTS} at commit {commit[:12]}"
     return Side(name, origin + (f", {len(measured)} measured at it" if measured else ""), rows)
+
+
+def _file(name: str, path: Path) -> Side:
+    if not path.is_file():
+        raise ValueError(f"{name}: no such file")
+    try:
+        rows = _parsed(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name} is not a file of rows, one JSON object a line: {error}") from None
+    if not rows:
+        raise ValueError(f"{name} has no rows")
+    return Side(name, f"{len(rows)} rows of {name}", rows)
 
 
 def _stored(root: Path, commit: str) -> list[Row]:
@@ -273,24 +271,31 @@ def compare(a: Sequence[Row], b: Sequence[Row], threshold: float) -> Found:
     """Matches rows by device, suite, N, D, dtype, peer, ranks and case, and judges each figure."""
     left, right = ({(_device(row), *_key(row)): row for row in rows} for rows in (a, b))
     elsewhere = {key[1:]: key[0] for key in right if key not in left}
-    drifts = _drifts(left, right)
+    turns: dict[tuple, dict[str, tuple[Row, Row]]] = {}
+    for key in left:
+        if key in right:
+            turns.setdefault(_group(key), {})[key[PEER]] = left[key], right[key]
     found, other = [], set()
     for key, row in left.items():
         if key in right:
-            found += _judged(key, row, right[key], drifts, threshold)
+            drifts = _drifts(key[PEER], turns[_group(key)])
+            found += _judged(key, (row, right[key]), drifts, threshold)
         elif key[1:] in elsewhere:
-            reason = f"other device: {key[0]} → {elsewhere[key[1:]]}"
             other.add(key[1:])
-            found.append(_not_comparable(key, reason))
-    only_a = sum(key not in right and key[1:] not in other for key in left)
-    only_b = sum(key not in left and key[1:] not in other for key in right)
-    found.sort(
-        key=lambda each: (
-            (*ORDER, NOT).index(each.verdict),
-            -abs(math.log(each.corrected)) if each.corrected else 0.0,
-        )
+            reason = f"other device: {key[0]} → {elsewhere[key[1:]]}"
+            found.append(Comparison(_named(key), key[0], reason=reason))
+    found.sort(key=_place)
+    only_a, only_b = (
+        sum(key not in those and key[1:] not in other for key in these)
+        for these, those in ((left, right), (right, left))
     )
     return Found(found, only_a, only_b)
+
+
+def _place(each: Comparison) -> tuple[int, float]:
+    """Worst verdict first, then the largest change."""
+    change = abs(math.log(each.corrected)) if each.corrected else 0.0
+    return (*ORDER, NOT).index(each.verdict), -change
 
 
 def _key(row: Row) -> tuple:
@@ -300,10 +305,6 @@ def _key(row: Row) -> tuple:
 
 def _named(key: tuple) -> dict[str, Any]:
     return {name: value for name, value in zip(KEY, key[1:], strict=True) if value is not None}
-
-
-def _not_comparable(key: tuple, reason: str) -> Comparison:
-    return Comparison(_named(key), key[0], "", "", None, None, None, None, None, NOT, reason)
 
 
 def _figures(row: Row, measure: Measure) -> tuple[float, ...] | None:
@@ -320,36 +321,32 @@ def _cost(measure: Measure, figures: tuple[float, ...]) -> tuple[float, float, f
     return (1 / median, 1 / high, 1 / low) if measure.more_is_better else (median, low, high)
 
 
-def _drifts(left: dict[tuple, Row], right: dict[tuple, Row]) -> Callable[..., list[float]]:
-    """(key, measure, rows) -> estimates of the machine's drift, as cost of B over cost of A."""
-    groups: dict[tuple, list[tuple]] = {}
-    for key in left:
-        if key in right:
-            groups.setdefault(_group(key), []).append(key)
+def _group(key: tuple) -> tuple:
+    return key[:PEER] + key[PEER + 1 :]
 
-    def estimates(key: tuple, measure: Measure) -> list[float]:
+
+def _drifts(peer: str, rows: Mapping[str, tuple[Row, Row]]) -> Callable[[Measure], list[float]]:
+    """measure -> estimates of the machine's drift, as cost of B over cost of A; `rows`: those that
+    took turns with the peer's, before and after, by peer."""
+    others = [
+        pair
+        for name, pair in rows.items()
+        if name != peer
+        and not drawing.is_ours(str(name))
+        and not str(name).startswith(NOT_UNCHANGED)
+        and not differences(*pair)
+    ]
+    rates = [_product(row) for row in rows[peer]]
+
+    def estimates(measure: Measure) -> list[float]:
         if not measure.drifts:
             return []
-        found = []
-        for other in groups[_group(key)]:
-            figures = [_figures(rows[other], measure) for rows in (left, right)]
-            if other != key and _unchanged(other) and None not in figures:
-                first, second = (_cost(measure, each)[0] for each in figures)
-                if not differences(left[other], right[other]):
-                    found.append(second / first)
-        rates = [_product(rows[key]) for rows in (left, right)]
+        pairs = ([_figures(row, measure) for row in pair] for pair in others)
+        costs = ([_cost(measure, each)[0] for each in pair] for pair in pairs if None not in pair)
+        found = [second / first for first, second in costs]
         return found + ([rates[0] / rates[1]] if None not in rates else [])
 
     return estimates
-
-
-def _group(key: tuple) -> tuple:
-    return tuple(part for part, name in zip(key, ("device", *KEY), strict=True) if name != "peer")
-
-
-def _unchanged(key: tuple) -> bool:
-    peer = str(key[1 + KEY.index("peer")])
-    return not drawing.is_ours(peer) and not peer.startswith(NOT_UNCHANGED)
 
 
 def _product(row: Row) -> float | None:
@@ -359,32 +356,27 @@ def _product(row: Row) -> float | None:
 
 
 def _judged(
-    key: tuple, a: Row, b: Row, drifts: Callable[..., list[float]], threshold: float
+    key: tuple,
+    rows: tuple[Row, Row],
+    drifts: Callable[[Measure], list[float]],
+    threshold: float,
 ) -> list[Comparison]:
-    other = differences(a, b)
-    if other:
-        return [_not_comparable(key, f"other versions: {', '.join(other)}")]
+    """Each figure that either row has."""
+    blank = Comparison(_named(key), key[0])
+    if other := differences(*rows):
+        return [replace(blank, reason=f"other versions: {', '.join(other)}")]
     found = []
     for measure in MEASURES:
-        first, second = _figures(a, measure), _figures(b, measure)
-        if first is None and second is None:
-            continue
-        what = (_named(key), key[0], measure.name, measure.unit, first, second)
-        if first is None or second is None:
-            problem = str((a if first is None else b).get("problem") or "")
-            if problem:
-                verdict = WORKS if first is None else FAILS
-                found.append(Comparison(*what, None, None, None, verdict, problem))
-            continue
-        found.append(
-            Comparison(*what, *judge(measure, first, second, drifts(key, measure), threshold))
-        )
-    if (
-        not found
-        and (a.get("problem") or b.get("problem"))
-        and a.get("problem") != b.get("problem")
-    ):
-        found.append(_not_comparable(key, f"no figures: {a.get('problem') or b.get('problem')}"))
+        a, b = (_figures(row, measure) for row in rows)
+        each = replace(blank, measure=measure.name, unit=measure.unit, a=a, b=b)
+        if a and b:
+            judged = judge(measure, a, b, drifts(measure), threshold)
+            found.append(replace(each, **dict(zip(JUDGED, judged, strict=True))))
+        elif (a or b) and (problem := rows[0 if b else 1].get("problem")):
+            found.append(replace(each, verdict=WORKS if b else FAILS, reason=str(problem)))
+    problems = [row.get("problem") for row in rows]
+    if not found and problems[0] != problems[1]:
+        found.append(replace(blank, reason=f"no figures: {problems[0] or problems[1]}"))
     return found
 
 
@@ -415,34 +407,35 @@ def judge(
     corrected = ratio / (drift or 1.0)
     low, high = after[1] / most, after[2] / least
     threshold = max(threshold, measure.share)
-    if abs(b[0] - a[0]) < measure.least:
-        return ratio, drift, corrected, SAME
-    if corrected > 1 + threshold and low > before[2]:
-        return ratio, drift, corrected, SLOWER
-    if corrected < 1 / (1 + threshold) and high < before[1]:
-        return ratio, drift, corrected, FASTER
-    return ratio, drift, corrected, SAME
+    verdict = SAME
+    if abs(b[0] - a[0]) >= measure.least:
+        if corrected > 1 + threshold and low > before[2]:
+            verdict = SLOWER
+        elif corrected < 1 / (1 + threshold) and high < before[1]:
+            verdict = FASTER
+    return ratio, drift, corrected, verdict
 
 
 def differences(a: Row, b: Row) -> list[str]:
     """What makes two rows of one device incomparable: versions and settings, by name."""
-    first, second = (row.get("provenance") or {} for row in (a, b))
-    found = [
-        f"{name} {first.get(name)} → {second.get(name)}"
-        for name in VERSIONS
-        if first.get(name) != second.get(name) and None not in (first.get(name), second.get(name))
+    before, after = (_versions(row) for row in (a, b))
+    return [
+        f"{name} {before[name]} → {after[name]}"
+        for name in before
+        if name in after and not _same(name, before[name], after[name])
     ]
-    pythons = [str(each.get("python", "")).split(".")[:2] for each in (first, second)]
-    if pythons[0] != pythons[1]:
-        found.append(f"Python {first.get('python')} → {second.get('python')}")
-    # What the peer itself consists of; our own version is what is compared.
-    theirs = [_packages(row) for row in (a, b)]
-    found += [
-        f"{name} {theirs[0][name]} → {theirs[1][name]}"
-        for name in theirs[0]
-        if name in theirs[1] and theirs[0][name] != theirs[1][name]
-    ]
-    return found
+
+
+def _same(name: str, a: Any, b: Any) -> bool:
+    """Whether two versions are; of Python only the first two numbers count."""
+    return a == b if name != "Python" else a.split(".")[:2] == b.split(".")[:2]
+
+
+def _versions(row: Row) -> dict[str, Any]:
+    """Settings, versions, and what the peer consists of; our own version is what is compared."""
+    origin = row.get("provenance") or {}
+    found = {name: origin[name] for name in VERSIONS if origin.get(name) is not None}
+    return found | {"Python": str(origin.get("python", ""))} | _packages(row)
 
 
 def _packages(row: Row) -> dict[str, str]:
@@ -456,18 +449,6 @@ def counts(found: Found) -> dict[str, int]:
     verdicts = [each.verdict for each in found.comparisons]
     table = {verdict: verdicts.count(verdict) for verdict in (*ORDER, NOT)}
     return table | {"only in A": found.only_a, "only in B": found.only_b}
-
-
-def as_record(sides: Sequence[Side], found: Found, threshold: float) -> dict[str, Any]:
-    """Everything, for `--json`."""
-    a, b = ({"name": each.name, "origin": each.origin} for each in sides)
-    return {
-        "a": a,
-        "b": b,
-        "threshold": threshold,
-        "counts": counts(found),
-        "comparisons": [asdict(each) for each in found.comparisons],
-    }
 
 
 def show(sides: Sequence[Side], found: Found, threshold: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def table_line(cells: Sequence[str]) -> str:
@@ -10,9 +10,12 @@ def table_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table: the first columns to the left, the others to the right."""
-    rule = [*["---"] * left, *["---:"] * (len(heads) - left)]
+def table(
+    heads: Sequence[str], lines: Sequence[Sequence[str]], left: int | Collection[int] = 1
+) -> str:
+    """A table; to the left: the first columns, or those with these indices."""
+    words = range(left) if isinstance(left, int) else left
+    rule = ["---" if index in words else "---:" for index in range(len(heads))]
     return "\n".join(map(table_line, (heads, rule, *lines)))
 
 

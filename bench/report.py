@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -70,9 +70,9 @@ def generated(folder: Path, readme: Path, draw: bool = True) -> dict[Path, str |
         return {}
     texts = figures(folder, plots.pictures(files), draw)
     written = {folder / f"{suite}.md": page(suite, files) for suite in measured(files)}
-    for path in folder.glob("*.md"):
-        # Pages of suites without rows; what was not generated stays.
-        if path not in written and GENERATED in path.read_text(encoding="utf-8"):
+    for path in sorted(set(folder.glob("*.md")) - set(written)):
+        # Pages of suites without rows; other Markdown is kept.
+        if GENERATED in path.read_text(encoding="utf-8"):
             texts[path] = None
     texts |= written | {folder / "README.md": index(files)}
     if readme.exists():
@@ -125,17 +125,14 @@ def page(suite: str, files: Mapping[str, Sequence[Row]]) -> str:
 
 def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
     """The shapes where ours is faster and slower: their number, the extremes, the break-even."""
-    lines, ends = [], []
-    for picture in plots.pictures(files):
-        if picture.draw is not speedup.draw:
-            continue
-        data = picture.data
-        ends.append(f"- {data['machine']}, {data['dtype']}: {speedup.break_even(data)}")
-        lines += [
-            (data["machine"], data["dtype"], heading, *speedup.extremes(cells))
-            for against, heading in speedup.HEADINGS.items()
-            if (cells := [cell for cell in data["panels"][against] if "ratio" in cell])
-        ]
+    shown = [picture.data for picture in speedup.pictures(files)]
+    lines = [
+        (data["machine"], data["dtype"], heading, *speedup.extremes(cells))
+        for data in shown
+        for against, heading in speedup.HEADINGS.items()
+        if (cells := speedup.measured(data["panels"][against]))
+    ]
+    ends = [f"- {data['machine']}, {data['dtype']}: {speedup.break_even(data)}" for data in shown]
     heads = ("machine", "dtype", "compared", "faster", "slower", "least", "most")
     parts = ["## Speedup of the loss", markdown.table(heads, lines), "\n".join(ends)]
     return parts if lines else []
@@ -163,23 +160,21 @@ def _images(pictures: Sequence[Picture], folder: str) -> list[str]:
 
 
 def blocks(text: str) -> dict[str, str]:
-    """The marked blocks of a text, by name; markers of what is not known are not ours."""
-    found = {}
-    kinds = {f"{FIGURE_BLOCK}{kind}" for kind in plots.kinds()}
-    for name in (OVERVIEW, *suites.discover(), *sorted(kinds)):
-        match = re.search(_pattern(name), text, re.DOTALL)
-        if match:
-            found[name] = match.group(2)
-    return found
+    """The marked blocks of a text, by name; markers with unknown names are left alone."""
+    names = (
+        OVERVIEW,
+        *suites.discover(),
+        *sorted(f"{FIGURE_BLOCK}{kind}" for kind in plots.kinds()),
+    )
+    found = {name: re.search(_pattern(name), text, re.DOTALL) for name in names}
+    return {name: match[2] for name, match in found.items() if match}
 
 
 def with_blocks(text: str, files: dict[str, list[Row]]) -> str:
     """`text` with every block that it marks rewritten."""
-    for name in blocks(text):
-        new = block(name, files)
-        text = re.sub(
-            _pattern(name), lambda match, new=new: match[1] + new + match[3], text, flags=re.DOTALL
-        )
+    for name, old in blocks(text).items():
+        start, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+        text = text.replace(start + old + end, start + block(name, files) + end)
     return text
 
 
@@ -188,20 +183,14 @@ def _pattern(suite: str) -> str:
 
 
 def _suite_text(suite: str, files: Mapping[str, Sequence[Row]], brief: bool) -> str:
-    return "\n\n".join(text for _, text in _machine_texts(suite, files, brief))
-
-
-def _machine_texts(
-    suite: str, files: Mapping[str, Sequence[Row]], brief: bool
-) -> list[tuple[str, str]]:
-    """(file name, Markdown) of each file with rows of a suite."""
+    """Origin and tables of each file with rows of a suite."""
     module = suites.discover()[suite]
-    # What was not measured on a machine says itself where it comes from.
+    # A suite that models instead of measuring states its own origin.
     origin = getattr(module, "origin", machine)
-    return [
-        (name, f"{origin(rows, name)}\n\n{module.tables(rows, brief)}")
+    return "\n\n".join(
+        f"{origin(rows, name)}\n\n{module.tables(rows, brief)}"
         for name, rows in drawing.rows_of(files, suite)
-    ]
+    )
 
 
 def machine(rows: list[Row], name: str) -> str:
@@ -220,25 +209,40 @@ def _run(rows: list[Row], name: str) -> str:
     dates = sorted({row["provenance"]["date"][:10] for row in rows})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     lightly = f", lightly {origin['lightly']}" if origin["lightly"] else ""
-    where, kernels, peaks_of = (_gpu if "gpu" in origin else _cpu)(origin)
-    text = (
+    where, kernels, peaks = (_gpu if "gpu" in origin else _cpu)(
+        origin, [row["peaks"] for row in rows if row.get("peaks")]
+    )
+    return (
         f"Measured on {when} with `{origin['command']}` on {where}; barlow_fast "
         f"{origin['barlow_fast']} at commit {origin['commit'] or 'unknown'}{kernels}{lightly}, "
-        f"Python {origin['python']}."
+        f"Python {origin['python']}.{peaks} Rows: `bench/results/{name}`."
     )
-    peaks = [row["peaks"] for row in rows if row.get("peaks")]
-    return f"{text}{peaks_of(peaks) if peaks else ''} Rows: `bench/results/{name}`."
 
 
-def _cpu(origin: Row) -> tuple[str, str, Callable[[list[Row]], str]]:
-    """(the machine, its kernels, what is said of its peaks)."""
+def _cpu(origin: Row, peaks: list[Row]) -> tuple[str, str, str]:
+    """The machine, its kernels and its peaks, in words."""
     model = origin["cpu_family_model"]
     model = f" (family/model/stepping {model})" if model else ""
     where = f"{origin['cpu']}{model}, {origin['cores']} cores, {origin['system']}"
-    return where, f", kernels for {origin['instruction_set']}, torch {origin['torch']}", _cpu_peaks
+    kernels = f", kernels for {origin['instruction_set']}, torch {origin['torch']}"
+    if not peaks:
+        return where, kernels, ""
+    return (
+        where,
+        kernels,
+        f" Peaks in this run: fp32 GEMM {peaks[0]['gemm_fp32_gflops']:.0f} GFLOP/s, "
+        f"bf16 GEMM {peaks[0]['gemm_bf16_gflops']:.0f} GFLOP/s, "
+        f"copy {peaks[0]['copy_gbps']:.1f} GB/s (bytes read and written).",
+    )
 
 
-def _gpu(origin: Row) -> tuple[str, str, Callable[[list[Row]], str]]:
+def _gpu(origin: Row, peaks: list[Row]) -> tuple[str, str, str]:
+    """The same of a GPU, with the range of peaks over the runs, which each measured its own."""
+
+    def span(key: str, scale: float, digits: int) -> str:
+        values = sorted({f"{p[key] / scale:.{digits}f}" for p in peaks}, key=float)
+        return "–".join(dict.fromkeys((values[0], values[-1])))
+
     where = (
         f"{origin['gpu']} ({origin['multiprocessors']} multiprocessors, "
         f"{origin['memory_bytes'] / 2**30:.0f} GiB, "
@@ -246,40 +250,21 @@ def _gpu(origin: Row) -> tuple[str, str, Callable[[list[Row]], str]]:
         f"CUDA {origin['cuda']}"
     )
     kernels = f" (sources {origin['sources']}), torch {origin['torch']}, Triton {origin['triton']}"
-    return where, kernels, _gpu_peaks
-
-
-def _cpu_peaks(found: list[Row]) -> str:
-    peaks = found[0]
+    if not peaks:
+        return where, kernels, ""
+    kinds = ("fp32", "tf32", "bf16", "fp16")
+    rates = ", ".join(f"{kind} GEMM {span(f'gemm_{kind}_gflops', 1e3, 0)}" for kind in kinds)
     return (
-        f" Peaks in this run: fp32 GEMM {peaks['gemm_fp32_gflops']:.0f} GFLOP/s, "
-        f"bf16 GEMM {peaks['gemm_bf16_gflops']:.0f} GFLOP/s, "
-        f"copy {peaks['copy_gbps']:.1f} GB/s (bytes read and written)."
-    )
-
-
-def _gpu_peaks(peaks: list[Row]) -> str:
-    """The range over the runs, which each measured its own."""
-
-    def span(key: str, scale: float, digits: int) -> str:
-        values = sorted({f"{p[key] / scale:.{digits}f}" for p in peaks}, key=float)
-        return values[0] if len(values) == 1 else f"{values[0]}–{values[-1]}"
-
-    rates = ", ".join(
-        f"{kind} GEMM {span(f'gemm_{kind}_gflops', 1e3, 0)}"
-        for kind in ("fp32", "tf32", "bf16", "fp16")
-    )
-    return (
+        where,
+        kernels,
         f" Peaks: {rates} TFLOP/s, copy {span('copy_gbps', 1e3, 2)} TB/s (bytes read and written), "
         f"one launch {span('launch_eager_us', 1, 1)} us from Python, "
-        f"{span('launch_graph_us', 1, 1)} us in a graph."
+        f"{span('launch_graph_us', 1, 1)} us in a graph.",
     )
 
 
 def _differs(path: Path, text: str | None) -> bool:
-    if text is None or not path.exists():
-        return path.exists() or text is not None
-    return path.read_text(encoding="utf-8") != text
+    return (path.read_text(encoding="utf-8") if path.exists() else None) != text
 
 
 def _write(path: Path, text: str | None) -> None:

@@ -31,6 +31,14 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
+def by_shape(rows: Iterable[Row]) -> dict[tuple[int, int], dict[str, Row]]:
+    """Rows by (N, D), then by peer."""
+    found: dict[tuple[int, int], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row["n"], row["d"]), {})[row["peer"]] = row
+    return found
+
+
 def group(row: Row) -> tuple:
     """Rows of one group are comparable: taken in turns, in one run."""
     d = None if row["suite"] == "largest" else row["d"]  # there D is what was found

@@ -12,10 +12,10 @@ from bench.console import aligned
 from bench.devices import GRAPH, WHOLE
 from bench.grids import CPU_GRID, CUDA_GRID, Case, Grid
 from bench.inputs import CUDA_VARIANTS
-from bench.markdown import details, short, table, table_line, times
+from bench.markdown import details, short, table, times
 from bench.peers import discover
 from bench.plots import drawing
-from bench.results import Row
+from bench.results import Row, by_shape
 
 Groups = dict[tuple[int, int], dict[str, Row]]
 # What the README shows beside the fastest of the public implementations.
@@ -62,7 +62,7 @@ def tables(rows: Sequence[Row], brief: bool) -> str:
         if brief:
             groups = _main(groups, variant.name, layout.grid)
         if groups:
-            wide = (_brief_table if brief else _wide_table)(groups, layout)
+            wide = _wide_table(groups, layout, brief)
             parts += [f"**{variant.title}**", wide, _slowdowns(groups, layout)]
             if not brief:
                 parts += [_long_table(groups, layout), *_problems(groups, layout)]
@@ -118,23 +118,15 @@ def printed(case: Case, rows: Sequence[Row]) -> str:
 
 def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
     """Rows of one dtype by shape: those of the brief tables first, in their order, then by size."""
-    groups: Groups = {}
-    for row in rows:
-        if row["dtype"] == dtype:
-            groups.setdefault((row["n"], row["d"]), {})[row["peer"]] = row
-    first = list(grid.brief[0])
-    order = sorted(
-        groups, key=lambda shape: (first.index(shape) if shape in first else len(first), shape)
-    )
-    return {shape: groups[shape] for shape in order}
+    groups = by_shape(row for row in rows if row["dtype"] == dtype)
+    first = dict.fromkeys(shape for shape in grid.brief[0] if shape in groups)
+    return {shape: groups[shape] for shape in first | dict.fromkeys(sorted(groups))}
 
 
 def _main(groups: Groups, dtype: str, grid: Grid) -> Groups:
     shapes, dtypes = grid.brief
-    if dtypes is not None:
-        shapes = shapes if dtype in dtypes else ()
-        return {shape: group for shape, group in groups.items() if shape in shapes}
-    return {shape: group for shape, group in groups.items() if shape in shapes} or groups
+    found = {shape: group for shape, group in groups.items() if shape in shapes}
+    return (found or groups) if dtypes is None else found if dtype in dtypes else {}
 
 
 def _reading(layout: Layout, brief: bool) -> str:
@@ -170,37 +162,26 @@ def _reading(layout: Layout, brief: bool) -> str:
 
 def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
     """Peers that occur, in the order of the tables, with their titles."""
-    present = {name for group in groups.values() for name in group}
-    peers = discover(layout.kind)
-    titles = {name: peer.title for name, peer in peers.items() if name in present}
-    titles |= {name: name for name in sorted(present - set(titles))}
-    inexact = {
-        name for group in groups.values() for name, row in group.items() if not row.get("exact", 1)
+    present = {name: row for group in groups.values() for name, row in sorted(group.items())}
+    known = {name: peer.title for name, peer in discover(layout.kind).items() if name in present}
+    titles = known | {name: name for name in sorted(present) if name not in known}
+    exact = {
+        name: all(group[name].get("exact", 1) for group in groups.values() if name in group)
+        for name in titles
     }
     return {
-        name: f"{title} (not exact)" if name in inexact and "exact" not in title else title
+        name: title if exact[name] or "exact" in title else f"{title} (not exact)"
         for name, title in titles.items()
     }
 
 
-def _wide_table(groups: Groups, layout: Layout) -> str:
+def _wide_table(groups: Groups, layout: Layout, brief: bool) -> str:
+    """A line for each shape; `brief`: the fastest that others publish and a few more."""
     titles = titles_of(groups, layout)
-    others = [name for name in titles if name != "ours"]
+    others = [name for name in (SHOWN if brief else titles) if name in titles and name != "ours"]
     heads = ["N × D", "floor", titles.get("ours", "barlow_fast"), "of floor"]
-    return _table(heads, others, titles, groups, layout)
-
-
-def _brief_table(groups: Groups, layout: Layout) -> str:
-    titles = titles_of(groups, layout)
-    heads = ["N × D", "floor", titles.get("ours", "barlow_fast"), "of floor", "fastest other"]
-    return _table(heads, [name for name in SHOWN if name in titles], titles, groups, layout)
-
-
-def _table(
-    heads: list[str], others: list[str], titles: dict[str, str], groups: Groups, layout: Layout
-) -> str:
-    heads, brief = [*heads, *(titles[name] for name in others)], "fastest other" in heads
-    lines = [table_line(heads), table_line(["---:"] * len(heads))]
+    heads += ["fastest other"] * brief + [titles[name] for name in others]
+    lines = []
     for (n, d), group in groups.items():
         ours = _timed(group, "ours")
         cells = [f"{n} × {d}", short(next(iter(group.values()))["floor_ms"])]
@@ -208,9 +189,8 @@ def _table(
         if brief:
             best = fastest_public(group, layout)
             cells.append(f"{_cell(best, ours, layout)} {titles[best['peer']]}" if best else "–")
-        cells += [_cell(group.get(name), ours, layout) for name in others]
-        lines.append(table_line(cells))
-    return "\n".join(lines)
+        lines.append(cells + [_cell(group.get(name), ours, layout) for name in others])
+    return table(heads, lines, left=0)
 
 
 def fastest_public(group: dict[str, Row], layout: Layout) -> Row | None:
@@ -289,40 +269,38 @@ def _slowdowns(groups: Groups, layout: Layout) -> str:
     if not compared:
         return "No comparison: `barlow_fast` or every peer is missing."
     if found:
-        return (
-            f"In {len(found)} of {compared} comparisons `barlow_fast` is slower at: "
-            + "; ".join(found)
-            + "."
-        )
+        count = f"In {len(found)} of {compared} comparisons"
+        return f"{count} `barlow_fast` is slower at: {'; '.join(found)}."
     return f"`barlow_fast` is the fastest in every row ({compared} comparisons)."
 
 
 def _long_table(groups: Groups, layout: Layout) -> str:
-    titles = titles_of(groups, layout)
+    """A line for each shape and implementation."""
+    titles, title = titles_of(groups, layout), "Percentiles"
     heads, keys = ["N × D", "implementation"], []
     for called, measure in layout.measures.items():
         heads += [f"{called if layout.several else 'median'} ms", "p20", "p80", "repeats"]
         keys += [f"{measure}ms" if measure else "median_ms"]
         keys += [f"{measure}{key}" for key in ("p20_ms", "p80_ms", "repeats")]
     heads.append("of floor")
-    title, half = "Percentiles", []
+    keys.append("of floor")
     if not layout.several:
-        title, half = "Percentiles, and the forward half alone", ["forward ms", "p20", "p80"]
-    heads += half
-    lines = [table_line(heads), table_line(["---:", "---", *["---:"] * (len(heads) - 2)])]
-    for (n, d), group in groups.items():
-        for name in titles:
-            row = _timed(group, name)
-            if row is None:
-                continue
-            cells = [f"{n} × {d}", titles[name]]
-            cells += [str(row[k]) if "repeats" in k else _short(row[k]) for k in keys]
-            share = row.get("graph_fraction_of_floor") or row["fraction_of_floor"]
-            cells.append(f"{share:.1%}")
-            parts = ("ms", "p20_ms", "p80_ms") if half else ()
-            cells += [_short(row.get(f"forward_{key}")) for key in parts]
-            lines.append(table_line(cells))
-    return details(title, "\n".join(lines))
+        title += ", and the forward half alone"
+        heads += ["forward ms", "p20", "p80"]
+        keys += ["forward_ms", "forward_p20_ms", "forward_p80_ms"]
+    lines = [
+        [f"{n} × {d}", titles[name], *(_long_cell(row, key) for key in keys)]
+        for (n, d), group in groups.items()
+        for name in titles
+        if (row := _timed(group, name))
+    ]
+    return details(title, table(heads, lines, left=[1]))
+
+
+def _long_cell(row: Row, key: str) -> str:
+    if key == "of floor":
+        return f"{row.get('graph_fraction_of_floor') or row['fraction_of_floor']:.1%}"
+    return str(row[key]) if "repeats" in key else _short(row.get(key))
 
 
 def _problems(groups: Groups, layout: Layout) -> list[str]:

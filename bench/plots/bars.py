@@ -86,14 +86,13 @@ def _panels(rows: Sequence[Row], kind: Kind) -> list[Data]:
     found: dict[str, Data] = {}
     known = kind.titles()
     for row in rows:
-        median = drawing.number(row.get(kind.keys[0]))
-        if median is None:
+        figures = drawing.spread(row, kind.keys)
+        if figures is None:
             continue
-        low, high = (drawing.number(row.get(key)) or median for key in kind.keys[1:])
         peer = str(row.get("peer", ""))
         case = " ".join(str(row.get(key)) for key in ("case", "n", "d", "dtype"))
         panel = found.setdefault(case, {"title": kind.heading(row), "bars": []})
-        panel["bars"].append([peer, known.get(peer, peer), median, low, high])
+        panel["bars"].append([peer, known.get(peer, peer), *figures])
     return list(found.values())
 
 
@@ -140,21 +139,15 @@ def _views_headline(data: Data) -> str:
 
 def _colour(peer: str) -> str:
     """Of a bar: ours is blue, the official vermilion, others a light vermilion."""
-    if peer in COLOURS:
-        return COLOURS[peer]
-    if drawing.is_ours(peer):
-        return drawing.OURS
-    return ONLY_CROPS if peer.startswith("crops-") else THEIRS
+    other = ONLY_CROPS if peer.startswith("crops-") else THEIRS
+    return COLOURS.get(peer, drawing.OURS if drawing.is_ours(peer) else other)
 
 
 def _draw(kind: Kind, data: Data) -> Any:
     """The figure; a bar ends with its median in figures, a line from p20 to p80 on it."""
-    from matplotlib.figure import Figure
-
     counts = [len(panel["bars"]) for panel in data["panels"]]
     height = 0.36 * sum(counts) + 0.62 * len(counts) + 0.7
-    figure = Figure(figsize=(drawing.WIDTH, height), layout="constrained")
-    drawing.head(figure, kind.headline(data), f"{data['machine']}. {kind.text}")
+    figure = drawing.figure(height, kind.headline(data), f"{data['machine']}. {kind.text}")
     all_axes = figure.subplots(
         len(counts), 1, squeeze=False, gridspec_kw={"height_ratios": counts}
     )[:, 0]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.inputs import CUDA_VARIANTS
 from bench.peers import discover
 from bench.results import Row
 
@@ -110,13 +111,64 @@ class Picture:
         return re.sub(r"[ \t]+$", "", shorter, flags=re.MULTILINE)
 
 
-def head(figure: Any, title: str, text: str) -> None:
-    """What is seen, in bold, and below it of what; constrained layout leaves room for both."""
-    height = figure.get_size_inches()[1]
-    figure.suptitle(title + "\n", x=0.01, ha="left")
-    figure.text(
-        0.01, 1 - 0.36 / height, text, ha="left", va="top", fontsize=9, color=SOFT
+def by_dtype(
+    kind: str,
+    suite: str,
+    files: Mapping[str, Sequence[Row]],
+    data: Callable[[list[Row], str], Data | None],
+    caption: Callable[[Data], str],
+    draw: Callable[[Data], Any],
+) -> list[Picture]:
+    """A picture for each file and dtype with data; the first of a file is the main one."""
+    found = []
+    for name, rows in rows_of(files, suite):
+        each = {v: data([row for row in rows if row.get("dtype") == v], v) for v in CUDA_VARIANTS}
+        shown = {dtype: content for dtype, content in each.items() if content is not None}
+        found += [
+            Picture(
+                f"{kind}-{stem(name)}-{dtype}", suite, name, caption(content), content, draw,
+                main=dtype == next(iter(shown)),
+            )
+            for dtype, content in shown.items()
+        ]  # fmt: skip
+    return found
+
+
+def figure(height: float, title: str, text: str) -> Any:
+    """An empty figure with its title in bold and, below it, what is shown.
+
+    Args:
+        height: in inches; constrained layout leaves room for both texts.
+        title: the main result.
+        text: machine, dtype and how to read it.
+    """
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(WIDTH, height), layout="constrained")
+    made.suptitle(title + "\n", x=0.01, ha="left")
+    made.text(0.01, 1 - 0.36 / height, text, ha="left", va="top", fontsize=9, color=SOFT)
+    return made
+
+
+def legend(made: Any, handles: Mapping[str, Any], titles: Mapping[str, str]) -> None:
+    """One legend below all panels, in the order of the titles."""
+    shown = [peer for peer in titles if peer in handles]
+    made.legend(
+        [handles[peer] for peer in shown], [titles[peer].replace("`", "") for peer in shown],
+        loc="outside lower center", ncols=4, frameon=False, fontsize=9,
     )  # fmt: skip
+
+
+def note(axes: Any, text: str, point: Sequence[float], offset: Sequence[float], **style: Any):
+    """Small text beside a point, at an offset in points of print."""
+    style = {"fontsize": 8, "va": "bottom"} | style
+    return axes.annotate(text, point, xytext=offset, textcoords="offset points", **style)
+
+
+def ticks(axes: Any, values: Sequence[float], labels: Sequence[str]) -> None:
+    """Labelled ticks of x at these values and nowhere between."""
+    axes.set_xticks(values, labels)
+    axes.minorticks_off()
 
 
 def marked(svg: str) -> str | None:
@@ -139,9 +191,18 @@ def device(rows: Sequence[Row]) -> str:
     return str(origin.get("cpu", "unknown machine")) + (f", {cores} cores" if cores else "")
 
 
-def titles() -> dict[str, str]:
-    """What tables and figures call the peers."""
-    return {name: peer.title for kind in ("cuda", "cpu") for name, peer in discover(kind).items()}
+def titled(peers: Iterable[str]) -> dict[str, str]:
+    """Titles of peers in tables and figures; the name of one that is not known here."""
+    known = {n: peer.title for kind in ("cuda", "cpu") for n, peer in discover(kind).items()}
+    return {peer: known.get(peer, peer) for peer in peers}
+
+
+def spread(row: Row, keys: Sequence[str]) -> list[float] | None:
+    """Median, p20 and p80 of a row, the median where it has no percentiles; None without one."""
+    median = number(row.get(keys[0]))
+    if median is None:
+        return None
+    return [median, *(number(row.get(key)) or median for key in keys[1:])]
 
 
 def is_exact(peer: str) -> bool:

@@ -53,11 +53,11 @@ def _data(rows: Sequence[Row]) -> Data | None:
                 line["points"].setdefault(int(d), int(used))
     if not any(line["points"] for line in lines.values()):
         return None
-    titles, peers = drawing.titles(), drawing.thinned(lines)
+    peers = drawing.thinned(lines)
     return {
         "machine": drawing.device(rows),
         "limit": max(limits - {None}, default=None),
-        "titles": {peer: titles.get(peer, peer) for peer in peers},
+        "titles": drawing.titled(peers),
         "lines": {
             peer: lines[peer] | {"points": sorted(map(list, lines[peer]["points"].items()))}
             for peer in peers
@@ -76,28 +76,25 @@ def _headline(data: Data) -> str:
     failing = any(line["failed"] for line in data["lines"].values())
     if failing and others and "ours" in reach:
         what = f"Within {_bytes(data['limit'])}" if data["limit"] else "Within memory"
-        what += f", barlow_fast does D = {_dimension(reach['ours'])}"
+        what += f", barlow_fast does D = {reach['ours']:,.0f}"
         if reach["ours"] > max(others):
-            return f"{what}, other exact ones at most {_dimension(max(others))}"
+            return f"{what}, other exact ones at most {max(others):,.0f}"
         if "official" in reach:
-            return f"{what}, the official implementation {_dimension(reach['official'])}"
-        return f"{what}, others up to {_dimension(max(others))}"
-    ratios = _ratios(data)
-    if ratios:
-        d, ratio = ratios
-        return f"At D = {_dimension(d)} the official implementation takes {ratio:.0f}× the memory"
+            return f"{what}, the official implementation {reach['official']:,.0f}"
+        return f"{what}, others up to {max(others):,.0f}"
+    ours, official = (
+        dict(data["lines"].get(peer, {"points": []})["points"]) for peer in ("ours", "official")
+    )
+    if both := set(ours) & set(official):
+        d = max(both)
+        ratio = f"{official[d] / ours[d]:.0f}×"
+        return f"At D = {d:,} the official implementation takes {ratio} the memory"
     return f"Peak memory of forward + backward at N = {N}"
-
-
-def _ratios(data: Data) -> tuple[int, float] | None:
-    found = [dict(data["lines"].get(p, {"points": []})["points"]) for p in ("ours", "official")]
-    common = sorted(set(found[0]) & set(found[1]))
-    return (common[-1], found[1][common[-1]] / found[0][common[-1]]) if common else None
 
 
 def _caption(data: Data) -> str:
     reach = [
-        f"{data['titles'][peer]} {'at least ' if not line['failed'] else ''}{_dimension(d)}"
+        f"{data['titles'][peer]} {'at least ' if not line['failed'] else ''}{d:,.0f}"
         for peer, line in data["lines"].items()
         if (d := _reach(line))
     ]
@@ -105,10 +102,6 @@ def _caption(data: Data) -> str:
         f"{_headline(data)} (peak memory of forward + backward at N = {N}, float32, with inputs "
         f"and gradients, {data['machine']}). Largest D measured: {', '.join(reach)}."
     )
-
-
-def _dimension(d: float) -> str:
-    return f"{int(d):,}"
 
 
 def _bytes(value: float) -> str:
@@ -120,13 +113,11 @@ def _bytes(value: float) -> str:
 
 def draw(data: Data) -> Any:
     """A line for each implementation, labelled at its end; × where it runs out of memory."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(drawing.WIDTH, 5.6), layout="constrained")
     failing = any(line["failed"] for line in data["lines"].values())
-    drawing.head(
-        figure, _headline(data),
+    figure = drawing.figure(
+        5.6, _headline(data),
         f"{data['machine']}, float32, N = {N}, forward + backward: inputs, gradients and "
         f"everything else.{' ×: does not fit.' if failing else ''}",
     )  # fmt: skip
@@ -141,25 +132,19 @@ def draw(data: Data) -> Any:
         ends += _line(axes, peer, line, styles[peer], top)
     floor = [4 * N * d * ELEMENT for d in (least, most)]
     axes.plot([least, most], floor, color=drawing.SOFT, linewidth=1, linestyle=":", zorder=1)
-    axes.annotate(
-        "inputs and gradients alone", (least, floor[0]), xytext=(8, -7), ha="left",
-        textcoords="offset points", fontsize=8, color=drawing.SOFT, va="top",
-    )  # fmt: skip
+    text, style = "inputs and gradients alone", {"color": drawing.SOFT, "va": "top"}
+    drawing.note(axes, text, (least, floor[0]), (8, -7), **style)
     if data["limit"]:
         axes.axhline(data["limit"], color=drawing.INK, linewidth=1.2)
-        axes.annotate(
-            _bytes(data["limit"]), (least, data["limit"]), xytext=(2, 3), fontsize=9,
-            textcoords="offset points", va="bottom",
-        )  # fmt: skip
+        limit = data["limit"]
+        drawing.note(axes, _bytes(limit), (least, limit), (2, 3), fontsize=9)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlim(least / 1.15, most * (most / least) ** 0.3 * 1.1)
     axes.set_ylim(floor[0] / 2.2, top * 2.5)
-    ticks = [2**k for k in range(int(least).bit_length() - 1, int(most).bit_length() + 1)]
-    ticks = [tick for tick in ticks if least / 1.1 <= tick <= most * 1.1]
+    ticks = [2**k for k in range(64) if least / 1.1 <= 2**k <= most * 1.1]
     ticks = ticks[:: -(-len(ticks) // 10)]
-    axes.set_xticks(ticks, [drawing.size(tick) for tick in ticks])
-    axes.minorticks_off()
+    drawing.ticks(axes, ticks, [drawing.size(tick) for tick in ticks])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _bytes(value)))
     axes.set(xlabel="D", ylabel="peak memory")
     axes.grid(alpha=0.25)
@@ -217,12 +202,11 @@ def _labels(axes: Any, ends: Sequence[End], data: Data, span: float) -> None:
         for end in sorted(cluster, key=lambda end: (-end.d, -end.used)):
             style = styles[end.peer] | {"linestyle": "none", "markersize": 5}
             y = y if failing else min(y, end.used)
-            reached = f": {_dimension(end.d)}" if failing else ""
+            reached = f": {end.d:,.0f}" if failing else ""
             axes.plot([x], [y], **style)
-            axes.annotate(
-                data["titles"][end.peer] + reached, (x, y), xytext=(6, 0),
-                textcoords="offset points", fontsize=8, color=style["color"], va="center",
-                zorder=6, fontweight="bold" if end.peer == "ours" else "normal",
+            drawing.note(
+                axes, data["titles"][end.peer] + reached, (x, y), (6, 0), color=style["color"],
+                va="center", zorder=6, fontweight="bold" if end.peer == "ours" else "normal",
             )  # fmt: skip
             y /= step
 

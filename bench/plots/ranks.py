@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import markdown
-from bench.inputs import VARIANTS
+from bench.inputs import CUDA_VARIANTS
 from bench.plots import drawing
 from bench.plots.drawing import Data, Picture
 from bench.ranks import implementations
@@ -30,31 +30,16 @@ STYLES = {
 
 def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
     """One for each file and dtype."""
-    found = []
-    for name, rows in drawing.rows_of(files, "distributed"):
-        first = True
-        for dtype in VARIANTS:
-            data = _data([row for row in rows if row.get("dtype") == dtype], dtype)
-            if data is not None:
-                found.append(
-                    Picture(
-                        f"ranks-{drawing.stem(name)}-{dtype}", "distributed", name, _caption(data),
-                        data, draw, main=first,
-                    )
-                )  # fmt: skip
-                first = False
-    return found
+    return drawing.by_dtype("ranks", "distributed", files, _data, _caption, draw)
 
 
 def _data(rows: Sequence[Row], dtype: str) -> Data | None:
     """`shapes`: of each shape and peer (ranks, median, p20, p80, bytes)."""
     shapes: dict[tuple[int, int], dict[str, list]] = {}
     for row in sorted(rows, key=lambda row: (row["n"], row["d"], row["ranks"])):
-        seconds = drawing.number(row.get("median_s"))
+        seconds = drawing.spread(row, ("median_s", "p20_s", "p80_s"))
         if seconds is not None:
-            low, high = (drawing.number(row.get(key)) or seconds for key in ("p20_s", "p80_s"))
-            sent = drawing.number(row.get("counted_bytes"))
-            point = [row["ranks"], seconds, low, high, sent]
+            point = [row["ranks"], *seconds, drawing.number(row.get("counted_bytes"))]
             shapes.setdefault((row["n"], row["d"]), {}).setdefault(row["peer"], []).append(point)
     if not shapes:
         return None
@@ -64,7 +49,7 @@ def _data(rows: Sequence[Row], dtype: str) -> Data | None:
     peers += [peer for peer in drawing.in_order(found) if peer not in STYLES]
     return {
         "machine": drawing.device(rows),
-        "dtype": VARIANTS[dtype].title,
+        "dtype": CUDA_VARIANTS[dtype].title,
         "titles": {peer: known.get(peer, peer) for peer in peers},
         "shapes": [{"n": n, "d": d, "lines": lines} for (n, d), lines in shapes.items()],
     }
@@ -90,13 +75,11 @@ def _best(data: Data) -> list[tuple[str, float, float]]:
 
 
 def _headline(data: Data) -> str:
-    found = _best(data)
-    if not found:
+    ratios = [ratio for _, ratio, _ in _best(data)]
+    if not ratios:
         return "One loss step across ranks: seconds and bytes"
-    ratios = [ratio for _, ratio, _ in found]
-    span = markdown.times(min(ratios))
-    if len(found) > 1:
-        span += f" to {markdown.times(max(ratios))}"
+    ends = [min(ratios), max(ratios)] if len(ratios) > 1 else ratios
+    span = " to ".join(map(markdown.times, ends))
     return f"Across ranks barlow_fast is {span} as fast as an all-reduce of C, with fewer bytes"
 
 
@@ -112,12 +95,9 @@ def _caption(data: Data) -> str:
 
 def draw(data: Data) -> Any:
     """Two rows of panels, seconds and bytes; a column for each shape."""
-    from matplotlib.figure import Figure
-
     shapes = data["shapes"]
-    figure = Figure(figsize=(drawing.WIDTH, 5.6), layout="constrained")
-    drawing.head(
-        figure, _headline(data).removesuffix(", with fewer bytes"),
+    figure = drawing.figure(
+        5.6, _headline(data).removesuffix(", with fewer bytes"),
         f"{data['machine']}, {data['dtype']}, processes joined by gloo over the loopback; medians "
         "of the slowest rank, bars from p20 to p80.",
     )  # fmt: skip
@@ -130,12 +110,7 @@ def draw(data: Data) -> Any:
                 axes.set_ylabel(MEASURES[measure])
         panels[0, column].set_title(f"N = {shape['n']}, D = {shape['d']}")
         panels[1, column].set_xlabel("ranks")
-    shown = [peer for peer in data["titles"] if peer in handles]
-    figure.legend(
-        [handles[peer] for peer in shown],
-        [data["titles"][peer].replace("`", "") for peer in shown],
-        loc="outside lower center", ncols=4, frameon=False, fontsize=9,
-    )  # fmt: skip
+    drawing.legend(figure, handles, data["titles"])
     return figure
 
 
@@ -158,8 +133,7 @@ def _panel(
     every = sorted({point[0] for points in shape["lines"].values() for point in points})
     axes.set(xscale="log", yscale="log")
     axes.set_xlim(every[0] / 1.25, every[-1] * 1.25)
-    axes.set_xticks(every, [str(count) for count in every])
-    axes.minorticks_off()
+    drawing.ticks(axes, every, [str(count) for count in every])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(axis="y", alpha=0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from bench import markdown
@@ -34,11 +35,10 @@ def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
             peers = drawing.thinned(peer for panel in panels for peer in panel["points"])
             for panel in panels:
                 panel["points"] = {p: v for p, v in panel["points"].items() if p in peers}
-            titles = drawing.titles()
             data = {
                 "machine": drawing.device(rows),
                 "panels": panels,
-                "titles": {peer: titles.get(peer, peer) for peer in peers},
+                "titles": drawing.titled(peers),
             }
             found.append(
                 Picture(f"roofline-{drawing.stem(name)}", "loss", name, _caption(data), data, draw)
@@ -69,7 +69,7 @@ def _panel_data(rows: Sequence[Row], dtype: str) -> Data | None:
         return None
     points = {
         peer: [
-            [x, *(float(f"{v:.4g}") for v in (min(found), _median(found), max(found)))]
+            [x, *(float(f"{v:.4g}") for v in (min(found), median(found), max(found)))]
             for x, found in sorted(by_intensity.items())
         ]
         for peer, by_intensity in sorted(rates.items())
@@ -89,12 +89,6 @@ def _product(peaks: Row, name: str) -> float | None:
     rate = drawing.number(peaks.get(f"gemm_{name}_gflops"))
     tf32 = drawing.number(peaks.get("gemm_tf32_gflops"))
     return max(rate or 0.0, tf32 / 3) if name == "fp32" and tf32 else rate
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return (ordered[middle] + ordered[-1 - middle]) / 2
 
 
 def _share(panel: Data) -> float | None:
@@ -118,20 +112,16 @@ def _caption(data: Data) -> str:
 
 def draw(data: Data) -> Any:
     """Ceilings as lines, implementations as points with the range over shapes."""
-    from matplotlib.figure import Figure
-
     panels = data["panels"]
     across = min(len(panels), ACROSS) if len(data["titles"]) <= drawing.CROWD else 1
     down = -(-len(panels) // across)
     legend_lines = -(-len(data["titles"]) // 4)
-    size = (drawing.WIDTH, (3.5 if across > 1 else 2.7) * down + 0.9 + 0.22 * legend_lines)
-    figure = Figure(figsize=size, layout="constrained")
     shares = [share for panel in panels if (share := _share(panel)) is not None]
     title = "Operations that the loss needs, per second, under the measured ceilings"
     if shares:
         title = f"barlow_fast reaches up to {max(shares):.0%} of its ceiling"
-    drawing.head(
-        figure, title,
+    figure = drawing.figure(
+        (3.5 if across > 1 else 2.7) * down + 0.9 + 0.22 * legend_lines, title,
         f"{data['machine']}. 6·N·D·min(N, D) operations over the time of forward + backward; "
         "marks: medians over shapes, bars: least to most.",
     )  # fmt: skip
@@ -144,11 +134,7 @@ def draw(data: Data) -> Any:
         axes.remove()
     for axes in figure.axes[::across]:
         axes.set_ylabel("useful GFLOP/s")
-    shown = [peer for peer in data["titles"] if peer in handles]
-    figure.legend(
-        [handles[peer] for peer in shown], [data["titles"][peer] for peer in shown],
-        loc="outside lower center", ncols=4, frameon=False, fontsize=9,
-    )  # fmt: skip
+    drawing.legend(figure, handles, data["titles"])
     return figure
 
 
@@ -164,15 +150,10 @@ def _panel(axes: Any, panel: Data, styles: Mapping[str, Data], handles: dict[str
         roof, [min(least, slow * x) for x in roof], [_ceiling(panel, x) for x in roof],
         color=drawing.LINE, alpha=0.6, linewidth=0, zorder=1,
     )  # fmt: skip
-    axes.annotate(
-        f"{panel['gemm']} GEMM {markdown.rate(most)}", (right, most), xytext=(0, 3),
-        textcoords="offset points", ha="right", va="bottom", fontsize=8,
-    )  # fmt: skip
+    product = f"{panel['gemm']} GEMM {markdown.rate(most)}"
+    drawing.note(axes, product, (right, most), (0, 3), ha="right")
     if left < ridge:
-        axes.annotate(
-            f"copy {markdown.rate(fast)} GB/s", (left, most), xytext=(2, 3),
-            textcoords="offset points", ha="left", va="bottom", fontsize=8,
-        )  # fmt: skip
+        drawing.note(axes, f"copy {markdown.rate(fast)} GB/s", (left, most), (2, 3))
     peers = list(styles)
     for peer, points in panel["points"].items():
         style = styles[peer]
@@ -188,9 +169,8 @@ def _panel(axes: Any, panel: Data, styles: Mapping[str, Data], handles: dict[str
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlim=(left, right))
     axes.set_xlabel("operations per byte")
-    axes.set_xticks(xs if len(xs) < 7 else xs[::2])
-    axes.set_xticklabels([f"{x:g}" for x in (xs if len(xs) < 7 else xs[::2])])
-    axes.minorticks_off()
+    xs = xs if len(xs) < 7 else xs[::2]
+    drawing.ticks(axes, xs, [f"{x:g}" for x in xs])
     axes.margins(y=0.12)
     axes.grid(axis="y", alpha=0.3)
     axes.set_title(panel["title"].replace(" under bfloat16 autocast", ", autocast"))

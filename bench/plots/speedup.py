@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import markdown
+from bench import markdown, results
 from bench.inputs import CUDA_VARIANTS
 from bench.plots import drawing
 from bench.plots.drawing import Data, Picture
 from bench.results import Row
 
 PLACE = 1
-Group = dict[str, Row]
 # A GPU's own time where both have it, else the time of a call.
 MEASURES = ("graph_ms", "median_ms")
 FASTEST, OFFICIAL = "fastest", "official"
@@ -27,33 +26,10 @@ SIDE_BY_SIDE = 9  # columns at most
 
 def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
     """One for each file and dtype with times of ours; float32 (or the first) is the main one."""
-    found = []
-    for name, rows in drawing.rows_of(files, "loss"):
-        kinds = [v for v in CUDA_VARIANTS if any(row.get("dtype") == v for row in rows)]
-        first = True
-        for dtype in kinds:
-            data = _data([row for row in rows if row.get("dtype") == dtype], dtype)
-            if data is None:
-                continue
-            found.append(
-                Picture(
-                    f"speedup-{drawing.stem(name)}-{dtype}", "loss", name, _caption(data), data,
-                    draw, main=first,
-                )
-            )  # fmt: skip
-            first = False
-    return found
+    return drawing.by_dtype("speedup", "loss", files, _data, _caption, draw)
 
 
-def groups(rows: Sequence[Row]) -> dict[tuple[int, int], Group]:
-    """Rows by shape and peer."""
-    found: dict[tuple[int, int], Group] = {}
-    for row in rows:
-        found.setdefault((row["n"], row["d"]), {})[row["peer"]] = row
-    return found
-
-
-def compared(group: Group, against: str) -> Data | None:
+def compared(group: Mapping[str, Row], against: str) -> Data | None:
     """`{"ratio": …, "peer": …}`, how many times faster ours is; `{"only": "ours"}` where nobody
     else could, `{"only": "others"}` where ours could not; None where there is nothing to say."""
     ours = group.get("ours", {})
@@ -72,12 +48,20 @@ def compared(group: Group, against: str) -> Data | None:
     return {"only": "others"} if ours and any(map(_timed, others.values())) else None
 
 
+def measured(cells: Sequence[Data]) -> list[Data]:
+    """The cells with a ratio."""
+    return [cell for cell in cells if "ratio" in cell]
+
+
 def extremes(cells: Sequence[Data]) -> tuple[str, str, str, str]:
     """The number of shapes where ours is faster and slower; the least and the most speedup."""
     ends = (choose(cells, key=lambda cell: cell["ratio"]) for choose in (min, max))
-    slower = sum(cell["ratio"] < 1 for cell in cells)
-    least, most = (f"{times(cell['ratio'])} at {cell['n']} × {cell['d']}" for cell in ends)
-    return str(len(cells) - slower), str(slower), least, most
+    faster = sum(cell["ratio"] >= 1 for cell in cells)
+    return str(faster), str(len(cells) - faster), *map(_placed, ends)
+
+
+def _placed(cell: Data) -> str:
+    return f"{times(cell['ratio'])} at {cell['n']} × {cell['d']}"
 
 
 def _timed(row: Row) -> bool:
@@ -93,7 +77,7 @@ def _ratio(row: Row, ours: Row) -> float | None:
 
 
 def _data(rows: Sequence[Row], dtype: str) -> Data | None:
-    shapes = groups(rows)
+    shapes = results.by_shape(rows)
     if not any(_timed(group.get("ours", {})) for group in shapes.values()):
         return None
     panels = {}
@@ -118,24 +102,18 @@ def _axis(values: Any) -> list[int]:
     return sorted({*values, *(p for p in powers if values[0] <= p <= values[-1])})
 
 
-def _counts(cells: Sequence[Data]) -> tuple[int, int]:
-    ratios = [cell["ratio"] for cell in cells if "ratio" in cell]
-    return sum(ratio >= 1 for ratio in ratios), len(ratios)
-
-
 def _headline(data: Data) -> str:
-    cells = data["panels"][FASTEST]
-    faster, all_cells = _counts(cells)
-    if not all_cells:
+    cells = measured(data["panels"][FASTEST])
+    if not cells:
         return "No other implementation was timed"
-    if faster == all_cells:
-        return f"barlow_fast is the fastest exact implementation at all {all_cells} shapes"
-    return f"barlow_fast is the fastest exact implementation at {faster} of {all_cells} shapes"
+    faster, slower, *_ = extremes(cells)
+    of = f"{faster} of" if slower != "0" else "all"
+    return f"barlow_fast is the fastest exact implementation at {of} {len(cells)} shapes"
 
 
 def break_even(data: Data) -> str:
     """Up to which N/D ours is the fastest, in words."""
-    cells = [cell for cell in data["panels"][FASTEST] if "ratio" in cell]
+    cells = measured(data["panels"][FASTEST])
     if not cells:
         return "Nothing to compare with."
     slower = [cell for cell in cells if cell["ratio"] < 1]
@@ -147,7 +125,7 @@ def break_even(data: Data) -> str:
         )
     least = min(cell["n"] / cell["d"] for cell in slower)
     below = [c for c in cells if c["n"] / c["d"] < least]
-    where = "; ".join(f"{times(c['ratio'])} at {c['n']} × {c['d']}" for c in slower)
+    where = "; ".join(map(_placed, slower))
     if not below:
         return (
             f"Slower from the least N/D on, {least:g}, at {len(slower)} of {len(cells)}: {where}."
@@ -161,27 +139,18 @@ def break_even(data: Data) -> str:
 def _caption(data: Data) -> str:
     parts = [f"{_headline(data)} ({data['machine']}, {data['dtype']}, forward + backward)."]
     for against, cells in data["panels"].items():
-        ratios = [cell for cell in cells if "ratio" in cell]
-        if ratios:
-            least, most = (f(ratios, key=lambda cell: cell["ratio"]) for f in (min, max))
-            parts.append(
-                f"{HEADINGS[against]}: {times(least['ratio'])} at "
-                f"{least['n']} × {least['d']} to {times(most['ratio'])} at "
-                f"{most['n']} × {most['d']}."
-            )
+        if measured(cells):
+            _, _, least, most = extremes(measured(cells))
+            parts.append(f"{HEADINGS[against]}: {least} to {most}.")
     return " ".join(parts)
 
 
 def draw(data: Data) -> Any:
     """The heat maps: one panel for each comparison, side by side while they are narrow."""
-    from matplotlib.figure import Figure
-
     narrow = len(data["d"]) <= SIDE_BY_SIDE
     height = 0.34 * len(data["n"]) + 0.85
-    size = (drawing.WIDTH, height + 0.75) if narrow else (drawing.WIDTH, 2 * height + 0.75)
-    figure = Figure(figsize=size, layout="constrained")
-    drawing.head(
-        figure, _headline(data),
+    figure = drawing.figure(
+        (1 if narrow else 2) * height + 0.75, _headline(data),
         f"{data['machine']}, {data['dtype']}, forward + backward. "
         "Times as fast; framed: slower; hatched: not measured.",
     )  # fmt: skip
@@ -202,12 +171,11 @@ def _panel(axes: Any, data: Data, against: str, cells: Sequence[Data]) -> None:
             hatch="////", zorder=1,
         )
     )  # fmt: skip
-    for edge in range(1, len(rows)):
-        axes.axhline(edge - 0.5, color="white", linewidth=1.5, zorder=2)
-    for edge in range(1, len(columns)):
-        axes.axvline(edge - 0.5, color="white", linewidth=1.5, zorder=2)
-    found = {(cell["n"], cell["d"]): cell for cell in cells}
-    for (n, d), cell in found.items():
+    for count, line in ((len(rows), axes.axhline), (len(columns), axes.axvline)):
+        for edge in range(1, count):
+            line(edge - 0.5, color="white", linewidth=1.5, zorder=2)
+    for cell in cells:
+        n, d = cell["n"], cell["d"]
         _cell(axes, columns.index(d), rows.index(n), cell, f"{against}-{n}x{d}")
     _diagonal(axes, rows, columns)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel="D", ylabel="N")
@@ -215,8 +183,9 @@ def _panel(axes: Any, data: Data, against: str, cells: Sequence[Data]) -> None:
     axes.set_yticks(range(len(rows)), [drawing.size(n) for n in rows])
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
-    faster, all_cells = _counts(cells)
-    axes.set_title(f"{HEADINGS[against]}: faster at {faster} of {all_cells}")
+    ratios = [cell["ratio"] for cell in measured(cells)]
+    faster = sum(ratio >= 1 for ratio in ratios)
+    axes.set_title(f"{HEADINGS[against]}: faster at {faster} of {len(ratios)}")
 
 
 def _cell(axes: Any, x: int, y: int, cell: Data, name: str) -> None:
@@ -247,10 +216,8 @@ def _diagonal(axes: Any, rows: Sequence[int], columns: Sequence[int]) -> None:
             [x[0] - 0.5, x[-1] + 0.5], [y[0] - 0.5, y[-1] + 0.5], color=drawing.SOFT,
             linewidth=0.9, linestyle=(0, (4, 3)), zorder=2.5,
         )  # fmt: skip
-        axes.annotate(
-            "N = D", (x[-1] + 0.5, y[-1] + 0.5), xytext=(-14, -1), textcoords="offset points",
-            ha="right", va="top", fontsize=8, color=drawing.SOFT, rotation=0, zorder=4,
-        )  # fmt: skip
+        style = {"ha": "right", "va": "top", "color": drawing.SOFT, "zorder": 4}
+        drawing.note(axes, "N = D", (x[-1] + 0.5, y[-1] + 0.5), (-14, -1), **style)
 
 
 def _label(cell: Data) -> str:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated
 
 from bench import provenance, results
 from bench.cli import Option
-from bench.markdown import table_line
-from bench.ranks import figure, scaling
+from bench.markdown import short, table, times
+from bench.ranks import scaling
 from bench.results import Row, rounded
 
 SECTION = "Groups of GPUs: modelled, not measured"
-FILE = results.FOLDER / "scaling.jsonl"
 
 
 def command(
-    out: Annotated[Path, Option("JSON Lines file; the figure has its name, with .svg.")] = FILE,
+    out: Annotated[Path, Option("JSON Lines file.")] = results.FOLDER / "scaling.jsonl",
 ) -> None:
     """Model one step on 8, 64 and 512 GPUs; no GPU needed, none used."""
     origin = {
@@ -28,11 +25,8 @@ def command(
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": "python -m bench scaling",
     }
-    rows = [row | {"provenance": origin} for row in modelled()]
-    results.merge(out, rows)
-    drawing = figure_file(out)
-    drawing.write_text(figure.draw(rows, mark(rows)), encoding="utf-8")
-    print(f"rows are in {out}, drawn in {drawing}; `python -m bench report` makes the tables")
+    results.merge(out, [row | {"provenance": origin} for row in modelled()])
+    print(f"rows are in {out}; `python -m bench report` makes the tables and the figure")
 
 
 def modelled() -> list[Row]:
@@ -51,18 +45,6 @@ def modelled() -> list[Row]:
     return rows
 
 
-def figure_file(rows: Path) -> Path:
-    """The figure beside a file of rows."""
-    return rows.with_suffix(".svg")
-
-
-def mark(rows: list[Row]) -> str:
-    """The fingerprint of rows that their figure carries."""
-    shown = [{k: v for k, v in row.items() if k != "provenance"} for row in rows]
-    digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
-    return f"modelled, not measured; rows {digest[:16]}"
-
-
 def origin(rows: list[Row], name: str) -> str:
     """Where the rows come from, in words."""
     first = rows[0]["provenance"]
@@ -73,13 +55,11 @@ def origin(rows: list[Row], name: str) -> str:
 
 
 def tables(rows: list[Row], brief: bool) -> str:
-    """The assumptions, the figure, and a table for each group of GPUs."""
-    folder = "bench/results/" if brief else ""
-    picture = f"![Modelled seconds per step]({folder}{figure_file(FILE).name})"
+    """The assumptions, and a table for each group of GPUs."""
     groups: dict[tuple[int, int], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["d"]):
         groups.setdefault((row["ranks"], row["n"]), []).append(row)
-    parts = [_assumptions(), picture]
+    parts = [_assumptions()]
     for gpus, n in (group for group in scaling.GROUPS if group in groups):
         title = f"**{gpus} GPUs, N = {n} ({n // gpus} on each): modelled**"
         parts += [title, _table(groups[gpus, n])]
@@ -119,26 +99,23 @@ def _table(rows: list[Row]) -> str:
         "D", "barlow_fast, ms", "layout", "MB sent", "all-reduce of C, ms", "MB sent",
         "times as fast", "fewer bytes",
     ]  # fmt: skip
-    lines = [table_line(heads), table_line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
-    for row in rows:
-        ours, other = row["ours"], row["all_reduce"]
-        time = _short(other["seconds"] * 1e3)
-        ratio = _ratio(other["seconds"] / ours["seconds"])
-        lines.append(
-            table_line(
-                [
-                    str(row["d"]),
-                    f"**{_short(ours['seconds'] * 1e3)}**",
-                    ours["layout"],
-                    _short(ours["sent"] / 1e6),
-                    time if other["fits"] else f"does not fit ({time})",
-                    _short(other["sent"] / 1e6),
-                    ratio if other["fits"] else f"({ratio})",
-                    _ratio(other["sent"] / ours["sent"]),
-                ]
-            )
-        )
-    return "\n".join(lines)
+    return table(
+        heads, [_cells(row["d"], row["ours"], row["all_reduce"]) for row in rows], left=[2]
+    )
+
+
+def _cells(d: int, ours: Row, other: Row) -> list[str]:
+    time, ratio = short(other["seconds"] * 1e3), times(other["seconds"] / ours["seconds"])
+    return [
+        str(d),
+        f"**{short(ours['seconds'] * 1e3)}**",
+        ours["layout"],
+        short(ours["sent"] / 1e6),
+        time if other["fits"] else f"does not fit ({time})",
+        short(other["sent"] / 1e6),
+        ratio if other["fits"] else f"({ratio})",
+        times(other["sent"] / ours["sent"]),
+    ]
 
 
 def _slower(rows: list[Row]) -> str:
@@ -152,12 +129,3 @@ def _slower(rows: list[Row]) -> str:
     if not found:
         return "In this model `barlow_fast` is nowhere slower."
     return "In this model `barlow_fast` is slower on " + "; ".join(found) + "."
-
-
-def _short(value: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.0f}×" if value >= 20 else f"{value:.1f}×"

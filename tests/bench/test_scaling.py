@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from invoked import invoke
 
-from bench import report, results
-from bench.ranks import figure, scaling
+from bench import plots, report, results
+from bench.plots import drawing
+from bench.ranks import scaling
 from bench.suites import scaling as suite
 
 
@@ -65,27 +66,29 @@ def test_tables_say_modelled_and_tell_where_we_are_slower(modelled):
     assert f"slower on {row['ranks']} GPUs at N = {row['n']}, D = {row['d']} (3.0× the" in text
 
 
-def test_the_command_writes_rows_and_a_figure_of_them(tmp_path, modelled):
+def test_the_command_writes_rows_whose_page_has_a_figure(tmp_path, modelled):
     out = tmp_path / "rows.jsonl"
     result = invoke(["scaling", "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = results.read(out)
     assert without_provenance(rows) == modelled
-    drawing = suite.figure_file(out).read_text()
-    assert suite.mark(rows) in drawing
     text = report.page("scaling", report.machine_files(tmp_path))
     assert "Modelled, not measured" in text
-    assert "![Modelled seconds per step](scaling.svg)" in text
+    assert "seconds over D on groups of GPUs.](figures/modelled-rows.svg)" in text
 
 
 def test_a_figure_changes_only_with_its_rows(modelled):
-    assert figure.draw(modelled, "mark") == figure.draw(modelled, "mark")
     changed = [dict(row, n=row["n"] + (i == 0)) for i, row in enumerate(modelled)]
-    assert suite.mark(changed) != suite.mark(modelled)
+    (one,), (same,), (other,) = (
+        plots.pictures({"scaling.jsonl": rows}) for rows in (modelled, modelled, changed)
+    )
+    assert one.svg() == same.svg()
+    assert drawing.marked(one.svg()) == one.mark == same.mark
+    assert other.mark != one.mark
 
 
-def test_the_committed_rows_and_figure_are_those_of_this_model(modelled):
-    rows = results.read(suite.FILE)
+def test_the_committed_rows_are_those_of_this_model(modelled):
+    """test_plots.py holds the committed figure against the committed rows."""
+    rows = results.read(results.FOLDER / "scaling.jsonl")
     again = "run: python -m bench scaling && python -m bench report"
     assert without_provenance(rows) == modelled, again
-    assert suite.mark(rows) in suite.figure_file(suite.FILE).read_text(), again
