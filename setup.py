@@ -62,8 +62,8 @@ def failure_reason(output):
 
 
 class BuildNative(Command):
-    """Builds the CPU kernels into barlow_fast/kernels/cpu; never fails the install unless told
-    to."""
+    """Builds the CPU kernels into barlow_fast/kernels/cpu; fails an install only if they are
+    required."""
 
     description = "build the native CPU kernels"
     user_options: ClassVar = [

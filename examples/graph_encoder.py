@@ -11,8 +11,8 @@ The graph is made of scikit-learn's digits: a node has the upper half of its ima
 eight images with the most similar lower halves. A linear probe predicts the digit from few labels:
 from the upper half alone, from an encoder that learned nothing, and from the learned one.
 
-Takes about 8 seconds on two cores, and prints about 70 %, 81 % and 83 %: most of the gain comes from
-the neighbours, which the untrained encoder uses too.
+Takes about 8 seconds on two cores, and prints about 70 %, 81 % and 83 %: most of the gain comes
+from the neighbours, which the untrained encoder uses too.
 """
 
 from __future__ import annotations
