@@ -176,7 +176,7 @@ def show(
 def _open(
     console: Console, spec: str, split: str | None, data_dir: Path | None, allow_symlinks: bool
 ) -> Source:
-    """The source, with its number of images and classes told."""
+    """Open the source and print its number of images and classes."""
     from ..data.sources import open_source, passed_over
 
     with _bar(console, "looking", None) as found:

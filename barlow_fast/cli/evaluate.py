@@ -315,7 +315,7 @@ def _run(request: Request, protocol: Protocol) -> None:
             f"encoder   {entry['path']} ({entry['name']}, sha256 {entry['sha256'][:12]})",
         )
         for name in sorted({"mean", "std"} & set(entry["assumed"])):
-            console.print(f"assumed   {name} {getattr(form, name)}: the file does not tell it")
+            console.print(f"assumed   {name} {getattr(form, name)}: not stated in the file")
     console.print(_table(result))
     if result.skipped:
         console.print(f"skipped   {result.skipped} images that cannot be read")
@@ -357,7 +357,7 @@ def _splits(request: Request) -> LabelledSplits:
 def _form(pretrained: Pretrained, splits: LabelledSplits) -> ImageFormat:
     from ..evaluation import ImageFormat
 
-    # A size that nobody told is no reason to refuse images in memory, or to resize them.
+    # An assumed size is no reason to refuse images in memory, or to resize them.
     guessed = splits.in_memory and "image_size" in _assumed(pretrained)
     return ImageFormat(
         size=None if guessed else pretrained.image_size,

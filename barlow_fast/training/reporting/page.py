@@ -112,7 +112,7 @@ def content(
 
 def time_table(history: list[Record]) -> list[Record]:
     """Where the time of a step went, over all epochs: `name`, `share` in [0, 1] and `milliseconds`
-    of a step. Phases whose share the records do not tell are one row, the last."""
+    of a step. Phases whose share the records lack are one row, the last."""
     seconds = sum(record["seconds"] for record in history)
     steps = history[-1]["step"] if history else 0
     if not seconds or not steps:
