@@ -212,7 +212,7 @@ setup(
     packages=packages(),
     package_dir={"barlow_fast": "barlow_fast", "barlow_fast.kernels": "kernels"},
     include_package_data=False,
-    package_data={"barlow_fast": ["py.typed"]},
+    package_data={"barlow_fast": ["py.typed"], "barlow_fast.training.reporting": ["page.html"]},
     distclass=NativeDistribution,
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
 )

@@ -159,7 +159,7 @@ def machine() -> list[str]:
 
 
 def cpu_model_and_features() -> tuple[str, set[str]]:
-    """The CPU's own name and its feature flags, as far as the system tells them."""
+    """The CPU's own name and its feature flags, as far as the system reports them."""
     model, flags = platform.processor() or platform.machine(), set()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,4 +1,4 @@
-"""The one atomic write: a file appears whole or not at all, and no link is followed.
+"""Atomic writes: a file appears whole or not at all, and no link is followed.
 
 It is written under a temporary name beside it, which is created exclusively and cannot be guessed.
 The name says which process writes, so that the next one that writes there removes what a killed
@@ -231,7 +231,7 @@ def temporary_name(path: Path) -> Path:
 
 def remove_abandoned(folder: Path, unshared: Callable[[str], bool] = lambda _: False) -> None:
     """Removes the temporary files that processes left in a folder which have ended since; of other
-    machines, those that nobody wrote for a day.
+    machines, those not written for a day.
 
     Args:
         folder: where to look.

@@ -1,4 +1,4 @@
-"""Files that others wrote: opened and parsed within bounds."""
+"""Untrusted files: opened and parsed within bounds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_descriptor(path: str | bytes | Path, largest: int | None = None) -> int
     Raises:
         OSError: it cannot be opened, is not a regular file, or is larger.
     """
-    # Opening a pipe waits for its other end unless told not to.
+    # Opening a pipe waits for its other end unless O_NONBLOCK is set.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
@@ -113,16 +113,14 @@ def parse_yaml(text: str) -> Any:
         import yaml
 
     if len(text) > LARGEST_YAML:
-        raise ValueError(f"not YAML that anybody needs: it has more than {LARGEST_YAML} characters")
+        raise ValueError(f"refused as YAML: it has more than {LARGEST_YAML} characters")
     try:
         loader = _loader()(text)
         node = loader.get_single_node()
         if node is None:
             return None
         if _count(node, {}) > MOST_NODES:
-            raise ValueError(
-                f"not YAML that anybody needs: it stands for more than {MOST_NODES} values"
-            )
+            raise ValueError(f"refused as YAML: it stands for more than {MOST_NODES} values")
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
@@ -155,7 +153,7 @@ def _loader() -> type:
         def compose_node(self, parent: Any, index: Any) -> Any:
             self.depth += 1
             if self.depth > DEEPEST:
-                raise ValueError("not YAML that anybody needs: it is nested too deeply")
+                raise ValueError("refused as YAML: it is nested too deeply")
             node = super().compose_node(parent, index)
             self.depth -= 1
             return node

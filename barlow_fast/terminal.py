@@ -1,4 +1,4 @@
-"""The one way out to a terminal: everything that commands print goes through here, and control
+"""Output to terminals: everything that commands print goes through here, and control
 characters in it are written as escapes. A file's name can hold any character, and a terminal obeys
 some of them. Also for logs, warnings and tracebacks, in every process that `install` is called in.
 """
@@ -56,7 +56,7 @@ def install() -> None:
     """Sends the logs, warnings and tracebacks of this process through here."""
     handler = _Handler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    # Only where nobody has set up handlers.
+    # Only where no handlers are set up.
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.captureWarnings(True)
     sys.excepthook = _traceback
@@ -76,7 +76,7 @@ def _traceback(*error: Any) -> None:
 
 @contextlib.contextmanager
 def escaping() -> Iterator[None]:
-    """Escapes what code prints that knows nothing of this module."""
+    """Escapes what other code prints."""
     with (
         contextlib.redirect_stdout(_Stream(sys.stdout)),
         contextlib.redirect_stderr(_Stream(sys.stderr)),

@@ -7,6 +7,7 @@ That the function's argument then has its effect is shown beside the function, i
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import signal
@@ -47,7 +48,16 @@ from barlow_fast.data.processes import STOP_SIGNALS
 from barlow_fast.evaluation import FinetuneSettings, LinearSettings
 from barlow_fast.evaluation.scores import Evaluation, Score
 from barlow_fast.files import WriteError
-from barlow_fast.training import PretrainConfig, Ranks, configure, save_checkpoint
+from barlow_fast.training import (
+    PretrainConfig,
+    Ranks,
+    configure,
+    images,
+    save_checkpoint,
+    settings,
+    stopping,
+)
+from barlow_fast.training.reporting import description
 
 Calls = dict[str, list[dict[str, Any]]]
 
@@ -95,7 +105,7 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     "preset": (["--preset", "cifar10"], setting("encoder", "resnet18")),
     "config_file": (["--config", "settings.yaml"], setting("scale", 3.0)),
     "dataset": (["--dataset", "fashion-mnist"], setting("dataset", "fashion-mnist")),
-    "data_dir": (["--data-dir", "there"], told("_load", "data_dir", Path("there"))),
+    "data_dir": (["--data-dir", "there"], told("load_images", "data_dir", Path("there"))),
     # The folder from wherever the run is resumed.
     "files": (
         ["--data", "photos"],
@@ -126,7 +136,7 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
         lambda calls: told("_print_plan", "data_dir", Path("there"))(calls)
         and not calls["_prepare"],
     ),
-    "ignore_memory": (["--ignore-memory"], lambda calls: calls["_check_memory"] == []),
+    "ignore_memory": (["--ignore-memory"], lambda calls: calls["check_memory_of"] == []),
     "tensorboard": (["--no-tensorboard"], told("_prepare", "tensorboard", False)),
     "logger": (
         ["--logger", "wandb", "--logger", "mlflow"],
@@ -149,8 +159,6 @@ def pretraining(monkeypatch, tmp_path: Path) -> Calls:
 
     trainer = contextlib.nullcontext()
     stand_ins: dict[str, Any] = {
-        "_load": lambda *_: "images",
-        "_check_memory": lambda *_: None,
         "_prepare": lambda *_: (trainer, Path("here")),
         "_train": lambda *_: None,
         "_print_plan": lambda *_: None,
@@ -160,6 +168,9 @@ def pretraining(monkeypatch, tmp_path: Path) -> Calls:
         for name, stand_in in stand_ins.items()
     }
     calls["joined"] = record_calls(monkeypatch, training, "joined", joined)
+    for name, result in (("load_images", "images"), ("check_memory_of", None)):
+        stand_in = functools.partial(lambda result, *_: result, result)
+        calls[name] = record_calls(monkeypatch, images, name, stand_in)
     # Their libraries need not be installed.
     monkeypatch.setattr(training.reporting.trackers, "check_trackers", lambda names: None)
     return calls
@@ -182,8 +193,8 @@ def test_pretrain(option: str, pretraining: Calls):
     (trained,) = pretraining["_train"]
     assert trained["folder"] == Path("here")
     assert trained["console"] is prepared["console"]
-    assert pretraining["_load"][0]["config"] == prepared["config"]
-    for call in pretraining["_check_memory"]:
+    assert pretraining["load_images"][0]["config"] == prepared["config"]
+    for call in pretraining["check_memory_of"]:
         assert (call["config"], call["data"]) == (prepared["config"], "images")
 
 
@@ -195,7 +206,7 @@ def test_without_options_the_presets_settings_are_used(pretraining: Calls):
     assert prepared["feeding"] == training.Feeding("auto", None, "error")
     assert pretraining["joined"][0]["device"] == "auto"
     assert not prepared["console"].quiet
-    assert len(pretraining["_check_memory"]) == 1
+    assert len(pretraining["check_memory_of"]) == 1
 
 
 def test_what_is_said_last_holds(pretraining: Calls):
@@ -238,7 +249,7 @@ def test_a_run_goes_on_by_the_command_that_began_it(pretraining: Calls, how: str
     Path("settings.yaml").write_text(f"{name.replace('digits', 'stl10')}epochs: 2\n")
     preset = ["--preset", "stl10"] if how == "option" else []
     output = invoke("pretrain", *preset, "--config", "settings.yaml", "--resume", "old.pt", code=2)
-    assert "dataset is 'digits' there, 'stl10' was asked for" in output
+    assert "dataset is 'digits' there, 'stl10' was requested" in output
 
 
 @pytest.mark.parametrize(
@@ -273,7 +284,7 @@ def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
     found = pretraining["_prepare"][0]["config"]
     assert found == replace(config, backend="aten", checkpoint_minutes=2.0)
     output = invoke("pretrain", "--resume", "old.pt", "--lr", 0.5, code=2)
-    assert "learning_rate is 0.002 there, 0.5 was asked for" in output
+    assert "learning_rate is 0.002 there, 0.5 was requested" in output
 
 
 @pytest.mark.parametrize("how", ["option", "setting", "file"])
@@ -343,7 +354,7 @@ def prepare(monkeypatch, tmp_path: Path) -> Callable[..., Any]:
     monkeypatch.chdir(tmp_path)
     Prepared.made = []
     monkeypatch.setattr(training, "Trainer", Prepared)
-    monkeypatch.setattr(pretrain_commands, "_describe", lambda *_: None)
+    monkeypatch.setattr(description, "describe", lambda *_: ())
     monkeypatch.setattr(reporting, "why_no_tensorboard", lambda: None)
     opened = record_calls(monkeypatch, training, "TensorBoardLog", lambda path: ("curves", path))
 
@@ -412,7 +423,9 @@ def test_the_other_ranks_of_a_machine_wait_for_the_first_ones_data(monkeypatch):
     """They leave two blocks together, and the first loads in the first of them."""
     for rank, order in ((0, ["load", "left", "left"]), (1, ["left", "load", "left"])):
         events: list[str] = []
-        monkeypatch.setattr(data, "load", lambda *a, events=events: events.append("load") or "set")
+        monkeypatch.setattr(
+            images, "load", lambda *a, events=events: events.append("load") or "set"
+        )
 
         @contextlib.contextmanager
         def together(purpose: str, events=events):
@@ -420,7 +433,7 @@ def test_the_other_ranks_of_a_machine_wait_for_the_first_ones_data(monkeypatch):
             events.append("left")
 
         ranks = SimpleNamespace(first=rank == 0, together=together)
-        assert pretrain_commands._load(configure("digits"), None, ranks) == "set"
+        assert images.load_images(configure("digits"), None, ranks) == "set"
         assert events == order
 
 
@@ -455,7 +468,7 @@ def test_a_plan_needs_no_images(monkeypatch):
     def absent(*_: Any) -> Any:
         raise FileNotFoundError("none here")
 
-    monkeypatch.setattr(data, "load", absent)
+    monkeypatch.setattr(images, "load", absent)
     output = invoke("pretrain", "--dry-run", "--device", "cpu", "--dataset", "cifar10")
     assert "50000 training images, as published (none here); views cifar of 32 pixels" in output
     assert "1000 epochs of 195: 195000 in all" in output
@@ -519,7 +532,7 @@ BAD = BadImage(3, "image 3", "none")
 def test_a_run_that_does_not_finish_says_why(capsys, error, first: bool, code: int, message: str):
     with pytest.raises(SystemExit) as left:
         pretrain_commands._train(Ending(error, first), Path("there"), Console())
-    assert left.value.exit_code == code
+    assert left.value.code == code
     assert message in capsys.readouterr().err or not message
 
 
@@ -557,7 +570,7 @@ def nothing_ignored() -> Iterator[None]:
 def test_the_first_signal_asks_for_a_stop(monkeypatch, number: int):
     before = [signal.getsignal(each) for each in STOP_SIGNALS]
     now = [100.0]
-    monkeypatch.setattr(pretrain_commands.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     trainer = Ending()
 
     def run() -> None:
@@ -571,14 +584,14 @@ def test_the_first_signal_asks_for_a_stop(monkeypatch, number: int):
     trainer.run = run
     with pytest.raises(SystemExit) as left:
         pretrain_commands._train(trainer, Path("there"), Console(quiet=True))
-    assert left.value.exit_code == 128 + number
+    assert left.value.code == 128 + number
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
 @pytest.mark.usefixtures("nothing_ignored")
 def test_a_later_signal_ends_at_once(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(pretrain_commands.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     trainer = Ending()
 
     def run() -> None:
@@ -597,7 +610,7 @@ def test_what_is_ignored_or_handled_by_others_stays_so(monkeypatch):
     mine = {signal.SIGHUP: signal.SIG_IGN, signal.SIGUSR1: lambda *_: None}
     before = {number: signal.signal(number, handler) for number, handler in mine.items()}
     try:
-        with pretrain_commands._stop_on_signal(Ending(), []):
+        with stopping.stop_on_signal(Ending(), []):
             assert {number: signal.getsignal(number) for number in mine} == mine
     finally:
         for number, handler in before.items():
@@ -606,7 +619,7 @@ def test_what_is_ignored_or_handled_by_others_stays_so(monkeypatch):
 
 def test_a_finished_run_tells_its_scores_and_files(monkeypatch, capsys, tmp_path: Path):
     report = SimpleNamespace(files={"figure": tmp_path / "figure.png"}, complaints=["no font"])
-    monkeypatch.setattr(pretrain_commands, "_finish", lambda *_: report)
+    monkeypatch.setattr(training.reporting, "report_run", lambda *_: report)
     console = Console(highlight=False, soft_wrap=True)
     pretrain_commands._train(Ending(), tmp_path, console)
     told_ = capsys.readouterr()
@@ -645,7 +658,7 @@ def test_a_finished_run_tells_its_scores_and_files(monkeypatch, capsys, tmp_path
 def test_every_error_of_a_command_has_its_status(capsys, error, code: int, message: str):
     with pytest.raises(SystemExit) as left, exits.failures(", more"):
         raise error
-    assert left.value.exit_code == code
+    assert left.value.code == code
     assert message in capsys.readouterr().err
 
 
@@ -662,7 +675,7 @@ def test_numbers_are_read_as_they_are_written():
     for wrong in ("", "1,", "-1", "1.5", "one"):
         with pytest.raises(ValueError, match="--k takes whole numbers"):
             evaluate_commands._numbers(wrong, "--k")
-    assert pretrain_commands._widths("512-16") == (512, 16)
+    assert settings.projector_widths("512-16") == (512, 16)
     assert data_commands._number(1, "image") == "1 image"
     assert data_commands._number(1234, "class") == "1,234 classes"
     assert data_commands._number(0, "shard") == "0 shards"

@@ -21,6 +21,9 @@ from barlow_fast.cli import tune
 from barlow_fast.cli.app import app
 from barlow_fast.data import check, pack, show, sources
 from barlow_fast.models import build_encoder
+from barlow_fast.training import images as run_images
+from barlow_fast.training import run_folder, settings
+from barlow_fast.training.reporting import description
 
 # Python runs this before all else: Ctrl-C, as a terminal sends it to all processes of a command,
 # in the first moment of the first process that is started for `purpose`.
@@ -84,12 +87,12 @@ def interrupt(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("command", "owner", "function"),
     [
-        ("pretrain --dry-run", pretrain_commands, "_configuration"),
-        ("pretrain --dry-run", training.feeding, "choose_views"),
-        ("pretrain --out out", pretrain_commands, "_load"),
-        ("pretrain --out out", pretrain_commands, "_check_memory"),
+        ("pretrain --dry-run", settings, "configuration"),
+        ("pretrain --dry-run", description, "choose_views"),
+        ("pretrain --out out", run_images, "load_images"),
+        ("pretrain --out out", run_images, "check_memory_of"),
         ("pretrain --out out", training, "Trainer"),
-        ("pretrain --out out", pretrain_commands, "_output_folder"),
+        ("pretrain --out out", run_folder, "output_folder"),
         ("pretrain --out out", pretrain_commands, "_train"),
         ("data check images", sources, "open_source"),
         ("data check images --json bad.json", check, "bad_images"),

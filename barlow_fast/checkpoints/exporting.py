@@ -210,13 +210,13 @@ def _write_safetensors(pretrained: Pretrained, path: Path) -> None:
 def _safetensors(pretrained: Pretrained, path: Path, target: Path) -> str:
     _write_safetensors(pretrained, path)
     loaded = load_encoder(path)
-    told = [
+    differing = [
         name
         for name in ("name", "features", "channels", "image_size", "mean", "std", "architecture")
         if getattr(loaded, name) != getattr(pretrained, name)
     ]
-    if told:
-        raise RuntimeError(f"the exported file tells another {', '.join(told)}")
+    if differing:
+        raise RuntimeError(f"the exported file states another {', '.join(differing)}")
     _compare(pretrained, loaded.encoder, "safetensors")
     return (
         "from barlow_fast.checkpoints import load_encoder; "

@@ -55,8 +55,8 @@ class HubEncoder(
     """An encoder with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
         encoder = HubEncoder(load_encoder("runs/imagenet/checkpoint.pt"))
-        encoder.push_to_hub("somebody/resnet50-barlow-twins")
-        encoder = HubEncoder.from_pretrained("somebody/resnet50-barlow-twins")
+        encoder.push_to_hub("user/resnet50-barlow-twins")
+        encoder = HubEncoder.from_pretrained("user/resnet50-barlow-twins")
 
     The folder or repository holds `model.safetensors` (see `export`, which reads it back and
     compares), `config.json` and `README.md`; the projector is left out. Nothing in them is run
@@ -113,7 +113,7 @@ class HubEncoder(
 
 
 def _description(pretrained: Pretrained) -> dict[str, Any]:
-    """Plain values, for people and for the Hub; `load_encoder` reads those of the weights' file."""
+    """Plain values for the Hub; `load_encoder` reads those of the weights' file."""
     names = ("name", "features", "channels", "image_size", "mean", "std")
     values = {name: getattr(pretrained, name) for name in names}
     return {**values, "features": int(pretrained.features), "stem": pretrained.architecture.stem}

@@ -1,4 +1,4 @@
-"""Whose checkpoint is it? Each layout by its keys, and where the encoder and the projector are.
+"""Layouts of checkpoints: how each is recognised, and where the encoder and the projector are.
 
 | format | where the weights are | encoder | projector | left out |
 |---|---|---|---|---|

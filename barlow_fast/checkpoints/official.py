@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from ..files import whole_file
 from ..models import BarlowTwinsModel
 from . import archive
+from .lars import MOMENTUM, OFFICIAL_MOMENTUM
 from .layouts import COUNTERS, take_apart
 from .reading import read_checkpoint
 
-# Theirs and ours, of the same thing.
-MOMENTUM_KEYS = ("mu", "momentum_buffer")
+# Theirs and ours.
+MOMENTUM_KEYS = (OFFICIAL_MOMENTUM, MOMENTUM)
 TRUST_KEYS = ("eta", "trust_coefficient")
 
 
@@ -81,7 +82,7 @@ def load_official(
     path: Path | str, model: BarlowTwinsModel, optimizer: torch.optim.Optimizer | None = None
 ) -> int:
     """Loads an official `checkpoint.pth` into a model, and its momentum into a LARS over the
-    model's parameters. Returns the epoch to go on with.
+    model's parameters. Returns the epoch to continue with.
 
     The optimizer keeps its own settings: a schedule sets them anyway.
 
@@ -151,7 +152,7 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
             kept = optimizer.state.get(parameter, {})
             momentum = next((kept[key] for key in MOMENTUM_KEYS if key in kept), None)
             if momentum is not None:
-                state[index] = {"mu": momentum.detach().cpu().clone()}
+                state[index] = {OFFICIAL_MOMENTUM: momentum.detach().cpu().clone()}
     return {"state": state, "param_groups": written}
 
 
@@ -186,7 +187,7 @@ def _momenta(optimizer: Any, model: nn.Module, path: Path | str) -> dict[nn.Para
             kept = state.get(position)
             if kept is None:
                 continue
-            momentum = kept.get("mu") if isinstance(kept, Mapping) else None
+            momentum = kept.get(OFFICIAL_MOMENTUM) if isinstance(kept, Mapping) else None
             if not isinstance(momentum, Tensor) or momentum.shape != parameter.shape:
                 raise ValueError(
                     f"{path}: the momentum of parameter {position} is not a tensor of shape "

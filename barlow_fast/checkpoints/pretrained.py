@@ -72,10 +72,10 @@ def load_encoder(
     Args:
         path: of the file.
         encoder: the architecture, as `build_encoder` takes it. Needed where the file does not
-            tell it: ResNets are recognised by their shapes. With it, any prefix that all keys of
+            state it: ResNets are recognised by their shapes. With it, any prefix that all keys of
             the file share is dropped; names of wrappers (DDP, torch.compile, FSDP) are always.
         channels: of the images, if they must be so many.
-        image_size: pixels a side, where the file does not tell it.
+        image_size: pixels a side, where the file does not state it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -136,17 +136,17 @@ def _architecture(
     parts: Parts, path: Path | str, encoder: str | None, image_size: int | None
 ) -> tuple[Architecture, list[str]]:
     """What to build, and which of it is a guess. Channels 0: to be found out."""
-    told = _told(parts, path)
-    if told is not None:
-        if encoder not in (None, told.name):
-            raise ValueError(f"{path} holds a {told.name!r}, not a {encoder!r}")
-        assumed = [] if image_size or told.image_size else ["image_size"]
-        size = image_size or told.image_size or _usual_size(told.stem)
-        return replace(told, image_size=size), assumed
+    stated = _stated(parts, path)
+    if stated is not None:
+        if encoder not in (None, stated.name):
+            raise ValueError(f"{path} holds a {stated.name!r}, not a {encoder!r}")
+        assumed = [] if image_size or stated.image_size else ["image_size"]
+        size = image_size or stated.image_size or _usual_size(stated.stem)
+        return replace(stated, image_size=size), assumed
     found = infer_resnet(parts.encoder, parts.small_stem)
     if found is None and encoder is None:
         raise ValueError(
-            f"{path} ({parts.format}) does not tell its architecture, and it is no ResNet of "
+            f"{path} ({parts.format}) does not state its architecture, and it is no ResNet of "
             f"torchvision (it has {first_few(list(parts.encoder))}): give encoder="
         )
     name, stem = found or (encoder, "imagenet")
@@ -167,8 +167,8 @@ def _usual_size(stem: str) -> int:
     return 32 if stem.startswith("small") else 224
 
 
-def _told(parts: Parts, path: Path | str) -> Architecture | None:
-    """The architecture as our own files tell it."""
+def _stated(parts: Parts, path: Path | str) -> Architecture | None:
+    """The architecture that our own files state."""
     details = parts.details
     try:
         if parts.format == "barlow_fast":
@@ -308,8 +308,8 @@ def _normalization(
     parts: Parts, channels: int, path: Path | str
 ) -> tuple[tuple[float, ...], tuple[float, ...], list[str]]:
     source = parts.details.get("image") if parts.format == "barlow_fast" else parts.details
-    told = isinstance(source, dict) and "mean" in source and "std" in source
-    if not told or parts.format not in ("barlow_fast", "safetensors"):
+    stated = isinstance(source, dict) and "mean" in source and "std" in source
+    if not stated or parts.format not in ("barlow_fast", "safetensors"):
         if channels == 3:
             return IMAGENET_MEAN, IMAGENET_STD, ["mean", "std"]
         return (0.0,) * channels, (1.0,) * channels, ["mean", "std"]

@@ -1,5 +1,4 @@
-"""Files of weights that strangers wrote: read without running what is in them, and without
-believing how large they say they are."""
+"""Untrusted files of weights: read without running code in them or trusting declared sizes."""
 
 from __future__ import annotations
 
@@ -206,8 +205,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def weights_digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of tensors with their names, types and shapes, and of the metadata but this."""
-    told = sorted((key, value) for key, value in metadata.items() if key != DIGEST)
-    digest = hashlib.sha256(repr(told).encode("utf-8", "surrogatepass"))
+    entries = sorted((key, value) for key, value in metadata.items() if key != DIGEST)
+    digest = hashlib.sha256(repr(entries).encode("utf-8", "surrogatepass"))
     for name in sorted(state):
         value = state[name]
         digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())

@@ -44,8 +44,8 @@ def earlier(path: Path, number: int) -> Path:
 
 
 def newest_checkpoint(path: Path) -> tuple[Path, list[str]] | None:
-    """What to go on from: `path`, or where it is damaged or missing the newest before it that is
-    whole, whatever numbers are missing between them.
+    """The checkpoint to resume from: `path`, or where it is damaged or missing the newest whole one
+    before it, whatever numbers are missing between them.
 
     Returns:
         That file, and what is wrong with newer ones; None where there is no checkpoint at all.
@@ -81,7 +81,7 @@ def kept_checkpoints(path: Path) -> list[Path]:
 
 
 def _rotate(path: Path, keep: int) -> None:
-    """Every older file moves on by one, and the newest gets a second name; `path` stays."""
+    """Every older file moves by one, and the newest gets a second name; `path` stays."""
     if keep < 2 or not path.exists():
         return
     for number in range(keep - 1, 1, -1):

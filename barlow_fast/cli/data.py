@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import terminal
 from ..files import WriteError, check_output
 from .exits import FAILURE, failures
+from .options import DataDir, JsonFile, OnBadImage, Symlinks, Workers
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,21 +45,6 @@ Split = Annotated[
         show_default="train of a data set, all of a folder",
     ),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Folder of a named data set's files.", show_default="the usual places"),
-]
-Symlinks = Annotated[
-    bool, typer.Option("--allow-symlinks", help="Follow links that lead out of the folder.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Processes; 0: none but this one.",
-        show_default="one per core where there are thousands of images",
-    ),
-]
 
 
 @data.command()
@@ -68,10 +54,7 @@ def check(
     data_dir: DataDir = None,
     allow_symlinks: Symlinks = False,
     workers: Workers = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", help="File for the list of all bad images."),
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Decode every image and list those that cannot be read; exit status 1 if there are any."""
     console = terminal.console()
@@ -124,9 +107,7 @@ def pack(
     shard_bytes: Annotated[
         str, typer.Option(help="Size of the largest shard, such as 64M or 1G.")
     ] = "256M",
-    on_bad_image: Annotated[
-        str, typer.Option(help="What to do about an image that cannot be read: error or skip.")
-    ] = "error",
+    on_bad_image: OnBadImage = "error",
     split: Split = None,
     data_dir: DataDir = None,
     allow_symlinks: Symlinks = False,
@@ -195,7 +176,7 @@ def show(
 def _open(
     console: Console, spec: str, split: str | None, data_dir: Path | None, allow_symlinks: bool
 ) -> Source:
-    """The source, with its number of images and classes told."""
+    """Open the source and print its number of images and classes."""
     from ..data.sources import open_source, passed_over
 
     with _bar(console, "looking", None) as found:
@@ -210,15 +191,9 @@ def _open(
 
 
 @contextlib.contextmanager
-def _bar(console: Console, words: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Progress on a terminal; nothing elsewhere, where a log would fill with it."""
-    if not console.is_terminal:
-        yield lambda done: None
-        return
-    columns = (TextColumn(words), BarColumn(bar_width=24), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done: progress.update(task, completed=done)
+def _bar(console: Console, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    with progress_bar(console) as update:
+        yield lambda done: update(description, done, total)
 
 
 def _table(console: Console, bad: list[BadImage]) -> None:

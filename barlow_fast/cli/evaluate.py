@@ -3,27 +3,35 @@ a command runs."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import inspect
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .. import terminal
 from ..files import check_output, write_whole
 from .exits import failures, skipping
+from .options import (
+    DataDir,
+    Device,
+    EncoderName,
+    ImageSize,
+    JsonFile,
+    OnBadImage,
+    Symlinks,
+    Workers,
+)  # fmt: skip
+from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..checkpoints import Pretrained
     from ..evaluation import Evaluation, ImageFormat, LabelledSplits, Score
 
@@ -50,10 +58,6 @@ Dataset = Annotated[
         help="Data set: digits, fashion-mnist, cifar10, cifar100 or stl10; or give --data."
     ),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the data set's files.", show_default="the usual places"),
-]
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -69,21 +73,6 @@ TestFraction = Annotated[
 SplitSeed = Annotated[
     int | None, typer.Option(help="Seed of that split of a folder.", show_default="0")
 ]
-Symlinks = Annotated[
-    bool, typer.Option("--allow-symlinks", help="Follow links that lead out of the folder.")
-]
-EncoderName = Annotated[
-    str | None,
-    typer.Option(
-        help="Architecture, where the file does not state it.", show_default="that of the file"
-    ),
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Pixels a side of the images.", show_default="what the encoder was trained on"
-    ),
-]
 Seeds = Annotated[
     str, typer.Option(help="Seeds of all that is random, one run each, such as 0,1,2.")
 ]
@@ -94,23 +83,7 @@ Baselines = Annotated[
     bool,
     typer.Option("--baselines", help="Judge random weights and, where frozen, raw pixels too."),
 ]
-OnBadImage = Annotated[
-    str, typer.Option(help="What to do about an image that cannot be read: error or skip.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Processes that read files; 0: none but this one.",
-        show_default="one per core where there are thousands of images",
-    ),
-]
-Device = Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")]
 Chunk = Annotated[int, typer.Option(min=1, help="Images per pass where nothing is trained.")]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", help="File for all numbers and settings."),
-]
 Neighbours = Annotated[
     str | None,
     typer.Option(
@@ -124,64 +97,76 @@ Temperature = Annotated[float, typer.Option(help="Temperature of the votes.")]
 
 @dataclass(frozen=True)
 class Request:
-    """What all commands are told."""
+    """The options that all protocols share."""
 
-    checkpoints: Sequence[Path]
-    dataset: str | None
-    data_dir: Path | None
-    data: Path | None
-    test_fraction: float | None
-    split_seed: int | None
-    allow_symlinks: bool
-    encoder: str | None
-    image_size: int | None
-    seeds: str
-    random: bool
-    baselines: bool
-    on_bad_image: str
-    workers: int | None
-    device: str
-    chunk: int
-    json_file: Path | None
+    checkpoints: Checkpoints
+    dataset: Dataset = None
+    data_dir: DataDir = None
+    data: Data = None
+    test_fraction: TestFraction = None
+    split_seed: SplitSeed = None
+    allow_symlinks: Symlinks = False
+    encoder: EncoderName = None
+    image_size: ImageSize = None
+    seeds: Seeds = "0"
+    random: Random = False
+    baselines: Baselines = False
+    on_bad_image: OnBadImage = "error"
+    workers: Workers = None
+    device: Device = "auto"
+    chunk: Chunk = 256
+    json_file: JsonFile = None
 
 
-@evaluate.command()
-def knn(
-    checkpoints: Checkpoints,
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    data: Data = None,
-    k: Neighbours = None,
-    temperature: Temperature = 0.07,
-    test_fraction: TestFraction = None,
-    split_seed: SplitSeed = None,
-    allow_symlinks: Symlinks = False,
-    encoder: EncoderName = None,
-    image_size: ImageSize = None,
-    seeds: Seeds = "0",
-    random: Random = False,
-    baselines: Baselines = False,
-    on_bad_image: OnBadImage = "error",
-    workers: Workers = None,
-    device: Device = "auto",
-    chunk: Chunk = 256,
-    json_file: JsonFile = None,
-) -> None:
+class Protocol(NamedTuple):
+    """How one encoder is evaluated."""
+
+    evaluate: Callable[..., Evaluation]
+    choices: dict[str, Any]  # arguments of `evaluate`
+    check: Callable[[LabelledSplits], None] = lambda _: None  # refuses choices for these images
+
+
+def _command(choose: Callable[..., Protocol]) -> None:
+    """Register the command that evaluates the protocol which `choose` returns; it has the options
+    of `Request` and the parameters of `choose`."""
+
+    def command(**options: Any) -> None:
+        request = Request(**{field.name: options.pop(field.name) for field in fields(Request)})
+        with failures(skipping(request.data)):
+            _run(request, choose(**options))
+
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for entry in (Request, choose)
+        for parameter in inspect.signature(entry, eval_str=True).parameters.values()
+    ]
+    command.__signature__ = inspect.Signature(parameters)
+    evaluate.command(choose.__name__, help=choose.__doc__)(command)
+
+
+@_command
+def knn(k: Neighbours = None, temperature: Temperature = 0.07) -> Protocol:
     """Accuracy of the k nearest neighbours on frozen features: trains nothing."""
-    request = _request(locals())
-    with failures(skipping(data)):
-        from ..evaluation import evaluate_knn
+    from ..evaluation import evaluate_knn
 
-        neighbours = None if k is None else _numbers(k, "--k")
-        _run(request, evaluate_knn, {"neighbours": neighbours, "temperature": temperature})
+    return Protocol(evaluate_knn, _voting(k, temperature))
 
 
-@evaluate.command()
+@_command
+def transfer(k: Neighbours = None, temperature: Temperature = 0.07) -> Protocol:
+    """k-NN and linear accuracy on images of another kind, resized and converted to fit."""
+    from ..evaluation import evaluate_transfer
+
+    return Protocol(evaluate_transfer, _voting(k, temperature))
+
+
+def _voting(k: str | None, temperature: float) -> dict[str, Any]:
+    neighbours = None if k is None else _numbers(k, "--k")
+    return {"neighbours": neighbours, "temperature": temperature}
+
+
+@_command
 def linear(
-    checkpoints: Checkpoints,
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    data: Data = None,
     features: Annotated[
         str,
         typer.Option(
@@ -219,56 +204,37 @@ def linear(
             show_default="0.01",
         ),
     ] = None,
-    test_fraction: TestFraction = None,
-    split_seed: SplitSeed = None,
-    allow_symlinks: Symlinks = False,
-    encoder: EncoderName = None,
-    image_size: ImageSize = None,
-    seeds: Seeds = "0",
-    random: Random = False,
-    baselines: Baselines = False,
-    on_bad_image: OnBadImage = "error",
-    workers: Workers = None,
-    device: Device = "auto",
-    chunk: Chunk = 256,
-    json_file: JsonFile = None,
-) -> None:
+) -> Protocol:
     """Accuracy of a linear classifier on frozen features."""
-    request = _request(locals())
-    with failures(skipping(data)):
-        from ..evaluation import AVERAGE_POOL, LinearSettings, evaluate_linear
-        from ..evaluation.linear import chosen_features
+    from ..evaluation import AVERAGE_POOL, LinearSettings, evaluate_linear
+    from ..evaluation.linear import chosen_features
 
-        chosen = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": lr,
-            "stage_learning_rate": stage_lr,
-        }
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        choices = {
-            "features": features,
-            "names": None if stages else (AVERAGE_POOL,),
-            "dimensions": stage_dimensions,
-            "settings": LinearSettings(**chosen) if chosen else None,
-        }
+    chosen = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "stage_learning_rate": stage_lr,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    choices = {
+        "features": features,
+        "names": None if stages else (AVERAGE_POOL,),
+        "dimensions": stage_dimensions,
+        "settings": LinearSettings(**chosen) if chosen else None,
+    }
 
-        def check(splits: LabelledSplits) -> None:
-            if chosen and chosen_features(features, splits) == "cached":
-                raise ValueError(
-                    "--epochs, --batch-size, --lr and --stage-lr are of --features augmented; "
-                    "cached features, the default for images in memory, take none of them"
-                )
+    def check(splits: LabelledSplits) -> None:
+        if chosen and chosen_features(features, splits) == "cached":
+            raise ValueError(
+                "--epochs, --batch-size, --lr and --stage-lr are of --features augmented; "
+                "cached features, the default for images in memory, take none of them"
+            )
 
-        _run(request, evaluate_linear, choices, check)
+    return Protocol(evaluate_linear, choices, check)
 
 
-@evaluate.command()
+@_command
 def finetune(
-    checkpoints: Checkpoints,
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    data: Data = None,
     fraction: Annotated[
         float, typer.Option(help="Share of the labels to learn from: 0.01, 0.1, 1 or any other.")
     ] = 0.01,
@@ -280,85 +246,23 @@ def finetune(
     lr_backbone: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = 0.005,
     lr_classifier: Annotated[float, typer.Option(help="Learning rate of the classifier.")] = 0.5,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of all weights.")] = 0.0,
-    test_fraction: TestFraction = None,
-    split_seed: SplitSeed = None,
-    allow_symlinks: Symlinks = False,
-    encoder: EncoderName = None,
-    image_size: ImageSize = None,
-    seeds: Seeds = "0",
-    random: Random = False,
-    baselines: Baselines = False,
-    on_bad_image: OnBadImage = "error",
-    workers: Workers = None,
-    device: Device = "auto",
-    chunk: Chunk = 256,
-    json_file: JsonFile = None,
-) -> None:
+) -> Protocol:
     """Accuracy after training all weights on a part of the labels."""
-    request = _request(locals())
-    with failures(skipping(data)):
-        from ..evaluation import FinetuneSettings, evaluate_finetune
+    from ..evaluation import FinetuneSettings, evaluate_finetune
 
-        settings = FinetuneSettings(
-            epochs=epochs,
-            batch_size=batch_size,
-            backbone_learning_rate=lr_backbone,
-            classifier_learning_rate=lr_classifier,
-            weight_decay=weight_decay,
-        )
-        choices = {"fraction": fraction, "subset_seed": subset_seed, "settings": settings}
-        _run(request, evaluate_finetune, choices)
+    settings = FinetuneSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        backbone_learning_rate=lr_backbone,
+        classifier_learning_rate=lr_classifier,
+        weight_decay=weight_decay,
+    )
+    choices = {"fraction": fraction, "subset_seed": subset_seed, "settings": settings}
+    return Protocol(evaluate_finetune, choices)
 
 
-@evaluate.command()
-def transfer(
-    checkpoints: Checkpoints,
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    data: Data = None,
-    k: Neighbours = None,
-    temperature: Temperature = 0.07,
-    test_fraction: TestFraction = None,
-    split_seed: SplitSeed = None,
-    allow_symlinks: Symlinks = False,
-    encoder: EncoderName = None,
-    image_size: ImageSize = None,
-    seeds: Seeds = "0",
-    random: Random = False,
-    baselines: Baselines = False,
-    on_bad_image: OnBadImage = "error",
-    workers: Workers = None,
-    device: Device = "auto",
-    chunk: Chunk = 256,
-    json_file: JsonFile = None,
-) -> None:
-    """k-NN and linear accuracy on images of another kind, resized and converted to fit."""
-    request = _request(locals())
-    with failures(skipping(data)):
-        from ..evaluation import evaluate_transfer
-
-        neighbours = None if k is None else _numbers(k, "--k")
-        _run(request, evaluate_transfer, {"neighbours": neighbours, "temperature": temperature})
-
-
-def _request(options: dict[str, Any]) -> Request:
-    return Request(**{name: options[name] for name in Request.__dataclass_fields__})
-
-
-def _run(
-    request: Request,
-    protocol: Callable[..., Evaluation],
-    choices: dict[str, Any],
-    check: Callable[[LabelledSplits], None] = lambda _: None,
-) -> None:
-    """Evaluates every checkpoint, prints a table, writes the JSON.
-
-    Args:
-        request: of the user.
-        protocol: evaluates one encoder.
-        choices: for the protocol.
-        check: refuses choices that do not fit the images.
-    """
+def _run(request: Request, protocol: Protocol) -> None:
+    """Evaluate every checkpoint, print a table, write the JSON."""
     from ..checkpoints import load_encoder
     from ..evaluation import Reading, merged
 
@@ -370,11 +274,11 @@ def _run(
         check_output(request.json_file, JSON_START, request.checkpoints, "--json")
     device = _device(request.device)
     splits = _splits(request)
-    check(splits)
+    protocol.check(splits)
     console.print(f"data      {splits}")
     start = time.perf_counter()
     found, used = [], []
-    with _bar(console) as progress:
+    with progress_bar(console) as progress:
         reading = Reading(device, request.chunk, request.workers, request.on_bad_image, progress)
         for number, path in enumerate(request.checkpoints):
             pretrained = load_encoder(path, encoder=request.encoder, image_size=request.image_size)
@@ -393,7 +297,7 @@ def _run(
                     "evaluate encoders of one architecture together"
                 )
             found.append(
-                protocol(
+                protocol.evaluate(
                     pretrained.encoder,
                     splits,
                     form,
@@ -402,7 +306,7 @@ def _run(
                     random=request.random,
                     # They do not depend on what an encoder has learned: once is enough.
                     baselines=request.baselines and number == 0,
-                    **choices,
+                    **protocol.choices,
                 )
             )
     result = merged(found)
@@ -411,7 +315,7 @@ def _run(
             f"encoder   {entry['path']} ({entry['name']}, sha256 {entry['sha256'][:12]})",
         )
         for name in sorted({"mean", "std"} & set(entry["assumed"])):
-            console.print(f"assumed   {name} {getattr(form, name)}: the file does not tell it")
+            console.print(f"assumed   {name} {getattr(form, name)}: not stated in the file")
     console.print(_table(result))
     if result.skipped:
         console.print(f"skipped   {result.skipped} images that cannot be read")
@@ -453,7 +357,7 @@ def _splits(request: Request) -> LabelledSplits:
 def _form(pretrained: Pretrained, splits: LabelledSplits) -> ImageFormat:
     from ..evaluation import ImageFormat
 
-    # A size that nobody told is no reason to refuse images in memory, or to resize them.
+    # An assumed size is no reason to refuse images in memory, or to resize them.
     guessed = splits.in_memory and "image_size" in _assumed(pretrained)
     return ImageFormat(
         size=None if guessed else pretrained.image_size,
@@ -509,27 +413,6 @@ def _table(result: Evaluation) -> Table:
 def _percent(row: Score) -> str:
     spread = "" if row.std is None else f" ± {100 * row.std:.2f}"
     return f"{100 * row.mean:.2f}{spread}"
-
-
-@contextlib.contextmanager
-def _bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress on a terminal; nothing elsewhere, where a log would fill with it."""
-    if not console.is_terminal:
-        yield lambda words, done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        shown = ""
-
-        def update(words: str, done: int, total: int) -> None:
-            nonlocal shown
-            if words != shown:
-                shown = words
-                progress.reset(task, total=total, description=words)
-            progress.update(task, completed=done)
-
-        yield update
 
 
 def _sha256(path: Path) -> str:

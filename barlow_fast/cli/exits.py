@@ -23,7 +23,7 @@ def skipping(data: Path | str | None) -> str:
     """What to do about images that cannot be read, for commands that have the option."""
     check = shlex.join(["barlow-fast", "data", "check", str(data)])
     listed = "" if data is None else f", `{check}` lists them all"
-    return f". --on-bad-image skip goes on without such images{listed}"
+    return f". --on-bad-image skip leaves such images out{listed}"
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

@@ -10,6 +10,7 @@ import typer
 
 from .. import terminal
 from .exits import failures
+from .options import EncoderName, ImageSize
 
 
 def export(
@@ -29,13 +30,7 @@ def export(
             show_default="by the file's extension; .pth and .pt: torchvision",
         ),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="Architecture, where the checkpoint does not state it, such as convnext_tiny.",
-            show_default="that of the checkpoint",
-        ),
-    ] = None,
+    encoder: EncoderName = None,
     channels: Annotated[
         int | None,
         typer.Option(
@@ -44,14 +39,7 @@ def export(
             show_default="those of the checkpoint",
         ),
     ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Pixels a side, where the checkpoint does not state them.",
-            show_default="those of the checkpoint, or the usual ones",
-        ),
-    ] = None,
+    image_size: ImageSize = None,
 ) -> None:
     """Write the encoder of a checkpoint for other programs; read it back and compare."""
     console = terminal.console()

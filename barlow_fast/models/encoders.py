@@ -23,7 +23,7 @@ CLASSES = 1009
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `build_encoder` was asked for, with `stem` decided: `build(architecture)` makes another
+    """The arguments of `build_encoder`, with `stem` decided: `build(architecture)` makes another
     one of the same shape."""
 
     name: str
@@ -119,7 +119,7 @@ def build_encoder(
         grid: positions a side that `small` keeps.
 
     Raises:
-        ValueError: a name that nobody has, with the closest ones; a stem that the network cannot
+        ValueError: an unknown name, with the closest ones; a stem that the network cannot
             have; images that are too small for it; numbers that are not positive.
         ModuleNotFoundError: torchvision or timm is needed and missing.
     """
@@ -241,7 +241,7 @@ def _from_torchvision(name: str, channels: int, image_size: int) -> tuple[nn.Mod
 def torchvision_arguments(name: str, image_size: int) -> dict[str, Any]:
     """What `torchvision.models.get_model` needs for the network of this name and size."""
     if name in ("googlenet", "inception_v3"):
-        # They warn unless told whether to draw weights their own, slow way.
+        # They warn unless `init_weights` is given.
         return {"aux_logits": False, "init_weights": False}
     if name.startswith("vit_"):
         return {"image_size": image_size}
@@ -313,7 +313,7 @@ def _is_resnet(network: nn.Module) -> bool:
 
 
 def _set_stem(network: nn.Module, name: str, stem: str, channels: int, image_size: int) -> str:
-    """Gives a ResNet the stem that was asked for; returns which it has."""
+    """Gives a ResNet the requested stem; returns which it has."""
     # A deep stem of timm's is a sequence: it is left as it is.
     changeable = _is_resnet(network) and isinstance(network.conv1, nn.Conv2d)
     if stem == "auto":

@@ -14,7 +14,7 @@ class SmallEncoder(nn.Sequential):
     One stage per width: two 3 x 3 convolutions with batch norm and ReLU; all stages start by
     halving the image, the first one only if asked to: at full size it takes most of the time. What
     remains is averaged to grid x grid positions, side by side in the feature: where a stroke is
-    tells a 6 from a 9.
+    distinguishes a 6 from a 9.
 
     Args:
         channels: of the images.

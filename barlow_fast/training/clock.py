@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Time per phase of a step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StepClock:
         self._last = 0.0
 
     def start(self) -> None:
-        """At the beginning of a step; the time since the last step's end is nobody's."""
+        """At the beginning of a step; the time since the last step's end is not counted."""
         if self._cuda:
             self._record("")
         else:

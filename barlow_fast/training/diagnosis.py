@@ -1,4 +1,4 @@
-"""Where a number stopped being one."""
+"""Find the first non-finite tensor."""
 
 from __future__ import annotations
 

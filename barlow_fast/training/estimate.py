@@ -110,7 +110,7 @@ def estimate_memory(
         checkpoint_activations(model.encoder)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     shards = ranks if config.parallel == "fsdp" and ranks > 1 else 1
-    # Two samples tell what one more adds; activations grow with their number.
+    # Two samples show what one more adds; activations grow with their number.
     saved = _saved_bytes(model.train(), channels, image_size, 2)
     views = 2 * batch * channels * image_size**2 * 4
     embeddings = 2 * batch * config.projector[-1] * dtype.itemsize
@@ -151,7 +151,7 @@ def _saved_bytes(model: torch.nn.Module, channels: int, size: int, batch: int) -
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that a new run may take on the device; None where the system does not tell.
+    """Bytes that a new run may take on the device; None where the system does not report it.
 
     On Linux the smaller of what the machine has free and what the control group allows.
     """

@@ -2,7 +2,7 @@
 
 The file `.run.lock` names the process that runs there, which touches it every few seconds. On the
 same machine a lock is judged by whether that process still exists; on another one by whether the
-file is touched while somebody watches. No clocks are compared.
+file is touched while another process watches. No clocks are compared.
 """
 
 from __future__ import annotations

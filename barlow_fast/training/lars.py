@@ -22,37 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-MOMENTUM = "momentum_buffer"
-# What a group of the state dicts that we read must have, first match first: (name, keys that are
-# there, keys that are not, the state's key of the momentum).
-LAYOUTS = (
-    (
-        "barlow_fast",
-        {"trust_coefficient", "weight_decay_filter", "lars_adaptation_filter"},
-        {"eta", "dampening"},
-        MOMENTUM,
-    ),
-    (
-        "facebookresearch/barlowtwins",
-        {"eta", "weight_decay_filter", "lars_adaptation_filter"},
-        {"trust_coefficient", "dampening"},
-        "mu",
-    ),
-    (
-        "solo-learn",
-        {"eta", "clip_lr", "exclude_bias_n_norm", "dampening", "nesterov"},
-        {"trust_coefficient"},
-        MOMENTUM,
-    ),
-    (
-        "lightly",
-        {"trust_coefficient", "dampening", "nesterov"},
-        {"eta", "weight_decay_filter"},
-        MOMENTUM,
-    ),
-)
-# Settings of others that change the update into one that this class does not make.
-REFUSED = {"dampening": 0, "nesterov": False, "clip_lr": False, "maximize": False}
+from ..checkpoints.lars import MOMENTUM, translated_state
 
 
 class LARS(torch.optim.Optimizer):
@@ -178,40 +148,17 @@ class LARS(torch.optim.Optimizer):
         lightly or solo-learn (`momentum_buffer`).
 
         Of the latter two come momentum, rates and decay; the filters stay as they are here, unless
-        solo-learn's `exclude_bias_n_norm` says them. Their trust ratio has another denominator:
+        solo-learn's `exclude_bias_n_norm` states them. Their trust ratio has another denominator:
         ||g|| + weight_decay ||p|| + eps.
 
         Raises:
-            ValueError: a layout that is none of these, settings that this class cannot go on with
+            ValueError: a layout that is none of these, settings that this class does not have
                 (Nesterov, dampening, clipped ratios), other groups, other shapes.
         """
-        super().load_state_dict(self._translated(state_dict))
-
-    def _translated(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """`state_dict` in this class's layout; what was passed stays as it is."""
-        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-            found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else state_dict
-            raise ValueError(
-                "state_dict must be that of an optimizer, with 'state' and 'param_groups', got "
-                f"{found!r:.200}"
-            )
-        groups, state = state_dict["param_groups"], state_dict["state"]
-        sizes, ours = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
-        if sizes != ours:
-            raise ValueError(
-                f"state_dict has groups of {sizes} parameters, this optimizer of {ours}"
-            )
-        names = {layout_of(group)[0] for group in groups}
-        if len(names) > 1:
-            raise ValueError(f"state_dict has groups of several layouts: {sorted(names)}")
-        new_groups, new_state = [], dict(state)
-        for group, mine in zip(groups, self.param_groups, strict=True):
-            new_groups.append(translated_group(group, mine))
-            key = layout_of(group)[1]
-            for index, parameter in zip(group["params"], mine["params"], strict=True):
-                if index in state:
-                    new_state[index] = translated_momentum(index, state[index], key, parameter)
-        return {**state_dict, "state": new_state, "param_groups": new_groups}
+        translated = translated_state(state_dict, self.param_groups)
+        for group in translated["param_groups"]:
+            check_settings(group)
+        super().load_state_dict(translated)
 
 
 def parameter_groups(
@@ -350,62 +297,3 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("weight_decay_filter", "lars_adaptation_filter"):
         if name in settings and not isinstance(settings[name], bool):
             raise TypeError(f"{name} must be True or False, got {settings[name]!r}")
-
-
-def layout_of(group: Mapping[str, Any]) -> tuple[str, str]:
-    """(whose layout a group of a state dict has, its key of the momentum).
-
-    Raises:
-        ValueError: nobody's that is known.
-    """
-    for name, present, absent, key in LAYOUTS:
-        if present <= set(group) and not absent & set(group):
-            return name, key
-    # mmpretrain's looks like solo-learn's but for the ratio's clipping, and its momentum has the
-    # learning rate in it: it must not pass for one of the others.
-    raise ValueError(
-        "state_dict is not of a LARS that can be read: a group has "
-        f"{sorted(set(group) - {'params'})}; known are those of "
-        f"{', '.join(name for name, *_ in LAYOUTS)}"
-    )
-
-
-def translated_group(group: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
-    """A group of any known layout with this class's keys."""
-    name, _ = layout_of(group)
-    if name == "barlow_fast":
-        check_settings(group)
-        return dict(group)
-    for key, accepted in REFUSED.items():
-        if group.get(key, accepted) != accepted:
-            raise ValueError(
-                f"state_dict is of a run of {name} with {key} = {group[key]!r}; this optimizer can "
-                f"only go on from {key} = {accepted!r}"
-            )
-    known = {"lr", "weight_decay", "momentum", "initial_lr", "params"}
-    new = {key: value for key, value in group.items() if key in known}
-    new["trust_coefficient"] = group.get("eta", group.get("trust_coefficient"))
-    for flag in ("weight_decay_filter", "lars_adaptation_filter"):
-        new[flag] = group.get(flag, group.get("exclude_bias_n_norm", mine[flag]))
-    check_settings(new)
-    return new
-
-
-def translated_momentum(
-    index: Any, state: Mapping[str, Any], key: str, parameter: Tensor
-) -> dict[str, Any]:
-    """One parameter's state with this class's key."""
-    if set(state) - {key}:
-        raise ValueError(
-            f"state_dict has {sorted(state)} for parameter {index}; expected {key!r} alone"
-        )
-    if state.get(key) is None:
-        return {}
-    momentum = state[key]
-    if not isinstance(momentum, Tensor) or momentum.shape != parameter.shape:
-        found = tuple(momentum.shape) if isinstance(momentum, Tensor) else type(momentum).__name__
-        raise ValueError(
-            f"state_dict has a {key!r} of {found} for parameter {index}, whose shape is "
-            f"{tuple(parameter.shape)}"
-        )
-    return {MOMENTUM: momentum}

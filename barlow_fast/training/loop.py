@@ -1,5 +1,4 @@
-"""The training loop: small steps with names, and a state that can be put down and picked up
-anywhere between two of them."""
+"""The training loop. Its state can be saved and restored between any two steps."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class TrainingInterrupted(Exception):
-    """A stop was asked for; the state was saved first if the trainer has a checkpoint path."""
+    """A stop was requested; the state was saved first if the trainer has a checkpoint path."""
 
 
 class Trainer:
@@ -73,7 +72,7 @@ class Trainer:
         data: images in memory with labels, or any source of images: then nothing is scored without
             `splits`, and `knn` is None throughout.
         device: where to compute; None for that of `ranks`.
-        checkpoint_path: written by the first rank, at the times that `config` tells and at a stop;
+        checkpoint_path: written by the first rank, at the times that `config` states and at a stop;
             None to write none.
         hooks: see `Hook`; the first rank's alone are called.
         feeding: how images are read; worker processes end with `close`, or with the trainer as a
@@ -86,7 +85,7 @@ class Trainer:
     Attributes:
         model: encoder and projector, with torchvision's or timm's names for the encoder.
         network: what a step calls: `model`, or what wraps it on several ranks.
-        folder_lock: of the checkpoint's folder; None: nobody else is kept from it.
+        folder_lock: of the checkpoint's folder; None: other runs may write there.
         clock: seconds per phase of the steps since it was read.
         options: of the command that started the run, by name, as far as no checkpoint holds them;
             commands that are printed repeat them.
@@ -140,7 +139,7 @@ class Trainer:
         self.criterion = build_criterion(config, self.ranks.alone)
         self.model = parallel.prepare(plain, config, self.ranks)
         self.network = parallel.wrap(self.model, config, self.ranks)
-        # Who is on the way to the loss, and nowhere else, while this rank computes embeddings.
+        # The ranks that wait in the loss while this rank computes embeddings.
         self._listening = None if sharing(self.network)[1] else self.ranks.group
         self.optimizer = build_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(
@@ -294,7 +293,7 @@ class Trainer:
             with buffers_of_first_rank(self.network), agreement.errors_reported(self._listening):
                 z_a, z_b = self.network(*batch.views)
             self.clock.mark("forward")
-            # Cut off from the network, so that the loss's share of the time can be told.
+            # Detached from the network, so that the loss's share of the time can be measured.
             leaves = [z.detach().requires_grad_() for z in (z_a, z_b)]
             loss, terms = self.criterion(*leaves, return_terms=True)
         gradients = torch.autograd.grad(self.scaler.scale(loss), leaves)
@@ -335,7 +334,7 @@ class Trainer:
         GPU: there the answer of the step before is read, which has arrived by now)."""
         finite = loss.isfinite().all()
         if not self.scaler.is_enabled() and not parallel.is_sharded(self.model):
-            # A scaler looks at scaled gradients itself, and overflows are its daily bread.
+            # GradScaler checks scaled gradients itself.
             finite = finite & gradients_finite(self.model).to(finite.device)
         if self.device.type == "cpu":
             if not finite:
@@ -348,7 +347,7 @@ class Trainer:
     def _report(self, batch: Batch, step: int) -> None:
         """Names the first bad step and tensor, and keeps the state from before where it is still
         there."""
-        culprit = "a tensor that cannot be told any more"
+        culprit = "a tensor that is not known any more"
         with contextlib.suppress(Exception):
             if not parallel.is_sharded(self.model):
                 culprit = first_bad_tensor(self.plain_model(), batch.views, self.autocast,
@@ -453,7 +452,7 @@ class Trainer:
         if self.checkpoint_path is None or self.step % self.steps_per_epoch == 0:
             return False
         due = time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes
-        # The clocks of ranks differ: the first one's word goes, and seldom is it asked for.
+        # Rank 0 decides, because the clocks of ranks differ; checked every 16 steps.
         if self.ranks.alone:
             return due
         return self.step % 16 == 0 and self.ranks.agree(due and self.ranks.first)
@@ -531,7 +530,7 @@ class Trainer:
 
     def plain_model(self, copied: bool = False) -> BarlowTwinsModel:
         """Encoder and projector with whole weights and without any exchange between ranks: the
-        model itself where it is so, unless a copy is asked for. Where weights are sharded, all
+        model itself where it is so, unless a copy is requested. Where weights are sharded, all
         ranks must call it."""
         if self.ranks.alone and not copied:
             return self.model
@@ -658,8 +657,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state`, as `state_dict` returned it; any number of ranks may go on from
-        the state of another number, between two epochs.
+        """Continues from `state`, as `state_dict` returned it. Between two epochs the number of ranks
+        may differ.
 
         Raises:
             ValueError: it belongs to other settings, other data or another architecture; nothing

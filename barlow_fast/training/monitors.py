@@ -33,7 +33,7 @@ def has_collapsed(monitors: dict[str, float]) -> bool:
 
 @torch.no_grad()
 def collapse_monitors(z_a: Tensor, z_b: Tensor, singular: Tensor | None = None) -> dict[str, float]:
-    """Numbers that tell a collapse, from the embeddings of the two views of N images.
+    """Monitors of collapse, from the embeddings of the two views of N images.
 
     Args:
         z_a, z_b: (N, D) floating point, on one device; N of at least 2.
@@ -49,7 +49,7 @@ def collapse_monitors(z_a: Tensor, z_b: Tensor, singular: Tensor | None = None) 
         - `off_diagonal_abs_mean`: mean |C_ij| over i != j, of the first 2048 dimensions; noise
           alone makes sqrt(2/(pi N)).
 
-        All are NaN where an embedding is not finite: a run that goes wrong is to be told of, not
+        All are NaN where an embedding is not finite: a failing run is to be reported, not
         ended by what watches it.
 
     Raises:

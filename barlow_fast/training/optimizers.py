@@ -45,7 +45,7 @@ def set_learning_rates(
 ) -> None:
     """Those of a step: a pure function of it."""
     for group in optimizer.param_groups:
-        # The group of biases may stand alone: told by what it holds, not by its place.
+        # The group of biases may stand alone: identified by its parameters, not by its place.
         of_biases = all(p.ndim <= 1 for p in group["params"])
         group["lr"] = learning_rate(
             step,

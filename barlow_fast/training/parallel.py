@@ -54,7 +54,7 @@ def _shard(model: BarlowTwinsModel, ranks: Ranks) -> None:
 
 
 def wrap(model: BarlowTwinsModel, config: PretrainConfig, ranks: Ranks) -> nn.Module:
-    """What a step calls: the model itself, or DDP around it; compiled where that is asked for."""
+    """What a step calls: the model itself, or DDP around it; compiled where requested."""
     network: nn.Module = model
     if not ranks.alone and config.parallel == "ddp":
         network = nn.parallel.DistributedDataParallel(
@@ -76,7 +76,7 @@ def uncompile(network: nn.Module, error: Exception) -> bool:
         return False
     network._compiled_call_impl = None
     reason = " ".join(str(error).split())
-    LOG.warning("torch.compile failed, going on without it: %s", reason[:300])
+    LOG.warning("torch.compile failed, continuing without it: %s", reason[:300])
     return True
 
 

@@ -86,7 +86,7 @@ PRESETS: dict[str, PretrainConfig] = {
 
 
 def preset_of(dataset: str) -> str:
-    """The preset that a data set uses unless another is asked for."""
+    """The default preset of a data set."""
     if dataset in PRESETS and PRESETS[dataset].dataset == dataset:
         return dataset
     known = [name for name, preset in PRESETS.items() if preset.dataset != "files"]

@@ -47,7 +47,7 @@ class Ranks:
 
     @property
     def group(self) -> Group | None:
-        """All processes, to exchange something with; None where there is nobody to."""
+        """The process group; None for a single process."""
         return groups.resolve("world") if not self.alone and dist.is_initialized() else None
 
     def barrier(self) -> None:
@@ -106,7 +106,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Joins the processes that the environment tells of, and leaves them at the end.
+    """Joins the process group that the environment describes, and leaves it at the end.
 
     `torchrun` sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without WORLD_SIZE
     the process is alone. NCCL between GPUs, gloo between CPUs. A process does not outlive the

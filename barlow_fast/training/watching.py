@@ -1,4 +1,4 @@
-"""What a run is measured by, while it goes on and at its end: k-NN scores, C, signs of collapse."""
+"""Measurements during and after a run: k-NN scores, C, signs of collapse."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ def test_timm_and_transformers_are_given_by_name(saved: Save):
     network = build_encoder("timm:convnext_atto", image_size=32).eval()
     head = {"head.fc.weight": torch.rand(10, 320), "head.fc.bias": torch.rand(10)}
     path = saved({"state_dict": {**network.state_dict(), **head}})
-    with pytest.raises(ValueError, match=r"does not tell its architecture.*give encoder="):
+    with pytest.raises(ValueError, match=r"does not state its architecture.*give encoder="):
         load_encoder(path)
     loaded = load_encoder(path, encoder="timm:convnext_atto", image_size=32)
     assert (loaded.format, loaded.features, loaded.image_size) == ("timm", 320, 32)

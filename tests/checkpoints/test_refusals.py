@@ -126,7 +126,7 @@ def test_another_architecture_than_asked_for(arguments: dict, message: str, resn
 
 
 def test_another_architecture_than_named(saved: Save):
-    with pytest.raises(ValueError, match="does not tell its architecture"):
+    with pytest.raises(ValueError, match="does not state its architecture"):
         load_encoder(saved({"blocks.0.weight": torch.zeros(3)}))
     with pytest.raises(ValueError, match=r"of another architecture than 'vgg11'"):
         load_encoder(saved({"blocks.0.weight": torch.zeros(3)}), encoder="vgg11")

@@ -19,9 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from barlow_fast import cli
-from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.cli.app import app
-from barlow_fast.training import PretrainConfig, load_checkpoint
+from barlow_fast.training import PretrainConfig, load_checkpoint, run_folder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 SMALL = ["--epochs", "2", "--batch-size", "64", "--projector", "32-96"]
@@ -361,5 +360,5 @@ def test_results_beside_the_parts_of_the_images_are_refused(tmp_path):
     """Their figures would be one more part in the next run."""
     config, data = SimpleNamespace(dataset=str(tmp_path)), SimpleNamespace(root=tmp_path / "train")
     with pytest.raises(ValueError, match=r"--out .*run lies in the folder of the images"):
-        pretrain_commands._check_out(tmp_path / "run", config, data)
-    pretrain_commands._check_out(tmp_path.parent / "run", config, data)
+        run_folder.check_out(tmp_path / "run", config, data)
+    run_folder.check_out(tmp_path.parent / "run", config, data)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from barlow_fast import data as data_package
 from barlow_fast import plan
-from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.data import PRESETS as VIEWS
 from barlow_fast.data import ImageDataset
 from barlow_fast.data.order import order
@@ -35,6 +34,7 @@ from barlow_fast.training import (
     Trainer,
     configure,
     feeding,
+    images,
     loop,
     parallel,
     watching,
@@ -128,7 +128,7 @@ def recorded(around: Surroundings, owner: Any, name: str, result: Any = None) ->
 @case("dataset")
 def _(around):
     calls = recorded(around, data_package, "load", around.data)
-    pretrain_commands._load(replace(BASE, dataset="fashion-mnist"), around.folder, Ranks(CPU))
+    images.load_images(replace(BASE, dataset="fashion-mnist"), around.folder, Ranks(CPU))
     assert calls == [(("fashion-mnist", around.folder), {})]
 
 

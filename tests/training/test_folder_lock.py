@@ -15,10 +15,9 @@ import pytest
 from ended import running, until
 from typer.testing import CliRunner
 
-from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.cli.app import app
 from barlow_fast.files import this_process
-from barlow_fast.training import folder_lock, load_checkpoint, save_checkpoint
+from barlow_fast.training import folder_lock, load_checkpoint, run_folder, save_checkpoint
 from barlow_fast.training.folder_lock import FILE, FolderInUse, FolderLock
 
 TINY = ["--epochs", "1", "--batch-size", "256", "--projector", "8-12", "encoder_widths=[4]"]
@@ -238,6 +237,6 @@ def test_older_checkpoints_are_not_lost_either(tmp_path: Path):
 
 
 def test_new_folders_are_nobody_elses(tmp_path: Path):
-    found = [pretrain_commands._fresh_folder(tmp_path, "digits") for _ in range(3)]
+    found = [run_folder._fresh_folder(tmp_path, "digits") for _ in range(3)]
     assert [path.name for path in found] == ["digits", "digits-2", "digits-3"]
     assert all(path.is_dir() for path in found)

@@ -74,7 +74,7 @@ def test_a_network_that_does_not_compile_runs_without(small_config, small_digits
         trainer.network._compiled_call_impl = refuse
         ours = [float(trainer.train_step()["loss"]) for _ in range(3)]
     assert ours == losses
-    assert "torch.compile failed, going on without it: no compiler here" in caplog.text
+    assert "torch.compile failed, continuing without it: no compiler here" in caplog.text
 
 
 @pytest.mark.slow

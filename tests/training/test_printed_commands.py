@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from barlow_fast.cli import exits
 from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.cli.app import app
-from barlow_fast.training import load_checkpoint, reporting
+from barlow_fast.training import load_checkpoint, reporting, stopping
 from barlow_fast.training.reporting import Report
 from barlow_fast.training.reporting.commands import resume_command
 from barlow_fast.training.reporting.page import write_page
@@ -132,7 +132,7 @@ def test_the_command_printed_at_a_stop_continues(
         yield
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretrain_commands, "_stop_on_signal", stopped)
+        patched.setattr(stopping, "stop_on_signal", stopped)
         out, _, result = started(name, "--ignore-memory")
     assert result.exit_code == exits.INTERRUPTED
     command = result.stderr.strip().split("Continue with: ")[1]

@@ -1,7 +1,7 @@
-"""What people see of a run: a bar while it goes on, logs for programs and for TensorBoard, and at
-the end figures and a page.
+"""Reports of a run: a progress bar, logs for programs and for TensorBoard, and at the end figures
+and a page.
 
-Here is what needs torch alone; `progress` needs rich, `figures` matplotlib, `page` jinja2.
+This module needs torch alone; `progress` needs rich, `figures` matplotlib, `page` jinja2.
 """
 
 from .finishing import Report, report_run

@@ -18,7 +18,7 @@ from ..watching import Portrait
 from .projection import project
 
 ON, OFF, SCORE, GRAY = "#c2410c", "#1d4ed8", "#15803d", "#6b7280"
-# More classes than this cannot be told apart by colour, nor listed.
+# More classes than this cannot be distinguished by colour, nor listed.
 MOST_LISTED = 20
 
 

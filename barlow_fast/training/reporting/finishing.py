@@ -1,4 +1,4 @@
-"""The end of a run: figures and a page, none of which may lose the run."""
+"""The figures and the page at the end of a run; their errors do not end it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def report_run(trainer: Trainer, folder: Path | str, name: str) -> Report:
     """Draws `figure.png`, `monitors.png` and, where there are test images in memory, `map.png`,
     and writes `report.html`, which holds them.
 
-    What fails is told in `complaints`, and nothing is raised for it: the weights are in the
+    Failures are listed in `complaints` and not raised: the weights are in the
     checkpoint. On several ranks all must call it; all but the first do nothing else.
 
     Args:
@@ -83,7 +83,7 @@ def report_run(trainer: Trainer, folder: Path | str, name: str) -> Report:
         write_page(path, trainer, name, portraits, dict(report.files))
 
     attempt("figure", "figure.png", figure)
-    # Without portraits the reason is already told.
+    # Without portraits the reason is already reported.
     if len(portraits) == 2:
         attempt("monitors", "monitors.png", monitors)
         if portraits["after"].features is not None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class JsonLinesLog(Hook):
-    """One JSON object per line, told apart by `event`: `started` or `resumed` (settings, versions,
-    hardware), `epoch`, and `step` where it is asked for.
+    """One JSON object per line, by `event`: `started` or `resumed` (settings, versions, hardware),
+    `epoch`, and `step` where requested.
 
     A resumed run takes the lines that are there up to its step, and those epochs from the
     checkpoint that are missing. A number that is not finite is null, as JSON has none.

@@ -39,7 +39,7 @@ class Pace:
 
     def resume(self, scored: bool = False) -> None:
         """At the end of what is no step: the time since the last one is not a step's. `scored`
-        says that it was the kind of pause that `seconds_left` is told the number of."""
+        states that it was the kind of pause that `seconds_left` counts."""
         now = self._clock()
         if scored:
             self._pause = now - self._last

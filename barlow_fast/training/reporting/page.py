@@ -1,4 +1,4 @@
-"""One page that tells a run to somebody who was not there."""
+"""The report page of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ..watching import Portrait
 from .commands import next_commands
 from .figures import printable
 from .pace import duration
-from .page_template import TEMPLATE
 
 if TYPE_CHECKING:
     from ..loop import Trainer
@@ -69,10 +68,11 @@ def render_page(values: Record) -> str:
     """The page of `content`'s values; every one of them is escaped."""
     from jinja2 import Environment, StrictUndefined
 
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(TEMPLATE).render(values)
+    return environment.from_string(template).render(values)
 
 
 def content(
@@ -112,7 +112,7 @@ def content(
 
 def time_table(history: list[Record]) -> list[Record]:
     """Where the time of a step went, over all epochs: `name`, `share` in [0, 1] and `milliseconds`
-    of a step. Phases whose share the records do not tell are one row, the last."""
+    of a step. Phases whose share the records lack are one row, the last."""
     seconds = sum(record["seconds"] for record in history)
     steps = history[-1]["step"] if history else 0
     if not seconds or not steps:

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line now and then in a log file."""
+"""Progress of a run: a bar on a terminal, occasional lines in a log file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .pace import Pace, duration
 if TYPE_CHECKING:
     from ..loop import Trainer
 
-# Reading the terms waits for the device, and nobody reads faster.
+# Reading the terms waits for the device.
 SECONDS_BETWEEN_READINGS = 0.25
 # In a log file, where epochs are long.
 SECONDS_BETWEEN_LINES = 300.0

@@ -58,7 +58,7 @@ class StepReadings:
 
     def read_last(self) -> list[Record]:
         """`read` at the end of a run, which may have come from an error of the device: then there
-        is nothing to be read, and that error is the one to be told."""
+        is nothing to be read, and that error is the one to report."""
         with contextlib.suppress(RuntimeError):
             return self.read()
         return []

@@ -37,7 +37,7 @@ class Tracker(Hook):
     (`epoch/knn`, ...) over the number of steps.
 
     A resumed run continues the tracker's run, whose identifier is in the folder's `trackers.json`.
-    A tracker that fails after the start of a run is left out with a warning, and the run goes on.
+    A tracker that fails after the start of a run is left out with a warning, and the run continues.
 
     To add another: a subclass with `name`, `open`, `write` and `close`, and an entry in `TRACKERS`.
 
@@ -120,7 +120,7 @@ class Tracker(Hook):
     def _attempt(self, call: Any, *arguments: Any) -> bool:
         try:
             call(*arguments)
-        # Of any kind: a run does not end because nobody could be told of it.
+        # Of any kind: a failing tracker does not end a run.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             LOG.warning("%s failed, the run continues without it: %s", self.name, reason[:300])
