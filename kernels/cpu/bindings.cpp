@@ -185,8 +185,8 @@ struct Statistics {
   }
 };
 
-// Outputs larger than a core's own cache are written past it: they would not be there any more when somebody reads them,
-// and a plain store first reads the line that it overwrites.
+// Outputs larger than a core's own cache are written past it: they would be evicted before they are read, and a plain
+// store first reads the line that it overwrites.
 bool too_large_to_keep(const Output& out, int64_t count) {
   return count * Arguments::bytes(out.type) >= (int64_t{1} << 20);
 }
@@ -517,7 +517,7 @@ double mean_of_diagonal(const void* matrix, int64_t n) {
 double centre_of(const void* gram, int64_t n, Element accumulation) {
   const double centre = accumulation == Element::f64 ? mean_of_diagonal<double>(gram, n)
                                                      : mean_of_diagonal<float>(gram, n);
-  // What is subtracted is rounded to the accumulation type: the correction must speak of the same number.
+  // What is subtracted is rounded to the accumulation type: the correction must use the same number.
   return accumulation == Element::f64 ? centre : static_cast<double>(static_cast<float>(centre));
 }
 
@@ -787,7 +787,7 @@ void set_scalar(const Output& out, double value) {
   }
 }
 
-// One call for what would be ten small ones: where embeddings are small, calls are what a step takes.
+// One call instead of ten small ones: where embeddings are small, calls take most of a step's time.
 void terms(const Tensor& sums, const Tensor& parts, int64_t divisor, bool diagonal_included, double lambd, Tensor loss,
            Tensor on_diagonal, Tensor off_diagonal) {
   STD_TORCH_CHECK(sums.dim() == 2 && sums.size(1) == 2, "barlow_fast: sums must be (R, 2), got ",

@@ -100,7 +100,7 @@ def _operations(row):
     """The image's order as (how many operations, four hexadecimal digits: the first one lowest).
 
     Orders are numbered as permutations are in a dictionary: of what is left, every digit of the
-    number, in the factorial system, says which comes next.
+    number, in the factorial system, is the one that comes next.
     """
     order = tl.load(row + _ORDER)
     # NaN is no order either.

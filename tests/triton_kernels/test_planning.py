@@ -81,9 +81,7 @@ def test_about_half_of_the_tiles_of_a_symmetric_product():
     for n in (256, 1024, 2048, 4096):
         launches = record_step(Case("gram", n, 8192, torch.bfloat16, "bf16"), H100)
         product = next(x for x in launches if x.name == "gram_kernel")
-        assert work(product, n) <= 0.5 * n * n * (
-            1 + 2 * product.constants["BLOCK_M"] / n
-        )
+        assert work(product, n) <= 0.5 * n * n * (1 + 2 * product.constants["BLOCK_M"] / n)
 
 
 @pytest.mark.parametrize("num_sms", [1, 4, 108, 132, 148])
