@@ -1,7 +1,7 @@
 """The primitives of the loss: one contract, implemented by several kernel sets.
 
-A *kernel set* does not depend on losses, ranks or autograd. It offers the functions of `KernelSet` on
-raw embeddings `z` (N samples x D dimensions, any row stride) and the column statistics that
+A *kernel set* does not depend on losses, ranks or autograd. It offers the functions of `KernelSet`
+on raw embeddings `z` (N samples x D dimensions, any row stride) and the column statistics that
 standardise them:
 
     z_hat = (z - mean) * rstd - shift,      rstd = (variance + eps)^-1/2
