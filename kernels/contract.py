@@ -1,7 +1,7 @@
-"""The primitives of the loss: one contract, several sets of kernels that fulfil it.
+"""The primitives of the loss: one contract, implemented by several kernel sets.
 
-A *kernel set* knows nothing of losses, ranks or autograd. It offers the functions of `KernelSet` on
-raw embeddings `z` (N samples x D dimensions, any row stride) and the column statistics that
+A *kernel set* does not depend on losses, ranks or autograd. It offers the functions of `KernelSet`
+on raw embeddings `z` (N samples x D dimensions, any row stride) and the column statistics that
 standardise them:
 
     z_hat = (z - mean) * rstd - shift,      rstd = (variance + eps)^-1/2
@@ -28,8 +28,8 @@ And one that feeds the loss instead of computing it:
 The mathematics, with the reasons for the zeroed diagonal and for Gram centring, is in
 kernels/README.md.
 
-Sets: `aten` (plain torch, any device: the oracle of the others), `cpu` (native C++), `triton` (CUDA
-devices).
+Sets: `aten` (plain torch, any device: the reference that the others are tested against), `cpu`
+(native C++), `triton` (CUDA devices).
 """
 
 from __future__ import annotations
@@ -90,14 +90,13 @@ class GradientInputs(NamedTuple):
 
 
 class KernelSet(Protocol):
-    """What the module of a kernel set offers.
+    """The functions of a kernel set's module.
 
     `precision` is the operand type of the matrix products: 'fp64', 'fp32', 'tf32', 'bf16', 'fp16'.
     Accumulation and statistics are float64 for fp64 and float32 for all others (the *accumulation
-    type*); moments and scalar sums are float64. `need` tells which of the two gradients is wanted;
-    the other is returned empty. The matrices are handed from a set's forward primitive to its own
-    backward primitive and to nobody else: `gram_layout` and `correlation_layout` say what shape and
-    dtype the set keeps them in.
+    type*); moments and scalar sums are float64. Matrices
+    are passed from a set's forward primitive to its own backward primitive only: `gram_layout` and
+    `correlation_layout` return the shape and dtype that the set keeps them in.
 
     Ranks of a group call with some rows, or some columns, of a whole: one row has moments, and the
     Gram primitives take N > D as well.
@@ -154,7 +153,7 @@ class KernelSet(Protocol):
 
     def gram_tiles(self, z: Tensor, statistics: Tensor, precision: str) -> Tensor:
         """(T, B, B) in the accumulation type: K = z_hat z_hat^T of one view by its tiles on and
-        below the diagonal, laid out as `tiles.py` says; for sums over columns that are elsewhere.
+        below the diagonal, laid out as in `tiles.py`; for sums over columns that other ranks hold.
 
         statistics: the view's (3, D) mean, rstd and shift.
         """
@@ -166,7 +165,7 @@ class KernelSet(Protocol):
         """(grams, centres) as `gram_pair` would have returned them.
 
         packed: (2, T, B, B), any floating type, tiles of K_v - centres[v] I. centres: (2,) in the
-        accumulation type. n: N. d: the columns that K was summed over, wherever they are.
+        accumulation type. n: N. d: the columns of all ranks that K was summed over.
         """
         ...
 
@@ -219,5 +218,5 @@ class KernelSet(Protocol):
         self, crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """(B, C, H, W) of `dtype`, channels-last, from (B, H, W, C) uint8 and (B, PARAMETERS)
-        float32: `photometry.py` says what each does, in which order and arithmetic."""
+        float32: `photometry.py` defines each, their order and arithmetic."""
         ...

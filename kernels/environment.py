@@ -24,11 +24,11 @@ def whole_number(name: str, default: int, least: int = 0) -> int:
     return int(text)
 
 
-def word(name: str, accepted: tuple[str, ...]) -> str | None:
-    """The word in an environment variable; None where it is not set or empty.
+def choice(name: str, accepted: tuple[str, ...]) -> str | None:
+    """The value of an environment variable; None where it is not set or empty.
 
     Raises:
-        ValueError: none of those that are accepted.
+        ValueError: not one of `accepted`.
     """
     text = os.environ.get(name, "").strip()
     if text and text not in accepted:

@@ -1,4 +1,4 @@
-"""What is done to the pixels of a view once it has been cropped: the contract, and plain torch.
+"""Photometric part of a view, after the crop: the contract, and plain torch.
 
 One row of `PARAMETERS` per image, in this order of operations:
 
@@ -61,7 +61,7 @@ def check_arguments(
     dtype: torch.dtype,
     place: str | None = None,
 ) -> None:
-    """What a kernel set asks of the arguments of `photometric`, their values aside.
+    """Checks the arguments of `photometric`, except for their values.
 
     place: what to call the device of `crops`; None for its own name.
 

@@ -19,7 +19,7 @@ OPERAND_DTYPE = {
 }
 PRECISIONS = tuple(OPERAND_DTYPE)
 
-# torch.backends.*.fp32_precision in the words of torch.get_float32_matmul_precision.
+# torch.backends.*.fp32_precision as values of torch.get_float32_matmul_precision.
 _FLOAT32_PRECISION = {"none": "highest", "ieee": "highest", "tf32": "high", "bf16": "medium"}
 
 
@@ -35,7 +35,7 @@ def accumulation_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
-# What holds `fp32_precision` for matrix products on a device; looking it up costs microseconds.
+# The modules with `fp32_precision` for matrix products; looking them up costs microseconds.
 _CUDA_MATMUL, _CPU_MATMUL = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
 
 
@@ -84,7 +84,7 @@ def reciprocal(deviation: Tensor, dtype: torch.dtype) -> Tensor:
     """1 / deviation, NaN where `dtype` has no normal number for it.
 
     A square of float32 numbers from 1e19 on is infinite, and its reciprocal root zero: the loss
-    would be D, as of embeddings that have nothing to do with each other.
+    would be D, as of independent embeddings.
     """
     result = deviation.reciprocal()
     return torch.where(result >= torch.finfo(dtype).tiny, result, math.nan)

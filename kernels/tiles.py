@@ -1,9 +1,9 @@
 """Symmetric matrices as the tiles on and below their diagonal: half the bytes, the whole matrix.
 
 The tiles are counted row by row: tile (i, j), j <= i, is number i (i + 1) / 2 + j. Tiles on the
-diagonal are stored whole; what lies beyond row and column N is zero. Every kernel set speaks this
-layout where a matrix leaves it (`gram_tiles`, `gram_from_tiles`), and it is a sum that may be taken
-tile by tile: what each rank of a group has of K over its own columns adds up to K.
+diagonal are stored whole; values beyond row and column N are zero. Every kernel set uses this
+layout for matrices that leave it (`gram_tiles`, `gram_from_tiles`). Sums over ranks may be taken
+tile by tile: the parts of K over the columns of each rank add up to K.
 """
 
 from __future__ import annotations

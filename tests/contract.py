@@ -8,14 +8,17 @@ that rounding too.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
+import pytest
 import torch
 from embeddings import draw
 from torch import Tensor
 
-from barlow_fast.kernels import Coefficients, GradientInputs, aten, tiles
+from barlow_fast.kernels import Coefficients, GradientInputs, aten, cpu, tiles, why_unusable
 from barlow_fast.kernels.precision import OPERAND_DTYPE, accumulation_dtype
 
 EPS = 1e-5
@@ -43,6 +46,23 @@ def prepared(
     z_b = (z_b + z_a).to(dtype)
     moments = aten.column_moments(z_a, z_b, precision)
     return Case(z_a, z_b, moments, *aten.standardisation(moments, shape[0], EPS, precision))
+
+
+@contextlib.contextmanager
+def using(instruction_set: str) -> Iterator[ModuleType]:
+    """The native set on one instruction set; skips the test where this CPU does not have it."""
+    problem = why_unusable("cpu", torch.device("cpu"))
+    if problem is not None:
+        pytest.skip(problem)
+    before = cpu.instruction_set()
+    try:
+        cpu.use_instruction_set(instruction_set)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        yield cpu
+    finally:
+        cpu.use_instruction_set(before)
 
 
 def assert_close(got: Tensor, want: Tensor, bound: float) -> None:

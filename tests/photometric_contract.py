@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -234,3 +235,36 @@ def check_any_layout_and_type(kernels: ModuleType, device: torch.device) -> None
     arguments = (x.to(device) for x in (images, parameters.double(), mean.double(), std.double()))
     got = kernels.photometric(*arguments, torch.float32).cpu()
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+def check_refusals(kernels: ModuleType, place: str) -> None:
+    """Arguments that do not fit raise, with what was passed; `place` is the name of the device."""
+    images, parameters = crops(2, (4, 5), 3), plain(2)
+    mean, std = statistics(3)
+    wrong = (
+        (TypeError, r"crops must be uint8, got torch\.float32", {"crops": images.float()}),
+        (TypeError, r"dtype must be .*, got torch\.float64", {"dtype": torch.float64}),
+        (
+            TypeError,
+            r"parameters must be floating point, got torch\.int64",
+            {"parameters": parameters.long()},
+        ),
+        (
+            ValueError,
+            r"crops must be \(B, H, W, 1 or 3\), got \(2, 4, 5\)",
+            {"crops": images[..., 0]},
+        ),
+        (
+            ValueError,
+            r"parameters must be \(2, 13\) .*, got \(1, 13\)",
+            {"parameters": parameters[:1]},
+        ),
+        (ValueError, r"std must be \(3,\) .*, got \(1,\)", {"std": std[:1]}),
+        (ValueError, f"mean must be on {place}, is on meta", {"mean": mean.to("meta")}),
+    )
+    valid = {
+        "crops": images, "parameters": parameters, "mean": mean, "std": std, "dtype": torch.float32,
+    }  # fmt: skip
+    for error, words, changed in wrong:
+        with pytest.raises(error, match=words):
+            kernels.photometric(**valid | changed)

@@ -311,7 +311,7 @@ def test_words_of_the_environment(monkeypatch):
     monkeypatch.setenv("BARLOW_FAST_CPU_INSTRUCTION_SET", "abc")
     words = "BARLOW_FAST_CPU_INSTRUCTION_SET must be one of baseline, .* got 'abc'"
     with pytest.raises(ValueError, match=words):
-        environment.word("BARLOW_FAST_CPU_INSTRUCTION_SET", cpu.INSTRUCTION_SETS[1:])
+        environment.choice("BARLOW_FAST_CPU_INSTRUCTION_SET", cpu.INSTRUCTION_SETS[1:])
     if usable:
         with pytest.raises(ValueError, match=words):
             cpu._problem.__wrapped__()

@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import tiles
 from ..aten import correlation_layout, gram_layout
 from ..contract import GradientInputs
-from ..environment import word
+from ..environment import choice
 from ..photometry import check_arguments
 from ..precision import OPERAND_DTYPE, accumulation_dtype
 from .memory import POOL
@@ -60,7 +60,7 @@ def _problem() -> str | None:
         torch.ops.load_library(libraries[0])
     except OSError as error:
         return f"the native CPU kernels do not load into torch {torch.__version__}: {error}"
-    wanted = word("BARLOW_FAST_CPU_INSTRUCTION_SET", (*INSTRUCTION_SETS[1:], EMULATED))
+    wanted = choice("BARLOW_FAST_CPU_INSTRUCTION_SET", (*INSTRUCTION_SETS[1:], EMULATED))
     if wanted:
         use_instruction_set(wanted)
     return None
@@ -133,7 +133,7 @@ def statistics(z_a: Tensor, z_b: Tensor, eps: float, precision: str) -> tuple[Te
 
 def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
     out = POOL.empty(tuple(z.shape), OPERAND_DTYPE[precision])
-    dtype = accumulation_dtype(precision)  # the kernel takes the vectors at their word
+    dtype = accumulation_dtype(precision)  # which the kernel requires
     vectors = (vector.to(dtype).contiguous() for vector in (mean, rstd, shift))
     torch.ops.barlow_fast_cpu.standardise(_rows(z), *vectors, out)
     return out

@@ -1,6 +1,6 @@
-// What the operators demand of their arguments. They are public (torch.ops.barlow_fast_cpu): saved graphs and other
-// people's scripts call them, and the kernels believe what they are given. Each operator states type, shape and layout
-// of every tensor and the range of every number here, before any memory is touched.
+// Checks of the operators' arguments. The operators are public (torch.ops.barlow_fast_cpu): saved graphs and scripts
+// call them, and the kernels do not check. Each operator checks type, shape and layout of every tensor and the range of
+// every number here, before any memory is accessed.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -41,7 +41,7 @@ inline const char* type_name(ScalarType type) {
 // tensor of the call.
 class Arguments {
  public:
-  // (N, D) embeddings, at least one of each unless `rows_at_least` says otherwise: columns contiguous, rows any number
+  // (N, D) embeddings, at least `rows_at_least` rows and one column: columns contiguous, rows any number
   // of elements apart.
   View embeddings(const Tensor& z, const char* name, int64_t rows_at_least = 1) {
     STD_TORCH_CHECK(z.dim() == 2 && z.size(0) >= rows_at_least && z.size(1) >= 1, "barlow_fast: ", name,

@@ -185,8 +185,8 @@ struct Statistics {
   }
 };
 
-// Outputs larger than a core's own cache are written past it: they would not be there any more when somebody reads them,
-// and a plain store first reads the line that it overwrites.
+// Outputs larger than a core's own cache are written past it: they would be evicted before they are read, and a plain
+// store first reads the line that it overwrites.
 bool too_large_to_keep(const Output& out, int64_t count) {
   return count * Arguments::bytes(out.type) >= (int64_t{1} << 20);
 }
@@ -303,18 +303,37 @@ struct Turn {
   int64_t first, count;  // view 0 or 1; how many views
 };
 
-std::vector<Turn> turns(const Output& out_a, const Output& out_b, bool one_at_a_time) {
-  if (out_a.data == nullptr && out_b.data == nullptr) return {};
-  if (out_a.data == nullptr) return {{1, 1}};
-  if (out_b.data == nullptr) return {{0, 1}};
+std::vector<Turn> turns(const GradientTask& task, bool one_at_a_time) {
+  if (task.grad_a.data == nullptr && task.grad_b.data == nullptr) return {};
+  if (task.grad_a.data == nullptr) return {{1, 1}};
+  if (task.grad_b.data == nullptr) return {{0, 1}};
   if (one_at_a_time) return {{0, 1}, {1, 1}};
   return {{0, 2}};
 }
 
-void check_coefficients(double coefficient, double slope, double offset) {
+// The arguments that both gradient operators take.
+GradientTask gradient_task(Arguments& arguments, const Tensor& z_a, const Tensor& z_b, const Tensor& statistics,
+                           const Tensor& grad_scale, double coefficient, double slope, double offset, Element operand,
+                           const Tensor& grad_a, const Tensor& grad_b) {
   Arguments::finite(coefficient, "coefficient");
   Arguments::finite(slope, "slope");
   Arguments::finite(offset, "offset");
+  const std::array<View, 2> views = arguments.pair(z_a, z_b);
+  const int64_t n = z_a.size(0), d = z_a.size(1);
+  const Element accumulation = accumulation_of(operand);
+  const Statistics s(arguments.input(statistics, "statistics", {7, d}, accumulation), d, accumulation);
+  const Output out_a = arguments.gradient(grad_a, "grad_a", z_a, views[0]);
+  const Output out_b = arguments.gradient(grad_b, "grad_b", z_b, views[1]);
+  const double scale = arguments.scalar(grad_scale, "grad_scale");
+  const bool stream = too_large_to_keep(out_a, n * d);
+  return {views[0], views[1], s.norm_a, s.norm_b, s.diagonal, out_a,  out_b,
+          coefficient, slope, offset, scale, operand, stream};
+}
+
+// Leaves only the gradients of a turn.
+void restrict_to(const Turn& turn, GradientTask& task) {
+  if (turn.first > 0) task.grad_a.data = nullptr;
+  if (turn.first + turn.count < 2) task.grad_b.data = nullptr;
 }
 
 // ---- Gram form ----------------------------------------------------------------------------------------------------
@@ -498,7 +517,7 @@ double mean_of_diagonal(const void* matrix, int64_t n) {
 double centre_of(const void* gram, int64_t n, Element accumulation) {
   const double centre = accumulation == Element::f64 ? mean_of_diagonal<double>(gram, n)
                                                      : mean_of_diagonal<float>(gram, n);
-  // What is subtracted is rounded to the accumulation type: the correction must speak of the same number.
+  // What is subtracted is rounded to the accumulation type: the correction must use the same number.
   return accumulation == Element::f64 ? centre : static_cast<double>(static_cast<float>(centre));
 }
 
@@ -507,19 +526,14 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
                     double eps, int64_t operand_code, int64_t dimensions, bool projected, Tensor grad_a,
                     Tensor grad_b) {
   const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
-  check_coefficients(coefficient, slope, offset);
   Arguments::not_negative(eps, "eps");
   Arguments::positive(dimensions, "dimensions");
   Arguments arguments;
-  const std::array<View, 2> views = arguments.pair(z_a, z_b);
-  const View &a = views[0], &b = views[1];
+  const GradientTask gradients = gradient_task(arguments, z_a, z_b, statistics, grad_scale, coefficient, slope, offset,
+                                               operand, grad_a, grad_b);
   const int64_t n = z_a.size(0), d = z_a.size(1);
-  const Statistics s(arguments.input(statistics, "statistics", {7, d}, accumulation), d, accumulation);
   const void* grams[2] = {arguments.input(gram_a, "gram_a", {n, n}, accumulation),
                           arguments.input(gram_b, "gram_b", {n, n}, accumulation)};
-  const double scale = arguments.scalar(grad_scale, "grad_scale");
-  const Output out_a = arguments.gradient(grad_a, "grad_a", z_a, a);
-  const Output out_b = arguments.gradient(grad_b, "grad_b", z_b, b);
   arguments.done();
   const Geometry geometry = primitives().geometry(operand);
   const size_t bytes = primitives().packed_gram_bytes(n, operand);
@@ -530,11 +544,9 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
   int64_t columns = 2 * geometry.panel;
   if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
-  const GramGradientTask base{a, b, s.norm_a, s.norm_b, s.diagonal, nullptr, nullptr, {}, {}, n, 0, 0, coefficient,
-                              slope, offset, eps, centre[0], centre[1], scale, operand,
-                              too_large_to_keep(out_a, n * d), projected};
+  const GramGradientTask base{gradients, nullptr, nullptr, n, 0, 0, eps, centre[0], centre[1], projected};
   TrimOnExit trim;
-  for (const Turn& turn : turns(out_a, out_b, 2 * n > d)) {
+  for (const Turn& turn : turns(gradients, 2 * n > d)) {
     char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
     // K_b serves the gradient of a, and K_a that of b.
     run_tasks(turn.count * chunks, [&](int64_t index) {
@@ -548,8 +560,9 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
       GramGradientTask task = base;
       task.column_begin = i * columns;
       task.column_end = std::min(d, task.column_begin + columns);
-      if (turn.first == 0) task.grad_a = out_a, task.packed_b = packed;
-      if (turn.first + turn.count == 2) task.grad_b = out_b, task.packed_a = packed + (turn.count - 1) * bytes;
+      task.packed_b = packed;
+      task.packed_a = packed + (turn.count - 1) * bytes;
+      restrict_to(turn, task);
       primitives().gram_gradient(task, task_scratch.get(primitives().gram_gradient_scratch(task)));
     });
   }
@@ -609,28 +622,21 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
                            const Tensor& squares, const Tensor& grad_scale, double coefficient, double slope,
                            double offset, int64_t operand_code, Tensor grad_a, Tensor grad_b) {
   const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
-  check_coefficients(coefficient, slope, offset);
   Arguments arguments;
-  const std::array<View, 2> views = arguments.pair(z_a, z_b);
-  const View &a = views[0], &b = views[1];
+  const GradientTask gradients = gradient_task(arguments, z_a, z_b, statistics, grad_scale, coefficient, slope, offset,
+                                               operand, grad_a, grad_b);
   const int64_t n = z_a.size(0), d = z_a.size(1);
-  const Statistics s(arguments.input(statistics, "statistics", {7, d}, accumulation), d, accumulation);
   const void* whole = arguments.input(matrix, "matrix", {d, d}, accumulation);
   const double* row_squares = static_cast<const double*>(arguments.input(squares, "squares", {2, d}, Element::f64));
-  const double scale = arguments.scalar(grad_scale, "grad_scale");
-  const Output out_a = arguments.gradient(grad_a, "grad_a", z_a, a);
-  const Output out_b = arguments.gradient(grad_b, "grad_b", z_b, b);
   arguments.done();
   const Geometry geometry = primitives().geometry(operand);
   const size_t bytes = primitives().packed_matrix_bytes(d, operand);
   const int64_t panels = ceil_div(d, geometry.panel);
-  const CorrelationGradientTask base{a, b, s.norm_a, s.norm_b, s.diagonal, row_squares, row_squares + d, nullptr,
-                                     nullptr, {}, {}, d, 0, 0, coefficient, slope, offset, scale, operand,
-                                     too_large_to_keep(out_a, n * d)};
+  const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, d, 0, 0};
   // Rows whose standardised copies of both views fit the second-level cache.
   const int64_t rows = std::clamp<int64_t>((512 << 10) / (8 * d) / 32 * 32, 32, 128);
   TrimOnExit trim;
-  for (const Turn& turn : turns(out_a, out_b, 2 * d > n)) {
+  for (const Turn& turn : turns(gradients, 2 * d > n)) {
     char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
     run_tasks(turn.count * panels, [&](int64_t index) {
       const int64_t which = turn.first + index / panels, panel = index % panels;
@@ -641,8 +647,9 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
       CorrelationGradientTask task = base;
       task.row_begin = i * rows;
       task.row_end = std::min(n, task.row_begin + rows);
-      if (turn.first == 0) task.grad_a = out_a, task.packed_a = packed;
-      if (turn.first + turn.count == 2) task.grad_b = out_b, task.packed_b = packed + (turn.count - 1) * bytes;
+      task.packed_a = packed;
+      task.packed_b = packed + (turn.count - 1) * bytes;
+      restrict_to(turn, task);
       primitives().correlation_gradient(task, task_scratch.get(primitives().correlation_gradient_scratch(task)));
     });
   }
@@ -780,7 +787,7 @@ void set_scalar(const Output& out, double value) {
   }
 }
 
-// One call for what would be ten small ones: where embeddings are small, calls are what a step takes.
+// One call instead of ten small ones: where embeddings are small, calls take most of a step's time.
 void terms(const Tensor& sums, const Tensor& parts, int64_t divisor, bool diagonal_included, double lambd, Tensor loss,
            Tensor on_diagonal, Tensor off_diagonal) {
   STD_TORCH_CHECK(sums.dim() == 2 && sums.size(1) == 2, "barlow_fast: sums must be (R, 2), got ",

@@ -1,9 +1,9 @@
-// What the scheduler (bindings.cpp) and the instruction-set builds (primitives.cpp) say to each other.
+// The interface between the scheduler (bindings.cpp) and the instruction-set builds (primitives.cpp).
 //
 // primitives.cpp is compiled once per instruction set and offers one table of functions. Each function does one
-// independent piece of work on raw memory, without allocation, threads or torch: bindings.cpp cuts the pieces, hands
-// out scratch memory and runs them on torch's own thread pool. Only plain types cross this line, so that no inline
-// function compiled for a newer instruction set can be picked by the linker for an older machine.
+// independent piece of work on raw memory, without allocation, threads or torch: bindings.cpp cuts the pieces, provides
+// scratch memory and runs them on torch's own thread pool. Only plain types are used here, so that no inline function
+// compiled for a newer instruction set can be picked by the linker for an older machine.
 #pragma once
 
 #include <cstddef>
@@ -115,18 +115,23 @@ struct PackGramTask {
   Element operand;
 };
 
-// Both gradients in the Gram form, for columns [column_begin, column_end).
-struct GramGradientTask {
+// The part of both gradient tasks that the arguments of their operators determine.
+struct GradientTask {
   View a, b;
   Norm norm_a, norm_b;
   const void* diagonal;
+  Output grad_a, grad_b;  // data == nullptr: not wanted
+  double coefficient, slope, offset, grad_scale;
+  Element operand;
+  bool stream;  // write the gradients past the caches
+};
+
+// Both gradients in the Gram form, for columns [column_begin, column_end).
+struct GramGradientTask : GradientTask {
   const void* packed_a;  // from K_a, used for the gradient of b
   const void* packed_b;
-  Output grad_a, grad_b;  // data == nullptr: not wanted
   int64_t n, column_begin, column_end;
-  double coefficient, slope, offset, eps, centre_a, centre_b, grad_scale;
-  Element operand;
-  bool stream;     // write the gradients past the caches
+  double eps, centre_a, centre_b;
   bool projected;  // through the norm's backward
 };
 
@@ -161,19 +166,12 @@ struct PackMatrixTask {
 };
 
 // Both gradients in the correlation form, for rows [row_begin, row_end).
-struct CorrelationGradientTask {
-  View a, b;
-  Norm norm_a, norm_b;
-  const void* diagonal;
+struct CorrelationGradientTask : GradientTask {
   const double* squares_a;
   const double* squares_b;
   const void* packed_a;  // the transposed matrix, for the gradient of a
   const void* packed_b;
-  Output grad_a, grad_b;  // data == nullptr: not wanted
   int64_t d, row_begin, row_end;
-  double coefficient, slope, offset, grad_scale;
-  Element operand;
-  bool stream;  // write the gradients past the caches
 };
 
 enum class Jitter : int { brightness = 0, contrast = 1, saturation = 2, hue = 3 };

@@ -1,12 +1,12 @@
-"""Output memory that is used again: fresh pages cost more than what these kernels compute in them.
+"""A pool of output memory: fresh pages cost more than what these kernels compute in them.
 
 A large tensor that the C library allocates is usually mapped anew, and the kernel of the operating
 system then faults in and zeroes every page on first touch: 4 to 5 ms for the two gradients of 256 x
 8192 in float32, half as much as the products that fill them. Accelerator backends cache memory for
-the same reason. `empty` hands out tensors over mappings that return to a pool when the last
+the same reason. `empty` returns tensors over mappings that return to a pool when the last
 reference to their storage dies, on huge pages where the system grants them.
 
-Environment: BARLOW_FAST_CPU_POOL_MIB = most mebibytes that are kept while nobody uses them (default
+Environment: BARLOW_FAST_CPU_POOL_MIB = most mebibytes of free memory that are kept (default
     512; 0 = no pool).
 """
 
@@ -28,7 +28,7 @@ SMALLEST = 64 << 10  # below this the C library's own free lists serve well
 
 
 class Pool:
-    """Free mappings by size; at most `limit` bytes of them, the longest unused are given up
+    """Free mappings by size; at most `limit` bytes of them, the longest unused are released
     first."""
 
     def __init__(self, limit: int) -> None:
@@ -51,7 +51,7 @@ class Pool:
         return torch.frombuffer(view, dtype=dtype, count=count).view(shape)
 
     def free_bytes(self) -> int:
-        """Bytes that are kept while nobody uses them."""
+        """Bytes of free memory that are kept."""
         with self._lock:
             self._collect()
             return sum(map(len, self._free))

@@ -452,7 +452,7 @@ void blurred_image(const PhotometricTask& task, void* memory) {
   const float mean_gray = mean_gray_of(task, reader);
   const int64_t radius = task.radius, height = task.height, width = scratch.width;
   float* const sharp = scratch.sharp + scratch.border;
-  // What lies beyond the borders only reaches lanes that nobody reads; still it should be a number.
+  // Values beyond the borders only reach lanes that are not read, but must be numbers.
   for (int64_t i = 0; i < P * scratch.sharp_row; ++i) scratch.sharp[i] = 0;
   int64_t made = 0;
   for (int64_t y = 0; y < height; y += kBlurredRows) {

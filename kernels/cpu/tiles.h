@@ -20,11 +20,11 @@ constexpr int kTileRows<Tiles> = 32;
 constexpr int kTileSide = 16;
 
 #if defined(BARLOW_FAST_AMX)
-// GCC's intrinsics that load tiles do not say that they read memory, and that of the configuration names eight bytes of
+// GCC's intrinsics that load tiles do not declare that they read memory, and that of the configuration names eight bytes of
 // it: what was stored before has to be there.
 BARLOW_FAST_INLINE void read_memory(const void* data) { __asm__ volatile("" ::"r"(data) : "memory"); }
 
-// The registers belong to one task: whoever runs next on this thread pays nothing for their state.
+// The registers belong to one task: later code on this thread does not pay for their state.
 struct TileRegisters {
   TileRegisters() {
     struct __attribute__((packed)) {

@@ -1,11 +1,11 @@
-"""What the compiler makes of each launch, without a device: registers, spills, shared memory, the
-tensor-core instruction.
+"""Compiled code of each launch, without a device: registers, spills, shared memory, the tensor-core
+instruction.
 
     with recording(REFERENCE_DEVICES[90]) as record:
         ... run primitives on meta tensors ...
     resources(record.launches[0], 90)
 
-Needs the tools that Triton's wheel brings along (ptxas, cuobjdump), nothing else.
+Needs only the tools in Triton's wheel (ptxas, cuobjdump).
 
     python -m barlow_fast.kernels.triton.inspection --capability 90     # compile all, count spills
 """
@@ -35,12 +35,12 @@ from ..contract import Coefficients, GradientInputs
 from ..photometry import PARAMETERS
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 
-# Most specific first: what a product compiles to on each architecture.
+# The instruction of a product on each architecture, most specific first.
 _INSTRUCTIONS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
 
 
 class Resources(NamedTuple):
-    """What one program of a kernel takes."""
+    """Resources of one program of a kernel."""
 
     registers: int  # per thread
     spilled: int  # bytes of stack and local memory per thread
@@ -118,7 +118,7 @@ def _tensor_core(ptx: str) -> tuple[str, str]:
 
 
 class Case(NamedTuple):
-    """A step of the loss whose launches are looked at. The form 'tiles' is 'gram' where K is a sum
+    """A step of the loss whose launches are inspected. The form 'tiles' is 'gram' where K is a sum
     over the columns of several devices.
 
     The forms 'views' and 'gray views' are the photometric part of N views of D x D pixels with
@@ -136,7 +136,7 @@ class Case(NamedTuple):
         return f"{self.form} {self.n}x{self.d} {name} {self.precision}"
 
 
-# Together these reach every row of the table (tests/triton_kernels/test_compilation.py holds that).
+# Together these reach every row of the table (tests/triton_kernels/test_compilation.py checks it).
 SHAPES = (
     ("gram", 64, 2048),
     ("gram", 128, 2048),
@@ -188,7 +188,7 @@ def cases() -> list[Case]:
 def survey(capability: int, workers: int = 1) -> list[tuple[Case, Launch, Resources]]:
     """Compiles every distinct kernel that `cases` launch on the reference device of a capability.
 
-    A kernel stands with the first case that needs it. `workers` processes compile side by side.
+    A kernel is listed with the first case that needs it. `workers` processes compile in parallel.
     """
     distinct = _distinct(capability)
     if workers == 1:
@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     capability = options.capability
     if capability is None:
         if not torch.cuda.is_available():
-            parser.error("without a CUDA device, --capability says what to compile for")
+            parser.error("without a CUDA device, --capability is required")
         major, minor = torch.cuda.get_device_capability()
         capability = 10 * major + minor
         if capability not in REFERENCE_DEVICES:

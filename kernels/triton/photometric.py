@@ -100,7 +100,7 @@ def _operations(row):
     """The image's order as (how many operations, four hexadecimal digits: the first one lowest).
 
     Orders are numbered as permutations are in a dictionary: of what is left, every digit of the
-    number, in the factorial system, says which comes next.
+    number, in the factorial system, is the one that comes next.
     """
     order = tl.load(row + _ORDER)
     # NaN is no order either.
@@ -197,44 +197,53 @@ def _sources(row, pixel, width):
 
 
 @triton.jit
-def _store(out, red, green, blue, row, mean, std, y, x, at, inside, C: tl.constexpr):
+def _store(out_ptr, red, green, blue, row, mean_ptr, std_ptr, y, x, at, inside, C: tl.constexpr):
     """Solarizes, erases, normalises and stores pixels; y, x: their places, which broadcast."""
     inside_rows = (y >= tl.load(row + _TOP)) & (y < tl.load(row + _BOTTOM))
     erased = inside_rows & (x >= tl.load(row + _LEFT)) & (x < tl.load(row + _RIGHT))
     # As plain torch rounds it: bytes on the threshold are on it exactly.
     threshold = tl.div_rn(tl.load(row + _SOLARIZE), 255.0)
-    _store_channel(out, red, erased, threshold, mean, std, at, inside, 0, C)
+    _store_channel(out_ptr, red, erased, threshold, mean_ptr, std_ptr, at, inside, 0, C)
     if C == 3:
-        _store_channel(out, green, erased, threshold, mean, std, at, inside, 1, C)
-        _store_channel(out, blue, erased, threshold, mean, std, at, inside, 2, C)
+        _store_channel(out_ptr, green, erased, threshold, mean_ptr, std_ptr, at, inside, 1, C)
+        _store_channel(out_ptr, blue, erased, threshold, mean_ptr, std_ptr, at, inside, 2, C)
 
 
 @triton.jit
 def _store_channel(
-    out, value, erased, threshold, mean, std, at, inside, CHANNEL: tl.constexpr, C: tl.constexpr
+    out_ptr,
+    value,
+    erased,
+    threshold,
+    mean_ptr,
+    std_ptr,
+    at,
+    inside,
+    CHANNEL: tl.constexpr,
+    C: tl.constexpr,
 ):
     value = tl.where(value >= threshold, 1 - value, value)
     value = tl.where(erased, 0.0, value)
-    value = (value - tl.load(mean + CHANNEL)) * (1 / tl.load(std + CHANNEL))
-    tl.store(out + at * C + CHANNEL, cast(value, out.dtype.element_ty), mask=inside)
+    value = (value - tl.load(mean_ptr + CHANNEL)) * (1 / tl.load(std_ptr + CHANNEL))
+    tl.store(out_ptr + at * C + CHANNEL, cast(value, out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["blocks"])
 def photometric_means_kernel(
-    crops, parameters, sums, height, width, blocks, C: tl.constexpr, PIXELS: tl.constexpr,
-    PARTS: tl.constexpr,
+    crops_ptr, parameters_ptr, sums_ptr, height, width, blocks, C: tl.constexpr,
+    PIXELS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """sums (B, PARTS): the gray values of every PARTS-th of `blocks` blocks of PIXELS pixels of an
     image, as they are when its contrast is due."""
     image = (tl.program_id(0) // PARTS).to(tl.int64)
     part = tl.program_id(0) % PARTS
-    row = parameters + image * _COLUMNS
+    row = parameters_ptr + image * _COLUMNS
     count, code = _operations(row)
     if count == 0:
         return
     count = _contrast_position(code)
     size = height * width
-    crop = crops + image * (size * C)
+    crop = crops_ptr + image * (size * C)
     total = tl.zeros([PIXELS], tl.float32)
     for block in range(part, blocks, PARTS):
         # Mirrored images have the same mean.
@@ -244,33 +253,33 @@ def photometric_means_kernel(
         # Black beyond the end, which no operation before the contrast changes.
         red, green, blue = _jittered(red, green, blue, row, count, code, 0.0, C)
         total += _gray_of(red, green, blue, C)
-    tl.store(sums + image * PARTS + part, tl.sum(total, axis=0))
+    tl.store(sums_ptr + image * PARTS + part, tl.sum(total, axis=0))
 
 
 @triton.jit(do_not_specialize=["blocks"])
 def photometric_colours_kernel(
-    crops, parameters, sums, mean, std, planes, out, height, width, blocks, C: tl.constexpr,
-    PIXELS: tl.constexpr, PARTS: tl.constexpr,
+    crops_ptr, parameters_ptr, sums_ptr, mean_ptr, std_ptr, planes_ptr, out_ptr, height, width,
+    blocks, C: tl.constexpr, PIXELS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One of `blocks` blocks of PIXELS pixels of an image: mirrored, jittered, gray; finished where
     it is not blurred, else to planes (B, C, H, W)."""
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    row = parameters + image * _COLUMNS
+    row = parameters_ptr + image * _COLUMNS
     size = height * width
     pixel = tl.program_id(0) % blocks * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < size
     y, x, source = _sources(row, pixel, width)
-    red, green, blue = _pixels(crops + image * (size * C), source, inside, C)
+    red, green, blue = _pixels(crops_ptr + image * (size * C), source, inside, C)
     count, code = _operations(row)
     if count > 0:
-        mean_gray = tl.sum(tl.load(sums + image * PARTS + tl.arange(0, PARTS)), axis=0) / size
+        mean_gray = tl.sum(tl.load(sums_ptr + image * PARTS + tl.arange(0, PARTS)), axis=0) / size
         red, green, blue = _jittered(red, green, blue, row, count, code, mean_gray, C)
     if tl.load(row + _GRAY) > 0.5:
         red = _gray_of(red, green, blue, C)
         green = red
         blue = red
     if _sigma(row) > 0:
-        plane = planes + image * (size * C)
+        plane = planes_ptr + image * (size * C)
         tl.store(plane + pixel, red, mask=inside)
         if C == 3:
             colourful = tl.load(row + _GRAY) <= 0.5
@@ -278,8 +287,8 @@ def photometric_colours_kernel(
                 tl.store(plane + size + pixel, green, mask=inside)
                 tl.store(plane + 2 * size + pixel, blue, mask=inside)
     else:
-        to = out + image * (size * C)
-        _store(to, red, green, blue, row, mean, std, y, x, pixel, inside, C)
+        to = out_ptr + image * (size * C)
+        _store(to, red, green, blue, row, mean_ptr, std_ptr, y, x, pixel, inside, C)
 
 
 # ---- blur ---------------------------------------------------------------------------------------
@@ -328,18 +337,18 @@ def _tile(tile, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tiles"])
 def photometric_sideways_kernel(
-    parameters, planes, out, height, width, tiles, C: tl.constexpr, ROWS: tl.constexpr,
+    parameters_ptr, planes_ptr, out_ptr, height, width, tiles, C: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One of `tiles` tiles of a plane, blurred along its rows."""
     plane = (tl.program_id(0) // tiles).to(tl.int64)
-    row = parameters + plane // C * _COLUMNS
+    row = parameters_ptr + plane // C * _COLUMNS
     sigma = _sigma(row)
     needed = (plane % C == 0) | (tl.load(row + _GRAY) <= 0.5)
     if (sigma > 0) & needed:
         y, x = _tile(tl.program_id(0) % tiles, width, ROWS, COLUMNS)
         inside = (y < height) & (x < width)
-        line = planes + plane * (height * width) + tl.minimum(y, height - 1) * width
+        line = planes_ptr + plane * (height * width) + tl.minimum(y, height - 1) * width
         radius = _radius(sigma)
         column = tl.minimum(x, width - 1)
         value = tl.load(line + column)
@@ -353,7 +362,7 @@ def photometric_sideways_kernel(
         # Of the clamped columns the compiler does not know that they are neighbours. Else a thread
         # would own four of them, to store them at once, and a warp's loads of any other column,
         # one value each, would lie 16 bytes apart.
-        to = out + plane * (height * width)
+        to = out_ptr + plane * (height * width)
         tl.store(to + y * width + column, value / total, mask=inside)
 
 
@@ -374,17 +383,17 @@ def _downwards(plane, y, x, height, width, sigma, radius):
 
 @triton.jit(do_not_specialize=["tiles"])
 def photometric_downwards_kernel(
-    parameters, planes, mean, std, out, height, width, tiles, C: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    parameters_ptr, planes_ptr, mean_ptr, std_ptr, out_ptr, height, width, tiles, C: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One of `tiles` tiles of an image, blurred along columns and finished."""
     image = (tl.program_id(0) // tiles).to(tl.int64)
-    row = parameters + image * _COLUMNS
+    row = parameters_ptr + image * _COLUMNS
     sigma = _sigma(row)
     if sigma > 0:
         y, x = _tile(tl.program_id(0) % tiles, width, ROWS, COLUMNS)
         size = height * width
-        plane = planes + image * (size * C)
+        plane = planes_ptr + image * (size * C)
         radius = _radius(sigma)
         red = _downwards(plane, y, x, height, width, sigma, radius)
         green = red
@@ -395,8 +404,8 @@ def photometric_downwards_kernel(
                 green = _downwards(plane + size, y, x, height, width, sigma, radius)
                 blue = _downwards(plane + 2 * size, y, x, height, width, sigma, radius)
         inside = (y < height) & (x < width)
-        to = out + image * (size * C)
-        _store(to, red, green, blue, row, mean, std, y, x, y * width + x, inside, C)
+        to = out_ptr + image * (size * C)
+        _store(to, red, green, blue, row, mean_ptr, std_ptr, y, x, y * width + x, inside, C)
 
 
 # ---- on the host --------------------------------------------------------------------------------
@@ -441,66 +450,24 @@ def photometric(
     tiles = cdiv(height, blur.rows) * cdiv(width, blur.columns)
     size = (height, width)
     # Bytes are those of a batch that is jittered and blurred throughout.
+    by_pixels = {
+        "C": channels, "PIXELS": colours.pixels, "PARTS": parts, "warps": colours.warps,
+    }  # fmt: skip
+    by_tiles = {"C": channels, "ROWS": blur.rows, "COLUMNS": blur.columns, "warps": blur.warps}
     launch(
-        photometric_means_kernel,
-        (count * parts,),
-        crops,
-        parameters,
-        sums,
-        *size,
-        blocks,
-        C=channels,
-        PIXELS=colours.pixels,
-        PARTS=parts,
-        warps=colours.warps,
-        moved=crops.nbytes,
-    )
+        photometric_means_kernel, (count * parts,), crops, parameters, sums, *size, blocks,
+        **by_pixels, moved=crops.nbytes,
+    )  # fmt: skip
     launch(
-        photometric_colours_kernel,
-        (count * blocks,),
-        crops,
-        parameters,
-        sums,
-        mean,
-        std,
-        sharp,
-        out,
-        *size,
-        blocks,
-        C=channels,
-        PIXELS=colours.pixels,
-        PARTS=parts,
-        warps=colours.warps,
-        moved=crops.nbytes + sharp.nbytes,
-    )
+        photometric_colours_kernel, (count * blocks,), crops, parameters, sums, mean, std, sharp,
+        out, *size, blocks, **by_pixels, moved=crops.nbytes + sharp.nbytes,
+    )  # fmt: skip
     launch(
-        photometric_sideways_kernel,
-        (count * channels * tiles,),
-        parameters,
-        sharp,
-        sideways,
-        *size,
-        tiles,
-        C=channels,
-        ROWS=blur.rows,
-        COLUMNS=blur.columns,
-        warps=blur.warps,
-        moved=2 * sharp.nbytes,
-    )
+        photometric_sideways_kernel, (count * channels * tiles,), parameters, sharp, sideways,
+        *size, tiles, **by_tiles, moved=2 * sharp.nbytes,
+    )  # fmt: skip
     launch(
-        photometric_downwards_kernel,
-        (count * tiles,),
-        parameters,
-        sideways,
-        mean,
-        std,
-        out,
-        *size,
-        tiles,
-        C=channels,
-        ROWS=blur.rows,
-        COLUMNS=blur.columns,
-        warps=blur.warps,
-        moved=sharp.nbytes + out.nbytes,
-    )
+        photometric_downwards_kernel, (count * tiles,), parameters, sideways, mean, std, out,
+        *size, tiles, **by_tiles, moved=sharp.nbytes + out.nbytes,
+    )  # fmt: skip
     return out.permute(0, 3, 1, 2)

@@ -64,7 +64,7 @@ rows_of = functools.cache(load)
 
 
 def parse(content: Any, device_name: str) -> dict[Key, Product]:
-    """Checked rows of a file's content. ValueError says what is wrong."""
+    """The rows of a file's content, checked. ValueError states what is wrong."""
     if content["format"] != FORMAT or content["device"] != device_name:
         raise ValueError(f"made for {content['device']!r} in format {content['format']}")
     if content["triton"] != triton.__version__:

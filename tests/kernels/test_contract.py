@@ -15,6 +15,7 @@ from contract import (
     check_one_row,
     check_tiles,
     prepared,
+    using,
 )
 from embeddings import AWKWARD_SHAPES, draw
 
@@ -29,19 +30,12 @@ native = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 @pytest.fixture(params=cpu_kernels.INSTRUCTION_SETS)
 def kernels(request):
     """The native set, on each instruction set that this CPU has."""
-    if PROBLEM is not None:
-        pytest.skip(PROBLEM)
     if request.param == cpu_kernels.EMULATED:
         parameters = request.node.callspec.params
         if parameters.get("precision", parameters.get("operand")) != "bf16":
             pytest.skip("what is emulated are products of bf16")
-    before = cpu_kernels.instruction_set()
-    try:
-        cpu_kernels.use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield cpu_kernels
-    cpu_kernels.use_instruction_set(before)
+    with using(request.param) as kernels:
+        yield kernels
 
 
 @pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -204,17 +198,10 @@ def test_standardise_takes_vectors_of_any_type(precision, dtype):
 
 
 @native
-def test_asking_for_the_instruction_set_changes_nothing(instruction_set_in_use):
-    cpu_kernels.use_instruction_set("baseline")
-    assert cpu_kernels.instruction_set() == "baseline"
-    assert cpu_kernels.instruction_set() == "baseline"
-
-
-@pytest.fixture
-def instruction_set_in_use():
-    before = cpu_kernels.instruction_set()
-    yield before
-    cpu_kernels.use_instruction_set(before)
+def test_reading_the_instruction_set_changes_nothing():
+    with using("baseline"):
+        assert cpu_kernels.instruction_set() == "baseline"
+        assert cpu_kernels.instruction_set() == "baseline"
 
 
 @pytest.mark.parametrize(("precision", "setting"), [("tf32", "tf32"), ("fp32", "ieee")])

@@ -7,6 +7,7 @@ import numpy as np
 import photometric_contract as contract
 import pytest
 import torch
+from contract import using
 
 from barlow_fast.kernels import aten, why_unusable
 from barlow_fast.kernels import cpu as cpu_kernels
@@ -33,16 +34,9 @@ def kernels(request):
     """Plain torch, and the native set on each instruction set that this CPU has."""
     if request.param == "aten":
         yield aten
-        return
-    if PROBLEM is not None:
-        pytest.skip(PROBLEM)
-    before = cpu_kernels.instruction_set()
-    try:
-        cpu_kernels.use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield cpu_kernels
-    cpu_kernels.use_instruction_set(before)
+    else:
+        with using(request.param) as native_kernels:
+            yield native_kernels
 
 
 # ---- every set against plain torch --------------------------------------------------------------
@@ -173,23 +167,9 @@ def test_an_infinite_threshold_means_no_solarizing():
 
 @native
 def test_arguments_that_do_not_fit_are_refused():
+    contract.check_refusals(cpu_kernels, "the CPU")
     images, parameters = contract.crops(2, (4, 5), 3), contract.plain(2)
     mean, std = contract.statistics(3)
-    run = cpu_kernels.photometric
-    with pytest.raises(TypeError, match=r"crops must be uint8, got torch\.float32"):
-        run(images.float(), parameters, mean, std, torch.float32)
-    with pytest.raises(TypeError, match=r"dtype must be .*, got torch\.float64"):
-        run(images, parameters, mean, std, torch.float64)
-    with pytest.raises(TypeError, match=r"parameters must be floating point, got torch\.int64"):
-        run(images, parameters.long(), mean, std, torch.float32)
-    with pytest.raises(ValueError, match=r"crops must be \(B, H, W, 1 or 3\), got \(2, 4, 5\)"):
-        run(images[..., 0], parameters, mean, std, torch.float32)
-    with pytest.raises(ValueError, match=r"parameters must be \(2, 13\) .*, got \(1, 13\)"):
-        run(images, parameters[:1], mean, std, torch.float32)
-    with pytest.raises(ValueError, match=r"std must be \(3,\) .*, got \(1,\)"):
-        run(images, parameters, mean, std[:1], torch.float32)
-    with pytest.raises(ValueError, match="mean must be on the CPU, is on meta"):
-        run(images, parameters, mean.to("meta"), std, torch.float32)
     out = torch.empty(2, 4, 5, 3)
     with pytest.raises(RuntimeError, match=r"parameters must .* of \(2, 13\)"):
         torch.ops.barlow_fast_cpu.photometric(images, parameters[:1], mean, std, out)

@@ -429,21 +429,8 @@ def test_a_build_for_the_hub_has_these_kernels(tmp_path):
 
 
 def test_photometric_arguments_that_do_not_fit_are_refused():
-    images, parameters = photometric_contract.crops(2, (4, 5), 3), photometric_contract.plain(2)
-    mean, std = photometric_contract.statistics(3)
-    run = triton_kernels.photometric
-    with pytest.raises(TypeError, match=r"crops must be uint8, got torch\.float32"):
-        run(images.float(), parameters, mean, std, torch.float32)
-    with pytest.raises(TypeError, match=r"dtype must be .*, got torch\.float64"):
-        run(images, parameters, mean, std, torch.float64)
-    with pytest.raises(TypeError, match=r"parameters must be floating point, got torch\.int64"):
-        run(images, parameters.long(), mean, std, torch.float32)
-    with pytest.raises(ValueError, match=r"crops must be \(B, H, W, 1 or 3\), got \(2, 4, 5\)"):
-        run(images[..., 0], parameters, mean, std, torch.float32)
-    with pytest.raises(ValueError, match=r"parameters must be \(2, 13\) .*, got \(1, 13\)"):
-        run(images, parameters[:1], mean, std, torch.float32)
-    with pytest.raises(ValueError, match="mean must be on cpu, is on meta"):
-        run(images, parameters, mean.to("meta"), std, torch.float32)
+    photometric_contract.check_refusals(triton_kernels, "cpu")
+    arguments = photometric_contract.plain(1), *photometric_contract.statistics(3)
     large = torch.empty(1, 1 << 15, 1 << 15, 3, dtype=torch.uint8, device="meta")
     with pytest.raises(ValueError, match="take images of up to"):
-        run(large, *(x.to("meta") for x in (parameters[:1], mean, std)), torch.float32)
+        triton_kernels.photometric(large, *(x.to("meta") for x in arguments), torch.float32)
