@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.peers import Loss, Peer
+from bench.peers.peer import Loss, Peer
 
 TUNED = "max-autotune"  # replays CUDA graphs of its own
 TUNED_FOR_GRAPH = "max-autotune-no-cudagraphs"  # the same code, to be captured in ours

@@ -19,7 +19,8 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from bench.peers import LAMBD, Mathematics, Peer, stateless
+from bench.peers.mathematics import LAMBD, Mathematics
+from bench.peers.peer import Peer, stateless
 
 SCALE = 0.025
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.peers import LAMBD, Mathematics, Peer, installed, stateless
+from bench.peers import installed
 from bench.peers.installed import MONAI, STABLE_PRETRAINING
+from bench.peers.mathematics import LAMBD, Mathematics
+from bench.peers.peer import Peer, stateless
 
 SOLO_LEARN_FACTOR = 0.025  # the library's default; its lambda is matched
 VISSL_EPS = 1e-5

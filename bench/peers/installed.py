@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from bench import provenance
-from bench.peers import LAMBD, Loss, Mathematics, Peer
-from bench.peers.mathematics import PAPER
+from bench.peers.mathematics import LAMBD, PAPER, Mathematics
+from bench.peers.peer import Loss, Peer
 
 MONAI = Mathematics(unbiased=True, eps=1e-6, eps_on="deviation", lambd=torch.tensor(LAMBD).item())
 STABLE_PRETRAINING = Mathematics(unbiased=True, eps=1e-5, eps_on="deviation")

@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.peers import LAMBD, Loss, Peer
+from bench.peers.mathematics import LAMBD
+from bench.peers.peer import Loss, Peer
 
 
 class OfficialLoss(nn.Module):

@@ -9,7 +9,8 @@ import torch
 
 import barlow_fast
 from barlow_fast.kernels import why_unusable
-from bench.peers import LAMBD, Loss, Peer
+from bench.peers.mathematics import LAMBD
+from bench.peers.peer import Loss, Peer
 
 
 def build(backend: str, n: int, d: int, dtype: torch.dtype) -> Loss:

@@ -478,9 +478,9 @@ def test_options_reach_the_kernels(name, option, case, views, monkeypatch):
     load = adapters.standardised.load
 
     class Recorded:
-        def __init__(self, backend: str) -> None:
-            self.kernels = load(backend)
-            calls.append(backend)
+        def __init__(self, backend: str, precision: str) -> None:
+            self.kernels = load(backend, precision)
+            calls.extend([backend, precision])
 
         def __getattr__(self, method: str) -> Callable[..., Any]:
             def call(*arguments: Any, **options: Any) -> Any:
