@@ -171,9 +171,8 @@ def _compute(z_a: Tensor, z_b: Tensor, options: Options) -> tuple[Tensor, Tensor
         if group is not None:  # the layout decides on the form
             chosen = plan.resolved(z_a, options._replace(form="gram", precision=precision))
     if group is None:
-        return ops.barlow_twins(
-            z_a, z_b, options.lambd, options.eps, options.form, precision, options.backend
-        )
+        given = ops.Options(options.eps, options.form, precision, options.backend)
+        return ops.barlow_twins(z_a, z_b, options.lambd, given)
     from ..distributed import autograd
 
     return autograd.forward(z_a, z_b, chosen._replace(form=options.form), group)
