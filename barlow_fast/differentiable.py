@@ -2,7 +2,7 @@
 
 `forward` and `backward` are plain functions on tensors. Eager mode calls them from an
 autograd.Function; under torch.compile, export and dispatch modes (fake tensors, FlopCounterMode)
-the registered operators `torch.ops.barlow_fast.*` are called, opaque to whoever looks on. All
+the registered operators `torch.ops.barlow_fast.*` are called, opaque to the compiler. All
 routes run the same code and give the same bits.
 
 First derivatives only, in reverse mode: `torch.func.grad`, `vmap` and `jacrev` work, forward mode
@@ -87,8 +87,8 @@ class DifferentiableOperator:
         self.forward_tensor, self.backward_tensor = registered("_tensor", "Tensor")
 
         class Gradient(torch.autograd.Function):
-            """The backward pass as a node of its own, so that differentiating it again is refused
-            in words."""
+            """The backward pass as a node of its own, so that differentiating it again raises
+            an error."""
 
             @staticmethod
             def forward(*arguments):
@@ -404,7 +404,7 @@ def _each_in_turn(
 
 
 def _in_gradient_of_torch_func() -> bool:
-    """Whether the innermost transform of torch.func is a gradient. In words that can be traced."""
+    """Whether the innermost transform of torch.func is a gradient. Can be traced."""
     if not torch._C._are_functorch_transforms_active():
         return False
     transform = torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter()
@@ -441,7 +441,7 @@ def _flop_formulas(
 
 
 def count_flops() -> None:
-    """Gives the formulas to `torch.utils.flop_counter`, if somebody has imported it.
+    """Gives the formulas to `torch.utils.flop_counter`, if it is imported.
 
     Not before: importing it takes a third of a second. Counters that are at work already have
     copied the formulas they know.

@@ -118,7 +118,7 @@ def choose_precision(
 
 
 def precision_under_autocast(z: Tensor, precision: str) -> str:
-    """What 'auto' stands for at the time of the call, for forward and backward pass.
+    """The meaning of 'auto' at the time of the call, for forward and backward pass.
 
     In a graph, outside autocast, 'auto': the operator decides when it runs, by torch's settings of
     that time.
