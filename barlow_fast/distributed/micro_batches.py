@@ -35,8 +35,8 @@ class Plan:
 
     @property
     def listening(self) -> Group | None:
-        """The ranks that can receive an error while the embeddings are computed: where the model makes
-        exchanges, the others may be waiting in one of these."""
+        """The ranks that an error is reported to while the embeddings are computed; None where the
+        model makes exchanges, in which the others may be waiting."""
         return None if self.exchanges else self.group
 
 
