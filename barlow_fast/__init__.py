@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    if name in ("patch", "unpatch"):  # for scripts that ask for them; nobody else waits
+    if name in ("patch", "unpatch"):  # imported at first use
         from .adapters import patching
 
         return getattr(patching, name)

@@ -89,8 +89,9 @@ class Options(NamedTuple):
         check_weight(as_number("lambd", self.lambd))
         check_number("scale", self.scale)
         check_number("eps", self.eps, at_least=0)
-        for name in _CHOICES:
-            check_choice(name, getattr(self, name))
+        for name, accepted in _CHOICES.items():
+            if getattr(self, name) not in accepted:
+                check_choice(name, getattr(self, name))
         check_layout(self.layout, self.form)
         check_process_group(self.process_group)
 
@@ -119,6 +120,8 @@ def check_number(name: str, value: Any, at_least: float = -LARGEST) -> None:
         TypeError: something else than a real number.
         ValueError: out of range, or not finite.
     """
+    if type(value) is float and at_least <= value <= LARGEST:
+        return
     if isinstance(value, torch.SymFloat | torch.SymInt):
         return
     if not isinstance(value, Real) or isinstance(value, bool):

@@ -2,7 +2,7 @@
 
 `forward` and `backward` are plain functions on tensors. Eager mode calls them from an
 autograd.Function; under torch.compile, export and dispatch modes (fake tensors, FlopCounterMode)
-the registered operators `torch.ops.barlow_fast.*` are called, opaque to whoever looks on. All
+the registered operators `torch.ops.barlow_fast.*` are called, opaque to the compiler. All
 routes run the same code and give the same bits.
 
 First derivatives only, in reverse mode: `torch.func.grad`, `vmap` and `jacrev` work, forward mode
@@ -87,8 +87,8 @@ class DifferentiableOperator:
         self.forward_tensor, self.backward_tensor = registered("_tensor", "Tensor")
 
         class Gradient(torch.autograd.Function):
-            """The backward pass as a node of its own, so that differentiating it again is refused
-            in words."""
+            """The backward pass as a node of its own, so that differentiating it again raises
+            an error."""
 
             @staticmethod
             def forward(*arguments):
@@ -112,20 +112,29 @@ class DifferentiableOperator:
             """The eager route."""
 
             @staticmethod
-            def forward(ctx, *inputs):
-                output = flat_forward(*inputs)
-                _keep(ctx, inputs, output, results)
+            def forward(ctx, z_a, z_b, lambd, options):
+                output = forward(z_a, z_b, lambd, options)
+                save_for_backward(ctx, z_a, z_b, *output[results:])
+                ctx.options = lambd, options
                 ctx.mark_non_differentiable(*output[1:results])
                 return output[:results]
 
             @staticmethod
             def backward(ctx, grad, *_):
-                function = flat_backward
+                lambd, options = ctx.options
+                need = ctx.needs_input_grad[:2]
+                z_a, z_b, *saved = saved_tensors(ctx)
                 if torch.is_grad_enabled():  # recorded only for the sake of second derivatives
-                    function = Gradient.apply
+                    found = Gradient.apply(grad, z_a, z_b, *saved, lambd, *options, *need)
                 elif torch._C._functorch.is_legacy_batchedtensor(grad):  # is_grads_batched=True
-                    function = self.backward
-                return _gradients(function, ctx, grad)
+                    found = self.backward(grad, z_a, z_b, *saved, lambd, *options, *need)
+                else:
+                    found = backward(grad, z_a, z_b, saved, lambd, options, need)
+                return (
+                    *(g if needed else None for g, needed in zip(found, need, strict=True)),
+                    None,
+                    None,
+                )
 
             jvp = staticmethod(refuse_forward_mode)
 
@@ -153,7 +162,7 @@ class DifferentiableOperator:
 
         self.eager, self.transformed = Loss.apply, Transformed.apply
 
-    def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
+    def __call__(self, z_a: Tensor, z_b: Tensor, lambd: Any, options: Any) -> tuple[Tensor, ...]:
         """The loss and its terms; gradients flow through the loss alone."""
         if torch.compiler.is_compiling():
             if _in_gradient_of_torch_func():
@@ -161,15 +170,15 @@ class DifferentiableOperator:
                     "torch.func.grad and jacrev of the loss are no part of a graph; without "
                     "fullgraph=True torch.compile leaves them to eager mode"
                 )
-            return self._operator(*arguments)
+            return self._operator(z_a, z_b, lambd, *options)
         if torch._C._are_functorch_transforms_active():
-            return self.transformed(*arguments)[: self._results]
+            return self.transformed(z_a, z_b, lambd, *options)[: self._results]
         if torch._C._len_torch_dispatch_stack():
             count_flops()
-            return self._operator(*arguments)
+            return self._operator(z_a, z_b, lambd, *options)
         if torch.jit.is_tracing():
             _refuse("the loss cannot be traced by torch.jit.trace; torch.export can export it")
-        return self.eager(*arguments)
+        return self.eager(z_a, z_b, lambd, options)
 
     def _operator(self, z_a: Tensor, z_b: Tensor, lambd: Any, *options: Any) -> tuple[Tensor, ...]:
         operator = self.forward
@@ -395,7 +404,7 @@ def _each_in_turn(
 
 
 def _in_gradient_of_torch_func() -> bool:
-    """Whether the innermost transform of torch.func is a gradient. In words that can be traced."""
+    """Whether the innermost transform of torch.func is a gradient. Can be traced."""
     if not torch._C._are_functorch_transforms_active():
         return False
     transform = torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter()
@@ -432,7 +441,7 @@ def _flop_formulas(
 
 
 def count_flops() -> None:
-    """Gives the formulas to `torch.utils.flop_counter`, if somebody has imported it.
+    """Gives the formulas to `torch.utils.flop_counter`, if it is imported.
 
     Not before: importing it takes a third of a second. Counters that are at work already have
     copied the formulas they know.

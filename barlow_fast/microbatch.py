@@ -65,7 +65,7 @@ def backward_in_microbatches(
     Fully sharded models work too, and reduce in every micro-batch.
 
     Ranks may have different numbers of samples, at least one each. Those that share the model
-    (DDP, FSDP, SyncBatchNorm) tell each other their numbers first, in one small exchange between
+    (DDP, FSDP, SyncBatchNorm) exchange their numbers first, in one small exchange between
     hosts, and all take as many micro-batches as the one that needs most. A rank with fewer samples
     than that joins in some with a batch of none where the model exchanges data in its forward
     (SyncBatchNorm, FSDP), and takes as few as it needs where it does not.

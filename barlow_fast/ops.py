@@ -32,9 +32,9 @@ def forward(z_a: Tensor, z_b: Tensor, lambd: float, options: Options) -> tuple[T
     The last three are what `backward` needs: (7, D) statistics and, by form, both Gram matrices and
     their centres, or the zeroed C and its (2, D) squared sums, in the layouts of the kernel set.
     """
-    eps, form, precision, backend = plan.resolved(z_a, options)
+    form, precision, backend = plan.resolve(z_a, *options[1:])
     with plan.without_autocast(z_a.device.type):
-        return FORM[form].forward(load(backend, precision), z_a, z_b, lambd, eps, precision)
+        return FORM[form].forward(load(backend, precision), z_a, z_b, lambd, options.eps, precision)
 
 
 def backward(
@@ -47,10 +47,12 @@ def backward(
     need: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the loss times the scalar `grad`; the one that is not needed is empty."""
-    eps, form, precision, backend = plan.resolved(z_a, options)
+    form, precision, backend = plan.resolve(z_a, *options[1:])
     with plan.without_autocast(z_a.device.type):
         kernels = load(backend, precision)
-        return FORM[form].backward(kernels, z_a, z_b, kept, grad, lambd, eps, precision, need)
+        return FORM[form].backward(
+            kernels, z_a, z_b, kept, grad, lambd, options.eps, precision, need
+        )
 
 
 def flops(z: Tensor, options: Any) -> tuple[float, float]:

@@ -118,7 +118,7 @@ def choose_precision(
 
 
 def precision_under_autocast(z: Tensor, precision: str) -> str:
-    """What 'auto' stands for at the time of the call, for forward and backward pass.
+    """The meaning of 'auto' at the time of the call, for forward and backward pass.
 
     In a graph, outside autocast, 'auto': the operator decides when it runs, by torch's settings of
     that time.
@@ -129,14 +129,14 @@ def precision_under_autocast(z: Tensor, precision: str) -> str:
     return choose_precision("auto", z.dtype, z.device.type, autocast)[0]
 
 
-def resolved(z: Tensor, options: Any) -> Any:
-    """`options` for embeddings z (N, D), with nothing left to 'auto'.
+def resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, str, str]:
+    """(form, precision, backend) for embeddings z (N, D), with nothing left to 'auto'."""
+    backend = choose_backend(backend, z.device)
+    form = choose_form(form, z.shape[0], z.shape[1], backend)
+    return form, choose_precision(precision, z.dtype, z.device.type)[0], backend
 
-    options: a NamedTuple with the fields form, precision and backend.
-    """
-    backend = choose_backend(options.backend, z.device)
-    return options._replace(
-        form=choose_form(options.form, z.shape[0], z.shape[1], backend),
-        precision=choose_precision(options.precision, z.dtype, z.device.type)[0],
-        backend=backend,
-    )
+
+def resolved(z: Tensor, options: Any) -> Any:
+    """`options`, a NamedTuple with the fields form, precision and backend, with these resolved."""
+    chosen = resolve(z, options.form, options.precision, options.backend)
+    return options._replace(form=chosen[0], precision=chosen[1], backend=chosen[2])

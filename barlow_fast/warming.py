@@ -20,7 +20,7 @@ def warmup(
     device: str | torch.device = "cuda",
     **options: Unpack[Keywords],
 ) -> None:
-    """Runs the loss forward and backward once per shape: no later step waits for a compiler.
+    """Runs the loss forward and backward once per shape, so that no later step compiles.
 
     Triton compiles a kernel when it first meets its types and block sizes, a second or so each, and
     keeps the result on disk. Call this before the first step, before CUDA graphs are captured, or

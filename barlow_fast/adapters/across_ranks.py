@@ -8,7 +8,7 @@ gather u (samples of all ranks x D) and hold their own rows of K = u u^T,
 
     sum over i, j of C_ij^2 = <K_a, K_b>,    dL/du_a = 2 lambd K_b u_a + w * u_b
 
-with w_i = 2 (C_ii - 1) - 2 lambd C_ii, and 2 (C_ii - 1) where C is at hand without its diagonal
+with w_i = 2 (C_ii - 1) - 2 lambd C_ii, and 2 (C_ii - 1) where C is kept without its diagonal
 (kernels/README.md, equations 4 and 8). Gradients: see `barlow_twins_loss`.
 """
 
@@ -192,7 +192,7 @@ def _gather(u: Tensor, rows: tuple[int, ...], group: Group, precision: str) -> T
 
 
 class _Gradient(torch.autograd.Function):
-    """The backward pass as a node of its own: differentiating it again is refused in words."""
+    """The backward pass as a node of its own: differentiating it again raises an error."""
 
     @staticmethod
     def forward(ctx, grad, function, outer):

@@ -147,7 +147,7 @@ TARGETS = {
 
 
 class _Rebound(NamedTuple):
-    """A name of a namespace, or a key of a registry, that stands for ours."""
+    """A name of a namespace, or a key of a registry, bound to the replacement."""
 
     place: str
     mapping: Any
@@ -348,7 +348,7 @@ def _replace(
     if found is ours:
         place = f"{replacement.module}.{replacement.attribute}"
         original = next((c.original for c in handle._changes if c.place == place), ours)
-        if original is ours:  # put there by somebody else
+        if original is ours:  # bound by other code
             return
     already = {(id(change.mapping), change.key) for change in handle._changes}
     derived = _derived(original)
@@ -395,7 +395,7 @@ class _Place(NamedTuple):
 
 
 class _New(functools.partial):
-    """Makes an instance without its `__init__`, and is pickled without a word of barlow_fast."""
+    """Makes an instance without its `__init__`, and is pickled without reference to barlow_fast."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         kind, *arguments = self.args

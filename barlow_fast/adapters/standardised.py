@@ -187,7 +187,7 @@ def _loss(
         if divisor == 0:
             raise ValueError("divisor must be more than 0, got 0")
         given.check(z_a.shape[0])
-    (loss,) = deviation(z_a, z_b, lambd, *given)
+    (loss,) = deviation(z_a, z_b, lambd, given)
     return loss if options.scale == 1.0 else loss * options.scale
 
 

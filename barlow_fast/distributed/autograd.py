@@ -102,7 +102,7 @@ class DistributedLoss(torch.autograd.Function):
 
 
 class DistributedGradient(torch.autograd.Function):
-    """The backward pass as a node of its own: differentiating it again is refused in words.
+    """The backward pass as a node of its own: differentiating it again raises an error.
 
     z_a and z_b are what it would be differentiated by; layouts have what they use in `tensors`.
     """

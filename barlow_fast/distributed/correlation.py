@@ -35,7 +35,7 @@ def forward(
         matrix = torch.zeros(shape, dtype=kept, device=z_a.device)
     part = matrix[:, : call.d].to(dtype)
     if call.is_global and matrix.dtype == dtype:
-        part.mul_(call.own_rows / call.n)  # nobody else needs it
+        part.mul_(call.own_rows / call.n)  # not used again
     else:
         part = part * (call.own_rows / call.n)
     of_own_rows = () if call.is_global else (matrix, statistics.own(call, moments)[6])
@@ -44,7 +44,7 @@ def forward(
     del part, matrix  # D x D each: not while their sum comes in
     share = reduction.share()
     if call.use_all_reduce:
-        # Every rank has all of C and of the diagonal: nobody has to be asked.
+        # Every rank has all of C and of the diagonal: no exchange is needed.
         on_diagonal, diagonal_squares = sums * call.group.size
         row_squares, column_squares = _squares(reduction.whole[: call.d])
         off_diagonal = row_squares.sum()

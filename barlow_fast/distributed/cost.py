@@ -14,7 +14,7 @@ import torch
 from ..arguments import FORM_OF_LAYOUT, LAYOUTS, check_layout
 from ..kernels import tiles
 from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
-from . import shards, wire
+from . import slices, wire
 
 DESCRIPTION = {
     "features": "features for samples by all-to-all, N x N summed as tiles",
@@ -116,7 +116,7 @@ def cost(
         use_all_reduce: for sums over ranks, as between machines.
     """
     ranks, n, own = len(rows), sum(rows), rows[rank]
-    width, others, is_global = shards.widths(d, ranks)[rank], ranks - 1, statistics == "global"
+    width, others, is_global = slices.widths(d, ranks)[rank], ranks - 1, statistics == "global"
     matrix = wire.matrix_dtype(precision).itemsize
     wide, operand = accumulation_dtype(precision).itemsize, OPERAND_DTYPE[precision].itemsize
 
@@ -149,7 +149,7 @@ def cost(
     else:
         # The (7, D) statistics are gathered, from each rank its columns; of local ones only C_ii.
         exchanged, exchanges, sums = moments, 2, 0
-        spread = (7 if is_global else 1) * wide * max(shards.widths(d, ranks)) * others
+        spread = (7 if is_global else 1) * wide * max(slices.widths(d, ranks)) * others
     if layout == "rows":
         most = max(rows)
         spread += 2 * others * most * d * operand + summed(5) + scale

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..forms.norms import differentiate_norm
 from ..kernels import Coefficients, GradientInputs, tiles
 from ..kernels.precision import accumulation_dtype, gram_scale
-from . import shards, statistics, wire
+from . import slices, statistics, wire
 from .call import Call
 from .collectives import Reduction, Transfer, all_to_all, gather_shares, total
 
@@ -67,7 +67,7 @@ def forward(
 
 
 def _send(call: Call, z: Tensor) -> Transfer:
-    widths = shards.widths(call.d, call.group.size)
+    widths = slices.widths(call.d, call.group.size)
     width = widths[call.group.rank]
     return all_to_all(
         "embeddings",
@@ -86,7 +86,7 @@ def _add_up(call: Call, z: Tensor, rows: Tensor, centre: Tensor) -> Reduction:
         packed = z.new_zeros((count, b, b), dtype=accumulation_dtype(call.precision))
     else:
         packed = call.kernels.gram_tiles(z, rows, call.precision)
-    diagonal = shards.diagonal_of_tiles(call.n, call.precision, z.device)
+    diagonal = slices.diagonal_of_tiles(call.n, call.precision, z.device)
     packed.view(-1)[diagonal] -= centre.to(packed.dtype)
     packed = packed.flatten(0, 1) * _scale(call) if _scale(call) != 1 else packed.flatten(0, 1)
     wire_dtype = wire.matrix_dtype(call.precision)
@@ -104,7 +104,7 @@ def _finish(
     """The loss and its terms, this rank's rows of K'_a and K'_b, and the centres that they lack."""
     dtype = accumulation_dtype(call.precision)
     shares = [reduction.share() / _scale(call) for reduction in reductions]
-    share = shards.share_of_tiles(
+    share = slices.share_of_tiles(
         call.n, call.precision, call.group.rank, call.group.size, shares[0].device
     )
     inner = torch.linalg.vecdot(*shares).double() @ share.weights
@@ -156,7 +156,7 @@ def backward(
 
 
 def _send_home(call: Call, grad: Tensor) -> Transfer:
-    widths = shards.widths(call.d, call.group.size)
+    widths = slices.widths(call.d, call.group.size)
     return all_to_all(
         "gradients",
         grad.to(wire.gradient_dtype(call.dtype, call.precision, call.statistics)),

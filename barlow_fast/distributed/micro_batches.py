@@ -1,7 +1,7 @@
 """Into how many micro-batches the ranks of a model cut their rows.
 
 What a model exchanges in its forward (statistics of a synchronised batch norm, shards of weights)
-all ranks must exchange equally often. So they tell each other their rows first, in one small
+all ranks must exchange equally often. So they exchange their numbers of samples first, in one small
 exchange between hosts.
 """
 
@@ -29,14 +29,14 @@ class Plan:
     """What a rank does with its rows."""
 
     sizes: tuple[int, ...]  # rows of each of its micro-batches
-    plain: bool  # one pass for all ranks: nobody needs more
+    plain: bool  # one pass is enough for all ranks
     group: Group | None  # the ranks that share the model; None for this one alone
     exchanges: bool  # whether the model itself makes exchanges in its forward
 
     @property
     def listening(self) -> Group | None:
-        """Who can be told of an error while the embeddings are computed: where the model makes
-        exchanges, the others may be waiting in one of these."""
+        """The ranks that an error is reported to while the embeddings are computed; None where the
+        model makes exchanges, in which the others may be waiting."""
         return None if self.exchanges else self.group
 
 
@@ -68,7 +68,7 @@ def agree(model: nn.Module, call: Callable[[], tuple[int, int]]) -> Plan:
     if exchanges and count > 1:
         _check(model, all_rows, count)
     # Equally many, unless that would leave some rank with micro-batches of one row or none, and
-    # nobody has to wait for anybody.
+    # no rank waits for another.
     own = count if exchanges or min(all_rows) >= 2 * count else wanted
     sizes = split(rows, own, sum(all_rows[: group.rank]))
     return Plan(sizes, count == 1, group, exchanges)

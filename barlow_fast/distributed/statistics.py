@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.precision import accumulation_dtype, reciprocal_deviation
-from . import shards, wire
+from . import slices, wire
 from .call import Call
 from .collectives import Transfer, all_gather, all_to_all, total
 
@@ -35,7 +35,7 @@ def own_moments(call: Call, z_a: Tensor, z_b: Tensor) -> Tensor:
 
 def send_moments(call: Call, moments: Tensor) -> Transfer:
     """To each rank the moments of its columns."""
-    widths = shards.widths(call.d, call.group.size)
+    widths = slices.widths(call.d, call.group.size)
     return all_to_all(
         "statistics",
         wire.by_columns(moments, call.group.size),
@@ -91,14 +91,14 @@ def of_rows(call: Call, moments: Tensor) -> Rows:
     if call.use_all_reduce:
         return _by_sums(call, moments)
     columns = of_columns(call, send_moments(call, moments))
-    width = max(shards.widths(call.d, call.group.size))
+    width = max(slices.widths(call.d, call.group.size))
     padded = torch.nn.functional.pad(columns.statistics, (0, width - columns.statistics.shape[1]))
     if not call.is_global:
         padded = padded[6:]
     gathered = all_gather("statistics", padded, call.group).wait().transpose(0, 1)
     pieces = [
         gathered[:, rank, : end - begin]
-        for rank, (begin, end) in enumerate(shards.columns(call.d, call.group.size))
+        for rank, (begin, end) in enumerate(slices.columns(call.d, call.group.size))
     ]
     shared = torch.cat(pieces, dim=1)
     if not call.is_global:

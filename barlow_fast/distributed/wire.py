@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..kernels import KernelSet
 from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
-from . import shards
+from . import slices
 
 HALF = ("bf16", "fp16")
 
@@ -69,7 +69,7 @@ def by_columns(x: Tensor, ranks: int) -> Tensor:
     """(rows, D) cut into each rank's columns, one contiguous piece after the other, flat."""
     rows, d = x.shape
     flat = x.new_empty(x.numel())
-    for begin, end in shards.columns(d, ranks):
+    for begin, end in slices.columns(d, ranks):
         piece = flat[rows * begin : rows * end]
         piece.view(rows, end - begin).copy_(x[:, begin:end])
     return flat
@@ -77,7 +77,7 @@ def by_columns(x: Tensor, ranks: int) -> Tensor:
 
 def from_columns(flat: Tensor, rows: int, d: int, ranks: int) -> Tensor:
     """(rows, D) from each rank's columns: undoes `by_columns`."""
-    widths = shards.widths(d, ranks)
+    widths = slices.widths(d, ranks)
     pieces = flat.split([rows * width for width in widths])
     return torch.cat([p.view(rows, w) for p, w in zip(pieces, widths, strict=True)], dim=1)
 

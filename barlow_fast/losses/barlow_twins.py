@@ -113,9 +113,9 @@ def barlow_twins_loss(
         backend: 'triton', 'cpu', 'aten' or 'auto' (the first usable one).
         process_group: None: the batch is this process's own. 'world', a
             `torch.distributed.ProcessGroup` or a 1-D `DeviceMesh`: the batch is that of all its
-            ranks together, each passing its own rows, of which it may have more or fewer than
-            others, or none. All ranks must call, and go backward, alike.
-        statistics: mean and variance over the rows of all ranks ('global', as the original with
+            ranks together, each passing its own samples, whose number may differ between ranks
+            and be 0. All ranks must make the same calls, and the same backward passes.
+        statistics: mean and variance over the samples of all ranks ('global', as the original with
             SyncBN) or over each rank's own ('local', as lightly and solo-learn).
         gradient: 'exact': the mean of all ranks' parameter gradients, which
             DistributedDataParallel and FSDP take, is the gradient of the global loss. 'official':
@@ -130,10 +130,10 @@ def barlow_twins_loss(
     Raises:
         TypeError: inputs that are not tensors or not floating point; options of the wrong type.
         ValueError: mismatched shapes or devices, N < 2, D < 1, unknown or out-of-range options.
-        RuntimeError: a backend that was asked for cannot run here; second or forward-mode
+        RuntimeError: a requested backend cannot run here; second or forward-mode
             derivatives, torch.jit.trace; an export whose batch sizes need both forms; an input that
             was changed in place before the backward pass; another rank has stopped.
-        Of a group, all ranks raise what one of them finds wrong, or in what their calls differ.
+        With a group, all ranks raise the error of one of them, or of calls that differ.
     """
     lambd = as_number("lambd", lambd)
     options = Options(
@@ -171,9 +171,8 @@ def _compute(z_a: Tensor, z_b: Tensor, options: Options) -> tuple[Tensor, Tensor
         if group is not None:  # the layout decides on the form
             chosen = plan.resolved(z_a, options._replace(form="gram", precision=precision))
     if group is None:
-        return ops.barlow_twins(
-            z_a, z_b, options.lambd, options.eps, options.form, precision, options.backend
-        )
+        given = ops.Options(options.eps, options.form, precision, options.backend)
+        return ops.barlow_twins(z_a, z_b, options.lambd, given)
     from ..distributed import autograd
 
     return autograd.forward(z_a, z_b, chosen._replace(form=options.form), group)

@@ -90,7 +90,7 @@ def synchronise(model: nn.Module, device_type: str, process_group: Any = None) -
     )
     norm.load_state_dict(model.state_dict())
     if model.affine:
-        # The same parameters, so that an optimizer made before goes on working.
+        # The same parameters, so that an optimizer made before stays valid.
         norm.weight, norm.bias = model.weight, model.bias
     return norm.train(model.training)
 

@@ -19,7 +19,7 @@ from barlow_fast.distributed import (
     correlation,
     cost,
     groups,
-    shards,
+    slices,
     statistics,
     wire,
 )
@@ -42,17 +42,17 @@ LOCAL = Network(
 NUMBERS = {name: value for name, value in asdict(LOCAL).items() if name != "use_all_reduce"}
 
 
-# --- shards and tiles ------------------------------------------------------------------------
+# --- slices and tiles ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 8, 64])
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 31, 64, 100, 513, 2048, 8192, 8191])
 def test_columns_are_dealt_out_evenly(d, ranks):
-    pieces = shards.columns(d, ranks)
+    pieces = slices.columns(d, ranks)
     assert len(pieces) == ranks
     covered = [column for begin, end in pieces for column in range(begin, end)]
     assert covered == list(range(d))
-    widths = shards.widths(d, ranks)
+    widths = slices.widths(d, ranks)
     assert sum(widths) == d
     assert max(widths) <= 1.125 * d / ranks + 1
     if d >= 8 * 64 * ranks:
@@ -69,7 +69,7 @@ def symmetric(n: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("n", [2, 63, 64, 65, 128, 200, 257, 300])
 def test_diagonal_of_tiles(n, precision):
     x = symmetric(n, n)
-    positions = shards.diagonal_of_tiles(n, precision, CPU)
+    positions = slices.diagonal_of_tiles(n, precision, CPU)
     assert torch.equal(tiles.pack(x, precision).view(-1)[positions], x.diagonal())
 
 
@@ -84,7 +84,7 @@ def test_shares_of_tiles_add_up_to_the_matrix(n, ranks, precision):
     held = -(-packed[0].shape[0] // ranks)
     inner, traces = 0.0, torch.zeros(2, dtype=torch.float64)
     for rank in range(ranks):
-        share = shards.share_of_tiles(n, precision, rank, ranks, CPU)
+        share = slices.share_of_tiles(n, precision, rank, ranks, CPU)
         assert share.weights.shape == (held,)
         rows = []
         for matrix in packed:
@@ -106,8 +106,8 @@ def test_columns_packed_and_unpacked(d, ranks):
     x = torch.arange(6.0 * d).view(6, d)
     flat = wire.by_columns(x, ranks)
     for (begin, end), piece in zip(
-        shards.columns(d, ranks),
-        flat.split([6 * width for width in shards.widths(d, ranks)]),
+        slices.columns(d, ranks),
+        flat.split([6 * width for width in slices.widths(d, ranks)]),
         strict=True,
     ):
         assert torch.equal(piece.view(6, -1), x[:, begin:end])

@@ -22,16 +22,16 @@ ACROSS_RANKS = {
 
 
 def resolved(monkeypatch, **options):
-    """The form, precision and backend that a call runs."""
+    """(form, precision, backend) that a call runs."""
     found = []
-    plain = plan.resolved
+    plain = plan.resolve
 
     def noted(*arguments):
         found.append(plain(*arguments))
         return found[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "resolved", noted)
+        patch.setattr(plan, "resolve", noted)
         barlow_twins_loss(*draw("random", 8, 64), **options)
     return found[0]
 
@@ -41,9 +41,9 @@ EFFECTS = {
     "lambd": (0.5, lambda out, off, m: out["lambd"] > off["lambd"]),
     "scale": (3.0, lambda out, off, m: torch.equal(out["scale"], 3 * off["scale"])),
     "eps": (1.0, lambda out, off, m: not torch.equal(out["eps"], off["eps"])),
-    "precision": ("bf16", lambda out, off, m: resolved(m, precision="bf16").precision == "bf16"),
-    "form": ("correlation", lambda out, off, m: resolved(m, form="correlation").form != "gram"),
-    "backend": ("aten", lambda out, off, m: resolved(m, backend="aten").backend == "aten"),
+    "precision": ("bf16", lambda out, off, m: resolved(m, precision="bf16")[1] == "bf16"),
+    "form": ("correlation", lambda out, off, m: resolved(m, form="correlation")[0] != "gram"),
+    "backend": ("aten", lambda out, off, m: resolved(m, backend="aten")[2] == "aten"),
     "return_terms": (True, lambda out, off, m: isinstance(out["return_terms"][1], Terms)),
 }  # fmt: skip
 

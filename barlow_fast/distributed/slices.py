@@ -1,6 +1,6 @@
-"""How columns of the embeddings and rows of packed matrices are dealt out to ranks.
+"""Feature slices of the embeddings, and shares of packed matrices, of each rank.
 
-Pure arithmetic on sizes that all ranks know: no rank has to be told what another one holds.
+Pure arithmetic on sizes that all ranks know: no exchange is needed.
 """
 
 from __future__ import annotations
