@@ -9,8 +9,8 @@ DALI decodes damaged JPEGs that Pillow refuses, and images whose data end early.
 every file first when it comes for the first time (`decoding.check`, half of a decoding), and
 decides for all loaders. DALI also loses the whole batch when it cannot decode one image: such a
 batch is run again in halves until the images at fault stand alone. An image that DALI does not
-decode, or not as Pillow does, is rendered by Pillow. Whether it is depends on the image alone: the same sample
-shows the same crop in whatever batch it comes.
+decode, or not as Pillow does, is rendered by Pillow. Whether it is depends on the image alone: the
+same sample shows the same crop in whatever batch it comes.
 
 On a CPU images are decoded to the very same bytes as by Pillow, and resized to within a level; more
 in the outermost ring of pixels of crops that are much smaller than their windows, where DALI
