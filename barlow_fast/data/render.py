@@ -55,7 +55,7 @@ def photometric_kernel(device: torch.device) -> Callable[..., Tensor]:
     return kernels.load(choose_backend("auto", device)).photometric
 
 
-def normalise(images: Tensor, mean: float, std: float) -> Tensor:
+def normalise(images: Tensor, mean: float | Tensor, std: float | Tensor) -> Tensor:
     """The images as they are, for evaluation: (B, C, H, W) uint8 -> float32 with `mean` and `std`
     taken out."""
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)

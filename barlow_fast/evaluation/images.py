@@ -18,6 +18,7 @@ from ..data import ViewLoader, Views, ViewSpecification
 from ..data.decoding import pillow
 from ..data.faults import BadImage, BadImageError, BadImages, OnBadImage
 from ..data.parallel import in_order
+from ..data.render import normalise
 from ..data.rendering.arrays import crop, with_channels
 from ..data.sources import ArraySource, Source
 
@@ -85,7 +86,7 @@ class ImageFormat:
             torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
-        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return normalise(images, mean, std)
 
 
 @dataclass(frozen=True)

@@ -383,7 +383,7 @@ def test_a_sheet_leaves_bad_images_out_and_names_them(photos: FolderSource, tmp_
         sheet(photos, PRESETS["imagenet"], 8)
 
 
-def test_what_was_drawn_is_told():
+def test_what_was_drawn_is_described():
     everything = ViewSpecification(
         crop_area=(0.2, 0.5),
         flip=1.0,

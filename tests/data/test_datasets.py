@@ -190,7 +190,7 @@ def test_fashion_mnist_from_the_system():
     assert data.normalisation() == pytest.approx((0.2860, 0.3530), abs=1e-4)
 
 
-def test_a_download_is_asked_for(tmp_path: Path, monkeypatch):
+def test_a_download_is_requested(tmp_path: Path, monkeypatch):
     asked = []
     torchvision_datasets = pytest.importorskip("torchvision.datasets")
     monkeypatch.setattr(

@@ -180,17 +180,17 @@ def _():
 
 
 class Received(Exception):
-    """A batch was asked for."""
+    """A batch was requested."""
 
 
 class Rendering:
-    """Stands in for a renderer and keeps what it was told, and what was submitted."""
+    """Stands in for a renderer and keeps what is passed to it, and what was submitted."""
 
-    told: dict[str, Any]
+    passed: dict[str, Any]
     submitted: list[int]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        Rendering.told = {"arguments": arguments[2:], **options}
+        Rendering.passed = {"arguments": arguments[2:], **options}
         Rendering.submitted = []
 
     def submit(self, epoch: int, samples: np.ndarray) -> None:
@@ -213,10 +213,10 @@ def rendering(monkeypatch) -> type[Rendering]:
 
 
 def made(source: Any, **options: Any) -> tuple[str, dict[str, Any]]:
-    """(Kind of renderer, what it was told)."""
+    """(Kind of renderer, what is passed to it)."""
     views = Views("three", (CROP,), (0.4,) * 3, (0.2,) * 3)
     with ViewLoader(source, views, 2, **options) as batches:
-        return type(batches._renderer).__name__, Rendering.told
+        return type(batches._renderer).__name__, Rendering.passed
 
 
 @case(ViewLoader, "loader", "workers")
@@ -231,11 +231,11 @@ def _(rendering, files, monkeypatch):
         ({"loader": "dali", "workers": 3}, "DaliRenderer", {"threads": 3, "device": "cpu"}),
         ({"loader": "dali", "workers": 0}, "DaliRenderer", {"threads": 1, "device": "cpu"}),
     ):
-        found, told = made(files, **options)
+        found, passed = made(files, **options)
         assert found == kind
-        del told["arguments"]
+        del passed["arguments"]
         waits = {"timeout": 1800.0} if kind == "WorkerRenderer" else {}
-        assert told == {"seed": 0, "prefetch": 2, **waits, **expected}
+        assert passed == {"seed": 0, "prefetch": 2, **waits, **expected}
     monkeypatch.setattr(loader, "cores_of_rank", lambda: 99)
     assert made(files)[1]["workers"] == loader.MOST_PROCESSES
     assert made(files, workers=99)[1]["workers"] == 99
@@ -252,7 +252,7 @@ def _(rendering, files):
     views = Views("three", (CROP,), (0.4,) * 3, (0.2,) * 3)
     for prefetch in (1, 2):
         with ViewLoader(files, views, 2, prefetch=prefetch) as batches:
-            assert Rendering.told["prefetch"] == prefetch
+            assert Rendering.passed["prefetch"] == prefetch
             with pytest.raises(Received):
                 next(iter(batches))
         assert Rendering.submitted == [2] * prefetch
@@ -274,7 +274,7 @@ def _(rendering):
     # The photometric part has no kernels there, or the batch would come.
     with contextlib.suppress(ValueError, Received):
         first(device="meta")
-    assert Rendering.told["device"] == torch.device("meta")
+    assert Rendering.passed["device"] == torch.device("meta")
     assert made(array())[1]["device"] == torch.device("cpu")
 
 
@@ -507,14 +507,14 @@ def _():
 @case(load, "data_dir")
 @case(open_source, "split", "data_dir")
 def _(monkeypatch, files, tmp_path):
-    told = []
+    passed = []
     monkeypatch.setitem(
-        data.DATASETS, "fashion-mnist", lambda folder: told.append(folder) or small_set()
+        data.DATASETS, "fashion-mnist", lambda folder: passed.append(folder) or small_set()
     )
     assert len(open_source("fashion-mnist", "test", data_dir=tmp_path)) == 2
     assert len(open_source("fashion-mnist")) == 4
     load("fashion-mnist", tmp_path)
-    assert told == [tmp_path, None, tmp_path]
+    assert passed == [tmp_path, None, tmp_path]
     assert len(open_source(files.root)) == 5
     parts = tmp_path / "parts"
     write_folder(parts, {"val/a/0.png": encode(pixels()), "train/a/1.png": encode(pixels())})
@@ -536,10 +536,10 @@ def _(files, tmp_path):
         (open_source, str(shards / "shard-000000.tar")),
         (ShardSource, shards),
     ):
-        told: list[int] = []
-        source = open_one(place, max_pixels=12 * 16 - 1, progress=told.append)
-        assert told
-        assert told[-1] == 5
+        passed: list[int] = []
+        source = open_one(place, max_pixels=12 * 16 - 1, progress=passed.append)
+        assert passed
+        assert passed[-1] == 5
         with pytest.raises(BadImageError):
             source.image(0)
         open_one(place, max_pixels=12 * 16).image(0)
@@ -576,19 +576,19 @@ def _(files, monkeypatch):
     calls = record_calls(
         monkeypatch, check_module, "in_order", lambda source, task, workers: map(task, range(5))
     )
-    told: list[int] = []
+    passed: list[int] = []
     for workers in (None, 3):
-        assert list(bad_images(files, workers, told.append)) == []
+        assert list(bad_images(files, workers, passed.append)) == []
     assert [call["workers"] for call in calls] == [None, 3]
-    assert told == [1, 2, 3, 4, 5] * 2
+    assert passed == [1, 2, 3, 4, 5] * 2
 
 
 @case(pack, "size", "quality", "shard_bytes", "on_bad_image", "workers", "progress")
 def _(files, tmp_path, monkeypatch):
-    told: list[int] = []
-    plain = pack(files, tmp_path / "plain", workers=0, progress=told.append)
+    passed: list[int] = []
+    plain = pack(files, tmp_path / "plain", workers=0, progress=passed.append)
     assert (plain.images, plain.resized, plain.left_out, plain.shards) == (5, 0, 0, 1)
-    assert told == [1, 2, 3, 4, 5]
+    assert passed == [1, 2, 3, 4, 5]
     resized = pack(files, tmp_path / "resized", size=6, workers=0)
     assert resized.resized == 5
     assert ShardSource(tmp_path / "resized").image(0).size == (8, 6)
@@ -641,7 +641,7 @@ def _(monkeypatch):
         expected = order(seed, epoch, 10)[: options.get("count", 8)]
         assert asked[-1]["samples"].tolist() == expected.tolist()
         assert (asked[-1]["seed"], asked[-1]["epoch"]) == (seed, epoch)
-        assert {(told["seed"], told["epoch"]) for told in drawn} == {(seed, epoch)}
+        assert {(passed["seed"], passed["epoch"]) for passed in drawn} == {(seed, epoch)}
         drawn.clear()
     for count in (0, show.MOST + 1):
         with pytest.raises(ValueError, match="count must be in"):

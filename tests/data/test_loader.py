@@ -445,7 +445,7 @@ def test_bad_images_are_skipped_or_an_error(tmp_path, settings, caplog):
         path = source.path(caught.value.image.index)
         assert caught.value.image.index in (2, 7)
         assert path in str(caught.value)
-        # It does not go away by trying again, and keeps nobody from going on.
+        # It remains at the next attempt, and other batches follow.
         with pytest.raises(BadImageError, match=str(path)):
             list(loader)
         loader.set_epoch(1)
@@ -523,7 +523,7 @@ def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_no_more_is_rendered_ahead_than_asked_for(source, monkeypatch, prefetch):
+def test_no_more_is_rendered_ahead_than_prefetch(source, monkeypatch, prefetch):
     most = 0
     submit = PilRenderer.submit
 

@@ -1,4 +1,4 @@
-"""The order of an epoch, and its batches: nothing lost, nothing twice, whoever asks for them."""
+"""The order of an epoch, and its batches: each sample once, for every rank and batch size."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_presets_survive_the_round_trip(name, tmp_path):
         read = Views.from_yaml(source)
         assert read == preset
         assert read.fingerprint() == preset.fingerprint()
-    # Every field is written out: a file goes on meaning the same when a default changes.
+    # Every field is written out: a file keeps its meaning when a default changes.
     for view in yaml.safe_load(text)["views"]:
         assert list(view) == [field.name for field in dataclasses.fields(ViewSpecification)]
 
@@ -276,7 +276,7 @@ def test_the_presets_are_the_recipes():
     assert all(view.flip == 0.5 for view in PRESETS["fashion-mnist"].views)
 
 
-def test_views_need_no_yaml_until_it_is_asked_for():
+def test_views_need_no_yaml_until_it_is_requested():
     # PyYAML is an extra; so is Pillow, which nothing here may need either.
     code = (
         "import sys; sys.modules['yaml'] = None; from barlow_fast.data.presets import PRESETS;"

@@ -359,7 +359,7 @@ def test_fingerprints_of_folders_see_names_sizes_and_labels(tmp_path: Path):
     assert len(seen) == 5
 
 
-def test_a_long_scan_asks_little_and_tells_its_progress(tmp_path: Path, monkeypatch):
+def test_a_long_scan_makes_few_calls_and_reports_its_progress(tmp_path: Path, monkeypatch):
     """What takes the time is what the system is asked: each folder once, no file by itself."""
     for folder in range(10):
         (tmp_path / str(folder)).mkdir()

@@ -203,7 +203,7 @@ def test_every_argument_changes_the_view(change):
     assert abs(correlation) < 0.4
 
 
-def test_large_numbers_are_all_told_apart():
+def test_large_numbers_are_all_distinguished():
     a = draw(EVERYTHING, 2**64 - 1, 2**32 - 1, np.array([2**32 - 1]), 2**31)
     b = draw(EVERYTHING, 2**63, 2**32 - 1, np.array([2**32 - 1]), 2**31)
     assert a.brightness[0] != b.brightness[0]
@@ -341,7 +341,7 @@ def test_erased_squares_cover_the_pixels_whose_centres_they_hold():
     assert seen == {True, False}
 
 
-def test_without_jitter_no_order_is_asked_for():
+def test_without_jitter_no_order_is_drawn():
     p = draw(ViewSpecification(flip=0.5), 0, 0, np.arange(50), 0)
     rows = p.photometric_rows(8, 8)
     assert (rows[:, Parameter.ORDER] == -1).all()

@@ -1,4 +1,4 @@
-"""Images as an encoder sees them when it is judged, against torchvision."""
+"""Images that an evaluation passes to an encoder, against torchvision."""
 
 from __future__ import annotations
 

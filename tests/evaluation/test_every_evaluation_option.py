@@ -159,12 +159,12 @@ def _(monkeypatch):
     ):
         calls.clear()
         call()
-        assert [len(told["input"]) for told in calls] == sizes
+        assert [len(passed["input"]) for passed in calls] == sizes
     # Of so many training images' similarities that 16 chunks of 4 fill the bound.
     monkeypatch.setattr(knn, "SIMILARITY_BYTES", 4 * 90 * 4)
     calls.clear()
     knn_scores(*TRAIN, *TEST, (3,))
-    assert [len(told["input"]) for told in calls] == [90, *[4] * 15]
+    assert [len(passed["input"]) for passed in calls] == [90, *[4] * 15]
 
 
 def test_no_test_samples_have_no_predictions_and_no_score():
@@ -221,12 +221,12 @@ def _(monkeypatch):
 
 @case(features_of_source, "names", "dimensions", "stages", "words", "form", "reading")
 def _(monkeypatch):
-    encoder, told = Seen(), []
+    encoder, passed = Seen(), []
     found, labels = features_of_source(
         encoder,
         SPLITS.test,
         replace(FORM, mean=0.1),
-        Reading(chunk=10, progress=lambda *a: told.append(a)),
+        Reading(chunk=10, progress=lambda *a: passed.append(a)),
         ("Feature2",),
         dimensions=70,
         stages=lambda module: stages(module.stem),
@@ -234,7 +234,7 @@ def _(monkeypatch):
     )
     assert {name: value.shape for name, value in found.items()} == {"Feature2": (24, 64)}
     assert torch.equal(labels, DATA.test_labels)
-    assert told == [("here", 10, 24), ("here", 20, 24), ("here", 24, 24)]
+    assert passed == [("here", 10, 24), ("here", 20, 24), ("here", 24, 24)]
     assert encoder.sizes == [10, 10, 4]
     expected = (DATA.test_images[:10].float() / 255 - 0.1) / 0.25
     torch.testing.assert_close(encoder.inputs[0], expected)
@@ -294,9 +294,9 @@ def _(monkeypatch, tmp_path):
     for given in ({}, {"workers": 3, "on_bad_image": "skip"}):
         seen_by_the_encoder(form, source, **given)
         images.training_crops(source, form, Reading(**given), 4, 0)
-    assert [told["workers"] for told in order] == [None, 3]
-    assert [told["workers"] for told in crops] == [None, 3]
-    assert [told["on_bad_image"].policy for told in crops] == ["error", "skip"]
+    assert [passed["workers"] for passed in order] == [None, 3]
+    assert [passed["workers"] for passed in crops] == [None, 3]
+    assert [passed["on_bad_image"].policy for passed in crops] == ["error", "skip"]
     damaged = tmp_path / "images" / "a" / source.identity(0).rpartition("/")[2]
     damaged.write_bytes(b"no picture")
     with pytest.raises(BadImageError):
@@ -307,21 +307,21 @@ def _(monkeypatch, tmp_path):
 
 @case(Reading, "progress")
 def _(monkeypatch):
-    told: list[tuple] = []
-    seen_by_the_encoder(FORM, chunk=20, progress=lambda *a: told.append(a))
-    assert told == [("features", 20, 24), ("features", 24, 24)]
+    passed: list[tuple] = []
+    seen_by_the_encoder(FORM, chunk=20, progress=lambda *a: passed.append(a))
+    assert passed == [("features", 20, 24), ("features", 24, 24)]
 
 
-def test_crops_are_told_everything(monkeypatch):
+def test_crops_get_every_argument(monkeypatch):
     """`training_crops` is what both kinds of training read through."""
     crops = record_calls(monkeypatch, images, "ViewLoader", lambda *a, **k: None)
     view = ViewSpecification(crop_area=(0.5, 0.6))
     form = ImageFormat((7, 9), 1, 0.3, 0.25)
     images.training_crops(SPLITS.train, form, Reading(), 10, 77, view)
-    told = crops[0]
-    assert told["views"].views == (replace(view, size=(7, 9)),)
-    assert (told["views"].mean, told["views"].std) == ((0.3,), (0.25,))
-    assert (told["batch_size"], told["seed"], told["drop_last"]) == (10, 77, False)
+    passed = crops[0]
+    assert passed["views"].views == (replace(view, size=(7, 9)),)
+    assert (passed["views"].mean, passed["views"].std) == ((0.3,), (0.25,))
+    assert (passed["batch_size"], passed["seed"], passed["drop_last"]) == (10, 77, False)
     # One image alone has no batch statistics; a set smaller than a batch is one batch.
     for size, batch, dropped in ((47, 47, True), (48, 48, False), (99, 48, False), (12, 12, False)):
         images.training_crops(SPLITS.train, form, Reading(), size, 0)
@@ -408,10 +408,10 @@ def test_classifiers_of_pixels_are_standardised(monkeypatch):
 
 def test_the_settings_of_heads_reach_what_they_are_for(monkeypatch):
     """`train_heads` and `score_heads`, behind `evaluate_linear`."""
-    view, told = ViewSpecification(crop_area=(0.4, 0.5)), []
+    view, passed = ViewSpecification(crop_area=(0.4, 0.5)), []
     crops = record_calls(monkeypatch, linear, "training_crops")
     weights = record_calls(monkeypatch, linear, "linear_classifier")
-    reading = Reading(chunk=10, progress=lambda *a: told.append(a))
+    reading = Reading(chunk=10, progress=lambda *a: passed.append(a))
     settings = LinearSettings(epochs=1, batch_size=24)
     found = linear.train_heads(
         stem(), SPLITS, FORM, reading, settings, 5, STAGES,
@@ -419,12 +419,12 @@ def test_the_settings_of_heads_reach_what_they_are_for(monkeypatch):
     )  # fmt: skip
     assert (crops[0]["seed"], crops[0]["augmentation"], crops[0]["batch_size"]) == (5, view, 24)
     assert [(t["features"], t["classes"], t["seed"]) for t in weights] == [(8, 4, 5), (16, 4, 5)]
-    assert told == [("training", 1, 2), ("training", 2, 2)]
-    told.clear()
+    assert passed == [("training", 1, 2), ("training", 2, 2)]
+    passed.clear()
     linear.score_heads(
         stem(), found, SPLITS, FORM, reading, dimensions=8, stages=stages, words="scoring"
     )
-    assert told == [("scoring", 10, 24), ("scoring", 20, 24), ("scoring", 24, 24)]
+    assert passed == [("scoring", 10, 24), ("scoring", 20, 24), ("scoring", 24, 24)]
 
 
 def test_first_weights_depend_on_the_seed():
@@ -473,7 +473,7 @@ operands(finetune, "encoder", "splits", "form", "reading")
 
 @case(finetune, "settings", "seed", "augmentation", "words")
 def _(monkeypatch):
-    view, told = ViewSpecification(crop_area=(0.4, 0.5)), []
+    view, passed = ViewSpecification(crop_area=(0.4, 0.5)), []
     crops = record_calls(monkeypatch, finetune_module, "training_crops")
     weights = record_calls(monkeypatch, finetune_module, "linear_classifier")
     encoder = stem().train()
@@ -484,7 +484,7 @@ def _(monkeypatch):
         encoder,
         SPLITS,
         FORM,
-        Reading(progress=lambda *a: told.append(a)),
+        Reading(progress=lambda *a: passed.append(a)),
         FinetuneSettings(epochs=1, batch_size=12),
         7,
         augmentation=view,
@@ -493,7 +493,7 @@ def _(monkeypatch):
     assert (crops[0]["seed"], crops[0]["augmentation"], crops[0]["batch_size"]) == (7, view, 12)
     assert crops[0]["source"] is SPLITS.train
     assert [(t["features"], t["classes"], t["seed"]) for t in weights] == [(16, 4, 7)]
-    assert told == [("all of it", done, 4) for done in (1, 2, 3, 4)]
+    assert passed == [("all of it", done, 4) for done in (1, 2, 3, 4)]
     # Trained as a whole, frozen weights too; and left in the modes that it had.
     after = state_of(encoder)
     # (A bias in front of batch norm has no gradient.)
@@ -547,7 +547,7 @@ def _(monkeypatch):
 def _(monkeypatch):
     calls = record_calls(monkeypatch, logistic, "stratified")
     fit_with_chosen_penalty(*TRAIN, 4, 9)
-    assert [(told["seed"], told["fraction"]) for told in calls] == [(9, 0.1)]
+    assert [(passed["seed"], passed["fraction"]) for passed in calls] == [(9, 0.1)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -775,8 +775,8 @@ SHARED = {
     "baselines": "test_seeds_random_weights_and_baselines",
     "encoder": DATA_WORD,
     "splits": DATA_WORD,
-    "dimensions": "test_stages_are_kept_as_small_as_asked_for",
-    "stages": "test_stages_are_kept_as_small_as_asked_for",
+    "dimensions": "test_stages_are_kept_as_small_as_requested",
+    "stages": "test_stages_are_kept_as_small_as_requested",
 }
 CHOICES = {
     evaluate_knn: {"neighbours": (3,)},
@@ -802,7 +802,7 @@ def test_seeds_random_weights_and_baselines(protocol, monkeypatch):
         if protocol is evaluate_finetune:
             expected = expected - {"raw pixels"}
         assert {row.features for row in found.scores} == expected
-        assert [told["seed"] for told in weights] == ([4, 2] if flags else [])
+        assert [passed["seed"] for passed in weights] == ([4, 2] if flags else [])
         assert found.settings["seeds"] == [4, 2]
         for row in found.scores:
             drawn = row.features == "random weights"
@@ -814,22 +814,22 @@ def test_seeds_reach_what_they_seed(monkeypatch):
     trained = record_calls(monkeypatch, linear, "train_heads")
     evaluated(evaluate_linear, **CHOICES[evaluate_linear], seeds=(4, 2), baselines=True)
     # The encoder's runs, those of random weights with their own, those of pixels.
-    assert [told["seed"] for told in trained] == [4, 2, 4, 2, 4, 2]
-    assert [told["standardised"] for told in trained] == [False] * 4 + [True] * 2
+    assert [passed["seed"] for passed in trained] == [4, 2, 4, 2, 4, 2]
+    assert [passed["standardised"] for passed in trained] == [False] * 4 + [True] * 2
     for module, protocol, choices in (
         (linear, evaluate_linear, {"features": "cached"}),
         (transfer, evaluate_transfer, {}),
     ):
         fitted = record_calls(monkeypatch, module, "fit_over_seeds")
         evaluated(protocol, **choices, iterations=3, seeds=(4, 2), baselines=True)
-        assert [told["seeds"] for told in fitted] == [(4, 2), (4,), (2,), (4, 2)]
+        assert [passed["seeds"] for passed in fitted] == [(4, 2), (4,), (2,), (4, 2)]
     tuned = record_calls(monkeypatch, finetune_module, "finetune")
     evaluated(evaluate_finetune, **FULL, seeds=(4, 2), baselines=True)
-    assert [told["seed"] for told in tuned] == [4, 2, 4, 2]
+    assert [passed["seed"] for passed in tuned] == [4, 2, 4, 2]
 
 
 @pytest.mark.parametrize("features", ["cached", "augmented"])
-def test_stages_are_kept_as_small_as_asked_for(monkeypatch, features: str):
+def test_stages_are_kept_as_small_as_requested(monkeypatch, features: str):
     made = record_calls(monkeypatch, feature_module, "pooled")
     found = evaluated(
         evaluate_linear, names=None, stages=stages, dimensions=77, features=features,
@@ -839,12 +839,12 @@ def test_stages_are_kept_as_small_as_asked_for(monkeypatch, features: str):
         "linear on Feature1", "linear on Feature2", "linear"
     ]  # fmt: skip
     assert made
-    assert {told["dimensions"] for told in made} == {77}
+    assert {passed["dimensions"] for passed in made} == {77}
     assert found.settings["stage_dimensions"] == 77
 
 
 def test_crops_suit_the_images(monkeypatch):
-    """Unless others are asked for: mirrored digits are other characters."""
+    """Unless others are requested: mirrored digits are other characters."""
     for protocol, module, name in (
         (evaluate_linear, linear, "train_heads"),
         (evaluate_finetune, finetune_module, "finetune"),
@@ -879,7 +879,7 @@ def test_other_images_than_the_encoder_takes_are_adapted_only_if_asked():
 
 
 def test_the_numbers_of_the_protocols():
-    """What scores are compared by with others': nobody passes them, so nothing else shows them."""
+    """Numbers that make scores comparable; no other test passes them."""
     assert LinearSettings() == LinearSettings(100, 256, 0.3, 0.9, 1e-6, 0.01, 1e-4)
     assert FinetuneSettings() == FinetuneSettings(20, 256, 0.005, 0.5, 0.9, 0.0)
     assert knn.NEIGHBOURS == (10, 20, 100, 200)

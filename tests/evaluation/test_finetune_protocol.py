@@ -81,7 +81,7 @@ def test_classes_are_learned_from_all_labels():
         settings=FinetuneSettings(epochs=30, batch_size=16, backbone_learning_rate=0.05),
         augmentation=_flips(),
     )
-    # An average over the image cannot tell rows apart; the zero padding at its borders can.
+    # An average over the image cannot distinguish rows; the zero padding at its borders can.
     assert result.scores[0].mean > 0.45
     assert result.scores[0].classifier == "finetune"
 

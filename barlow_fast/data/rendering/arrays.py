@@ -186,8 +186,7 @@ class ArrayRenderer(CallingProcess):
         source: the images.
         views: what is drawn; the number of its channels may differ from that of the images, which
             are converted as PIL does.
-        seed: of the parameters.
-        prefetch: how many batches may be under way.
+        seed, prefetch: as for `PilRenderer`.
         device: where the crops are computed; batches are sent there, the images stay.
     """
 

@@ -6,11 +6,11 @@ The windows come from outside, so nothing in the graph is random. A thread of it
 feeds the graph and takes its outputs; the graph runs in DALI's threads.
 
 DALI decodes damaged JPEGs that Pillow refuses, and images whose data end early. So Pillow reads
-every file first when it comes for the first time (`faults.check`, half of a decoding), and decides
-for all loaders. DALI also loses the whole batch when it cannot decode one image: such a batch is
-run again in halves until the images at fault stand alone. An image that DALI does not decode, or
-not as Pillow does, is rendered by Pillow. Whether it is depends on the image alone: the same sample
-shows the same crop in whatever batch it comes.
+every file first when it comes for the first time (`decoding.check`, half of a decoding), and
+decides for all loaders. DALI also loses the whole batch when it cannot decode one image: such a
+batch is run again in halves until the images at fault stand alone. An image that DALI does not
+decode, or not as Pillow does, is rendered by Pillow. Whether it is depends on the image alone: the
+same sample shows the same crop in whatever batch it comes.
 
 On a CPU images are decoded to the very same bytes as by Pillow, and resized to within a level; more
 in the outermost ring of pixels of crops that are much smaller than their windows, where DALI
@@ -86,7 +86,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def decoded_alike(encoded: bytes) -> bool:
-    """Whether DALI decodes these bytes to the very pixels that `faults.decode` gives.
+    """Whether DALI decodes these bytes to the very pixels that `decoding.decode` gives.
 
     So it does, on a CPU, for JPEG of 8 bits in gray and colour and PNG of 8 bits without a
     palette. Others differ or are refused (16 bits, GIF, AVIF), or are too rare to rely on.
@@ -397,11 +397,8 @@ class DaliRenderer:
     """Renders with NVIDIA DALI.
 
     Args:
-        source: of files, or arrays.
-        views: what is drawn; only windows that are upright (`windows`), three channels unless
-            the source is an array.
+        source, views, seed: as for `PilRenderer`; three channels unless the source is an array.
         batch_size: the largest batch.
-        seed: of the parameters.
         threads: of DALI.
         prefetch: how many batches may be under way. Memory: the crops of as many batches, and
             the files and decoded images of `DEPTH`.

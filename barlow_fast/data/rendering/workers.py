@@ -103,10 +103,8 @@ class WorkerRenderer:
     tracker stay until the end of this process.)
 
     Args:
-        source: any that can be pickled.
-        views: what is drawn; only windows that are upright (`windows`).
+        source, views, seed: as for `PilRenderer`; the source is pickled.
         batch_size: the largest batch.
-        seed: of the parameters.
         workers: how many processes.
         prefetch: how many batches may be under way. Memory: (prefetch + 1) batches of crops.
         timeout: seconds without any answer until `receive` gives up; 0: never.
