@@ -2,8 +2,8 @@
 
 Two checks: before anything is timed, on small shapes, against the definition of the peer's
 mathematics in float64 (`barlow_fast.reference` where that is the paper's); and at each timed shape,
-on the inputs that are timed, against float64 in closed form (bench/truth.py, which
-tests/bench/test_truth.py holds against the definitions). Nothing is timed unchecked, what is not
+on the inputs that are timed, against float64 without a D x D matrix (bench/truth.py, which
+tests/bench/test_truth.py compares with the definitions). Nothing is timed unchecked, what is not
 exact included.
 """
 
@@ -94,7 +94,7 @@ def reference_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
 
 
 def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
-    """float64 results at any shape, in closed form and in blocks."""
+    """float64 results at any shape, in blocks."""
     return Outcome(*truth_of.exact(pair, mathematics))
 
 

@@ -64,7 +64,7 @@ class Cpu:
         measures: prefixes of the columns of times that rows have.
         budget: of the calls of one peer.
         judges_others: whether another's wrong result makes a run fail, as one of ours does.
-        first_call_compiles: whether a first call says nothing about the time of later ones.
+        first_call_compiles: whether the first call is not representative of later ones.
         compile_seconds: that a peer has to compile; None for no limit.
         identity: fields of the provenance that rows share which need not be measured again.
         sources: files that rows depend on here, besides those of the suites.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import json
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from bench.sources import ROOT
 
@@ -34,28 +36,39 @@ def tied() -> Callable[[], None] | None:
     return None if _LIBC is None else functools.partial(end_with, os.getpid())
 
 
-def run(
-    command: Sequence[str], seconds: float, environment: Mapping[str, str]
-) -> subprocess.CompletedProcess:
-    """Runs a command from the root of the tree, tied to this process, and keeps its output.
+class ChildError(Exception):
+    """A process that failed, by the last line of its error output, or that took too long."""
+
+
+def result_of(arguments: Sequence[str], seconds: float, environment: Mapping[str, str]) -> Any:
+    """Runs this Python from the root of the tree, tied to this process; returns the last line of
+    its output, parsed as JSON.
 
     Args:
-        command: and its arguments.
-        seconds: it may take.
+        arguments: of Python.
+        seconds: that it may take.
         environment: variables beside those of this process.
 
     Raises:
-        subprocess.TimeoutExpired: it took longer, and is ended.
+        ChildError: it failed, or took longer and was ended.
     """
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        preexec_fn=tied(),
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            preexec_fn=tied(),
+        )
+    except subprocess.TimeoutExpired:
+        raise ChildError(f"did not end within {seconds:.0f} s") from None
+    if done.returncode:
+        raise ChildError(
+            (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def end_with_parent() -> None:

@@ -44,7 +44,7 @@ def within(size: int | None = None, share: float = 0.85) -> Iterator[None]:
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, by its type or its words."""
+    """Whether an exception reports that memory ran out, by its type or its text."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and MEMORY_WORDS.search(str(error)) is not None
     )

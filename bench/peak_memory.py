@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,17 +41,12 @@ def in_child(
     """
     arguments = [str(n), str(d), dtype, peer, str(limit_bytes)]
     try:
-        process = lifetime.run(
-            [sys.executable, "-m", "bench.peak_memory", *arguments],
-            seconds,
-            {"BARLOW_FAST_CPU_POOL_MIB": "0"},
+        return lifetime.result_of(
+            ["-m", "bench.peak_memory", *arguments], seconds, {"BARLOW_FAST_CPU_POOL_MIB": "0"}
         )
-    except subprocess.TimeoutExpired:
-        return {"problem": f"took more than {seconds:.0f} s"}
-    if process.returncode == 0:
-        return json.loads(process.stdout.splitlines()[-1])
-    last = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    return {"problem": f"{NO_MEMORY} ({last})" if memory_limit.MEMORY_WORDS.search(last) else last}
+    except lifetime.ChildError as error:
+        no_memory = memory_limit.MEMORY_WORDS.search(str(error))
+        return {"problem": f"{NO_MEMORY} ({error})" if no_memory else str(error)}
 
 
 def resident(n: int, d: int, dtype: str, name: str, limit_bytes: int = 0) -> Fields:

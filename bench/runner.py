@@ -230,7 +230,7 @@ def source_tree_environment() -> dict[str, str]:
 
 
 def judge(progress: Progress, result: Result, detail: str) -> None:
-    """Status from the result of a child; the detail says what ended it otherwise."""
+    """Status from the result of a child; the detail names what else ended it."""
     if result == exits.COMPLETE:
         progress.status, progress.detail = COMPLETE, detail
     elif result in (exits.UNFINISHED, LATE):

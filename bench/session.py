@@ -11,8 +11,8 @@ from typing import Annotated, TypeVar
 from bench import exits, results, sources
 from bench.cli import Option
 from bench.devices import Device
-from bench.journal import Journal, lost
 from bench.results import Row
+from bench.state import Journal, lost
 
 T = TypeVar("T")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -99,18 +98,14 @@ print(json.dumps(devices.choose("cuda").named() | {"torch": str(torch.__version_
 def probe() -> dict[str, str]:
     """name, slug and torch of the device, or {'problem': why there is none}. In a process of its
     own: this one never holds a CUDA context."""
+    environment = runner.source_tree_environment()
     try:
-        done = lifetime.run(
-            runner.python("-c", PROBE), PROBE_SECONDS, runner.source_tree_environment()
-        )
-    except subprocess.TimeoutExpired:
-        return {"problem": f"torch did not answer within {PROBE_SECONDS:.0f} s"}
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    last = (done.stderr.strip().splitlines() or ["no output"])[-1].partition(": ")[2]
-    if "torch" in last and "module" in last:
-        last = f"{sys.executable} has no torch (choose another with PYTHON=...)"
-    return {"problem": last}
+        return lifetime.result_of(["-c", PROBE], PROBE_SECONDS, environment)
+    except lifetime.ChildError as error:
+        problem = str(error).partition(": ")[2] or str(error)
+    if "torch" in problem and "module" in problem:
+        problem = f"{sys.executable} has no torch (choose another with PYTHON=...)"
+    return {"problem": problem}
 
 
 def adopt(out: Path, folders: Sequence[Path], device: dict[str, str]) -> State:

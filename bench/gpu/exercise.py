@@ -26,7 +26,7 @@ DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main() -> int:
-    """Runs both forms at every shape and precision; an exit status of `bench.gpu.exits`."""
+    """Runs both forms at every shape and precision; an exit status of `bench.exits`."""
     if not torch.cuda.is_available():
         print("no CUDA device", file=sys.stderr)
         return exits.NO_DEVICE

@@ -8,7 +8,6 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from bench import exits, sources
-from bench.journal import Journal, finished, lost
 from bench.runner import (
     LATE,
     Context,
@@ -21,7 +20,7 @@ from bench.runner import (
     python,
     run_child,
 )
-from bench.state import FAILED, SKIPPED, Progress
+from bench.state import FAILED, SKIPPED, Journal, Progress, finished, lost
 
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_ERRORS = 99

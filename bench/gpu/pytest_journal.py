@@ -2,8 +2,8 @@
 
 `-p bench.gpu.pytest_journal --journal FILE`: every finished test is a line of FILE, tests that are
 finished there are not run again, and neither is one that ended an earlier process. After the last
-second (`--stop-after`) no test is begun; after a broken CUDA context, neither: a new process goes
-on.
+second (`--stop-after`) no test is begun; after a broken CUDA context, neither: a new process
+continues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench import exits
-from bench.journal import Journal, finished, lost
+from bench.state import Journal, finished, lost
 
 OWN = ("barlow_fast", "bench", "kernels")  # not to be missing
 TEXT = 2000  # characters of a failure that are kept

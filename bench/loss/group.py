@@ -23,9 +23,9 @@ from bench.agreement import Outcome, Truths
 from bench.devices import GRAPH, WHOLE, Device, DeviceLostError, NoGraphError
 from bench.grids import Case, Shape
 from bench.inputs import Pair, rotation
-from bench.journal import Journal
 from bench.peers import Loss, Peer
 from bench.peers.mathematics import PAPER
+from bench.state import Journal
 from bench.timing import Budget, percentile, schedule, warm_up
 
 LONG = 1.0  # seconds; longer calls are not warmed up

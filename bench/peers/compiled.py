@@ -66,8 +66,8 @@ def _build_tuned(mode: str, build: Loss, n: int, d: int, dtype: torch.dtype) -> 
 
 
 def _prepare() -> None:
-    """Room for all shapes; and what torch says about its own internals is nothing that a reader of
-    the results can act on."""
+    """Allow all shapes to compile, and silence warnings about torch's internals, on which a reader
+    of the results cannot act."""
     torch._dynamo.config.recompile_limit = SPECIALISATIONS
     torch._dynamo.config.accumulated_recompile_limit = SPECIALISATIONS
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")

@@ -5,7 +5,7 @@ by more than rounding does; each is therefore held against its own statement. Wi
 deviation for each column of a view, or for both views together (`shared`),
 
     v     = sum_n (z - mean)^2 / (rows - 1 if unbiased else rows)
-    z_hat = (z - mean) / sqrt(v + eps)         or (z - mean) / (sqrt(v) + eps), as eps_on says
+    z_hat = (z - mean) / sqrt(v + eps)         or (z - mean) / (sqrt(v) + eps), by eps_on
     C     = z_hat_a^T z_hat_b / N
     loss  = factor * [sum_i (C_ii - 1)^2 + lambd * redundancy]
 

@@ -35,8 +35,8 @@ class Peer:
         compile: whether a peer is derived from it that is this one under torch.compile.
         compiled_name: of that peer; `name` with '-compiled' by default.
         compiled_title: of that peer; `title` with ', compiled' by default.
-        compiles: whether its first call at a shape compiles, and so says nothing about its time and
-            memory.
+        compiles: whether its first call at a shape compiles, and so its time and memory are not
+            representative.
         unavailable: () -> None, or the reason why it cannot run here.
         build_for_graph: like `build`, for the loss that is captured in a CUDA graph; None where
             that is the same.

@@ -238,7 +238,7 @@ def _step(
     meanwhile to `wire`, and this rank's results to `outcomes`."""
     dist.barrier()
     before = loopback_bytes()
-    dist.barrier()  # nobody begins before everybody has read
+    dist.barrier()  # no rank begins before all have read
     start = time.perf_counter()
     outcome = agreement.run(loss, pair, variant)
     seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """A model of one step on groups of H100s: `barlow_fast` against the all-reduce of C.
 
-Nothing here has run. Operations and bytes are exact; rates are assumed (the suite says them in
-words). Both are charged by the same network: an all-reduce leaves a machine through all of its
+Nothing here has run. Operations and bytes are exact; rates are assumed (the suite lists
+them). Both are charged by the same network: an all-reduce leaves a machine through all of its
 links at once and takes the steps of a tree. C travels in two bytes.
 """
 

@@ -18,7 +18,7 @@ COMPILED = "-compiled"  # after the name of a peer: the same under torch.compile
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
     """Seconds of `import torch` ('torch'), of the module beyond torch ('import'), of the first two
-    calls ('first', 'second') or of compiling kernels ('kernels'); 'problem' says what went wrong.
+    calls ('first', 'second') or of compiling kernels ('kernels'); 'problem' is the error, if any.
 
     Args:
         task: `module` to import after torch; `peer` to call, with `n`, `d`, `dtype` and `device`;

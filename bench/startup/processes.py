@@ -1,12 +1,10 @@
-"""Fresh processes in turns: who takes part in which stage, and what every process says."""
+"""Fresh processes in turns: which implementations take part in a stage, and what they report."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 
 from bench import lifetime
 from bench.inputs import Variant
+from bench.lifetime import ChildError
 from bench.peers import discover
 from bench.startup.child import COMPILED
 from bench.timing import schedule
@@ -75,10 +74,6 @@ class Visit:
     dtype: str
 
 
-class StartError(Exception):
-    """A process that failed, or one whose result is wrong."""
-
-
 def measure(
     kind: str,
     cases: Sequence[str],
@@ -131,7 +126,7 @@ def measure(
         kernels: list[int] = []
         if warm_up and stage == "process":
             for visit in visits:
-                with contextlib.suppress(StartError):  # it is reported when it counts
+                with contextlib.suppress(ChildError):  # it is reported when it counts
                     start(visit, kind, deadline, calls=False)
         counts = {str(index): count for index in range(len(visits))}
         for index in itertools.chain.from_iterable(schedule(counts)):
@@ -141,7 +136,7 @@ def measure(
             try:
                 for key, elapsed in sample(visit, kind, deadline, kernels):
                     samples.setdefault(key, []).append(elapsed)
-            except StartError as error:
+            except ChildError as error:
                 failures[visit.peer] = str(error)
         kept = {
             key: found
@@ -159,7 +154,7 @@ def visits_of(
     grid: Sequence[tuple[tuple[int, int], Variant]],
     say: Callable[[str], None],
 ) -> list[Visit]:
-    """Who takes part in a stage on a kind of device; says who cannot and why."""
+    """The visits of a stage on a kind of device; reports what cannot run, and why."""
     if stage == "kernels":
         if "triton-kernels" not in cases or "ours" not in names or "ours" in COMPILING[kind]:
             return []  # where they are compiled when first called, that is the stage 'compiler'
@@ -201,7 +196,7 @@ def sample(
     the first has left on disk. Appends the number of compiled kernels to `kernels`.
 
     Raises:
-        StartError: a process fails, or its result is wrong.
+        ChildError: a process fails, or its result is wrong.
     """
     shape = visit.n, visit.d, visit.dtype
     if visit.stage == "process":
@@ -226,7 +221,7 @@ def sample(
 def start(
     visit: Visit, kind: str, deadline: float, cache: str | None = None, calls: bool = True
 ) -> dict[str, Any]:
-    """What one fresh process says; `calls` off: of imports alone.
+    """What one fresh process measures; with `calls` off, imports alone.
 
     Args:
         visit: what it measures.
@@ -236,7 +231,7 @@ def start(
         calls: whether it calls the loss.
 
     Raises:
-        StartError: it fails, is too slow, or its result is wrong.
+        ChildError: it fails, is too slow, or its result is wrong.
     """
     task: dict[str, Any] = {"n": visit.n, "d": visit.d}
     if visit.stage == "kernels":
@@ -246,16 +241,7 @@ def start(
         task |= {"peer": visit.peer} if calls else {}
     caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
     where = {name: str(Path(cache) / part) for name, part in caches.items()} if cache else {}
-    try:
-        process = lifetime.run(
-            [sys.executable, "-m", "bench.startup.child", json.dumps(task)], deadline, where
-        )
-    except subprocess.TimeoutExpired:
-        raise StartError(f"did not end within {deadline:.0f} s") from None
-    if process.returncode:
-        last = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise StartError(last[-1])
-    found = json.loads(process.stdout.splitlines()[-1])
+    found = lifetime.result_of(["-m", "bench.startup.child", json.dumps(task)], deadline, where)
     if found.get("problem"):
-        raise StartError(found["problem"])
+        raise ChildError(found["problem"])
     return found

@@ -393,7 +393,7 @@ def _differences(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
 
 def _verdict(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
     """Whether the patched run leaves lightly's further than lightly leaves itself, and where a
-    step became slower; as plainly either way."""
+    step became slower."""
     texts = []
     for (_, d, n), group in groups.items():
         if PATCHED in group and MOVED in group:

@@ -33,7 +33,7 @@ class Settings:
     Attributes:
         budget: calls, and again replays, of each peer.
         longest: seconds; another's peer that takes longer is not tried at larger shapes.
-        compiled: the grid that says where peers take part that compile; None for everywhere.
+        compiled: the grid of shapes at which peers take part that compile; None for all shapes.
     """
 
     budget: Budget

@@ -119,7 +119,7 @@ def _cells(d: int, ours: Row, other: Row) -> list[str]:
 
 
 def _slower(rows: list[Row]) -> str:
-    """Where the model finds `barlow_fast` slower; said as plainly as the rest."""
+    """Where the model finds `barlow_fast` slower."""
     found = [
         f"{row['ranks']} GPUs at N = {row['n']}, D = {row['d']} "
         f"({row['ours']['seconds'] / row['all_reduce']['seconds']:.1f}× the time)"

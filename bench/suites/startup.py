@@ -206,7 +206,7 @@ def _calls(found: dict[tuple[str, str], Row], brief: bool) -> str:
 
 
 def _call_verdict(found: dict[tuple[str, str], Row]) -> str:
-    """Whose first call is faster than ours; said as plainly as the other way round."""
+    """Which first calls are faster than ours, if any."""
     ours = found.get(("first-call", "ours"))
     others = {p: r for (case, p), r in found.items() if case == "first-call" and p != "ours"}
     if ours is None or not others:

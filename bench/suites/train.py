@@ -243,7 +243,7 @@ def _table(found: dict[str, Row], brief: bool) -> str:
 
 
 def _verdict(case: Case, found: dict[str, Row]) -> str:
-    """Which targets are met and which are not, and where ours is slower; as plainly either way."""
+    """Which targets are met and which are not, and where ours is slower."""
     if OURS not in found:
         return ""
     ours, texts = found[OURS], []

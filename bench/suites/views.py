@@ -254,8 +254,8 @@ def tables(rows: list[Row], brief: bool) -> str:
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
             parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found, brief)]
-            said = _verdict(case, found) or _bandwidth(found)
-            parts += [said] if said else []
+            verdict = _verdict(case, found) or _bandwidth(found)
+            parts += [verdict] if verdict else []
     return "\n\n".join(parts)
 
 
@@ -323,7 +323,7 @@ def _table(case: Case, found: dict[str, Row], brief: bool) -> str:
 
 
 def _verdict(case: Case, found: dict[str, Row]) -> str:
-    """Whether the target is met, and where ours is slower; said as plainly either way."""
+    """Whether the target is met, and where ours is slower."""
     ours = {name: each for name, each in found.items() if name.startswith("ours-")}
     if case.target is None or OFFICIAL not in found or not ours:
         return ""

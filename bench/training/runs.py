@@ -75,7 +75,7 @@ class Steps:
         return shares
 
     def rest(self) -> None:
-        """A device's memory is for whoever has the turn."""
+        """Release the device's memory for the run whose turn it is."""
         self._device.release()
 
 

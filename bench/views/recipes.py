@@ -91,8 +91,8 @@ def official(views: Views, side: int) -> Transform:
 
 def lightly(side: int, views: Views | None = None) -> Transform:
     """lightly's transform as its documents set it up for Barlow Twins: without blur where images
-    are small. Gray images are normalised as `views` says, because lightly's numbers are for
-    three channels."""
+    are small. Gray images are normalised by the numbers of `views`, because lightly's are for three
+    channels."""
     from lightly.transforms import BYOLTransform
     from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
 

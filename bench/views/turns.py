@@ -1,7 +1,7 @@
 """Feeds in turns: each in processes of its own, which wait while another one is timed.
 
 Loaders work ahead in the background, but only so far. So a feed answers when its workers have had
-the time to get there, and then waits to be asked again. Its next turn begins with full queues; what
+the time to get there, and then waits for its next turn. Its next turn begins with full queues; what
 was in them is not timed.
 """
 
@@ -209,7 +209,7 @@ def _serve(
 ) -> None:
     """A feed's process."""
     lifetime.end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles a terminal's Ctrl-C
     if cores is not None:
         os.sched_setaffinity(0, cores)
     try:
@@ -218,7 +218,7 @@ def _serve(
             while True:
                 connection.send(("timed", _timed(counts, connection.recv(), ahead)))
     except (EOFError, BrokenPipeError):
-        pass  # nobody listens any more
+        pass  # the parent has closed the pipe
     except Exception as error:  # whatever a feed raises, the others are still to be timed
         with contextlib.suppress(BrokenPipeError):
             connection.send(("failed", f"{type(error).__name__}: {error}"))

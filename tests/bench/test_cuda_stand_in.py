@@ -164,7 +164,7 @@ def test_a_failed_capture_leaves_stream_and_pool_as_they_were(cuda):
     assert cuda.stand_in.log.count("new pool") == 2
 
 
-def test_a_broken_context_is_told_from_a_failed_capture(cuda):
+def test_a_broken_context_is_no_failed_capture(cuda):
     cuda.stand_in.broken = True
     with pytest.raises(devices.DeviceLostError, match="illegal memory access"):
         cuda.capture(lambda: None)

@@ -41,12 +41,12 @@ def test_an_unknown_device_is_refused():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_cuda_device_the_reason_is_told():
+def test_without_a_cuda_device_the_reason_is_reported():
     with pytest.raises(RuntimeError, match="CUDA"):
         devices.choose("cuda")
 
 
-def test_an_error_is_told_in_one_line():
+def test_an_error_is_reported_in_one_line():
     memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB. GPU 0 has")
     assert devices.brief(memory) == "out of memory (asked for 16.00 GiB)"
     assert devices.brief(RuntimeError("\nfirst\nsecond")) == "RuntimeError: first"

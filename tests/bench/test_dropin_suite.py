@@ -118,7 +118,7 @@ def made_up(peer, step, loss, difference=None, dtype="fp32"):
     return row
 
 
-def test_tables_tell_seconds_shares_and_differences(tmp_path):
+def test_tables_show_seconds_shares_and_differences(tmp_path):
     rows = [
         made_up(LIGHTLY, 500.0, 60.0),
         made_up(PATCHED, 440.0, 6.0, 0.02),

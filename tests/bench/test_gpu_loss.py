@@ -13,10 +13,10 @@ from bench.devices import Cpu, DeviceLostError, NoGraphError
 from bench.floor import Peaks
 from bench.grids import CUDA_GRID, Case
 from bench.inputs import CUDA_VARIANTS, VARIANTS
-from bench.journal import STOPPED, lost
 from bench.loss.group import time_limit
 from bench.peers import choose, discover
 from bench.peers.gram_plain import gram_loss
+from bench.state import STOPPED, lost
 
 FP32 = VARIANTS["fp32"]
 CASES = [Case(16, 32, FP32), Case(32, 16, FP32)]

@@ -20,9 +20,19 @@ from ended import SECONDS, alive
 from bench import cli, exits, runner, sources, state, suites
 from bench.gpu import __main__ as gpu
 from bench.gpu import parts
-from bench.journal import STOPPED, Journal, finished, lost
 from bench.runner import Context, Part, Suite
-from bench.state import COMPLETE, FAILED, PARTIAL, SKIPPED, Progress, State
+from bench.state import (
+    COMPLETE,
+    FAILED,
+    PARTIAL,
+    SKIPPED,
+    STOPPED,
+    Journal,
+    Progress,
+    State,
+    finished,
+    lost,
+)
 
 DEVICE = {"name": "Example GPU", "slug": "gpu-example-gpu", "torch": "2.11.0"}
 
@@ -38,7 +48,7 @@ def run(chosen, context, seconds=100.0):
 
 
 class Fake:
-    """A part that counts its runs and ends as it is told."""
+    """A part that counts its runs and ends as given."""
 
     def __init__(self, *outcomes):
         self.outcomes, self.seconds = list(outcomes), []
@@ -168,7 +178,7 @@ def test_rows_and_state_are_adopted_from_another_folder(tmp_path):
     assert (out / "gpu-example-gpu.jsonl").read_text() == '{"suite": "memory"}\n'
 
 
-def test_a_child_that_takes_too_long_or_stands_still_is_ended(tmp_path, monkeypatch):
+def test_a_child_that_takes_too_long_or_hangs_is_ended(tmp_path, monkeypatch):
     log, watched = tmp_path / "log", tmp_path / "watched"
     pids = set()
 
@@ -231,7 +241,7 @@ def run_tests(tmp_path, journal, *options):
     return runner.run_child([*command, *rootdir], log, SECONDS, environment=environment)
 
 
-def test_the_journal_of_tests_goes_on_where_a_process_ended(tmp_path):
+def test_the_journal_of_tests_resumes_where_a_process_ended(tmp_path):
     journal = tmp_path / "journal"
     Journal(journal).end("test_some.py::test_good", outcome="passed")
     Journal(journal).start("test_some.py::test_bad")  # and then the process was killed

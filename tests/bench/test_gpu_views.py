@@ -17,8 +17,8 @@ from test_report import ORIGIN
 from bench import devices, results, runner, sources
 from bench.devices import Cpu
 from bench.floor import Peaks
-from bench.journal import finished
 from bench.session import Given, Session
+from bench.state import finished
 from bench.suites import views as suite
 from bench.views import feeds, images, turns
 

@@ -15,6 +15,7 @@ from test_report import ORIGIN
 
 from bench import peers, report, results
 from bench.inputs import VARIANTS
+from bench.lifetime import ChildError
 from bench.startup import child, processes
 from bench.startup.processes import COMPILED_OFFICIAL, TORCH, Key, Visit
 from bench.suites import startup as suite
@@ -26,7 +27,7 @@ ALL = ("import", "first-call", "second-call", "triton-kernels", "compiler-cold",
 
 @pytest.fixture
 def started(monkeypatch):
-    """Every process that would have been started; each tells made-up seconds at once."""
+    """Every process that would have been started; each reports made-up seconds at once."""
     seen = []
 
     def start(visit, kind, deadline, cache=None, calls=True):
@@ -50,7 +51,7 @@ def measured(*arguments, **options):
     return samples, failures
 
 
-def test_a_fresh_process_tells_its_imports_and_its_calls():
+def test_a_fresh_process_reports_its_imports_and_its_calls():
     found = processes.start(Visit("process", "ours-aten", 16, 32, "fp32"), "cpu", 240.0)
     assert found["problem"] is None
     assert "import" not in found
@@ -59,8 +60,8 @@ def test_a_fresh_process_tells_its_imports_and_its_calls():
     assert 0 < found["second"] < found["torch"]
 
 
-def test_a_process_that_fails_is_told_by_its_last_line():
-    with pytest.raises(processes.StartError, match="KeyError: 'nobody'"):
+def test_a_process_that_fails_is_reported_by_its_last_line():
+    with pytest.raises(ChildError, match="KeyError: 'nobody'"):
         processes.start(Visit("process", "nobody", 16, 32, "fp32"), "cpu", 240.0)
 
 
@@ -77,10 +78,10 @@ def test_a_wrong_result_is_a_problem(monkeypatch):
 
 
 def test_a_problem_of_a_process_is_raised(monkeypatch):
-    told = json.dumps({"torch": 1.0, "first": 1.0, "second": 1.0, "problem": "off by 1"})
-    done = subprocess.CompletedProcess([], 0, f"printed by a library\n{told}\n", "")
+    reported = json.dumps({"torch": 1.0, "first": 1.0, "second": 1.0, "problem": "off by 1"})
+    done = subprocess.CompletedProcess([], 0, f"printed by a library\n{reported}\n", "")
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
-    with pytest.raises(processes.StartError, match="off by 1"):
+    with pytest.raises(ChildError, match="off by 1"):
         processes.start(Visit("process", "ours", *SHAPE), "cpu", 1.0)
 
 
@@ -132,7 +133,7 @@ def test_one_that_fails_has_no_times_and_stops_no_other(started, monkeypatch):
 
     def start(visit, *arguments, **options):
         if visit.peer == "official":
-            raise processes.StartError("off by 1")
+            raise ChildError("off by 1")
         return plain(visit, *arguments, **options)
 
     monkeypatch.setattr(processes, "start", start)
@@ -208,7 +209,7 @@ def made_up(case, peer, seconds, shape=SHAPE):
     return suite.row(key, samples, "cpu", kernels=5) | {"provenance": ORIGIN}
 
 
-def test_tables_tell_ratios_to_torch_and_who_is_slower():
+def test_tables_show_ratios_to_torch_and_who_is_slower():
     rows = [
         made_up("import", TORCH, 2.0),
         made_up("import", "ours", 0.05),

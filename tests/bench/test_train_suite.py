@@ -39,7 +39,7 @@ def tiny(name="fashion-mnist", **changes):
 
 @pytest.mark.parametrize("peer", cases.PEERS)
 @pytest.mark.parametrize("name", ["fashion-mnist", "arrays-32"])
-def test_every_run_learns_and_tells_where_its_time_goes(name, peer):
+def test_every_run_learns_and_reports_where_its_time_goes(name, peer):
     case = tiny(name)
     if cases.unavailable(peer, case) is not None:
         pytest.skip(cases.unavailable(peer, case))
@@ -140,7 +140,7 @@ def test_without_torchvision_the_encoder_is_timms(monkeypatch):
     assert cases.unavailable(OFFICIAL, case) == "torchvision is not installed"
 
 
-def test_a_machine_without_any_encoder_says_so(monkeypatch, tmp_path):
+def test_a_machine_without_any_encoder_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(cases, "unavailable", lambda peer, case: "timm is not installed")
     found = invoke(["train", "--out", str(tmp_path / "rows.jsonl")])
     assert found.exit_code == exits.UNUSABLE
@@ -207,7 +207,7 @@ def made_up(name, peer, rate, wait=None, loss=None, kind="cpu"):
     return found | {"provenance": ORIGIN, "device": kind}
 
 
-def test_tables_tell_ratios_shares_and_targets():
+def test_tables_show_ratios_shares_and_targets():
     rows = [
         made_up("fashion-mnist", OURS, 900.0, 0.03, 0.125),
         made_up("fashion-mnist", LIMIT, 1000.0, 0.0, 0.2),
@@ -246,7 +246,7 @@ def test_rows_make_a_section(tmp_path):
     assert f"# {suite.SECTION}" in report.page("train", report.machine_files(tmp_path))
 
 
-class Telling:
+class Reporting:
     """A feed with all methods, in this process."""
 
     def __init__(self):
@@ -271,7 +271,7 @@ class Telling:
 
 
 def test_a_turn_settles_around_its_clock_and_rests_after_it():
-    feed = Telling()
+    feed = Reporting()
     count, elapsed, figures = turns._timed(feed, 0.0, ahead=1)
     assert feed.log == [
         "step", "settle", "report", *["step"] * turns.FEWEST, "settle", "report", "rest",

@@ -1,4 +1,4 @@
-"""The closed forms in float64 against autograd through the definitions."""
+"""The truth in float64 against autograd through the definitions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_autograd(pair, mathematics=PAPER):
 @pytest.mark.parametrize("name", STATED)
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 @pytest.mark.parametrize("block", [None, 7])
-def test_closed_forms_are_the_definitions(name, n, d, block):
+def test_the_truth_is_that_of_the_definitions(name, n, d, block):
     pair = shifted_pair(n, d)
     found = agreement.Outcome(*truth.exact(pair, STATED[name], block))
     assert agreement.errors(found, by_autograd(pair, STATED[name])).within(1e-13, 1e-12)

@@ -101,7 +101,7 @@ def test_a_feed_that_does_not_answer_is_ended():
     assert not runner._process.is_alive()
 
 
-class Told:
+class Recording:
     """Counts, and what is asked of them."""
 
     def __init__(self, log):
@@ -116,7 +116,7 @@ def test_a_feed_makes_nothing_after_its_answer(monkeypatch):
     """It has had the time to make ready what it makes ready, and that is not timed."""
     log = []
     monkeypatch.setattr(time, "sleep", lambda seconds: log.append(seconds > 0))
-    count, _, _ = turns._timed(Told(log), 0.0, ahead=3)
+    count, _, _ = turns._timed(Recording(log), 0.0, ahead=3)
     assert log == ["next"] * (3 + turns.FEWEST) + [True]
     assert count == turns.FEWEST
 
@@ -174,7 +174,7 @@ def test_processes_end_with_their_parent(tmp_path, start, name):
 
 @LINUX
 def test_a_process_whose_parent_has_ended_before_ends(tmp_path):
-    """The signal comes only once it is asked for, which may be too late."""
+    """The signal comes only once it is requested, which may be too late."""
     process = multiprocessing.get_context("spawn").Process(target=lifetime.end_with, args=(1,))
     process.start()
     process.join()

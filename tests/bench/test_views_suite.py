@@ -154,7 +154,7 @@ def made_up(case, peer, rate):
     return found | {"peaks": PEAKS, "provenance": ORIGIN}
 
 
-def test_tables_tell_ratios_and_targets():
+def test_tables_show_ratios_and_targets():
     rows = [
         made_up("photographs", "ours-dali", 400.0),
         made_up("photographs", OFFICIAL, 200.0),

@@ -1,6 +1,6 @@
 """Imports barlow_fast from the source tree in every Python that has this folder in PYTHONPATH.
 
-`kernels/` is `barlow_fast.kernels` once installed; here a finder says so, ahead of everything that
+`kernels/` is `barlow_fast.kernels` once installed; a finder does the same, ahead of everything that
 may be installed. So nothing is built, installed or written, in no environment.
 """
 
