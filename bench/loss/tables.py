@@ -19,7 +19,7 @@ from bench.results import Row, by_shape
 Groups = dict[tuple[int, int], dict[str, Row]]
 # What the README shows beside the fastest of the public implementations.
 SHOWN = ("official", "lightly", "gram-plain")
-NOT_PUBLIC = ("gram-plain", "gram-compiled")  # nobody ships the Gram form
+NOT_PUBLIC = ("gram-plain", "gram-compiled")  # no library ships the Gram form
 FLOOR = (
     "floor = 6·N·D·min(N, D) / (GEMM rate) + bytes / (copy bandwidth), with each input read twice "
     "and each gradient written once, at the peaks measured in the same run"
@@ -164,7 +164,7 @@ def _wide_table(groups: Groups, layout: Layout, brief: bool) -> str:
 
 
 def fastest_public(group: dict[str, Row], layout: Layout) -> Row | None:
-    """The fastest exact implementation of one shape and dtype that somebody else publishes."""
+    """The fastest exact implementation of one shape and dtype that others publish."""
     known = discover(layout.kind)
     rows = [
         row
@@ -206,7 +206,7 @@ def _ratio_text(row: Row, ours: Row | None, layout: Layout) -> str:
 
 
 def short_problem(problem: str) -> str:
-    """A problem in a word, for a cell."""
+    """Abbreviate a problem for a cell."""
     if "memory" in problem:
         return "no memory"
     if "off by" in problem:
@@ -220,7 +220,7 @@ def _fraction(row: Row | None) -> str:
 
 
 def _slowdowns(groups: Groups, layout: Layout) -> str:
-    """Where `barlow_fast` is slower than something; said as plainly as the speedups."""
+    """List where `barlow_fast` is slower than a peer."""
     titles, found, compared = titles_of(groups, layout), [], 0
     for (n, d), group in groups.items():
         ours = _timed(group, "ours")
