@@ -1,9 +1,9 @@
-"""Two sets of results against each other: commits or files, with verdicts that know noise.
+"""Compare two sets of results, commits or files, with verdicts that consider noise.
 
 A verdict of slower or faster needs two things: the ranges from p20 to p80 do not overlap, and the
 medians differ by more than the threshold. Both are judged after correcting for the drift of the
 machine: two runs of the same code differ by its clock rate, its neighbours and its memory, and what
-moves everything by the same factor says nothing about a change of the code.
+changes all times by the same factor is not an effect of the code.
 
 The factor is estimated from what did not change between the two: implementations that are not of
 this repository in the same group of rows (they took turns with ours), and the measured rate of the
@@ -38,7 +38,7 @@ ORDER = (FAILS, SLOWER, WORKS, FASTER, SAME)
 RESULTS = "bench/results"
 KEY = ("suite", "n", "d", "dtype", "peer", "ranks", "case")
 PEER = 1 + KEY.index("peer")  # in a key, after the device
-# Ours by another name: they say nothing about the machine.
+# Ours under other names: no estimates of the machine's drift.
 NOT_UNCHANGED = ("limit", "kernel-", "crops-")
 VERSIONS = ("torch", "triton", "cuda", "driver", "cores", "threads", "instruction_set")
 
@@ -90,7 +90,7 @@ class Side:
 
     Attributes:
         name: as it was given.
-        origin: where the rows come from, in words.
+        origin: description of where the rows come from.
         rows: all of them.
     """
 
@@ -179,10 +179,10 @@ def of_suites(text: str | None, sides: Sequence[Side]) -> list[list[Row]]:
 
 
 def side(name: str, root: Path = provenance.ROOT) -> Side:
-    """The rows that a name stands for.
+    """Return the rows of a commit or a file.
 
-    A commit stands for the rows committed with it, and for rows measured at it that the present
-    files hold: those replace groups of the others, being of that very code.
+    A commit has the rows committed with it, and the rows measured at it that are in the present
+    files: those replace groups of the former, as they come from exactly that code.
 
     Raises:
         ValueError: it is neither a file of rows nor a commit, or there are no rows.
@@ -452,7 +452,7 @@ def counts(found: Found) -> dict[str, int]:
 
 
 def show(sides: Sequence[Side], found: Found, threshold: float) -> None:
-    """The table, slowdowns first, and what it comes to."""
+    """Print the table, slowdowns first, and the number of each verdict."""
     for letter, each in zip("AB", sides, strict=True):
         print(f"{letter}: {each.origin}")
     judged = [each for each in found.comparisons if each.verdict != NOT]

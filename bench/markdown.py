@@ -20,7 +20,7 @@ def table(
 
 
 def details(title: str, text: str) -> str:
-    """What a reader opens to see."""
+    """A section that is closed until it is clicked."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
@@ -30,7 +30,7 @@ def short(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """The same for what is read by its size: 12,300."""
+    """Three significant digits with thousands separators, such as 12,300."""
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""Where and from what a result comes: machine, versions, commit, date, command."""
+"""Provenance of a result: machine, versions, commit, date, command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from barlow_fast.kernels import why_unusable
 from bench.sources import ROOT as ROOT
 
 # The flags that decide which kernels run; a CPU lists a hundred more.
-TELLING_FLAGS = (
+KERNEL_FLAGS = (
     "avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni",
     "amx_tile", "amx_bf16", "amx_int8", "amx_fp16",
     "asimd", "asimdhp", "bf16", "sve", "sve2", "i8mm",
@@ -74,9 +74,9 @@ def cpu_family_model() -> str | None:
 
 
 def cpu_flags() -> list[str]:
-    """Those of TELLING_FLAGS that the CPU has."""
+    """Those of KERNEL_FLAGS that the CPU has."""
     present = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
-    return [flag for flag in TELLING_FLAGS if flag in present]
+    return [flag for flag in KERNEL_FLAGS if flag in present]
 
 
 def last_level_cache() -> int:
@@ -140,12 +140,12 @@ def commit() -> str | None:
 
 
 def load_average() -> float | None:
-    """Over the minute before the run: well above 0 says that the machine was not quiet."""
+    """Over the minute before the run: well above 0 means that the machine was not idle."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def command() -> str:
-    """The command line, as one would type it again."""
+    """The command line that repeats the run."""
     return "python -m bench " + shlex.join(sys.argv[1:])
 
 

@@ -40,7 +40,7 @@ def by_shape(rows: Iterable[Row]) -> dict[tuple[int, int], dict[str, Row]]:
 
 
 def group(row: Row) -> tuple:
-    """Rows of one group are comparable: taken in turns, in one run."""
+    """The group of a row: rows of one group were taken in turns, in one run."""
     d = None if row["suite"] == "largest" else row["d"]  # there D is what was found
     return row["suite"], row["n"], d, row["dtype"], row.get("ranks"), row.get("case")
 

@@ -1,4 +1,4 @@
-"""How long a group of peers will take, going by the groups before it."""
+"""Estimate how long a group of peers will take from the groups before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Pace:
 
     Args:
         calls: how often a call of so many seconds is timed.
-        guess: of what is not calls, without peers that compile and with them.
+        guess: seconds of everything but calls, without peers that compile and with them.
     """
 
     def __init__(self, calls: Callable[[float], int], guess: tuple[float, float] | None) -> None:

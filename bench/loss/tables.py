@@ -22,7 +22,7 @@ Groups = dict[tuple[int, int], dict[str, Row]]
 SHOWN = ("official", "lightly", "gram-plain")
 # Of the table in the README at the root: from many features for few samples to the reverse.
 OVERVIEW_SHAPES = ((256, 1024), (256, 8192), (1024, 4096), (1024, 1024), (16384, 256))
-NOT_PUBLIC = ("gram-plain", "gram-compiled")  # nobody ships the Gram form
+NOT_PUBLIC = ("gram-plain", "gram-compiled")  # no library ships the Gram form
 FLOOR = (
     "floor = 6·N·D·min(N, D) / (GEMM rate) + bytes / (copy bandwidth), with each input read twice "
     "and each gradient written once, at the peaks measured in the same run"
@@ -194,7 +194,7 @@ def _wide_table(groups: Groups, layout: Layout, brief: bool) -> str:
 
 
 def fastest_public(group: dict[str, Row], layout: Layout) -> Row | None:
-    """The fastest exact implementation of one shape and dtype that somebody else publishes."""
+    """The fastest exact implementation of one shape and dtype that others publish."""
     known = discover(layout.kind)
     rows = [
         row
@@ -236,7 +236,7 @@ def _ratio_text(row: Row, ours: Row | None, layout: Layout) -> str:
 
 
 def short_problem(problem: str) -> str:
-    """A problem in a word, for a cell."""
+    """Abbreviate a problem for a cell."""
     if "memory" in problem:
         return "no memory"
     if "off by" in problem:
@@ -250,7 +250,7 @@ def _fraction(row: Row | None) -> str:
 
 
 def _slowdowns(groups: Groups, layout: Layout) -> str:
-    """Where `barlow_fast` is slower than something; said as plainly as the speedups."""
+    """List where `barlow_fast` is slower than a peer."""
     titles, found, compared = titles_of(groups, layout), [], 0
     for (n, d), group in groups.items():
         ours = _timed(group, "ours")

@@ -43,8 +43,8 @@ class Kind:
         unit: of them.
         titles: () -> what the peers are called.
         heading: of a case, by one of its rows.
-        headline: what is seen, by the data.
-        text: what it is of.
+        headline: the main result, from the data.
+        text: what is measured and how to read it.
         caption: of the machine.
     """
 

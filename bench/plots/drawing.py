@@ -1,4 +1,4 @@
-"""What every figure has in common: its file, its fingerprint, its colours."""
+"""Shared by all figures: files, fingerprints, colours, and the pieces that they draw with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Data = dict[str, Any]
 MARK = "figure of bench report, data "
 WIDTH = 9.4  # inches; 902 pixels, the width of a README
 INK, SOFT, LINE = "#1f2328", "#59636e", "#c8ccd1"
-# The colour-blind palette of Okabe and Ito. Blue is ours in every figure, vermilion what is slower.
+# The colour-blind palette of Okabe and Ito: blue is ours in every figure, vermilion the official.
 OURS, OFFICIAL = "#0072b2", "#d55e00"
 COLOURS = {
     "ours": OURS,
@@ -33,7 +33,7 @@ OTHER_MARKERS = ("v", "P", "X", "<", ">", "p", "h", "*")
 CROWD = 7  # peers
 FORMULA, COMPILED = "-formula", "-compiled"
 COMPILED_SHOWN = ("gram-compiled", "official-compiled")
-# By the last words of a name: what it is a variant of has the same colour and mark.
+# By the suffix of a name: variants share the colour and the marker of what they vary.
 LINES = {"compiled": "--", "aten": "--", "formula": "-.", "grouped": ":"}
 SETTINGS = {
     # Text stays text: it can be searched, and a test can read it.
@@ -63,12 +63,12 @@ class Picture:
 
     Attributes:
         name: of the file, without its suffix.
-        suite: in whose section it stands.
+        suite: whose page shows it.
         machine: name of the file of rows that it shows.
-        caption: what is seen, in words; also the text for those who cannot see it.
+        caption: the main result and its conditions; also the alternative text.
         data: all that is drawn, as JSON can hold it.
         draw: data -> matplotlib's figure.
-        main: whether it stands in the README at the root; the page of its suite has all.
+        main: whether the README at the root may show it; the page of its suite shows all.
     """
 
     name: str
@@ -211,7 +211,7 @@ def is_exact(peer: str) -> bool:
 
 
 def in_order(peers: Iterable[str]) -> list[str]:
-    """Ours first, then as the figures' legends have them."""
+    """Ours first, then by name: the order of the legends."""
     return sorted(set(peers), key=lambda name: (not is_ours(name), name != "ours", name))
 
 
@@ -221,8 +221,8 @@ def is_ours(peer: str) -> bool:
 
 
 def thinned(peers: Iterable[str]) -> list[str]:
-    """In order; of a crowd only those that stand for themselves: not what restates a peer that is
-    there too, and compiled variants only of the simplest. The tables have all."""
+    """In order; of more than CROWD peers, no formula of a peer that is present too, and compiled
+    variants only of the simplest. The tables have all."""
     ordered = in_order(peers)
     if len(ordered) <= CROWD:
         return ordered

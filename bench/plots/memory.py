@@ -212,6 +212,6 @@ def _labels(axes: Any, ends: Sequence[End], data: Data, span: float) -> None:
 
 
 def _top(data: Data) -> float:
-    """The limit, or else the most that anyone took."""
+    """The limit, or else the most memory that an implementation used."""
     used = [used for line in data["lines"].values() for _, used in line["points"]]
     return data["limit"] or max(used)

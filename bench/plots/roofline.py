@@ -1,4 +1,4 @@
-"""What each implementation makes of the machine: useful operations per second, and ceilings."""
+"""Rooflines: useful operations per second of each implementation, under measured ceilings."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
 
 
 def compared(group: Mapping[str, Row], against: str) -> Data | None:
-    """`{"ratio": …, "peer": …}`, how many times faster ours is; `{"only": "ours"}` where nobody
-    else could, `{"only": "others"}` where ours could not; None where there is nothing to say."""
+    """`{"ratio": …, "peer": …}`, how many times faster ours is; `{"only": "ours"}` where all others
+    failed, `{"only": "others"}` where ours failed; None where there is nothing to compare."""
     ours = group.get("ours", {})
     others = {
         peer: row
@@ -112,7 +112,7 @@ def _headline(data: Data) -> str:
 
 
 def break_even(data: Data) -> str:
-    """Up to which N/D ours is the fastest, in words."""
+    """State up to which N/D ours is the fastest."""
     cells = measured(data["panels"][FASTEST])
     if not cells:
         return "Nothing to compare with."
@@ -227,7 +227,7 @@ def _label(cell: Data) -> str:
 
 
 def times(ratio: float) -> str:
-    """As the tables write it, but what is slower never looks like the same."""
+    """As in the tables, with a third decimal where a slower result would round to 1.00×."""
     return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else markdown.times(ratio)
 
 

@@ -1,4 +1,4 @@
-"""Two sets of results against each other: noise, drift, what cannot be compared, and errors."""
+"""Comparison of two sets of results: noise, drift, what cannot be compared, and errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def verdicts(a, b, threshold=0.03):
     return {each.key["peer"]: each for each in found}
 
 
-def test_a_slowdown_of_ours_is_seen_and_comes_first():
+def test_a_slowdown_of_ours_is_found_and_comes_first():
     found = compare.compare(group(), group(1.10), 0.03)
     first = found.comparisons[0]
     assert (first.key["peer"], first.verdict) == ("ours", compare.SLOWER)
@@ -44,7 +44,7 @@ def test_a_slowdown_of_ours_is_seen_and_comes_first():
     assert {each.verdict for each in found.comparisons[1:]} == {compare.SAME}
 
 
-def test_a_gain_is_seen_the_same_way():
+def test_a_gain_is_found():
     ours = verdicts(group(1.10), group())["ours"]
     assert ours.verdict == compare.FASTER
     assert ours.ratio == pytest.approx(1 / 1.10)
@@ -66,7 +66,7 @@ def test_drift_of_the_machine_is_taken_out():
     assert found["ours"].corrected == pytest.approx(1.0)
 
 
-def test_a_slowdown_that_a_faster_machine_hides_is_seen():
+def test_a_slowdown_that_a_faster_machine_hides_is_found():
     ours = verdicts(group(), group(1.25, drift=0.8))["ours"]
     assert ours.ratio == pytest.approx(1.0)
     assert ours.corrected == pytest.approx(1.25)
@@ -220,7 +220,7 @@ def test_errors_take_one_line(files):
         assert len(outcome.stderr.strip().splitlines()) == 1
 
 
-def test_commits_stand_for_the_rows_stored_with_them_and_measured_at_them(tmp_path):
+def test_commits_have_the_rows_stored_with_them_and_measured_at_them(tmp_path):
     def git(*arguments):
         configured = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
         command = ["git", "-C", str(tmp_path), *configured, *arguments]

@@ -58,7 +58,7 @@ def test_cells_of_the_heat_map_hold_the_ratios(heat_map):
     assert "the fastest exact implementation at 1 of 2 shapes" in heat_map
 
 
-def test_what_is_slower_never_looks_the_same():
+def test_a_slower_result_never_rounds_to_one():
     rows = [row("ours", 10.0), row("official", 9.98)]
     assert texts(picture("speedup", rows).svg(), "fastest-256x8192") == ["0.998×", "slower"]
 
@@ -74,7 +74,7 @@ def test_a_gpu_is_compared_by_its_own_time_where_both_have_it():
     assert cells["fastest"] == [{"n": 2048, "d": 8192, "ratio": 1.5, "peer": "gram-plain"}]
 
 
-def test_break_even_says_from_which_ratio_on_ours_is_slower():
+def test_break_even_states_the_ratio_from_which_ours_is_slower():
     data = picture("speedup", loss_rows()).data
     assert speedup.break_even(data) == (
         "Break-even at N/D = 1: the fastest in all 1 shapes below it; at or above it slower in 1 "
@@ -141,7 +141,7 @@ def bar_rows():
     ]
 
 
-def test_bars_and_ranks_show_their_medians_and_say_what_is_seen():
+def test_bars_and_ranks_show_their_medians_and_state_the_result():
     assert "Pretraining runs at 4.0× lightly's" in picture("training", bar_rows()).caption
     assert texts(picture("training", bar_rows()).svg(), "bar-ours") == ["2,000 images/s"]
     assert texts(picture("views", bar_rows()).svg(), "bar-official") == ["500 images/s"]
@@ -168,7 +168,7 @@ def test_rows_without_figures_and_no_rows_at_all_draw_nothing():
     assert plots.pictures({"x.jsonl": [each | {"problem": "no"} for each in bare]}) == []
 
 
-def test_marks_differ_with_the_data_and_not_with_the_machine_that_draws():
+def test_marks_depend_on_the_data_alone():
     one, same = (picture("speedup", loss_rows()) for _ in range(2))
     assert one.mark == same.mark
     changed = loss_rows()
@@ -222,7 +222,7 @@ def test_check_notices_changed_rows_and_lost_files(folder):
     assert "cpu-hostile" not in stale.output
 
 
-def test_check_asks_for_the_mark_and_not_for_the_bytes(folder):
+def test_check_compares_marks_and_not_bytes(folder):
     path = folder / "figures" / "speedup-cpu-example-fp32.svg"
     path.write_text(path.read_text().replace("Matplotlib v", "Matplotlib v0."))
     assert check(folder).exit_code == 0
@@ -246,7 +246,7 @@ def test_without_matplotlib_there_are_still_tables(folder, monkeypatch):
     assert "1333" in (folder / "loss.md").read_text()
 
 
-def test_figures_and_pages_of_rows_that_are_gone_go_too(folder):
+def test_figures_and_pages_of_removed_rows_are_removed(folder):
     other = folder / "figures" / "drawn-by-hand.svg"
     other.write_text("<svg/>")
     notes = folder / "notes.md"

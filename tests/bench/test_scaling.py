@@ -1,4 +1,4 @@
-"""The model of GPUs: its arithmetic, its words, and the committed rows and figure."""
+"""The model of GPUs: its arithmetic, its tables, and the committed rows and figure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_ours_is_the_choice_of_the_package(modelled):
     assert wide["ours"]["layout"] == "correlation"
 
 
-def test_tables_say_modelled_and_tell_where_we_are_slower(modelled):
+def test_tables_state_modelled_and_where_ours_is_slower(modelled):
     text = suite.tables(modelled, brief=False)
     assert text.count(": modelled**") == len(scaling.GROUPS)
     for words in ("790 TFLOP/s", "data sheets, not measured", "does not fit", "SyncBatchNorm"):

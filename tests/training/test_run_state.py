@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from options import assert_covered
+from test_loop import assert_same_state
 from torch import nn
 
 from barlow_fast import __version__
@@ -104,20 +106,8 @@ TOLD = {
 }
 
 
-def assert_equal(ours: Any, theirs: Any, path: str = "") -> None:
-    """Equality to the bit of nested containers."""
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), path
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), path
-        for key, value in ours.items():
-            assert_equal(value, theirs[key], f"{path}/{key}")
-    elif isinstance(ours, list):
-        assert len(ours) == len(theirs), path
-        for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            assert_equal(a, b, f"{path}/{number}")
-    else:
-        assert ours == theirs, path
+# Measured times included.
+assert_equal = functools.partial(assert_same_state, left_out=frozenset())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
