@@ -657,8 +657,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state`, as `state_dict` returned it. Between two epochs the number of ranks
-        may differ.
+        """Continues from `state`, as `state_dict` returned it; between two epochs the number of
+        ranks may differ.
 
         Raises:
             ValueError: it belongs to other settings, other data or another architecture; nothing

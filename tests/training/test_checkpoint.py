@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from barlow_fast.checkpoints import training as checkpoint
 from barlow_fast.checkpoints.layouts import PRETRAIN
 from barlow_fast.training import (
-    checkpoint,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,

@@ -18,7 +18,6 @@ import torch
 from options import assert_covered
 from torch import Tensor, nn
 
-from barlow_fast import data as data_package
 from barlow_fast import plan
 from barlow_fast.data import PRESETS as VIEWS
 from barlow_fast.data import ImageDataset
@@ -127,7 +126,7 @@ def recorded(around: Surroundings, owner: Any, name: str, result: Any = None) ->
 
 @case("dataset")
 def _(around):
-    calls = recorded(around, data_package, "load", around.data)
+    calls = recorded(around, images, "load", around.data)
     images.load_images(replace(BASE, dataset="fashion-mnist"), around.folder, Ranks(CPU))
     assert calls == [(("fashion-mnist", around.folder), {})]
 
