@@ -63,7 +63,12 @@ def test_a_build_imports_relatively_and_holds_what_it_imports(repositories):
     folder = variant(repositories[0])
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     assert not [name for name in files if name.startswith(("kernels/cpu", "kernels/hub"))]
-    assert {"losses/barlow_twins.py", "kernels/aten.py", "kernels/triton/gram.py", "distributed/rows.py"} <= files
+    assert {
+        "losses/barlow_twins.py",
+        "kernels/aten.py",
+        "kernels/triton/gram.py",
+        "distributed/rows.py",
+    } <= files
     # The last for type checkers alone; torch depends on it.
     accepted = {*sys.stdlib_module_names, "torch", "triton", "typing_extensions"}
     for name in files:

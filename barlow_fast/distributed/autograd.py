@@ -58,8 +58,8 @@ def forward(
         statistics,
     )  # fmt: skip
     call = Call(
-        load(options.backend, precision), group, agreed.rows, z_a.shape[1], z_a.dtype, options.lambd,
-        options.eps, precision, statistics, use_all_reduce(group, z_a, agreed.nodes),
+        load(options.backend, precision), group, agreed.rows, z_a.shape[1], z_a.dtype,
+        options.lambd, options.eps, precision, statistics, use_all_reduce(group, z_a, agreed.nodes),
     )  # fmt: skip
     need = shared["z_a_requires_grad"] or shared["z_b_requires_grad"]
     return DistributedLoss.apply(z_a, z_b, call, layout, options.gradient == "exact", need)
