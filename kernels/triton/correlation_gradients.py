@@ -100,7 +100,6 @@ def correlation_gradients_kernel(
                 )  # fmt: skip
             product += chunk
 
-    scale = tl.load(gradient.scale_ptr).to(tl.float32)
     left_half, right_half = halves(product, BLOCK_M, BLOCK_N)
     for half in tl.static_range(2):
         part = left_half if half == 0 else right_half
@@ -110,7 +109,7 @@ def correlation_gradients_kernel(
         rest = (weights.product * squares).to(tl.float32)
         own = load_block(gradient.own, row, at, N, D, BLOCK_M, BLOCK_N // 2)
         store_gradient(
-            gradient, weights, 1.0, part, own, rest, scale, row, at, N, D, BLOCK_M, BLOCK_N // 2
+            gradient, weights, 1.0, part, own, rest, row, at, N, D, BLOCK_M, BLOCK_N // 2
         )
 
 

@@ -110,19 +110,16 @@ def gram_columns_kernel(
         product = multiply(stored(x), to_operand(y, META.PRECISION), product, META.PRECISION)
 
     centre = tl.load(centres_ptr + 1 - index)
-    scale = tl.load(scale_ptr).to(tl.float32)
     left_half, right_half = halves(product, ROWS, COLUMNS)
     for half in tl.static_range(2):
         part = left_half if half == 0 else right_half
         at = column + half * (COLUMNS // 2)
-        _column_half(
-            part, gradient, weights, projection, centre, scale, at, N, D, ROWS, COLUMNS // 2
-        )
+        _column_half(part, gradient, weights, projection, centre, at, N, D, ROWS, COLUMNS // 2)
 
 
 @triton.jit
 def _column_half(
-    product, gradient, weights, projection, centre, scale, column, N, D,
+    product, gradient, weights, projection, centre, column, N, D,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.zeros([], tl.int32)
@@ -133,7 +130,7 @@ def _column_half(
     rstd = tl.load(gradient.own.statistics_ptr + D + columns, mask=columns < D, other=0.0)
     rest = projection.projected * weights.product * q - _centre_part(projection, centre, rstd)
     store_gradient(
-        gradient, weights, projection.projected, product, own, rest, scale, row, column, N, D,
+        gradient, weights, projection.projected, product, own, rest, row, column, N, D,
         ROWS, COLUMNS,
     )  # fmt: skip
 
@@ -159,7 +156,7 @@ def _step(value, operands, left, columns, first, N, META):
 
 @triton.jit
 def _tile_piece(
-    product, gradient, weights, projected, scale, sums_ptr, row, column, N, D,
+    product, gradient, weights, projected, sums_ptr, row, column, N, D,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     columns = column + tl.arange(0, COLUMNS)
@@ -168,7 +165,7 @@ def _tile_piece(
     q = tl.sum(tl.where(height, product * own, 0.0), axis=0)
     tl.store(sums_ptr + columns, q, mask=columns < D)
     store_gradient(
-        gradient, weights, projected, product, own, None, scale, row, column, N, D, ROWS, COLUMNS
+        gradient, weights, projected, product, own, None, row, column, N, D, ROWS, COLUMNS
     )
 
 
@@ -204,7 +201,6 @@ def _tile(
                 chunk = _step(chunk, operands, left, columns, k, N, META)
             product += chunk
 
-    scale = tl.load(gradient.scale_ptr).to(tl.float32)
     left_half, right_half = halves(product, BLOCK_M, BLOCK_N)
     sums_ptr += row_tile * D
     for half in tl.static_range(2):
@@ -215,12 +211,12 @@ def _tile(
             for quarter in tl.static_range(2):
                 piece = left_quarter if quarter == 0 else right_quarter
                 _tile_piece(
-                    piece, gradient, weights, projected, scale, sums_ptr, row,
+                    piece, gradient, weights, projected, sums_ptr, row,
                     at + quarter * (BLOCK_N // 4), N, D, BLOCK_M, BLOCK_N // 4,
                 )  # fmt: skip
         else:
             _tile_piece(
-                piece, gradient, weights, projected, scale, sums_ptr, row, at, N, D, BLOCK_M,
+                piece, gradient, weights, projected, sums_ptr, row, at, N, D, BLOCK_M,
                 BLOCK_N // 2,
             )  # fmt: skip
 
