@@ -21,7 +21,7 @@ DEEPEST = 32  # nested nodes
 
 def open_descriptor(path: str | bytes | Path, largest: int | None = None) -> int:
     """A descriptor of a regular file, for reading. Anything else, such as a pipe, which could keep
-    a reader waiting for ever, is refused without waiting.
+    a reader waiting forever, is refused without waiting.
 
     Args:
         path: of the file.

@@ -174,8 +174,8 @@ def embed(
     n = bounds[-1][1]
     for start, stop in bounds:
         states.append(random.get())
-        explained = small_batch_explained(stop - start, n, micro_batch_size)
-        with torch.no_grad(), forward_context(), explained:
+        error = small_batch_error(stop - start, n, micro_batch_size)
+        with torch.no_grad(), forward_context(), error:
             parts = as_tuple(call(*(v[start:stop] for v in views)), stop - start)
         if not stored:
             stored = tuple(part.new_empty((n, *part.shape[1:])) for part in parts)
@@ -310,7 +310,7 @@ def without_autocast(views: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def small_batch_explained(size: int, n: int, micro_batch_size: int) -> Iterator[None]:
+def small_batch_error(size: int, n: int, micro_batch_size: int) -> Iterator[None]:
     """A model's complaint of one sample or none, with its cause."""
     try:
         yield

@@ -444,6 +444,6 @@ def brief(error: BaseException) -> str:
     """An exception in one line of at most 200 characters."""
     if isinstance(error, torch.OutOfMemoryError):
         asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
-        return "out of memory" + (f" (asked for {asked.group(1)})" if asked else "")
+        return "out of memory" + (f" (requested {asked.group(1)})" if asked else "")
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}"[:200]

@@ -23,8 +23,8 @@ BANS = (
 # (what is replaced, by what), in code, comments and documents; an underscore ends a word. The
 # glossary of CONTRIBUTING.md has the terms.
 WORDS = (
-    (r"companions?", "centres (gram form) or squares (correlation form)"),
-    (r"copy engines?|(?<!async\.)bulk", "TMA"),
+    (r"(?<!\")companions?(?!\")", "centres (gram form) or squares (correlation form)"),
+    (r"copy engines?|(?<!async\.)(?<!\")bulk", "TMA"),
     (r"processors", "num_sms, or streaming multiprocessors"),
     (r"(whole|split) tiles?", "full tiles, split-K tiles"),
     (r"without_memory", "_fake"),

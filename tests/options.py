@@ -47,7 +47,7 @@ def record_calls(
     monkeypatch: Any, owner: Any, name: str, stand_in: Any = None
 ) -> list[dict[str, Any]]:
     """From now on the arguments of every call of `owner.name`, by name, defaults included; the
-    call itself goes on to it, or to `stand_in`."""
+    call itself continues to it, or to `stand_in`."""
     plain = getattr(owner, name)
     signature, calls = inspect.signature(plain), []
 

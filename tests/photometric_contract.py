@@ -89,7 +89,7 @@ def photometric(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The set's result on `device`, brought back, with the form that the contract asks for."""
+    """The set's result on `device`, brought back, with the form that the contract requests."""
     mean, std = statistics(images.shape[3])
     arguments = (x.to(device) for x in (images, parameters, mean, std))
     result = kernels.photometric(*arguments, dtype)

@@ -1,4 +1,4 @@
-"""The build never breaks an install: without a compiler it says so and goes on."""
+"""The build never breaks an install: without a compiler it reports that and continues."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_a_kernel_that_returns_nan_is_noticed(monkeypatch, capsys):
     assert "inf" in capsys.readouterr().out
 
 
-def test_missing_native_kernels_are_explained(monkeypatch, capsys):
+def test_missing_native_kernels_are_reported(monkeypatch, capsys):
     from barlow_fast.kernels import cpu
 
     monkeypatch.setattr(

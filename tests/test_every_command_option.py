@@ -83,7 +83,7 @@ def commands() -> dict[str, Any]:
     return found
 
 
-# Pretraining. option: (arguments, what is told then to whom)
+# Pretraining. option: (arguments, what is then passed to which function)
 
 Check = Callable[[Calls], bool]
 
@@ -92,7 +92,7 @@ def setting(name: str, value: Any) -> Check:
     return lambda calls: getattr(calls["_prepare"][0]["config"], name) == value
 
 
-def told(function: str, argument: str, value: Any) -> Check:
+def receives(function: str, argument: str, value: Any) -> Check:
     return lambda calls: [call[argument] for call in calls[function]] == [value]
 
 
@@ -105,7 +105,7 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     "preset": (["--preset", "cifar10"], setting("encoder", "resnet18")),
     "config_file": (["--config", "settings.yaml"], setting("scale", 3.0)),
     "dataset": (["--dataset", "fashion-mnist"], setting("dataset", "fashion-mnist")),
-    "data_dir": (["--data-dir", "there"], told("load_images", "data_dir", Path("there"))),
+    "data_dir": (["--data-dir", "there"], receives("load_images", "data_dir", Path("there"))),
     # The folder from wherever the run is resumed.
     "files": (
         ["--data", "photos"],
@@ -125,22 +125,22 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     "lr": (["--lr", "0.25"], setting("learning_rate", 0.25)),
     "lambd": (["--lambd", "0.125"], setting("lambd", 0.125)),
     "seed": (["--seed", "11"], setting("seed", 11)),
-    "out": (["--out", "results"], told("_prepare", "out", Path("results"))),
+    "out": (["--out", "results"], receives("_prepare", "out", Path("results"))),
     "precision": (["--precision", "bf16"], setting("precision", "bf16")),
     "backend": (["--backend", "aten"], setting("backend", "aten")),
     "compile_mode": (["--compile", "reduce-overhead"], setting("compile", "reduce-overhead")),
-    "resume": (["--resume", "old.pt"], told("_prepare", "resume", Path("old.pt"))),
-    "device": (["--device", "cuda"], told("joined", "device", "cuda")),
+    "resume": (["--resume", "old.pt"], receives("_prepare", "resume", Path("old.pt"))),
+    "device": (["--device", "cuda"], receives("joined", "device", "cuda")),
     "dry_run": (
         ["--dry-run", "--data-dir", "there"],
-        lambda calls: told("_print_plan", "data_dir", Path("there"))(calls)
+        lambda calls: receives("_print_plan", "data_dir", Path("there"))(calls)
         and not calls["_prepare"],
     ),
     "ignore_memory": (["--ignore-memory"], lambda calls: calls["check_memory_of"] == []),
-    "tensorboard": (["--no-tensorboard"], told("_prepare", "tensorboard", False)),
+    "tensorboard": (["--no-tensorboard"], receives("_prepare", "tensorboard", False)),
     "logger": (
         ["--logger", "wandb", "--logger", "mlflow"],
-        told("_prepare", "loggers", ["wandb", "mlflow"]),
+        receives("_prepare", "loggers", ["wandb", "mlflow"]),
     ),
     "quiet": (["--quiet"], lambda calls: calls["_prepare"][0]["console"].quiet),
 }  # fmt: skip
@@ -148,7 +148,7 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
 
 @pytest.fixture
 def pretraining(monkeypatch, tmp_path: Path) -> Calls:
-    """What the parts of `pretrain` are told; none of them does anything."""
+    """What the parts of `pretrain` receive; none of them does anything."""
     monkeypatch.chdir(tmp_path)
     Path("settings.yaml").write_text("scale: 3.0\n")
     save_checkpoint(Path("old.pt"), {"config": PretrainConfig().to_dict()})
@@ -180,14 +180,14 @@ def pretraining(monkeypatch, tmp_path: Path) -> Calls:
 def test_pretrain(option: str, pretraining: Calls):
     arguments, check = PRETRAIN[option]
     invoke("pretrain")
-    assert not check(pretraining), "this is what is told without the option"
+    assert not check(pretraining), "this is what is passed without the option"
     for calls in pretraining.values():
         calls.clear()
     invoke("pretrain", *arguments)
     assert check(pretraining)
     if not pretraining["_prepare"]:
         return
-    # What is not asked for stays the preset's, and all parts are told the same.
+    # What is not requested stays the preset's, and all parts receive the same.
     prepared = pretraining["_prepare"][0]
     assert prepared["data"] == "images"
     (trained,) = pretraining["_train"]
@@ -236,7 +236,7 @@ def saved(**settings: Any) -> PretrainConfig:
 
 
 @pytest.mark.parametrize("how", ["option", "file"])
-def test_a_run_goes_on_by_the_command_that_began_it(pretraining: Calls, how: str):
+def test_a_run_continues_by_the_command_that_began_it(pretraining: Calls, how: str):
     """Its preset, its file, and the warm-up that a short run has."""
     config = saved(epochs=2, batch_size=40, seed=9)
     assert config.warmup_epochs == 2
@@ -288,7 +288,7 @@ def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
 
 
 @pytest.mark.parametrize("how", ["option", "setting", "file"])
-def test_more_epochs_are_asked_for_by_name(pretraining: Calls, how: str):
+def test_more_epochs_are_requested_by_name(pretraining: Calls, how: str):
     config = saved(epochs=2, batch_size=40)
     asked = {
         "option": ["--epochs", 7],
@@ -300,7 +300,7 @@ def test_more_epochs_are_asked_for_by_name(pretraining: Calls, how: str):
         invoke("pretrain", *preset, "--resume", "old.pt", *asked[how])
         # The warm-up stays that of the first command.
         assert pretraining["_prepare"][-1]["config"] == replace(config, epochs=7)
-    # A preset's own length asks for nothing.
+    # A preset's own length requests nothing.
     invoke("pretrain", "--preset", "digits", "--batch-size", 40, "--resume", "old.pt")
     assert pretraining["_prepare"][-1]["config"] == config
 
@@ -312,7 +312,7 @@ def test_fewer_epochs_than_there_were_are_refused(pretraining: Calls):
     invoke("pretrain", "--resume", "old.pt", "--epochs", 12)
 
 
-def test_auto_goes_on_from_the_newest_or_begins(pretraining: Calls):
+def test_auto_continues_from_the_newest_or_begins(pretraining: Calls):
     invoke("pretrain", "--resume", "auto", "--out", "out")
     assert pretraining["_prepare"][0]["resume"] is None
     Path("out").mkdir()
@@ -323,7 +323,7 @@ def test_auto_goes_on_from_the_newest_or_begins(pretraining: Calls):
     assert "give that folder" in invoke("pretrain", "--resume", "auto", code=2)
 
 
-# What the parts of `pretrain` do with what they are told.
+# What the parts of `pretrain` do with what they receive.
 
 
 class Prepared:
@@ -381,7 +381,7 @@ def prepare(monkeypatch, tmp_path: Path) -> Callable[..., Any]:
     return call
 
 
-def test_results_go_where_they_are_asked_for(prepare):
+def test_results_go_where_they_are_requested(prepare):
     trainer, folder, _ = prepare()
     assert folder == Path("runs/digits")
     assert trainer.checkpoint_path == folder / "checkpoint.pt"
@@ -441,7 +441,7 @@ def test_the_other_ranks_of_a_machine_wait_for_the_first_ones_data(monkeypatch):
 
 
 @pytest.mark.parametrize(("room", "verdict"), [(0, "fits"), (-1, "does not fit"), (None, "")])
-def test_a_plan_tells_what_a_run_would_do(monkeypatch, tmp_path, room, verdict: str):
+def test_a_plan_reports_what_a_run_would_do(monkeypatch, tmp_path, room, verdict: str):
     from barlow_fast.training import estimate
 
     arguments = ["--epochs", 3, "--batch-size", 64, "--projector", "32-96", "precision=fp32"]
@@ -536,7 +536,7 @@ def test_a_run_that_does_not_finish_says_why(capsys, error, first: bool, code: i
     assert message in capsys.readouterr().err or not message
 
 
-def test_a_full_disk_tells_how_to_go_on(capsys, tmp_path: Path):
+def test_a_full_disk_reports_how_to_continue(capsys, tmp_path: Path):
     trainer = Ending(WriteError(28, "cannot write out/checkpoint.pt: No space left on device"))
     trainer.checkpoint_path = tmp_path / "checkpoint.pt"
     for advice in (
@@ -567,7 +567,7 @@ def nothing_ignored() -> Iterator[None]:
 
 @pytest.mark.usefixtures("nothing_ignored")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_signal_asks_for_a_stop(monkeypatch, number: int):
+def test_the_first_signal_requests_a_stop(monkeypatch, number: int):
     before = [signal.getsignal(each) for each in STOP_SIGNALS]
     now = [100.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
@@ -617,28 +617,29 @@ def test_what_is_ignored_or_handled_by_others_stays_so(monkeypatch):
             signal.signal(number, handler)
 
 
-def test_a_finished_run_tells_its_scores_and_files(monkeypatch, capsys, tmp_path: Path):
+def test_a_finished_run_reports_its_scores_and_files(monkeypatch, capsys, tmp_path: Path):
     report = SimpleNamespace(files={"figure": tmp_path / "figure.png"}, complaints=["no font"])
     monkeypatch.setattr(training.reporting, "report_run", lambda *_: report)
     console = Console(highlight=False, soft_wrap=True)
     pretrain_commands._train(Ending(), tmp_path, console)
-    told_ = capsys.readouterr()
+    received = capsys.readouterr()
     assert (
-        "25.00 % with random weights -> 75.00 % after training (raw pixels: 50.00 %)" in told_.out
+        "25.00 % with random weights -> 75.00 % after training (raw pixels: 50.00 %)"
+        in received.out
     )
-    assert "skipped   3 images" in told_.out
-    assert f"figure    {tmp_path / 'figure.png'}" in told_.out
-    assert f"log       {tmp_path / 'log.jsonl'}" in told_.out
-    assert "curves" not in told_.out
-    assert "barlow-fast: no font" in told_.err
+    assert "skipped   3 images" in received.out
+    assert f"figure    {tmp_path / 'figure.png'}" in received.out
+    assert f"log       {tmp_path / 'log.jsonl'}" in received.out
+    assert "curves" not in received.out
+    assert "barlow-fast: no font" in received.err
     (tmp_path / "tensorboard").mkdir()
     unscored = Ending()
     unscored.history, unscored.loader.bad_images = [{"knn": None}], []
     pretrain_commands._train(unscored, tmp_path, console)
-    told_ = capsys.readouterr()
-    assert f"curves    {tmp_path / 'tensorboard'}" in told_.out
-    assert "random weights" not in told_.out
-    assert "skipped" not in told_.out
+    received = capsys.readouterr()
+    assert f"curves    {tmp_path / 'tensorboard'}" in received.out
+    assert "random weights" not in received.out
+    assert "skipped" not in received.out
     pretrain_commands._train(Ending(first=False), tmp_path, console)
     assert capsys.readouterr().out == ""
 
@@ -681,7 +682,7 @@ def test_numbers_are_read_as_they_are_written():
     assert data_commands._number(0, "shard") == "0 shards"
 
 
-def test_scores_are_told_in_percent_with_their_spread():
+def test_scores_are_reported_in_percent_with_their_spread():
     row = Score("encoder", "k = 3", (0.5, 0.75))
     assert evaluate_commands._percent(row) == "62.50 ± 17.68"
     assert evaluate_commands._percent(replace(row, top1=(0.5,))) == "50.00"
@@ -803,12 +804,12 @@ PROTOCOLS: dict[str, dict[str, tuple[list[str], str, str, Any]]] = {
         ),
     },
 }
-WRITTEN = {"json_file": "test_numbers_are_written_where_asked_for"}
+WRITTEN = {"json_file": "test_numbers_are_written_where_requested"}
 
 
 @pytest.fixture
 def evaluating(monkeypatch, tmp_path: Path) -> Calls:
-    """What is behind `evaluate` is told; nothing is computed."""
+    """What is behind `evaluate` is recorded; nothing is computed."""
     monkeypatch.chdir(tmp_path)
     for name in ("first.pt", "second.pt"):
         Path(name).write_bytes(name.encode())
@@ -857,7 +858,7 @@ def test_evaluate(protocol: str, option: str, evaluating: Calls):
     assert option == "device" or not seen or seen[-1][argument] != value
     calls = evaluate(evaluating, protocol, *arguments)
     assert calls[function][-1][argument] == value
-    # Nothing else is told in another way than without the option.
+    # Nothing else is passed in another way than without the option.
     (own, *_) = calls["protocol"]
     assert (own["encoder"], own["form"].size, own["form"].mean) == ("network", (8, 8), (0.3,))
     assert own["reading"].bad.policy == ("skip" if option == "on_bad_image" else "error")
@@ -866,7 +867,7 @@ def test_evaluate(protocol: str, option: str, evaluating: Calls):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, evaluating: Calls):
     calls = evaluate(evaluating, protocol)
-    (told_,) = calls["protocol"]
+    (received,) = calls["protocol"]
     (split,) = calls["folder_splits"]
     assert (split["test_fraction"], split["seed"], split["allow_symlinks"]) == (0.2, 0, False)
     plain = {
@@ -881,19 +882,19 @@ def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, eval
         "finetune": {"fraction": 0.01, "subset_seed": 0, "settings": FinetuneSettings()},
     }[protocol]
     shared = {"seeds": (0,), "random": False, "baselines": False}
-    assert {name: told_[name] for name in plain | shared} == plain | shared
+    assert {name: received[name] for name in plain | shared} == plain | shared
     (reading,) = calls["Reading"]
     assert (reading["workers"], reading["chunk"], reading["on_bad_image"]) == (None, 256, "error")
 
 
 def test_baselines_are_computed_once(evaluating: Calls):
     calls = evaluate(evaluating, "knn", "second.pt", "--baselines")
-    assert [told_["baselines"] for told_ in calls["protocol"]] == [True, False]
-    paths = [told_["path"] for told_ in calls["load_encoder"]]
+    assert [received["baselines"] for received in calls["protocol"]] == [True, False]
+    paths = [received["path"] for received in calls["load_encoder"]]
     assert paths == [Path("first.pt"), Path("second.pt")]
 
 
-def test_numbers_are_written_where_asked_for(evaluating: Calls):
+def test_numbers_are_written_where_requested(evaluating: Calls):
     evaluate(evaluating, "knn", "--json", "scores.json")
     written = json.loads(Path("scores.json").read_text())
     assert (written["format"], written["protocol"]) == ("barlow_fast.evaluation", "knn")
@@ -903,13 +904,13 @@ def test_numbers_are_written_where_asked_for(evaluating: Calls):
     assert {path.name for path in Path().iterdir()} == {"first.pt", "second.pt", "scores.json"}
 
 
-def test_a_size_that_nobody_told_does_not_resize_images_in_memory():
+def test_a_size_that_nobody_reported_does_not_resize_images_in_memory():
     pretrained = SimpleNamespace(
         image_size=32, channels=3, mean=(0.1,), std=(0.2,), metadata={"assumed": ["image_size"]}
     )
-    for in_memory, told_size in ((True, None), (False, (32, 32))):
+    for in_memory, expected_size in ((True, None), (False, (32, 32))):
         splits = SimpleNamespace(in_memory=in_memory)
-        assert evaluate_commands._form(pretrained, splits).size == told_size
+        assert evaluate_commands._form(pretrained, splits).size == expected_size
     pretrained.metadata = {}
     assert evaluate_commands._form(pretrained, SimpleNamespace(in_memory=True)).size == (32, 32)
 
@@ -960,7 +961,7 @@ DEFAULTS = {
 
 @pytest.fixture
 def reading(monkeypatch, tmp_path: Path) -> Calls:
-    """What is behind `data` is told; nothing is read."""
+    """What is behind `data` is recorded; nothing is read."""
     monkeypatch.chdir(tmp_path)
 
     class Images(list):
@@ -1059,7 +1060,7 @@ def test_export(option: str, monkeypatch, tmp_path: Path):
     assert calls[function][-1][argument] == value
 
 
-def test_the_format_is_told_by_the_name(monkeypatch):
+def test_the_format_is_reported_by_the_name(monkeypatch):
     from barlow_fast.checkpoints.exporting import SUFFIXES
 
     assert SUFFIXES == {
@@ -1106,8 +1107,8 @@ def test_every_help_text_is_a_phrase_with_its_default(parameter: Any):
     # Longer sentences are for the pages.
     assert len(text) <= 200
     shown = parameter.default is not None and parameter.show_default is not False
-    told_ = isinstance(parameter.show_default, str)
-    assert parameter.required or shown or told_ or parameter.name in NOTHING
+    received = isinstance(parameter.show_default, str)
+    assert parameter.required or shown or received or parameter.name in NOTHING
 
 
 CHOICES: dict[tuple[str, str], Any] = {

@@ -3,7 +3,7 @@
 Training magnifies rounding, so two runs part in float32 whatever computes their loss. Hence three
 tests of 50 steps: free in float64, where what is magnified stays small; in float32 with both losses
 on the same embeddings at every step, where nothing can grow; and free in float32 against the
-yardstick, lightly against itself from weights that are moved by one unit in the last place. Their
+baseline, lightly against itself from weights that are moved by one unit in the last place. Their
 network is small, with lightly's head; `python -m bench dropin` does the same with ResNet-18.
 """
 
@@ -74,7 +74,7 @@ def start(dtype, moved=False):
 
 
 def curve(batches, dtype, criterion, moved=False, watch=None):
-    """The loss of every step; `watch(z_a, z_b)` sees the embeddings of each."""
+    """The loss of every step; `watch(z_a, z_b)` receives the embeddings of each."""
     model, optimizer = start(dtype, moved)
     losses = []
     for step in range(STEPS):

@@ -74,7 +74,7 @@ def test_the_gradient_of_the_whole_batch(size):
     assert not loss.requires_grad
     assert abs(float(loss - want)) <= 1e-12 * float(want)
     assert_same_gradients(model, whole)
-    # None of a single sample, unless that was asked for.
+    # None of a single sample, unless that was requested.
     count = 5 if size == 2 else -(-N // size)
     parts = [N // count + (part < N % count) for part in range(count)]
     assert model.calls == (parts * 2 if len(parts) > 1 else [N])
@@ -89,7 +89,7 @@ def test_gradients_are_added_to_those_that_are_there():
     assert_same_gradients(model, whole)
 
 
-def test_terms_come_back_and_one_view_models_are_called_as_told():
+def test_terms_come_back_and_one_view_models_are_called_as_reported():
     single = encoder()
     whole = Twins(copy.deepcopy(single))
     want, terms = criterion(*whole(*views()), return_terms=True)

@@ -73,7 +73,7 @@ def test_workflows_have_least_privileges_and_pinned_actions(name):
             if "uses" in step:
                 assert re.search(r"@v?\d+(\.\d+)*$", step["uses"]), step["uses"]
             if "run" in step:
-                # Text of others, put into a shell, is how workflows are taken over.
+                # Text of other people, put into a shell, is how workflows are taken over.
                 assert "${{ github.event" not in step["run"], step["run"]
 
 
@@ -94,7 +94,7 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
     for library, version in (("build", "1.2"), ("setuptools", "77")):
         pytest.importorskip(library, minversion=version)
     folder = tmp_path_factory.mktemp("dist")
-    # CMake is asked for by pyproject.toml and not needed without the native kernels.
+    # CMake is requested by pyproject.toml and not needed without the native kernels.
     command = [sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check"]
     command += ["--outdir", str(folder), str(ROOT)]
     done = subprocess.run(

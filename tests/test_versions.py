@@ -36,7 +36,7 @@ def test_the_table_is_in_order_and_reaches_every_python():
         assert versions.numbers(row.oldest_python) <= versions.numbers(row.python), row
 
 
-def test_metadata_asks_for_the_oldest_that_is_run():
+def test_metadata_requests_the_oldest_that_is_run():
     assert f'requires-python = ">={PYTHONS[0]}"' in PYPROJECT
     assert f'dependencies = ["torch>={minor(OLDEST.torch)}"]' in PYPROJECT
     assert set(re.findall(r'"torch>=([\d.]+)"', PYPROJECT)) == {minor(OLDEST.torch)}

@@ -170,8 +170,9 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
 def environment_of(row: Row, python: str, version: str) -> Path:
     """The Python of the row's environment, installed when the cache has none.
 
-    The name tells the requirements, so other ones never meet an old environment. It is made under
-    another name and renamed when complete, so an interrupted installation is never used.
+    The name contains a hash of the requirements, so that other ones never meet an old environment.
+    It is made under another name and renamed when complete, so that an interrupted installation is
+    never used.
     """
     requirements = (f"torch=={row.torch}", row.numpy, *TOOLS)
     key = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:8]

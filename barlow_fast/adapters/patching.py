@@ -289,7 +289,7 @@ def patch(name: str, *, everywhere: bool = False, force: bool = False) -> Patch:
     (or end of a `with` block) ends it.
 
     Instances that were made before, and classes derived before, keep the original loss. After
-    patching, `isinstance(x, lightly.loss.BarlowTwinsLoss)` asks for ours. An instance that was
+    patching, `isinstance(x, lightly.loss.BarlowTwinsLoss)` tests for ours. An instance that was
     pickled before, or is pickled as an original, is ours when it is loaded while patched.
 
     Processes that `multiprocessing` spawns later (`torch.multiprocessing.spawn`, Lightning's

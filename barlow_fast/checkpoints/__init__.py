@@ -1,5 +1,5 @@
-"""Weights of pretrained encoders: read from this library's checkpoints and those of others,
-exported for others."""
+"""Weights of pretrained encoders: read from checkpoints of this and other libraries, and exported
+for other libraries."""
 
 from .exporting import FORMATS, export
 from .official import load_official, save_official, to_official

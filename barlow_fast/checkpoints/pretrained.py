@@ -1,4 +1,4 @@
-"""Pretrained encoders, from the files of this library and of others."""
+"""Pretrained encoders, from the files of this and other libraries."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
-            # Before typer sees it, which ends without a word or with one of its own.
+            # Before typer handles it, which exits without a message or with one of its own.
             fail("barlow-fast: interrupted", INTERRUPTED)
 
 
@@ -57,7 +57,7 @@ def _refuse_empty(command: Any) -> None:
 
 
 def _process(parameter: Any, plain: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
-    # While a shell asks for completions, what is typed may be empty still.
+    # While a shell completes a command, an argument may still be empty.
     if context.resilient_parsing:
         return plain(context, value)
     if value == "" or (isinstance(value, (list, tuple)) and "" in value):

@@ -152,7 +152,7 @@ def show(
     data_dir: DataDir = None,
     allow_symlinks: Symlinks = False,
 ) -> None:
-    """Draw a sheet of images and their views: what the encoder sees."""
+    """Draw a sheet of images and their views."""
     console = terminal.console()
     with failures():
         from ..data import PRESETS, Views

@@ -119,7 +119,7 @@ def read_file(path: str | bytes, identity: str, index: int = -1) -> bytes:
 
     Raises:
         BadImageError: missing, not permitted, a folder, a device or a pipe (which could keep a
-            reader waiting for ever), or larger than any image.
+            reader waiting forever), or larger than any image.
     """
     with guard(identity, index), open_regular(path, MAX_BYTES) as file:
         return file.read(MAX_BYTES)

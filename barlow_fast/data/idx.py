@@ -31,7 +31,7 @@ def read_idx(path: Path, dimensions: int, limit: int = 2**31) -> np.ndarray:
     Args:
         path: the file; gzip is recognised by its first bytes, not by its name.
         dimensions: how many the array must have: 3 for images (N, H, W), 1 for labels.
-        limit: the most bytes that the values may take. A header that asks for more, or for more
+        limit: the most bytes that the values may take. A header that requests more, or for more
             than a file of this size can hold, is refused before any is read.
 
     Returns:
@@ -72,7 +72,7 @@ def _parse(stream, path: Path, dimensions: int, limit: int) -> np.ndarray:
     count = math.prod(sizes)
     if count > limit:
         raise ValueError(
-            f"{path}: the header asks for {count} bytes of shape {sizes}; at most {limit} "
+            f"{path}: the header requests {count} bytes of shape {sizes}; at most {limit} "
             "are accepted of a file of this size"
         )
     values = stream.read(count)

@@ -41,7 +41,7 @@ IDENTITY = {
     "drop_last": "drop_last",
 }
 
-# The default number of processes of Pillow is at most this: a machine of a hundred cores is seldom
+# The default number of processes of Pillow is at most this: a machine of a hundred cores is rarely
 # used by one run. A forked process takes 13 MB of its own, a spawned one all that torch takes.
 MOST_PROCESSES = 16
 

@@ -192,7 +192,7 @@ _COLOUR: dict[str, Any] = {
 }
 _RANDOM_RESIZED_CROP: dict[str, Any] = {"crop_area": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)}
 
-# The two views differ, as in the paper: there one is blurred always and the other seldom, and only
+# The two views differ, as in the paper: there one is blurred always and the other rarely, and only
 # the other is solarized.
 PRESETS: dict[str, Views] = {
     "imagenet": Views(

@@ -21,7 +21,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-FILLS = (165, 90)  # values that borders, text and masks seldom have
+FILLS = (165, 90)  # values that borders, text and masks rarely have
 BLACK_AND_WHITE = (0, 255)
 COLUMNS = 4  # the last ones, in which no row or pass ends before its data do
 JPEG = ("JPEG", "MPO")

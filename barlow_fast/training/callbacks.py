@@ -18,7 +18,7 @@ class Hook:
 
     def stepped(self, trainer: Any, step: Record) -> None:
         """After each step. `step` has `loss`, `on_diagonal_mean`, `off_diagonal_mean` as 0-dim
-        tensors on the device: reading one waits for the device, so read seldom."""
+        tensors on the device: reading one waits for the device, so read rarely."""
 
     def epoch_ended(self, trainer: Any, record: Record) -> None:
         """After each epoch, its score and its checkpoint; `record` has plain numbers."""

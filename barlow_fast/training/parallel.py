@@ -18,7 +18,7 @@ LOG = logging.getLogger("barlow_fast.training")
 
 def prepare(model: BarlowTwinsModel, config: PretrainConfig, ranks: Ranks) -> BarlowTwinsModel:
     """The model on its device, with batch norm over all ranks, recomputed activations and shards
-    where the settings ask for them. The keys of its state dict stay as they are.
+    where the settings require them. The keys of its state dict stay as they are.
 
     Raises:
         ValueError: an encoder without blocks whose activations could be computed again.

@@ -141,7 +141,7 @@ def joined(device: str) -> Iterator[Ranks]:
     )
     ranks = Ranks(chosen, dist.get_rank(), size, _nodes(size))
     # Only after an orderly end: with an error, the others may hang in a collective, and
-    # destroying the group would wait for them instead of telling.
+    # destroying the group would wait for them instead of reporting.
     yield ranks
     dist.destroy_process_group()
 

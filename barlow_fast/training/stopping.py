@@ -21,7 +21,7 @@ def stop_on_signal(trainer: Trainer, seen: list[int]) -> Iterator[None]:
     """Stop the trainer between two steps at the first signal that would end this process; a second
     signal ends it at once, without saving.
 
-    Ignored signals, such as SIGHUP under nohup, and handlers of others stay as they are.
+    Ignored signals, such as SIGHUP under nohup, and handlers of other code stay as they are.
 
     Args:
         trainer: stopped by its `stop_requested`.

@@ -140,7 +140,7 @@ class Watcher:
         """(N, D) twice, float32: of two views of up to 512 test images, or where there are none of
         one batch of training images.
 
-        As the loss sees them: batch norm uses these images' statistics, which move the model's
+        As the loss receives them: batch norm uses these images' statistics, which move the model's
         own: hand over a copy.
         """
         if self.dataset is not None:

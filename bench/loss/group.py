@@ -235,7 +235,7 @@ class Group:
 
     def _call(self, candidate: Candidate, pair: Pair) -> Times:
         if self.device.crowded():
-            # Another peer's cached blocks fill the memory; asking for it anew is not to be timed.
+            # Another peer's cached blocks fill the memory; allocating it again must not be timed.
             self._timed(candidate.loss, pair)
         return self._timed(candidate.loss, pair)[0]
 

@@ -2,7 +2,7 @@
 
 Three runs start from the same seed and see the same batches, in turns: lightly's loss, lightly's
 class replaced by the patch, and lightly's loss once more from weights that are moved by one unit in
-the last place. The last is the yardstick: how far rounding alone carries two runs of one program
+the last place. The last is the baseline: how far rounding alone carries two runs of one program
 apart. A run in float64 begins closer by nine digits; over many steps that grows as well. So at
 every step both losses also see the same embeddings, where nothing can grow: that is the comparison.
 """
@@ -348,7 +348,7 @@ def _reading() -> str:
         "same embeddings*: both losses at each step of lightly's run, the largest difference of "
         "the loss and, in the 2-norm, of its gradients. *On its own*: two whole runs. Training "
         "magnifies rounding, so two runs of lightly itself, one with its first weights moved by "
-        "one unit in the last place, are the yardstick; float64 begins nine digits closer "
+        "one unit in the last place, are the baseline; float64 begins nine digits closer "
         "and is magnified as well."
     )
 

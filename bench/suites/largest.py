@@ -1,7 +1,7 @@
 """The largest D that each peer can do at N = 256 within a given memory, and memory against D.
 
 Every try is a process of its own, whose address space may grow by the limit and no more: inputs,
-gradients and everything else of one forward and backward pass. A peer that asks for more gets the
+gradients and everything else of one forward and backward pass. A peer that allocates more gets the
 error of its own allocation, and the row keeps that error. D is bracketed: from two small passes
 the next try is predicted (a D + b D^2 through the last two), until the smallest D that failed is at
 most 5 % above the largest that worked.

@@ -39,7 +39,7 @@ bool may_use_amx() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
   if ((d & kBf16) == 0 || (d & kTile) == 0) return false;
-  // Linux saves the registers' 8 KiB only for processes that ask for them (arch_prctl(2)); threads and forks inherit it.
+  // Linux saves the registers' 8 KiB only for processes that request them (arch_prctl(2)); threads and forks inherit it.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }

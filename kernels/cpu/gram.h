@@ -323,7 +323,7 @@ constexpr int64_t kAhead = 16;  // rows of lead for prefetching
 
 template <class Op>
 struct GramGradientScratch {
-  int64_t panels, samples;       // samples: rows padded to whole tiles and units
+  int64_t panels, samples;       // samples: rows padded to tiles and units
   bool separate;                 // the product's operand is not the full-precision z_hat itself
   Acc<Op>*hat[2], *product;      // [panel][sample][kPanel]
   Unit<Op>*right[2];             // [panel][unit][kPanel]

@@ -163,17 +163,17 @@ def test_ranks_of_different_sizes(pool):
 
 def refused(group, names: list[str]) -> dict[str, str]:
     """What this rank says of views of which rank 1 has two of different numbers of samples."""
-    told = {}
+    errors = {}
     for name in names:
         a, b = (part[group.rank()] for part in views((N,) * W, 6))
         try:
             ADAPTERS[name](6)(a, b[:-1] if group.rank() == 1 else b)
         except Exception as error:
-            told[name] = str(error)
-    return told
+            errors[name] = str(error)
+    return errors
 
 
-def test_what_one_rank_refuses_all_ranks_tell(pool):
+def test_what_one_rank_refuses_all_ranks_report(pool):
     names = [name for name in ADAPTERS if name != "lightly_alone"]
     first, *rest = pool.run(refused, W, names)
     assert list(first) == names
@@ -231,7 +231,7 @@ def differing(group):
     return torch.zeros(1)
 
 
-def test_ranks_that_differ_are_told(pool):
+def test_ranks_that_differ_are_reported(pool):
     assert len(pool.run(differing, W)) == W
 
 

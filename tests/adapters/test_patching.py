@@ -387,7 +387,7 @@ def test_classes_that_call_themselves_by_name_stay_what_they_were(package):
             assert type(instance) is kind
         for instance in (before, *made, loss.from_config(config).bt_criterion):
             assert torch.equal(instance(embedding), want)
-        # New ones, whoever asks.
+        # New ones, for any caller.
         for module in (losses, defining):
             assert module.BarlowTwinsCriterion is adapters.vissl.BarlowTwinsCriterion
             assert module.BarlowTwinsLoss is adapters.vissl.BarlowTwinsLoss

@@ -216,7 +216,7 @@ def test_what_was_finished_survives_a_failure(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_tables_tell_both_counts_and_both_outcomes():
+def test_tables_state_both_counts_and_both_outcomes():
     rows = [
         row("ours-features", 2.0, 10 << 20, 11 << 20),
         row("ours-rows", 3.0, 20 << 20),

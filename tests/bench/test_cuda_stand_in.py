@@ -194,7 +194,7 @@ def test_the_loss_of_a_device_from_the_command_line(cuda, tmp_path):
     assert invoke(arguments("loss", tmp_path, "--peers", "nobody")).exit_code == exits.NO_DEVICE
 
 
-def test_a_broken_context_asks_for_a_new_process(cuda, tmp_path, monkeypatch):
+def test_a_broken_context_requests_a_new_process(cuda, tmp_path, monkeypatch):
     def breaks(z_a, z_b):
         cuda.stand_in.broken = True
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_a_row_of_memory_too(cuda, tmp_path, monkeypatch):
     found = invoke(arguments("memory", tmp_path))
     assert found.exit_code == exits.COMPLETE
     assert [row["problem"] for row in results.read(tmp_path / "rows.jsonl")] == [
-        "out of memory (asked for 8.00 GiB)", None,
+        "out of memory (requested 8.00 GiB)", None,
     ]  # fmt: skip
     assert "greedy: not measured: out of memory" in found.output
     assert "1 measured, 0 left" in found.output

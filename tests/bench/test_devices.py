@@ -48,7 +48,7 @@ def test_without_a_cuda_device_the_reason_is_reported():
 
 def test_an_error_is_reported_in_one_line():
     memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB. GPU 0 has")
-    assert devices.brief(memory) == "out of memory (asked for 16.00 GiB)"
+    assert devices.brief(memory) == "out of memory (requested 16.00 GiB)"
     assert devices.brief(RuntimeError("\nfirst\nsecond")) == "RuntimeError: first"
     assert len(devices.brief(ValueError("x" * 500))) == 200
 

@@ -120,7 +120,7 @@ def test_a_peer_that_runs_out_of_memory_is_a_row_and_not_a_crash(run):
     peers = [peer("greedy", out_of_memory_when_large), *choose("gram-plain")]
     summary, rows, text = run(peers, cases=CASES[:1])
     greedy, other = rows
-    assert greedy["problem"] == "out of memory (asked for 64.00 GiB)"
+    assert greedy["problem"] == "out of memory (requested 64.00 GiB)"
     assert greedy["median_ms"] is greedy["graph_ms"] is None
     assert greedy["repeats"] == 0
     assert other["median_ms"] > 0

@@ -44,7 +44,7 @@ def folder(tmp_path):
         gpu_row("ours", 0.6, 0.5),
         gpu_row("official", 3.0, 2.5),
         gpu_row("gram-plain", 0.55, None),
-        gpu_row("lightly-formula", None, None, problem="out of memory (asked for 64.00 GiB)"),
+        gpu_row("lightly-formula", None, None, problem="out of memory (requested 64.00 GiB)"),
     ]
     results.merge(tmp_path / "gpu-example-gpu.jsonl", rows)
     results.merge(tmp_path / "cpu-example.jsonl", [cpu_row("ours", 12.5)])
@@ -61,7 +61,7 @@ def test_the_page_shows_a_gpu_beside_a_cpu_with_both_times(folder):
         "| 2048 × 8192 | 0.4 | **0.6 / 0.5** | 80% | 0.55 / – (0.92×) | no memory |",
         "| no memory | 3 / 2.5 (5.0×) |",
         "slower at: 2048 × 8192 called (1.09× the time of Gram form, plain torch, within noise).",
-        "- 2048 × 8192, lightly (formula): out of memory (asked for 64.00 GiB)",
+        "- 2048 × 8192, lightly (formula): out of memory (requested 64.00 GiB)",
         "- 2048 × 8192, Gram form, plain torch, replayed: it synchronises",
         "| 2048 × 8192 | official | 3 | 2.7 | 3.3 | 100 | 2.5 | 2.25 | 2.75 | 90 | 16.0% |",
     ):  # fmt: skip
@@ -107,7 +107,7 @@ def test_memory_of_a_gpu(folder):
         "extra_over_inputs": 0.25, "problem": None, "provenance": ORIGIN,
     }  # fmt: skip
     problem = {k: v for k, v in row.items() if "extra" not in k and "bytes" not in k}
-    problem |= {"peer": "official", "problem": "out of memory (asked for 8.00 GiB)"}
+    problem |= {"peer": "official", "problem": "out of memory (requested 8.00 GiB)"}
     results.merge(folder / "gpu-example-gpu.jsonl", [row, problem])
     text = report.page("memory", report.machine_files(folder))
     inputs = "128 MiB, bfloat16 inputs under bfloat16 autocast"
@@ -119,7 +119,7 @@ def test_memory_of_a_gpu(folder):
 @pytest.mark.parametrize(
     ("problem", "short"),
     [
-        ("out of memory (asked for 1 GiB)", "no memory"),
+        ("out of memory (requested 1 GiB)", "no memory"),
         ("fp32: loss 1 is off by 0.1 (allowed 0.001), gradients by 0 (allowed 0.001)", "wrong"),
         ("RuntimeError: no such kernel", "fails"),
     ],

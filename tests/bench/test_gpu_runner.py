@@ -358,7 +358,7 @@ def test_the_source_tree_is_imported_from_anywhere(tmp_path):
     assert name == "aten"
 
 
-def test_a_fingerprint_tells_contents_and_names(tmp_path):
+def test_a_fingerprint_reports_contents_and_names(tmp_path):
     (tmp_path / "a.py").write_text("1")
     first = sources.fingerprint(("*.py",), tmp_path)
     (tmp_path / "a.txt").write_text("no part of it")

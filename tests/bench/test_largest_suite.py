@@ -20,7 +20,7 @@ def measuring(size):
     def measure(d):
         tried.append(d)
         if size(d) > LIMIT:
-            return {"problem": f"asked for {size(d)}"}
+            return {"problem": f"requested {size(d)}"}
         return {"input_bytes": 0, "peak_bytes": int(size(d))}
 
     return measure, tried
@@ -41,7 +41,7 @@ def test_the_edge_is_bracketed_within_five_percent(size):
     found = largest.search(measure, LIMIT, largest.FIRST)
     assert size(found["d"]) <= LIMIT < size(found["failed_d"])
     assert found["d"] < found["failed_d"] <= largest.CLOSE * found["d"]
-    assert found["problem"].startswith("asked for")
+    assert found["problem"].startswith("requested")
     assert len(tried) <= 9
     assert [d for d, _ in found["points"]] == sorted(tried)
     assert dict(map(tuple, found["points"]))[found["failed_d"]] is None

@@ -210,7 +210,7 @@ def test_committed_rows_meet_the_targets_or_say_so():
 
 
 def test_erased_black_and_flipped_as_the_rows_say():
-    """The yardstick itself, by hand."""
+    """The reference itself, computed by hand."""
     from PIL import Image
 
     pixels = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)

@@ -330,7 +330,7 @@ def test_our_own_checkpoints(encoder: str, saved: Save):
         assert torch.equal(loaded.projector(features), model(images, images)[0])
 
 
-def test_our_first_checkpoints_told_less(saved: Save):
+def test_our_first_checkpoints_reported_less(saved: Save):
     model = build_twins(channels=1, encoder_widths=(4, 6), projector=(8, 6))
     loaded = load_encoder(saved(ours(model, {"encoder_widths": [4, 6], "encoder_grid": 2})))
     assert (loaded.name, loaded.channels, loaded.mean, loaded.std) == ("small", 1, (0.0,), (1.0,))

@@ -167,7 +167,7 @@ def test_timm_that_is_not_installed(
         torch.testing.assert_close(run_line(line)(images), imagenet_resnet.encoder(images))
 
 
-def test_safetensors_tell_all_about_it(resnet: Pretrained, tmp_path: Path):
+def test_safetensors_contain_its_metadata(resnet: Pretrained, tmp_path: Path):
     safetensors = pytest.importorskip("safetensors")
     path = tmp_path / "encoder.safetensors"
     for given in (resnet, pretrained("small", size=12, widths=(4, 6), grid=3)):
@@ -230,7 +230,7 @@ def test_a_difference_leaves_no_file_and_the_old_one_as_it_was(
     assert (tmp_path / "old").read_text() == "mine"
 
 
-def test_what_a_format_cannot_tell(resnet: Pretrained, tmp_path: Path):
+def test_what_a_format_cannot_contain(resnet: Pretrained, tmp_path: Path):
     small = pretrained("small", size=12, widths=(4,))
     for format in ("torchvision", "timm"):
         with pytest.raises(ValueError, match=r"has no 'small'|timm has the keys of 'small'"):
@@ -359,12 +359,12 @@ def test_every_byte_of_an_exported_safetensors_file(tmp_path: Path):
         flipped[position] ^= 0x10
         path.write_bytes(flipped)
         try:
-            found, told = read_checkpoint(path)
+            found, read = read_checkpoint(path)
         except ValueError:
             damaged += 1
             continue
         # A digest by another name is nobody's.
-        assert "barlow_fast_sha256" not in told
-        assert {**told, **metadata}.keys() > metadata.keys()
+        assert "barlow_fast_sha256" not in read
+        assert {**read, **metadata}.keys() > metadata.keys()
         assert all(torch.equal(found[name], value) for name, value in state.items())
     assert len(content) - damaged <= len("barlow_fast_sha256")

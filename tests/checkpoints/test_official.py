@@ -128,7 +128,7 @@ def test_theirs_is_read_by_ours_and_written_again_as_it_was(tmp_path: Path):
         assert new == {key: old[key] for key in new}
 
 
-def test_our_lars_goes_on_with_their_momentum(tmp_path: Path):
+def test_our_lars_continues_with_their_momentum(tmp_path: Path):
     from barlow_fast.training.lars import LARS
 
     theirs, their = saved_by_theirs(tmp_path / "checkpoint.pth")

@@ -120,7 +120,7 @@ def test_keys_and_shapes_must_be_the_architectures(resnet18, saved: Save):
         ({"channels": 1}, r"images with 3 channels, not 1"),
     ],
 )
-def test_another_architecture_than_asked_for(arguments: dict, message: str, resnet18, saved: Save):
+def test_another_architecture_than_requested(arguments: dict, message: str, resnet18, saved: Save):
     with pytest.raises(ValueError, match=message):
         load_encoder(saved(resnet18.state), **arguments)
 

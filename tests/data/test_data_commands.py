@@ -349,7 +349,7 @@ def test_show_takes_views_from_yaml(photos: FolderSource, tmp_path: Path):
 
 
 def tiles(image: Image.Image, columns: int) -> np.ndarray:
-    """The colours in each column of a sheet, for telling columns apart."""
+    """The colours in each column of a sheet, to distinguish columns."""
     pixels = np.asarray(image).astype(int)
     starts = [MARGIN + column * (TILE + 10) for column in range(columns)]
     return np.stack([pixels[:, start : start + TILE] for start in starts])

@@ -76,10 +76,10 @@ def test_a_small_file_does_not_unpack_to_gigabytes(tmp_path: Path):
         for _ in range(40):
             file.write(bytes(2**20))
     # The header decides, before anything is unpacked.
-    with pytest.raises(ValueError, match="asks for 1048576000 bytes"):
+    with pytest.raises(ValueError, match="requests 1048576000 bytes"):
         read_idx(path, dimensions=3)
     path.write_bytes(header)
-    with pytest.raises(ValueError, match="asks for 1048576000 bytes"):
+    with pytest.raises(ValueError, match="requests 1048576000 bytes"):
         read_idx(path, dimensions=3)
     labels = np.zeros(60_000, np.uint8)
     path.write_bytes(gzip.compress(idx_bytes(labels)))

@@ -34,7 +34,7 @@ def test_order_of_few(count):
 
 
 def test_old_seeds_have_their_old_order():
-    # As the first version of `order` gave it: runs that stopped must be able to go on.
+    # As the first version of `order` gave it: runs that stopped must be able to resume.
     assert order(0, 0, 12).tolist() == [3, 0, 5, 10, 6, 11, 2, 4, 8, 9, 1, 7]
     assert order(7, 3, 1000)[:6].tolist() == [832, 741, 549, 205, 413, 505]
 

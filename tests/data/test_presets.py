@@ -202,7 +202,7 @@ def test_files_that_cannot_be_read(tmp_path):
         Views.from_yaml(binary)
 
 
-def test_fingerprints_tell_views_apart():
+def test_fingerprints_distinguish_views():
     base = PRESETS["imagenet"]
     others = [
         dataclasses.replace(base, mean=(0.5, 0.5, 0.5)),

@@ -351,7 +351,7 @@ def test_without_jitter_no_order_is_drawn():
 
 # ---- rendering
 
-# Asks for a warp; what is shown is what `only` says.
+# Requests a warp; what is shown is what `only` says.
 WARP = ViewSpecification(rotation=1)
 WHOLE = ViewSpecification()
 

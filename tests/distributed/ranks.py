@@ -1,4 +1,4 @@
-"""Real processes joined by gloo, started once: each runs named functions when it is told to.
+"""Real processes joined by gloo, started once: each runs named functions on request.
 
 Starting torch takes seconds, a call of a running process milliseconds. All processes are forked off
 one that has imported torch, its compiler included, and has started no thread. A function that fails

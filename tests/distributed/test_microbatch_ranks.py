@@ -238,10 +238,10 @@ def refused(group, what: str) -> str:
     try:
         backward_in_microbatches(model, views, BarlowTwinsLoss(process_group=group), size)
     except (ValueError, RuntimeError) as error:
-        told = f"{type(error).__name__}: {error}"
-    # Nobody is behind in the exchanges, so that whoever goes on is understood.
+        reported = f"{type(error).__name__}: {error}"
+    # All ranks are at the same exchange, so that later calls match.
     dist.barrier(group)
-    return told
+    return reported
 
 
 def fail(module: nn.Module, inputs: tuple) -> None:
@@ -259,11 +259,11 @@ def fail(module: nn.Module, inputs: tuple) -> None:
         ("few for shards", None, r"ValueError: all ranks need 10 micro-batches.*rank 0 has 3"),
     ],
 )
-def test_what_one_rank_refuses_all_ranks_tell(what, who, words, pool):
+def test_what_one_rank_refuses_all_ranks_report(what, who, words, pool):
     for rank, text in enumerate(pool.run(refused, 2, what)):
         kind, words_alone = words.split(": ", 1)
-        told_by = "" if who in (None, rank) else f"rank {who} of process_group: "
-        assert re.match(f"{kind}: {told_by}{words_alone}", text), text
+        reported_by = "" if who in (None, rank) else f"rank {who} of process_group: "
+        assert re.match(f"{kind}: {reported_by}{words_alone}", text), text
 
 
 def crossed(group) -> str:

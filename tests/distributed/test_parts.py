@@ -407,7 +407,7 @@ def test_long_errors_are_cut(agreed):
     assert str(raised.value).endswith("ä\ufffd")
 
 
-def test_errors_of_exchanges_are_explained():
+def test_errors_of_exchanges_name_their_cause():
     words = r"A rank has stopped.*The backend says: reset by peer"
     with pytest.raises(RuntimeError, match=words), collectives.communication_errors():
         raise RuntimeError("reset by peer")

@@ -111,7 +111,7 @@ def still_works(group):
     return abs(float(found[0]) - float(exact[0])) < 1e-12 * float(exact[0])
 
 
-def assert_told(outcomes: list, kind: str) -> None:
+def assert_reported(outcomes: list, kind: str) -> None:
     """All ranks raised this kind, which a wait in vain would not, and were of use afterwards."""
     for rank, (found, text, works) in enumerate(outcomes):
         assert found == kind, f"rank {rank}: {found} {text}"
@@ -122,7 +122,7 @@ def assert_told(outcomes: list, kind: str) -> None:
 def test_different_calls(name, pool):
     offender = len(name) % 3
     outcomes = pool.run(attempt, 3, ("DIFFERENT", name), offender)
-    assert_told(outcomes, "ValueError")
+    assert_reported(outcomes, "ValueError")
     words = DIFFERENT[name][1].replace("{who}", f"rank {offender}")
     for _, text, *_ in outcomes:
         assert "the ranks of process_group were called differently: " in text
@@ -132,7 +132,7 @@ def test_different_calls(name, pool):
 
 def test_autocast_on_one_rank(pool):
     outcomes = pool.run(attempt, 3, None, 2, autocast=True)
-    assert_told(outcomes, "ValueError")
+    assert_reported(outcomes, "ValueError")
     for _, text, *_ in outcomes:
         assert text.endswith("precision: 'fp32' on ranks 0, 1, 'bf16' on rank 2")
 
@@ -142,7 +142,7 @@ def test_wrong_call_of_one_rank(name, pool):
     offender = len(name) % 3
     _, kind, words = WRONG[name]
     outcomes = pool.run(attempt, 3, ("WRONG", name), offender)
-    assert_told(outcomes, kind.__name__)
+    assert_reported(outcomes, kind.__name__)
     for rank, (_, text, *_) in enumerate(outcomes):
         prefix = "" if rank == offender else f"rank {offender} of process_group: "
         assert re.match(prefix + ".*" + words, text, re.DOTALL), text

@@ -133,7 +133,7 @@ def test_random_weights_of_the_same_architecture(small: Path):
     assert "--random needs the architecture alone" in refused.output
 
 
-def test_what_a_file_does_not_tell_is_said(tmp_path: Path):
+def test_what_a_file_does_not_state_is_reported(tmp_path: Path):
     path = checkpoint(tmp_path / "old.pt")
     content = torch.load(path, weights_only=True)
     del content["image"]

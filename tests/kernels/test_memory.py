@@ -83,7 +83,7 @@ def test_threads_share_it():
     gc.collect()
     assert (
         pool.free_bytes() <= 2 * 4 * 32 * 4096
-    )  # each thread holds the last tensor while it asks for the next
+    )  # each thread holds the last tensor while it requests the next
 
 
 def test_gradients_survive_the_next_call():

@@ -152,7 +152,7 @@ def test_every_option_of_explain_has_a_case():
     assert_covered(explain, PLANS)
 
 
-def test_warmup_runs_what_it_is_told(monkeypatch):
+def test_warmup_runs_what_it_is_reported(monkeypatch):
     assert_covered(warmup, ["shapes", "dtype", "device"])
     calls = record_calls(monkeypatch, warming, "barlow_twins_loss")
     warmup([(4, 6), (6, 4)], dtype=torch.bfloat16, device="cpu", precision="fp32", lambd=0.5)

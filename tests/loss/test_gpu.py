@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 
 # Gram: both views in one launch and gradient programs that own whole columns, or stored operands
-# and tiles. Correlation: all tiles of C split over N, or whole tiles and a last, split wave.
+# and tiles. Correlation: all tiles of C split over N, or full tiles and a last, split wave.
 PATHS = {
     "gram-owned": ("gram", 250, 1500),
     "gram-large": ("gram", 1200, 1500),

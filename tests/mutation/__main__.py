@@ -54,7 +54,7 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 class Run:
-    """One sample, its cache, and the trees that it works in."""
+    """One sample, its cache, and the worktrees that it works in."""
 
     def __init__(self, options: argparse.Namespace, temporary: Path) -> None:
         self.options, self.temporary = options, temporary
@@ -73,15 +73,15 @@ class Run:
         self.cache = options.cache / digest([*packages, *native])
         self.helpers = digest(helpers)
         self.all_tests = digest([ROOT / name for name in self.files]) + self.helpers
-        self.trees = [temporary / f"tree{place}" for place in range(options.jobs)]
-        for tree in self.trees:
+        self.worktrees = [temporary / f"tree{place}" for place in range(options.jobs)]
+        for tree in self.worktrees:
             running.copy_tree(ROOT, tree)
         self.traced: dict[str, Traced] = {}
         self.struck: set[str] = set()
         self.seconds_later = itertools.count(1)
 
     def _in_parallel(self, jobs: Iterable[Job]) -> None:
-        running.in_parallel(jobs, self.trees, self.temporary)
+        running.in_parallel(jobs, self.worktrees, self.temporary)
 
     def trace(self) -> None:
         """Which test executes which lines, and how long it takes."""

@@ -116,7 +116,7 @@ def _bodies(scope: ast.AST) -> Iterator[Span]:
 def candidates(mutant: Mutant, source: str, traced: Iterable[Traced]) -> dict[str, float]:
     """All tests that could see it, with the seconds of each. None where no test executes it; of
     what runs on import, all tests of the folder and of files that use the module: a constant is
-    seen by whoever reads it."""
+    visible to every reader."""
     spans = lines_to_see(source, mutant.line)
     on_import = runs_on_import(source, mutant.line)
     name = Path(mutant.folder).name
@@ -130,8 +130,8 @@ def candidates(mutant: Mutant, source: str, traced: Iterable[Traced]) -> dict[st
         }
         users = on_import and mutant.path in file.lines
         for test in file.passed:
-            sees = test in contexts or not contexts.isdisjoint(file.fixtures.get(test, []))
-            if sees or users or (on_import and test.startswith(folder)):
+            runs = test in contexts or not contexts.isdisjoint(file.fixtures.get(test, []))
+            if runs or users or (on_import and test.startswith(folder)):
                 found[test] = file.cost(test)
     return found
 

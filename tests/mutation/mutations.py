@@ -1,6 +1,6 @@
 """All mutants of a source file: cosmic-ray's operators, and three of our own.
 
-Left out, because no test can or should tell them apart:
+Left out, because no test can or should distinguish them:
 
 * annotations, which nothing reads at run time; `__all__`; what only type checkers see
 * the texts of errors, warnings and logs

@@ -249,9 +249,9 @@ class Job:
     after: Callable[[Path, Path, int], None] = lambda tree, folder, code: None
 
 
-def in_parallel(jobs: Iterable[Job], trees: list[Path], temporary: Path) -> None:
+def in_parallel(jobs: Iterable[Job], worktrees: list[Path], temporary: Path) -> None:
     """Runs all, one at a time in each tree."""
-    waiting, free = iter(jobs), list(trees)
+    waiting, free = iter(jobs), list(worktrees)
     running: dict[int, tuple[Job, Path, Path]] = {}
     try:
         while True:

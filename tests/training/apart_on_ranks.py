@@ -1,6 +1,6 @@
 """What two processes do of which one is not as the other; called by `run_on_ranks.py`.
 
-Every scenario leaves the ranks where they can go on with the next, or the next one fails.
+Every scenario leaves the ranks where they can continue with the next, or the next one fails.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def parts(ranks: Ranks, folder: Path, **changes: Any) -> str:
     losses = []
     step = run.train_step
     run.train_step = lambda: losses.append(step()) or losses[-1]
-    told = outcome(run)
+    result = outcome(run)
     assert all(torch.isfinite(record["loss"]) for record in losses)
-    return told
+    return result
 
 
 def reported(ranks: Ranks, folder: Path) -> str:
@@ -102,14 +102,14 @@ def reported(ranks: Ranks, folder: Path) -> str:
     log = logging.getLogger("barlow_fast.data")
     log.addHandler(handler)
     run = trainer(folder, ranks, epochs=3)
-    told = outcome(run)
+    result = outcome(run)
     log.removeHandler(handler)
     count = sum(line.startswith("left out: ") for line in lines)
-    return f"{told} {count} {len(run.loader.bad_images)}"
+    return f"{result} {count} {len(run.loader.bad_images)}"
 
 
 def failing_forward(ranks: Ranks, folder: Path) -> str:
-    """Without batch norm over all ranks the others are told at once."""
+    """Without batch norm over all ranks the others are informed at once."""
     run = trainer(folder, ranks, sync_batch_norm=False)
     if ranks.rank == 1:
         run.model.register_forward_pre_hook(_out_of_memory)
@@ -125,9 +125,9 @@ def failing_compiler(ranks: Ranks, folder: Path) -> str:
     run = trainer(folder, ranks, sync_batch_norm=False, compile="default")
     fails = _out_of_memory if ranks.rank == 1 else run.network._call_impl
     run.network._compiled_call_impl = fails
-    told = outcome(run)
+    result = outcome(run)
     assert run.network._compiled_call_impl is None
-    return told
+    return result
 
 
 def failing_score(ranks: Ranks, folder: Path) -> str:

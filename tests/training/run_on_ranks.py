@@ -31,12 +31,12 @@ def main(folder: Path) -> None:
                 scores = [record["knn"] for record in trainer.history]
                 assert (scores[-1] is not None) == ranks.first, scores
                 assert parallel.is_sharded(trainer.model) == (kind != "ddp")
-        # The first of these goes on for another epoch.
+        # The first of these continues for another epoch.
         path = folder / "longer.pt"
         with Trainer(replace(CONFIG, epochs=3), digits(), None, path, ranks=ranks) as trainer:
             trainer.resume(folder / "whole-ddp.pt")
             trainer.run()
-        # One rank alone is told to stop: all do, at the same step, and the first one saves.
+        # One rank alone is requested to stop: all do, at the same step, and the first one saves.
         path = folder / "stopped.pt"
         with Trainer(CONFIG, digits(), checkpoint_path=path, ranks=ranks) as trainer:
             trainer.train_step()

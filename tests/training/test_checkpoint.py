@@ -120,7 +120,7 @@ def test_foreign_and_future_checkpoints_are_refused(tmp_path: Path):
         load_checkpoint(tmp_path / "nowhere.pt")
 
 
-def test_older_files_are_kept_and_no_more_than_asked_for(tmp_path: Path):
+def test_older_files_are_kept_and_no_more_than_requested(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
     for step in range(5):
         save_checkpoint(path, {"step": step}, keep=3)
@@ -210,7 +210,7 @@ def test_other_programs_read_it(tmp_path: Path):
 
 
 def test_a_checkpoint_that_unpacks_to_much_more_is_refused_before_it_is_read(tmp_path: Path):
-    """The same reader as for the weights of others."""
+    """The same reader as for the weights of other libraries."""
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"weights": torch.zeros(2**22)})
     with zipfile.ZipFile(path) as stored:

@@ -251,7 +251,7 @@ def test_divergence_exits_with_1(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path):
+def test_ctrl_c_saves_and_the_run_continues(tmp_path: Path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "barlow_fast", "pretrain", *SMALL]
     # A line of a scored epoch is the first that is printed.

@@ -96,7 +96,7 @@ def test_a_bad_gradient_stops_the_run_with_the_state_from_before_it(
         assert torch.equal(resumed.model.state_dict()[name], value), name
 
 
-def test_a_bad_loss_is_told_from_a_bad_gradient(small_config, small_digits):
+def test_a_bad_loss_is_reported_from_a_bad_gradient(small_config, small_digits):
     trainer = Trainer(replace(small_config, learning_rate=1e30), small_digits)
     with pytest.raises(TrainingDiverged, match=r"the first value that is not finite is in the "):
         trainer.run()

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused_with_what_helps(monkeypatch):
     estimate.check_memory(memory, config, CPU)
 
 
-def test_this_machine_tells_its_memory():
+def test_this_machine_reports_its_memory():
     available = estimate.available_memory(CPU)
     assert available is None or 2**26 < available < 2**50
 

@@ -203,10 +203,10 @@ def _(small_config, small_digits, tmp_path):
 def _(tmp_path, monkeypatch):
     from barlow_fast.training.reporting import tensorboard_log
 
-    told = record_calls(monkeypatch, tensorboard_log, "StepReadings", lambda every: None)
+    received = record_calls(monkeypatch, tensorboard_log, "StepReadings", lambda every: None)
     assert TensorBoardLog(tmp_path, 3).folder == tmp_path
     TensorBoardLog(str(tmp_path))
-    assert [call["every"] for call in told] == [3, 10]
+    assert [call["every"] for call in received] == [3, 10]
 
 
 @case(training.Tracker, "folder", "every")
@@ -215,11 +215,11 @@ def _(tmp_path, monkeypatch):
 def _(tmp_path, monkeypatch):
     from barlow_fast.training.reporting import trackers
 
-    told = record_calls(monkeypatch, trackers, "StepReadings", lambda every: None)
+    received = record_calls(monkeypatch, trackers, "StepReadings", lambda every: None)
     for tracker in (training.Tracker, training.WandbLog, training.MlflowLog):
         assert tracker(str(tmp_path), 3).folder == tmp_path
         tracker(tmp_path)
-    assert [call["every"] for call in told] == 3 * [3, 10]
+    assert [call["every"] for call in received] == 3 * [3, 10]
 
 
 # Processes.
@@ -251,7 +251,7 @@ def test_machines_are_counted(monkeypatch, size: int, here: str, nodes: int):
     assert ranks._nodes(size) == nodes
 
 
-def test_processes_that_are_not_told_everything_are_refused(monkeypatch):
+def test_processes_that_are_not_reported_everything_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
@@ -326,9 +326,9 @@ def _(monkeypatch):
 
 @case(plan_loss, "config", "device", "ranks", "nodes")
 def _(monkeypatch):
-    told = record_calls(monkeypatch, estimate, "explain", lambda *a, **k: None)
+    received = record_calls(monkeypatch, estimate, "explain", lambda *a, **k: None)
     plan_loss(replace(CONFIG, backend="aten", precision="bf16"), CPU, 4, 2)
-    (call,) = told
+    (call,) = received
     values = list(call.values())
     assert values[:4] == [64, 256, torch.bfloat16, CPU]
     assert (call["backend"], call["world_size"], call["nodes"]) == ("aten", 4, 2)
@@ -443,7 +443,7 @@ def _():
 def _(monkeypatch):
     from barlow_fast.models import twins
 
-    told = record_calls(monkeypatch, twins, "build_encoder")
+    received = record_calls(monkeypatch, twins, "build_encoder")
     settings = {
         "encoder": "small", "channels": 1, "image_size": 16, "stem": "imagenet",
         "encoder_widths": (5, 6), "encoder_grid": 3,
@@ -454,7 +454,7 @@ def _(monkeypatch):
         for seed in (0, 1, 0)
     ]
     assert torch.equal(torch.get_rng_state(), state)
-    assert told[0] == {
+    assert received[0] == {
         "name": "small", "channels": 1, "image_size": 16, "stem": "imagenet",
         "widths": (5, 6), "grid": 3,
     }  # fmt: skip
@@ -493,9 +493,9 @@ def small_file(path: Path, **image: Any) -> Path:
 @case(load_projector, "encoder")
 def _(tmp_path):
     path = small_file(tmp_path / "small.pt")
-    told = load_encoder(path)
-    assert (told.name, told.channels, told.image_size) == ("small", 1, 8)
-    assert (told.mean, told.std, told.metadata["assumed"]) == ((0.3,), (0.2,), [])
+    received = load_encoder(path)
+    assert (received.name, received.channels, received.image_size) == ("small", 1, 8)
+    assert (received.mean, received.std, received.metadata["assumed"]) == ((0.3,), (0.2,), [])
     assert load_encoder(path, image_size=40).image_size == 40
     load_encoder(path, encoder="small", channels=1)
     with pytest.raises(ValueError, match="holds a 'small', not a 'resnet18'"):

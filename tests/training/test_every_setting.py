@@ -473,7 +473,7 @@ def _(around):
 
 
 class Clock:
-    """Seconds that pass as they are told to."""
+    """Seconds that pass as requested."""
 
     def __init__(self, around: Surroundings) -> None:
         self.now = 1000.0
@@ -573,7 +573,7 @@ def test_limits_of_every_setting(name: str):
         found = getattr(replace(config, **{name: value}), name)
         assert found == (tuple(value) if isinstance(value, list) else value)
     for value in refused:
-        # An epoch too few for the warm-up is told as such.
+        # An epoch too few for the warm-up is reported as such.
         with pytest.raises(ValueError, match=name):
             replace(config, **{name: value})
 
@@ -631,7 +631,7 @@ def test_the_numbers_of_the_presets():
     assert (watching.MAPPED_IMAGES, watching.MEASURED_EPOCH) == (400, 2**32 - 2)
 
 
-# What may change between a stop and the run that goes on: nothing that the weights depend on.
+# What may change between a stop and the run that resumes: nothing that the weights depend on.
 CHANGED = {
     "backend": "aten",
     "compile": "default",
@@ -694,21 +694,21 @@ def test_a_resumed_run_keeps_what_weights_depend_on(name: str, around: Surroundi
 
 
 class Fed:
-    """Stands in for the loader and keeps what it was told."""
+    """Stands in for the loader and keeps what it received."""
 
-    told: tuple[tuple, dict[str, Any]]
+    received: tuple[tuple, dict[str, Any]]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        Fed.told = (arguments, options)
+        Fed.received = (arguments, options)
 
     def __len__(self) -> int:
         return 3
 
 
-def told_to_the_loader(around: Surroundings, **arguments: Any) -> tuple[Trainer, dict[str, Any]]:
+def passed_to_the_loader(around: Surroundings, **arguments: Any) -> tuple[Trainer, dict[str, Any]]:
     around.patch.setattr(feeding, "ViewLoader", Fed)
     trainer = Trainer(BASE, around.data, **arguments)
-    (_, _, batch_size), options = Fed.told
+    (_, _, batch_size), options = Fed.received
     policy = options["on_bad_image"].policy
     return trainer, {"batch_size": batch_size, **options, "on_bad_image": policy}
 
@@ -723,17 +723,17 @@ PLAIN = {
 @pytest.mark.parametrize("name", FEEDING)
 def test_how_images_are_read_reaches_the_loader(name: str, around: Surroundings):
     assert_covered(Feeding, FEEDING)
-    _, told = told_to_the_loader(around, feeding=Feeding(**{name: FEEDING[name]}))
-    assert told == {**PLAIN, name: FEEDING[name]}
+    _, received = passed_to_the_loader(around, feeding=Feeding(**{name: FEEDING[name]}))
+    assert received == {**PLAIN, name: FEEDING[name]}
 
 
 def on_ranks(around: Surroundings) -> None:
     around.patch.setattr(parallel, "wrap", lambda model, config, ranks: model)
-    trainer, told = told_to_the_loader(around, ranks=Ranks(CPU, 1, 4))
-    assert told == {**PLAIN, "batch_size": 8, "rank": 1, "ranks": 4}
+    trainer, received = passed_to_the_loader(around, ranks=Ranks(CPU, 1, 4))
+    assert received == {**PLAIN, "batch_size": 8, "rank": 1, "ranks": 4}
     assert trainer.criterion.process_group == "world"
-    alone, told = told_to_the_loader(around)
-    assert told == PLAIN
+    alone, received = passed_to_the_loader(around)
+    assert received == PLAIN
     assert alone.criterion.process_group is None
     refused = replace(BASE, batch_size=30)
     with pytest.raises(ValueError, match="take 28 or 32"):
@@ -743,12 +743,12 @@ def on_ranks(around: Surroundings) -> None:
 
 
 def on_a_device(around: Surroundings) -> None:
-    trainer, told = told_to_the_loader(around, device="meta")
+    trainer, received = passed_to_the_loader(around, device="meta")
     meta = torch.device("meta")
-    assert told["device"] == trainer.watcher.device == trainer.device == meta
+    assert received["device"] == trainer.watcher.device == trainer.device == meta
     assert {p.device for p in trainer.model.parameters()} == {meta}
     # The ranks' device, where they are given.
-    assert told_to_the_loader(around, ranks=Ranks(meta))[0].device == meta
+    assert passed_to_the_loader(around, ranks=Ranks(meta))[0].device == meta
 
 
 def with_a_path(around: Surroundings) -> None:

@@ -1,4 +1,4 @@
-"""`barlow-fast pretrain` killed without a word, and told to stop: what goes on is the same run."""
+"""`barlow-fast pretrain` killed, and requested to stop: what resumes is the same run."""
 
 from __future__ import annotations
 

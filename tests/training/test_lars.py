@@ -294,7 +294,7 @@ def through_a_file(state):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_run_goes_on_from_its_state(dtype):
+def test_a_run_continues_from_its_state(dtype):
     ps = parameters(dtype)
     optimizer = LARS(ps, lr=0.3, weight_decay=0.01)
     taken(optimizer, ps, 2)

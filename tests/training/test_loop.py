@@ -1,4 +1,4 @@
-"""The loop: it learns, it stops and goes on as if it had not, and it refuses to go on with
+"""The loop: it learns, it stops and resumes as if it had not, and it refuses to resume with
 nonsense."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEASURED_TIMES = {"seconds", "images_per_second", "shares"} | SHARES
 
 
 class StopAfter(Hook):
-    """Asks for a stop once `steps` steps are done."""
+    """Requests a stop once `steps` steps are done."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

@@ -29,8 +29,8 @@ def test_what_only_saves_memory_changes_no_bit(small_config, small_digits, chang
 
 
 def test_micro_batches_have_the_loss_of_the_whole_batch(small_config, small_digits):
-    """Batch norm sees a micro-batch, so the loss differs a little; it would differ by much if it
-    were the mean of the losses of parts, whose off-diagonal noise grows with 1/N."""
+    """Batch norm receives a micro-batch, so the loss differs a little; it would differ by much if
+    it were the mean of the losses of parts, whose off-diagonal noise grows with 1/N."""
     config = replace(small_config, batch_size=128)
     _, losses = state_after(config, small_digits, 1)
     _, parts = state_after(replace(config, micro_batch_size=64), small_digits, 1)
@@ -39,7 +39,7 @@ def test_micro_batches_have_the_loss_of_the_whole_batch(small_config, small_digi
     assert abs(parts[0] - losses[0]) < 0.5 * abs(of_part[0] - losses[0])
 
 
-def test_a_run_in_micro_batches_learns_and_tells_its_time(small_config, small_digits):
+def test_a_run_in_micro_batches_learns_and_reports_its_time(small_config, small_digits):
     config = replace(small_config, micro_batch_size=16, epochs=3, evaluate_every=3)
     with Trainer(config, small_digits) as trainer:
         trainer.run()

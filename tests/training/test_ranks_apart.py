@@ -1,4 +1,4 @@
-"""Two ranks of which one is not as the other: both go on, or both say why not, at once."""
+"""Two ranks of which one is not as the other: both continue, or both report why not, at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def said(two_ranks: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     "name", ["parts", "parts without sync", "parts of shards", "a compiler", "nothing"]
 )
-def test_ranks_that_differ_go_on(name: str, said):
+def test_ranks_that_differ_continue(name: str, said):
     assert [ours[name] for ours in said] == ["finished"] * 2
 
 
@@ -114,7 +114,7 @@ if child:
     print(child, flush=True)
     sys.stdin.readline()
     os._exit(0)
-signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: print("received", flush=True))
 threading.Thread(target=ranks._follow_launcher, args=(os.getppid(),), daemon=True).start()
 while True:
     signal.pause()
@@ -129,4 +129,4 @@ def test_a_rank_that_hangs_ends_after_its_launcher():
         assert alive(child)
         process.send_signal(signal.SIGKILL)
         assert gone(child)
-        assert process.stdout.read() == "told\n"
+        assert process.stdout.read() == "received\n"

@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: lines, TensorBoard's events, the bar and its pace."""
+"""What a run writes while it trains: lines, TensorBoard's events, the bar and its pace."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class KillAt(Hook):
 
 
 def killed_and_resumed(config, data, path, kill_at: int, hook) -> Steps:
-    """A run whose `hook()` sees it until a step, and another `hook()` the rest from the checkpoint.
+    """A run that `hook()` observes until a step, and another `hook()` from the checkpoint on.
     Returns the values of the second part."""
     with pytest.raises(KeyboardInterrupt):
         Trainer(config, data, "cpu", path, [hook(), KillAt(kill_at)]).run()
@@ -74,7 +74,7 @@ def test_lines_of_steps_hold_what_the_steps_gave(small_config, small_digits, tmp
     assert [line["step"] for line in everything] == sorted(line["step"] for line in everything)
 
 
-def test_no_lines_of_steps_unless_asked_for(small_config, small_digits, tmp_path):
+def test_no_lines_of_steps_unless_requested(small_config, small_digits, tmp_path):
     log = tmp_path / "log.jsonl"
     Trainer(small_config, small_digits, hooks=[JsonLinesLog(log)]).run()
     assert [line["event"] for line in lines_of(log)] == ["started"] + ["epoch"] * 4
@@ -291,7 +291,7 @@ def test_pauses_slow_no_step_and_count_for_the_time_left():
     pace.step(10)
     assert pace.images_per_second == pytest.approx(5)
     assert pace.seconds_left(4, 2) == pytest.approx(4 * 2 + 2 * 30)
-    # The end of an epoch without a score tells nothing of scores.
+    # The end of an epoch without a score contains nothing about scores.
     pace.resume()
     assert pace.seconds_left(0, 1) == pytest.approx(30)
 
@@ -334,7 +334,7 @@ def test_a_log_file_has_one_line_per_score(small_config, small_digits):
     assert lines[-1].endswith(" 0 s left")
 
 
-def test_a_log_file_goes_on_after_resuming(small_config, small_digits, tmp_path):
+def test_a_log_file_continues_after_resuming(small_config, small_digits, tmp_path):
     path = tmp_path / "c.pt"
     with pytest.raises(KeyboardInterrupt):
         Trainer(small_config, small_digits, "cpu", path, [KillAt(13)]).run()

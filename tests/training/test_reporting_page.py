@@ -92,7 +92,7 @@ def test_figures_are_pictures_with_something_on_them(reported, name, size):
     assert sum(count > 0 for count in histogram) > 50
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(reported):
+def test_the_page_is_one_file_that_requests_nothing(reported):
     source = (reported / "report.html").read_text(encoding="utf-8")
     outline = Outline(source)
     assert outline.open == []
@@ -145,9 +145,9 @@ def test_collapse_is_judged_by_its_criterion():
     assert not monitors.has_collapsed(good)
     for bad in ({"embedding_std": 0.001}, {"effective_rank": 1.2}, {"effective_rank": math.nan}):
         assert monitors.has_collapsed(good | bad)
-    told = page._collapse(portrait(monitors=good | {"effective_rank": 1.0}), portrait())
-    assert told[0] == "collapsed"
-    assert "effective rank 1 of at most 16 (" in told[2]
+    verdict = page._collapse(portrait(monitors=good | {"effective_rank": 1.0}), portrait())
+    assert verdict[0] == "collapsed"
+    assert "effective rank 1 of at most 16 (" in verdict[2]
 
 
 def test_the_pictures_of_the_page_are_the_files(reported):
@@ -160,7 +160,7 @@ def test_the_pictures_of_the_page_are_the_files(reported):
     assert inside == files
 
 
-def test_the_page_tells_the_run(reported, trained):
+def test_the_page_reports_the_run(reported, trained):
     text = Outline((reported / "report.html").read_text(encoding="utf-8")).text
     last = trained.history[-1]
     for part in (
@@ -267,7 +267,7 @@ def failing(*_: object, **__: object) -> None:
     ("function", "missing"),
     [("draw_figure", "figure"), ("draw_monitors", "monitors"), ("draw_map", "map")],
 )
-def test_a_figure_that_fails_is_told_and_the_rest_is_there(
+def test_a_figure_that_fails_is_reported_and_the_rest_is_there(
     trained, tmp_path, monkeypatch, function, missing
 ):
     monkeypatch.setattr(figures, function, failing)

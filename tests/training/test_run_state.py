@@ -94,7 +94,7 @@ def _more(trainer: Trainer) -> dict[str, tuple[Any, Callable[[Trainer], Any]]]:
 
 
 # What it does not take over, and why.
-TOLD = {
+REPORTED = {
     "config": "refused where weights depend on it: test_every_setting",
     "dataset": "refused where it differs: test_loop",
     "image": "follows from data and views",
@@ -116,7 +116,7 @@ def test_every_part_of_the_state_is_restored(config, small_digits, optimizer: st
     trainer = stopped(config, small_digits)
     state = copy.deepcopy(trainer.state_dict())
     changes = _more(trainer)
-    assert_covered(list(state), changes, TOLD)
+    assert_covered(list(state), changes, REPORTED)
     for name, (value, where) in changes.items():
         fresh = Dropping(config, small_digits)
         fresh.load_state_dict({**copy.deepcopy(state), name: value})
@@ -164,7 +164,7 @@ class StopAt(Hook):
 
 
 @pytest.mark.parametrize("done", [4, 12])  # steps: inside the first epoch, and a run at its end
-def test_a_run_goes_on_for_more_epochs(config, small_digits, tmp_path, done: int):
+def test_a_run_continues_for_more_epochs(config, small_digits, tmp_path, done: int):
     """With the rates of a run of the new length, and with the same bits however often it stops."""
     path, longer = tmp_path / "checkpoint.pt", replace(config, epochs=4)
     first = Trainer(config, small_digits, checkpoint_path=path, hooks=[StopAt(done)])
@@ -213,7 +213,7 @@ def test_the_scale_of_float16_is_restored(config, small_digits):
     resumed.load_state_dict(state)
     assert resumed.scaler.get_scale() == 256.0
     assert resumed.scaler.state_dict() == state["scaler"]
-    # A run in float32 has none, and a run in float16 that goes on from one keeps its own.
+    # A run in float32 has none, and a run in float16 that resumes from one keeps its own.
     plain = Trainer(config, small_digits)
     plain.load_state_dict(state)
     assert plain.state_dict()["scaler"] == {}
@@ -279,7 +279,7 @@ def test_every_seed_step_and_rank_draws_its_own_numbers(config, small_digits):
     assert seeds_of_steps(config, small_digits, seed=2**63)[0] != ours[0]
 
 
-# What is told of an epoch.
+# What is reported of an epoch.
 
 
 class Losses(Hook):
@@ -295,7 +295,7 @@ class Losses(Hook):
 
 
 class Ticking:
-    """A clock that goes on by one second whenever it is looked at."""
+    """A clock that advances by one second whenever it is looked at."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -343,18 +343,18 @@ def test_the_clock_gives_every_phase_its_time(monkeypatch):
     assert steps.read() == dict.fromkeys(PHASES, 0.0)
 
 
-def test_where_a_run_came_from_is_told(config, small_digits):
-    told = Trainer(config, small_digits).provenance()
-    assert told["config"] == config.to_dict()
-    assert told["image"] == {"channels": 1, "size": 8, "mean": [0.3064], "std": [0.3753]}
-    assert told["versions"]["barlow_fast"] == __version__
-    assert told["versions"]["torch"] == torch.__version__
-    assert told["versions"]["numpy"] == np.__version__
-    assert told["device"].startswith("cpu (")
-    assert told["ranks"] == 1
+def test_where_a_run_came_from_is_reported(config, small_digits):
+    recorded = Trainer(config, small_digits).provenance()
+    assert recorded["config"] == config.to_dict()
+    assert recorded["image"] == {"channels": 1, "size": 8, "mean": [0.3064], "std": [0.3753]}
+    assert recorded["versions"]["barlow_fast"] == __version__
+    assert recorded["versions"]["torch"] == torch.__version__
+    assert recorded["versions"]["numpy"] == np.__version__
+    assert recorded["device"].startswith("cpu (")
+    assert recorded["ranks"] == 1
 
 
-def test_what_differs_is_told_with_whose_it_is():
+def test_what_differs_is_reported_with_whose_it_is():
     found = loop.different_settings({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 5, "d": 4})
     assert found == [
         "b (5 there, 2 here)", "c (None there, 3 here)", "d (4 there, None here)"
@@ -401,7 +401,7 @@ def test_a_bad_step_leaves_no_trace(config, small_digits, tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("wanted", [True, False])
 @pytest.mark.parametrize("step", [0, 1, 15, 16, 17, 32])
-def test_all_ranks_are_asked_for_a_stop_at_every_step(step: int, wanted: bool, device: str):
+def test_all_ranks_are_requested_a_stop_at_every_step(step: int, wanted: bool, device: str):
     """A message between hosts: no GPU waits for it."""
     asked = []
     ranks = SimpleNamespace(alone=False, agree=lambda flag: asked.append(flag) or True)
@@ -416,7 +416,7 @@ def test_all_ranks_are_asked_for_a_stop_at_every_step(step: int, wanted: bool, d
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("step", [15, 16, 17])
-def test_the_first_rank_tells_when_to_save(monkeypatch, first: bool, step: int):
+def test_the_first_rank_reports_when_to_save(monkeypatch, first: bool, step: int):
     asked = []
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     trainer = SimpleNamespace(
@@ -533,7 +533,7 @@ def test_measuring_leaves_the_model_and_the_run_alone(config, small_digits):
     assert_equal(dict(watched.model.state_dict()), dict(plain.model.state_dict()))
 
 
-def test_portraits_show_test_images_as_evaluation_sees_them(config, small_digits, monkeypatch):
+def test_portraits_show_test_images_as_evaluation_shows_them(config, small_digits, monkeypatch):
     trainer = Trainer(config, small_digits)
     trainer.network.train()
     trainer.train_step()

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow: what they are told, with stand-ins for their libraries, and that a
+"""Weights & Biases and MLflow: what they receive, with stand-ins for their libraries, and that a
 run never ends because of them."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
 
 
 class Wandb:
-    """What `wandb` is asked for; `fail` names a method that raises."""
+    """What `wandb` is requested; `fail` names a method that raises."""
 
     def __init__(self, fail: str = "") -> None:
         self.calls, self.fail, self.number = [], fail, 0
@@ -73,7 +73,7 @@ class Wandb:
 
 
 class Mlflow:
-    """What `mlflow` is asked for."""
+    """What `mlflow` is requested."""
 
     def __init__(self, fail: str = "") -> None:
         self.calls, self.fail, self.number = [], fail, 0

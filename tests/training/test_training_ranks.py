@@ -33,7 +33,7 @@ def test_gradients_are_those_of_one_process_with_the_global_batch(two_ranks: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_process_goes_on_from_the_checkpoint_of_two(two_ranks: Path, kind: str, tmp_path):
+def test_one_process_continues_from_the_checkpoint_of_two(two_ranks: Path, kind: str, tmp_path):
     state = load_checkpoint(two_ranks / f"whole-{kind}.pt")
     assert state["ranks"] == 2
     config = replace(CONFIG, **KINDS[kind])
@@ -54,7 +54,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(two_ranks: Path, kind: s
         assert theirs["knn"] is not None
 
 
-def test_ranks_go_on_for_more_epochs(two_ranks: Path):
+def test_ranks_continue_for_more_epochs(two_ranks: Path):
     state = load_checkpoint(two_ranks / "longer.pt")
     assert (state["step"], state["config"]["epochs"]) == (12, 3)
     with Trainer(replace(CONFIG, epochs=3), digits()) as alone:
@@ -103,7 +103,7 @@ def test_the_command_line_on_two_ranks(tmp_path: Path):
         "--projector", "32-96", "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    # The first rank alone speaks and writes.
+    # Only rank 0 prints and writes.
     assert done.stdout.count("results ") == 1
     assert "ranks     2 on 1 machine(s)" in done.stdout
     state = load_checkpoint(tmp_path / "out" / "checkpoint.pt")

@@ -12,6 +12,7 @@ import torch
 from options import assert_covered
 from typer.testing import CliRunner
 
+from barlow_fast.checkpoints import state
 from barlow_fast.cli.app import app
 from barlow_fast.training import (
     JsonLinesLog,
@@ -21,7 +22,6 @@ from barlow_fast.training import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    state,
 )
 from barlow_fast.training.reporting import page
 
@@ -70,7 +70,7 @@ def replaced(whole: dict[str, Any], place: tuple, value: Any) -> dict[str, Any]:
 
 
 def refused(content: dict, path: Path, config: PretrainConfig, data, run: bool = True) -> str:
-    """What is said of a checkpoint; where nothing is, the run goes on from it to its end."""
+    """What is said of a checkpoint; where nothing is, the run resumes from it to its end."""
     save_checkpoint(path, content)
     trainer = Trainer(config, data, hooks=[JsonLinesLog(path.with_name("log.jsonl"))])
     try:
@@ -91,13 +91,13 @@ def test_every_field_is_checked(good: dict[str, Any]):
 @pytest.mark.parametrize("name", list(state.FIELDS))
 def test_a_field_of_another_type_is_one_line(tmp_path: Path, config, small_digits, good, name: str):
     path = tmp_path / "checkpoint.pt"
-    told = [
+    reported = [
         refused(replaced(good, (name,), value), path, config, small_digits, run=False)
         for value in ("x", -1, None, [])
         if not (name == "device" and value == "x")
     ]
-    assert all(told)
-    assert not any("\n" in line for line in told)
+    assert all(reported)
+    assert not any("\n" in line for line in reported)
     del good[name]
     message = "settings must be" if name == "config" else f"lacks {name}"
     assert message in refused(good, path, config, small_digits)

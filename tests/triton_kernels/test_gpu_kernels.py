@@ -382,7 +382,7 @@ def test_launches_of_a_step():
         if event.device_type == torch.autograd.DeviceType.CUDA
     ]
     if not names:
-        pytest.skip("the profiler sees no kernels on this machine")
+        pytest.skip("the profiler records no kernels on this machine")
     mine = [name for name in names if name.endswith("_kernel")]
     others = [name for name in names if not name.endswith("_kernel")]
     assert 1 <= len(mine) <= 5, mine

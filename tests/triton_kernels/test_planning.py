@@ -87,7 +87,7 @@ def test_about_half_of_the_tiles_of_a_symmetric_product():
 @pytest.mark.parametrize("num_sms", [1, 4, 108, 132, 148])
 @pytest.mark.parametrize("n", [2, 64, 100, 256, 700, 1500, 2048, 5000])
 def test_every_tile_is_computed_once(n, num_sms):
-    """Whole and split tiles together are the triangle, and parts cover the sum over D."""
+    """Full and split-K tiles together are the triangle, and parts cover the sum over D."""
     device = Device("any", 90, num_sms, H100.shared_memory)
     for d in (1, 40, 512, 8192):
         for precision in ("bf16", "fp32"):

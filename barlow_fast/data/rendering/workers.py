@@ -5,7 +5,7 @@ shares with this process. That memory is a fixed number of slots of one batch
 each, so what is rendered ahead is bounded.
 
 Workers are not forked from this process: a fork copies locks that other threads hold (torch's,
-CUDA's, DALI's), and a worker could wait for them for ever. They are forked from Python's fork
+CUDA's, DALI's), and a worker could wait for them forever. They are forked from Python's fork
 server, where there is one, which is started without threads and imports torch once for all of them
 instead of once for each; elsewhere they are spawned. Each worker has a pipe of its own, because a
 queue that all share stays locked when a worker is killed that was just reading from it. The end of

@@ -1,4 +1,4 @@
-"""The values of single steps, read from the device seldom and many at once."""
+"""The values of single steps, read from the device rarely and many at once."""
 
 from __future__ import annotations
 
