@@ -484,7 +484,8 @@ def test_options_reach_the_kernels(name, option, case, views, monkeypatch):
 
         def __getattr__(self, method: str) -> Callable[..., Any]:
             def call(*arguments: Any, **options: Any) -> Any:
-                calls.extend([method, *(a for a in arguments if isinstance(a, str))])
+                precisions = [getattr(a, "precision", a) for a in arguments]
+                calls.extend([method, *(p for p in precisions if isinstance(p, str))])
                 return getattr(self.kernels, method)(*arguments, **options)
 
             return call
