@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 else:
     Ranks = Any  # a torch without torch.distributed has no ProcessGroup
 
-FORMS, LAYOUTS = get_args(Form)[1:], get_args(Layout)[1:]
+FORMS = get_args(Form)[1:]
+LAYOUTS = get_args(Layout)[1:]
 FORM_OF_LAYOUT = {"features": "gram", "rows": "gram", "correlation": "correlation"}
 WORLD = "world"
 LARGEST = 1e100  # of a number; its squares and products stay finite in float64

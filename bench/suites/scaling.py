@@ -14,10 +14,11 @@ from bench.ranks import scaling
 from bench.results import Row, rounded
 
 SECTION = "Groups of GPUs: modelled, not measured"
+FILE = results.FOLDER / "scaling.jsonl"
 
 
 def command(
-    out: Annotated[Path, Option("JSON Lines file.")] = results.FOLDER / "scaling.jsonl",
+    out: Annotated[Path, Option("JSON Lines file.")] = FILE,
 ) -> None:
     """Model one step on 8, 64 and 512 GPUs; no GPU needed, none used."""
     origin = {
