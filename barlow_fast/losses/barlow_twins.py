@@ -210,7 +210,10 @@ class BarlowTwinsLoss(nn.Module):
             lambd, scale, eps, precision, form, backend, process_group, statistics, gradient, layout
         )
         options.check()
-        self.__dict__.update(options._asdict())
+        (
+            self.lambd, self.scale, self.eps, self.precision, self.form, self.backend,
+            self.process_group, self.statistics, self.gradient, self.layout,
+        ) = options  # fmt: skip
 
     def forward(
         self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
