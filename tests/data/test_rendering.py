@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from barlow_fast.data import Views, draw, rendering, windows
 from barlow_fast.data.processes import STOP_SIGNALS
 from barlow_fast.data.rendering import Crops, crop_shapes
 from barlow_fast.data.rendering.pil import PilRenderer
-from barlow_fast.data.rendering.workers import WorkerRenderer
+from barlow_fast.data.rendering.workers import FORK_SERVER, WorkerRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource
 from barlow_fast.data.views import ViewSpecification
 
@@ -212,7 +213,7 @@ import numpy as np
 from photographs import MEAN, STD, cropping
 from barlow_fast.data import Views
 from barlow_fast.data.parallel import in_order
-from barlow_fast.data.rendering.workers import WorkerRenderer
+from barlow_fast.data.rendering.workers import FORK_SERVER, WorkerRenderer
 from barlow_fast.data.sources import FolderSource
 
 if __name__ == "__main__":
@@ -272,3 +273,13 @@ def test_what_cannot_be_rendered_is_refused(tmp_path):
         crop_shapes(files, turned)
     with pytest.raises(ValueError, match="workers must be at least 1"):
         WorkerRenderer(files, VIEWS, 4, workers=0)
+
+
+def test_the_fork_server_reports_all_but_a_parent_that_was_killed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    sys.modules.pop(FORK_SERVER, None)
+    importlib.import_module(FORK_SERVER)
+    sys.excepthook(EOFError, EOFError("Ran out of input"), None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("damaged"), None)
+    assert capsys.readouterr().err == "ValueError: damaged\n"

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("barlow_fast.data")
 
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+FORK_SERVER = f"{__package__}.fork_server"
 
 # Seconds: until a wait is logged, and until a process whose pipe has ended must have an exit
 # code.
@@ -195,7 +196,7 @@ class WorkerRenderer:
     def _start(self) -> None:
         context = multiprocessing.get_context(START)
         if START == "forkserver":
-            context.set_forkserver_preload([crop_rows.__module__])
+            context.set_forkserver_preload([FORK_SERVER, crop_rows.__module__])
         # One more than may be under way: the batch that was handed out last.
         self._slots = Slots(self._prefetch + 1, self._batch_size, self._shapes)
         self._free = list(range(self._prefetch + 1))
