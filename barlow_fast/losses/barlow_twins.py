@@ -169,13 +169,14 @@ def _compute(z_a: Tensor, z_b: Tensor, options: Options) -> tuple[Tensor, Tensor
             options.check()
         precision = plan.precision_under_autocast(z_a, options.precision)
         if group is not None:  # the layout decides on the form
-            chosen = plan.resolved(z_a, options._replace(form="gram", precision=precision))
+            _, precision, backend = plan.resolve(z_a, "gram", precision, options.backend)
     if group is None:
         given = ops.Options(options.eps, options.form, precision, options.backend)
         return ops.barlow_twins(z_a, z_b, options.lambd, given)
     from ..distributed import autograd
 
-    return autograd.forward(z_a, z_b, chosen._replace(form=options.form), group)
+    options = options._replace(precision=precision, backend=backend)
+    return autograd.forward(z_a, z_b, options, group)
 
 
 _NAMES = Options._fields
