@@ -8,7 +8,6 @@ until the SVG of a picture is requested, so knowing what should be there needs n
 from __future__ import annotations
 
 import importlib
-import itertools
 import pkgutil
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -20,12 +19,6 @@ from bench.results import Row
 def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
     """All figures of all files, in the order of a page: speed first, then the rest."""
     return [picture for module in _modules().values() for picture in module.pictures(files)]
-
-
-def kinds() -> list[str]:
-    """The names of the figures, such as speedup; that of a file begins with it."""
-    found = (getattr(module, "NAMES", [name]) for name, module in _modules().items())
-    return list(itertools.chain.from_iterable(found))
 
 
 def _modules() -> dict[str, ModuleType]:

@@ -17,7 +17,6 @@ from bench.training import cases as training
 from bench.views import feeds
 
 PLACE = 5
-NAMES = ("training", "views", "startup")
 COLOURS = {"ours": drawing.OURS, "limit": "#b9d3e6", "official": drawing.OFFICIAL}
 THEIRS, ONLY_CROPS = "#e0a080", "#d8dce0"
 RATES = ("median_per_s", "p20_per_s", "p80_per_s")

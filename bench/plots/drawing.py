@@ -68,7 +68,6 @@ class Picture:
         caption: the main result and its conditions; also the alternative text.
         data: all that is drawn, as JSON can hold it.
         draw: data -> matplotlib's figure.
-        main: whether the README at the root may show it; the page of its suite shows all.
     """
 
     name: str
@@ -77,7 +76,6 @@ class Picture:
     caption: str
     data: Data
     draw: Callable[[Data], Any]
-    main: bool = True
 
     @property
     def mark(self) -> str:
@@ -119,18 +117,15 @@ def by_dtype(
     caption: Callable[[Data], str],
     draw: Callable[[Data], Any],
 ) -> list[Picture]:
-    """A picture for each file and dtype with data; the first of a file is the main one."""
+    """A picture for each file and dtype with data."""
     found = []
     for name, rows in rows_of(files, suite):
         each = {v: data([row for row in rows if row.get("dtype") == v], v) for v in CUDA_VARIANTS}
-        shown = {dtype: content for dtype, content in each.items() if content is not None}
         found += [
-            Picture(
-                f"{kind}-{stem(name)}-{dtype}", suite, name, caption(content), content, draw,
-                main=dtype == next(iter(shown)),
-            )
-            for dtype, content in shown.items()
-        ]  # fmt: skip
+            Picture(f"{kind}-{stem(name)}-{dtype}", suite, name, caption(content), content, draw)
+            for dtype, content in each.items()
+            if content is not None
+        ]
     return found
 
 

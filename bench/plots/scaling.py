@@ -10,7 +10,7 @@ from bench.plots.drawing import Data, Picture
 from bench.ranks.scaling import MEMORY
 from bench.results import Row
 
-PLACE, NAMES = 6, ("modelled",)
+PLACE = 6
 HEADLINE = "One loss step, forward + backward: modelled, not measured"
 
 

@@ -25,7 +25,7 @@ SIDE_BY_SIDE = 9  # columns at most
 
 
 def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
-    """One for each file and dtype with times of ours; float32 (or the first) is the main one."""
+    """One for each file and dtype with times of ours."""
     return drawing.by_dtype("speedup", "loss", files, _data, _caption, draw)
 
 

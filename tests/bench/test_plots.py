@@ -262,14 +262,6 @@ def test_figures_and_pages_of_removed_rows_are_removed(folder):
     assert check(folder).exit_code == 0
 
 
-def test_figures_have_blocks_of_their_own(reported):
-    files = report.machine_files(reported)
-    text = "<!-- bench:figure-speedup -->old<!-- /bench:figure-speedup -->"
-    new = report.with_blocks(text, files)
-    assert "](bench/results/figures/speedup-cpu-example-fp32.svg)" in new
-    assert report.blocks(new)["figure-speedup"] == report.block("figure-speedup", files)
-
-
 def test_the_committed_figures_are_those_of_the_committed_rows():
     files = report.machine_files(results.FOLDER)
     if not files:
