@@ -33,7 +33,7 @@ class Grid:
         quick: shapes of a quick look.
         more: shapes that `--full` adds, in the first dtype.
         compiled: shapes, and names of dtypes, at which peers take part that compile for each.
-        brief: shapes and names of dtypes of the README's table; None for all.
+        main: shapes that tables show first.
         memory: shapes, and names of dtypes, of the suite memory.
     """
 
@@ -41,7 +41,7 @@ class Grid:
     quick: Sequence[Shape]
     more: Sequence[Shape]
     compiled: tuple[Sequence[Shape], Sequence[str]]
-    brief: tuple[Sequence[Shape], Sequence[str] | None]
+    main: Sequence[Shape]
     memory: tuple[str, str]
 
     def cases(
@@ -86,7 +86,7 @@ CPU_GRID = Grid(
     ],
     # Compiling takes ten seconds for each peer and shape.
     compiled=(parse_shapes("256x1024,256x4096,1024x1024,4096x512"), ("fp32",)),
-    brief=(_MAIN, None),
+    main=_MAIN,
     memory=("256x8192,512x65536", "fp32"),
 )
 
@@ -111,6 +111,6 @@ CUDA_GRID = Grid(
     more=(),
     # Each peer compiles for up to a minute, tuning included.
     compiled=(_COMPILED, ("bf16-inputs", "fp32")),
-    brief=((*_FIRST_SHAPES, *_COMPILED), _FIRST),
+    main=(*_FIRST_SHAPES, *_COMPILED),
     memory=("256x8192,2048x8192,169343x256,4096x16384,512x65536", "fp32,bf16-inputs"),
 )

@@ -18,8 +18,6 @@ from bench.plots import drawing
 from bench.results import Row, by_shape
 
 Groups = dict[tuple[int, int], dict[str, Row]]
-# What the README shows beside the fastest of the public implementations.
-SHOWN = ("official", "lightly", "gram-plain")
 # Of the table in the README at the root: from many features for few samples to the reverse.
 OVERVIEW_SHAPES = ((256, 1024), (256, 8192), (1024, 4096), (1024, 1024), (16384, 256))
 NOT_PUBLIC = ("gram-plain", "gram-compiled")  # no library ships the Gram form
@@ -33,7 +31,7 @@ class Layout:
     """Which columns the rows of one device have.
 
     Attributes:
-        grid: whose brief shapes are shown first.
+        grid: whose main shapes are shown first.
         kind: of the device, whose peers have the titles.
         measures: columns whose medians are shown and compared, by what they are called where there
             are several.
@@ -54,19 +52,16 @@ def median(row: Row | None, measure: str) -> float | None:
     return None if row is None else row.get(f"{measure}ms" if measure else "median_ms")
 
 
-def tables(rows: Sequence[Row], brief: bool) -> str:
-    """A wide table for each dtype; `brief`: the main shapes and peers, no percentiles."""
+def tables(rows: Sequence[Row]) -> str:
+    """A wide table for each dtype, then one with percentiles, and problems."""
     layout, parts = Layout(rows), []
     for variant in CUDA_VARIANTS.values():
         groups = _groups(rows, variant.name, layout.grid)
-        if brief:
-            groups = _main(groups, variant.name, layout.grid)
         if groups:
-            wide = _wide_table(groups, layout, brief)
+            wide = _wide_table(groups, layout)
             parts += [f"**{variant.title}**", wide, _slowdowns(groups, layout)]
-            if not brief:
-                parts += [_long_table(groups, layout), *_problems(groups, layout)]
-    return "\n\n".join([_reading(layout, brief), *parts]) if parts else ""
+            parts += [_long_table(groups, layout), *_problems(groups, layout)]
+    return "\n\n".join([_reading(layout), *parts]) if parts else ""
 
 
 def overview(files: Mapping[str, Sequence[Row]]) -> str:
@@ -117,19 +112,13 @@ def printed(case: Case, rows: Sequence[Row]) -> str:
 
 
 def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
-    """Rows of one dtype by shape: those of the brief tables first, in their order, then by size."""
+    """Rows of one dtype by shape: the main ones first, in their order, then by size."""
     groups = by_shape(row for row in rows if row["dtype"] == dtype)
-    first = dict.fromkeys(shape for shape in grid.brief[0] if shape in groups)
+    first = dict.fromkeys(shape for shape in grid.main if shape in groups)
     return {shape: groups[shape] for shape in first | dict.fromkeys(sorted(groups))}
 
 
-def _main(groups: Groups, dtype: str, grid: Grid) -> Groups:
-    shapes, dtypes = grid.brief
-    found = {shape: group for shape, group in groups.items() if shape in shapes}
-    return (found or groups) if dtypes is None else found if dtype in dtypes else {}
-
-
-def _reading(layout: Layout, brief: bool) -> str:
+def _reading(layout: Layout) -> str:
     text = "Median milliseconds of one forward and backward pass; "
     if layout.several:
         text = (
@@ -147,12 +136,6 @@ def _reading(layout: Layout, brief: bool) -> str:
         )
     else:
         text += f". *Of floor* is the floor divided by the median of `barlow_fast`, where {FLOOR}. "
-    if brief:
-        return text + (
-            "*Fastest other* is the fastest exact implementation that others publish, eager or "
-            "compiled (compiled at a few shapes only); the Gram form in plain torch is ours to "
-            "beat as well, though nobody ships it."
-        )
     return text + (
         "Compiled peers take part at a few shapes only. *Not exact* compute another loss. A cell "
         "says `no memory` where a peer does not fit, `slow` where it was not tried because it took "
@@ -175,20 +158,17 @@ def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
     }
 
 
-def _wide_table(groups: Groups, layout: Layout, brief: bool) -> str:
-    """A line for each shape; `brief`: the fastest that others publish and a few more."""
+def _wide_table(groups: Groups, layout: Layout) -> str:
+    """A line for each shape."""
     titles = titles_of(groups, layout)
-    others = [name for name in (SHOWN if brief else titles) if name in titles and name != "ours"]
+    others = [name for name in titles if name != "ours"]
     heads = ["N × D", "floor", titles.get("ours", "barlow_fast"), "of floor"]
-    heads += ["fastest other"] * brief + [titles[name] for name in others]
+    heads += [titles[name] for name in others]
     lines = []
     for (n, d), group in groups.items():
         ours = _timed(group, "ours")
         cells = [f"{n} × {d}", short(next(iter(group.values()))["floor_ms"])]
         cells += [f"**{_cell(ours, None, layout)}**" if ours else "–", _fraction(ours)]
-        if brief:
-            best = fastest_public(group, layout)
-            cells.append(f"{_cell(best, ours, layout)} {titles[best['peer']]}" if best else "–")
         lines.append(cells + [_cell(group.get(name), ours, layout) for name in others])
     return table(heads, lines, left=0)
 

@@ -1,8 +1,8 @@
 """The suites: one module each, found by being in this folder.
 
-A suite defines `command`, its command line; `SECTION`, the heading of its tables; and `tables(rows,
-brief)`, the Markdown of one machine's rows (`brief` for the README at the root), empty if there is
-nothing to show. `origin(rows, name)` replaces the paragraph about the machine where there is none.
+A suite defines `command`, its command line; `SECTION`, the heading of its tables; and
+`tables(rows)`, the Markdown of one machine's rows, empty if there is nothing to show.
+`origin(rows, name)` replaces the paragraph about the machine where there is none.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def _shown(found: Row, key: str) -> str:
     return f"{found[key]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
-def tables(rows: list[Row], brief: bool) -> str:
+def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows."""
     found = {each["peer"]: each for each in rows}
     first = rows[0]

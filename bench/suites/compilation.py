@@ -153,14 +153,11 @@ def origin(rows: list[Row], name: str) -> str:
     )
 
 
-def tables(rows: list[Row], brief: bool) -> str:
+def tables(rows: list[Row]) -> str:
     """Resources by kernel and architecture, and the launches of some steps."""
     launches = [row for row in rows if row["dtype"] == "launches"]
     kernels = [row for row in rows if row["dtype"] != "launches"]
-    parts = [_summary(kernels)]
-    if not brief:
-        parts.append(_details(kernels))
-    return "\n\n".join([*parts, _launches(launches)])
+    return "\n\n".join([_summary(kernels), _details(kernels), _launches(launches)])
 
 
 def _summary(rows: list[Row]) -> str:

@@ -152,8 +152,8 @@ def _mib(value: int) -> str:
     return f"{value / 2**20:.1f}"
 
 
-def tables(rows: list[Row], brief: bool) -> str:
-    """Markdown of one machine's rows: a table for each dtype; percentiles unless `brief`."""
+def tables(rows: list[Row]) -> str:
+    """Markdown of one machine's rows: a table for each dtype."""
     parts = [_reading(rows)]
     for variant in VARIANTS.values():
         groups: dict[tuple[int, int, int], dict[str, Row]] = {}
@@ -162,7 +162,7 @@ def tables(rows: list[Row], brief: bool) -> str:
                 key = row["n"], row["d"], row["ranks"]
                 groups.setdefault(key, {})[row["peer"]] = row
         if groups:
-            parts += [f"**{variant.title}**", _table(groups, variant, brief)]
+            parts += [f"**{variant.title}**", _table(groups, variant)]
             parts += [text for text in (_summary(groups),) if text]
     return "\n\n".join(parts)
 
@@ -183,14 +183,11 @@ def _reading(rows: list[Row]) -> str:
     )
 
 
-def _table(
-    groups: dict[tuple[int, int, int], dict[str, Row]], variant: Variant, brief: bool
-) -> str:
+def _table(groups: dict[tuple[int, int, int], dict[str, Row]], variant: Variant) -> str:
     titles = {name: each.title for name, each in implementations.discover().items()}
     itemsize = 2 if variant.autocast else variant.dtype.itemsize
-    heads = ["N × D", "ranks", "implementation", "s", "MiB sent", "by the system", "fewer bytes"]
-    if not brief:
-        heads[4:4] = ["p20", "p80", "repeats"]
+    heads = ["N × D", "ranks", "implementation", "s", "p20", "p80", "repeats"]
+    heads += ["MiB sent", "by the system", "fewer bytes"]
     lines = [table_line(heads), table_line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
     for (n, d, ranks), group in groups.items():
         all_reduce = official.wire_bytes(d, ranks, itemsize)
@@ -207,8 +204,7 @@ def _table(
             if row["auto"]:
                 cells[2] += " (auto)"
             cells.append(f"**{short(row['median_s'])}**" if row["auto"] else short(row["median_s"]))
-            if not brief:
-                cells += [short(row["p20_s"]), short(row["p80_s"]), str(row["repeats"])]
+            cells += [short(row["p20_s"]), short(row["p80_s"]), str(row["repeats"])]
             cells.append(_mib(row["counted_bytes"]))
             cells.append("–" if row["wire_bytes"] is None else _mib(row["wire_bytes"]))
             ratio = all_reduce / row["counted_bytes"]

@@ -324,15 +324,15 @@ def line_of(found: Row) -> str:
     return text
 
 
-def tables(rows: list[Row], brief: bool) -> str:
-    """Markdown of one machine's rows: seconds, then differences; percentiles unless `brief`."""
+def tables(rows: list[Row]) -> str:
+    """Markdown of one machine's rows: seconds, then differences."""
     groups: dict[tuple[Any, ...], dict[str, Row]] = {}
     for each in rows:
         key = (each["dtype"], each["d"], each["n"])
         groups.setdefault(key, {})[each["peer"]] = each
     single = {key: group for key, group in sorted(groups.items()) if key[0] == "fp32"}
     parts = [_reading()]
-    parts += [_times(single, brief)] if single else []
+    parts += [_times(single)] if single else []
     parts += ["How far losses are apart:", _differences(dict(sorted(groups.items())))]
     parts += [text for text in (_verdict(single),) if text]
     return "\n\n".join(parts)
@@ -353,8 +353,8 @@ def _reading() -> str:
     )
 
 
-def _times(groups: dict[tuple[Any, ...], dict[str, Row]], brief: bool) -> str:
-    heads = ["batch", "D", "loss of", "step, ms", *([] if brief else ["p20", "p80"])]
+def _times(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
+    heads = ["batch", "D", "loss of", "step, ms", "p20", "p80"]
     heads += ["loss, ms", "share of the step", "times as fast"]
     lines = [table_line(heads), table_line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
     for (_, d, n), group in groups.items():
@@ -362,9 +362,9 @@ def _times(groups: dict[tuple[Any, ...], dict[str, Row]], brief: bool) -> str:
             if name not in group:
                 continue
             each = group[name]
-            cells = [str(n), str(d), TITLES[name], short(each["median_ms"])]
-            cells += [] if brief else [short(each["p20_ms"]), short(each["p80_ms"])]
-            cells += [short(each["loss_ms"]), f"{each['loss_share']:.1%}"]
+            keys = ("median_ms", "p20_ms", "p80_ms", "loss_ms")
+            cells = [str(n), str(d), TITLES[name], *(short(each[key]) for key in keys)]
+            cells.append(f"{each['loss_share']:.1%}")
             compared = name == PATCHED and LIGHTLY in group
             ratio = group[LIGHTLY]["median_ms"] / each["median_ms"] if compared else 0.0
             cells.append(f"{ratio:.2f}×" if compared else "")

@@ -150,7 +150,7 @@ def _figure(found: Row) -> str:
     return f"{(found['input_bytes'] + found['peak_bytes']) / 1e9:.2f} GB"
 
 
-def tables(rows: list[Row], brief: bool) -> str:
+def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: the peers in the order of their largest D."""
     titles = {name: peer.title for name, peer in peers.discover().items()}
     parts = []
@@ -176,7 +176,7 @@ def tables(rows: list[Row], brief: bool) -> str:
             "out-of-memory error.\n\n" + "\n".join(lines)
         )
         problems = {row["peer"]: row["problem"] for row in group if row["problem"]}
-        if problems and not brief:
+        if problems:
             lines = [f"- {titles.get(name, name)}: {text}" for name, text in problems.items()]
             parts.append(details("Errors", "\n".join(lines)))
     return "\n\n".join(parts)

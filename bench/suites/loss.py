@@ -182,6 +182,6 @@ def key(case: Case) -> tuple:
     return results.group({"suite": "loss", "n": case.n, "d": case.d, "dtype": case.variant.name})
 
 
-def tables(rows: list[Row], brief: bool) -> str:
-    """Markdown of one machine's rows: a wide table for each dtype, percentiles unless `brief`."""
-    return loss_tables.tables(rows, brief)
+def tables(rows: list[Row]) -> str:
+    """Markdown of one machine's rows: a wide and a long table for each dtype."""
+    return loss_tables.tables(rows)

@@ -124,7 +124,7 @@ READING = {
 }
 
 
-def tables(rows: list[Row], brief: bool) -> str:
+def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows."""
     kind = "cuda" if any("device" in row for row in rows) else "cpu"
     titles = {name: peer.title for name, peer in peers.discover(kind).items()}

@@ -55,7 +55,7 @@ def origin(rows: list[Row], name: str) -> str:
     )
 
 
-def tables(rows: list[Row], brief: bool) -> str:
+def tables(rows: list[Row]) -> str:
     """The assumptions, and a table for each group of GPUs."""
     groups: dict[tuple[int, int], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["d"]):

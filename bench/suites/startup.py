@@ -117,12 +117,12 @@ def titles() -> dict[str, str]:
     return {TORCH: "torch"} | named | {COMPILED_OFFICIAL: f"{named['official']}, compiled"}
 
 
-def tables(rows: list[Row], brief: bool) -> str:
-    """Markdown of one machine's rows: imports, calls, compilers; percentiles unless `brief`."""
+def tables(rows: list[Row]) -> str:
+    """Markdown of one machine's rows: imports, calls, compilers."""
     parts = [_reading()]
     imports = {row["peer"]: row for row in rows if row["case"] == "import"}
     if imports:
-        parts += ["**Imports**", _imports(imports, brief), _import_verdict(imports)]
+        parts += ["**Imports**", _imports(imports), _import_verdict(imports)]
     calls: dict[tuple, dict[tuple[str, str], Row]] = {}
     for row in rows:
         if row["n"]:
@@ -132,7 +132,7 @@ def tables(rows: list[Row], brief: bool) -> str:
         shape = f"{n} × {d}, {dtype}"
         kernels = found.pop(("triton-kernels", "ours"), None)
         if found:
-            parts += [f"**Calls at {shape}**", _calls(found, brief), _call_verdict(found)]
+            parts += [f"**Calls at {shape}**", _calls(found), _call_verdict(found)]
         if kernels is not None:
             parts.append(_kernels(kernels, f"{n} × {d} for {dtype}"))
     return "\n\n".join(part for part in parts if part)
@@ -150,24 +150,25 @@ def _reading() -> str:
     )
 
 
-def _cells(row: Row | None, brief: bool) -> list[str]:
+SPREAD = "p20 to p80 (processes)"
+
+
+def _cells(row: Row | None) -> list[str]:
     if row is None:
-        return ["–"] if brief else ["–", "–"]
-    value = rate(row["median_ms"])
-    if brief:
-        return [value]
-    return [value, f"{rate(row['p20_ms'])} to {rate(row['p80_ms'])} ({row['repeats']})"]
+        return ["–", "–"]
+    spread = f"{rate(row['p20_ms'])} to {rate(row['p80_ms'])} ({row['repeats']})"
+    return [rate(row["median_ms"]), spread]
 
 
-def _imports(found: dict[str, Row], brief: bool) -> str:
-    heads = ["import", "ms", *([] if brief else ["p20 to p80 (processes)"]), "× `import torch`"]
+def _imports(found: dict[str, Row]) -> str:
+    heads = ["import", "ms", SPREAD, "× `import torch`"]
     lines, torch = [], found.get(TORCH)
     for name, title in titles().items():
         if name in found:
             ratio = found[name]["median_ms"] / torch["median_ms"] if torch else None
             shown = "" if ratio is None else f"{ratio:.3g}×"
             what = "`torch`" if name == TORCH else f"{title}: `{MODULES[name]}` beyond torch"
-            lines.append([what, *_cells(found[name], brief), shown])
+            lines.append([what, *_cells(found[name]), shown])
     return table(heads, lines)
 
 
@@ -192,15 +193,15 @@ CALLS = {
 }
 
 
-def _calls(found: dict[tuple[str, str], Row], brief: bool) -> str:
+def _calls(found: dict[tuple[str, str], Row]) -> str:
     cases = [case for case in CALLS if any(case == key for key, _ in found)]
     heads = ["implementation"]
     for case in cases:
-        heads += [CALLS[case]] if brief else [CALLS[case], "p20 to p80 (processes)"]
+        heads += [CALLS[case], SPREAD]
     lines = []
     for name, title in titles().items():
         if any(peer == name for _, peer in found):
-            cells = [_cells(found.get((case, name)), brief) for case in cases]
+            cells = [_cells(found.get((case, name))) for case in cases]
             lines.append([title, *itertools.chain.from_iterable(cells)])
     return table(heads, lines)
 

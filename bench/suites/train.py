@@ -186,8 +186,8 @@ def line_of(found: Row) -> str:
     return text
 
 
-def tables(rows: list[Row], brief: bool) -> str:
-    """Markdown of one machine's rows: a table for each case; percentiles unless `brief`."""
+def tables(rows: list[Row]) -> str:
+    """Markdown of one machine's rows: a table for each case."""
     parts = [_reading(rows[0]["device"])]
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
@@ -195,7 +195,7 @@ def tables(rows: list[Row], brief: bool) -> str:
             title = f"{case.title[0].upper()}{case.title[1:]}"
             first = next(iter(found.values()))
             parts.append(f"**{title}, batch {first['n']}, {first['dtype']}**")
-            parts.append(_table(found, brief))
+            parts.append(_table(found))
             parts += [text for text in (_verdict(case, found),) if text]
     return "\n\n".join(parts)
 
@@ -218,9 +218,8 @@ def _reading(kind: str) -> str:
     )
 
 
-def _table(found: dict[str, Row], brief: bool) -> str:
-    heads = ["implementation", "images/s"]
-    heads += [] if brief else ["p20", "p80", "turns", "versions"]
+def _table(found: dict[str, Row]) -> str:
+    heads = ["implementation", "images/s", "p20", "p80", "turns", "versions"]
     heads += ["of views ready", "waits for data", "loss", "× official recipe", "× lightly"]
     lines = []
     for name, title in TITLES.items():
@@ -229,9 +228,8 @@ def _table(found: dict[str, Row], brief: bool) -> str:
         each = found[name]
         value = rate(each["median_per_s"])
         cells: list[Any] = [title, f"**{value}**" if name == OURS else value]
-        if not brief:
-            cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
-            cells.append(each["source"])
+        cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
+        cells.append(each["source"])
         keys = ("fraction_of_limit", *SHARES)
         cells += ["" if each[key] is None else f"{each[key]:.1%}" for key in keys]
         for other in (OFFICIAL, LIGHTLY):

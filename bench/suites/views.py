@@ -247,13 +247,13 @@ def line_of(found: Row) -> str:
     return text
 
 
-def tables(rows: list[Row], brief: bool) -> str:
-    """Markdown of one machine's rows: a table for each case; percentiles unless `brief`."""
+def tables(rows: list[Row]) -> str:
+    """Markdown of one machine's rows: a table for each case."""
     parts = [READING[rows[0].get("device", "cpu")]]
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
-            parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found, brief)]
+            parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found)]
             verdict = _verdict(case, found) or _bandwidth(found)
             parts += [verdict] if verdict else []
     return "\n\n".join(parts)
@@ -295,10 +295,9 @@ def _bandwidth(found: dict[str, Row]) -> str:
     return f"{target} is missed by: {'; '.join(missed)}." if missed else f"{target} is met."
 
 
-def _table(case: Case, found: dict[str, Row], brief: bool) -> str:
+def _table(case: Case, found: dict[str, Row]) -> str:
     kernel = case.unit == "views"
-    heads = ["implementation", f"{case.unit}/s"]
-    heads += [] if brief else ["p20", "p80", "turns", "versions"]
+    heads = ["implementation", f"{case.unit}/s", "p20", "p80", "turns", "versions"]
     heads.append("of copy" if kernel else f"× {TITLES[OFFICIAL]}")
     lines, other = [], found.get(OFFICIAL)
     # The feeds of a GPU are named by the rows alone.
@@ -309,9 +308,8 @@ def _table(case: Case, found: dict[str, Row], brief: bool) -> str:
         value = rate(each["median_per_s"])
         ours = name.startswith("ours-")
         cells = [TITLES.get(name, name), f"**{value}**" if ours else value]
-        if not brief:
-            cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
-            cells.append(each["source"])
+        cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
+        cells.append(each["source"])
         if kernel:
             cells.append(f"{each['fraction_of_copy']:.0%}")
         elif other is None or name == OFFICIAL or name.startswith("crops-"):

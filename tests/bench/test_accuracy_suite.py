@@ -31,7 +31,7 @@ def test_the_table_says_what_was_met_and_what_was_missed():
         row(accuracy.RANDOM, 83.0, 87.0),
         row(accuracy.PIXELS, 87.5, 84.0, runs=1),
     ]
-    text = accuracy.tables(rows, brief=True)
+    text = accuracy.tables(rows)
     assert "| barlow_fast | 87.00 ± 0.30 | 88.00 ± 0.30 |" in text
     assert "k-NN is +4.0 points above random weights (target 3: met)" in text
     assert "-0.5 above raw pixels (target 0: missed)" in text
@@ -41,7 +41,7 @@ def test_the_table_says_what_was_met_and_what_was_missed():
 
 
 def test_a_table_without_lightly():
-    text = accuracy.tables([row(accuracy.OURS, 87.0, 88.0, 2400.0)], brief=True)
+    text = accuracy.tables([row(accuracy.OURS, 87.0, 88.0, 2400.0)])
     assert "differs from lightly's" not in text
 
 

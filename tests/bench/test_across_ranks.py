@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_a_row_with_its_reason(tmp_path, monkeypatch):
     assert failures == {}
     assert [(r["peer"], r["ranks"]) for r in rows] == [(OFFICIAL, 2)]
     assert "would need about" in rows[0]["problem"]
-    assert "would need about" in distributed.tables(rows, brief=True)
+    assert "would need about" in distributed.tables(rows)
 
 
 def test_what_was_finished_survives_a_failure(tmp_path, monkeypatch):
@@ -224,13 +224,15 @@ def test_tables_state_both_counts_and_both_outcomes():
         row("ours-features", 4.0, 10 << 20, ranks=4),
         row(OFFICIAL, 2.0, 100 << 20, ranks=4),
     ]
-    text = distributed.tables(rows, brief=True)
-    assert "| 64 × 256 | 2 | barlow_fast, `features` (auto) | **2** | 10.0 | 11.0 |" in text
-    assert "| 64 × 256 | 2 | barlow_fast, `rows` | 3 | 20.0 | – |" in text
+    text = distributed.tables(rows)
+    assert (
+        "| 64 × 256 | 2 | barlow_fast, `features` (auto) | **2** | 1.8 | 2.2 | 3 | 10.0 | 11.0 |"
+        in text
+    )
+    assert "| 64 × 256 | 2 | barlow_fast, `rows` | 3 | 2.7 | 3.3 | 3 | 20.0 | – |" in text
     assert "64 × 256 on 2 ranks 5.0× as fast with 10.0× fewer bytes" in text
     assert "slower at: 64 × 256 on 4 ranks (2.00× the time)" in text
-    assert "p80" not in text
-    assert "p80" in distributed.tables(rows, brief=False)
+    assert "| s | p20 | p80 | repeats | MiB sent |" in text
 
 
 def test_rows_of_other_ranks_are_another_group(tmp_path):

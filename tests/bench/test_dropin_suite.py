@@ -126,16 +126,16 @@ def test_tables_show_seconds_shares_and_differences(tmp_path):
         made_up(LIGHTLY, 900.0, 90.0, dtype="fp64"),
         made_up(PATCHED, 800.0, 9.0, 5e-13, dtype="fp64"),
     ]
-    text = dropin.tables(rows, brief=True)
-    assert "| 128 | 2048 | lightly | 500 | 60 | 12.0% |  |" in text
-    assert "| 128 | 2048 | patched | 440 | 6 | 1.4% | 1.14× |" in text
+    text = dropin.tables(rows)
+    assert "| 128 | 2048 | lightly | 500 | 499 | 501 | 60 | 12.0% |  |" in text
+    assert "| 128 | 2048 | patched | 440 | 439 | 441 | 6 | 1.4% | 1.14× |" in text
     assert "| fp32 | 50 | patched | 1.2e-07 | 3.4e-07 | 2.0e-04 | 1.0e-02 | 2.0e-02 |" in text
     assert "moved by one rounding |  |  | 4.0e-04 | 2.0e-02 | 4.0e-02 |" in text
     assert "| fp64 | 50 | patched | 1.2e-07 | 3.4e-07 | 5.0e-15 | 2.5e-13 | 5.0e-13 |" in text
     assert "is 0.50 times as far from lightly's" in text
     assert "slower" not in text
     slow = [made_up(LIGHTLY, 400.0, 60.0), *rows[1:3]]
-    text = dropin.tables(slow, brief=False)
+    text = dropin.tables(slow)
     assert "A patched step is slower there (1.10 times)." in text
     assert "| patched | 440 | 439 | 441 |" in text
     results.merge(tmp_path / "cpu-example.jsonl", rows)

@@ -76,7 +76,7 @@ def test_the_kernel_has_rows_and_loaders_are_run_in_turns(tmp_path, monkeypatch)
     assert rows["kernel-aten-float32"]["unit"] == "views"
     again = measure(out, cases, resume=True, minutes=0.0)
     assert (again.measured, again.left) == (0, [])
-    text = suite.tables(list(rows.values()), brief=True)
+    text = suite.tables(list(rows.values()))
     assert "plain torch, with blur, to float32" in text
     assert "of our loaders alone" in text
 
@@ -148,9 +148,9 @@ def test_the_bandwidth_is_judged():
     names = ["kernel-triton-sharp-bfloat16", "kernel-triton-bfloat16"]
     rate = 20e9 / (224 * 224 * 9)
     rows = [suite.row(case, names[0], [0.8 * rate], 20.0, "cuda")]
-    assert "70% of the copy bandwidth is met." in suite.tables(rows, brief=True)
+    assert "70% of the copy bandwidth is met." in suite.tables(rows)
     rows.append(suite.row(case, names[1], [0.5 * rate], 20.0, "cuda"))
-    text = suite.tables(rows, brief=True)
+    text = suite.tables(rows)
     assert "missed by: Triton, with blur, to bfloat16 (50%)." in text
 
 

@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_a_row_and_is_not_tried_again(measure):
     assert problems[8, 128].startswith("does not fit")  # fewer samples: tried
     assert (32, 128) not in calls
     assert "can't allocate" in said
-    text = tables.tables(rows, brief=False)
+    text = tables.tables(rows)
     assert "| 16 × 96 | " in text
     assert "no memory |" in text
 
@@ -72,7 +72,7 @@ def test_a_slow_peer_is_not_tried_at_larger_shapes(measure):
     _, rows, _ = measure([discover()["official"]], cases((16, 32), (16, 64)), longest=0.0)
     assert rows[0]["median_ms"] > 0
     assert rows[1]["problem"].startswith("not tried, as at 16 x 32: one call took")
-    assert "slow" in tables.tables(rows, brief=False)
+    assert "slow" in tables.tables(rows)
 
 
 def test_ours_is_never_left_out_for_being_slow(measure):

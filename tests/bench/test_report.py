@@ -8,6 +8,7 @@ import pytest
 from invoked import invoke
 
 from bench import report, results
+from bench.loss import tables
 
 ORIGIN = {
     "cpu": "Example CPU", "cpu_family_model": "1/2/3", "cores": 2, "system": "Linux x86_64",
@@ -57,16 +58,16 @@ def test_measuring_again_replaces_the_whole_group(folder):
     assert rows == [("ours", "fp32", 11.0), ("ours", "bf16-autocast", 5.0)]
 
 
-def test_blocks_are_rewritten_and_nothing_else(folder):
+def test_the_overview_is_rewritten_and_nothing_else(folder):
     readme = folder / "TOP.txt"
-    readme.write_text("before\n<!-- bench:loss -->\nold\n<!-- /bench:loss -->\nafter\n")
+    readme.write_text("before\n<!-- bench:overview -->\nold\n<!-- /bench:overview -->\nafter\n")
     command = ["report", "--results", str(folder), "--readme", str(readme)]
     assert invoke([*command, "--check"]).exit_code == 1
     assert "old" in readme.read_text()
     assert invoke(command).exit_code == 0
     text = readme.read_text()
-    assert text.startswith("before\n<!-- bench:loss -->\n")
-    assert text.endswith("<!-- /bench:loss -->\nafter\n")
+    assert text.startswith("before\n<!-- bench:overview -->\n")
+    assert text.endswith("<!-- /bench:overview -->\nafter\n")
     assert "old" not in text
     assert "**12.5**" in text
     assert "Percentiles" not in text
@@ -75,7 +76,7 @@ def test_blocks_are_rewritten_and_nothing_else(folder):
 
 def test_the_overview_has_all_machines_side_by_side(folder):
     results.merge(folder / "cpu-other.jsonl", [row("ours", 10.0), row("vissl", 50.0)])
-    text = report.block("overview", report.machine_files(folder))
+    text = tables.overview(report.machine_files(folder))
     assert "| N × D | Example CPU, 2 cores: barlow_fast | fastest other | official |" in text
     assert "| 256 × 8192 | **12.5** | 1250 (100×) | 1250 (100×) | **10** | 50 (5.0×) | – |" in text
     assert "| 1024 × 1024 | – | – | – | – | – | – |" in text
@@ -110,13 +111,11 @@ def test_the_committed_tables_are_those_of_the_committed_rows():
     for path, text in report.generated(results.FOLDER, results.FOLDER / "none", False).items():
         if path.suffix == ".md":
             assert path.read_text(encoding="utf-8") == text, "run: python -m bench report"
-    blocks = (
-        report.blocks(report.README.read_text(encoding="utf-8")) if report.README.exists() else {}
-    )
-    if not blocks:
-        pytest.skip("the README has no block of results yet")
-    for suite, text in blocks.items():
-        assert text == report.block(suite, files), "run: python -m bench report"
+    if not report.README.exists():
+        pytest.skip("there is no README")
+    readme = report.README.read_text(encoding="utf-8")
+    assert report.OVERVIEW.search(readme)
+    assert report.with_overview(readme, files) == readme, "run: python -m bench report"
 
 
 def test_rows_are_one_json_object_a_line(folder):

@@ -54,7 +54,7 @@ def test_ours_is_the_choice_of_the_package(modelled):
 
 
 def test_tables_state_modelled_and_where_ours_is_slower(modelled):
-    text = suite.tables(modelled, brief=False)
+    text = suite.tables(modelled)
     assert text.count(": modelled**") == len(scaling.GROUPS)
     for words in ("790 TFLOP/s", "data sheets, not measured", "does not fit", "SyncBatchNorm"):
         assert words in text
@@ -62,7 +62,7 @@ def test_tables_state_modelled_and_where_ours_is_slower(modelled):
     assert "nowhere slower" in text
     row = modelled[0]
     slower = dict(row, ours=dict(row["ours"], seconds=3 * row["all_reduce"]["seconds"]))
-    text = suite.tables([slower, *modelled[1:]], brief=False)
+    text = suite.tables([slower, *modelled[1:]])
     assert f"slower on {row['ranks']} GPUs at N = {row['n']}, D = {row['d']} (3.0× the" in text
 
 

@@ -221,15 +221,17 @@ def test_tables_show_ratios_to_torch_and_who_is_slower():
         made_up("compiler-warm", COMPILED_OFFICIAL, 4.0),
         made_up("triton-kernels", "ours", 3.0, (16, 32, "sm_90")),
     ]
-    text = suite.tables(rows, brief=True)
-    assert "| lightly: `lightly.loss` beyond torch | 3,000 | 1.5× |" in text
+    text = suite.tables(rows)
+    assert "| lightly: `lightly.loss` beyond torch | 3,000 | 2,820 to 3,180 (3) | 1.5× |" in text
     assert "`import barlow_fast` adds 2.5% to `import torch`." in text
     assert "It takes longer than" not in text
-    assert "| barlow_fast | 40 | 10 | – | – |" in text
-    assert "| official, compiled | – | – | 20,000 | 4,000 |" in text
+    ours = "40 | 37.6 to 42.4 (3) | 10 | 9.4 to 10.6 (3)"
+    assert f"| barlow_fast | {ours} | – | – | – | – |" in text
+    compiled = "20,000 | 18,800 to 21,200 (3) | 4,000 | 3,760 to 4,240 (3)"
+    assert f"| official, compiled | – | – | – | – | {compiled} |" in text
     assert "slower than that of: official (0.50× the time)" in text
     assert "compiles the 5 kernels of one step at 16 × 32 for sm_90 in 3,000 ms" in text
     rows[1] = made_up("import", "ours", 4.0)
-    text = suite.tables(rows[:5], brief=False)
+    text = suite.tables(rows[:5])
     assert "It takes longer than: lightly." in text
     assert "| barlow_fast | 40 | 37.6 to 42.4 (3) |" in text
