@@ -230,14 +230,21 @@ class Weights(NamedTuple):
     offset: Any
 
 
-class Gradient(NamedTuple):
-    """The gradient of one view: its inputs, and where it is stored."""
+class Output(NamedTuple):
+    """Where the gradient of one view is stored, and what all of its elements need."""
 
-    own: View
-    other: View
     diagonal_ptr: Any  # C_ii, (D,)
     scale_ptr: Any  # grad_scale
     ptr: Any
+
+
+class Gradient(NamedTuple):
+    """The gradient of one view. Kernels take its fields as arguments of their own: Triton 3.6 loses
+    a constant, such as a stride of 1, in a tuple within a tuple."""
+
+    own: View
+    other: View
+    output: Output
 
 
 @triton.jit
@@ -263,18 +270,18 @@ def store_gradient(
     columns = column + tl.arange(0, COLUMNS)
     inside = columns < D
     # This order of the loads spills in no aligned kernel under Triton 3.6, 3.8 and 3.9.
-    diagonal = tl.load(gradient.diagonal_ptr + columns, mask=inside, other=0.0)
+    diagonal = tl.load(gradient.output.diagonal_ptr + columns, mask=inside, other=0.0)
     weight = weights.slope * diagonal + weights.offset
     theirs = load_block(gradient.other, row, column, N, D, ROWS, COLUMNS)
     rstd = tl.load(gradient.own.statistics_ptr + D + columns, mask=inside, other=0.0)
-    factor = rstd * tl.load(gradient.scale_ptr).to(tl.float32)
+    factor = rstd * tl.load(gradient.output.scale_ptr).to(tl.float32)
     if rest is None:
         difference = theirs - own * (projected * diagonal)[None, :]
         g = weights.product * product + weight[None, :] * difference
     else:
         taken = projected * weight * diagonal + rest
         g = weights.product * product + weight[None, :] * theirs - own * taken[None, :]
-    store_block(gradient.ptr, g * factor[None, :], row, column, N, D, ROWS, COLUMNS)
+    store_block(gradient.output.ptr, g * factor[None, :], row, column, N, D, ROWS, COLUMNS)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ from ..contract import GradientInputs
 from . import configurations
 from .arithmetic import (
     Gradient,
+    Output,
     View,
     Weights,
     halves,
@@ -61,7 +62,9 @@ def _step(
 
 @triton.jit(do_not_specialize=["N"])
 def correlation_gradients_kernel(
-    gradient,
+    own,
+    other,
+    output,
     matrix_ptr,
     squares_ptr,
     N,
@@ -80,7 +83,6 @@ def correlation_gradients_kernel(
     column = (tl.program_id(0) % column_tiles) * BLOCK_N
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
-    other = gradient.other
     left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * other.stride
 
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -100,6 +102,7 @@ def correlation_gradients_kernel(
                 )  # fmt: skip
             product += chunk
 
+    gradient = Gradient(own, other, output)
     left_half, right_half = halves(product, BLOCK_M, BLOCK_N)
     for half in tl.static_range(2):
         part = left_half if half == 0 else right_half
@@ -107,9 +110,9 @@ def correlation_gradients_kernel(
         columns = at + tl.arange(0, BLOCK_N // 2)
         squares = tl.load(squares_ptr + columns, mask=columns < D, other=0.0)
         rest = (weights.product * squares).to(tl.float32)
-        own = load_block(gradient.own, row, at, N, D, BLOCK_M, BLOCK_N // 2)
+        hat = load_block(own, row, at, N, D, BLOCK_M, BLOCK_N // 2)
         store_gradient(
-            gradient, weights, 1.0, part, own, rest, row, at, N, D, BLOCK_M, BLOCK_N // 2
+            gradient, weights, 1.0, part, hat, rest, row, at, N, D, BLOCK_M, BLOCK_N // 2
         )
 
 
@@ -132,10 +135,10 @@ def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
         grads.append(grad)
         if not inputs.need[view]:
             continue
-        gradient = Gradient(own, views[1 - view], statistics[6], inputs.grad_scale, grad)
+        output = Output(statistics[6], inputs.grad_scale, grad)
         launch(
             correlation_gradients_kernel, (cdiv(n, row.block_m) * cdiv(d, row.block_n),),
-            gradient, matrix, squares[view], n, d, matrix.shape[1], weights,
+            own, views[1 - view], output, matrix, squares[view], n, d, matrix.shape[1], weights,
             meta(row.block_m, row.block_n, row.block_k, inputs.precision),
             TRANSPOSED=view == 0, EVEN=d % row.block_k == 0, warps=row.warps, stages=row.stages,
             flops=2.0 * n * d * d, moved=3 * n * d * grad.element_size() + matrix.nbytes,

@@ -25,6 +25,7 @@ from ..precision import gram_scale
 from . import configurations
 from .arithmetic import (
     Gradient,
+    Output,
     Pair,
     View,
     Weights,
@@ -91,9 +92,7 @@ def gram_columns_kernel(
     gradient = Gradient(
         own,
         view_of(pair, 1 - index, D),
-        pair.statistics_ptr + 6 * D,
-        scale_ptr,
-        tl.where(index == 0, grads[0], grads[1]),
+        Output(pair.statistics_ptr + 6 * D, scale_ptr, tl.where(index == 0, grads[0], grads[1])),
     )
     # The gradient of one view takes the other view's matrix.
     gram_ptr = grams_ptr + (1 - index) * N.to(tl.int64) * stride_gram
@@ -223,7 +222,9 @@ def _tile(
 
 @triton.jit(do_not_specialize=["N"])
 def gram_tiles_kernel(
-    gradient,
+    own,
+    other,
+    output,
     operands,
     gram_descriptor,
     hat_descriptor,
@@ -243,6 +244,7 @@ def gram_tiles_kernel(
     float32. Where `projected` is 0 there is no term of C_ii. PERSISTENT: a program takes one tile
     after the other, so that the loads of the next overlap the end of the last.
     """
+    gradient = Gradient(own, other, output)
     if PERSISTENT:
         tiles = tl.cdiv(N, META.BLOCK_M) * tl.cdiv(D, META.BLOCK_N)
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
@@ -259,7 +261,8 @@ def gram_tiles_kernel(
 
 @triton.jit(do_not_specialize=["N", "row_tiles"])
 def gram_project_kernel(
-    gradient,
+    own,
+    output,
     centre_ptr,
     sums_ptr,
     N,
@@ -279,21 +282,22 @@ def gram_project_kernel(
     q = tl.zeros([COLUMNS], tl.float32)
     for tile in range(row_tiles):
         q += tl.load(sums_ptr + tile * D + columns, mask=inside, other=0.0)
-    own = gradient.own
     norm = norm_of(own.statistics_ptr, columns, D, False)
     taken = weights.product * projection.projected * (q / N)
     taken -= _centre_part(projection, tl.load(centre_ptr), norm.rstd)
     x = tl.load(own.ptr + rows * own.stride + columns[None, :], mask=valid, other=0.0)
-    factor = norm.rstd * tl.load(gradient.scale_ptr).to(tl.float32)
-    at = gradient.ptr + rows * D + columns[None, :]
+    factor = norm.rstd * tl.load(output.scale_ptr).to(tl.float32)
+    at = output.ptr + rows * D + columns[None, :]
     g = tl.load(at, mask=valid, other=0.0).to(tl.float32)
     g -= standardised(x, norm) * (taken * factor)[None, :]
-    tl.store(at, cast(g, gradient.ptr.dtype.element_ty), mask=valid)
+    tl.store(at, cast(g, output.ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=["N", "first"])
 def gram_product_kernel(
-    gradient,
+    own,
+    other,
+    output,
     product_ptr,
     centre_ptr,
     N,
@@ -313,7 +317,6 @@ def gram_product_kernel(
     local = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     columns = first + local
     inside = columns < D
-    own, other = gradient.own, gradient.other
     q = tl.zeros([COLUMNS], tl.float32)
     for row in range(0, N, ROWS):
         rows = (row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
@@ -322,12 +325,12 @@ def gram_product_kernel(
         clamped = tl.minimum(rows, N - 1)
         mine = load_columns(own, clamped * own.stride, columns, D, False)
         q += tl.sum(p * mine, axis=0)
-    diagonal = tl.load(gradient.diagonal_ptr + columns, mask=inside, other=0.0)
+    diagonal = tl.load(output.diagonal_ptr + columns, mask=inside, other=0.0)
     rstd = tl.load(own.statistics_ptr + D + columns, mask=inside, other=0.0)
     weight = weights.slope * diagonal + weights.offset
     taken = projection.projected * (weights.product * (q / N) + weight * diagonal)
     taken -= _centre_part(projection, tl.load(centre_ptr), rstd)
-    factor = rstd * tl.load(gradient.scale_ptr).to(tl.float32)
+    factor = rstd * tl.load(output.scale_ptr).to(tl.float32)
     for row in range(0, N, ROWS):
         rows = (row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         valid = (rows < N) & inside[None, :]
@@ -337,8 +340,8 @@ def gram_product_kernel(
         mine = load_columns(own, clamped * own.stride, columns, D, False)
         theirs = load_columns(other, clamped * other.stride, columns, D, False)
         g = weights.product * p + weight[None, :] * theirs - mine * taken[None, :]
-        g = cast(g * factor[None, :], gradient.ptr.dtype.element_ty)
-        tl.store(gradient.ptr + rows * D + columns[None, :], g, mask=valid)
+        g = cast(g * factor[None, :], output.ptr.dtype.element_ty)
+        tl.store(output.ptr + rows * D + columns[None, :], g, mask=valid)
 
 
 def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
@@ -380,8 +383,8 @@ def _gradient(inputs: GradientInputs, view: int, grad: Tensor) -> Gradient:
         View(z, z.stride(0), inputs.statistics[3 * v : 3 * v + 3])
         for v, z in enumerate((inputs.z_a, inputs.z_b))
     ]
-    diagonal = inputs.statistics[6]
-    return Gradient(views[view], views[1 - view], diagonal, inputs.grad_scale, grad)
+    output = Output(inputs.statistics[6], inputs.grad_scale, grad)
+    return Gradient(views[view], views[1 - view], output)
 
 
 def _by_columns(
@@ -432,7 +435,7 @@ def _by_tiles(
     values = n * d * z.element_size()
     launch(
         gram_tiles_kernel, (min(tiles, device_of(hat).num_sms) if persistent else tiles,),
-        gradient, Operands(gram, hat, gram.shape[1], hat.stride(0)), *descriptors, sums, n, d,
+        *gradient, Operands(gram, hat, gram.shape[1], hat.stride(0)), *descriptors, sums, n, d,
         weights, projection.projected, meta(row.block_m, row.block_n, row.block_k, precision),
         TMA=tma, PERSISTENT=persistent, warps=row.warps, stages=row.stages,
         flops=2.0 * n * n * d, moved=3 * values + hat.nbytes + gram.nbytes,
@@ -440,7 +443,7 @@ def _by_tiles(
     project = configurations.PROJECT
     launch(
         gram_project_kernel, (cdiv(d, project.columns), cdiv(n, project.rows)),
-        gradient, centre, sums, n, d, row_tiles, weights, projection,
+        gradient.own, gradient.output, centre, sums, n, d, row_tiles, weights, projection,
         ROWS=project.rows, COLUMNS=project.columns, warps=project.warps, moved=3 * values,
     )  # fmt: skip
 
@@ -464,7 +467,7 @@ def _by_library(
         columns = min(width, d - first)
         product = library_product(gram[:, :n], hat[:, first : first + columns], precision)
         launch(
-            gram_product_kernel, (cdiv(columns, owned),), gradient, product, centre, n, d,
+            gram_product_kernel, (cdiv(columns, owned),), *gradient, product, centre, n, d,
             product.stride(0), first, weights, projection, ROWS=64, COLUMNS=owned,
             warps=4, moved=product.nbytes + 3 * n * columns * z.element_size(),
         )  # fmt: skip
