@@ -169,6 +169,28 @@ def _tile_piece(
 
 
 @triton.jit
+def _tile_pieces(
+    product, gradient, weights, projected, sums_ptr, row, column, N, D,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """Finishes a tile in pieces of PIECE columns, which fit into registers beside the rest."""
+    if COLUMNS > PIECE:
+        left, right = halves(product, ROWS, COLUMNS)
+        _tile_pieces(
+            left, gradient, weights, projected, sums_ptr, row, column, N, D, ROWS,
+            COLUMNS // 2, PIECE,
+        )  # fmt: skip
+        _tile_pieces(
+            right, gradient, weights, projected, sums_ptr, row, column + COLUMNS // 2, N, D, ROWS,
+            COLUMNS // 2, PIECE,
+        )  # fmt: skip
+    else:
+        _tile_piece(
+            product, gradient, weights, projected, sums_ptr, row, column, N, D, ROWS, COLUMNS
+        )
+
+
+@triton.jit
 def _tile(
     tile, gradient, operands, gram_descriptor, hat_descriptor, sums_ptr, N, D, weights, projected,
     META, TMA: tl.constexpr,
@@ -200,24 +222,10 @@ def _tile(
                 chunk = _step(chunk, operands, left, columns, k, N, META)
             product += chunk
 
-    left_half, right_half = halves(product, BLOCK_M, BLOCK_N)
-    sums_ptr += row_tile * D
-    for half in tl.static_range(2):
-        piece = left_half if half == 0 else right_half
-        at = column + half * (BLOCK_N // 2)
-        if BLOCK_N > 128:
-            left_quarter, right_quarter = halves(piece, BLOCK_M, BLOCK_N // 2)
-            for quarter in tl.static_range(2):
-                piece = left_quarter if quarter == 0 else right_quarter
-                _tile_piece(
-                    piece, gradient, weights, projected, sums_ptr, row,
-                    at + quarter * (BLOCK_N // 4), N, D, BLOCK_M, BLOCK_N // 4,
-                )  # fmt: skip
-        else:
-            _tile_piece(
-                piece, gradient, weights, projected, sums_ptr, row, at, N, D, BLOCK_M,
-                BLOCK_N // 2,
-            )  # fmt: skip
+    _tile_pieces(
+        product, gradient, weights, projected, sums_ptr + row_tile * D, row, column, N, D,
+        BLOCK_M, BLOCK_N, min(BLOCK_N // 2, 64),
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["N"])
