@@ -126,9 +126,10 @@ def blocks(
 
 def shared_memory(row: Product, architecture: int, precision: str, dtype: torch.dtype) -> int:
     """Bytes that a row takes, at most: both operands as they are loaded, in every stage (from
-    Hopper on; before, one stage is in registers), and there once more as they enter the product."""
+    Hopper on; before, one stage is in registers), and there once more as they enter the product.
+    Paths that standardise on the way load the inputs' type, the others the operand type."""
     operand = OPERAND_DTYPE[precision].itemsize
-    loaded = max(operand, dtype.itemsize)
+    loaded = max(operand, dtype.itemsize) if row.path in ("fused", "owned") else operand
     block = (row.block_m + row.block_n) * row.block_k
     if architecture < 90:
         return block * loaded * max(row.stages - 1, 1)

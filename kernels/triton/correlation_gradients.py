@@ -4,6 +4,8 @@
     dL/dz = rstd (G - z_hat (coefficient squares + w C_ii)) grad_scale
 
 (kernels/README.md, equations 8 and 9: the projection comes from the sums that C was built with.)
+z_hat of the other view is made on its way into the product ('fused'), or stored first and read from
+there ('stored').
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from .arithmetic import (
     to_operand,
 )
 from .launch import addressable, cdiv, device_of, launch
+from .standardise import operand
 
 
 @triton.jit
@@ -50,12 +53,15 @@ def _right(matrix_ptr, stride, k, columns, D, TRANSPOSED: tl.constexpr):
 
 @triton.jit
 def _step(
-    value, other, left, matrix_ptr, stride, columns, first, D, META,
+    value, other, hat_ptr, left, matrix_ptr, stride, columns, first, D, META,
     TRANSPOSED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """value + the product over the block of columns at `first`."""
     k = first + tl.arange(0, META.BLOCK_K)
-    x = to_operand(load_columns(other, left, k, D, EVEN), META.PRECISION)
+    if hat_ptr is None:
+        x = to_operand(load_columns(other, left, k, D, EVEN), META.PRECISION)
+    else:
+        x = stored(tl.load(hat_ptr + left + k[None, :]))
     y = _right(matrix_ptr, stride, k, columns, D, TRANSPOSED)
     return multiply(x, y, value, META.PRECISION)
 
@@ -65,17 +71,23 @@ def correlation_gradients_kernel(
     own,
     other,
     output,
+    hat_ptr,
     matrix_ptr,
     squares_ptr,
     N,
     D,
+    stride_hat,
     stride_matrix,
     weights,
     META,
     TRANSPOSED: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """A tile of dL/dz. squares_ptr: this view's row of the squared sums, (D,) float64."""
+    """A tile of dL/dz.
+
+    hat_ptr: z_hat of the other view as `operand` stores it, or None; stride_hat: of its rows, or of
+    z. squares_ptr: this view's row of the squared sums, (D,) float64.
+    """
     BLOCK_M: tl.constexpr = META.BLOCK_M
     BLOCK_N: tl.constexpr = META.BLOCK_N
     column_tiles = tl.cdiv(D, BLOCK_N)
@@ -83,22 +95,22 @@ def correlation_gradients_kernel(
     column = (tl.program_id(0) % column_tiles) * BLOCK_N
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
-    left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * other.stride
+    left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * stride_hat
 
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if META.CHUNK == 0:
         for k in range(0, D, META.BLOCK_K):
             product = _step(
-                product, other, left, matrix_ptr, stride_matrix, columns, k, D, META, TRANSPOSED,
-                EVEN,
+                product, other, hat_ptr, left, matrix_ptr, stride_matrix, columns, k, D, META,
+                TRANSPOSED, EVEN,
             )  # fmt: skip
     else:
         for c in range(0, D, META.CHUNK):
             chunk = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for k in range(c, tl.minimum(c + META.CHUNK, D), META.BLOCK_K):
                 chunk = _step(
-                    chunk, other, left, matrix_ptr, stride_matrix, columns, k, D, META, TRANSPOSED,
-                    EVEN,
+                    chunk, other, hat_ptr, left, matrix_ptr, stride_matrix, columns, k, D, META,
+                    TRANSPOSED, EVEN,
                 )  # fmt: skip
             product += chunk
 
@@ -135,12 +147,17 @@ def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
         grads.append(grad)
         if not inputs.need[view]:
             continue
-        output = Output(statistics[6], inputs.grad_scale, grad)
+        output, other = Output(statistics[6], inputs.grad_scale, grad), views[1 - view]
+        hat, stride_hat, moved = None, other.stride, 0
+        if row.path == "stored":
+            hat = operand(other.ptr, other.statistics_ptr, inputs.precision)
+            stride_hat, moved = hat.stride(0), hat.nbytes
         launch(
             correlation_gradients_kernel, (cdiv(n, row.block_m) * cdiv(d, row.block_n),),
-            own, views[1 - view], output, matrix, squares[view], n, d, matrix.shape[1], weights,
+            own, other, output, hat, matrix, squares[view], n, d, stride_hat, matrix.shape[1],
+            weights,
             meta(row.block_m, row.block_n, row.block_k, inputs.precision),
             TRANSPOSED=view == 0, EVEN=d % row.block_k == 0, warps=row.warps, stages=row.stages,
-            flops=2.0 * n * d * d, moved=3 * n * d * grad.element_size() + matrix.nbytes,
+            flops=2.0 * n * d * d, moved=3 * n * d * grad.element_size() + moved + matrix.nbytes,
         )  # fmt: skip
     return grads[0], grads[1]

@@ -1,5 +1,5 @@
 """Compiled code of each launch, without a device: registers, spills, shared memory, the tensor-core
-instruction.
+instruction, hazards of its registers.
 
     with recording(REFERENCE_DEVICES[90]) as record:
         ... run primitives on meta tensors ...
@@ -34,6 +34,7 @@ from .. import triton as kernels
 from ..contract import Coefficients, GradientInputs
 from ..photometry import PARAMETERS
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
+from .sass import hazards
 
 # The instruction of a product on each architecture, most specific first.
 _INSTRUCTIONS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
@@ -47,6 +48,7 @@ class Resources(NamedTuple):
     shared: int  # bytes per program
     instruction: str  # of the tensor cores; '' where there is none
     operands: str  # the operand type in that instruction's name, such as bf16
+    hazards: tuple[str, ...]  # registers that are used while such an instruction needs them
 
 
 def resources(launch: Launch, capability: int) -> Resources:
@@ -54,8 +56,10 @@ def resources(launch: Launch, capability: int) -> Resources:
     compiled = compile_launch(launch, capability)
     usage = _usage(compiled.asm["cubin"])
     instruction, operands = _tensor_core(compiled.asm["ptx"])
+    asynchronous = instruction == "wgmma.mma_async"
+    found = hazards(_dump(compiled.asm["cubin"], "--dump-sass")) if asynchronous else ()
     return Resources(
-        usage["REG"], usage["spilled"], compiled.metadata.shared, instruction, operands
+        usage["REG"], usage["spilled"], compiled.metadata.shared, instruction, operands, found
     )
 
 
@@ -93,16 +97,16 @@ def _tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def _usage(cubin: bytes) -> dict[str, int]:
+def _dump(cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [_tool("cuobjdump"), "--dump-resource-usage", file.name],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        command = [_tool("cuobjdump"), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    text = _dump(cubin, "--dump-resource-usage")
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     return found | {"spilled": found["STACK"] + found["LOCAL"]}
 
@@ -268,8 +272,8 @@ def identity(launch: Launch) -> tuple:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compiles everything for one capability, by default this machine's device; 1 if anything that
-    is aligned spills."""
+    """Compiles everything for one capability, by default this machine's device; 1 if a kernel has a
+    hazard, or spills though its inputs are aligned."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capability", type=int, choices=sorted(REFERENCE_DEVICES))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -284,10 +288,15 @@ def main(arguments: list[str] | None = None) -> int:
             capability = Device("", capability, 1, 0).architecture
     found = survey(capability, options.workers)
     spilling = [x for x in found if x[2].spilled and x[0] not in UNALIGNED]
-    for case, launch, taken in spilling:
-        print(f"spills: {launch.name} {case}: {taken}")
-    print(f"sm_{capability}: {len(found)} kernels compiled, {len(spilling)} spill")
-    return 1 if spilling else 0
+    hazardous = [x for x in found if x[2].hazards]
+    for kind, cases_of_kind in (("spills", spilling), ("hazard", hazardous)):
+        for case, launch, taken in cases_of_kind:
+            print(f"{kind}: {launch.name} {case}: {taken}")
+    print(
+        f"sm_{capability}: {len(found)} kernels compiled, {len(spilling)} spill, "
+        f"{len(hazardous)} have hazards"
+    )
+    return 1 if spilling or hazardous else 0
 
 
 if __name__ == "__main__":

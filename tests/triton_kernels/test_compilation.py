@@ -1,8 +1,8 @@
 """Every kernel in every configuration of the table, compiled ahead of time: no device needed.
 
 What must hold on each architecture: nothing is spilled, shared memory fits, products run on the
-tensor cores with the newest instruction there is, and their loads are 16 bytes wide and
-asynchronous.
+tensor cores with the newest instruction there is, no register is overwritten that such an
+instruction still reads, and their loads are 16 bytes wide and asynchronous.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def test_resources_of_every_kernel(compiled):
             wrong.append(f"not {INSTRUCTION[architecture]}: {where}")
         if launch.flops and architecture < 100 and r.operands != OPERANDS[case.precision]:
             wrong.append(f"operands are not {OPERANDS[case.precision]}: {where}")
+        wrong += [f"hazard: {where}: {hazard}" for hazard in r.hazards]
         if not launch.flops and r.instruction:
             wrong.append(f"a tensor core where nothing is multiplied: {where}")
     assert not wrong, "\n".join(wrong)
