@@ -21,8 +21,6 @@ from . import tuned
 from .launch import Device, cdiv, round_up
 from .table import SUM_ALIGNMENT, TABLE, Key, Product, row_of
 
-MERGE_COLUMNS = 64
-
 # Rows that one program takes the moments of; the accuracy of its pivot rests on it (moments.py).
 MOST_PART_ROWS = 2048
 
@@ -173,6 +171,15 @@ def gram(
         2 * n * d * dtype.itemsize, views=2 if fused and not packed else 1,
         split_all=packed or fused or unfinished,
     )  # fmt: skip
+
+
+@functools.cache
+def sums(parts: int) -> Elementwise:
+    """Blocks of sums over `parts` rows: as many rows at once as there are, at most 64, so that
+    their loads do not wait for each other."""
+    rows = min(triton.next_power_of_2(parts), 64)
+    columns = min(512 // rows, 64)
+    return Elementwise(rows, columns, max(rows * columns // 128, 1))
 
 
 def _plan(

@@ -150,11 +150,23 @@ def correlation_finish_kernel(
     at = workspace_ptr + (split * splits).to(tl.int64) * META.BLOCK_M * META.BLOCK_N
     at = at + local_rows[:, None] * META.BLOCK_N + local_columns[None, :]
     value = tl.zeros([STRIP, META.BLOCK_N], tl.float32)
-    for part in range(splits):
+    for part in tl.range(0, splits, loop_unroll_factor=4):
         value += tl.load(at + part * META.BLOCK_M * META.BLOCK_N)
     rows = i * META.BLOCK_M + local_rows
     columns = j * META.BLOCK_N + local_columns
     _finish(value, matrix, rows, columns, N, D, j, i * STRIPS + strip, META.PRECISION)
+
+
+@triton.jit
+def _sum_of_shares(ptr, shares, columns, D, SHARES: tl.constexpr, COLUMNS: tl.constexpr):
+    """The float64 sum of float32 rows (shares, D), for some columns."""
+    value = tl.zeros([SHARES, COLUMNS], tl.float64)
+    for first in range(0, shares, SHARES):
+        share = first + tl.arange(0, SHARES)
+        mask = (share < shares)[:, None] & (columns < D)[None, :]
+        at = ptr + share.to(tl.int64)[:, None] * D + columns[None, :]
+        value += tl.load(at, mask=mask, other=0.0).to(tl.float64)
+    return tl.sum(value, axis=0)
 
 
 @triton.jit(do_not_specialize=["row_shares", "column_shares"])
@@ -165,23 +177,16 @@ def squares_kernel(
     D,
     row_shares,
     column_shares,
+    SHARES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """squares (2, D) float64: the shares of the row and the column sums, added in order."""
+    """squares (2, D) float64: the sums of the shares of the row and the column sums."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < D
-    value = tl.zeros([COLUMNS], tl.float64)
-    at = row_squares_ptr + columns
-    for _ in range(row_shares):
-        value += tl.load(at, mask=inside, other=0.0).to(tl.float64)
-        at += D
-    tl.store(squares_ptr + columns, value, mask=inside)
-    value = tl.zeros([COLUMNS], tl.float64)
-    at = column_squares_ptr + columns
-    for _ in range(column_shares):
-        value += tl.load(at, mask=inside, other=0.0).to(tl.float64)
-        at += D
-    tl.store(squares_ptr + D + columns, value, mask=inside)
+    rows = _sum_of_shares(row_squares_ptr, row_shares, columns, D, SHARES, COLUMNS)
+    tl.store(squares_ptr + columns, rows, mask=inside)
+    down = _sum_of_shares(column_squares_ptr, column_shares, columns, D, SHARES, COLUMNS)
+    tl.store(squares_ptr + D + columns, down, mask=inside)
 
 
 def correlation_layout(d: int, precision: str) -> Layout:
@@ -222,9 +227,10 @@ def correlation(
             plan.full_tiles, plan.splits, product, STRIP=plan.strip,
             warps=4, moved=workspace.nbytes + (0 if plan.full_tiles else out.nbytes),
         )  # fmt: skip
+    config = configurations.sums(max(row_shares, column_shares))
     launch(
-        squares_kernel, (cdiv(d, configurations.MERGE_COLUMNS),), row_squares, column_squares,
-        squares, d, row_shares, column_shares, COLUMNS=configurations.MERGE_COLUMNS,
-        warps=1, moved=row_squares.nbytes + column_squares.nbytes + squares.nbytes,
+        squares_kernel, (cdiv(d, config.columns),), row_squares, column_squares, squares, d,
+        row_shares, column_shares, SHARES=config.rows, COLUMNS=config.columns,
+        warps=config.warps, moved=row_squares.nbytes + column_squares.nbytes + squares.nbytes,
     )  # fmt: skip
     return out, squares

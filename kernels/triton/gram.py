@@ -254,7 +254,7 @@ def gram_finish_kernel(
     value = tl.zeros([STRIP, BLOCK], tl.float32)
     second = tl.zeros([STRIP, BLOCK], tl.float32)
     jump = (split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
-    for part in range(splits):
+    for part in tl.range(0, splits, loop_unroll_factor=4):
         value += tl.load(at + part * BLOCK * BLOCK)
         if VIEWS == "both":
             second += tl.load(at + jump + part * BLOCK * BLOCK)

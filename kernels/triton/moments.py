@@ -34,21 +34,6 @@ class Outputs(NamedTuple):
 
 
 @triton.jit
-def _merge(count, moments, more_count, more):
-    """Moments of two disjoint sets of rows together (Chan, Golub, LeVeque 1979), in float64."""
-    delta_a, delta_b = more.mean_a - moments.mean_a, more.mean_b - moments.mean_b
-    share = more_count / (count + more_count)
-    weight = count * share
-    return Moments(
-        moments.mean_a + delta_a * share,
-        moments.mean_b + delta_b * share,
-        moments.m2_a + (more.m2_a + delta_a * delta_a * weight),
-        moments.m2_b + (more.m2_b + delta_b * delta_b * weight),
-        moments.comoment + (more.comoment + delta_a * delta_b * weight),
-    )
-
-
-@triton.jit
 def _reciprocal_deviation(variance):
     """variance^-1/2 in float64, NaN where float32 has no normal number for it (precision.py)."""
     value = 1.0 / tl.sqrt(variance)
@@ -172,6 +157,16 @@ def moments_kernel(
         )
 
 
+@triton.jit
+def _parts_at(first, parts_ptr, columns, inside, N, D, parts_count, rows_per_part, PARTS):
+    """(addresses, mask, rows of each part) of a block of PARTS parts."""
+    part = first + tl.arange(0, PARTS)
+    mask = (part < parts_count)[:, None] & inside[None, :]
+    at = parts_ptr + part.to(tl.int64)[:, None] * 5 * D + columns[None, :]
+    count = tl.minimum(rows_per_part, tl.maximum(N - part * rows_per_part, 0))
+    return at, mask, count.to(tl.float64)[:, None]
+
+
 @triton.jit(do_not_specialize=["N", "parts_count", "rows_per_part"])
 def merge_kernel(
     parts_ptr,
@@ -181,29 +176,46 @@ def merge_kernel(
     parts_count,
     rows_per_part,
     eps,
+    PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FINISH: tl.constexpr,
 ):
-    """Merges the row parts of `moments_kernel` in order; stores moments or, with FINISH, the
-    statistics."""
+    """Merges the row parts of `moments_kernel` (Chan, Golub, LeVeque 1979), PARTS at a time; stores
+    moments or, with FINISH, the statistics.
+
+    First the mean, as an offset from that of the first part, then the squares about it.
+    """
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < D
-    zero = tl.zeros([COLUMNS], tl.float64)
-    count, moments = zero, Moments(zero, zero, zero, zero, zero)
-    for part in range(parts_count):
-        at = parts_ptr + part * 5 * D + columns
-        more_count = tl.minimum(rows_per_part, N - part * rows_per_part).to(tl.float64)
-        more = Moments(
-            tl.load(at, mask=inside, other=0.0),
-            tl.load(at + D, mask=inside, other=0.0),
-            tl.load(at + 2 * D, mask=inside, other=0.0),
-            tl.load(at + 3 * D, mask=inside, other=0.0),
-            tl.load(at + 4 * D, mask=inside, other=0.0),
+    pivot_a = tl.load(parts_ptr + columns, mask=inside, other=0.0)
+    pivot_b = tl.load(parts_ptr + D + columns, mask=inside, other=0.0)
+    zero = tl.zeros([PARTS, COLUMNS], tl.float64)
+    sum_a, sum_b = zero, zero
+    for first in range(0, parts_count, PARTS):
+        at, mask, count = _parts_at(
+            first, parts_ptr, columns, inside, N, D, parts_count, rows_per_part, PARTS
         )
-        moments = _merge(count, moments, more_count, more)
-        count += more_count
+        sum_a += count * (tl.load(at, mask=mask, other=0.0) - pivot_a[None, :])
+        sum_b += count * (tl.load(at + D, mask=mask, other=0.0) - pivot_b[None, :])
+    rows = N.to(tl.float64)
+    mean_a = pivot_a + tl.sum(sum_a, axis=0) / rows
+    mean_b = pivot_b + tl.sum(sum_b, axis=0) / rows
+
+    m2_a, m2_b, comoment = zero, zero, zero
+    for first in range(0, parts_count, PARTS):
+        at, mask, count = _parts_at(
+            first, parts_ptr, columns, inside, N, D, parts_count, rows_per_part, PARTS
+        )
+        delta_a = tl.load(at, mask=mask, other=0.0) - mean_a[None, :]
+        delta_b = tl.load(at + D, mask=mask, other=0.0) - mean_b[None, :]
+        m2_a += tl.load(at + 2 * D, mask=mask, other=0.0) + count * delta_a * delta_a
+        m2_b += tl.load(at + 3 * D, mask=mask, other=0.0) + count * delta_b * delta_b
+        comoment += tl.load(at + 4 * D, mask=mask, other=0.0) + count * delta_a * delta_b
+    moments = Moments(
+        mean_a, mean_b, tl.sum(m2_a, axis=0), tl.sum(m2_b, axis=0), tl.sum(comoment, axis=0)
+    )
     if FINISH:
-        _store_statistics(outputs, moments, columns, D, N.to(tl.float64), eps)
+        _store_statistics(outputs, moments, columns, D, rows, eps)
     else:
         _store_moments(outputs.moments_ptr + columns, moments, inside, D)
 
@@ -268,7 +280,7 @@ def _launch_moments(
 
 def _finished(parts: Tensor, rows_per_part: int, n: int, eps: float) -> tuple[Tensor, Tensor]:
     d = parts.shape[2]
-    outputs = _outputs(parts, d, cdiv(d, configurations.MERGE_COLUMNS))
+    outputs = _outputs(parts, d, cdiv(d, configurations.sums(parts.shape[0]).columns))
     _launch_merge(parts, outputs, rows_per_part, n, eps, finish=True)
     return outputs.statistics_ptr, outputs.sums_ptr
 
@@ -284,8 +296,9 @@ def _launch_merge(
     parts: Tensor, outputs: Outputs, rows_per_part: int, n: int, eps: float, finish: bool
 ) -> None:
     count, _, d = parts.shape
+    config = configurations.sums(count)
     launch(
-        merge_kernel, (cdiv(d, configurations.MERGE_COLUMNS),), parts, outputs, n, d, count,
-        rows_per_part, float(eps), COLUMNS=configurations.MERGE_COLUMNS, FINISH=finish,
-        warps=1, moved=40 * count * d + (28 if finish else 40) * d,
+        merge_kernel, (cdiv(d, config.columns),), parts, outputs, n, d, count, rows_per_part,
+        float(eps), PARTS=config.rows, COLUMNS=config.columns, FINISH=finish,
+        warps=config.warps, moved=40 * count * d + (28 if finish else 40) * d,
     )  # fmt: skip

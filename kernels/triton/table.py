@@ -100,7 +100,7 @@ correlation_gradients half   80,100       any   128  128  64    8  3  fused
 correlation_gradients half   90           any   128  128  64    8  3  stored
 correlation_gradients mixed  90           256   128   64  64    8  3  fused
 correlation_gradients mixed  80,100       any   128   64  64    8  3  fused
-correlation_gradients mixed  90           any   128  128  64    8  3  stored
+correlation_gradients mixed  90           any   128   64  64    8  4  stored
 correlation_gradients tf32   80,100        64   128   64  32    4  3  fused
 correlation_gradients tf32   90            64   128   64  32    4  3  stored
 correlation_gradients tf32   80,100       any   128  128  32    8  3  fused
