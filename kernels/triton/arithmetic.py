@@ -289,12 +289,16 @@ def share_of(program, full_tiles, splits, k_blocks_per_split, K, META):
     """(full, slot, tile, first, last): what a program of a product with split-K tiles sums.
 
     The first programs take a full tile each, the sum from 0 to K. The others take the sum from
-    `first` to `last` of one of the tiles that `splits` programs share; `slot` counts them.
+    `first` to `last` of one of the tiles that `splits` programs share; `slot` is its place among
+    these, tile by tile. Tiles change fastest, so that programs that run side by side read the same
+    part of the operands.
     """
     full = program < full_tiles
-    slot = program - full_tiles
-    tile = tl.where(full, program, full_tiles + slot // splits)
-    part = tl.where(full, 0, slot % splits)
+    split_tiles = tl.maximum((tl.num_programs(0) - full_tiles) // splits, 1)
+    rest = program - full_tiles
+    tile = tl.where(full, program, full_tiles + rest % split_tiles)
+    part = tl.where(full, 0, rest // split_tiles)
+    slot = (tile - full_tiles) * splits + part
     # In blocks, so that the compiler knows where loads are aligned.
     first = part * k_blocks_per_split * META.BLOCK_K
     last = tl.where(full, K, tl.minimum(first + k_blocks_per_split * META.BLOCK_K, K))
