@@ -33,14 +33,8 @@ TARGETS = {"knn": 3.0, "linear": 2.0}
 
 
 def command(
-    data_dir: Annotated[
-        Path | None, Option("Folder of Fashion-MNIST's files. Default: Debian's.")
-    ] = None,
     seeds: Annotated[str, Option("Comma-separated.")] = "0,1,2",
     epochs: Annotated[int | None, Option("Default: the preset's.", least=1)] = None,
-    images: Annotated[
-        int | None, Option("The first so many training images alone.", least=512)
-    ] = None,
     out: Annotated[Path | None, Option("JSON Lines file. Default: this machine's.")] = None,
 ) -> None:
     """Pretrain on Fashion-MNIST, ours and with lightly's parts, and compare accuracies with random
@@ -49,13 +43,7 @@ def command(
 
     with cli.reading():
         chosen = [int(seed) for seed in seeds.split(",")]
-        data = load(CASE, data_dir)
-    if images is not None:
-        data = replace(
-            data,
-            train_images=data.train_images[:images],
-            train_labels=data.train_labels[:images],
-        )
+        data = load(CASE, None)
     rows = measure(data, chosen, epochs)
     shown = in_words(*COLUMNS, Column("images/s", RATE, ",.0f"))
     print(*map(shown, rows), sep="\n")
@@ -80,7 +68,6 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{name}, seed {seed}: {shown}")
 
-    architecture = None
     # In turns, so that a machine that grows busier is so for both.
     for seed in seeds:
         for name, train in ((OURS, quality.ours), (LIGHTLY, quality.lightly)):
@@ -90,9 +77,8 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
                 print(f"{name} is left out: {error}")
                 continue
             score(name, seed, encoder, rate)
-            architecture = encoder
     for seed in seeds:
-        score(RANDOM, seed, random_weights(architecture, seed), None)
+        score(RANDOM, seed, random_weights(encoder, seed), None)
     score(PIXELS, 0, raw_pixels(), None)
     return [row(name, runs, config, len(data.train_images), origin) for name, runs in found.items()]
 

@@ -57,9 +57,6 @@ def command(
     steps: Annotated[int | None, Option("Of each run.", least=WARM_UPS + 1)] = None,
     batch: Annotated[int | None, Option("Samples; two views of each.", least=2)] = None,
     dim: Annotated[int, Option("Outputs of the projector.", least=2)] = DIM,
-    double: Annotated[
-        bool, Option(f"Also a pair of runs in float64, at batch {DOUBLE_BATCH} at most.")
-    ] = True,
 ) -> int:
     """Train lightly's example before and after the patch: losses, seconds, the loss's share."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -70,8 +67,7 @@ def command(
     batch = batch or (QUICK_BATCH if given.quick else BATCH)
     session = Session(devices.Cpu(), given, sources.CODE)
     session.announce()
-    cases = [(batch, VARIANTS["fp32"])]
-    cases += [(min(batch, DOUBLE_BATCH), FP64)] if double else []
+    cases = [(batch, VARIANTS["fp32"]), (min(batch, DOUBLE_BATCH), FP64)]
     shown = in_words(Column("", "dtype", left=True), PEER, *SIZES, *TIMES, *DIFFERENCES)
     for samples, variant in session.in_time(cases):
         try:
