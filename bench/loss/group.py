@@ -9,7 +9,6 @@ name in the journal so that the next process leaves it out.
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import signal
 import threading
@@ -26,7 +25,7 @@ from bench.inputs import Pair, rotation
 from bench.peers import Loss, Peer
 from bench.peers.mathematics import PAPER
 from bench.state import Journal
-from bench.timing import Budget, percentile, schedule, warm_up
+from bench.timing import Budget, percentile, schedule, warm_up, without_collections
 
 LONG = 1.0  # seconds; longer calls are not warmed up
 LONGEST = 15.0  # seconds of one call
@@ -298,14 +297,11 @@ class Group:
             for key, each in sound.items()
         }
         self.journal.start(f"{self.case} samples")
-        gc.collect()
-        gc.disable()
         try:
-            for keys in schedule(counts):
-                for key in keys:
+            with without_collections():
+                for key in itertools.chain.from_iterable(schedule(counts)):
                     self._guarded(sound[key], key, lambda each: self._take(each, take))
         finally:
-            gc.enable()
             # Whatever is raised here has been blamed on its peer: the case is not to blame.
             self.journal.end(f"{self.case} samples")
 

@@ -114,18 +114,9 @@ def _scores(encoder: torch.nn.Module, data: Any, config: Any) -> dict[str, float
 
 def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origin: Row) -> Row:
     """A row of results: means and standard deviations over runs."""
-    found: Row = {
-        "suite": "accuracy",
-        "case": CASE,
-        "n": config.batch_size,
-        "d": config.projector[-1],
-        "dtype": config.precision,
-        "peer": name,
-        "epochs": config.epochs,
-        "images": images,
-        "runs": len(runs),
-        "provenance": origin,
-    }
+    found: Row = {"suite": "accuracy", "case": CASE, "n": config.batch_size}
+    found |= {"d": config.projector[-1], "dtype": config.precision, "peer": name}
+    found |= {"epochs": config.epochs, "images": images, "runs": len(runs), "provenance": origin}
     for key in (*SCORES, RATE):
         values = [run[key] for run in runs if key in run]
         found[key] = rounded(statistics.mean(values)) if values else None

@@ -62,18 +62,9 @@ def command(
 
 def row(key: Key, samples: Sequence[float], kind: str, kernels: int = 0) -> Row:
     """A row of results without its provenance."""
-    found: Row = {
-        "suite": "startup",
-        "case": key.case,
-        "device": kind,
-        "n": key.n,
-        "d": key.d,
-        "dtype": key.dtype,
-        "peer": key.peer,
-        "source": source(key.peer, kind),
-        "repeats": len(samples),
-        **columns(samples, "ms", 1e3),
-    }
+    found: Row = {"suite": "startup", "case": key.case, "device": kind, "n": key.n, "d": key.d}
+    found |= {"dtype": key.dtype, "peer": key.peer, "source": source(key.peer, kind)}
+    found |= {"repeats": len(samples), **columns(samples, "ms", 1e3)}
     return found | ({"kernels": kernels} if key.case == "triton-kernels" else {})
 
 
