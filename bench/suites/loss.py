@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 from bench import cli, devices, peers, results, sources
@@ -14,36 +14,16 @@ from bench.floor import Peaks, floor_seconds
 from bench.grids import Case, Grid
 from bench.inputs import parse_shapes, parse_variants
 from bench.loss import tables as loss_tables
-from bench.loss.group import LONGEST, Candidate, Group, TooLarge
+from bench.loss.group import LONGEST, Candidate, Group, Known, Settings
 from bench.loss.pace import Pace
 from bench.peers import Peer
 from bench.results import Row, rounded
 from bench.session import Chosen, Given, Session
-from bench.timing import Budget, percentile
+from bench.timing import percentile
 
 SECTION = "Loss: forward + backward"
 QUICK_SECONDS, QUICK_MINUTES = 0.1, 0.6
 NOWHERE, EVERYWHERE = "none", "all"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured.
-
-    Attributes:
-        budget: calls, and again replays, of each peer.
-        longest: seconds; another's peer that takes longer is not tried at larger shapes.
-        compiled: the grid of shapes at which peers take part that compile; None for all shapes.
-    """
-
-    budget: Budget
-    longest: float = LONGEST
-    compiled: Grid | None = None
-
-    def some(self, known: Sequence[Peer], case: Case) -> list[Peer]:
-        """The peers that take part in a case."""
-        compiles = self.compiled is None or self.compiled.compiles(case)
-        return [peer for peer in known if compiles or not peer.compiles]
 
 
 def command(
@@ -110,19 +90,15 @@ def measure(
     peaks = device.peaks()
     print("peaks:", ", ".join(f"{name} {value}" for name, value in peaks.as_fields().items()))
     pace = Pace(settings.budget.count, device.group_seconds)
-    too_large, checks = TooLarge(), {}
+    kept = Known()
 
     def predicted(case: Case) -> float:
         some = settings.some(usable, case)
-        return pace.seconds(case, [peer for peer in some if not too_large.reason(peer, case)])
+        return pace.seconds(case, [peer for peer in some if not kept.reason(peer, case)])
 
     for case in session.in_time(todo, predicted):
         begun = time.monotonic()
-        group = Group(
-            case, device, settings.budget, too_large, checks, settings.longest, session.journal,
-            session.lost,
-        )  # fmt: skip
-        found = group.measure(settings.some(usable, case))
+        found = Group(case, session, settings, kept).measure(settings.some(usable, case))
         rows = session.keep([row(case, candidate, peaks, device) for candidate in found])
         print(loss_tables.printed(case, rows), flush=True)
         device.release()

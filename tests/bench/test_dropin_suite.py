@@ -19,11 +19,11 @@ from bench.suites.dropin import LIGHTLY, MOVED, PATCHED
 FP32 = VARIANTS["fp32"]
 
 
-def small_network(dim):
+def small_network():
     """In the place of ResNet-18: small, but with norms and all that moves rounding about."""
     return torch.nn.Sequential(
         torch.nn.Conv2d(3, 16, 4, 4), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
-        torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(64, dim),
+        torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 32),
     )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     monkeypatch.setattr(dropin, "network", small_network)
     original = lightly.loss.BarlowTwinsLoss
     out = tmp_path / "rows.jsonl"
-    arguments = ["dropin", "--steps", "3", "--batch", "8", "--dim", "32", "--out", str(out)]
+    arguments = ["dropin", "--steps", "3", "--batch", "16", "--out", str(out)]
     result = invoke(arguments)
     assert result.exit_code == 0, result.output
     assert lightly.loss.BarlowTwinsLoss is original
@@ -44,7 +44,7 @@ def test_a_tiny_run(tmp_path, monkeypatch):
         ("fp32", LIGHTLY), ("fp32", PATCHED), ("fp32", MOVED), ("fp64", LIGHTLY), ("fp64", PATCHED),
     ]  # fmt: skip
     for row in rows.values():
-        assert (row["n"], row["d"], row["steps"]) == (8, 32, 3)
+        assert (row["n"], row["d"], row["steps"]) == (16, 32, 3)
         assert 0 < row["loss_ms"] < row["median_ms"]
         assert row["loss_share"] == pytest.approx(row["loss_ms"] / row["median_ms"], rel=1e-3)
         assert row["provenance"]["lightly"]
@@ -91,8 +91,8 @@ def test_a_step_in_two_parts_is_the_step():
     pytest.importorskip("lightly")
     pytest.importorskip("torchvision")
     x_a, x_b = torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    run = dropin.start(PATCHED, BarlowTwinsLoss(), 16, torch.float32)
-    plain = dropin.start(LIGHTLY, BarlowTwinsLoss(), 16, torch.float32)
+    run = dropin.start(PATCHED, BarlowTwinsLoss(), torch.float32)
+    plain = dropin.start(LIGHTLY, BarlowTwinsLoss(), torch.float32)
     run.step(x_a, x_b)
     loss = plain.criterion(plain.model(x_a), plain.model(x_b))
     loss.backward()
