@@ -86,30 +86,15 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
 def _scores(encoder: torch.nn.Module, data: Any, config: Any) -> dict[str, float]:
     """Top-1 in per cent: k-NN with all training images as candidates, and logistic regression on
     features of the images as they are, whose penalty a held-out part chooses."""
-    from barlow_fast.evaluation import (
-        AVERAGE_POOL,
-        ImageFormat,
-        Reading,
-        dataset_splits,
-        features_of_source,
-        fit_with_chosen_penalty,
-        knn_scores,
-    )
+    from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_transfer
     from barlow_fast.training.feeding import choose_views, image_size
 
     views = choose_views(config.views, data)
     form = ImageFormat(image_size(views, data), len(views.mean), views.mean, views.std)
-    splits = dataset_splits(data)
-    (train, train_labels), (test, test_labels) = (
-        features_of_source(encoder, source, form, Reading())
-        for source in (splits.train, splits.test)
-    )
-    x, test_x = train[AVERAGE_POOL], test[AVERAGE_POOL]
-    knn = knn_scores(x, train_labels, test_x, test_labels, (NEIGHBOURS,), TEMPERATURE)[NEIGHBOURS]
-    linear = fit_with_chosen_penalty(
-        x, train_labels, splits.classes, config.seed, penalties=PENALTIES
-    ).accuracy(test_x, test_labels)
-    return {"knn": 100 * knn.top1, "linear": 100 * linear.top1}
+    chosen = {"neighbours": (NEIGHBOURS,), "temperature": TEMPERATURE, "penalties": PENALTIES}
+    found = evaluate_transfer(encoder, dataset_splits(data), form, seeds=(config.seed,), **chosen)
+    names = {"knn": f"k = {NEIGHBOURS}", "linear": "linear"}
+    return {key: 100 * found.score(name).mean for key, name in names.items()}
 
 
 def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origin: Row) -> Row:

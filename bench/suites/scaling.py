@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from bench import provenance, results
 from bench.cli import Option
 from bench.markdown import Column, joined, reading, short, table_of, times
 from bench.ranks import scaling
-from bench.results import Row, rounded
+from bench.results import Row
 
 SECTION = "Groups of GPUs: modelled, not measured"
 FILE = results.FOLDER / "scaling.jsonl"
@@ -28,18 +27,19 @@ def command(
 
 def modelled() -> list[Row]:
     """The rows, without provenance."""
-    rows = []
-    for gpus, n in scaling.GROUPS:
-        for d in scaling.DIMENSIONS:
-            steps = {
-                "ours": dataclasses.asdict(scaling.ours(gpus, n, d)),
-                "all_reduce": dataclasses.asdict(scaling.all_reduce(gpus, n, d)),
-            }
-            for step in steps.values():
-                step["seconds"] = rounded(step["seconds"])
-            row = {"suite": "scaling", "n": n, "d": d, "dtype": scaling.PRECISION, "ranks": gpus}
-            rows.append(row | steps)
-    return rows
+    return [
+        {
+            "suite": "scaling",
+            "n": n,
+            "d": d,
+            "dtype": scaling.PRECISION,
+            "ranks": gpus,
+            "ours": scaling.ours(gpus, n, d),
+            "all_reduce": scaling.all_reduce(gpus, n, d),
+        }
+        for gpus, n in scaling.GROUPS
+        for d in scaling.DIMENSIONS
+    ]
 
 
 def origin(rows: list[Row], name: str) -> str:
