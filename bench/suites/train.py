@@ -110,11 +110,7 @@ def _rows(
 
 
 def row(
-    case: Case,
-    peer: str,
-    rates: Sequence[float],
-    reports: Sequence[turns.Figures],
-    device: Device,
+    case: Case, peer: str, rates: Sequence[float], reports: Sequence[turns.Figures], device: Device
 ) -> Row:
     """A row of results without its provenance."""
     config = case.config()
