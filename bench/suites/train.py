@@ -64,7 +64,7 @@ def measure(
 ) -> None:
     """Rows of each case and of the runs of `names`, at a pace as in PACE, with `distinct` different
     files in a case of files; what cannot run here is named."""
-    todo = session.todo(chosen, lambda case: key(case, session.device))
+    todo = session.todo(chosen, lambda case: results.group(_head(case, session.device)))
     if todo:
         session.announce()
     shown = in_words(Column("", "case", left=True), *COLUMNS)
@@ -131,11 +131,6 @@ def _head(case: Case, device: Device) -> Row:
     precision = str(resolved_precision(config, device.torch)).removeprefix("torch.")
     head = {"suite": "train", "case": case.name, "device": device.kind, "n": config.batch_size}
     return head | {"d": config.projector[-1], "dtype": precision}
-
-
-def key(case: Case, device: Device) -> tuple:
-    """The group of a case's rows."""
-    return results.group(_head(case, device))
 
 
 def add_fractions(rows: Sequence[Row]) -> None:
