@@ -165,8 +165,8 @@ def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: a table for each case."""
     parts = [reading("train", **READ_BY[rows[0]["device"]])]
     groups = grouped(rows, "case")
-    for case, found in ((case, groups.get((case.name,))) for case in CASES.values()):
-        if found:
+    for case in CASES.values():
+        if found := groups.get((case.name,)):
             title = f"{case.title[0].upper()}{case.title[1:]}"
             first = next(iter(found.values()))
             ratios = {o: ratio(found, "median_per_s", OURS, o) for o in (OFFICIAL, LIGHTLY)}
