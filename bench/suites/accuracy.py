@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ import torch
 
 from bench import cli, provenance, results
 from bench.cli import Option
+from bench.markdown import Column, in_words, joined, reading, table_of, titled
 from bench.results import Row, rounded
 
 SECTION = "Pretraining: accuracy"
@@ -26,21 +27,14 @@ TITLES = {
     RANDOM: "the same encoder, random weights",
     PIXELS: "raw pixels",
 }
-SCORES = ("knn", "linear")
-WORDS = {"knn": "k-NN", "linear": "linear"}
+SCORES, RATE = {"knn": "k-NN", "linear": "linear"}, "images_per_second"
 # Points above the untrained encoder.
 TARGETS = {"knn": 3.0, "linear": 2.0}
 
 
 def command(
-    data_dir: Annotated[
-        Path | None, Option("Folder of Fashion-MNIST's files. Default: Debian's.")
-    ] = None,
     seeds: Annotated[str, Option("Comma-separated.")] = "0,1,2",
     epochs: Annotated[int | None, Option("Default: the preset's.", least=1)] = None,
-    images: Annotated[
-        int | None, Option("The first so many training images alone.", least=512)
-    ] = None,
     out: Annotated[Path | None, Option("JSON Lines file. Default: this machine's.")] = None,
 ) -> None:
     """Pretrain on Fashion-MNIST, ours and with lightly's parts, and compare accuracies with random
@@ -49,16 +43,10 @@ def command(
 
     with cli.reading():
         chosen = [int(seed) for seed in seeds.split(",")]
-        data = load(CASE, data_dir)
-    if images is not None:
-        data = replace(
-            data,
-            train_images=data.train_images[:images],
-            train_labels=data.train_labels[:images],
-        )
+        data = load(CASE, None)
     rows = measure(data, chosen, epochs)
-    for each in rows:
-        print(line_of(each))
+    shown = in_words(*COLUMNS, Column("images/s", RATE, ",.0f"))
+    print(*map(shown, rows), sep="\n")
     results.merge(out or results.default_file(), rows, whole=True)
 
 
@@ -80,7 +68,6 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{name}, seed {seed}: {shown}")
 
-    architecture = None
     # In turns, so that a machine that grows busier is so for both.
     for seed in seeds:
         for name, train in ((OURS, quality.ours), (LIGHTLY, quality.lightly)):
@@ -90,9 +77,8 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
                 print(f"{name} is left out: {error}")
                 continue
             score(name, seed, encoder, rate)
-            architecture = encoder
     for seed in seeds:
-        score(RANDOM, seed, random_weights(architecture, seed), None)
+        score(RANDOM, seed, random_weights(encoder, seed), None)
     score(PIXELS, 0, raw_pixels(), None)
     return [row(name, runs, config, len(data.train_images), origin) for name, runs in found.items()]
 
@@ -100,47 +86,23 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
 def _scores(encoder: torch.nn.Module, data: Any, config: Any) -> dict[str, float]:
     """Top-1 in per cent: k-NN with all training images as candidates, and logistic regression on
     features of the images as they are, whose penalty a held-out part chooses."""
-    from barlow_fast.evaluation import (
-        AVERAGE_POOL,
-        ImageFormat,
-        Reading,
-        dataset_splits,
-        features_of_source,
-        fit_with_chosen_penalty,
-        knn_scores,
-    )
+    from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_transfer
     from barlow_fast.training.feeding import choose_views, image_size
 
     views = choose_views(config.views, data)
     form = ImageFormat(image_size(views, data), len(views.mean), views.mean, views.std)
-    splits = dataset_splits(data)
-    (train, train_labels), (test, test_labels) = (
-        features_of_source(encoder, source, form, Reading())
-        for source in (splits.train, splits.test)
-    )
-    x, test_x = train[AVERAGE_POOL], test[AVERAGE_POOL]
-    knn = knn_scores(x, train_labels, test_x, test_labels, (NEIGHBOURS,), TEMPERATURE)[NEIGHBOURS]
-    linear = fit_with_chosen_penalty(
-        x, train_labels, splits.classes, config.seed, penalties=PENALTIES
-    ).accuracy(test_x, test_labels)
-    return {"knn": 100 * knn.top1, "linear": 100 * linear.top1}
+    chosen = {"neighbours": (NEIGHBOURS,), "temperature": TEMPERATURE, "penalties": PENALTIES}
+    found = evaluate_transfer(encoder, dataset_splits(data), form, seeds=(config.seed,), **chosen)
+    names = {"knn": f"k = {NEIGHBOURS}", "linear": "linear"}
+    return {key: 100 * found.score(name).mean for key, name in names.items()}
 
 
 def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origin: Row) -> Row:
     """A row of results: means and standard deviations over runs."""
-    found: Row = {
-        "suite": "accuracy",
-        "case": CASE,
-        "n": config.batch_size,
-        "d": config.projector[-1],
-        "dtype": config.precision,
-        "peer": name,
-        "epochs": config.epochs,
-        "images": images,
-        "runs": len(runs),
-        "provenance": origin,
-    }
-    for key in (*SCORES, "images_per_second"):
+    found: Row = {"suite": "accuracy", "case": CASE, "n": config.batch_size}
+    found |= {"d": config.projector[-1], "dtype": config.precision, "peer": name}
+    found |= {"epochs": config.epochs, "images": images, "runs": len(runs), "provenance": origin}
+    for key in (*SCORES, RATE):
         values = [run[key] for run in runs if key in run]
         found[key] = rounded(statistics.mean(values)) if values else None
         spread = statistics.stdev(values) if len(values) > 1 else None
@@ -148,70 +110,54 @@ def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origi
     return found
 
 
-def line_of(found: Row) -> str:
-    """A row in words."""
-    rate = found["images_per_second"]
-    parts = [f"k-NN {_shown(found, 'knn')}", f"linear {_shown(found, 'linear')}"]
-    parts += [] if rate is None else [f"{rate:,.0f} images/s"]
-    return f"{TITLES[found['peer']]}: {', '.join(parts)}"
+def _score(key: str) -> Callable[[Row], str]:
+    def text(found: Row) -> str:
+        spread = found[f"{key}_std"]
+        return f"{found[key]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+    return text
 
 
-def _shown(found: Row, key: str) -> str:
-    spread = found[f"{key}_std"]
-    return f"{found[key]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+COLUMNS = [
+    titled(TITLES, "features"),
+    *(Column(f"{words}, %", _score(key)) for key, words in SCORES.items()),
+]
 
 
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows."""
     found = {each["peer"]: each for each in rows}
-    first = rows[0]
-    lines = [
-        "| features | k-NN, % | linear, % |",
-        "| --- | ---: | ---: |",
-    ]
-    for name, title in TITLES.items():
-        if name in found:
-            each = found[name]
-            scores = " | ".join(_shown(each, key) for key in SCORES)
-            lines.append(f"| {title} | {scores} |")
-    text = (
-        f"Fashion-MNIST, {first['images']:,} training images, {first['epochs']} epochs of batches "
-        f"of {first['n']}, {first['d']} dimensions: top-1 on the 10,000 test images, mean ± "
-        f"standard deviation over {max(each['runs'] for each in rows)} seeds of the pretraining. "
-        f"k-NN with k = {NEIGHBOURS} over all training images; linear is logistic regression on "
-        "features of the images as they are. lightly's parts train the same encoder from the same "
-        "weights, with the same optimizer, schedule and precision, views of the same parameters "
-        "(lightly's transforms, and torchvision's erasing, which it lacks) and a `DataLoader` of 2 "
-        "workers. Speed is compared side by side by `python -m bench train`."
+    values = {key: rows[0][key] for key in ("images", "epochs", "n", "d")}
+    runs = max(each["runs"] for each in rows)
+    return joined(
+        reading("accuracy", **values, runs=runs, neighbours=NEIGHBOURS),
+        table_of(COLUMNS, results.chosen(TITLES, found)),
+        _verdict(found) if OURS in found else "",
     )
-    return "\n\n".join([text, "\n".join(lines), *([v] if (v := _verdict(found)) else [])])
 
 
 def _verdict(found: dict[str, Row]) -> str:
     """Which targets are met and which are not."""
-    if OURS not in found:
-        return ""
     ours, texts = found[OURS], []
-    for key, target in TARGETS.items():
+    for key, words in SCORES.items():
         if RANDOM in found:
-            gain = ours[key] - found[RANDOM][key]
+            gain, target = ours[key] - found[RANDOM][key], TARGETS[key]
+            met = _met(gain >= target)
             texts.append(
-                f"{WORDS[key]} is {gain:+.1f} points above random weights "
-                f"(target {target:g}: {_met(gain >= target)})"
+                f"{words} is {gain:+.1f} points above random weights (target {target:g}: {met})"
             )
         if PIXELS in found:
             gain = ours[key] - found[PIXELS][key]
             texts.append(f"{gain:+.1f} above raw pixels (target 0: {_met(gain > 0)})")
-    if LIGHTLY not in found:
-        return "; ".join(texts) + "."
-    theirs = found[LIGHTLY]
-    for key in SCORES:
-        spreads = ours[f"{key}_std"], theirs[f"{key}_std"]
+    theirs = found.get(LIGHTLY, {})
+    for key, words in SCORES.items():
+        spreads = [each.get(f"{key}_std") for each in (ours, theirs)]
         if None not in spreads:
             gap = ours[key] - theirs[key]
-            error = math.sqrt(spreads[0] ** 2 / ours["runs"] + spreads[1] ** 2 / theirs["runs"])
+            counts = ours["runs"], theirs["runs"]
+            error = math.sqrt(sum(s**2 / n for s, n in zip(spreads, counts, strict=True)))
             texts.append(
-                f"{WORDS[key]} differs from lightly's by {gap:+.2f} (standard error {error:.2f})"
+                f"{words} differs from lightly's by {gap:+.2f} (standard error {error:.2f})"
             )
     return "; ".join(texts) + "."
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from bench import cli, devices, exits, provenance, results, sources
 from bench.cli import Option
 from bench.devices import Device
-from bench.markdown import rate, table
-from bench.results import Row, rounded
+from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
+from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Given, Session
 from bench.timing import columns, percentile
 from bench.training import cases
@@ -63,33 +62,19 @@ def measure(
     pace: tuple[float, int, float],
     distinct: int = images.DISTINCT,
 ) -> None:
-    """Rows of each case; what cannot run here is named.
-
-    Args:
-        session: the run.
-        chosen: cases.
-        names: of the runs of each case.
-        pace: as in PACE.
-        distinct: files that differ, of a case of files.
-    """
-    todo = session.todo(chosen, lambda case: key(case, session.device))
+    """Rows of each case and of the runs of `names`, at a pace as in PACE, with `distinct` different
+    files in a case of files; what cannot run here is named."""
+    todo = session.todo(chosen, lambda case: results.group(_head(case, session.device)))
     if todo:
         session.announce()
-    with image_files(todo, distinct) as folder:
+    shown = in_words(Column("", "case", left=True), *COLUMNS)
+    with tempfile.TemporaryDirectory() as temporary:
+        needed = any(case.files and cases.unavailable(OURS, case) is None for case in todo)
+        folder = images.photographs(Path(temporary) / "files", distinct) if needed else None
         for case in session.named(todo):
             rows, failed = _rows(session, case, names, folder, pace)
-            session.keep(rows, line_of)
+            session.keep(rows, shown)
             session.failures |= failed
-
-
-@contextlib.contextmanager
-def image_files(chosen: Sequence[Case], distinct: int) -> Iterator[Path | None]:
-    """A folder of JPEG files that goes away, for cases that need one, else None."""
-    if not any(case.files and cases.unavailable(OURS, case) is None for case in chosen):
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield images.photographs(Path(temporary) / "photographs", distinct)
 
 
 def _rows(
@@ -125,23 +110,14 @@ def _rows(
 
 
 def row(
-    case: Case,
-    peer: str,
-    rates: Sequence[float],
-    reports: Sequence[turns.Figures],
-    device: Device,
+    case: Case, peer: str, rates: Sequence[float], reports: Sequence[turns.Figures], device: Device
 ) -> Row:
     """A row of results without its provenance."""
     config = case.config()
-    found = _head(case, device) | {
-        "peer": peer,
-        "source": provenance.versions(PACKAGES.get(peer, ())),
-        "encoder": config.encoder,
-        "optimizer": config.optimizer,
-        "rounds": len(rates),
-        **columns(rates, "per_s"),
-        "fraction_of_limit": None,  # see `add_fractions`
-    }
+    found = _head(case, device) | {"peer": peer}
+    found |= {"source": provenance.versions(PACKAGES.get(peer, ()))}
+    found |= {"encoder": config.encoder, "optimizer": config.optimizer, "rounds": len(rates)}
+    found |= {**columns(rates, "per_s"), "fraction_of_limit": None}  # see `add_fractions`
     for share in SHARES:
         values = [report[share] for report in reports if share in report]
         found[share] = rounded(percentile(values, 50)) if values else None
@@ -157,11 +133,6 @@ def _head(case: Case, device: Device) -> Row:
     return head | {"d": config.projector[-1], "dtype": precision}
 
 
-def key(case: Case, device: Device) -> tuple:
-    """The group of a case's rows."""
-    return results.group(_head(case, device))
-
-
 def add_fractions(rows: Sequence[Row]) -> None:
     """What each reaches of the step with its views ready, `fraction_of_limit`."""
     limit = next((each["median_per_s"] for each in rows if each["peer"] == LIMIT), None)
@@ -170,74 +141,40 @@ def add_fractions(rows: Sequence[Row]) -> None:
         each["fraction_of_limit"] = rounded(each["median_per_s"] / limit) if reached else None
 
 
-def line_of(found: Row) -> str:
-    """A row in words."""
-    text = (
-        f"{found['case']} {found['peer']}: {rate(found['median_per_s'])} images/s "
-        f"({rate(found['p20_per_s'])} to {rate(found['p80_per_s'])})"
-    )
-    for name, words in (
-        ("data_wait_share", "waits for data"),
-        ("loss_share", "loss"),
-        ("fraction_of_limit", "of the limit"),
-    ):
-        if found[name] is not None:
-            text += f", {found[name]:.1%} {words}"
-    return text
+COLUMNS = [
+    titled(TITLES),
+    *spread("per_s", rate, "images/s", bold=lambda row: row["peer"] == OURS),
+    Column("turns", "rounds"),
+    Column("versions", "source"),
+    Column("of views ready", "fraction_of_limit", ".1%", missing=""),
+    Column("waits for data", SHARES[0], ".1%", missing=""),
+    Column("loss", SHARES[1], ".1%", missing=""),
+]
+# How many times as fast ours is: under the names of the others.
+RATIOS = [
+    Column(f"× {TITLES[other]}", other, lambda ratio: f"{ratio:.2f}×", missing="")
+    for other in (OFFICIAL, LIGHTLY)
+]
+READ_BY = {
+    "cpu": {"where": f"{CORES} cores", "workers": "2 workers"},
+    "cuda": {"where": "the GPU", "workers": "as many workers as there are cores"},
+}
 
 
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: a table for each case."""
-    parts = [_reading(rows[0]["device"])]
+    parts = [reading("train", **READ_BY[rows[0]["device"]])]
+    groups = grouped(rows, "case")
     for case in CASES.values():
-        found = {each["peer"]: each for each in rows if each["case"] == case.name}
-        if found:
+        if found := groups.get((case.name,)):
             title = f"{case.title[0].upper()}{case.title[1:]}"
             first = next(iter(found.values()))
+            ratios = {o: ratio(found, "median_per_s", OURS, o) for o in (OFFICIAL, LIGHTLY)}
             parts.append(f"**{title}, batch {first['n']}, {first['dtype']}**")
-            parts.append(_table(found))
-            parts += [text for text in (_verdict(case, found),) if text]
-    return "\n\n".join(parts)
-
-
-def _reading(kind: str) -> str:
-    where, workers = {
-        "cpu": (f"{CORES} cores", "2 workers"),
-        "cuda": ("the GPU", "as many workers as there are cores"),
-    }[kind]
-    return (
-        "Images per second of whole steps of pretraining (two views each, forward, loss, backward, "
-        f"update), medians of turns on {where}; the processes of one run wait while another "
-        "has its turn. All train the same network at the same batch size with the same optimizer, "
-        "precision and memory format. `barlow_fast` is `Trainer` as `barlow-fast pretrain` runs "
-        "it. The official recipe (the authors' loss and torchvision's transforms, both written "
-        "anew from their mathematics and parameters) and lightly (its loss and its transforms) "
-        f"read from a `DataLoader` with {workers}, in a loop as short as it can be. *Views ready* "
-        "is our step without its loader: what no loader can exceed. Before it is timed, every loss "
-        "is held against float64 and our views against torchvision's."
-    )
-
-
-def _table(found: dict[str, Row]) -> str:
-    heads = ["implementation", "images/s", "p20", "p80", "turns", "versions"]
-    heads += ["of views ready", "waits for data", "loss", "× official recipe", "× lightly"]
-    lines = []
-    for name, title in TITLES.items():
-        if name not in found:
-            continue
-        each = found[name]
-        value = rate(each["median_per_s"])
-        cells: list[Any] = [title, f"**{value}**" if name == OURS else value]
-        cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
-        cells.append(each["source"])
-        keys = ("fraction_of_limit", *SHARES)
-        cells += ["" if each[key] is None else f"{each[key]:.1%}" for key in keys]
-        for other in (OFFICIAL, LIGHTLY):
-            shown = name == OURS and other in found
-            ratio = each["median_per_s"] / found[other]["median_per_s"] if shown else 0.0
-            cells.append(f"{ratio:.2f}×" if shown else "")
-        lines.append(cells)
-    return table(heads, lines)
+            some = found | {OURS: found[OURS] | ratios} if OURS in found else found
+            lines = chosen(TITLES, some)
+            parts += [table_of([*COLUMNS, *RATIOS], lines), _verdict(case, found)]
+    return joined(*parts)
 
 
 def _verdict(case: Case, found: dict[str, Row]) -> str:
@@ -245,12 +182,11 @@ def _verdict(case: Case, found: dict[str, Row]) -> str:
     if OURS not in found:
         return ""
     ours, texts = found[OURS], []
-    if case.target is not None and LIGHTLY in found:
-        ratio = ours["median_per_s"] / found[LIGHTLY]["median_per_s"]
-        met = "is met" if ratio >= case.target else f"is missed ({ratio:.2f} times)"
+    if case.target is not None and (faster := ratio(found, "median_per_s", OURS, LIGHTLY)):
+        met = "is met" if faster >= case.target else f"is missed ({faster:.2f} times)"
         texts.append(f"The target of {case.target:g} times lightly {met}.")
-    if case.waits is not None and ours["data_wait_share"] is not None:
-        share = ours["data_wait_share"]
+    share = ours["data_wait_share"]
+    if case.waits is not None and share is not None:
         met = "is met" if share < case.waits else f"is missed ({share:.1%})"
         texts.append(f"The target of less than {case.waits:.0%} of a step waiting for data {met}.")
     slower = [
