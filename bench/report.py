@@ -18,8 +18,8 @@ from barlow_fast.files import write_whole
 from bench import markdown, plots, provenance, results, suites
 from bench.cli import Option
 from bench.loss import tables as loss_tables
-from bench.plots import drawing, speedup
-from bench.plots.drawing import Picture
+from bench.plots import speedup
+from bench.plots.figure import Picture, marked
 from bench.results import Row
 
 README = provenance.ROOT / "README.md"
@@ -86,12 +86,12 @@ def figures(folder: Path, pictures: Sequence[Picture], draw: bool) -> dict[Path,
     for picture in pictures:
         path = folder / FIGURES / f"{picture.name}.svg"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if drawing.marked(text) != picture.mark:
+        if marked(text) != picture.mark:
             text = picture.svg() if draw else picture.mark
         texts[path] = text
     for path in sorted((folder / FIGURES).glob("*.svg")):
         # Figures whose rows were removed; other files are kept.
-        if path not in texts and drawing.marked(path.read_text(encoding="utf-8")):
+        if path not in texts and marked(path.read_text(encoding="utf-8")):
             texts[path] = None
     return texts
 
@@ -125,7 +125,7 @@ def page(suite: str, files: Mapping[str, Sequence[Row]]) -> str:
 
 def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
     """The shapes where ours is faster and slower: their number, the extremes, the break-even."""
-    shown = [picture.data for picture in speedup.pictures(files)]
+    shown = [picture.data for picture in speedup.FIGURE.pictures(files)]
     lines = [
         (data["machine"], data["dtype"], heading, *speedup.extremes(cells))
         for data in shown
@@ -158,7 +158,7 @@ def _suite_text(suite: str, files: Mapping[str, Sequence[Row]]) -> str:
     origin = getattr(module, "origin", machine)
     return "\n\n".join(
         f"{origin(rows, name)}\n\n{module.tables(rows)}"
-        for name, rows in drawing.rows_of(files, suite)
+        for name, rows in results.rows_of(files, suite)
     )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bench import results
 from bench.console import aligned
 from bench.devices import GRAPH, WHOLE
 from bench.grids import CPU_GRID, CUDA_GRID, Case, Grid
 from bench.inputs import CUDA_VARIANTS
 from bench.markdown import details, short, table, times
 from bench.peers import discover
-from bench.plots import drawing
 from bench.results import Row, by_shape
 
 Groups = dict[tuple[int, int], dict[str, Row]]
@@ -67,11 +67,11 @@ def tables(rows: Sequence[Row]) -> str:
 def overview(files: Mapping[str, Sequence[Row]]) -> str:
     """A few float32 shapes on all machines side by side, for the README at the root."""
     heads, columns, sources = ["N × D"], [], []
-    for name, rows in drawing.rows_of(files, "loss"):
+    for name, rows in results.rows_of(files, "loss"):
         layout = Layout(rows)
         groups = _groups(rows, "fp32", layout.grid)
         if any(shape in groups for shape in OVERVIEW_SHAPES):
-            machine = drawing.device(rows)
+            machine = results.machine(rows)
             heads += [f"{machine}: barlow_fast", "fastest other", "official"]
             columns.append([_overview_cells(groups.get(s, {}), layout) for s in OVERVIEW_SHAPES])
             sources.append(f"`bench/results/{name}`")
