@@ -33,7 +33,7 @@ def test_times_of_the_parts_fit_into_what_is_promised():
 def test_every_part_is_a_suite_that_takes_its_arguments(tmp_path, monkeypatch, quick):
     commands = {}
 
-    def persevere(context, command, seconds, journal):
+    def persevere(command, log, seconds, journal):
         given = command(seconds)
         commands[given[3]] = given[4:]
         return exits.COMPLETE
@@ -56,7 +56,7 @@ def test_a_suite_that_has_no_time_of_its_own_is_run_all_the_same():
     (part,) = everything.choose("scaling", False, None)
     assert part.run.takes == ["out"]
     assert part.run.file == results.FOLDER / "scaling.jsonl"
-    assert part.seconds == 60 * everything.OTHER_MINUTES
+    assert part.seconds == 60 * everything.OTHER.minutes
 
 
 @pytest.mark.parametrize(
