@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import math
@@ -72,6 +73,7 @@ class Key:
     n: int = 0
     d: int = 0
     dtype: str = ""
+    kernels: int = 0
 
 
 Samples = dict[Key, list[float]]
@@ -99,10 +101,9 @@ def measure(
     end: float | None = None,
     deadline: float = DEADLINE,
     warm_up: bool = True,
-) -> Iterator[tuple[Samples, int, dict[str, str]]]:
-    """(seconds of every sample, kernels compiled, failures) of each stage that `cases` need.
-
-    What cannot run here is reported through `say` and has neither samples nor a failure.
+) -> Iterator[tuple[Samples, dict[str, str]]]:
+    """(seconds of every sample, failures) of each stage that `cases` need. What cannot run here is
+    reported through `say` and has neither.
 
     Args:
         kind: of the device: 'cpu' or 'cuda'.
@@ -136,32 +137,27 @@ def measure(
         for visit in visits if warming else ():
             with contextlib.suppress(ChildError):  # it is reported when it counts
                 start(visit, kind, deadline, calls=False)
-        samples, kernels, failures = _samples(visits, count, kind, deadline)
-        kept = {
-            key: found
-            for key, found in samples.items()
-            if key.case in cases and key.peer not in failures
-        }
-        yield kept, kernels, failures
+        samples, failures = _samples(visits, count, kind, deadline)
+        kept = (key for key in samples if key.case in cases and key.peer not in failures)
+        yield {key: samples[key] for key in kept}, failures
 
 
 def _samples(
     visits: Sequence[Visit], count: int, kind: str, deadline: float
-) -> tuple[Samples, int, dict[str, str]]:
+) -> tuple[Samples, dict[str, str]]:
     """The visits in turns, each `count` times; one that fails is not made again."""
     samples: Samples = {}
     failures: dict[str, str] = {}
-    kernels: list[int] = [0]
     turns = schedule({str(index): count for index in range(len(visits))})
     for visit in (visits[int(index)] for index in itertools.chain.from_iterable(turns)):
         if visit.peer in failures:
             continue
         try:
-            for key, elapsed in sample(visit, kind, deadline, kernels):
+            for key, elapsed in sample(visit, kind, deadline):
                 samples.setdefault(key, []).append(elapsed)
         except ChildError as error:
             failures[visit.peer] = str(error)
-    return samples, max(kernels), failures
+    return samples, failures
 
 
 def visits_of(
@@ -179,10 +175,8 @@ def visits_of(
         # Where they are compiled when first called, that is the stage 'compiler'.
         if "ours" not in names or "ours" in COMPILING[kind]:
             return []
-        try:
-            import triton  # noqa: F401
-        except ImportError as error:
-            say(f"the Triton kernels are left out: {error}")
+        if importlib.util.find_spec("triton") is None:
+            say("the Triton kernels are left out: triton is not installed")
             return []
         shapes = dict.fromkeys(shape for shape, _ in grid)
         return [Visit(stage.name, "ours", n, d, f"sm_{ARCHITECTURE}") for n, d in shapes]
@@ -204,15 +198,9 @@ def unavailable(name: str, kind: str) -> str | None:
     return f"there is no such peer for {kind}" if peer is None else peer.unavailable()
 
 
-def sample(
-    visit: Visit, kind: str, deadline: float, kernels: list[int]
-) -> Iterator[tuple[Key, float]]:
+def sample(visit: Visit, kind: str, deadline: float) -> Iterator[tuple[Key, float]]:
     """What one visit measures. A compiler's starts two processes: the second finds the code that
-    the first has left on disk. Appends the number of compiled kernels to `kernels`.
-
-    Raises:
-        ChildError: a process fails, or its result is wrong.
-    """
+    the first has left on disk. ChildError where one fails, or its result is wrong."""
     shape = visit.n, visit.d, visit.dtype
     if visit.stage == "process":
         found = start(visit, kind, deadline)
@@ -225,8 +213,7 @@ def sample(
     with tempfile.TemporaryDirectory() as folder:
         found = start(visit, kind, deadline, folder)
         if visit.stage == "kernels":
-            kernels.append(found["count"])
-            yield Key("triton-kernels", visit.peer, *shape), found["kernels"]
+            yield Key("triton-kernels", visit.peer, *shape, found["count"]), found["kernels"]
             return
         yield Key("compiler-cold", visit.peer, *shape), found["first"]
         found = start(visit, kind, deadline, folder)

@@ -65,17 +65,17 @@ def command(
     session = Session(device, given, sources.STARTED)
     session.announce()
     end = None if given.minutes is None else session.begun + session.most
-    for samples, kernels, failed in processes.measure(
+    for samples, failed in processes.measure(
         kind, chosen, names, grid, print, repeats, end, deadline, not quick
     ):
         session.failures |= failed
         session.measured += 1
-        rows = [row(key, found, kind, kernels) for key, found in samples.items()]
+        rows = [row(key, found, kind) for key, found in samples.items()]
         session.keep(rows, line_of)
     return session.end()
 
 
-def row(key: Key, samples: Sequence[float], kind: str, kernels: int = 0) -> Row:
+def row(key: Key, samples: Sequence[float], kind: str) -> Row:
     """A row of results without its provenance."""
     found: Row = {
         "suite": "startup",
@@ -89,7 +89,7 @@ def row(key: Key, samples: Sequence[float], kind: str, kernels: int = 0) -> Row:
         "repeats": len(samples),
         **columns(samples, "ms", 1e3),
     }
-    return found | ({"kernels": kernels} if key.case == "triton-kernels" else {})
+    return found | ({"kernels": key.kernels} if key.case == "triton-kernels" else {})
 
 
 def source(peer: str, kind: str) -> str:

@@ -45,7 +45,7 @@ def started(monkeypatch):
 def measured(*arguments, **options):
     say = options.pop("say", lambda text: None)
     samples, failures = {}, {}
-    for found, _, failed in processes.measure("cpu", *arguments, GRID, say, **options):
+    for found, failed in processes.measure("cpu", *arguments, GRID, say, **options):
         samples |= found
         failures |= failed
     return samples, failures
@@ -204,9 +204,9 @@ def test_bad_options_are_refused_before_anything_runs(started, arguments, messag
 
 
 def made_up(case, peer, seconds, shape=SHAPE):
-    key = Key(case, peer) if case == "import" else Key(case, peer, *shape)
+    key = Key(case, peer) if case == "import" else Key(case, peer, *shape, kernels=5)
     samples = [0.9 * seconds, seconds, 1.1 * seconds]
-    return suite.row(key, samples, "cpu", kernels=5) | {"provenance": ORIGIN}
+    return suite.row(key, samples, "cpu") | {"provenance": ORIGIN}
 
 
 def test_tables_show_ratios_to_torch_and_who_is_slower():
