@@ -163,16 +163,8 @@ def elsewhere(
 
 
 class ShortLoop:
-    """Training in a loop as short as it can be, of the network and with the optimizer and the
-    precision of our trainer.
-
-    Args:
-        config: settings of the network, the optimizer and the precision.
-        channels: of the images.
-        side: of the views, in pixels.
-        device: of the network.
-        criterion: the loss.
-    """
+    """Training in a loop as short as it can be: `config`'s network for views of `side` pixels, its
+    optimizer and precision, and the loss `criterion`."""
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -83,13 +82,8 @@ def test_bad_options_are_refused(arguments, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_cuda_device_it_ends_at_once(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--out", str(tmp_path / "out")],
-        cwd=sources.ROOT,
-        capture_output=True,
-        text=True,
-    )
+def test_without_a_cuda_device_it_ends_at_once(tmp_path, python):
+    done = python("-m", "bench.gpu", "--out", tmp_path / "out")
     assert done.returncode == exits.NO_DEVICE
     assert "needs a CUDA device" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -237,16 +231,19 @@ def test_last():
     with open(os.environ["RAN"], "a") as file:
         file.write("last ")
 """
-LACKING = "import no_such_library\n\ndef test_of_it():\n    pass\n"
+FILES = {
+    "test_some.py": TESTS,
+    "test_lacking.py": "import no_such_library",
+    "test_broken.py": "import bench.no_such_module",  # what our own code lacks is a failure
+}
 
 
 @pytest.fixture
 def tested(tmp_path, monkeypatch):
-    """Runs the part of the tests on two files; its progress."""
-    files = {"test_some.py": TESTS, "test_lacking.py": LACKING, "pytest.ini": "[pytest]"}
-    for name, text in files.items():
+    """Runs the part of the tests on FILES; its progress."""
+    for name, text in (FILES | {"pytest.ini": "[pytest]"}).items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(parts, "gpu_test_files", lambda: list(files)[:2])
+    monkeypatch.setattr(parts, "gpu_test_files", lambda: list(FILES))
     monkeypatch.setattr(runner, "ROOT", tmp_path)  # where children run
     monkeypatch.setenv("PYTHONPATH", str(sources.ROOT))
     monkeypatch.setenv("RAN", str(tmp_path / "ran"))
@@ -262,23 +259,26 @@ def tested(tmp_path, monkeypatch):
 
 def test_tests_resume_where_a_process_ended_and_failed_ones_are_tried_again(tested, tmp_path):
     progress = tested()
-    found = {name.partition("::")[2]: each for name, each in progress.finished.items()}
+    found = {name.removeprefix("test_some.py::"): e for name, e in progress.finished.items()}
     assert {name: each["outcome"] for name, each in found.items()} == {
         "test_good": "passed", "test_bad[a b]": "failed", "test_bad[c]": "failed",
-        "test_skipped": "skipped", "test_dies": "failed", "test_last": "passed", "": "skipped",
+        "test_skipped": "skipped", "test_dies": "failed", "test_last": "passed",
+        "test_lacking.py": "skipped", "test_broken.py": "failed",
     }  # fmt: skip
     assert "seen failing" in found["test_bad[a b]"]["text"]
     assert found["test_dies"]["text"] == STOPPED
     assert "no such device" in found["test_skipped"]["text"]
-    assert found[""]["text"] == "no_such_library is not installed"
+    assert found["test_lacking.py"]["text"] == "no_such_library is not installed"
+    assert "No module named 'bench.no_such_module'" in found["test_broken.py"]["text"]
     assert (tmp_path / "ran").read_text() == "last "
     assert progress.status == FAILED
-    assert progress.detail == "2 passed, 2 skipped, 3 failed"
+    assert progress.detail == "2 passed, 2 skipped, 4 failed"
     some = tmp_path / "test_some.py"
     some.write_text(TESTS.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass"))
-    assert tested().detail == "3 passed, 2 skipped, 2 failed"
+    assert tested().detail == "3 passed, 2 skipped, 3 failed"
     assert (tmp_path / "ran").read_text() == "last "
     some.write_text(some.read_text().replace("assert False", "assert True"))
+    (tmp_path / "test_broken.py").write_text("")
     assert tested().status == COMPLETE
     suite = ElementTree.parse(tmp_path / "gpu-tests.xml").getroot()[0]
     assert (suite.attrib["failures"], suite.attrib["skipped"]) == ("0", "2")
@@ -364,27 +364,21 @@ def test_a_suite_is_resumed_after_a_restart_and_judged_by_its_exit(tmp_path, mon
     assert (progress.status, progress.detail) == (PARTIAL, "2 rows, 1 with a problem")
 
 
-def test_a_suite_that_cannot_run_here_is_skipped_with_its_reason(tmp_path, monkeypatch):
+def test_a_suite_that_cannot_run_here_is_skipped_with_its_reason(tmp_path, suites_run):
     where, progress = context(tmp_path), Progress()
     where.log.write_text("...\ntorchvision is not installed\n")
-    monkeypatch.setattr(runner, "persevere", lambda *_, **__: exits.UNUSABLE)
+    suites_run.ends = exits.UNUSABLE
     Suite("train")(where, progress, 100.0)
     assert (progress.status, progress.detail) == (SKIPPED, "torchvision is not installed")
 
 
-def test_the_source_tree_is_imported_from_anywhere(tmp_path):
+def test_the_source_tree_is_imported_from_anywhere(tmp_path, python):
     code = (
         "import barlow_fast, barlow_fast.kernels.aten, bench.gpu\n"
         "print(barlow_fast.__file__, barlow_fast.kernels.__file__, barlow_fast.kernels.aten.NAME)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, **runner.source_tree_environment()},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment = os.environ | runner.source_tree_environment()
+    done = python("-c", code, cwd=tmp_path, env=environment, check=True)
     package, kernels, name = done.stdout.split()
     assert package == str(sources.ROOT / "barlow_fast" / "__init__.py")
     assert kernels == str(sources.ROOT / "kernels" / "__init__.py")
@@ -402,31 +396,21 @@ def test_a_fingerprint_reports_contents_and_names(tmp_path):
     assert len({first, second, sources.fingerprint(("*.py",), tmp_path)}) == 3
 
 
-def test_the_runner_needs_the_standard_library_only():
+def test_the_runner_needs_the_standard_library_only(python):
     code = (
         "import sys\nbefore = set(sys.modules)\nimport bench.gpu.__main__\n"
         "print(sorted({'torch', 'typer', 'rich', 'numpy'} & (set(sys.modules) - before)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=sources.ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert python("-c", code, check=True).stdout.strip() == "[]"
     assert gpu.__doc__
 
 
-def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, monkeypatch):
-    commands = []
-
-    def persevere(command, log, seconds, journal):
-        commands.append(command(seconds)[3:])
-        return exits.COMPLETE
-
-    monkeypatch.setattr(runner, "persevere", persevere)
+def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, suites_run):
     suites_of = [part for part in parts.PARTS if isinstance(part.run, Suite)]
     known = State(DEVICE)
     assert run(suites_of, context(tmp_path, known), 1000.0) == exits.COMPLETE
-    assert [given[0] for given in commands] == ["loss", "memory", "views", "train"]
-    for name, *given in commands:
+    assert [given[0] for given in suites_run.commands] == ["loss", "memory", "views", "train"]
+    for name, *given in suites_run.commands:
         parser = argparse.ArgumentParser()
         cli.add(parser, suites.discover()[name].command)
         options = parser.parse_args(given)
@@ -435,16 +419,9 @@ def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, monkeypatch):
         assert options.minutes * 60 <= 330
 
 
-def test_what_a_suite_does_not_take_is_not_passed_and_it_has_a_grace(tmp_path, monkeypatch):
-    seen = []
-
-    def persevere(command, log, seconds, journal):
-        seen.extend([command(seconds), seconds, journal])
-        return exits.COMPLETE
-
-    monkeypatch.setattr(runner, "persevere", persevere)
+def test_what_a_suite_does_not_take_is_not_passed_and_it_has_a_grace(tmp_path, suites_run):
     where, progress = replace(context(tmp_path), out=None, grace=120.0), Progress()
     Suite("startup", ("--quick",), ("minutes", "out"))(where, progress, 60.0)
-    assert seen[0][3:] == ["startup", "--quick", "--minutes", "1", "--out", str(where.rows)]
-    assert seen[1:] == [180.0, None]
+    given = ["startup", "--quick", "--minutes", "1", "--out", str(where.rows)]
+    assert (suites_run.commands, suites_run.given) == ([given], [(180.0, None)])
     assert (progress.status, progress.detail) == (COMPLETE, "0 rows")

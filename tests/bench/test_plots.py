@@ -154,19 +154,10 @@ def test_bars_and_ranks_show_their_medians_and_state_the_result():
 
 def test_rows_without_figures_and_no_rows_at_all_draw_nothing():
     assert plots.pictures({}) == []
-    bare = [
-        {
-            "suite": suite,
-            "n": 256,
-            "d": 64,
-            "dtype": "fp32",
-            "peer": "ours",
-            "ranks": 2,
-            "case": "x",
-        }
-        for suite in ("loss", "memory", "largest", "distributed", "train", "views", "startup")
-    ]
-    assert plots.pictures({"x.jsonl": [each | {"problem": "no"} for each in bare]}) == []
+    suites = ("loss", "memory", "largest", "distributed", "train", "views", "startup")
+    bare = {"n": 256, "d": 64, "dtype": "fp32", "peer": "ours", "ranks": 2, "case": "x"}
+    rows = [bare | {"suite": suite, "problem": "no"} for suite in suites]
+    assert plots.pictures({"x.jsonl": rows}) == []
 
 
 def test_marks_depend_on_the_data_alone():
