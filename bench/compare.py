@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from bench import cli, provenance, results
 from bench.cli import Option
 from bench.console import aligned
-from bench.plots import drawing
+from bench.plots import selection
 from bench.results import Row
 
 SLOWER, FASTER, SAME, NOT = "slower", "faster", "same within noise", "not comparable"
@@ -311,7 +311,7 @@ def _figures(row: Row, measure: Measure) -> tuple[float, ...] | None:
     """Median, p20 and p80; the median alone where there is no noise; None where it lacks one."""
     if measure.suite not in (None, row["suite"]):
         return None
-    values = tuple(drawing.number(row.get(key)) for key in measure.keys)
+    values = tuple(selection.number(row.get(key)) for key in measure.keys)
     return None if None in values else values
 
 
@@ -332,7 +332,7 @@ def _drifts(peer: str, rows: Mapping[str, tuple[Row, Row]]) -> Callable[[Measure
         pair
         for name, pair in rows.items()
         if name != peer
-        and not drawing.is_ours(str(name))
+        and not selection.is_ours(str(name))
         and not str(name).startswith(NOT_UNCHANGED)
         and not differences(*pair)
     ]
@@ -352,7 +352,7 @@ def _drifts(peer: str, rows: Mapping[str, tuple[Row, Row]]) -> Callable[[Measure
 def _product(row: Row) -> float | None:
     """The measured rate of the products of its dtype."""
     kind = str(row.get("dtype", "")).partition("-")[0]
-    return drawing.number((row.get("peaks") or {}).get(f"gemm_{kind}_gflops"))
+    return selection.number((row.get("peaks") or {}).get(f"gemm_{kind}_gflops"))
 
 
 def _judged(
