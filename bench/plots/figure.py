@@ -83,16 +83,12 @@ class Figure:
         for file, rows in results.rows_of(files, *self.suites):
             suites = {row["suite"] for row in rows}
             suite = next(suite for suite in self.suites if suite in suites)
-            for suffix, some in self._parts(rows):
+            parts = {"": rows}
+            if self.by_dtype:
+                parts = {f"-{v}": [r for r in rows if r.get("dtype") == v] for v in CUDA_VARIANTS}
+            for suffix, some in parts.items():
                 data = self.select(some) if some else None
                 if data is not None:
                     data["machine"] = results.machine(some)
                     name = f"{self.name}-{file.removesuffix('.jsonl')}{suffix}"
                     yield Picture(name, suite, self.caption(data), data, self.chart(data))
-
-    def _parts(self, rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
-        if not self.by_dtype:
-            yield "", rows
-            return
-        for dtype in CUDA_VARIANTS:
-            yield f"-{dtype}", [row for row in rows if row.get("dtype") == dtype]
