@@ -210,7 +210,7 @@ def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):
 
 
 TESTS = """
-import os, pathlib, signal, pytest
+import os, signal, sys, types, pytest
 
 pytestmark = pytest.mark.gpu
 
@@ -223,6 +223,14 @@ def test_bad(what):
 
 def test_skipped():
     pytest.skip("no such device")
+
+def test_breaks_the_context():
+    def synchronize():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    cuda = types.SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize)
+    sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+    assert False, "seen breaking"
 
 def test_dies():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -262,8 +270,8 @@ def test_tests_resume_where_a_process_ended_and_failed_ones_are_tried_again(test
     found = {name.removeprefix("test_some.py::"): e for name, e in progress.finished.items()}
     assert {name: each["outcome"] for name, each in found.items()} == {
         "test_good": "passed", "test_bad[a b]": "failed", "test_bad[c]": "failed",
-        "test_skipped": "skipped", "test_dies": "failed", "test_last": "passed",
-        "test_lacking.py": "skipped", "test_broken.py": "failed",
+        "test_breaks_the_context": "failed", "test_skipped": "skipped", "test_dies": "failed",
+        "test_last": "passed", "test_lacking.py": "skipped", "test_broken.py": "failed",
     }  # fmt: skip
     assert "seen failing" in found["test_bad[a b]"]["text"]
     assert found["test_dies"]["text"] == STOPPED
@@ -272,11 +280,12 @@ def test_tests_resume_where_a_process_ended_and_failed_ones_are_tried_again(test
     assert "No module named 'bench.no_such_module'" in found["test_broken.py"]["text"]
     assert (tmp_path / "ran").read_text() == "last "
     assert progress.status == FAILED
-    assert progress.detail == "2 passed, 2 skipped, 4 failed"
+    assert progress.detail == "2 passed, 2 skipped, 5 failed"
     some = tmp_path / "test_some.py"
     some.write_text(TESTS.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass"))
-    assert tested().detail == "3 passed, 2 skipped, 3 failed"
+    assert tested().detail == "3 passed, 2 skipped, 4 failed"
     assert (tmp_path / "ran").read_text() == "last "
+    assert "an illegal memory access" in (tmp_path / "gpu-log.txt").read_text()
     some.write_text(some.read_text().replace("assert False", "assert True"))
     (tmp_path / "test_broken.py").write_text("")
     assert tested().status == COMPLETE
