@@ -104,7 +104,7 @@ QUICK = {"cpu": ("fashion-mnist",), "cuda": ("resnet18-32-2048",)}
 def parse(text: str | None, kind: str, quick: bool = False) -> list[Case]:
     """Cases of a comma-separated list, or all of a kind of device; in smaller batches for a quick
     look. ValueError for a name that is unknown there."""
-    known = {name: case for name, case in CASES.items() if case.kind == kind}
+    known = {name: case for name, case in CASES.items() if kind == case.kind}
     changes = {"batch_size": QUICK_BATCH} if quick else {}
     return [
         replace(known[name], changes=known[name].changes | changes)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from barlow_fast.data import Batch, ImageDataset, load
+from barlow_fast.data import ImageDataset, load
 from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST
 from barlow_fast.data.loader import cores_of_rank
 from barlow_fast.data.sources import FolderSource
@@ -117,7 +117,8 @@ def ours(case: Case, device: Device, folder: Path | None, ready: bool) -> Iterat
     data = FolderSource(folder) if case.files else dataset_of(case)
     with Trainer(config, data, device.torch) as trainer:
         first = trainer.next_batch()
-        _check_views(trainer, first)
+        if (found := disagreement(trainer.loader, first)) is not None:
+            raise DisagreementError(found)
         _check_loss(trainer.criterion, trainer.model, first.views, trainer.autocast)
         if ready:
             kept = [first, *(trainer.next_batch() for _ in range(READY - 1))]
@@ -223,13 +224,6 @@ def _batches(peer: str, case: Case, device: Device, folder: Path | None) -> Iter
         dataset, case.config().batch_size, workers(device), pin_memory=device.pins_memory
     )
     return itertools.chain.from_iterable(itertools.repeat(feed))
-
-
-def _check_views(trainer: Trainer, first: Batch) -> None:
-    """Ours against torchvision's functions, where torchvision is installed."""
-    found = disagreement(trainer.loader, first)
-    if found is not None:
-        raise DisagreementError(found)
 
 
 def _check_loss(
