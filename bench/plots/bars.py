@@ -36,18 +36,9 @@ def _figure(
     text: str,
     conditions: str = "",
 ) -> Figure:
-    """A figure of one suite.
-
-    Args:
-        name: of its files.
-        suite: whose rows it shows.
-        unit: of its columns and of its bars.
-        titles: () -> what the peers are called.
-        heading: of a case, by one of its rows.
-        headline: the main result, from the data.
-        text: what is measured and how to read it.
-        conditions: of the measurement, in the caption.
-    """
+    """A figure of one suite: `unit` is that of its columns and of its bars, `titles()` names the
+    peers, `heading(row)` the case of a row, `headline(data)` is the main result; `text` states how
+    to read it, `conditions` what was measured, in the caption."""
 
     def select(rows: Sequence[Row]) -> Data | None:
         """A panel for each case, with (peer, title, median, p20, p80) in the order of the rows."""
