@@ -21,6 +21,7 @@ from bench import truth as truth_of
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss, Peer
 from bench.peers.mathematics import PAPER, Mathematics
+from bench.truth import in_double
 
 SMALL_SHAPES = ((24, 72), (56, 24))  # one for each form
 # Peers that round C itself to bfloat16 lose more than the definition, which also does so, but not
@@ -86,12 +87,6 @@ def built(peer: Peer, n: int, d: int, variant: Variant, device: torch.device) ->
     """The peer's loss with whatever state it has on `device`."""
     with device:
         return peer.build(n, d, variant.dtype)
-
-
-def in_double(pair: Pair) -> Pair:
-    """The same numbers in float64."""
-    z_a, z_b = (z.detach().double().requires_grad_() for z in pair)
-    return z_a, z_b
 
 
 def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:

@@ -31,7 +31,7 @@ from bench import cli, provenance
 from bench.cli import Option
 from bench.console import aligned
 from bench.markdown import Column, cells
-from bench.plots import drawing
+from bench.plots import selection
 from bench.results import Row
 
 SLOWER, FASTER, SAME, NOT = "slower", "faster", "same within noise", "not comparable"
@@ -73,7 +73,7 @@ class Measure:
         """Those of a row; None where it lacks one."""
         if self.suite not in (None, row["suite"]):
             return None
-        values = [drawing.number(row.get(key)) for key in self.keys]
+        values = [selection.number(row.get(key)) for key in self.keys]
         return None if None in values else tuple(values * (3 // len(values)))
 
     def cost(self, figures: Figures) -> Figures:
@@ -278,7 +278,7 @@ def _drifts(measure: Measure, peer: str, group: Mapping[str, tuple[Row, Row]]) -
         [measure.figures(row) for row in pair]
         for name, pair in group.items()
         if name != peer
-        and not drawing.is_ours(str(name))
+        and not selection.is_ours(str(name))
         and not str(name).startswith(NOT_UNCHANGED)
         and not differences(*pair)
     ]
@@ -290,7 +290,7 @@ def _drifts(measure: Measure, peer: str, group: Mapping[str, tuple[Row, Row]]) -
 def _product(row: Row) -> float | None:
     """The measured rate of the products of its dtype."""
     kind = str(row.get("dtype", "")).partition("-")[0]
-    return drawing.number((row.get("peaks") or {}).get(f"gemm_{kind}_gflops"))
+    return selection.number((row.get("peaks") or {}).get(f"gemm_{kind}_gflops"))
 
 
 def judge(

@@ -53,8 +53,8 @@ class DeviceLostError(Exception):
     """The CUDA context is broken: whatever runs next in this process fails as well."""
 
 
-class Cpu:
-    """This machine's processor.
+class Device:
+    """What both kinds have in common; a method that a kind has not is that of a CPU.
 
     Attributes:
         kind: 'cpu' or 'cuda': a key of tables, and nothing to branch on.
@@ -75,23 +75,21 @@ class Cpu:
             that compile and with them; None where calls are nearly all of it.
     """
 
-    kind = "cpu"
-    variants: dict[str, Variant] = VARIANTS
-    grid: Grid = CPU_GRID
-    measures: tuple[str, ...] = (WHOLE, FORWARD)
-    budget = Budget(0.3, few_from=2.0)
+    kind: str
+    torch: torch.device
+    variants: dict[str, Variant]
+    grid: Grid
+    measures: tuple[str, ...]
+    budget: Budget
+    identity: tuple[str, ...]
     judges_others = True
     first_call_compiles = False
     compile_seconds: float | None = None
-    identity: tuple[str, ...] = ("sources", "torch", "cpu", "cores")
-    sources: tuple[str, ...] = ("kernels/cpu/*.cpp", "kernels/cpu/*.h")
+    sources: tuple[str, ...] = ()
     one_at_a_time = False
     pins_memory = False
-    loader_workers: int | None = 2
+    loader_workers: int | None = None
     group_seconds: tuple[float, float] | None = None
-
-    def __init__(self) -> None:
-        self.torch = torch.device("cpu")
 
     def cache_bytes(self) -> int:
         """The last-level cache."""
@@ -99,10 +97,10 @@ class Cpu:
 
     def slug(self) -> str:
         """The name of its file of results, without the suffix."""
-        return f"cpu-{provenance.slug(provenance.cpu_model())}"
+        raise NotImplementedError
 
     def origin(self) -> dict[str, Any]:
-        """Its provenance."""
+        """The provenance of its rows."""
         return provenance.collect()
 
     def row(self) -> dict[str, Any]:
@@ -131,13 +129,11 @@ class Cpu:
 
     def cores(self) -> set[int] | None:
         """Those that the processes of a comparison share; None for all."""
-        return provenance.two_cores()
+        return None
 
     def call_seconds(self, action: Action) -> float:
-        """One call by the wall clock."""
-        start = time.perf_counter()
-        action()
-        return time.perf_counter() - start
+        """One call, as `timed` takes it."""
+        return self.timed(action, lambda outcome: outcome)[0][WHOLE]
 
     def timed(
         self, forward: Callable[[], object], backward: Callable[[object], T]
@@ -150,67 +146,100 @@ class Cpu:
         return {WHOLE: time.perf_counter() - start, FORWARD: middle - start}, outcome
 
     def capture(self, action: Action) -> tuple[Callable[[], None], object]:
-        """Always NoGraphError."""
+        """(replay, outcome): a graph of one call, whose replays rewrite `outcome`. NoGraphError
+        with the reason where the call cannot be captured."""
         raise NoGraphError("a CPU has no captured graphs")
 
     def replay_seconds(self, replay: Callable[[], None]) -> float:
-        """Never reached: nothing can be captured."""
+        """One replay with cold caches."""
         raise NoGraphError("a CPU has no captured graphs")
 
     def new_graphs(self) -> None:
-        """Nothing to forget."""
+        """Graphs from now on share no memory with earlier ones."""
 
     def synchronize(self) -> None:
-        """Calls have ended when they return."""
+        """Until the device has finished what was launched."""
 
     def release(self) -> None:
-        """Frees what Python's cycles still hold."""
+        """Frees what Python's cycles still hold, and gives cached memory back."""
         gc.collect()
 
     def check_alive(self) -> None:
-        """A processor does not lose its context."""
+        """DeviceLostError if an earlier kernel broke the context."""
 
     def crowded(self) -> bool:
-        """Pages are not cached by torch on a CPU."""
+        """Whether torch's cache holds most of the memory."""
         return False
 
     def memory_limit(self) -> AbstractContextManager:
-        """Inside, what does not fit raises instead of waking the system's killer."""
-        return memory_limit.within()
+        """Inside, what does not fit raises, as it does anyway unless a system kills for it."""
+        return contextlib.nullcontext()
 
     def problem(self, error: BaseException) -> str:
         """An exception in one line; that memory ran out, in the same words always."""
+        return brief(error)
+
+    def why_no_memory(self) -> str | None:
+        """None if it can measure the memory of a pass, else the reason."""
+        return None
+
+    def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:
+        """Fields of a row: bytes of one pass, or `problem`. May raise what the peer raises."""
+        raise NotImplementedError
+
+
+class Cpu(Device):
+    """This machine's processor."""
+
+    kind = "cpu"
+    variants = VARIANTS
+    grid = CPU_GRID
+    measures = (WHOLE, FORWARD)
+    budget = Budget(0.3, few_from=2.0)
+    identity = ("sources", "torch", "cpu", "cores")
+    sources = ("kernels/cpu/*.cpp", "kernels/cpu/*.h")
+    loader_workers = 2
+
+    def __init__(self) -> None:
+        self.torch = torch.device("cpu")
+
+    def slug(self) -> str:
+        return f"cpu-{provenance.slug(provenance.cpu_model())}"
+
+    def cores(self) -> set[int] | None:
+        return provenance.two_cores()
+
+    def memory_limit(self) -> AbstractContextManager:
+        return memory_limit.within()
+
+    def problem(self, error: BaseException) -> str:
         if not isinstance(error, torch.OutOfMemoryError) and memory_limit.is_memory_error(error):
             return f"{peak_memory.NO_MEMORY}: {next(iter(str(error).splitlines()), '')}"
         return brief(error)
 
     def why_no_memory(self) -> str | None:
-        """None if it can measure the memory of a pass, else the reason."""
         known = memory_limit.STATUS.exists()
         return None if known else "the memory of a pass is read from /proc, which this system lacks"
 
     def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:
-        """Fields of a row: bytes of one pass, or `problem`."""
         return peak_memory.in_child(n, d, variant.name, peer.name)
 
 
-class Cuda:
+class Cuda(Device):
     """One CUDA device. Nothing here changes a setting of the device."""
 
     kind = "cuda"
-    variants: dict[str, Variant] = CUDA_VARIANTS
-    grid: Grid = CUDA_GRID
-    measures: tuple[str, ...] = (WHOLE, GRAPH)
+    variants = CUDA_VARIANTS
+    grid = CUDA_GRID
+    measures = (WHOLE, GRAPH)
     budget = Budget(0.12, few_from=0.5)
+    identity = ("sources", "torch", "gpu")
     judges_others = False
     first_call_compiles = True
-    compile_seconds: float | None = 60.0
-    identity: tuple[str, ...] = ("sources", "torch", "gpu")
-    sources: tuple[str, ...] = ()
+    compile_seconds = 60.0
     one_at_a_time = True
     pins_memory = True
-    loader_workers: int | None = None
-    group_seconds: tuple[float, float] | None = (3.0, 60.0)
+    group_seconds = (3.0, 60.0)
 
     def __init__(self, index: int = 0) -> None:
         """RuntimeError, with the reason, where torch cannot use one."""
@@ -226,15 +255,12 @@ class Cuda:
         self._stream = torch.cuda.Stream(self.torch)
 
     def cache_bytes(self) -> int:
-        """The L2."""
         return getattr(self.properties, "L2_cache_size", 0) or DEFAULT_L2
 
     def slug(self) -> str:
-        """The name of its file of results, without the suffix."""
         return f"gpu-{provenance.slug(self.properties.name)}"
 
     def origin(self) -> dict[str, Any]:
-        """Its provenance, on top of that of the machine it is in."""
         p = self.properties
         return provenance.collect() | {
             "gpu": p.name,
@@ -248,16 +274,11 @@ class Cuda:
         }
 
     def row(self) -> dict[str, Any]:
-        """What its rows of the loss and of memory begin with."""
         return {"device": self.properties.name}
 
     def named(self) -> dict[str, str]:
         """Identifies the device in the state of `make gpu`."""
         return {"name": self.properties.name, "slug": self.slug()}
-
-    def peaks(self) -> floor.Peaks:
-        """Measured now."""
-        return floor.measure(self)
 
     def gemm_shapes(self) -> Sequence[tuple[int, int, int]]:
         """One large cube, smaller where three float32 matrices would not fit easily."""
@@ -267,12 +288,10 @@ class Cuda:
         return [(size, size, size)]
 
     def copy_sizes(self) -> Sequence[int]:
-        """Bytes of one large copy."""
         return [int(min(COPY_BYTES, COPY_SHARE * self.properties.total_memory))]
 
     def sustained(self, action: Action, seconds: float) -> float:
-        """Seconds of one call among many, for a peak: the median of some, warm, as the rate of a
-        long computation is."""
+        """The median of some, warm, as the rate of a long computation is."""
         for _ in range(GRAPH_WARM_UPS):
             action()
         torch.cuda.synchronize()
@@ -282,33 +301,19 @@ class Cuda:
             samples.append(_elapsed(action)[0])
         return statistics.median(samples)
 
-    def cores(self) -> set[int] | None:
-        """All of them feed a GPU."""
-        return None
-
-    def call_seconds(self, action: Action) -> float:
-        """One call on an idle device with cold caches, from its first kernel's launch to the end of
-        its last kernel: events around what user code does, launches included."""
-        return self._called(action)[0]
-
     def timed(
         self, forward: Callable[[], object], backward: Callable[[object], T]
     ) -> tuple[dict[str, float], T]:
-        """(seconds by measure, outcome) of one pass, as a call."""
-        seconds, outcome = self._called(lambda: backward(forward()))
-        return {WHOLE: seconds}, outcome
-
-    def _called(self, action: Callable[[], T]) -> tuple[float, T]:
+        """One pass on an idle device with cold caches, from its first kernel's launch to the end of
+        its last kernel: events around what user code does, launches included."""
         self._evict()
         torch.cuda.synchronize()
-        return _elapsed(action)
+        seconds, outcome = _elapsed(lambda: backward(forward()))
+        return {WHOLE: seconds}, outcome
 
     def capture(self, action: Action) -> tuple[Callable[[], None], object]:
-        """(replay, outcome): a graph of one call, whose replays rewrite `outcome`.
-
-        Graphs share one memory pool, so an outcome is valid only until another graph is captured or
-        replayed. NoGraphError with the reason where the call cannot be captured.
-        """
+        """Graphs share one memory pool, so an outcome is valid only until another graph is captured
+        or replayed."""
         try:
             return self._captured(action)
         except Exception as error:  # whatever stops a capture, it is the reason to report
@@ -342,49 +347,32 @@ class Cuda:
         return graph.replay, outcome
 
     def replay_seconds(self, replay: Callable[[], None]) -> float:
-        """One replay with cold caches. It is queued behind the read that empties the caches, so the
-        launch is hidden and what remains is the time of the device."""
+        """It is queued behind the read that empties the caches, so the launch is hidden and what
+        remains is the time of the device."""
         self._evict()
         return _elapsed(replay)[0]
 
     def new_graphs(self) -> None:
-        """Graphs from now on get a pool of their own; that of earlier ones goes with the last."""
+        """The pool of earlier graphs goes with the last of them."""
         self._pool = None
 
     def synchronize(self) -> None:
-        """Until the device has finished what was launched."""
         torch.cuda.synchronize(self.torch)
 
     def release(self) -> None:
-        """Gives cached memory back to the device."""
-        gc.collect()
+        super().release()
         torch.cuda.empty_cache()
 
     def check_alive(self) -> None:
-        """DeviceLostError if an earlier kernel broke the context."""
         try:
             torch.cuda.synchronize()
         except RuntimeError as error:
             raise DeviceLostError(brief(error)) from None
 
     def crowded(self) -> bool:
-        """Whether torch holds most of the memory."""
         return torch.cuda.memory_reserved() > CROWDED_SHARE * self.properties.total_memory
 
-    def memory_limit(self) -> AbstractContextManager:
-        """Its allocator raises by itself."""
-        return contextlib.nullcontext()
-
-    def problem(self, error: BaseException) -> str:
-        """An exception in one line."""
-        return brief(error)
-
-    def why_no_memory(self) -> str | None:
-        """torch's allocator counts it."""
-        return None
-
     def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:
-        """Fields of a row: bytes of one pass. Raises what the peer raises."""
         return peak_memory.by_allocator(n, d, variant, peer, self)
 
     def _evict(self) -> None:
@@ -404,9 +392,6 @@ def _elapsed(action: Callable[[], T]) -> tuple[float, T]:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3, outcome
-
-
-Device = Cpu | Cuda
 
 
 def choose(kind: str) -> Device:

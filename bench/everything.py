@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from bench import cli, exits, results, runner, suites
 from bench.cli import Option
@@ -18,12 +16,10 @@ from bench.runner import Context, Part, Suite
 from bench.state import State
 
 GRACE = 120.0  # seconds beyond its share after which a suite is ended
-OTHER_MINUTES = 5.0  # for a suite that is not in the table
 MINUTES, QUICK_MINUTES = 15.0, 2.0
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """What is run of one suite.
 
     Attributes:
@@ -33,12 +29,13 @@ class Share:
         quick: arguments of the quick run, beside --quick.
     """
 
-    minutes: float = OTHER_MINUTES
+    minutes: float
     arguments: tuple[str, ...] = ()
     quick_minutes: float | None = None
     quick: tuple[str, ...] = ()
 
 
+OTHER = Share(5.0)  # a suite that is not in the table
 PARTS = {
     "compilation": Share(0.5),
     "loss": Share(5.7, ("--compiled-shapes", "256x1024"), 0.6),
@@ -86,33 +83,24 @@ def command(
 def choose(text: str | None, quick: bool, minutes: float | None) -> list[Part]:
     """The parts of a comma-separated list of suites in the order of PARTS, others after them; None
     for all. ValueError for an unknown name, or for no time."""
-    default = [name for name, each in PARTS.items() if not (quick and each.quick_minutes is None)]
-    order = [*PARTS, *(name for name in suites.discover() if name not in PARTS)]
-    names = cli.listed(text, order, "suite", default)
+    default = [name for name, each in PARTS.items() if not quick or each.quick_minutes is not None]
+    names = cli.listed(text, dict.fromkeys((*PARTS, *suites.discover())), "suite", default)
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes is more than 0; got {minutes:g}")
-    shares = {name: PARTS.get(name, Share()) for name in names}
-    total = sum(share_of(each, quick) for each in shares.values())
-    scale = 60 * (minutes or (QUICK_MINUTES if quick else MINUTES)) / total
-    if minutes is None:
-        scale = min(scale, 60.0)
+    shares = {name: PARTS.get(name, OTHER) for name in names}
+    taken = {name: (quick and each.quick_minutes) or each.minutes for name, each in shares.items()}
+    scale = 60 * (minutes or (QUICK_MINUTES if quick else MINUTES)) / sum(taken.values())
+    scale = min(scale, 60.0) if minutes is None else scale
     return [
-        Part(name, scale * share_of(each, quick), suite(name, each, quick))
-        for name, each in shares.items()
+        Part(name, scale * taken[name], suite(name, each, quick)) for name, each in shares.items()
     ]
-
-
-def share_of(share: Share, quick: bool) -> float:
-    """Minutes."""
-    return share.minutes if not quick or share.quick_minutes is None else share.quick_minutes
 
 
 def suite(name: str, share: Share, quick: bool) -> Suite:
     """How a suite is run, with the options that it has."""
     module = suites.discover()[name]
     has = cli.names(module.command)
-    given: Sequence[str] = share.quick if quick else share.arguments
-    given = ["--quick", *given] if quick and "quick" in has else given
+    given = share.quick if quick else share.arguments
+    given = ("--quick", *given) if quick and "quick" in has else given
     takes = [option for option in runner.OPTIONS if option in has]
-    file = getattr(module, "FILE", None) or results.default_file()
-    return Suite(name, tuple(given), takes, file)
+    return Suite(name, given, takes, getattr(module, "FILE", None) or results.default_file())

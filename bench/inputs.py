@@ -62,26 +62,13 @@ class Variant:
 
 FP64 = Variant("fp64", "float64", torch.float64, False, "fp32", 1e-9)  # for checks, never timed
 VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("fp32", "float32", torch.float32, False, "fp32", 1e-3),
-        Variant(
-            "bf16-autocast",
-            "float32 inputs under bfloat16 autocast",
-            torch.float32,
-            True,
-            "bf16",
-            5e-2,
-        ),
-        Variant(
-            "bf16-inputs",
-            "bfloat16 inputs under bfloat16 autocast",
-            torch.bfloat16,
-            True,
-            "bf16",
-            5e-2,
-        ),
-    )
+    "fp32": Variant("fp32", "float32", torch.float32, False, "fp32", 1e-3),
+    "bf16-autocast": Variant(
+        "bf16-autocast", "float32 inputs under bfloat16 autocast", torch.float32, True, "bf16", 5e-2
+    ),
+    "bf16-inputs": Variant(
+        "bf16-inputs", "bfloat16 inputs under bfloat16 autocast", torch.bfloat16, True, "bf16", 5e-2
+    ),
 }
 # What is timed on CUDA devices. 4096 keeps the small off-diagonal gradients of float16 out of the
 # subnormals and its diagonal ones, up to 2 times the scale, away from overflow.
@@ -93,16 +80,10 @@ CUDA_VARIANTS = {
     "bf16-autocast": VARIANTS["bf16-autocast"],
     "bf16-inputs": VARIANTS["bf16-inputs"],
     "fp16-inputs": Variant(
-        "fp16-inputs",
-        "float16 inputs under float16 autocast",
-        torch.float16,
-        True,
-        "fp16",
-        5e-2,
-        half=torch.float16,
-        loss_scale=4096.0,
+        "fp16-inputs", "float16 inputs under float16 autocast", torch.float16, True, "fp16", 5e-2,
+        half=torch.float16, loss_scale=4096.0,
     ),
-}
+}  # fmt: skip
 ALIASES = {"bf16": ("bf16-autocast", "bf16-inputs")}
 
 

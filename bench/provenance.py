@@ -31,14 +31,17 @@ DEFAULT_CACHE = 32 << 20
 
 def collect() -> dict[str, Any]:
     """The provenance that every row of results carries."""
+    # They distinguish generations where a virtual machine hides the name.
+    numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
+    present = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
     return {
         "cpu": cpu_model(),
-        "cpu_family_model": cpu_family_model(),
+        "cpu_family_model": None if None in numbers else "/".join(numbers),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "flags": cpu_flags(),
+        "flags": [flag for flag in KERNEL_FLAGS if flag in present],
         "last_level_cache_bytes": last_level_cache(),
         "instruction_set": instruction_set(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -48,8 +51,9 @@ def collect() -> dict[str, Any]:
         "lightly": version("lightly"),
         "commit": commit(),
         "date": now(),
-        "load_average": load_average(),
-        "command": command(),
+        # Well above 0: the machine was not idle in the minute before the run.
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "command": "python -m bench " + shlex.join(sys.argv[1:]),
     }
 
 
@@ -75,18 +79,6 @@ def _cpuinfo(key: str) -> str | None:
 def cpu_model() -> str:
     """The CPU's name according to the system."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def cpu_family_model() -> str | None:
-    """Family and model, which distinguish generations where a virtual machine hides the name."""
-    numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
-    return None if None in numbers else "/".join(numbers)
-
-
-def cpu_flags() -> list[str]:
-    """Those of KERNEL_FLAGS that the CPU has."""
-    present = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
-    return [flag for flag in KERNEL_FLAGS if flag in present]
 
 
 def last_level_cache() -> int:
@@ -147,16 +139,6 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("BARLOW_FAST_COMMIT")
     return head + ("+changes" if changes else "")
-
-
-def load_average() -> float | None:
-    """Over the minute before the run: well above 0 means that the machine was not idle."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def command() -> str:
-    """The command line that repeats the run."""
-    return "python -m bench " + shlex.join(sys.argv[1:])
 
 
 def slug(text: str) -> str:

@@ -18,8 +18,8 @@ from barlow_fast.files import write_whole
 from bench import markdown, plots, provenance, results, suites
 from bench.cli import Option
 from bench.loss import tables as loss_tables
-from bench.plots import drawing, speedup
-from bench.plots.drawing import Picture
+from bench.plots import speedup
+from bench.plots.figure import marked
 from bench.results import Row
 
 README = provenance.ROOT / "README.md"
@@ -68,31 +68,21 @@ def generated(folder: Path, readme: Path, draw: bool = True) -> dict[Path, str |
     files = machine_files(folder)
     if not files:
         return {}
-    texts = figures(folder, plots.pictures(files), draw)
-    written = {folder / f"{suite}.md": page(suite, files) for suite in measured(files)}
-    for path in sorted(set(folder.glob("*.md")) - set(written)):
-        # Pages of suites without rows; other Markdown is kept.
-        if GENERATED in path.read_text(encoding="utf-8"):
-            texts[path] = None
-    texts |= written | {folder / "README.md": index(files)}
-    if readme.exists():
-        texts[readme] = with_overview(readme.read_text(encoding="utf-8"), files)
-    return texts
-
-
-def figures(folder: Path, pictures: Sequence[Picture], draw: bool) -> dict[Path, str | None]:
-    """The files of the figures; those that show the data already stay byte for byte."""
-    texts: dict[Path, str | None] = {}
-    for picture in pictures:
+    texts: dict[Path, str | None] = {folder / "README.md": index(files)}
+    texts |= {folder / f"{suite}.md": page(suite, files) for suite in measured(files)}
+    for picture in plots.pictures(files):
         path = folder / FIGURES / f"{picture.name}.svg"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if drawing.marked(text) != picture.mark:
+        if marked(text) != picture.mark:  # else the file stays byte for byte
             text = picture.svg() if draw else picture.mark
         texts[path] = text
-    for path in sorted((folder / FIGURES).glob("*.svg")):
-        # Figures whose rows were removed; other files are kept.
-        if path not in texts and drawing.marked(path.read_text(encoding="utf-8")):
+    # Pages and figures of suites without rows; other files are kept.
+    for path in sorted({*folder.glob("*.md"), *(folder / FIGURES).glob("*.svg")} - set(texts)):
+        text = path.read_text(encoding="utf-8")
+        if GENERATED in text or marked(text):
             texts[path] = None
+    if readme.exists():
+        texts[readme] = with_overview(readme.read_text(encoding="utf-8"), files)
     return texts
 
 
@@ -117,15 +107,18 @@ def index(files: Mapping[str, Sequence[Row]]) -> str:
 
 def page(suite: str, files: Mapping[str, Sequence[Row]]) -> str:
     """The figures and tables of a suite on all machines, with percentiles."""
-    shown = [picture for picture in plots.pictures(files) if picture.suite == suite]
+    images = [
+        f"![{re.sub(r'[][]', '', picture.caption)}]({FIGURES}/{picture.name}.svg)"
+        for picture in plots.pictures(files)
+        if picture.suite == suite
+    ]
     title = f"# {suites.discover()[suite].SECTION}"
-    text = _suite_text(suite, files)
-    return "\n\n".join([title, GENERATED, *_images(shown), text]) + "\n"
+    return "\n\n".join([title, GENERATED, *images, _suite_text(suite, files)]) + "\n"
 
 
 def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
     """The shapes where ours is faster and slower: their number, the extremes, the break-even."""
-    shown = [picture.data for picture in speedup.pictures(files)]
+    shown = [picture.data for picture in speedup.FIGURE.pictures(files)]
     lines = [
         (data["machine"], data["dtype"], heading, *speedup.extremes(cells))
         for data in shown
@@ -136,13 +129,6 @@ def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
     heads = ("machine", "dtype", "compared", "faster", "slower", "least", "most")
     parts = ["## Speedup of the loss", markdown.table(heads, lines), "\n".join(ends)]
     return parts if lines else []
-
-
-def _images(pictures: Sequence[Picture]) -> list[str]:
-    return [
-        f"![{re.sub(r'[][]', '', picture.caption)}]({FIGURES}/{picture.name}.svg)"
-        for picture in pictures
-    ]
 
 
 def with_overview(text: str, files: Mapping[str, Sequence[Row]]) -> str:
@@ -158,7 +144,7 @@ def _suite_text(suite: str, files: Mapping[str, Sequence[Row]]) -> str:
     origin = getattr(module, "origin", machine)
     return "\n\n".join(
         f"{origin(rows, name)}\n\n{module.tables(rows)}"
-        for name, rows in drawing.rows_of(files, suite)
+        for name, rows in results.rows_of(files, suite)
     )
 
 
@@ -176,42 +162,26 @@ def machine(rows: list[Row], name: str) -> str:
 def _run(rows: list[Row], name: str) -> str:
     origin = rows[0]["provenance"]
     dates = sorted({row["provenance"]["date"][:10] for row in rows})
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     lightly = f", lightly {origin['lightly']}" if origin["lightly"] else ""
-    where, kernels, peaks = (_gpu if "gpu" in origin else _cpu)(
-        origin, [row["peaks"] for row in rows if row.get("peaks")]
-    )
+    where, kernels = (_gpu if "gpu" in origin else _cpu)(origin)
     return (
         f"Measured on {when} with `{origin['command']}` on {where}; barlow_fast "
         f"{origin['barlow_fast']} at commit {origin['commit'] or 'unknown'}{kernels}{lightly}, "
-        f"Python {origin['python']}.{peaks} Rows: `bench/results/{name}`."
+        f"Python {origin['python']}.{_peaks(rows)} Rows: `bench/results/{name}`."
     )
 
 
-def _cpu(origin: Row, peaks: list[Row]) -> tuple[str, str, str]:
-    """Describe the machine, its kernels and its peaks."""
+def _cpu(origin: Row) -> tuple[str, str]:
+    """Describe the machine, and its kernels."""
     model = origin["cpu_family_model"]
     model = f" (family/model/stepping {model})" if model else ""
     where = f"{origin['cpu']}{model}, {origin['cores']} cores, {origin['system']}"
-    kernels = f", kernels for {origin['instruction_set']}, torch {origin['torch']}"
-    if not peaks:
-        return where, kernels, ""
-    return (
-        where,
-        kernels,
-        f" Peaks in this run: fp32 GEMM {peaks[0]['gemm_fp32_gflops']:.0f} GFLOP/s, "
-        f"bf16 GEMM {peaks[0]['gemm_bf16_gflops']:.0f} GFLOP/s, "
-        f"copy {peaks[0]['copy_gbps']:.1f} GB/s (bytes read and written).",
-    )
+    return where, f", kernels for {origin['instruction_set']}, torch {origin['torch']}"
 
 
-def _gpu(origin: Row, peaks: list[Row]) -> tuple[str, str, str]:
-    """The same of a GPU, with the range of peaks over the runs, which each measured its own."""
-
-    def span(key: str, scale: float, digits: int) -> str:
-        values = sorted({f"{p[key] / scale:.{digits}f}" for p in peaks}, key=float)
-        return "–".join(dict.fromkeys((values[0], values[-1])))
-
+def _gpu(origin: Row) -> tuple[str, str]:
+    """The same of a GPU."""
     where = (
         f"{origin['gpu']} ({origin['multiprocessors']} multiprocessors, "
         f"{origin['memory_bytes'] / 2**30:.0f} GiB, "
@@ -219,16 +189,31 @@ def _gpu(origin: Row, peaks: list[Row]) -> tuple[str, str, str]:
         f"CUDA {origin['cuda']}"
     )
     kernels = f" (sources {origin['sources']}), torch {origin['torch']}, Triton {origin['triton']}"
+    return where, kernels
+
+
+def _peaks(rows: list[Row]) -> str:
+    """The peaks of a CPU; of a GPU their range over the runs, which each measured its own."""
+    peaks = [row["peaks"] for row in rows if row.get("peaks")]
     if not peaks:
-        return where, kernels, ""
+        return ""
+    if "gpu" not in rows[0]["provenance"]:
+        return (
+            f" Peaks in this run: fp32 GEMM {peaks[0]['gemm_fp32_gflops']:.0f} GFLOP/s, "
+            f"bf16 GEMM {peaks[0]['gemm_bf16_gflops']:.0f} GFLOP/s, "
+            f"copy {peaks[0]['copy_gbps']:.1f} GB/s (bytes read and written)."
+        )
+
+    def span(key: str, scale: float, digits: int) -> str:
+        values = sorted({f"{p[key] / scale:.{digits}f}" for p in peaks}, key=float)
+        return "–".join(dict.fromkeys((values[0], values[-1])))
+
     kinds = ("fp32", "tf32", "bf16", "fp16")
     rates = ", ".join(f"{kind} GEMM {span(f'gemm_{kind}_gflops', 1e3, 0)}" for kind in kinds)
     return (
-        where,
-        kernels,
         f" Peaks: {rates} TFLOP/s, copy {span('copy_gbps', 1e3, 2)} TB/s (bytes read and written), "
         f"one launch {span('launch_eager_us', 1, 1)} us from Python, "
-        f"{span('launch_graph_us', 1, 1)} us in a graph.",
+        f"{span('launch_graph_us', 1, 1)} us in a graph."
     )
 
 

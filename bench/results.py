@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,23 @@ def ratio(group: Mapping[str, Row], key: str, over: str, under: str) -> float | 
 def by_shape(rows: Iterable[Row]) -> dict[tuple[int, int], dict[str, Row]]:
     """Rows by (N, D), then by peer."""
     return grouped(rows, "n", "d")
+
+
+def rows_of(files: Mapping[str, Sequence[Row]], *suites: str) -> Iterator[tuple[str, list[Row]]]:
+    """(file name, its rows of these suites) for each file that has some."""
+    for name, rows in files.items():
+        chosen = [row for row in rows if row.get("suite") in suites]
+        if chosen:
+            yield name, chosen
+
+
+def machine(rows: Sequence[Row]) -> str:
+    """The machine of some rows, in a few words."""
+    origin = rows[0].get("provenance") or {}
+    if origin.get("gpu"):
+        return str(origin["gpu"])
+    cores = origin.get("cores")
+    return str(origin.get("cpu", "unknown machine")) + (f", {cores} cores" if cores else "")
 
 
 def group(row: Row) -> tuple:

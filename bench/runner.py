@@ -29,7 +29,6 @@ STILL_SECONDS = 150.0  # without a sign of life; compilations of one peer take u
 MOST_RESTARTS = 8
 LEAST = 15.0  # seconds with which a part is begun
 TAIL = 15  # lines of the log that a failed part shows
-LOG_BYTES = 8 << 20
 # What a suite may be given by the runner, where it has the option.
 OPTIONS = ("minutes", "out", "journal", "resume", "command")
 
@@ -72,9 +71,6 @@ class Context:
             self.state.save(self.out)
 
 
-Runner = Callable[[Context, Progress, float], None]
-
-
 @dataclass(frozen=True)
 class Part:
     """One part: its name, the most seconds it gets, how it runs, and what it depends on.
@@ -84,8 +80,32 @@ class Part:
 
     name: str
     seconds: float
-    run: Runner
+    run: Callable[[Context, Progress, float], None]
     sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Command:
+    """The `run` of a part that is one command of this Python; its last line is the detail.
+
+    Attributes:
+        arguments: with {out} for the folder of the results and {seconds} for the time.
+        report: file there that holds its output; the log where it is ''.
+        spare: seconds of the time that the command itself is not given.
+    """
+
+    arguments: tuple[str, ...]
+    report: str = ""
+    spare: float = 0.0
+
+    def __call__(self, context: Context, progress: Progress, seconds: float) -> None:
+        log = context.log
+        if self.report:
+            log = context.out / self.report
+            log.unlink(missing_ok=True)
+        values = {"out": context.out, "seconds": f"{max(seconds - self.spare, 5):.0f}"}
+        command = python(*(each.format(**values) for each in self.arguments))
+        judge(progress, run_child(command, log, seconds), last_line(log))
 
 
 @dataclass(frozen=True)
@@ -106,14 +126,12 @@ class Suite:
 
     def __call__(self, context: Context, progress: Progress, seconds: float) -> None:
         journal = context.scratch / f"{self.name}.jsonl" if "journal" in self.takes else None
-        rows = context.rows or self.file
 
         def command(left: float) -> list[str]:
             # A second process of this run resumes where the first one broke.
-            own = left - max(10.0, context.grace)
             resume = context.resume or (journal is not None and journal.exists())
             given = {
-                "minutes": f"{max(own, 1) / 60:.3g}",
+                "minutes": f"{max(left - max(10.0, context.grace), 1) / 60:.3g}",
                 "out": context.rows,
                 "journal": journal,
                 "command": context.command or None,
@@ -125,8 +143,8 @@ class Suite:
                     options += [f"--{name}", *([str(value)] if value != "" else [])]
             return python("-m", "bench", self.name, *options)
 
-        result = persevere(context, command, seconds + context.grace, journal)
-        judge(progress, result, count_rows(rows, self.name))
+        result = persevere(command, context.log, seconds + context.grace, journal)
+        judge(progress, result, count_rows(context.rows or self.file, self.name))
         if result == exits.UNUSABLE:
             progress.status, progress.detail = SKIPPED, last_line(context.log)
 
@@ -137,13 +155,14 @@ def python(*arguments: str) -> list[str]:
 
 
 def persevere(
-    context: Context,
     command: Callable[[float], list[str]],
+    log: Path | None,
     seconds: float,
-    journal: Path | None,
-    tick: Callable[[], None] = lambda: None,
+    watched: Path | None,
+    environment: Mapping[str, str] | None = None,
+    grown: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Runs a command; one that keeps a journal, again and again while it breaks but gets on.
+    """Runs a command, again and again while it breaks but the file `watched` grows.
 
     `command(seconds)` is what to run in that time. Returns the result of the last one.
     """
@@ -152,10 +171,11 @@ def persevere(
         left = end - time.monotonic()
         if left < 5:
             return LATE
-        known = _size(journal)
-        result = run_child(command(left), context.log, left, watched=journal, tick=tick)
+        known = _size(watched)
+        options = {"environment": environment, "watched": watched, "grown": grown}
+        result = run_child(command(left), log, left, **options)
         broken = result in (exits.RESTART, STILL) or (isinstance(result, int) and result < 0)
-        if not broken or _size(journal) <= known:
+        if not broken or _size(watched) <= known:
             return result
     return result
 
@@ -167,15 +187,15 @@ def run_child(
     *,
     environment: Mapping[str, str] | None = None,
     watched: Path | None = None,
-    tick: Callable[[], None] = lambda: None,
+    grown: Callable[[], None] = lambda: None,
 ) -> Result:
     """The exit status of a command that imports the source tree, or why it was ended; its output
     is appended to `log`, or goes where this process's goes.
 
     LATE: it ran for more than `limit` seconds. STILL: the file `watched` did not grow for
-    STILL_SECONDS. `tick` is called several times a second while it runs. Whatever interrupts
-    this function ends the command, with all processes it started; they lead a session of their
-    own, which a terminal's Ctrl-C does not reach.
+    STILL_SECONDS; `grown` is called when it did. Whatever interrupts this function ends the
+    command, with all processes it started; they lead a session of their own, which a terminal's
+    Ctrl-C does not reach.
     """
     with contextlib.ExitStack() as stack:
         output = None
@@ -194,22 +214,22 @@ def run_child(
             preexec_fn=lifetime.tied(),
         )
         try:
-            return _wait(process, limit, watched, tick)
+            return _wait(process, limit, watched, grown)
         finally:
             lifetime.stop(process, (signal.SIGINT, signal.SIGTERM), GRACE)
 
 
 def _wait(
-    process: subprocess.Popen, limit: float, watched: Path | None, tick: Callable[[], None]
+    process: subprocess.Popen, limit: float, watched: Path | None, grown: Callable[[], None]
 ) -> Result:
     start = moved = time.monotonic()
     size = -1
     while process.poll() is None:
         time.sleep(POLL)
-        tick()
         now = time.monotonic()
         if _size(watched) != size:
             size, moved = _size(watched), now
+            grown()
         if now - start > limit:
             return LATE
         if watched is not None and now - moved > STILL_SECONDS:
@@ -231,13 +251,10 @@ def source_tree_environment() -> dict[str, str]:
 
 def judge(progress: Progress, result: Result, detail: str) -> None:
     """Status from the result of a child; the detail names what else ended it."""
-    if result == exits.COMPLETE:
-        progress.status, progress.detail = COMPLETE, detail
-    elif result in (exits.UNFINISHED, LATE):
-        progress.status, progress.detail = PARTIAL, detail
-    else:
-        progress.status = FAILED
-        progress.detail = f"{detail}; ended with {result}" if result != exits.FAILED else detail
+    known = {exits.COMPLETE: COMPLETE, exits.UNFINISHED: PARTIAL, LATE: PARTIAL}
+    progress.status, progress.detail = known.get(result, FAILED), detail
+    if progress.status == FAILED and result != exits.FAILED:
+        progress.detail = f"{detail}; ended with {result}"
 
 
 def count_rows(path: Path | None, suite: str) -> str:
@@ -295,26 +312,16 @@ def run(parts: Sequence[Part], context: Context, seconds_of: Callable[[Part], fl
 def _run(part: Part, context: Context, progress: Progress, seconds: float) -> None:
     """Runs one part; shows what came of it."""
     print(f"{part.name}: at most {seconds:.0f} s ...", flush=True)
-    log = context.log
-    logged = log.stat().st_size if log is not None and log.exists() else 0
-    start = time.monotonic()
+    logged, start = _size(context.log), time.monotonic()
     try:
         part.run(context, progress, seconds)
     except Exception as error:  # one part does not stop the others
         progress.status, progress.detail = FAILED, f"{type(error).__name__}: {error}"
     progress.seconds = round(time.monotonic() - start, 1)
     print(f"{part.name}: {progress.status}, {progress.detail}", flush=True)
-    if log is not None and log.exists():
-        if progress.status == FAILED:
-            print(tail(log, logged), flush=True)
-        if log.stat().st_size > LOG_BYTES:
-            log.write_bytes(log.read_bytes()[-LOG_BYTES // 2 :])
-
-
-def tail(log: Path, since: int = 0) -> str:
-    """The last lines of the log after its first `since` bytes, indented."""
-    lines = log.read_bytes()[since:].decode(errors="replace").splitlines()
-    return "\n".join(f"    {line[:160]}" for line in lines[-TAIL:])
+    if progress.status == FAILED and _size(context.log) > logged:
+        lines = context.log.read_bytes()[max(logged, 0) :].decode(errors="replace").splitlines()
+        print("\n".join(f"    {line[:160]}" for line in lines[-TAIL:]), flush=True)
 
 
 def status(parts: Sequence[Part], known: State) -> int:
@@ -341,11 +348,7 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
-        yield
-        return
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -58,7 +58,7 @@ TESTED = (
 )
 RANKED = (*CODE, "barlow_fast/distributed/*.py", "bench/ranks/*.py")
 STARTED = (*CODE, "bench/startup/*.py")
-SANITIZED = (*CODE, "barlow_fast/data/views.py", "bench/gpu/exercise.py")
+SANITIZED = (*CODE, "barlow_fast/data/views.py", "bench/inputs.py", "bench/gpu/exercise.py")
 
 
 def fingerprint(patterns: tuple[str, ...], root: Path = ROOT) -> str:

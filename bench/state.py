@@ -1,6 +1,6 @@
 """How far a run came, in files that survive it: its journal, and the state of its parts.
 
-A child process writes a journal, one JSON object a line: {"start": key}, {"end": key, ...},
+A child process writes a journal, one JSON object a line: {"start": key}, {"end": key},
 {"lost": key, "reason": ...}. From it the next process knows what the one before had finished and
 what ended it; from its growth the runner knows that the child does not hang. The runner keeps what
 is complete, for which sources and on which device, in gpu-state.json. Standard library only.
@@ -8,6 +8,7 @@ is complete, for which sources and on which device, in gpu-state.json. Standard 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -29,9 +30,9 @@ class Journal:
         """`key` is begun."""
         self._write({"start": key})
 
-    def end(self, key: str, **fields: Any) -> None:
-        """`key` is finished, with whatever is to be known of it."""
-        self._write({"end": key} | fields)
+    def end(self, key: str) -> None:
+        """`key` is finished."""
+        self._write({"end": key})
 
     def lose(self, key: str, reason: str) -> None:
         """`key` broke the process, which ends now; it is not to be tried again."""
@@ -47,30 +48,20 @@ class Journal:
                 file.write(json.dumps(entry) + "\n")
 
 
-def entries(path: Path | None) -> list[dict[str, Any]]:
-    """All lines; one cut off by a killed process is left out."""
-    if path is None or not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
-
-
-def finished(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The fields of every key that ended."""
-    return {entry["end"]: entry for entry in entries(path) if "end" in entry}
-
-
 def lost(path: Path | None) -> dict[str, str]:
     """Keys that ended a process, with the reason that it gave, or STOPPED where it gave none."""
-    known = entries(path)
-    ended = finished(path)
-    found = {e["start"]: STOPPED for e in known if "start" in e and e["start"] not in ended}
-    return found | {e["lost"]: e["reason"] for e in known if "lost" in e}
+    found: dict[str, str] = {}
+    text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # cut off by the end of a process
+            entry = json.loads(line)
+            if "start" in entry:
+                found[entry["start"]] = STOPPED
+            elif "end" in entry:
+                found.pop(entry["end"], None)
+            elif "lost" in entry:
+                found[entry["lost"]] = entry["reason"]
+    return found
 
 
 @dataclass

@@ -43,13 +43,14 @@ def exact(pair: Pair, mathematics: Mathematics = PAPER, block: int | None = None
     return _gram(pair, mathematics, block or max(BLOCK_BYTES // (8 * n), 1))
 
 
-def _in_double(pair: Pair) -> Pair:
+def in_double(pair: Pair) -> Pair:
+    """The same numbers in float64."""
     z_a, z_b = (z.detach().double().requires_grad_() for z in pair)
     return z_a, z_b
 
 
 def _by_autograd(pair: Pair, mathematics: Mathematics, loss) -> Result:
-    pair = _in_double(pair)
+    pair = in_double(pair)
     value = loss(mathematics, *pair)
     return value.detach(), torch.autograd.grad(value, pair)
 
@@ -61,7 +62,7 @@ def _gram(pair: Pair, m: Mathematics, block: int) -> Result:
     loss = grams.new_zeros(())
     with torch.no_grad():
         for columns in blocks:
-            hat_a, hat_b = m.standardised(*_in_double(columns))
+            hat_a, hat_b = m.standardised(*in_double(columns))
             loss += _diagonal_terms(hat_a, hat_b, m.lambd)
             grams[0].addmm_(hat_a, hat_a.T)
             grams[1].addmm_(hat_b, hat_b.T)
@@ -69,7 +70,7 @@ def _gram(pair: Pair, m: Mathematics, block: int) -> Result:
     found = tuple(torch.empty_like(z, dtype=torch.float64) for z in pair)
     parts = zip(*(gradient.split(block, dim=1) for gradient in found), strict=True)
     for columns, part in zip(blocks, parts, strict=True):
-        columns = _in_double(columns)
+        columns = in_double(columns)
         hat_a, hat_b = m.standardised(*columns)
         square = ((grams[1] @ hat_a) * hat_a).sum() + ((grams[0] @ hat_b) * hat_b).sum()
         value = _diagonal_terms(hat_a, hat_b, m.lambd) + m.lambd * square / n**2

@@ -29,6 +29,7 @@ RESULTS = sources.ROOT / "bench" / "results"
 RESERVE = 5.0  # seconds at the end for the summary
 PROBE_SECONDS = 120.0
 NAMES = ", ".join(part.name for part in PARTS)
+MOST_TIMINGS = 9
 
 
 def command(
@@ -73,18 +74,11 @@ def command(
 
 def chosen(text: str, parts: Sequence[Part] = PARTS) -> list[Part]:
     """'tests=100,loss' -> these parts in their usual order; ValueError for an unknown name."""
-    if not text:
-        return list(parts)
-    limits: dict[str, float | None] = {}
-    for item in text.split(","):
-        name, _, seconds = item.strip().partition("=")
-        if name not in {part.name for part in parts}:
-            raise ValueError(f"unknown part {name!r}; known are {NAMES}")
-        limits[name] = float(seconds) if seconds else None
+    given = dict(item.strip().partition("=")[::2] for item in text.split(",")) if text else {}
+    known = {part.name: part for part in parts}
     return [
-        replace(part, seconds=limits[part.name] or part.seconds)
-        for part in parts
-        if part.name in limits
+        replace(known[name], seconds=float(given.get(name) or known[name].seconds))
+        for name in cli.listed(",".join(given) or None, known, "part")
     ]
 
 
@@ -128,29 +122,24 @@ def summary(parts: Sequence[Part], context: Context, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def timings(rows: Path, most: int = 9) -> list[str]:
-    """The first groups of the file: ours, and the fastest of the others, replayed from a graph."""
+def timings(rows: Path) -> list[str]:
+    """The first groups of the file in milliseconds, replayed where a peer can be captured, else
+    called: ours, and the fastest of the others."""
     text = rows.read_text(encoding="utf-8") if rows.exists() else ""
-    groups: dict[tuple, dict[str, dict]] = {}
+    groups: dict[str, dict[str, float]] = {}
     for row in map(json.loads, text.splitlines()):
         if row["suite"] == "loss":
-            groups.setdefault((row["n"], row["d"], row["dtype"]), {})[row["peer"]] = row
+            group = f"{row['n']}x{row['d']} {row['dtype']}: floor {row['floor_ms']:.3g} ms"
+            times = groups.setdefault(group, {})
+            time = row["median_ms"] if row["graph_ms"] is None else row["graph_ms"]
+            times |= {} if time is None else {row["peer"]: time}
     lines = []
-    for (n, d, dtype), peers in groups.items():
-        times = {name: _fastest(row) for name, row in peers.items() if _fastest(row) is not None}
-        ours = times.get("ours")
-        others = {name: t for name, t in times.items() if not name.startswith("ours")}
-        best = min(others, key=others.get) if others else None
-        parts = [f"  {n}x{d} {dtype}: floor {peers[next(iter(peers))]['floor_ms']:.3g} ms"]
-        parts.append(f"ours {ours:.3g}" if ours is not None else "ours –")
-        parts += [f"best other {best} {times[best]:.3g}"] if best else []
-        lines.append(", ".join(parts))
-    return lines[:most]
-
-
-def _fastest(row: dict) -> float | None:
-    """Milliseconds: replayed where the peer can be captured, else called."""
-    return row["graph_ms"] if row["graph_ms"] is not None else row["median_ms"]
+    for group, times in list(groups.items())[:MOST_TIMINGS]:
+        others = {name: time for name, time in times.items() if not name.startswith("ours")}
+        best = min(others, key=others.get, default=None)
+        line = f"  {group}, ours {times['ours']:.3g}" if "ours" in times else f"  {group}, ours –"
+        lines.append(line + (f", best other {best} {others[best]:.3g}" if best else ""))
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from bench import exits, sources
-from bench.runner import (
-    LATE,
-    Context,
-    Part,
-    Result,
-    Suite,
-    judge,
-    last_line,
-    persevere,
-    python,
-    run_child,
-)
-from bench.state import FAILED, SKIPPED, Journal, Progress, finished, lost
+from bench import exits, runner, sources
+from bench.runner import LATE, Command, Context, Part, Result, Suite, judge, python
+from bench.state import FAILED, SKIPPED, STOPPED, Progress
 
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_ERRORS = 99
-GOOD = ("passed", "skipped")
 CUDA = ("--device", "cuda")
-
-
-def doctor(context: Context, progress: Progress, seconds: float) -> None:
-    """The self-test of every kernel set on every device."""
-    report = context.out / "gpu-doctor.txt"
-    report.unlink(missing_ok=True)
-    result = run_child(python("-m", "barlow_fast.doctor"), report, seconds)
-    judge(progress, result, last_line(report))
-
-
-def compile_kernels(context: Context, progress: Progress, seconds: float) -> None:
-    """Compiles the Triton kernels on all cores at once, so that later parts find them on disk."""
-    command = python("-m", "barlow_fast.kernels.triton.inspection")
-    judge(progress, run_child(command, context.log, seconds), last_line(context.log))
+PASSED, NOT_RUN = "passed", "skipped"
+# Of the output of `pytest -v`: a test, then its outcome when it has ended; and what the plugin
+# adds of a test that failed, or a file that cannot be imported.
+NAME = r"(\S+\.py::[^\[\s]+(?:\[.*?\](?= |$))?)"
+TEST = re.compile(rf"^{NAME} ?(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)?(.*)$", re.MULTILINE)
+REASON = re.compile(rf"^FAILED (?:{NAME}|(\S+)) - (.*)$", re.MULTILINE)
+ENDED = {"PASSED": PASSED, "XPASS": PASSED, "SKIPPED": NOT_RUN, "XFAIL": NOT_RUN}
+NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
+NO_TESTS = 5  # pytest: nothing was left to run
 
 
 def gpu_test_files() -> list[str]:
@@ -50,68 +34,75 @@ def gpu_test_files() -> list[str]:
 
 
 def tests(context: Context, progress: Progress, seconds: float) -> None:
-    """All tests marked `gpu`; the passed ones of an earlier run count."""
-    journal = context.scratch / "tests.jsonl"
-    for name, entry in progress.finished.items():
-        if entry["outcome"] in GOOD:
-            Journal(journal).end(name, **entry)
+    """All tests marked `gpu`; those that passed in an earlier run, or ended an earlier process of
+    this one, are left out of the next process."""
+    output, finished = context.scratch / "tests.txt", context.scratch / "finished.txt"
+    earlier = {k: each for k, each in progress.finished.items() if each["outcome"] != "failed"}
 
     def collect() -> None:
-        ended = finished(journal)
-        new = {k: {f: e[f] for f in ("outcome", "seconds", "text")} for k, e in ended.items()}
-        if new != progress.finished:
-            progress.finished = new
-            context.save()
+        progress.finished = earlier | outcomes(output)
+        context.save()
 
     def command(left: float) -> list[str]:
-        options = ["-m", "gpu", "-p", "bench.gpu.pytest_journal", "-p", "no:cacheprovider"]
-        options += ["-q", "-o", "addopts=", "--journal", str(journal)]
-        options += ["--continue-on-collection-errors"]
-        options += ["--stop-after", f"{max(left - 30, 1):.0f}"]
+        finished.write_text("\n".join(earlier | outcomes(output)), encoding="utf-8")
+        options = ["-m", "gpu", "-p", "bench.gpu.pytest_plugin", "-p", "no:cacheprovider"]
+        options += ["-v", "--no-summary", "-o", "addopts=", "--continue-on-collection-errors"]
         return python("-m", "pytest", *options, *gpu_test_files())
 
-    result = persevere(context, command, seconds, journal, tick=collect)
-    collect()
-    # A process that was ended because time was up did not break on the test it was at.
-    broken = {} if result == LATE else lost(journal)
-    for name, reason in broken.items():
-        progress.finished[name] = {"outcome": "failed", "seconds": 0.0, "text": reason}
+    environment = {"FINISHED_TESTS": str(finished), "COLUMNS": "400"}
+    result = runner.persevere(command, output, seconds, output, environment, collect)
+    found = outcomes(output)
+    if result == LATE:  # a process that was ended because time was up did not break on its test
+        found = {name: each for name, each in found.items() if each["text"] != STOPPED}
+    if context.log is not None and output.exists():
+        with context.log.open("ab") as log:
+            log.write(output.read_bytes())
+    progress.finished = earlier | found
     write_junit(progress.finished, context.out / "gpu-tests.xml")
-    outcomes = [entry["outcome"] for entry in progress.finished.values()]
-    counts = {name: outcomes.count(name) for name in (*GOOD, "failed")}
-    if result == 5:  # pytest: nothing was left to run
+    ends = [each["outcome"] for each in progress.finished.values()]
+    counts = {name: ends.count(name) for name in (PASSED, NOT_RUN, "failed")}
+    if result == NO_TESTS or (result == exits.FAILED and not counts["failed"]):
         result = exits.COMPLETE
     judge(progress, result, ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "none")
     if counts["failed"]:
         progress.status = FAILED
 
 
-def write_junit(results: dict[str, dict], path: Path) -> None:
+def outcomes(output: Path) -> dict[str, dict[str, str]]:
+    """outcome and text of every test that the output of `pytest -v` names. One without an outcome
+    ended its process; a file that needs a library which this machine lacks is skipped."""
+    text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    found = {}
+    for name, outcome, rest in TEST.findall(text):
+        if outcome:
+            reason = re.sub(r"\s*\[ *\d+%\]$", "", rest).strip()
+            ended = ENDED.get(outcome, "failed")
+            found[name] = {"outcome": ended, "text": reason}
+        else:
+            found.setdefault(name, {"outcome": "failed", "text": STOPPED})
+    for test, file, reason in REASON.findall(text):
+        found[test or file] = {"outcome": "failed", "text": reason}
+        missing = NO_MODULE.search(reason) if file else None
+        if missing is not None and importlib.util.find_spec(missing[1]) is None:
+            found[file] = {"outcome": NOT_RUN, "text": f"{missing[1]} is not installed"}
+    return found
+
+
+def write_junit(results: dict[str, dict[str, str]], path: Path) -> None:
     """The results in the JUnit format that CI systems read."""
     root = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(root, "testsuite", name="gpu", tests=str(len(results)))
     for name, entry in sorted(results.items()):
         file, _, test = name.partition("::")
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=file, name=test, time=str(entry["seconds"])
-        )
-        if entry["outcome"] != "passed":
+        case = ElementTree.SubElement(suite, "testcase", classname=file, name=test)
+        if entry["outcome"] != PASSED:
             tag = "failure" if entry["outcome"] == "failed" else "skipped"
             text = re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd]", "?", entry["text"])
-            first = (text.strip().splitlines() or [""])[-1]
-            ElementTree.SubElement(case, tag, message=first[:200]).text = text
-    failures = sum(entry["outcome"] == "failed" for entry in results.values())
-    skipped = sum(entry["outcome"] == "skipped" for entry in results.values())
-    suite.attrib.update(failures=str(failures), skipped=str(skipped), errors="0")
+            ElementTree.SubElement(case, tag, message=text[:200]).text = text
+    for attribute, outcome in {"failures": "failed", "skipped": NOT_RUN, "errors": "error"}.items():
+        count = sum(entry["outcome"] == outcome for entry in results.values())
+        suite.set(attribute, str(count))
     ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
-
-
-def profile(context: Context, progress: Progress, seconds: float) -> None:
-    """Kernels and launches of one pass."""
-    out = context.out / "gpu-profile.txt"
-    command = python("-m", "bench.gpu.profile", "--out", str(out))
-    result = run_child(command, context.log, seconds)
-    judge(progress, result, out.name)
 
 
 def sanitizer(context: Context, progress: Progress, seconds: float) -> None:
@@ -130,11 +121,11 @@ def sanitizer(context: Context, progress: Progress, seconds: float) -> None:
         command += python("-m", "bench.gpu.exercise")
         # With torch's cache, an access beyond one tensor would end in another one unnoticed.
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        result = run_child(command, report, seconds / len(todo), environment=alone)
+        result = runner.run_child(command, report, seconds / len(todo), environment=alone)
         if result != exits.COMPLETE:
             break
-        progress.finished[name] = {"outcome": "passed"}
-    judge(progress, result, ", ".join(f"{name}: no errors" for name in progress.finished) or name)
+        progress.finished[name] = {"outcome": PASSED}
+    judge(progress, result, ", ".join(f"{n}: no errors" for n in progress.finished) or name)
 
 
 def sanitizer_tool() -> str | None:
@@ -143,27 +134,26 @@ def sanitizer_tool() -> str | None:
     return shutil.which("compute-sanitizer") or next(map(str, usual), None)
 
 
-def tuning(context: Context, progress: Progress, seconds: float) -> None:
-    """The kernels' own search for block sizes, where this version has one."""
-    if not (sources.ROOT / "kernels" / "triton" / "tuning.py").exists():
-        progress.status, progress.detail = SKIPPED, "this version has no tuning"
-        return
-    out = context.out / "gpu-tuning.json"
-    budget = f"{max(seconds - 20, 5):.0f}"
-    command = python("-m", "barlow_fast.kernels.triton.tuning", "--budget-seconds", budget)
-    command += ["--out", str(out)]
-    judge(progress, run_child(command, context.log, seconds), out.name)
-
-
+TRITON = "barlow_fast.kernels.triton"
 PARTS = (
-    Part("compile", 90, compile_kernels, sources.CODE),
-    Part("doctor", 60, doctor, sources.CODE),
+    # On all cores at once, so that later parts find the kernels on disk.
+    Part("compile", 90, Command(("-m", f"{TRITON}.inspection")), sources.CODE),
+    Part("doctor", 60, Command(("-m", "barlow_fast.doctor"), "gpu-doctor.txt"), sources.CODE),
     Part("tests", 220, tests, (*sources.TESTED, *gpu_test_files())),
     Part("loss", 330, Suite("loss", CUDA), sources.MEASURED),
     Part("memory", 60, Suite("memory", CUDA), sources.MEASURED),
     Part("views", 100, Suite("views", CUDA), sources.VIEWED),
     Part("train", 340, Suite("train", CUDA), sources.TRAINED),
-    Part("profile", 60, profile, sources.MEASURED),
+    Part(
+        "profile", 60, Command(("-m", "bench.gpu.profile", "--out", "{out}/gpu-profile.txt")),
+        sources.MEASURED,
+    ),
     Part("sanitizer", 150, sanitizer, sources.SANITIZED),
-    Part("tuning", 150, tuning, sources.CODE),
-)
+    Part(
+        "tuning", 150,
+        Command(
+            ("-m", f"{TRITON}.tuning", "--budget-seconds", "{seconds}", "--out",
+             "{out}/gpu-tuning.json"), spare=20,
+        ), sources.CODE,
+    ),
+)  # fmt: skip

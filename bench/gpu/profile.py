@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +25,12 @@ from bench.peers import Peer, choose
 WARM_UPS, PASSES = 3, 5
 NAME_WIDTH = 90
 
-Kernels = list[tuple[str, int, float]]
+# Microseconds of every launch, by the name of the kernel.
+Kernels = dict[str, list[float]]
 
 
 def profiled(action: Callable[[], object]) -> Kernels:
-    """(name, launches, microseconds) of all passes together, longest first."""
+    """The kernels of all passes together."""
     for _ in range(WARM_UPS):
         action()
     torch.cuda.synchronize()
@@ -39,31 +39,21 @@ def profiled(action: Callable[[], object]) -> Kernels:
         for _ in range(PASSES):
             action()
         torch.cuda.synchronize()
-    return totals(
-        (event.name, event.time_range.elapsed_us())
-        for event in profile.events()
-        if event.device_type == DeviceType.CUDA
-    )
-
-
-def totals(launches: Sequence[tuple[str, float]]) -> Kernels:
-    """Launches of one name taken together, longest first."""
-    counts: dict[str, int] = defaultdict(int)
-    times: dict[str, float] = defaultdict(float)
-    for name, microseconds in launches:
-        counts[name] += 1
-        times[name] += microseconds
-    return [(name, counts[name], times[name]) for name in sorted(times, key=lambda n: -times[n])]
+    kernels: Kernels = {}
+    for event in profile.events():
+        if event.device_type == DeviceType.CUDA:
+            kernels.setdefault(event.name, []).append(event.time_range.elapsed_us())
+    return kernels
 
 
 def table(title: str, kernels: Kernels, passes: int) -> str:
-    """The kernels of one pass, under a heading with their number and their sum."""
-    launches = sum(count for _, count, _ in kernels) / passes
-    total = sum(time for *_, time in kernels) / passes
+    """The kernels of one pass, longest first, under a heading with their number and their sum."""
+    launches = sum(map(len, kernels.values())) / passes
+    total = sum(map(sum, kernels.values())) / passes
     lines = [f"{title}: {launches:g} launches, {total:.1f} us of kernels in one pass"]
     lines += [
-        f"  {time / passes:10.2f} us  {count / passes:5g} x  {name[:NAME_WIDTH]}"
-        for name, count, time in kernels
+        f"  {sum(times) / passes:10.2f} us  {len(times) / passes:5g} x  {name[:NAME_WIDTH]}"
+        for name, times in sorted(kernels.items(), key=lambda item: -sum(item[1]))
     ]
     return "\n".join(lines)
 

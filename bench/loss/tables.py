@@ -10,12 +10,11 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bench import markdown, peers
+from bench import markdown, peers, results
 from bench.devices import GRAPH, WHOLE
 from bench.grids import CPU_GRID, CUDA_GRID, Grid
 from bench.inputs import CUDA_VARIANTS
 from bench.markdown import SHAPE, Column, in_words, joined, reading, short, table_of, titled
-from bench.plots import drawing
 from bench.results import Row, by_shape
 
 Group = dict[str, Row]
@@ -71,11 +70,11 @@ def tables(rows: Sequence[Row]) -> str:
 def overview(files: Mapping[str, Sequence[Row]]) -> str:
     """A few float32 shapes on all machines side by side, for the README at the root."""
     columns, sources = [], []
-    for name, rows in drawing.rows_of(files, "loss"):
+    for name, rows in results.rows_of(files, "loss"):
         layout = Layout(rows)
         groups = _groups(rows, "fp32", layout.grid)
         if any(shape in groups for shape in OVERVIEW_SHAPES):
-            columns += _overview_columns(drawing.device(rows), groups, layout)
+            columns += _overview_columns(results.machine(rows), groups, layout)
             sources.append(f"`bench/results/{name}`")
     if not columns:
         return ""

@@ -1,40 +1,16 @@
-"""Shared by all figures: files, fingerprints, colours, and the pieces that they draw with."""
+"""Draws charts as SVG: heat maps, lines and bars, from data alone."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import io
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from bench.inputs import CUDA_VARIANTS
-from bench.peers import discover
-from bench.results import Row
-
-Data = dict[str, Any]
-MARK = "figure of bench report, data "
 WIDTH = 9.4  # inches; 902 pixels, the width of a README
 INK, SOFT, LINE = "#1f2328", "#59636e", "#c8ccd1"
-# The colour-blind palette of Okabe and Ito: blue is ours in every figure, vermilion the official.
-OURS, OFFICIAL = "#0072b2", "#d55e00"
-COLOURS = {
-    "ours": OURS,
-    "official": OFFICIAL,
-    "gram": "#009e73",
-    "lightly": "#aa4499",
-}
-OTHER_COLOURS = ("#b8860b", "#1f2328", "#56b4e9", "#7f7f7f", "#8c510a", "#44aa99", "#882255")
-MARKERS = {"ours": "o", "official": "s", "gram": "^", "lightly": "D"}
-OTHER_MARKERS = ("v", "P", "X", "<", ">", "p", "h", "*")
-CROWD = 7  # peers
-FORMULA, COMPILED = "-formula", "-compiled"
-COMPILED_SHOWN = ("gram-compiled", "official-compiled")
-# By the suffix of a name: variants share the colour and the marker of what they vary.
-LINES = {"compiled": "--", "aten": "--", "formula": "-.", "grouped": ":"}
 SETTINGS = {
     # Text stays text: it can be searched, and a test can read it.
     "svg.fonttype": "none",
@@ -55,41 +31,181 @@ SETTINGS = {
     "ytick.color": INK,
     "hatch.linewidth": 0.6,
 }
+WIDE_TITLE = 28  # characters; with longer ones a legend has three columns instead of four
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure before it is drawn.
+class Cell:
+    """A cell of a heat map, at a column and a row; `name` is the id of its text."""
+
+    column: int
+    row: int
+    text: str
+    colour: str
+    dark: bool
+    framed: bool
+    name: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A grid of cells, hatched where there is none."""
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    cells: Sequence[Cell]
+    labels: tuple[str, str]
+
+    def draw(self, axes: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        size = (len(self.columns), len(self.rows))
+        empty = {"facecolor": "#f6f7f8", "edgecolor": "#dadde1", "hatch": "////"}
+        axes.add_patch(Rectangle((-0.5, -0.5), *size, **empty))
+        for cell in self.cells:
+            edge = ("black", 1.8, 3) if cell.framed else ("#aeb4bb", 0.8, 2.6)
+            style = dict(zip(("edgecolor", "linewidth", "zorder"), edge, strict=True))
+            corner = (cell.column - 0.5, cell.row - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=cell.colour, **style))
+            axes.text(
+                cell.column, cell.row, cell.text, ha="center", va="center", zorder=4,
+                fontsize=7.5 if "\n" in cell.text else 9, linespacing=1.0,
+                fontweight="bold" if cell.framed else "normal",
+                color="white" if cell.dark else INK,
+            ).set_gid(cell.name)  # fmt: skip
+        axes.set(xlim=(-0.5, size[0] - 0.5), ylim=(-0.5, size[1] - 0.5), title=self.title)
+        axes.set(xlabel=self.labels[0], ylabel=self.labels[1])
+        axes.set_xticks(range(size[0]), self.columns)
+        axes.set_yticks(range(size[1]), self.rows)
+        axes.tick_params(length=0, labelsize=9)
+        axes.spines[:].set_visible(False)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y) and how they are joined.
 
     Attributes:
-        name: of the file, without its suffix.
-        suite: whose page shows it.
-        machine: name of the file of rows that it shows.
-        caption: the main result and its conditions; also the alternative text.
-        data: all that is drawn, as JSON can hold it.
-        draw: data -> matplotlib's figure.
+        points: of the line.
+        style: matplotlib's, such as its colour.
+        title: in the legend; '' for a line that is not in it.
+        spread: (low, high) of each point.
+        band: whether the spread is an area, not a bar for each point.
     """
 
+    points: Sequence[Sequence[float]]
+    style: Mapping[str, Any]
+    title: str = ""
+    spread: Sequence[Sequence[float]] = ()
+    band: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """Small text beside a point, at an offset in points of print."""
+
+    text: str
+    point: Sequence[float]
+    offset: Sequence[float]
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines over two logarithmic axes, with labelled `ticks` of x and nowhere between."""
+
+    title: str
+    lines: Sequence[Line]
+    ticks: Mapping[float, str]
+    labels: tuple[str, str]
+    notes: Sequence[Note] = ()
+    limits: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def draw(self, axes: Any) -> None:
+        from matplotlib.ticker import FuncFormatter, LogLocator
+
+        for line in self.lines:
+            x, y = zip(*line.points, strict=True)
+            axes.plot(x, y, label=line.title or "_", **line.style)
+            spread = zip(*line.spread, strict=True)
+            if line.band:
+                axes.fill_between(x, *spread, color=LINE, alpha=0.6, linewidth=0, zorder=1)
+            elif line.spread:
+                style = {"color": line.style["color"], "linewidth": 1.6, "alpha": 0.5, "zorder": 2}
+                axes.vlines(x, *spread, **style)
+        for note in self.notes:
+            style = {"fontsize": 8, "va": "bottom", "zorder": 4} | dict(note.style)
+            place = {"xytext": note.offset, "textcoords": "offset points"}
+            axes.annotate(note.text, note.point, **place, **style)
+        axes.set(xscale="log", yscale="log", title=self.title, **self.limits)
+        axes.set(xlabel=self.labels[0], ylabel=self.labels[1])
+        axes.set_xticks(list(self.ticks), self.ticks.values())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.minorticks_off()
+        axes.grid(axis="y", alpha=0.3)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar; a line from `low` to `high` on it; `name` is in the id of its text."""
+
     name: str
-    suite: str
-    machine: str
-    caption: str
-    data: Data
-    draw: Callable[[Data], Any]
+    title: str
+    value: float
+    low: float
+    high: float
+    text: str
+    colour: str
+    bold: bool
 
-    @property
-    def mark(self) -> str:
-        """The fingerprint of data and code that the SVG carries: two that are drawn
-        from the same have the same, whatever the version of matplotlib."""
-        content = hashlib.sha256(json.dumps(self.data, sort_keys=True).encode())
-        figure = inspect.getmodule(self.draw)
-        parts = [figure, *(part for part in vars(figure).values() if inspect.ismodule(part))]
-        for module in parts:
-            if module.__name__.startswith(__package__):
-                content.update(inspect.getsource(module).encode())
-        return MARK + content.hexdigest()[:16]
 
-    def svg(self) -> str:
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars from top to bottom."""
+
+    title: str
+    bars: Sequence[Bar]
+
+    def draw(self, axes: Any) -> None:
+        bars = self.bars[::-1]
+        most = max(bar.value for bar in bars)
+        for y, bar in enumerate(bars):
+            axes.barh(y, bar.value, height=0.68, color=bar.colour)
+            axes.hlines(y, bar.low, bar.high, color=INK, linewidth=1.4)
+            axes.text(
+                max(bar.value, bar.high) + 0.01 * most, y, bar.text, va="center", fontsize=9,
+                fontweight="bold" if bar.bold else "normal",
+            ).set_gid(f"bar-{bar.name}")  # fmt: skip
+        axes.set_yticks(range(len(bars)), [bar.title for bar in bars])
+        axes.set(xlim=(0, 1.18 * most), ylim=(-0.55, len(bars) - 0.45), xticks=[])
+        axes.tick_params(length=0)
+        axes.spines[["bottom", "left"]].set_visible(False)
+        axes.set_title(textwrap.fill(self.title, 78), fontsize=9.5, fontweight="normal")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels in columns, below a title and a text; a legend below them where lines have titles.
+
+    Attributes:
+        title: the main result.
+        text: machine, dtype and how to read it.
+        height: in inches.
+        panels: row by row.
+        columns: number of panels side by side.
+        layout: options of matplotlib's `subplots`.
+    """
+
+    title: str
+    text: str
+    height: float
+    panels: Sequence[HeatMap | Lines | Bars]
+    columns: int = 1
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+    def svg(self, description: str) -> str:
         """The file as text; the same bytes for the same data and version of matplotlib.
 
         Raises:
@@ -99,175 +215,34 @@ class Picture:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
 
         with style.context(["default", SETTINGS]):
-            figure = self.draw(self.data)
+            figure = self._figure()
             FigureCanvasSVG(figure)
             text = io.StringIO()
-            metadata = {"Date": None, "Description": self.mark}
+            metadata = {"Date": None, "Description": description}
             figure.savefig(text, format="svg", metadata=metadata)
         # A thousandth of a point is finer than any screen; the rest would be a third of the file.
         shorter = re.sub(r"(?<=\d\.\d{3})\d+", "", text.getvalue())
         return re.sub(r"[ \t]+$", "", shorter, flags=re.MULTILINE)
 
+    def _figure(self) -> Any:
+        from matplotlib.figure import Figure
 
-def by_dtype(
-    kind: str,
-    suite: str,
-    files: Mapping[str, Sequence[Row]],
-    data: Callable[[list[Row], str], Data | None],
-    caption: Callable[[Data], str],
-    draw: Callable[[Data], Any],
-) -> list[Picture]:
-    """A picture for each file and dtype with data."""
-    found = []
-    for name, rows in rows_of(files, suite):
-        each = {v: data([row for row in rows if row.get("dtype") == v], v) for v in CUDA_VARIANTS}
-        found += [
-            Picture(f"{kind}-{stem(name)}-{dtype}", suite, name, caption(content), content, draw)
-            for dtype, content in each.items()
-            if content is not None
-        ]
-    return found
-
-
-def figure(height: float, title: str, text: str) -> Any:
-    """An empty figure with its title in bold and, below it, what is shown.
-
-    Args:
-        height: in inches; constrained layout leaves room for both texts.
-        title: the main result.
-        text: machine, dtype and how to read it.
-    """
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(WIDTH, height), layout="constrained")
-    made.suptitle(title + "\n", x=0.01, ha="left")
-    made.text(0.01, 1 - 0.36 / height, text, ha="left", va="top", fontsize=9, color=SOFT)
-    return made
-
-
-def legend(made: Any, handles: Mapping[str, Any], titles: Mapping[str, str]) -> None:
-    """One legend below all panels, in the order of the titles."""
-    shown = [peer for peer in titles if peer in handles]
-    made.legend(
-        [handles[peer] for peer in shown], [titles[peer].replace("`", "") for peer in shown],
-        loc="outside lower center", ncols=4, frameon=False, fontsize=9,
-    )  # fmt: skip
-
-
-def note(axes: Any, text: str, point: Sequence[float], offset: Sequence[float], **style: Any):
-    """Small text beside a point, at an offset in points of print."""
-    style = {"fontsize": 8, "va": "bottom"} | style
-    return axes.annotate(text, point, xytext=offset, textcoords="offset points", **style)
-
-
-def ticks(axes: Any, values: Sequence[float], labels: Sequence[str]) -> None:
-    """Labelled ticks of x at these values and nowhere between."""
-    axes.set_xticks(values, labels)
-    axes.minorticks_off()
-
-
-def marked(svg: str) -> str | None:
-    """The mark in the text of an SVG file; None where it is not one of ours."""
-    found = re.search(re.escape(MARK) + r"[0-9a-f]{16}", svg)
-    return found[0] if found else None
-
-
-def stem(name: str) -> str:
-    """Of the name of a file of rows, such as gpu-nvidia-h100: part of the names of its figures."""
-    return name.removesuffix(".jsonl")
-
-
-def device(rows: Sequence[Row]) -> str:
-    """The machine of some rows, in a few words."""
-    origin = rows[0].get("provenance") or {}
-    if origin.get("gpu"):
-        return str(origin["gpu"])
-    cores = origin.get("cores")
-    return str(origin.get("cpu", "unknown machine")) + (f", {cores} cores" if cores else "")
-
-
-def titled(peers: Iterable[str]) -> dict[str, str]:
-    """Titles of peers in tables and figures; the name of one that is not known here."""
-    known = {n: peer.title for kind in ("cuda", "cpu") for n, peer in discover(kind).items()}
-    return {peer: known.get(peer, peer) for peer in peers}
-
-
-def spread(row: Row, keys: Sequence[str]) -> list[float] | None:
-    """Median, p20 and p80 of a row, the median where it has no percentiles; None without one."""
-    median = number(row.get(keys[0]))
-    if median is None:
-        return None
-    return [median, *(number(row.get(key)) or median for key in keys[1:])]
-
-
-def is_exact(peer: str) -> bool:
-    """Whether an implementation computes the loss itself; those that are not known here do."""
-    return all(discover(kind)[peer].exact for kind in ("cuda", "cpu") if peer in discover(kind))
-
-
-def in_order(peers: Iterable[str]) -> list[str]:
-    """Ours first, then by name: the order of the legends."""
-    return sorted(set(peers), key=lambda name: (not is_ours(name), name != "ours", name))
-
-
-def is_ours(peer: str) -> bool:
-    """Whether an implementation is this repository's."""
-    return peer == "ours" or peer.startswith("ours-")
-
-
-def thinned(peers: Iterable[str]) -> list[str]:
-    """In order; of more than CROWD peers, no formula of a peer that is present too, and compiled
-    variants only of the simplest. The tables have all."""
-    ordered = in_order(peers)
-    if len(ordered) <= CROWD:
-        return ordered
-    restated = {f"{peer}{FORMULA}" for peer in ordered}
-    return [
-        peer
-        for peer in ordered
-        if peer not in restated and (not peer.endswith(COMPILED) or peer in COMPILED_SHOWN)
-    ]
-
-
-def styles(peers: Iterable[str]) -> dict[str, Data]:
-    """Colour, marker and line of each peer: those of one family share a colour, variants are
-    hollow, compiled ones dashed, ours is the thickest."""
-    found: dict[str, Data] = {}
-    families: list[str] = []
-    for peer in in_order(peers):
-        family, *words = peer.split("-")
-        if family not in COLOURS and family not in families:
-            families.append(family)
-        index = families.index(family) if family in families else 0
-        colour = COLOURS.get(family) or OTHER_COLOURS[index % len(OTHER_COLOURS)]
-        line = next((LINES[word] for word in reversed(words) if word in LINES), "-")
-        found[peer] = {
-            "color": colour,
-            "marker": MARKERS.get(family) or OTHER_MARKERS[index % len(OTHER_MARKERS)],
-            "markerfacecolor": colour if line == "-" else "white",
-            "linestyle": line,
-            "linewidth": 2.6 if peer == "ours" else 1.4,
-            "markersize": 7 if peer == "ours" else 5,
-            "zorder": 5 if peer == "ours" else 3,
-        }
-    return found
-
-
-def number(value: Any) -> float | None:
-    """A finite positive number as a float; None for anything else that a row may hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if 0 < value < float("inf") else None
-
-
-def size(value: int) -> str:
-    """A power of two in k (1024) from there on, anything else as it is."""
-    return f"{value // 1024}k" if value >= 1024 and value % 1024 == 0 else str(value)
-
-
-def rows_of(files: Mapping[str, Sequence[Row]], *suites: str) -> Iterable[tuple[str, list[Row]]]:
-    """(file name, its rows of these suites) for each file that has some."""
-    for name, rows in files.items():
-        chosen = [row for row in rows if row.get("suite") in suites]
-        if chosen:
-            yield name, chosen
+        figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+        figure.suptitle(self.title + "\n", x=0.01, ha="left")
+        style = {"ha": "left", "va": "top", "fontsize": 9, "color": SOFT}
+        figure.text(0.01, 1 - 0.36 / self.height, self.text, **style)
+        rows = -(-len(self.panels) // self.columns)
+        grid = figure.subplots(rows, self.columns, squeeze=False, **self.layout)
+        handles: dict[str, Any] = {}
+        for axes, panel in zip(grid.flat, self.panels, strict=True):
+            panel.draw(axes)
+            found, titles = axes.get_legend_handles_labels()
+            if "sharey" in self.layout:
+                axes.label_outer()
+            handles |= dict(zip(titles, found, strict=True))
+        if handles:
+            figure.legend(
+                handles.values(), handles.keys(), loc="outside lower center", frameon=False,
+                ncols=4 if max(map(len, handles)) <= WIDE_TITLE else 3, fontsize=9,
+            )  # fmt: skip
+        return figure

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from bench.plots import drawing
-from bench.plots.drawing import Data, Picture
+from bench.plots import selection
+from bench.plots.drawing import Chart, Line, Lines
+from bench.plots.figure import Data, Figure
 from bench.ranks.scaling import MEMORY
 from bench.results import Row
 
-PLACE = 6
 HEADLINE = "One loss step, forward + backward: modelled, not measured"
+LABELS = ("D (1k = 1024)", "seconds per step (modelled)")
+STYLE = {"marker": "o", "markersize": 5, "linewidth": 2, "color": selection.OURS}
+FEWER = {"linestyle": "--", "markerfacecolor": "white"}
 
 
-def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
-    """One for each file with rows of the model."""
-    return [
-        Picture(
-            f"modelled-{drawing.stem(name)}", "scaling", name,
-            f"{HEADLINE}: seconds over D on groups of GPUs.", _data(rows), draw,
-        )
-        for name, rows in drawing.rows_of(files, "scaling")
-    ]  # fmt: skip
-
-
-def _data(rows: Sequence[Row]) -> Data:
+def select(rows: Sequence[Row]) -> Data:
     """`panels`: by ranks and N, (D, our seconds, those of the all-reduce, whether it fits)."""
     panels: Data = {}
     for row in sorted(rows, key=lambda row: (row["ranks"], -row["n"], row["d"])):
@@ -35,49 +26,41 @@ def _data(rows: Sequence[Row]) -> Data:
     return {"panels": panels}
 
 
-def draw(data: Data) -> Any:
+def caption(data: Data) -> str:
+    """What is modelled."""
+    return f"{HEADLINE}: seconds over D on groups of GPUs."
+
+
+def chart(data: Data) -> Chart:
     """A panel for each number of GPUs, with the same seconds."""
-    panels = data["panels"]
     text = "Embeddings in bfloat16, nothing overlapped; rates and links are assumptions."
-    figure = drawing.figure(4.6, HEADLINE, text)
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (ranks, lines) in zip(all_axes, panels.items(), strict=True):
-        _panel(axes, lines)
-        axes.set_title(f"{ranks} GPUs")
-    all_axes[0].set_ylabel("seconds per step (modelled)")
-    # Room for the legends above the lines.
-    all_axes[0].set_ylim(top=10 * all_axes[0].get_ylim()[1])
-    return figure
+    panels = [_panel(ranks, lines) for ranks, lines in data["panels"].items()]
+    return Chart(HEADLINE, text, 4.6, panels, len(panels), {"sharey": True})
 
 
-def _panel(axes: Any, lines: Mapping[str, Sequence[Sequence]]) -> None:
+def _panel(ranks: str, lines: Data) -> Lines:
     """The line of the most samples comes first and is compared with the all-reduce."""
-    style = {"marker": "o", "markersize": 5, "linewidth": 2, "color": drawing.OURS}
-    for index, (n, points) in enumerate(lines.items()):
-        d, seconds, _, _ = zip(*points, strict=True)
-        hollow = {"linestyle": "--", "markerfacecolor": "white"} if index else {}
-        axes.plot(d, seconds, label=f"barlow_fast, N = {n}", **style | hollow)
-        if index == 0:
-            _all_reduce(axes, n, points)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    every = sorted({point[0] for points in lines.values() for point in points})
-    drawing.ticks(axes, every, [drawing.size(d) for d in every])
-    axes.set_xlabel("D (1k = 1024)")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    (most, first), *fewer = lines.items()
+    drawn = [Line([point[:2] for point in first], STYLE, "barlow_fast"), *_all_reduce(first)]
+    for n, points in fewer:
+        seconds = [point[:2] for point in points]
+        drawn.append(Line(seconds, STYLE | FEWER, f"barlow_fast, N = {n}"))
+    ticks = sorted({point[0] for points in lines.values() for point in points})
+    names = {d: selection.size(d) for d in ticks}
+    return Lines(f"{ranks} GPUs, N = {most}", drawn, names, LABELS)
 
 
-def _all_reduce(axes: Any, n: str, points: Sequence[Sequence]) -> None:
+def _all_reduce(points: Sequence[Sequence]) -> Iterator[Line]:
     """Solid where its matrices fit into memory; from there on dotted, with crosses."""
-    fitting = [point for point in points if point[3]]
-    beyond = [*fitting[-1:], *(point for point in points if not point[3])]
-    dotted = {"linestyle": ":", "marker": "x", "markevery": list(range(bool(fitting), len(beyond)))}
-    for part, label, style in (
-        (fitting, f"all-reduce of C, N = {n}", {"linestyle": "-", "marker": "s"}),
-        (beyond, f"… does not fit in {MEMORY / 1e9:.0f} GB", dotted),
-    ):
-        axes.plot(
-            [point[0] for point in part], [point[2] for point in part], label=label,
-            color=drawing.OFFICIAL, linewidth=2, markersize=5, **style,
-        )  # fmt: skip
+    fitting = [(d, seconds) for d, _, seconds, fits in points if fits]
+    beyond = [(d, seconds) for d, _, seconds, fits in points if not fits]
+    style = {"color": selection.OFFICIAL, "linewidth": 2, "markersize": 5}
+    if fitting:
+        yield Line(fitting, style | {"marker": "s"}, "all-reduce of C")
+    if beyond:
+        crosses = list(range(bool(fitting), len(beyond) + 1))
+        dotted = style | {"linestyle": ":", "marker": "x", "markevery": crosses}
+        yield Line(fitting[-1:] + beyond, dotted, f"… does not fit in {MEMORY / 1e9:.0f} GB")
+
+
+FIGURE = Figure("modelled", ("scaling",), select, caption, chart)

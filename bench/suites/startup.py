@@ -51,21 +51,21 @@ def command(
     session.announce()
     end = None if given.minutes is None else session.begun + session.most
     shown = in_words(Column("", "case", left=True), titled({}), *_figures("ms"))
-    for samples, kernels, failed in processes.measure(
+    for samples, failed in processes.measure(
         kind, chosen, names, grid, print, repeats, end, deadline, not quick
     ):
         session.failures |= failed
         session.measured += 1
-        session.keep([row(key, each, kind, kernels) for key, each in samples.items()], shown)
+        session.keep([row(key, each, kind) for key, each in samples.items()], shown)
     return session.end()
 
 
-def row(key: Key, samples: Sequence[float], kind: str, kernels: int = 0) -> Row:
+def row(key: Key, samples: Sequence[float], kind: str) -> Row:
     """A row of results without its provenance."""
     found: Row = {"suite": "startup", "case": key.case, "device": kind, "n": key.n, "d": key.d}
     found |= {"dtype": key.dtype, "peer": key.peer, "source": source(key.peer, kind)}
     found |= {"repeats": len(samples), **columns(samples, "ms", 1e3)}
-    return found | ({"kernels": kernels} if key.case == "triton-kernels" else {})
+    return found | ({"kernels": key.kernels} if key.case == "triton-kernels" else {})
 
 
 def source(peer: str, kind: str) -> str:

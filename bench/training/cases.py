@@ -74,89 +74,50 @@ CASES = {
     case.name: case
     for case in (
         Case(
-            "fashion-mnist",
-            f"28 × 28 × 1 in memory, {_SMALL}, D = 1024",
-            "cpu",
-            "fashion-mnist",
-            "fashion-mnist",
-            28,
-            dataset="fashion-mnist",
-            target=2.0,
+            "fashion-mnist", f"28 × 28 × 1 in memory, {_SMALL}, D = 1024", "cpu", "fashion-mnist",
+            "fashion-mnist", 28, dataset="fashion-mnist", target=2.0,
         ),
         Case(
-            "arrays-32",
-            f"32 × 32 × 3 in memory, {_SMALL}, D = 1024",
-            "cpu",
-            "fashion-mnist",
-            "cifar",
-            32,
+            "arrays-32", f"32 × 32 × 3 in memory, {_SMALL}, D = 1024", "cpu", "fashion-mnist",
+            "cifar", 32,
         ),
         Case(
-            "resnet50-224",
-            "224 × 224 from JPEG files of about 500 × 400, ResNet-50, D = 8192",
-            "cuda",
-            "imagenet-100ep",
-            "imagenet",
-            224,
-            {"encoder": "resnet50"},
-            waits=WAITS,
+            "resnet50-224", "224 × 224 from JPEG files of about 500 × 400, ResNet-50, D = 8192",
+            "cuda", "imagenet-100ep", "imagenet", 224, {"encoder": "resnet50"}, waits=WAITS,
             seconds=180.0,
         ),
         Case(
-            "resnet18-32-2048",
-            "32 × 32 × 3 in memory, ResNet-18, D = 2048",
-            "cuda",
-            "cifar10",
-            "cifar",
-            32,
-            {"encoder": "resnet18"},
-            waits=WAITS,
-            seconds=80.0,
+            "resnet18-32-2048", "32 × 32 × 3 in memory, ResNet-18, D = 2048", "cuda", "cifar10",
+            "cifar", 32, {"encoder": "resnet18"}, waits=WAITS, seconds=80.0,
         ),
         Case(
-            "resnet18-32-8192",
-            "32 × 32 × 3 in memory, ResNet-18, D = 8192",
-            "cuda",
-            "cifar10",
-            "cifar",
-            32,
-            {"encoder": "resnet18", "projector": (8192, 8192, 8192)},
-            waits=WAITS,
+            "resnet18-32-8192", "32 × 32 × 3 in memory, ResNet-18, D = 8192", "cuda", "cifar10",
+            "cifar", 32, {"encoder": "resnet18", "projector": (8192, 8192, 8192)}, waits=WAITS,
             seconds=80.0,
         ),
     )
-}
-BY_KIND: dict[str, dict[str, Case]] = {}
-for _case in CASES.values():
-    BY_KIND.setdefault(_case.kind, {})[_case.name] = _case
+}  # fmt: skip
 QUICK_BATCH = 64
 QUICK = {"cpu": ("fashion-mnist",), "cuda": ("resnet18-32-2048",)}
 
 
-def smaller(case: Case) -> Case:
-    """The same with smaller batches, for a quick look."""
-    return replace(case, changes=case.changes | {"batch_size": QUICK_BATCH})
-
-
 def parse(text: str | None, kind: str, quick: bool = False) -> list[Case]:
-    """Cases of a comma-separated list, or all of a kind of device; ValueError for a name that is
-    unknown there."""
-    known = BY_KIND[kind]
-    names = cli.listed(text, known, "case", QUICK[kind] if quick else None)
-    chosen = [known[name] for name in names]
-    return [smaller(case) for case in chosen] if quick else chosen
+    """Cases of a comma-separated list, or all of a kind of device; in smaller batches for a quick
+    look. ValueError for a name that is unknown there."""
+    known = {name: case for name, case in CASES.items() if kind == case.kind}
+    changes = {"batch_size": QUICK_BATCH} if quick else {}
+    return [
+        replace(known[name], changes=known[name].changes | changes)
+        for name in cli.listed(text, known, "case", QUICK[kind] if quick else None)
+    ]
 
 
 def unavailable(peer: str, case: Case) -> str | None:
     """Why an implementation cannot run here."""
     encoder = case.config().encoder
-    packages = ["torchvision" if not encoder.startswith("timm:") else "timm"]
-    if encoder == "small":
-        packages = []
+    packages = ["timm" if encoder.startswith("timm:") else "torchvision"] * (encoder != "small")
     packages += ["PIL"] if case.files else []
     packages += ["torchvision", "PIL"] if peer in (OFFICIAL, LIGHTLY) else []
     packages += ["lightly"] if peer == LIGHTLY else []
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed"
-    return None
+    missing = (name for name in packages if importlib.util.find_spec(name) is None)
+    return next((f"{name} is not installed" for name in missing), None)

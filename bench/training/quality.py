@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -13,10 +12,9 @@ from torchvision import transforms
 
 from barlow_fast.data import ImageDataset, Views, ViewSpecification
 from barlow_fast.training import PretrainConfig, Trainer
-from barlow_fast.training.estimate import resolved_precision
 from barlow_fast.training.feeding import choose_views, image_size
-from barlow_fast.training.network import build_network
-from barlow_fast.training.optimizers import build_optimizer, set_learning_rates
+from barlow_fast.training.optimizers import set_learning_rates
+from bench.training.runs import ShortLoop
 from bench.views import recipes
 
 WORKERS = 2
@@ -40,35 +38,24 @@ def lightly(config: PretrainConfig, data: ImageDataset, say: Callable[[str], Non
     workers: same encoder and weights to start from, optimizer, schedule, precision and epochs."""
     from lightly.loss import BarlowTwinsLoss
 
-    views, device = choose_views(config.views, data), torch.device("cpu")
-    model = build_network(config, len(views.mean), image_size(views, data)).to(
-        memory_format=torch.channels_last
-    )
-    optimizer = build_optimizer(model, config)
-    criterion = BarlowTwinsLoss(lambda_param=config.lambd)
-    precision = resolved_precision(config, device)
+    views = choose_views(config.views, data)
+    criterion, side = BarlowTwinsLoss(lambda_param=config.lambd), image_size(views, data)
+    loop = ShortLoop(config, len(views.mean), side, torch.device("cpu"), criterion)
     torch.manual_seed(config.seed)
-    side = max(data.image_size)
     pixels = np.ascontiguousarray(data.train_images.permute(0, 2, 3, 1).numpy())
-    dataset = recipes.Pixels(pixels, transform(views, side))
+    dataset = recipes.Pixels(pixels, transform(views, max(data.image_size)))
     batches = recipes.loader(dataset, config.batch_size, WORKERS)
     steps, step, seconds, total = len(batches), 0, 0.0, 0.0
-    model.train()
+    loop.model.train()
     for _ in range(config.epochs):
         start, total = time.perf_counter(), 0.0
-        for view_a, view_b in batches:
-            set_learning_rates(optimizer, config, step, config.epochs * steps, steps)
-            pair = (v.to(memory_format=torch.channels_last) for v in (view_a, view_b))
-            optimizer.zero_grad(set_to_none=True)
-            with _autocast(precision):
-                loss = criterion(*model(*pair))
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
+        for pair in batches:
+            set_learning_rates(loop.optimizer, config, step, config.epochs * steps, steps)
+            total += loop.step(loop.moved(pair)).item()
             step += 1
         seconds += time.perf_counter() - start
     say(f"loss {total / steps:.1f}")
-    return model.encoder, config.epochs * steps * config.batch_size / seconds
+    return loop.model.encoder, config.epochs * steps * config.batch_size / seconds
 
 
 def transform(views: Views, side: int) -> recipes.Transform:
@@ -81,30 +68,15 @@ def _view(specification: ViewSpecification, side: int, views: Views) -> recipes.
 
     s = specification
     found = BYOLView1Transform(
-        input_size=side,
-        cj_prob=s.jitter,
-        cj_strength=1.0,
-        cj_bright=s.brightness,
-        cj_contrast=s.contrast,
-        cj_sat=s.saturation,
-        cj_hue=s.hue,
-        min_scale=s.crop_area[0],
-        random_gray_scale=s.grayscale,
-        gaussian_blur=s.blur,
-        sigmas=s.blur_sigma,
-        solarization_prob=s.solarize,
-        hf_prob=s.flip,
+        input_size=side, cj_prob=s.jitter, cj_strength=1.0, cj_bright=s.brightness,
+        cj_contrast=s.contrast, cj_sat=s.saturation, cj_hue=s.hue, min_scale=s.crop_area[0],
+        random_gray_scale=s.grayscale, gaussian_blur=s.blur, sigmas=s.blur_sigma,
+        solarization_prob=s.solarize, hf_prob=s.flip,
         normalize={"mean": list(views.mean), "std": list(views.std)},
-    )
+    )  # fmt: skip
     if not s.erase:
         return found
     # lightly has none.
     black = [-mean / std for mean, std in zip(views.mean, views.std, strict=True)]
     erase = transforms.RandomErasing(s.erase, s.erase_area, (1, 1), black)
     return transforms.Compose([found, erase])
-
-
-def _autocast(precision: torch.dtype) -> contextlib.AbstractContextManager:
-    if precision == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast("cpu", precision)

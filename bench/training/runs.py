@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from barlow_fast.data import Batch, ImageDataset, load
+from barlow_fast.data import ImageDataset, load
 from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST
 from barlow_fast.data.loader import cores_of_rank
 from barlow_fast.data.sources import FolderSource
 from barlow_fast.models import BarlowTwinsModel
-from barlow_fast.training import Trainer
+from barlow_fast.training import PretrainConfig, Trainer
 from barlow_fast.training.clock import StepClock
 from barlow_fast.training.estimate import resolved_precision
 from barlow_fast.training.feeding import named_views
@@ -117,7 +117,8 @@ def ours(case: Case, device: Device, folder: Path | None, ready: bool) -> Iterat
     data = FolderSource(folder) if case.files else dataset_of(case)
     with Trainer(config, data, device.torch) as trainer:
         first = trainer.next_batch()
-        _check_views(trainer, first)
+        if (found := disagreement(trainer.loader, first)) is not None:
+            raise DisagreementError(found)
         _check_loss(trainer.criterion, trainer.model, first.views, trainer.autocast)
         if ready:
             kept = [first, *(trainer.next_batch() for _ in range(READY - 1))]
@@ -138,45 +139,66 @@ def elsewhere(
 ) -> Iterator[Iterator[int]]:
     """torchvision's transforms in a DataLoader, and a loop as short as it can be: the official
     loss and recipe, or lightly's."""
-    config, views = case.config(), named_views(case.views)
-    model = build_network(config, len(views.mean), case.side).to(
-        device.torch, memory_format=torch.channels_last
-    )
-    optimizer = build_optimizer(model, config)
-    d, precision = config.projector[-1], resolved_precision(config, device.torch)
+    config, channels = case.config(), len(named_views(case.views).mean)
     build = discover()[LIGHTLY].build if peer == LIGHTLY else official_peer.build
     with device.torch:
-        criterion = build(config.batch_size, d, torch.float32)
+        criterion = build(config.batch_size, config.projector[-1], torch.float32)
+    loop = ShortLoop(config, channels, case.side, device.torch, criterion)
     clock = StepClock(device.torch)
-
-    def autocast() -> AbstractContextManager:
-        if precision == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(device.torch.type, precision)
-
     batches = _batches(peer, case, device, folder)
     started = False
 
     def step() -> int:
         nonlocal started
         clock.start()
-        pair = tuple(
-            view.to(device.torch, memory_format=torch.channels_last, non_blocking=True)
-            for view in next(batches)
-        )
+        pair = loop.moved(next(batches))
         clock.mark("data")
         if not started:
-            _check_loss(criterion, model, pair, autocast)
+            _check_loss(criterion, loop.model, pair, loop.autocast)
             started = True
-        optimizer.zero_grad(set_to_none=True)
-        with autocast():
-            loss = criterion(*model(*pair))
-        loss.backward()
-        optimizer.step()
+        loop.step(pair)
         clock.mark("forward")
         return len(pair[0])
 
     yield Steps(step, clock, device)
+
+
+class ShortLoop:
+    """Training in a loop as short as it can be: `config`'s network for views of `side` pixels, its
+    optimizer and precision, and the loss `criterion`."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        channels: int,
+        side: int,
+        device: torch.device,
+        criterion: Loss,
+    ) -> None:
+        self._criterion, self._device = criterion, device
+        self._precision = resolved_precision(config, device)
+        self._format = {"memory_format": torch.channels_last}
+        self.model = build_network(config, channels, side).to(device, **self._format)
+        self.optimizer = build_optimizer(self.model, config)
+
+    def moved(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Views on the device, in the memory format of the network."""
+        return tuple(view.to(self._device, non_blocking=True, **self._format) for view in views)
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        if self._precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, self._precision)
+
+    def step(self, pair: Sequence[Tensor]) -> Tensor:
+        """One step; the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            loss = self._criterion(*self.model(*pair))
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
 
 
 def workers(device: Device) -> int:
@@ -202,13 +224,6 @@ def _batches(peer: str, case: Case, device: Device, folder: Path | None) -> Iter
         dataset, case.config().batch_size, workers(device), pin_memory=device.pins_memory
     )
     return itertools.chain.from_iterable(itertools.repeat(feed))
-
-
-def _check_views(trainer: Trainer, first: Batch) -> None:
-    """Ours against torchvision's functions, where torchvision is installed."""
-    found = disagreement(trainer.loader, first)
-    if found is not None:
-        raise DisagreementError(found)
 
 
 def _check_loss(

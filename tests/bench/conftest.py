@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from bench import results
+from bench import exits, results, runner, sources
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +30,33 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def python():
+    """(arguments, ...) -> a Python that has ended, run from the root of the tree."""
+
+    def run(*arguments, **options):
+        command = [sys.executable, *map(str, arguments)]
+        given = {"cwd": sources.ROOT, "capture_output": True, "text": True} | options
+        return subprocess.run(command, **given)
+
+    return run
+
+
+@pytest.fixture
+def suites_run(monkeypatch):
+    """Commands of suites that would have been run, in as many seconds, with their journal; `ends`
+    is their exit status."""
+    seen = SimpleNamespace(commands=[], given=[], ends=exits.COMPLETE)
+
+    def persevere(command, log, seconds, journal):
+        seen.commands.append(command(seconds)[3:])
+        seen.given.append((seconds, journal))
+        return seen.ends
+
+    monkeypatch.setattr(runner, "persevere", persevere)
+    return seen
 
 
 @pytest.fixture

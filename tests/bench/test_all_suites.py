@@ -30,18 +30,11 @@ def test_times_of_the_parts_fit_into_what_is_promised():
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_part_is_a_suite_that_takes_its_arguments(tmp_path, monkeypatch, quick):
-    commands = {}
-
-    def persevere(context, command, seconds, journal):
-        given = command(seconds)
-        commands[given[3]] = given[4:]
-        return exits.COMPLETE
-
-    monkeypatch.setattr(runner, "persevere", persevere)
+def test_every_part_is_a_suite_that_takes_its_arguments(tmp_path, suites_run, quick):
     parts = everything.choose(None, quick, None)
     context = Context(tmp_path, tmp_path / "rows.jsonl", State({}), grace=everything.GRACE)
     assert runner.run(parts, context, runner.in_turn(parts)) == exits.COMPLETE
+    commands = {name: given for name, *given in suites_run.commands}
     assert {"loss", "distributed", "memory", "views", "train", "startup"} <= set(commands)
     for name, given in commands.items():
         parser = argparse.ArgumentParser()
@@ -56,7 +49,7 @@ def test_a_suite_that_has_no_time_of_its_own_is_run_all_the_same():
     (part,) = everything.choose("scaling", False, None)
     assert part.run.takes == ["out"]
     assert part.run.file == results.FOLDER / "scaling.jsonl"
-    assert part.seconds == 60 * everything.OTHER_MINUTES
+    assert part.seconds == 60 * everything.OTHER.minutes
 
 
 @pytest.mark.parametrize(

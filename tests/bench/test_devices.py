@@ -93,6 +93,6 @@ def test_suites_ask_the_device_and_never_which_one_it_is(folder):
 
 
 def test_both_devices_have_the_same_methods():
-    cpu, cuda = ({name for name in vars(each) if name[0] != "_"} for each in (Cpu, Cuda))
+    cpu, cuda = ({name for name in dir(each) if name[0] != "_"} for each in (Cpu, Cuda))
     assert cpu - cuda == set()
     assert cuda - cpu == {"named"}  # for the state of `make gpu`

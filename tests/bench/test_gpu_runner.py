@@ -6,11 +6,12 @@ import argparse
 import json
 import os
 import re
-import subprocess
+import shutil
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,11 +28,8 @@ from bench.state import (
     PARTIAL,
     SKIPPED,
     STOPPED,
-    Journal,
     Progress,
     State,
-    finished,
-    lost,
 )
 
 DEVICE = {"name": "Example GPU", "slug": "gpu-example-gpu", "torch": "2.11.0"}
@@ -84,13 +82,8 @@ def test_bad_options_are_refused(arguments, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_cuda_device_it_ends_at_once(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--out", str(tmp_path / "out")],
-        cwd=sources.ROOT,
-        capture_output=True,
-        text=True,
-    )
+def test_without_a_cuda_device_it_ends_at_once(tmp_path, python):
+    done = python("-m", "bench.gpu", "--out", tmp_path / "out")
     assert done.returncode == exits.NO_DEVICE
     assert "needs a CUDA device" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -199,7 +192,7 @@ def test_a_child_that_takes_too_long_or_hangs_is_ended(tmp_path, monkeypatch):
 
 
 def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):
-    journal = tmp_path / "journal"
+    journal, log = tmp_path / "journal", tmp_path / "log"
     script = (
         "import pathlib, sys\n"
         f"path = pathlib.Path({str(journal)!r})\n"
@@ -208,80 +201,129 @@ def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):
         f"sys.exit({exits.RESTART} if count < 2 else 0)\n"
     )
     command = [sys.executable, "-c", script]
-    result = runner.persevere(context(tmp_path), lambda left: command, SECONDS, journal)
+    result = runner.persevere(lambda left: command, log, SECONDS, journal)
     assert result == exits.COMPLETE
     assert len(journal.read_text().splitlines()) == 3
     stuck = [sys.executable, "-c", f"raise SystemExit({exits.RESTART})"]
-    result = runner.persevere(context(tmp_path), lambda left: stuck, SECONDS, journal)
+    result = runner.persevere(lambda left: stuck, log, SECONDS, journal)
     assert result == exits.RESTART
 
 
 TESTS = """
-import os, pathlib, time
+import os, signal, sys, types, pytest
+
+pytestmark = pytest.mark.gpu
 
 def test_good():
     assert True
 
-def test_bad():
+@pytest.mark.parametrize("what", ["a b", "c"])
+def test_bad(what):
     assert False, "seen failing"
+
+def test_skipped():
+    pytest.skip("no such device")
+
+def test_breaks_the_context():
+    def synchronize():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    cuda = types.SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize)
+    sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+    assert False, "seen breaking"
+
+def test_dies():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def test_last():
     with open(os.environ["RAN"], "a") as file:
         file.write("last ")
 """
+FILES = {
+    "test_some.py": TESTS,
+    "test_lacking.py": "import no_such_library",
+    "test_broken.py": "import bench.no_such_module",  # what our own code lacks is a failure
+}
 
 
-def run_tests(tmp_path, journal, *options):
-    (tmp_path / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_journal"]
-    command += ["-p", "no:cacheprovider", "--journal", str(journal), *options]
-    log = tmp_path / "log"
-    environment = {"RAN": str(tmp_path / "ran")}
-    rootdir = ["--rootdir", str(tmp_path), str(tmp_path / "test_some.py")]
-    return runner.run_child([*command, *rootdir], log, SECONDS, environment=environment)
+@pytest.fixture
+def tested(tmp_path, monkeypatch):
+    """Runs the part of the tests on FILES; its progress."""
+    for name, text in (FILES | {"pytest.ini": "[pytest]"}).items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(parts, "gpu_test_files", lambda: list(FILES))
+    monkeypatch.setattr(runner, "ROOT", tmp_path)  # where children run
+    monkeypatch.setenv("PYTHONPATH", str(sources.ROOT))
+    monkeypatch.setenv("RAN", str(tmp_path / "ran"))
+    progress = Progress()
+
+    def run(seconds=SECONDS):
+        shutil.rmtree(tmp_path / "scratch", ignore_errors=True)
+        parts.tests(context(tmp_path), progress, seconds)
+        return progress
+
+    return run
 
 
-def test_the_journal_of_tests_resumes_where_a_process_ended(tmp_path):
-    journal = tmp_path / "journal"
-    Journal(journal).end("test_some.py::test_good", outcome="passed")
-    Journal(journal).start("test_some.py::test_bad")  # and then the process was killed
-    assert lost(journal) == {"test_some.py::test_bad": STOPPED}
-    assert run_tests(tmp_path, journal) == 0
-    assert set(finished(journal)) == {"test_some.py::test_good", "test_some.py::test_last"}
+def test_tests_resume_where_a_process_ended_and_failed_ones_are_tried_again(tested, tmp_path):
+    progress = tested()
+    found = {name.removeprefix("test_some.py::"): e for name, e in progress.finished.items()}
+    assert {name: each["outcome"] for name, each in found.items()} == {
+        "test_good": "passed", "test_bad[a b]": "failed", "test_bad[c]": "failed",
+        "test_breaks_the_context": "failed", "test_skipped": "skipped", "test_dies": "failed",
+        "test_last": "passed", "test_lacking.py": "skipped", "test_broken.py": "failed",
+    }  # fmt: skip
+    assert "seen failing" in found["test_bad[a b]"]["text"]
+    assert found["test_dies"]["text"] == STOPPED
+    assert "no such device" in found["test_skipped"]["text"]
+    assert found["test_lacking.py"]["text"] == "no_such_library is not installed"
+    assert "No module named 'bench.no_such_module'" in found["test_broken.py"]["text"]
     assert (tmp_path / "ran").read_text() == "last "
+    assert progress.status == FAILED
+    assert progress.detail == "2 passed, 2 skipped, 5 failed"
+    some = tmp_path / "test_some.py"
+    some.write_text(TESTS.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass"))
+    assert tested().detail == "3 passed, 2 skipped, 4 failed"
+    assert (tmp_path / "ran").read_text() == "last "
+    assert "an illegal memory access" in (tmp_path / "gpu-log.txt").read_text()
+    some.write_text(some.read_text().replace("assert False", "assert True"))
+    (tmp_path / "test_broken.py").write_text("")
+    assert tested().status == COMPLETE
+    suite = ElementTree.parse(tmp_path / "gpu-tests.xml").getroot()[0]
+    assert (suite.attrib["failures"], suite.attrib["skipped"]) == ("0", "2")
 
 
-@pytest.mark.slow
-def test_no_test_is_begun_when_time_is_up(tmp_path):
-    journal = tmp_path / "journal"
-    assert run_tests(tmp_path, journal, "--stop-after", "0") == exits.UNFINISHED
-    assert list(finished(journal)) == ["test_some.py::test_good"]
-    assert run_tests(tmp_path, journal) == exits.FAILED
-    assert finished(journal)["test_some.py::test_bad"]["outcome"] == "failed"
-    assert "seen failing" in finished(journal)["test_some.py::test_bad"]["text"]
-
-
-def test_the_part_of_the_tests_writes_junit_and_tries_failed_ones_again(tmp_path, monkeypatch):
+def test_the_part_of_the_tests_writes_junit(tmp_path, monkeypatch):
     where = context(tmp_path)
-    known = {"a.py::good": {"outcome": "passed", "seconds": 1.0, "text": ""}}
-    known["a.py::bad"] = {"outcome": "failed", "seconds": 1.0, "text": "once\x00"}
-    progress = Progress(finished=dict(known))
+    output, late = where.scratch / "tests.txt", "tests/a.py::broke \n"
+    progress = Progress(finished={"tests/a.py::good": {"outcome": "passed", "text": ""}})
+    where.state.parts["tests"] = progress
 
-    def persevere(context, command, seconds, journal, tick):
-        assert set(finished(journal)) == {"a.py::good"}
-        Journal(journal).end("a.py::bad", outcome="failed", seconds=0.5, text="twice\x00")
-        Journal(journal).start("a.py::broke")
-        return exits.FAILED
+    def persevere(command, log, seconds, watched, environment, collect):
+        command(seconds)
+        known = Path(environment["FINISHED_TESTS"]).read_text().splitlines()
+        assert known == ["tests/a.py::good"]
+        bad = "tests/a.py::bad"
+        output.write_text(f"{bad} FAILED [ 5%]\n{late}FAILED {bad} - twice\x00\n")
+        collect()
+        saved = state.load(tmp_path, DEVICE)  # all that is left where the runner is killed now
+        assert saved.parts["tests"].finished.keys() == {*known, bad, "tests/a.py::broke"}
+        return results.pop(0)
 
-    monkeypatch.setattr(parts, "persevere", persevere)
+    monkeypatch.setattr(runner, "persevere", persevere)
+    results = [exits.FAILED, runner.LATE]
     parts.tests(where, progress, 60.0)
     assert progress.status == FAILED
     assert progress.detail == "1 passed, 2 failed"
-    assert progress.finished["a.py::broke"]["text"] == STOPPED
+    assert progress.finished["tests/a.py::broke"]["text"] == STOPPED
     suite = ElementTree.parse(tmp_path / "gpu-tests.xml").getroot()[0]
     assert suite.attrib["failures"] == "2"
     messages = {case.attrib["name"]: case[0].text for case in suite if len(case)}
     assert messages == {"bad": "twice?", "broke": STOPPED}
+    output.unlink()
+    # A process that was ended because time was up did not break on the test it was at.
+    parts.tests(where, progress, 60.0)
+    assert "tests/a.py::broke" not in progress.finished
 
 
 def test_files_with_gpu_tests_are_found_without_importing_them():
@@ -311,7 +353,7 @@ def test_a_missing_sanitizer_is_skipped(tmp_path, monkeypatch):
 def test_a_suite_is_resumed_after_a_restart_and_judged_by_its_exit(tmp_path, monkeypatch):
     commands = []
 
-    def persevere(context, command, seconds, journal):
+    def persevere(command, log, seconds, journal):
         commands.append(command(100.0))
         journal.write_text("")
         commands.append(command(50.0))
@@ -331,27 +373,21 @@ def test_a_suite_is_resumed_after_a_restart_and_judged_by_its_exit(tmp_path, mon
     assert (progress.status, progress.detail) == (PARTIAL, "2 rows, 1 with a problem")
 
 
-def test_a_suite_that_cannot_run_here_is_skipped_with_its_reason(tmp_path, monkeypatch):
+def test_a_suite_that_cannot_run_here_is_skipped_with_its_reason(tmp_path, suites_run):
     where, progress = context(tmp_path), Progress()
     where.log.write_text("...\ntorchvision is not installed\n")
-    monkeypatch.setattr(runner, "persevere", lambda *_, **__: exits.UNUSABLE)
+    suites_run.ends = exits.UNUSABLE
     Suite("train")(where, progress, 100.0)
     assert (progress.status, progress.detail) == (SKIPPED, "torchvision is not installed")
 
 
-def test_the_source_tree_is_imported_from_anywhere(tmp_path):
+def test_the_source_tree_is_imported_from_anywhere(tmp_path, python):
     code = (
         "import barlow_fast, barlow_fast.kernels.aten, bench.gpu\n"
         "print(barlow_fast.__file__, barlow_fast.kernels.__file__, barlow_fast.kernels.aten.NAME)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, **runner.source_tree_environment()},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment = os.environ | runner.source_tree_environment()
+    done = python("-c", code, cwd=tmp_path, env=environment, check=True)
     package, kernels, name = done.stdout.split()
     assert package == str(sources.ROOT / "barlow_fast" / "__init__.py")
     assert kernels == str(sources.ROOT / "kernels" / "__init__.py")
@@ -369,31 +405,21 @@ def test_a_fingerprint_reports_contents_and_names(tmp_path):
     assert len({first, second, sources.fingerprint(("*.py",), tmp_path)}) == 3
 
 
-def test_the_runner_needs_the_standard_library_only():
+def test_the_runner_needs_the_standard_library_only(python):
     code = (
         "import sys\nbefore = set(sys.modules)\nimport bench.gpu.__main__\n"
         "print(sorted({'torch', 'typer', 'rich', 'numpy'} & (set(sys.modules) - before)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=sources.ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert python("-c", code, check=True).stdout.strip() == "[]"
     assert gpu.__doc__
 
 
-def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, monkeypatch):
-    commands = []
-
-    def persevere(context, command, seconds, journal):
-        commands.append(command(seconds)[3:])
-        return exits.COMPLETE
-
-    monkeypatch.setattr(runner, "persevere", persevere)
+def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, suites_run):
     suites_of = [part for part in parts.PARTS if isinstance(part.run, Suite)]
     known = State(DEVICE)
     assert run(suites_of, context(tmp_path, known), 1000.0) == exits.COMPLETE
-    assert [given[0] for given in commands] == ["loss", "memory", "views", "train"]
-    for name, *given in commands:
+    assert [given[0] for given in suites_run.commands] == ["loss", "memory", "views", "train"]
+    for name, *given in suites_run.commands:
         parser = argparse.ArgumentParser()
         cli.add(parser, suites.discover()[name].command)
         options = parser.parse_args(given)
@@ -402,16 +428,9 @@ def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, monkeypatch):
         assert options.minutes * 60 <= 330
 
 
-def test_what_a_suite_does_not_take_is_not_passed_and_it_has_a_grace(tmp_path, monkeypatch):
-    seen = []
-
-    def persevere(context, command, seconds, journal):
-        seen.extend([command(seconds), seconds, journal])
-        return exits.COMPLETE
-
-    monkeypatch.setattr(runner, "persevere", persevere)
+def test_what_a_suite_does_not_take_is_not_passed_and_it_has_a_grace(tmp_path, suites_run):
     where, progress = replace(context(tmp_path), out=None, grace=120.0), Progress()
     Suite("startup", ("--quick",), ("minutes", "out"))(where, progress, 60.0)
-    assert seen[0][3:] == ["startup", "--quick", "--minutes", "1", "--out", str(where.rows)]
-    assert seen[1:] == [180.0, None]
+    given = ["startup", "--quick", "--minutes", "1", "--out", str(where.rows)]
+    assert (suites_run.commands, suites_run.given) == ([given], [(180.0, None)])
     assert (progress.status, progress.detail) == (COMPLETE, "0 rows")

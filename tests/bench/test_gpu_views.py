@@ -3,9 +3,6 @@ there."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,11 +11,10 @@ pytest.importorskip("torchvision")
 
 from test_report import ORIGIN
 
-from bench import devices, results, runner, sources
+from bench import devices, results, sources
 from bench.devices import Cpu
 from bench.floor import Peaks
 from bench.session import Given, Session
-from bench.state import finished
 from bench.suites import views as suite
 from bench.views import feeds, images, turns
 
@@ -168,28 +164,3 @@ def test_clouds_stand_in_for_photographs(tmp_path, monkeypatch):
         assert Image.open(path).mode == "RGB"
         # About what photographs of that size take.
         assert 5_000 < path.stat().st_size < 200_000
-
-
-@pytest.mark.slow
-def test_a_file_of_tests_that_lacks_a_library_is_skipped_with_the_reason(tmp_path):
-    (tmp_path / "test_lacking.py").write_text("import no_such_library\n")
-    (tmp_path / "test_broken.py").write_text("import barlow_fast.no_such_module\n")
-    (tmp_path / "test_good.py").write_text("def test_good():\n    pass\n")
-    journal = tmp_path / "journal"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_journal"]
-    command += ["-p", "no:cacheprovider", "-o", "addopts=", "--continue-on-collection-errors"]
-    command += ["--journal", str(journal), "--rootdir", str(tmp_path), str(tmp_path)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, **runner.source_tree_environment()},
-        cwd=sources.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    entries = finished(journal)
-    assert entries["test_lacking.py"]["text"] == "no_such_library is not installed"
-    assert entries["test_lacking.py"]["outcome"] == "skipped"
-    assert entries["test_good.py::test_good"]["outcome"] == "passed"
-    # What our own code lacks is an error.
-    assert done.returncode == 1
-    assert "1 passed, 1 skipped, 1 error" in done.stdout

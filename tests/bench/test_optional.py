@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-from bench import sources
 from bench.console import aligned
 
 HIDDEN = "import sys; sys.modules['typer'] = sys.modules['rich'] = None\n"
@@ -20,9 +16,7 @@ def test_columns_of_numbers_are_aligned_to_the_right():
     ]
 
 
-def test_every_command_is_there_without_either():
-    code = HIDDEN + "from bench.__main__ import main\nmain(['loss', '--help'])"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=sources.ROOT, capture_output=True, text=True)
+def test_every_command_is_there_without_either(python):
+    done = python("-c", HIDDEN + "from bench.__main__ import main\nmain(['loss', '--help'])")
     assert done.returncode == 0, done.stderr
     assert "--compiled-shapes" in done.stdout

@@ -11,7 +11,8 @@ from test_gpu_report import gpu_row
 from test_report import ORIGIN, row
 
 from bench import plots, report, results
-from bench.plots import drawing, memory, roofline, speedup
+from bench.plots import memory, roofline, speedup
+from bench.plots.figure import marked
 
 HOSTILE = "<script>alert(1)</script>\"'`|\n\n</details><img src=https://example.org/x onerror=x>"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -94,7 +95,7 @@ def test_the_roofline_has_useful_operations_per_second_under_its_peaks():
     assert points[64.0][0] == pytest.approx(rate, rel=1e-3)
     assert (panel["products"], panel["copies"]) == ([100.0, 100.0], [20.0, 20.0])
     assert "fft" not in panel["points"]
-    assert roofline._ceiling(panel, 2.0) == 40.0
+    assert roofline.ceiling(panel, 2.0) == 40.0
     assert "fp32 GEMM 100" in picture("roofline", loss_rows()).svg()
 
 
@@ -122,7 +123,7 @@ def test_memory_goes_to_the_d_where_each_runs_out():
         "input_bytes": 100, "peak_bytes": 50, "provenance": ORIGIN,
     }  # fmt: skip
     assert picture("memory", [measured]).data["lines"]["ours"]["points"] == [[4096, 150]]
-    assert memory.pictures({"x.jsonl": [measured | {"n": 512}]}) == []
+    assert list(memory.FIGURE.pictures({"x.jsonl": [measured | {"n": 512}]})) == []
 
 
 def bar_rows():
@@ -153,19 +154,10 @@ def test_bars_and_ranks_show_their_medians_and_state_the_result():
 
 def test_rows_without_figures_and_no_rows_at_all_draw_nothing():
     assert plots.pictures({}) == []
-    bare = [
-        {
-            "suite": suite,
-            "n": 256,
-            "d": 64,
-            "dtype": "fp32",
-            "peer": "ours",
-            "ranks": 2,
-            "case": "x",
-        }
-        for suite in ("loss", "memory", "largest", "distributed", "train", "views", "startup")
-    ]
-    assert plots.pictures({"x.jsonl": [each | {"problem": "no"} for each in bare]}) == []
+    suites = ("loss", "memory", "largest", "distributed", "train", "views", "startup")
+    bare = {"n": 256, "d": 64, "dtype": "fp32", "peer": "ours", "ranks": 2, "case": "x"}
+    rows = [bare | {"suite": suite, "problem": "no"} for suite in suites]
+    assert plots.pictures({"x.jsonl": rows}) == []
 
 
 def test_marks_depend_on_the_data_alone():
@@ -174,7 +166,7 @@ def test_marks_depend_on_the_data_alone():
     changed = loss_rows()
     changed[1]["median_ms"] = 1300.0
     assert picture("speedup", changed).mark != one.mark
-    assert drawing.marked(one.svg()) == one.mark
+    assert marked(one.svg()) == one.mark
     assert one.svg() == same.svg()
 
 
@@ -226,7 +218,7 @@ def test_check_compares_marks_and_not_bytes(folder):
     path = folder / "figures" / "speedup-cpu-example-fp32.svg"
     path.write_text(path.read_text().replace("Matplotlib v", "Matplotlib v0."))
     assert check(folder).exit_code == 0
-    path.write_text(path.read_text().replace(drawing.marked(path.read_text()), "no mark"))
+    path.write_text(path.read_text().replace(marked(path.read_text()), "no mark"))
     assert f"{path} is out of date" in check(folder).output
 
 

@@ -6,7 +6,7 @@ import pytest
 from invoked import invoke
 
 from bench import plots, report, results
-from bench.plots import drawing
+from bench.plots.figure import marked
 from bench.ranks import scaling
 from bench.suites import scaling as suite
 
@@ -83,7 +83,7 @@ def test_a_figure_changes_only_with_its_rows(modelled):
         plots.pictures({"scaling.jsonl": rows}) for rows in (modelled, modelled, changed)
     )
     assert one.svg() == same.svg()
-    assert drawing.marked(one.svg()) == one.mark == same.mark
+    assert marked(one.svg()) == one.mark == same.mark
     assert other.mark != one.mark
 
 

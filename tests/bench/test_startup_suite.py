@@ -45,7 +45,7 @@ def started(monkeypatch):
 def measured(*arguments, **options):
     say = options.pop("say", lambda text: None)
     samples, failures = {}, {}
-    for found, _, failed in processes.measure("cpu", *arguments, GRID, say, **options):
+    for found, failed in processes.measure("cpu", *arguments, GRID, say, **options):
         samples |= found
         failures |= failed
     return samples, failures
@@ -187,9 +187,9 @@ def test_the_command_writes_rows_and_they_make_a_section(started, tmp_path):
 
 
 def made_up(case, peer, seconds, shape=SHAPE):
-    key = Key(case, peer) if case == "import" else Key(case, peer, *shape)
+    key = Key(case, peer) if case == "import" else Key(case, peer, *shape, kernels=5)
     samples = [0.9 * seconds, seconds, 1.1 * seconds]
-    return suite.row(key, samples, "cpu", kernels=5) | {"provenance": ORIGIN}
+    return suite.row(key, samples, "cpu") | {"provenance": ORIGIN}
 
 
 def test_tables_show_ratios_to_torch_and_who_is_slower():
