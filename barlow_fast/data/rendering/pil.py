@@ -1,7 +1,8 @@
-"""Crops by Pillow, in this process: torchvision's `RandomResizedCrop`, to the bit.
+"""Crops of images that Pillow decodes, in this process: torchvision's `RandomResizedCrop`, to the
+bit.
 
-The window is cut out first and then resized. `Image.resize(box=...)` would do both at once, but its
-filter reaches over the window's border into the rest of the image, and the outermost pixels differ.
+The window is cut out and resized by the native kernels, and by Pillow where they cannot run: with
+the same bits from Pillow 13 on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from ..faults import BadImage, BadImageError
 from ..sources import Source
 from ..views import draw
 from ..windows import windows
-from . import CallingProcess, Crops, crop_shapes, without
+from . import CallingProcess, Crops, crop_shapes, native_crop, without
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..presets import Views
 
 
@@ -44,8 +47,7 @@ def crop_rows(
     """
     specifications = views.views
     drawn = [draw(s, seed, epoch, samples, number) for number, s in enumerate(specifications)]
-    resampling = pillow().Resampling
-    filters = {"bicubic": resampling.BICUBIC, "bilinear": resampling.BILINEAR}
+    resize = _by_pillow if native_crop() is None else _by_kernel
     bad = []
     for row, sample in enumerate(samples.tolist()):
         try:
@@ -56,20 +58,40 @@ def crop_rows(
         mode = "L" if out[0].shape[-1] == 1 else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
-        for specification, parameters, rows in zip(specifications, drawn, out, strict=True):
+        found = [
             # Row by row: the size is known once the image is decoded, and the windows of a whole
             # batch would need every header to be read ahead.
-            top, left, height, width = windows(
-                parameters[row : row + 1], specification, image.height, image.width
-            )[0].tolist()
-            view = image
-            if (height, width) != (image.height, image.width):
-                view = view.crop((left, top, left + width, top + height))
-            size = rows.shape[1:3]
-            if (view.height, view.width) != size:
-                view = view.resize(size[::-1], filters[specification.interpolation])
-            rows[row] = np.asarray(view).reshape(rows.shape[1:])
+            windows(parameters[row : row + 1], view, image.height, image.width)[0].tolist()
+            for view, parameters in zip(specifications, drawn, strict=True)
+        ]
+        resize(image, found, [view.interpolation for view in specifications], [o[row] for o in out])
     return bad
+
+
+def _by_kernel(
+    image: Image.Image, found: list[list[int]], interpolations: list[str], out: list[np.ndarray]
+) -> None:
+    pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1))
+    for window, interpolation, crop in zip(found, interpolations, out, strict=True):
+        native_crop()(pixels, window, interpolation, torch.from_numpy(crop))
+
+
+def _by_pillow(
+    image: Image.Image, found: list[list[int]], interpolations: list[str], out: list[np.ndarray]
+) -> None:
+    """Cuts first and then resizes. `Image.resize(box=...)` would do both at once, but its filter
+    reaches over the window's border into the rest of the image."""
+    resampling = pillow().Resampling
+    filters = {"bicubic": resampling.BICUBIC, "bilinear": resampling.BILINEAR}
+    for (top, left, height, width), interpolation, crop in zip(
+        found, interpolations, out, strict=True
+    ):
+        view = image
+        if (height, width) != (image.height, image.width):
+            view = view.crop((left, top, left + width, top + height))
+        if (view.height, view.width) != crop.shape[:2]:
+            view = view.resize(crop.shape[1::-1], filters[interpolation])
+        crop[:] = np.asarray(view).reshape(crop.shape)
 
 
 class PilRenderer(CallingProcess):
