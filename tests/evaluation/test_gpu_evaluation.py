@@ -22,10 +22,7 @@ from barlow_fast.evaluation import (
     random_weights,
 )
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 FORM = ImageFormat(8, 1, 0.3, 0.25)
 # A sample or two at a class's border may fall on the other side.

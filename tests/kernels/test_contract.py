@@ -14,6 +14,7 @@ from contract import (
     check_moments,
     check_one_row,
     check_tiles,
+    native,
     prepared,
     using,
 )
@@ -23,8 +24,11 @@ from barlow_fast.kernels import KERNEL_SETS, aten, load, why_unusable
 from barlow_fast.kernels import cpu as cpu_kernels
 
 CPU = torch.device("cpu")
-PROBLEM = why_unusable("cpu", CPU)
-native = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
+poisoned = pytest.mark.usefixtures("poisoned")
+every_shape = pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+)
 
 
 @pytest.fixture(params=cpu_kernels.INSTRUCTION_SETS)
@@ -38,9 +42,9 @@ def kernels(request):
         yield kernels
 
 
-@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@every_shape
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_moments_and_standardisation(kernels, shape, precision):
     check_moments(kernels, prepared(shape, precision), precision)
 
@@ -56,9 +60,9 @@ def test_moments_of_long_columns_merge_over_row_blocks(kernels):
         torch.testing.assert_close(got[row], exact[row], rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@every_dtype
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_every_input_type_with_every_operand_type(kernels, dtype, precision):
     for shape in ((19, 45), (45, 19)):
         case = prepared(shape, precision, dtype)
@@ -66,16 +70,17 @@ def test_every_input_type_with_every_operand_type(kernels, dtype, precision):
         check_correlation(kernels, case, precision)
 
 
-@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("check", [check_gram, check_correlation])
+@every_shape
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-@pytest.mark.usefixtures("poisoned")
-def test_gram(kernels, shape, precision):
-    check_gram(kernels, prepared(shape, precision), precision)
+@poisoned
+def test_forms(kernels, shape, precision, check):
+    check(kernels, prepared(shape, precision), precision)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@every_dtype
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_one_row(kernels, dtype, precision):
     for d in (1, 37, 150):
         check_one_row(kernels, d, dtype, precision)
@@ -83,20 +88,20 @@ def test_one_row(kernels, dtype, precision):
 
 @pytest.mark.parametrize("shape", [*AWKWARD_SHAPES, (300, 1)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_tiles(kernels, shape, precision):
     check_tiles(kernels, prepared(shape, precision), precision)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_tiles_of_every_input_type(kernels, dtype, precision):
     check_tiles(kernels, prepared((70, 45), precision, dtype), precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_tiles_of_more_than_one_block(kernels, precision):
     """Several square blocks, or several parts of the summed index, with remainders."""
     for shape in ((700, 90), (140, 1100)):
@@ -104,20 +109,13 @@ def test_tiles_of_more_than_one_block(kernels, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_one_sample_that_dominates(kernels, precision):
     check_dominating_sample(kernels, precision)
 
 
-@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-@pytest.mark.usefixtures("poisoned")
-def test_correlation(kernels, shape, precision):
-    check_correlation(kernels, prepared(shape, precision), precision)
-
-
 @pytest.mark.parametrize("shape", [(600, 700), (700, 600)], ids=["gram", "correlation"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_more_than_one_block_of_the_matrix(shape, kernels):
     """Several square blocks and several parts of the summed index, with remainders."""
     case = prepared(shape, "fp32")
@@ -152,28 +150,6 @@ def test_kernels_inside_a_thread_of_the_caller():
         for job in jobs:
             for x, y in zip(job.result(), want, strict=True):
                 torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-4)
-
-
-@native
-def test_native_checks_refuse_wrong_shapes():
-    z = torch.randn(8, 12)
-    with pytest.raises(RuntimeError, match=r"out must be .* float64 .* of \(5, 12\)"):
-        torch.ops.barlow_fast_cpu.column_moments(z, z, 1, torch.empty(5, 11, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="must have the same shape"):
-        torch.ops.barlow_fast_cpu.column_moments(
-            z, z[:, :4], 1, torch.empty(5, 12, dtype=torch.float64)
-        )
-    with pytest.raises(RuntimeError, match="operand must be 0"):
-        torch.ops.barlow_fast_cpu.column_moments(z, z, 9, torch.empty(5, 12, dtype=torch.float64))
-    statistics = torch.zeros(3, 12)
-    with pytest.raises(RuntimeError, match=r"tiles must .* of \(1, 64, 64\)"):
-        torch.ops.barlow_fast_cpu.gram_tiles(z, statistics, 1, torch.empty(2, 64, 64))
-    with pytest.raises(RuntimeError, match="tiles must have tiles of 64 or 128 rows"):
-        torch.ops.barlow_fast_cpu.gram_tiles(z, statistics, 1, torch.empty(1, 8, 8))
-    with pytest.raises(RuntimeError, match="grams must be a contiguous float64"):
-        torch.ops.barlow_fast_cpu.gram_from_tiles(
-            torch.empty(2, 1, 64, 64), torch.zeros(2, dtype=torch.float64), 0, torch.empty(2, 8, 8)
-        )
 
 
 def test_sets_are_named_and_refused_with_a_reason():
