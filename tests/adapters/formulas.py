@@ -174,10 +174,8 @@ def rms_errors(draws: Iterable, exact: Callable, *candidates: Callable) -> Tenso
     for z_a, z_b in draws:
         truth = outcome(exact, z_a.double(), z_b.double())
         found = (outcome(candidate, z_a, z_b) for candidate in candidates)
-        squares.append(
-            [[relative_error(*p) ** 2 for p in zip(o, truth, strict=True)] for o in found]
-        )
-    return torch.tensor(squares, dtype=torch.float64).mean(0).sqrt()
+        errors.append([list(map(relative_error, each, truth)) for each in found])
+    return torch.tensor(errors, dtype=torch.float64).square().mean(0).sqrt()
 
 
 def outcome(

@@ -11,18 +11,9 @@ import pytest
 import torch
 from embeddings import draw
 
+from barlow_fast import distributed
 from barlow_fast.arguments import Options, check_layout, check_process_group
-from barlow_fast.distributed import (
-    agreement,
-    autograd,
-    collectives,
-    correlation,
-    cost,
-    groups,
-    slices,
-    statistics,
-    wire,
-)
+from barlow_fast.distributed import agreement, autograd, cost, groups, slices, wire
 from barlow_fast.distributed.call import Call
 from barlow_fast.distributed.cost import Network
 from barlow_fast.distributed.groups import Group
@@ -32,13 +23,9 @@ from barlow_fast.kernels import aten, tiles
 
 CPU = torch.device("cpu")
 LOCAL = Network(
-    bandwidth=300e9,
-    shared_bandwidth=300e9,
-    latency=15e-6,
-    per_rank=0.5e-6,
-    matmul=1e14,
+    bandwidth=300e9, shared_bandwidth=300e9, latency=15e-6, per_rank=0.5e-6, matmul=1e14,
     memory=3e12,
-)
+)  # fmt: skip
 NUMBERS = {name: value for name, value in asdict(LOCAL).items() if name != "use_all_reduce"}
 
 
@@ -86,11 +73,10 @@ def test_shares_of_tiles_add_up_to_the_matrix(n, ranks, precision):
     for rank in range(ranks):
         share = slices.share_of_tiles(n, precision, rank, ranks, CPU)
         assert share.weights.shape == (held,)
-        rows = []
-        for matrix in packed:
-            piece = matrix[rank * held : (rank + 1) * held]
-            # What fills up the last shares must not count, whatever it is.
-            rows.append(torch.nn.functional.pad(piece, (0, 0, 0, held - len(piece)), value=7.0))
+        pieces = [matrix[rank * held : (rank + 1) * held] for matrix in packed]
+        # What fills up the last shares must not count, whatever it is.
+        fill = (0, 0, 0, held - len(pieces[0]))
+        rows = [torch.nn.functional.pad(piece, fill, value=7.0) for piece in pieces]
         inner += float(torch.linalg.vecdot(*rows) @ share.weights)
         traces += torch.stack([r.view(-1)[share.diagonal].sum() for r in rows])
     assert inner == pytest.approx(float((x * y).sum()), rel=1e-12)
@@ -105,11 +91,8 @@ def test_shares_of_tiles_add_up_to_the_matrix(n, ranks, precision):
 def test_columns_packed_and_unpacked(d, ranks):
     x = torch.arange(6.0 * d).view(6, d)
     flat = wire.by_columns(x, ranks)
-    for (begin, end), piece in zip(
-        slices.columns(d, ranks),
-        flat.split([6 * width for width in slices.widths(d, ranks)]),
-        strict=True,
-    ):
+    pieces = flat.split([6 * width for width in slices.widths(d, ranks)])
+    for (begin, end), piece in zip(slices.columns(d, ranks), pieces, strict=True):
         assert torch.equal(piece.view(6, -1), x[:, begin:end])
     assert torch.equal(wire.from_columns(flat, 6, d, ranks), x)
     assert torch.equal(wire.by_columns(x.T.contiguous().T, ranks), flat)
@@ -137,10 +120,14 @@ def test_types_on_the_wire(dtype, precision, embedding, gradient):
     assert wire.gradient_dtype(dtype, precision, "local") == before_norm
 
 
+def call_of(kernels, precision):
+    group = Group(None, 0, 2)
+    return Call(kernels, group, (3, 4), 5, torch.float32, 0.1, 1e-5, precision, statistics="global")
+
+
 def test_counts_of_rows_are_float64():
     """Integers divided by integers would be float32."""
-    group = Group(None, 0, 2)
-    call = Call(aten, group, (3, 4), 5, torch.float32, 0.1, 1e-5, "fp32", statistics="global")
+    call = call_of(aten, "fp32")
     assert call.counts(torch.zeros(1)).dtype == torch.float64
     assert call.counts(torch.zeros(1)).tolist() == [[[3.0]], [[4.0]]]
 
@@ -151,10 +138,7 @@ def test_the_matrix_is_padded_to_the_layout_of_the_set():
     exact = SimpleNamespace(correlation_layout=lambda d, precision: ((d, d), torch.float64))
     matrix = torch.rand(5, 5, dtype=torch.float64)
     for kernels, shape in ((wide, (6, 8)), (exact, (5, 5))):
-        call = Call(
-            kernels, Group(None, 0, 2), (3, 4), 5, torch.float32, 0.1, 1e-5, "fp64", "global"
-        )
-        laid_out = correlation._in_layout(call, matrix)
+        laid_out = distributed.correlation._in_layout(call_of(kernels, "fp64"), matrix)
         assert laid_out.shape == shape
         assert torch.equal(laid_out[:5, :5], matrix)
         assert laid_out.count_nonzero() == 25
@@ -208,7 +192,7 @@ def test_merged_moments_are_those_of_all_rows():
         for a, b in zip(z_a.split(list(rows)), z_b.split(list(rows)), strict=True)
     ]
     counts = torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1)
-    merged = statistics.merge(torch.stack(parts), counts, sum(rows))
+    merged = distributed.statistics.merge(torch.stack(parts), counts, sum(rows))
     torch.testing.assert_close(merged, aten.column_moments(z_a, z_b, "fp64"), rtol=1e-9, atol=0)
 
 
@@ -280,10 +264,7 @@ def test_a_slower_machine_takes_longer(layout):
 def test_networks_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
         replace(LOCAL, **{name: value})
-
-
-def test_a_network_without_latency_is_fine():
-    assert replace(LOCAL, latency=0.0, per_rank=0.0).latency == 0
+    assert replace(LOCAL, latency=0.0, per_rank=0.0).latency == 0  # 0 is a value like others
 
 
 def test_layouts_and_forms_that_do_not_exist():
@@ -409,9 +390,9 @@ def test_long_errors_are_cut(agreed):
 
 def test_errors_of_exchanges_name_their_cause():
     words = r"A rank has stopped.*The backend says: reset by peer"
-    with pytest.raises(RuntimeError, match=words), collectives.communication_errors():
+    with pytest.raises(RuntimeError, match=words), distributed.collectives.communication_errors():
         raise RuntimeError("reset by peer")
-    with pytest.raises(KeyError), collectives.communication_errors():
+    with pytest.raises(KeyError), distributed.collectives.communication_errors():
         raise KeyError("something else")
 
 

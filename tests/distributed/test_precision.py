@@ -15,7 +15,7 @@ import pytest
 import torch
 from embeddings import KINDS
 from gate import FLOOR, LAMBDA, Result, plain, relative_error, truth
-from whole import computed, standardise_by_rank, views
+from whole import computed, joined, standardise_by_rank, views
 
 from barlow_fast import reference
 from barlow_fast.kernels import why_unusable
@@ -50,12 +50,10 @@ def draws(group, kind, rows, d, dtype, options):
     ]
 
 
-def joined(by_rank: list) -> Result:
+def result_of(by_rank: list) -> Result:
     """The loss and its terms as every rank has them; gradients of all rows, as their mean over
     ranks scales them."""
-    ranks = len(by_rank)
-    grads = (torch.cat([values[view] for values in by_rank]) / ranks for view in (3, 4))
-    return Result(*by_rank[0][:3], *grads)
+    return Result(*by_rank[0][:3], *joined(by_rank))
 
 
 def squared_errors(results: list[Result], exact: list[Result]) -> dict[str, float]:
@@ -107,7 +105,7 @@ def test_gate(precision, dtype, kinds, form, statistics, monkeypatch, pool):
                 options = {"layout": layout, "statistics": statistics}
                 options |= {"precision": precision, "backend": backend}
                 by_rank = pool.run(draws, 2, kind, rows, d, dtype, options)
-                found = [joined(values) for values in zip(*by_rank, strict=True)]
+                found = [result_of(values) for values in zip(*by_rank, strict=True)]
                 for name, square in squared_errors(found, exact).items():
                     error = math.sqrt(square / SEEDS)
                     assert error <= allowed[name], (

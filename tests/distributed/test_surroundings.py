@@ -6,7 +6,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from test_parameters import BOUND, FEATURES, UNEQUAL, D, alone, assert_equal, encoder, images
+from test_parameters import (
+    BOUND,
+    FEATURES,
+    UNEQUAL,
+    D,
+    alone,
+    assert_equal,
+    encoder,
+    images,
+    outcome,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -31,7 +41,6 @@ def accumulated(group, rows, layout):
     return [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_accumulation(layout, pool):
     rows = UNEQUAL[:3]
     model = encoder()
@@ -57,7 +66,6 @@ def sharded(group, rows, layout):
     return loss.detach(), *(p.grad.full_tensor() for p in model.parameters())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_fully_sharded_parameters(layout, pool):
     if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
         pytest.skip("this torch has no fully_shard")
@@ -76,9 +84,7 @@ def compiled(group, rows, layout, backend, whole):
     run = torch.compile(step, backend=backend) if whole else step
     if not whole:
         model = torch.compile(model, backend=backend)
-    loss = run(torch.cat(images(rows, group.rank())))
-    loss.backward()
-    return loss.detach(), *(p.grad for p in model.parameters())
+    return outcome(run(torch.cat(images(rows, group.rank()))), model)
 
 
 # Every layout and both ways in `make test`, all of their pairs in `make test-all`.
@@ -116,20 +122,16 @@ def checkpointed(group, rows, layout, with_loss):
     def step(x):
         return loss_of(model.module(x), group, layout)
 
-    if with_loss:
-        loss = checkpoint(step, x, use_reentrant=False)
-        loss.backward()
-        for p in model.parameters():
-            dist.all_reduce(p.grad, group=group)
-            p.grad /= group.size()
-    else:
-        loss = loss_of(checkpoint(model, x, use_reentrant=False), group, layout)
-        loss.backward()
-    return loss.detach(), *(p.grad for p in model.parameters())
+    if not with_loss:
+        return outcome(loss_of(checkpoint(model, x, use_reentrant=False), group, layout), model)
+    found = outcome(checkpoint(step, x, use_reentrant=False), model)
+    for grad in found[1:]:
+        dist.all_reduce(grad, group=group)
+        grad /= group.size()
+    return found
 
 
 @pytest.mark.parametrize("with_loss", [False, True], ids=["model", "model and loss"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_checkpointed_activations(layout, with_loss, pool):
     rows = UNEQUAL[:2]
     found = pool.run(checkpointed, 2, rows, layout, with_loss)
@@ -156,7 +158,6 @@ def with_scaler(group, layout):
     return losses, scaler.get_scale(), [p.detach() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_grad_scaler_trains(layout, pool):
     (losses, scale, parameters), other = pool.run(with_scaler, 2, layout)
     assert scale >= 2048
@@ -170,12 +171,8 @@ def without_data(group, layout):
     """What a rank that runs out of data does: it takes part with no rows."""
     model = DistributedDataParallel(encoder(), process_group=group)
     rows = (6, 0, 7)
-    x = torch.cat(images(rows, group.rank()))
-    loss = loss_of(model(x), group, layout)
-    loss.backward()
-    return loss.detach(), *(p.grad for p in model.parameters())
+    return outcome(loss_of(model(torch.cat(images(rows, group.rank()))), group, layout), model)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_rank_that_has_run_out_of_data(layout, pool):
     assert_equal(pool.run(without_data, 3, layout), alone((6, 0, 7), "global"), 1.0)

@@ -53,6 +53,14 @@ def differentiated(
     return *(v.detach() for v in values), *torch.autograd.grad(values[0], (a, b))
 
 
+def joined(by_rank: list) -> list[Tensor]:
+    """Gradients of all samples from each rank's last two results: the mean over ranks, as DDP takes
+    it."""
+    return [
+        torch.cat(parts) / len(by_rank) for parts in zip(*(r[-2:] for r in by_rank), strict=True)
+    ]
+
+
 def computed(
     group, z_a: Tensor, z_b: Tensor, rows: tuple[int, ...], lambd: float = LAMBDA, **options
 ) -> tuple[Tensor, ...]:
