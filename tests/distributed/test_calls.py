@@ -14,7 +14,7 @@ from whole import EPS, LAMBDA, LAYOUTS, computed, differentiated, joined, own, v
 from barlow_fast import BarlowTwinsLoss, barlow_twins_loss, reference
 from barlow_fast.distributed import count_traffic
 
-ROWS, D = (5, 9, 4, 7), 37
+SAMPLES, D = (5, 9, 4, 7), 37
 BOUND = 1e-12
 
 
@@ -22,15 +22,15 @@ def loss_of(group, z_a, z_b, **options):
     return barlow_twins_loss(z_a, z_b, LAMBDA, eps=EPS, process_group=group, **options)
 
 
-def drawn(group, dtype=torch.float64, rows=ROWS, kind="correlated"):
-    """Leaves with this rank's rows of both views."""
-    rows = rows[: group.size()]
-    return tuple(own(z, rows, group.rank()) for z in views(kind, rows, D, dtype=dtype))
+def drawn(group, dtype=torch.float64, samples=SAMPLES, kind="correlated"):
+    """Leaves with this rank's samples of both views."""
+    samples = samples[: group.size()]
+    return tuple(own(z, samples, group.rank()) for z in views(kind, samples, D, dtype=dtype))
 
 
 def exact_of(size, statistics="global"):
-    rows = ROWS[:size]
-    return differentiated(*views("correlated", rows, D), rows, statistics)
+    samples = SAMPLES[:size]
+    return differentiated(*views("correlated", samples, D), samples, statistics)
 
 
 def assert_close(got, want, bound=BOUND):
@@ -83,7 +83,7 @@ def test_without_gradients_matrices_are_not_gathered(layout, pool):
                 assert traffic == with_gradient
                 assert "matrices" not in traffic
             else:
-                # Rows of the sum went to those that add them up, and did not come back.
+                # Samples of the sum went to those that add them up, and did not come back.
                 assert traffic["matrices"] * 2 == with_gradient["matrices"]
                 assert saved >= traffic["matrices"]
 
@@ -124,7 +124,7 @@ def computed_with(process_group, group):
     ],
 )
 def test_kinds_of_groups(kind, members, pool):
-    """Two groups that share no rank compute at the same time; each has the loss of its own rows."""
+    """Two groups that share no rank compute at once; each has the loss of its own samples."""
     found = pool.run(as_group, 4, kind)
     for group in members:
         exact = exact_of(len(group))
@@ -135,8 +135,8 @@ def test_kinds_of_groups(kind, members, pool):
 
 def test_a_group_of_some_ranks_alone(pool):
     """The others do not take part."""
-    rows = ROWS[:2]
-    for values in pool.run(computed, (1, 3), *views("correlated", rows, D), rows):
+    samples = SAMPLES[:2]
+    for values in pool.run(computed, (1, 3), *views("correlated", samples, D), samples):
         assert_close(values[0], exact_of(2)[0])
 
 
@@ -264,8 +264,8 @@ def several_losses(group, layout):
 
 
 def test_several_losses_in_one_graph(layout, pool):
-    rows = ROWS[:3]
-    a, b = (z.requires_grad_() for z in views("correlated", rows, D))
+    samples = SAMPLES[:3]
+    a, b = (z.requires_grad_() for z in views("correlated", samples, D))
     total = sum(reference.barlow_twins_loss(a * k, b, LAMBDA, EPS) for k in (1.0, 2.0, 3.0))
     exact = torch.autograd.grad(total, (a, b))
     found = pool.run(several_losses, 3, layout)
@@ -276,7 +276,7 @@ def test_several_losses_in_one_graph(layout, pool):
 
 
 def arranged(group, layout, arrangement):
-    z_a, z_b = (z.detach() for z in drawn(group, rows=(6, 4, 2)))
+    z_a, z_b = (z.detach() for z in drawn(group, samples=(6, 4, 2)))
 
     arrange = ARRANGED.get(arrangement, lambda z: z.reshape(2, -1, 1, z.shape[1]))
     pair = [arrange(z).requires_grad_() for z in (z_a, z_b)]
@@ -288,8 +288,8 @@ def arranged(group, layout, arrangement):
 
 @pytest.mark.parametrize("arrangement", ["transposed", "sliced", "rows_skipped", "leading"])
 def test_strides_and_leading_sizes(arrangement, layout, pool):
-    rows = (6, 4, 2)
-    exact = differentiated(*views("correlated", rows, D), rows, "global")
+    samples = (6, 4, 2)
+    exact = differentiated(*views("correlated", samples, D), samples, "global")
     found = pool.run(arranged, 3, layout, arrangement)
     assert_gradients(found, exact)
     assert all(torch.equal(values[0], found[0][0]) for values in found)
@@ -336,10 +336,10 @@ def test_nan_and_infinity_of_one_rank_never_give_a_finite_number(bad, layout, st
             assert not any(finite), (dtype, precision)
 
 
-def scaled_up(group, rows, factor, layout, statistics, dtype):
+def scaled_up(group, samples, factor, layout, statistics, dtype):
     """Gradients at the loss scale that GradScaler starts with."""
-    z_a, z_b = (factor * z for z in views("random", rows, D))
-    pair = [own(z.to(dtype), rows, group.rank()) for z in (z_a, z_b)]
+    z_a, z_b = (factor * z for z in views("random", samples, D))
+    pair = [own(z.to(dtype), samples, group.rank()) for z in (z_a, z_b)]
     loss = loss_of(group, *pair, layout=layout, statistics=statistics, precision="fp16")
     return torch.autograd.grad(loss * 65536.0, pair)
 
@@ -347,10 +347,10 @@ def scaled_up(group, rows, factor, layout, statistics, dtype):
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 100.0), (torch.float32, 1.0)])
 def test_nothing_overflows_at_the_initial_loss_scale(dtype, factor, layout, statistics, pool):
     """What the embeddings' gradients can hold, all that comes before them can too."""
-    rows = (4, 3)
-    pair = [(factor * z).to(dtype) for z in views("random", rows, D)]
-    exact = differentiated(*pair, rows, statistics)
-    found = pool.run(scaled_up, 2, rows, factor, layout, statistics, dtype)
+    samples = (4, 3)
+    pair = [(factor * z).to(dtype) for z in views("random", samples, D)]
+    exact = differentiated(*pair, samples, statistics)
+    found = pool.run(scaled_up, 2, samples, factor, layout, statistics, dtype)
     found = [[grad.double() / 65536 for grad in grads] for grads in found]
     assert_gradients(found, exact, bound=2e-3)
 
@@ -359,9 +359,9 @@ def test_nothing_overflows_at_the_initial_loss_scale(dtype, factor, layout, stat
 
 
 def repeated(group, layout, statistics, dtype, precision):
-    pair = views("random", ROWS, D, dtype=dtype)
+    pair = views("random", SAMPLES, D, dtype=dtype)
     options = {"layout": layout, "statistics": statistics, "precision": precision}
-    first, *others = (computed(group, *pair, ROWS, **options) for _ in range(4))
+    first, *others = (computed(group, *pair, SAMPLES, **options) for _ in range(4))
     equal = [torch.equal(x, y) for other in others for x, y in zip(first, other, strict=True)]
     return all(equal), first[:3]
 

@@ -12,7 +12,7 @@ from whole import LAYOUTS, computed, differentiated, joined, views
 from barlow_fast import barlow_twins_loss
 from barlow_fast.kernels import why_unusable
 
-ROWS, D = (4, 6, 5), 12
+SAMPLES, D = (4, 6, 5), 12
 
 
 def with_options(**options) -> Callable:
@@ -74,7 +74,9 @@ WRONG: dict[str, tuple[Callable, type[Exception], str]] = {
 def attempt(group, change, offender, autocast=False):
     """(kind and text of the error, whether the group still works) of one rank."""
     rank = group.rank()
-    z_a, z_b = (z.split(list(ROWS))[rank] for z in views("random", ROWS, D, dtype=torch.float32))
+    z_a, z_b = (
+        z.split(list(SAMPLES))[rank] for z in views("random", SAMPLES, D, dtype=torch.float32)
+    )
     options = {}
     if rank == offender and change:
         table, name = change
@@ -90,10 +92,10 @@ def attempt(group, change, offender, autocast=False):
 
 
 def still_works(group):
-    rows = ROWS[: group.size()]
-    both = views("correlated", rows, D)
-    found = computed(group, *both, rows)
-    exact = differentiated(*both, rows, "global")
+    samples = SAMPLES[: group.size()]
+    both = views("correlated", samples, D)
+    found = computed(group, *both, samples)
+    exact = differentiated(*both, samples, "global")
     return abs(float(found[0]) - float(exact[0])) < 1e-12 * float(exact[0])
 
 
@@ -152,8 +154,8 @@ def test_two_ranks_wrong_in_two_ways(pool):
     assert "int64" in second[1]
 
 
-def refused(group, rows, statistics):
-    z = torch.randn(rows[group.rank()], 7)
+def refused(group, samples, statistics):
+    z = torch.randn(samples[group.rank()], 7)
     try:
         barlow_twins_loss(z, z, process_group=group, statistics=statistics)
     except ValueError as error:
@@ -162,7 +164,7 @@ def refused(group, rows, statistics):
 
 
 @pytest.mark.parametrize(
-    ("rows", "statistics", "words"),
+    ("samples", "statistics", "words"),
     [
         ((0, 0, 0), "global", "at least 2 samples to standardise over, got 0 on all ranks"),
         ((0, 1, 0), "global", "at least 2 samples to standardise over, got 1 on all ranks"),
@@ -170,23 +172,23 @@ def refused(group, rows, statistics):
         ((4, 0, 9), "local", "needs at least 2 samples on each rank, got 0 on rank 1"),
     ],
 )
-def test_too_few_rows(rows, statistics, words, pool):
-    for text, works in pool.run(refused, 3, rows, statistics):
+def test_too_few_samples(samples, statistics, words, pool):
+    for text, works in pool.run(refused, 3, samples, statistics):
         assert words in text
         assert works
 
 
 def mixed_sets(group):
-    both = views("correlated", ROWS, D)
+    both = views("correlated", SAMPLES, D)
     backend = "aten" if group.rank() == 1 else "cpu"
-    return [computed(group, *both, ROWS, layout=layout, backend=backend) for layout in LAYOUTS]
+    return [computed(group, *both, SAMPLES, layout=layout, backend=backend) for layout in LAYOUTS]
 
 
 def test_ranks_may_use_different_kernels(pool):
     """Layouts exchange nothing that is a kernel set's own."""
     if why_unusable("cpu", torch.device("cpu")):
         pytest.skip(why_unusable("cpu", torch.device("cpu")))
-    exact = differentiated(*views("correlated", ROWS, D), ROWS, "global")
+    exact = differentiated(*views("correlated", SAMPLES, D), SAMPLES, "global")
     for found in zip(*pool.run(mixed_sets, 3), strict=True):
         for got, want in zip(joined(found), exact[3:], strict=True):
             assert float((got - want).norm() / want.norm()) < 1e-12

@@ -138,7 +138,7 @@ def test_the_first_epoch_equals_the_formula_of_sgd():
 
     splits, encoder = dataset_splits(dataset(train=32)), stem().eval()
     settings = LinearSettings(epochs=1, batch_size=32, weight_decay=0.1)
-    head = train_heads(encoder, SPLITS, FORM, Reading(), settings, 5)[AVERAGE_POOL]
+    head = train_heads(encoder, splits, FORM, Reading(), settings, 5)[AVERAGE_POOL]
     with training_crops(splits.train, FORM, Reading(), 32, 5, CROP_AND_FLIP) as loader:
         ((images,), _, labels) = next(iter(loader))
     start = linear_classifier(16, 4, 5, standardised=False)
