@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 CPU_BACKENDS = [name for name in KERNEL_SETS if name != "triton"]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -162,11 +162,15 @@ def steps_of_ranks(group, norm: str, wrap: str, cases) -> list[list[dict[str, Te
             if wrap == "fsdp2":
                 gradients = {name: g.full_tensor() for name, g in gradients.items()}
             steps.append({name: g.clone() for name, g in gradients.items()} | {"loss": loss})
-            with torch.no_grad():
-                for p in model.parameters():
-                    p -= 0.1 * p.grad
+            descend(model)
         found.append(steps)
     return found
+
+
+def descend(model: nn.Module) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
 
 
 def steps_alone(norm: str, samples: tuple[int, int], size: int) -> list[dict[str, Tensor]]:
@@ -194,9 +198,7 @@ def steps_alone(norm: str, samples: tuple[int, int], size: int) -> list[dict[str
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         steps.append(gradients | {"loss": loss.detach()})
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= 0.1 * p.grad
+        descend(model)
     return steps
 
 
