@@ -18,6 +18,12 @@ CPU = torch.device("cpu")
 CPU_BACKENDS = [name for name in KERNEL_SETS if name != "triton"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture(params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each kernel set that takes CPU tensors; a set that is not built here skips with its own

@@ -24,6 +24,8 @@ from barlow_fast.kernels.precision import OPERAND_DTYPE, accumulation_dtype
 EPS = 1e-5
 # TF32 operands keep ten bits; on a CPU the plain-torch set computes tf32 as fp32.
 BOUND = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-5, "fp16": 1e-5}
+PROBLEM = why_unusable("cpu", torch.device("cpu"))
+native = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 
 
 class Case(NamedTuple):
@@ -51,9 +53,8 @@ def prepared(
 @contextlib.contextmanager
 def using(instruction_set: str) -> Iterator[ModuleType]:
     """The native set on one instruction set; skips the test where this CPU does not have it."""
-    problem = why_unusable("cpu", torch.device("cpu"))
-    if problem is not None:
-        pytest.skip(problem)
+    if PROBLEM is not None:
+        pytest.skip(PROBLEM)
     before = cpu.instruction_set()
     try:
         cpu.use_instruction_set(instruction_set)

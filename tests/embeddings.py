@@ -14,6 +14,13 @@ AWKWARD_SHAPES = (
     (129, 65), (127, 255), (257, 130), (100, 521), (521, 100), (33, 1025), (1025, 33),
 )  # fmt: skip
 
+# The same numbers in memory of other strides.
+ARRANGED = {
+    "transposed": lambda z: z.T.contiguous().T,
+    "sliced": lambda z: torch.cat([z, z], 1)[:, : z.shape[1]],
+    "rows_skipped": lambda z: torch.stack([z, z], 1).flatten(0, 1)[::2],
+}
+
 
 def draw(
     kind: str, n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float32

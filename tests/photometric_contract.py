@@ -7,6 +7,7 @@ differs by more must be such a value, one by one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -239,16 +240,12 @@ def check_any_layout_and_type(kernels: ModuleType, device: torch.device) -> None
 
 def check_refusals(kernels: ModuleType, place: str) -> None:
     """Arguments that do not fit raise, with what was passed; `place` is the name of the device."""
-    images, parameters = crops(2, (4, 5), 3), plain(2)
+    images, parameters, whole = crops(2, (4, 5), 3), plain(2), plain(2).long()
     mean, std = statistics(3)
     wrong = (
         (TypeError, r"crops must be uint8, got torch\.float32", {"crops": images.float()}),
         (TypeError, r"dtype must be .*, got torch\.float64", {"dtype": torch.float64}),
-        (
-            TypeError,
-            r"parameters must be floating point, got torch\.int64",
-            {"parameters": parameters.long()},
-        ),
+        (TypeError, r"parameters must be floating point, got torch\.int64", {"parameters": whole}),
         (
             ValueError,
             r"crops must be \(B, H, W, 1 or 3\), got \(2, 4, 5\)",
@@ -268,3 +265,13 @@ def check_refusals(kernels: ModuleType, place: str) -> None:
     for error, words, changed in wrong:
         with pytest.raises(error, match=words):
             kernels.photometric(**valid | changed)
+
+
+# What takes (kernels, number of channels, device), by the names of tests.
+BY_CHANNELS: dict[str, Callable[[ModuleType, int, torch.device], None]] = {
+    "each operation alone": check_each_alone,
+    "all orders of the jitter": check_orders,
+    "blurs larger than the image": check_large_blurs_of_small_images,
+    "bits depend on the image alone": check_independence,
+    "an empty batch": check_empty,
+}

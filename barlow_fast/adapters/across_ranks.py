@@ -57,7 +57,7 @@ def agree(
         check_choice("gradient", gradient)
     options = {"lambd": float(lambd), "scale": float(scale), "form": kind, "gradient": gradient}
     call = agreement.call_of(z_a, z_b, **options)
-    return group, agreement.agree(call, z_a.shape[0], groups.node(), group).rows
+    return group, agreement.agree(call, z_a.shape[0], groups.node(), group).samples
 
 
 def loss_across_ranks(

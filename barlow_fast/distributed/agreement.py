@@ -21,7 +21,7 @@ from .groups import Group, host_group
 
 MESSAGE_BYTES = 200
 _ERRORS = (TypeError, ValueError, RuntimeError)
-_HEADER = struct.Struct("<qQB")  # rows, node, error (0: none, else 1 + its index)
+_HEADER = struct.Struct("<qQB")  # samples, node, error (0: none, else 1 + its index)
 _LENGTH = 512
 _PURPOSE = 32
 
@@ -30,21 +30,21 @@ _PURPOSE = 32
 class Agreement:
     """What the ranks reported to each other."""
 
-    rows: tuple[int, ...]  # samples of each rank
+    samples: tuple[int, ...]  # samples of each rank
     nodes: int  # machines
 
     def check(self, statistics: str) -> None:
         """ValueError where there are too few samples to standardise over."""
-        if sum(self.rows) < 2:
+        if sum(self.samples) < 2:
             raise ValueError(
-                f"the loss needs at least 2 samples to standardise over, got {sum(self.rows)} on "
-                "all ranks together"
+                "the loss needs at least 2 samples to standardise over, "
+                f"got {sum(self.samples)} on all ranks together"
             )
-        least = min(self.rows)
+        least = min(self.samples)
         if statistics == "local" and least < 2:
             raise ValueError(
                 f"statistics='local' needs at least 2 samples on each rank, got {least} on rank "
-                f"{self.rows.index(least)}"
+                f"{self.samples.index(least)}"
             )
 
 
@@ -52,7 +52,7 @@ class Agreement:
 class Report:
     """What one rank reports to all others."""
 
-    rows: int  # its samples
+    samples: int  # its samples
     node: int  # its machine
     payload: bytes
 
@@ -74,21 +74,21 @@ def encoded(call: dict[str, Any]) -> bytes:
     return "\n".join(f"{name}: {value!r}" for name, value in call.items()).encode()
 
 
-def agree(call: dict[str, Any], rows: int, node: int, group: Group) -> Agreement:
-    """Exchanges `call` and `rows` with all ranks of the group.
+def agree(call: dict[str, Any], samples: int, node: int, group: Group) -> Agreement:
+    """Exchanges `call` and `samples` with all ranks of the group.
 
     Raises, on all ranks alike:
         The error that another rank reports, with its rank.
         ValueError: the calls differ; the message says in what.
     """
-    reports = exchange("", encoded(call), None, group, rows, node)
+    reports = exchange("", encoded(call), None, group, samples, node)
     payloads = [report.payload.rstrip(b"\0").decode() for report in reports]
     if any(text != payloads[0] for text in payloads):
         calls = [dict(line.split(": ", 1) for line in text.split("\n")) for text in payloads]
         raise ValueError(
             f"the ranks of process_group were called differently: {_differences(calls)}"
         )
-    return Agreement(tuple(r.rows for r in reports), len({r.node for r in reports}))
+    return Agreement(tuple(r.samples for r in reports), len({r.node for r in reports}))
 
 
 def exchange(
@@ -96,7 +96,7 @@ def exchange(
     payload: bytes,
     error: Exception | None,
     group: Group,
-    rows: int = 0,
+    samples: int = 0,
     node: int = 0,
 ) -> list[Report]:
     """The reports of all ranks of the group, in their order; payloads are padded with zeros.
@@ -110,7 +110,7 @@ def exchange(
     """
     if error is not None:
         payload = str(error).encode()[:MESSAGE_BYTES]
-    packed = _HEADER.pack(rows, node, _kind(error)) + payload
+    packed = _HEADER.pack(samples, node, _kind(error)) + payload
     named = purpose.encode()
     if len(packed) > _LENGTH or len(named) > _PURPOSE:
         raise AssertionError(f"{len(packed)} and {len(named)} bytes do not fit")
@@ -119,12 +119,12 @@ def exchange(
         raise error
     reports = []
     for rank, report in enumerate(received):
-        their_rows, their_node, kind = _HEADER.unpack_from(report)
+        their_samples, their_node, kind = _HEADER.unpack_from(report)
         content = report[_HEADER.size : _LENGTH]
         if kind:
             message = content.rstrip(b"\0").decode(errors="replace")
             raise _ERRORS[kind - 1](f"rank {rank} of process_group: {message}")
-        reports.append(Report(their_rows, their_node, content))
+        reports.append(Report(their_samples, their_node, content))
     purposes = [r[_LENGTH:].rstrip(b"\0").decode() or "the loss" for r in received]
     if len(set(purposes)) > 1:
         raise ValueError(

@@ -54,11 +54,11 @@ def forward(
     agreed.check(statistics)
     network = cost.network_of(z_a.device.type, agreed.nodes, precision)
     layout = cost.choose_layout(
-        options.layout, options.form, agreed.rows, z_a.shape[1], z_a.dtype, precision, network,
+        options.layout, options.form, agreed.samples, z_a.shape[1], z_a.dtype, precision, network,
         statistics,
     )  # fmt: skip
     call = Call(
-        load(options.backend, precision), group, agreed.rows, z_a.shape[1], z_a.dtype,
+        load(options.backend, precision), group, agreed.samples, z_a.shape[1], z_a.dtype,
         options.lambd, options.eps, precision, statistics, use_all_reduce(group, z_a, agreed.nodes),
     )  # fmt: skip
     need = shared["z_a_requires_grad"] or shared["z_b_requires_grad"]

@@ -16,7 +16,7 @@ from .groups import Group
 class Call:
     kernels: KernelSet
     group: Group
-    rows: tuple[int, ...]  # samples of each rank
+    samples: tuple[int, ...]  # samples of each rank
     d: int
     dtype: torch.dtype  # of the embeddings
     lambd: float
@@ -28,11 +28,11 @@ class Call:
     @property
     def n(self) -> int:
         """Samples of all ranks."""
-        return sum(self.rows)
+        return sum(self.samples)
 
     @property
-    def own_rows(self) -> int:
-        return self.rows[self.group.rank]
+    def own_samples(self) -> int:
+        return self.samples[self.group.rank]
 
     @property
     def is_global(self) -> bool:
@@ -40,10 +40,10 @@ class Call:
 
     def counts(self, like: Tensor) -> Tensor:
         """(W, 1, 1) float64: the samples of each rank."""
-        return _counts(self.rows, like.device)
+        return _counts(self.samples, like.device)
 
 
 @functools.lru_cache(maxsize=64)
-def _counts(rows: tuple[int, ...], device: torch.device) -> Tensor:
+def _counts(samples: tuple[int, ...], device: torch.device) -> Tensor:
     """Cached, because a copy to a GPU would wait for it."""
-    return torch.tensor(rows, dtype=torch.float64, device="cpu").view(-1, 1, 1).to(device)
+    return torch.tensor(samples, dtype=torch.float64, device="cpu").view(-1, 1, 1).to(device)

@@ -1,7 +1,7 @@
-"""The correlation matrix of all rows, summed over ranks (correlation form, for N > D).
+"""The correlation matrix of all samples, summed over ranks (correlation form, for N > D).
 
-    C of own rows  --all-to-all, added, all-gather-->  C of all rows
-    gradients of own rows from C, at home
+    C of own samples  --all-to-all, added, all-gather-->  C of all samples
+    gradients of own samples from C, at home
 
 Each rank adds up some rows of C and takes their squares there; C travels twice in halves, as in any
 all-reduce, but only once where no gradient is wanted.
@@ -26,19 +26,19 @@ def forward(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Saved]:
     """((loss, on_diagonal, off_diagonal), what `backward` takes)."""
     moments = statistics.own_moments(call, z_a, z_b)
-    rows, sums, _ = statistics.of_rows(call, moments)
+    columns, sums, _ = statistics.of_all_columns(call, moments)
     dtype = accumulation_dtype(call.precision)
-    if call.own_rows:
-        matrix, _ = call.kernels.correlation(z_a, z_b, rows, call.precision)
+    if call.own_samples:
+        matrix, _ = call.kernels.correlation(z_a, z_b, columns, call.precision)
     else:
         shape, kept = call.kernels.correlation_layout(call.d, call.precision)
         matrix = torch.zeros(shape, dtype=kept, device=z_a.device)
     part = matrix[:, : call.d].to(dtype)
     if call.is_global and matrix.dtype == dtype:
-        part.mul_(call.own_rows / call.n)  # not used again
+        part.mul_(call.own_samples / call.n)  # not used again
     else:
-        part = part * (call.own_rows / call.n)
-    of_own_rows = () if call.is_global else (matrix, statistics.own(call, moments)[6])
+        part = part * (call.own_samples / call.n)
+    of_own_samples = () if call.is_global else (matrix, statistics.own(call, moments)[6])
     wire_dtype = wire.matrix_dtype(call.precision)
     reduction = Reduction("matrices", part, wire_dtype, call.group, call.use_all_reduce)
     del part, matrix  # D x D each: not while their sum comes in
@@ -63,7 +63,7 @@ def forward(
         row_squares = all_gather("terms", row_squares, call.group).wait().flatten()[: call.d]
     transfer = gather_shares("matrices", [share.to(wire_dtype)], [reduction])
     squares = torch.stack((row_squares, column_squares))
-    return outputs, ((z_a, z_b, rows, squares, *of_own_rows), transfer)
+    return outputs, ((z_a, z_b, columns, squares, *of_own_samples), transfer)
 
 
 def _squares(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,9 +75,9 @@ def _squares(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def backward(
     call: Call, saved: Saved, scale: Tensor, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dL/dz_a, dL/dz_b of this rank's rows, times `scale`."""
-    (z_a, z_b, rows, squares, *own), transfer = saved
-    if not call.own_rows:
+    """dL/dz_a, dL/dz_b of this rank's samples, times `scale`."""
+    (z_a, z_b, columns, squares, *own), transfer = saved
+    if not call.own_samples:
         return tuple(z if needed else None for z, needed in zip((z_a, z_b), need, strict=True))
     n, lambd = call.n, call.lambd
     coefficients = Coefficients(2 * lambd / n, 2 / n, -2 / n)
@@ -85,10 +85,12 @@ def backward(
     matrix = _in_layout(call, summed)
     if own:
         coefficients, matrix, squares = _local_projection(
-            call, matrix, summed, *own, rows[6], coefficients
+            call, matrix, summed, *own, columns[6], coefficients
         )
     grads = call.kernels.correlation_gradients(
-        GradientInputs(z_a, z_b, rows, (matrix, squares), scale, coefficients, call.precision, need)
+        GradientInputs(
+            z_a, z_b, columns, (matrix, squares), scale, coefficients, call.precision, need
+        )
     )
     return tuple(g if needed else None for g, needed in zip(grads, need, strict=True))
 
@@ -113,7 +115,7 @@ def _local_projection(
 ) -> tuple[Coefficients, Tensor, Tensor]:
     """(coefficients, matrix, squares) whose projections are those of this rank's own norm.
 
-    mean_n(G_a z_hat_a) over own rows is product sum_j C_ij C'_ij + w C'_ii with C' of own rows.
+    mean_n(G_a z_hat_a) over own samples is product sum_j C_ij C'_ij + w C'_ii with C' of those.
     The kernels compute product squares + w C_ii: squares make up for the difference.
     """
     if coefficients.product == 0:  # then C has no part in the gradient, and any factor will do

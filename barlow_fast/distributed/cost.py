@@ -98,7 +98,7 @@ class LayoutCost:
 
 def cost(
     layout: str,
-    rows: tuple[int, ...],
+    samples: tuple[int, ...],
     d: int,
     dtype: torch.dtype,
     precision: str,
@@ -109,13 +109,13 @@ def cost(
     """The cost of a layout for `rank`, with both inputs' gradients wanted.
 
     Args:
-        rows: samples of each rank.
+        samples: samples of each rank.
         d: embedding dimensions.
         dtype: dtype of the embeddings.
         statistics: 'global' or 'local'.
         use_all_reduce: for sums over ranks, as between machines.
     """
-    ranks, n, own = len(rows), sum(rows), rows[rank]
+    ranks, n, own = len(samples), sum(samples), samples[rank]
     width, others, is_global = slices.widths(d, ranks)[rank], ranks - 1, statistics == "global"
     matrix = wire.matrix_dtype(precision).itemsize
     wide, operand = accumulation_dtype(precision).itemsize, OPERAND_DTYPE[precision].itemsize
@@ -151,7 +151,7 @@ def cost(
         exchanged, exchanges, sums = moments, 2, 0
         spread = (7 if is_global else 1) * wide * max(slices.widths(d, ranks)) * others
     if layout == "rows":
-        most = max(rows)
+        most = max(samples)
         spread += 2 * others * most * d * operand + summed(5) + scale
         spread += summed(2 * d) if is_global else 0  # projections: own ones are known at home
         kept = 2 * ranks * most * d * operand + 2 * own * ranks * most * operand
@@ -171,7 +171,7 @@ def cost(
 def choose_layout(
     layout: str,
     form: str,
-    rows: tuple[int, ...],
+    samples: tuple[int, ...],
     d: int,
     dtype: torch.dtype,
     precision: str,
@@ -188,11 +188,13 @@ def choose_layout(
     if layout != "auto":
         return layout
     fitting = [x for x in LAYOUTS if form in ("auto", FORM_OF_LAYOUT[x])]
-    # For the rank with most rows, which all ranks know.
-    most = rows.index(max(rows))
+    # For the rank with most samples, which all ranks know.
+    most = samples.index(max(samples))
 
     def seconds(candidate: str) -> float:
-        each = cost(candidate, rows, d, dtype, precision, most, statistics, network.use_all_reduce)
-        return each.seconds(network, len(rows))
+        each = cost(
+            candidate, samples, d, dtype, precision, most, statistics, network.use_all_reduce
+        )
+        return each.seconds(network, len(samples))
 
     return min(fitting, key=seconds)

@@ -1,11 +1,11 @@
-"""Features for samples: each rank computes with all rows of some columns (Gram form).
+"""Features for samples: each rank computes with all samples of some columns (Gram form).
 
-    own rows, all columns  --all-to-all-->  all rows, own columns
+    own samples, all columns  --all-to-all-->  all samples, own columns
     K_a, K_b over own columns  --summed over ranks, as tiles-->  K_a, K_b
-    dL/dz of own columns  --all-to-all-->  dL/dz of own rows
+    dL/dz of own columns  --all-to-all-->  dL/dz of own samples
 
 Global statistics need no exchange beyond the moments, which travel beside the embeddings: they are
-columns' own. Local ones standardise before the rows are sent, and differentiate after the gradients
+columns' own. Local ones standardise before samples are sent, and differentiate after the gradients
 came home. While one view travels the other one is computed with, forward and backward.
 """
 
@@ -39,7 +39,7 @@ def forward(
         if home is not None:
             z = call.kernels.standardise(z, *home[3 * view : 3 * view + 3], call.precision)
         elif encoded:
-            mean, deviation = wire.spread(moments, torch.tensor(call.own_rows, device="cpu"))
+            mean, deviation = wire.spread(moments, torch.tensor(call.own_samples, device="cpu"))
             z = wire.encode(call.kernels, z, mean[view], deviation[view], call.precision)
         transfers.append(_send(call, z))
     columns = statistics.of_columns(call, moments_transfer)
@@ -48,12 +48,12 @@ def forward(
         z = transfer.wait().view(call.n, columns.parts.shape[2])
         if encoded:
             mean, deviation = wire.spread(columns.parts, call.counts(columns.parts))
-            z = wire.decode(z, mean[:, view], deviation[:, view], call.rows, call.dtype)
+            z = wire.decode(z, mean[:, view], deviation[:, view], call.samples, call.dtype)
         elif home is not None and z.dtype == torch.float16:
             z = z.float()  # its gradient is returned in its type and has no known range
         views.append(z)
-        rows = columns.statistics[3 * view : 3 * view + 3]
-        reductions.append(_add_up(call, z, rows, columns.centres[view]))
+        vectors = columns.statistics[3 * view : 3 * view + 3]
+        reductions.append(_add_up(call, z, vectors, columns.centres[view]))
     outputs, shares, centres = _finish(call, columns, reductions)
     if not need:
         return outputs, ((), None)
@@ -72,20 +72,20 @@ def _send(call: Call, z: Tensor) -> Transfer:
     return all_to_all(
         "embeddings",
         wire.by_columns(z, call.group.size),
-        [call.own_rows * w for w in widths],
-        [rows * width for rows in call.rows],
+        [call.own_samples * w for w in widths],
+        [n * width for n in call.samples],
         call.group,
     )
 
 
-def _add_up(call: Call, z: Tensor, rows: Tensor, centre: Tensor) -> Reduction:
+def _add_up(call: Call, z: Tensor, vectors: Tensor, centre: Tensor) -> Reduction:
     """Starts the sum of one view's K' = K - centre I over all ranks."""
     if z.shape[1] == 0:
         b = tiles.side(call.n, call.precision)
         count = tiles.count(call.n, call.precision)
         packed = z.new_zeros((count, b, b), dtype=accumulation_dtype(call.precision))
     else:
-        packed = call.kernels.gram_tiles(z, rows, call.precision)
+        packed = call.kernels.gram_tiles(z, vectors, call.precision)
     diagonal = slices.diagonal_of_tiles(call.n, call.precision, z.device)
     packed.view(-1)[diagonal] -= centre.to(packed.dtype)
     packed = packed.flatten(0, 1) * _scale(call) if _scale(call) != 1 else packed.flatten(0, 1)
@@ -123,7 +123,7 @@ def _finish(
 def backward(
     call: Call, saved: Saved, scale: Tensor, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dL/dz_a, dL/dz_b of this rank's rows, times `scale`."""
+    """dL/dz_a, dL/dz_b of this rank's samples, times `scale`."""
     (z_a, z_b, columns, centres, *home), matrices = saved
     n, lambd = call.n, call.lambd
     coefficients = Coefficients(
@@ -160,14 +160,14 @@ def _send_home(call: Call, grad: Tensor) -> Transfer:
     return all_to_all(
         "gradients",
         grad.to(wire.gradient_dtype(call.dtype, call.precision, call.statistics)),
-        [rows * widths[call.group.rank] for rows in call.rows],
-        [call.own_rows * width for width in widths],
+        [n * widths[call.group.rank] for n in call.samples],
+        [call.own_samples * width for width in widths],
         call.group,
     )
 
 
 def _arrived(call: Call, transfer: Transfer, view: int, home: list[Tensor]) -> Tensor:
-    grad = wire.from_columns(transfer.wait(), call.own_rows, call.d, call.group.size)
+    grad = wire.from_columns(transfer.wait(), call.own_samples, call.d, call.group.size)
     if home:
         z, statistics_of_view = home[view], home[2][3 * view : 3 * view + 3]
         grad = differentiate_norm(grad, z, statistics_of_view)

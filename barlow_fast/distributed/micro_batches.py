@@ -1,4 +1,4 @@
-"""Into how many micro-batches the ranks of a model cut their rows.
+"""Into how many micro-batches the ranks of a model cut their samples.
 
 What a model exchanges in its forward (statistics of a synchronised batch norm, shards of weights)
 all ranks must exchange equally often. So they exchange their numbers of samples first, in one small
@@ -26,9 +26,9 @@ _WANTED = struct.Struct("<qB")  # micro-batches, whether the model exchanges dat
 
 @dataclass(frozen=True)
 class Plan:
-    """What a rank does with its rows."""
+    """What a rank does with its samples."""
 
-    sizes: tuple[int, ...]  # rows of each of its micro-batches
+    sizes: tuple[int, ...]  # samples of each of its micro-batches
     plain: bool  # one pass is enough for all ranks
     group: Group | None  # the ranks that share the model; None for this one alone
     exchanges: bool  # whether the model itself makes exchanges in its forward
@@ -43,65 +43,65 @@ class Plan:
 def agree(model: nn.Module, call: Callable[[], tuple[int, int]]) -> Plan:
     """The plan of this rank, made with all ranks that share the model.
 
-    call: checks what this rank was given, and returns its rows and its micro_batch_size.
+    call: checks what this rank was given, and returns its samples and its micro_batch_size.
 
     Raises, on all ranks alike:
         TypeError, ValueError: what `call` raised on one of them.
-        ValueError: micro-batches without enough rows on some rank, see `_check`.
+        ValueError: micro-batches without enough samples on some rank, see `_check`.
     """
     group, exchanges = sharing(model)
-    rows, size, failure = 0, 1, None
+    samples, size, failure = 0, 1, None
     try:
-        rows, size = call()
+        samples, size = call()
     except (TypeError, ValueError) as error:
         if group is None:
             raise
         failure = error
-    wanted = number_of(rows, size)
+    wanted = number_of(samples, size)
     if group is None:
-        return Plan(split(rows, wanted), wanted == 1, None, exchanges)
-    gathered = agreement.exchange(PURPOSE, _WANTED.pack(wanted, exchanges), failure, group, rows)
-    all_rows = [report.rows for report in gathered]
+        return Plan(split(samples, wanted), wanted == 1, None, exchanges)
+    gathered = agreement.exchange(PURPOSE, _WANTED.pack(wanted, exchanges), failure, group, samples)
+    all_samples = [report.samples for report in gathered]
     reports = [_WANTED.unpack_from(report.payload) for report in gathered]
     count = max(wanted for wanted, _ in reports)
     exchanges = any(flag for _, flag in reports)
     if exchanges and count > 1:
-        _check(model, all_rows, count)
+        _check(model, all_samples, count)
     # Equally many, unless that would leave some rank with micro-batches of one row or none, and
     # no rank waits for another.
-    own = count if exchanges or min(all_rows) >= 2 * count else wanted
-    sizes = split(rows, own, sum(all_rows[: group.rank]))
+    own = count if exchanges or min(all_samples) >= 2 * count else wanted
+    sizes = split(samples, own, sum(all_samples[: group.rank]))
     return Plan(sizes, count == 1, group, exchanges)
 
 
-def number_of(rows: int, size: int) -> int:
-    """Micro-batches of at most `size` rows; of one more where that saves one of a single row, over
-    which a batch norm has no statistics."""
-    count = -(-rows // size)
-    return count - 1 if size > 1 and 1 < rows < 2 * count else count
+def number_of(samples: int, size: int) -> int:
+    """Micro-batches of at most `size` samples; of one more where that saves one of a single sample,
+    over which a batch norm has no statistics."""
+    count = -(-samples // size)
+    return count - 1 if size > 1 and 1 < samples < 2 * count else count
 
 
-def split(rows: int, count: int, before: int = 0) -> tuple[int, ...]:
-    """`rows` in `count` parts that differ by one at most.
+def split(samples: int, count: int, before: int = 0) -> tuple[int, ...]:
+    """`samples` in `count` parts that differ by one at most.
 
-    before: rows of the ranks before this one. Where the larger parts lie depends on it, so that
+    before: samples of the ranks before this one. Where the larger parts lie depends on it, so that
     the parts of all ranks put together differ by one at most, too.
     """
-    least, larger = divmod(rows, count)
+    least, larger = divmod(samples, count)
     return tuple(least + ((part - before) % count < larger) for part in range(count))
 
 
-def _check(model: nn.Module, rows: list[int], count: int) -> None:
+def _check(model: nn.Module, samples: list[int], count: int) -> None:
     """ValueError where a batch norm of each rank's own would get one row or none."""
     normalises = any(
         isinstance(m, _BatchNorm) and m.training and not synchronised(m) for m in model.modules()
     )
-    if normalises and min(rows) < 2 * count:
+    if normalises and min(samples) < 2 * count:
         raise ValueError(
             f"all ranks need {count} micro-batches, since the model exchanges data in its forward, "
-            f"and its batch norm two samples in each: rank {rows.index(min(rows))} has "
-            f"{min(rows)} samples. Use a larger micro_batch_size, batches of more equal sizes, or "
-            "a batch norm over all ranks (SyncBatchNorm)"
+            f"and its batch norm two samples in each: rank {samples.index(min(samples))} has "
+            f"{min(samples)} samples. Use a larger micro_batch_size, batches of more equal sizes, "
+            "or a batch norm over all ranks (SyncBatchNorm)"
         )
 
 

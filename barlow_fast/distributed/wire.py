@@ -55,12 +55,14 @@ def encode(
 
 
 def decode(
-    encoded: Tensor, mean: Tensor, deviation: Tensor, rows: Sequence[int], dtype: torch.dtype
+    encoded: Tensor, mean: Tensor, deviation: Tensor, samples: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
     """(N, D) embeddings of `dtype` from those of all ranks, each with its (W, D) mean and
     deviation."""
     z = encoded.to(dtype)
-    for block, m, s in zip(z.split(list(rows)), mean.to(dtype), deviation.to(dtype), strict=True):
+    for block, m, s in zip(
+        z.split(list(samples)), mean.to(dtype), deviation.to(dtype), strict=True
+    ):
         block.mul_(s).add_(m)
     return z
 

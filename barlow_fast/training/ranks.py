@@ -69,7 +69,7 @@ class Ranks:
         group = self.group
         if group is None:
             return count
-        return sum(r.rows for r in agreement.exchange("a total", b"", None, group, count))
+        return sum(r.samples for r in agreement.exchange("a total", b"", None, group, count))
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on all of them, in their order."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
+from gate import relative_error
 from torch import Tensor, nn
 
 from barlow_fast import adapters
@@ -165,6 +166,16 @@ CASES = {
         dead_is_nan=True,
     ),
 }
+
+
+def rms_errors(draws: Iterable, exact: Callable, *candidates: Callable) -> Tensor:
+    """(candidates, 3): rms errors over draws of loss and gradients."""
+    errors = []
+    for z_a, z_b in draws:
+        truth = outcome(exact, z_a.double(), z_b.double())
+        found = (outcome(candidate, z_a, z_b) for candidate in candidates)
+        errors.append([list(map(relative_error, each, truth)) for each in found])
+    return torch.tensor(errors, dtype=torch.float64).square().mean(0).sqrt()
 
 
 def outcome(

@@ -66,29 +66,9 @@ class OfKernels(NamedTuple):
 Case = Effect | Seen | Refused | AcrossRanks | DeadFeatures | OfKernels
 
 
-def two_views(loss: Any, a: Tensor, b: Tensor) -> Tensor:
-    return loss(a, b)
-
-
-def concatenated(loss: Any, a: Tensor, b: Tensor) -> Tensor:
-    return loss(torch.cat((a, b)))
-
-
-def with_a_target(loss: Any, a: Tensor, b: Tensor) -> Tensor:
-    return loss(torch.cat((a, b)), None)
-
-
 def interleaved(loss: Any, a: Tensor, b: Tensor) -> Tensor:
     sample = torch.arange(len(a)).repeat_interleave(2)
     return loss(torch.stack((a, b), 1).flatten(0, 1), sample)
-
-
-def by_method(head: Any, a: Tensor, b: Tensor) -> Tensor:
-    return head.double().loss(a, b)
-
-
-def of_matrix(loss: Any, a: Tensor, b: Tensor) -> Tensor:
-    return loss(batch_norm(a).T @ batch_norm(b) / len(a))
 
 
 def without_projector(model: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -98,9 +78,8 @@ def without_projector(model: Any, a: Tensor, b: Tensor) -> Tensor:
 
 class Entry(NamedTuple):
     thing: Any  # a class, or a function of two views
-    options: dict[str, Case | list[Case]]
     required: Mapping[str, Any] = MappingProxyType({})
-    call: Callable[[Any, Tensor, Tensor], Tensor] = two_views
+    call: Callable[[Any, Tensor, Tensor], Tensor] = lambda loss, a, b: loss(a, b)
 
     def arguments(self, **options: Any) -> dict[str, Any]:
         given = {k: v() if inspect.isfunction(v) else v for k, v in self.required.items()}
@@ -110,6 +89,15 @@ class Entry(NamedTuple):
         if inspect.isclass(self.thing):
             return self.thing(**self.arguments(**options))
         return lambda a, b: self.thing(a, b, **self.arguments(**options))
+
+    def made_and_set(self, views: Any, option: str, value: Any, attribute: str | None = ""):
+        """With an option, and with the attribute that holds it set after a first call."""
+        made = [self.made(**{option: value})]
+        if inspect.isclass(self.thing) and attribute is not None:
+            made.append(self.made())
+            self.outcome(made[-1], *views)
+            setattr(made[-1], attribute or option, value)
+        return made
 
     def outcome(self, made: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return outcome(lambda x, y: self.call(made, x, y), a, b)
@@ -153,220 +141,176 @@ def with_eps(eps: float) -> Callable[[Tensor], Tensor]:
     return lambda z: (z - z.mean(0)) / (z.var(0, correction=0) + eps).sqrt()
 
 
-OFFICIAL = AcrossRanks("official", 1 / RANKS)
-EXACT = AcrossRanks("exact", RANKS)
-KERNELS = {
-    "precision": OfKernels("bf16", "bf16"),
-    "form": [
-        OfKernels("gram", "gram_pair", "correlation"),
-        OfKernels("correlation", "correlation", "gram_pair"),
-    ],
-    "backend": OfKernels("aten", "aten"),
-}
-
-
 def plain(z: Tensor) -> Tensor:
     return z
 
 
+HEAD = {"in_channels": D, "loss": cross_correlation()}
+WEIGHT = {"lambd": 0.1}
 ENTRIES = {
-    "lightly": Entry(
-        adapters.lightly.BarlowTwinsLoss,
-        {
-            "lambda_param": Effect(0.3, of_norm(batch_norm, lambd=0.3)),
-            "gather_distributed": AcrossRanks(True, None),
-            "gradient": OFFICIAL,
-        },
-    ),
-    "solo_learn": Entry(
-        adapters.solo_learn.barlow_loss_func,
-        {
-            "lamb": Effect(0.3, of_norm(batch_norm, lambd=0.3, scale=0.025)),
-            "scale_loss": Effect(0.5, of_norm(batch_norm, lambd=5e-3, scale=0.5)),
-            "gradient": EXACT,
-        },
-    ),
+    "lightly": Entry(adapters.lightly.BarlowTwinsLoss),
+    "solo_learn": Entry(adapters.solo_learn.barlow_loss_func),
     "mm_matrix": Entry(
         adapters.mmpretrain.CrossCorrelationLoss,
-        {"lambd": Effect(0.3, of_norm(batch_norm, lambd=0.3))},
-        call=of_matrix,
+        call=lambda loss, a, b: loss(batch_norm(a).T @ batch_norm(b) / len(a)),
     ),
     "mmpretrain": Entry(
         adapters.mmpretrain.LatentCrossCorrelationHead,
-        {
-            "in_channels": Seen(4, lambda head: head.bn.num_features == 4),
-            "loss": Effect(cross_correlation(0.3), of_norm(batch_norm, lambd=0.3), None),
-            "init_cfg": kept("init_cfg", {"type": "Normal"}),
-            "gradient": EXACT,
-        },
-        {"in_channels": D, "loss": cross_correlation()},
-        by_method,
+        HEAD,
+        lambda head, a, b: head.double().loss(a, b),
     ),
     "mmselfsup": Entry(
-        adapters.mmselfsup.LatentCrossCorrelationHead,
-        {
-            "in_channels": Seen(4, lambda head: head.bn.num_features == 4),
-            "loss": Effect(cross_correlation(0.3), of_norm(batch_norm, lambd=0.3), None),
-            "gradient": EXACT,
-        },
-        {"in_channels": D, "loss": cross_correlation()},
-        lambda head, a, b: head.double()(a, b),
+        adapters.mmselfsup.LatentCrossCorrelationHead, HEAD, lambda head, a, b: head.double()(a, b)
     ),
     "vissl_criterion": Entry(
         adapters.vissl.BarlowTwinsCriterion,
-        {
-            "lambda_": Effect(0.3, shared(0.3, 0.024)),
-            "scale_loss": Effect(0.5, shared(0.0051, 0.5)),
-            "embedding_dim": Refused(4, AssertionError),
-            "gradient": EXACT,
-        },
         vars(configuration()),
-        concatenated,
+        lambda loss, a, b: loss(torch.cat((a, b))),
     ),
     "vissl": Entry(
         adapters.vissl.BarlowTwinsLoss,
-        {
-            "loss_config": [
-                Effect(configuration(lambda_=0.3), shared(0.3, 0.024), None),
-                Effect(configuration(scale_loss=0.5), shared(0.0051, 0.5), None),
-                Refused(configuration(embedding_dim=4), AssertionError),
-            ]
-        },
         {"loss_config": configuration},
-        with_a_target,
+        lambda loss, a, b: loss(torch.cat((a, b)), None),
     ),
     "official": Entry(
         adapters.official.BarlowTwins,
-        {
-            "args": [
-                Effect(arguments_of(lambd=0.3), of_norm(batch_norm, lambd=0.3)),
-                Effect(arguments_of(batch_size=12), of_norm(batch_norm, divisor=12)),
-                Seen(arguments_of(projector="7-6"), lambda m: m.projector[-1].out_features == 6),
-            ],
-            "backbone": Effect(Smaller(), lambda a, b: of_norm(batch_norm)(1e-3 * a, 1e-3 * b)),
-            "features": Seen(3, lambda model: model.projector[0].in_features == 3),
-            "gradient": EXACT,
-        },
         {"args": arguments_of, "backbone": Flat(), "features": D},
         without_projector,
     ),
-    "monai": Entry(
-        adapters.monai.BarlowTwinsLoss,
-        # A value that float32 holds: MONAI makes a tensor of it.
-        {"lambd": Effect(0.25, of_norm(lambda z: unbiased(z, outside=1e-6), lambd=0.25))},
-    ),
-    "stable_pretraining": Entry(
-        adapters.stable_pretraining.BarlowTwinsLoss,
-        {
-            "lambd": Effect(0.3, of_norm(lambda z: unbiased(z, outside=1e-5), lambd=0.3)),
-            "gradient": OFFICIAL,
-        },
-    ),
-    "catalyst": Entry(
-        adapters.catalyst.BarlowTwinsLoss,
-        {
-            "offdiag_lambda": Effect(0.3, of_norm(unbiased, lambd=0.3)),
-            "eps": Effect(0.1, of_norm(lambda z: unbiased(z, inside=0.1), lambd=1.0)),
-        },
-    ),
+    "monai": Entry(adapters.monai.BarlowTwinsLoss),
+    "stable_pretraining": Entry(adapters.stable_pretraining.BarlowTwinsLoss),
+    "catalyst": Entry(adapters.catalyst.BarlowTwinsLoss),
     "ffcv_ssl": Entry(
-        adapters.ffcv_ssl.BarlowTwinsLoss,
-        {
-            "bn": Effect(norm(0.5), of_norm(with_eps(0.5))),
-            "batch_size": Effect(12, of_norm(batch_norm, divisor=12)),
-            "world_size": Effect(2, of_norm(batch_norm, divisor=2 * N)),
-            "lambd": Effect(0.3, of_norm(batch_norm, lambd=0.3)),
-            "gradient": EXACT,
-        },
-        {"bn": norm, "batch_size": N, "world_size": 1},
+        adapters.ffcv_ssl.BarlowTwinsLoss, {"bn": norm, "batch_size": N, "world_size": 1}
     ),
-    "lifestream": Entry(
-        adapters.lifestream.BarlowTwinsLoss,
-        {"lambd": Effect(0.3, of_norm(plain, lambd=0.3))},
-        {"lambd": 0.1},
-        interleaved,
-    ),
-    "susmelj": Entry(
-        adapters.susmelj.BarlowTwinsLoss,
-        {
-            "device": kept("device", "cuda"),
-            "lambda_param": Effect(0.3, of_norm(unbiased, lambd=0.3)),
-            "dead_features": DeadFeatures(),
-        },
-        {"device": "cpu"},
-    ),
-    "lightning_tutorial": Entry(
-        adapters.lightning_tutorial.BarlowTwinsLoss,
-        {
-            "batch_size": Effect(12, of_norm(unbiased, lambd=5e-3, divisor=12)),
-            "lambda_coeff": Effect(0.3, of_norm(unbiased, lambd=0.3)),
-            "z_dim": kept("z_dim", 64),
-            "dead_features": DeadFeatures(),
-        },
-        {"batch_size": N},
-    ),
-    "hsic": Entry(
-        adapters.hsic.barlow_twins_hsic_loss,
-        {
-            "lmbda": Effect(0.3, of_norm(unbiased, lambd=0.3)),
-            "corr_neg_one": Effect(True, of_norm(unbiased, lambd=5e-3, target=-1.0)),
-            "batch_size": Effect(12, of_norm(unbiased, lambd=5e-3, divisor=12)),
-            "dead_features": DeadFeatures(),
-        },
-    ),
-    "off_diagonal": Entry(adapters.official.off_diagonal, {}),
-    "deviation_loss": Entry(
-        adapters.standardised.deviation_loss,
-        {
-            "lambd": Effect(0.3, of_norm(unbiased, lambd=0.3)),
-            "ddof": Effect(0, of_norm(with_eps(0.0), lambd=0.1)),
-            "eps_inside": Effect(0.5, of_norm(lambda z: unbiased(z, inside=0.5), lambd=0.1)),
-            "eps_outside": Effect(0.5, of_norm(lambda z: unbiased(z, outside=0.5), lambd=0.1)),
-            "divisor": Effect(12.0, of_norm(unbiased, lambd=0.1, divisor=12)),
-            "off_diagonal_target": Effect(0.4, of_norm(unbiased, lambd=0.1, target=0.4)),
-            "dead_features": DeadFeatures(),
-            **KERNELS,
-        },
-        {"lambd": 0.1},
-    ),
-    "standardised_loss": Entry(
-        adapters.standardised.standardised_loss,
-        {
-            "lambd": Effect(0.3, of_norm(plain, lambd=0.3)),
-            "divisor": Effect(12.0, of_norm(plain, lambd=0.1, divisor=12)),
-            "off_diagonal_target": Effect(0.4, of_norm(plain, lambd=0.1, target=0.4)),
-            **KERNELS,
-        },
-        {"lambd": 0.1},
-    ),
-    "shared_norm_loss": Entry(
-        adapters.standardised.shared_norm_loss,
-        {
-            "lambd": Effect(0.3, shared(0.3, 1.0)),
-            "eps": Effect(
-                0.5,
-                lambda a, b: of_norm(plain, lambd=0.1)(*with_eps(0.5)(torch.cat((a, b))).chunk(2)),
-            ),
-            "scale": Effect(0.5, shared(0.1, 0.5)),
-            **KERNELS,
-        },
-        {"lambd": 0.1},
-    ),
+    "lifestream": Entry(adapters.lifestream.BarlowTwinsLoss, WEIGHT, interleaved),
+    "susmelj": Entry(adapters.susmelj.BarlowTwinsLoss, {"device": "cpu"}),
+    "lightning_tutorial": Entry(adapters.lightning_tutorial.BarlowTwinsLoss, {"batch_size": N}),
+    "hsic": Entry(adapters.hsic.barlow_twins_hsic_loss),
+    "off_diagonal": Entry(adapters.official.off_diagonal),
+    "deviation_loss": Entry(adapters.standardised.deviation_loss, WEIGHT),
+    "standardised_loss": Entry(adapters.standardised.standardised_loss, WEIGHT),
+    "shared_norm_loss": Entry(adapters.standardised.shared_norm_loss, WEIGHT),
 }
+CLASSES = [name for name, entry in ENTRIES.items() if inspect.isclass(entry.thing)]
+
+OFFICIAL = AcrossRanks("official", 1 / RANKS)
+EXACT = AcrossRanks("exact", RANKS)
 
 
-def cases(*kinds: type) -> list[tuple[str, str, Any]]:
-    found = []
-    for name, entry in ENTRIES.items():
-        for option, given in entry.options.items():
-            for case in given if isinstance(given, list) else [given]:
-                if isinstance(case, kinds):
-                    found.append((name, option, case))
-    return found
+def weight(norm: Callable[[Tensor], Tensor], value: float = 0.3, **others: float) -> Effect:
+    return Effect(value, of_norm(norm, lambd=value, **others))
+
+
+def divisor(norm: Callable[[Tensor], Tensor], value: float = 12, **others: float) -> Effect:
+    return Effect(value, of_norm(norm, divisor=value, **others))
+
+
+def inside(eps: float, **others: float) -> Callable[..., Tensor]:
+    return of_norm(lambda z: unbiased(z, inside=eps), **others)
+
+
+def outside(z: Tensor, eps: float = 1e-5) -> Tensor:
+    return unbiased(z, outside=eps)
+
+
+def scaled(factor: float) -> Callable[..., Tensor]:
+    return lambda a, b: of_norm(batch_norm)(factor * a, factor * b)
+
+
+def both_normed(a: Tensor, b: Tensor) -> Tensor:
+    return of_norm(plain, **WEIGHT)(*with_eps(0.5)(torch.cat((a, b))).chunk(2))
+
+
+def width(model: nn.Module) -> int:
+    return model.projector[-1].out_features
+
+
+HEAD_LOSS = Effect(cross_correlation(0.3), of_norm(batch_norm, lambd=0.3), None)
+# (entry, option, what shows it), in the order of the signature
+CASES: list[tuple[str, str, Case]] = [
+    ("lightly", "lambda_param", weight(batch_norm)),
+    ("lightly", "gather_distributed", AcrossRanks(True, None)),
+    ("lightly", "gradient", OFFICIAL),
+    ("solo_learn", "lamb", weight(batch_norm, scale=0.025)),
+    ("solo_learn", "scale_loss", Effect(0.5, of_norm(batch_norm, lambd=5e-3, scale=0.5))),
+    ("solo_learn", "gradient", EXACT),
+    ("mm_matrix", "lambd", weight(batch_norm)),
+    ("mmpretrain", "in_channels", Seen(4, lambda head: head.bn.num_features == 4)),
+    ("mmpretrain", "loss", HEAD_LOSS),
+    ("mmpretrain", "init_cfg", kept("init_cfg", {"type": "Normal"})),
+    ("mmpretrain", "gradient", EXACT),
+    ("mmselfsup", "in_channels", Seen(4, lambda head: head.bn.num_features == 4)),
+    ("mmselfsup", "loss", HEAD_LOSS),
+    ("mmselfsup", "gradient", EXACT),
+    ("vissl_criterion", "lambda_", Effect(0.3, shared(0.3, 0.024))),
+    ("vissl_criterion", "scale_loss", Effect(0.5, shared(0.0051, 0.5))),
+    ("vissl_criterion", "embedding_dim", Refused(4, AssertionError)),
+    ("vissl_criterion", "gradient", EXACT),
+    ("vissl", "loss_config", Effect(configuration(lambda_=0.3), shared(0.3, 0.024), None)),
+    ("vissl", "loss_config", Effect(configuration(scale_loss=0.5), shared(0.0051, 0.5), None)),
+    ("vissl", "loss_config", Refused(configuration(embedding_dim=4), AssertionError)),
+    ("official", "args", weight(batch_norm)._replace(value=arguments_of(lambd=0.3))),
+    ("official", "args", divisor(batch_norm)._replace(value=arguments_of(batch_size=12))),
+    ("official", "args", Seen(arguments_of(projector="7-6"), lambda m: width(m) == 6)),
+    ("official", "backbone", Effect(Smaller(), scaled(1e-3))),
+    ("official", "features", Seen(3, lambda model: model.projector[0].in_features == 3)),
+    ("official", "gradient", EXACT),
+    # A value that float32 holds: MONAI makes a tensor of it.
+    ("monai", "lambd", weight(lambda z: outside(z, 1e-6), 0.25)),
+    ("stable_pretraining", "lambd", weight(outside)),
+    ("stable_pretraining", "gradient", OFFICIAL),
+    ("catalyst", "offdiag_lambda", weight(unbiased)),
+    ("catalyst", "eps", Effect(0.1, inside(0.1, lambd=1.0))),
+    ("ffcv_ssl", "bn", Effect(norm(0.5), of_norm(with_eps(0.5)))),
+    ("ffcv_ssl", "batch_size", divisor(batch_norm)),
+    ("ffcv_ssl", "world_size", Effect(2, of_norm(batch_norm, divisor=2 * N))),
+    ("ffcv_ssl", "lambd", weight(batch_norm)),
+    ("ffcv_ssl", "gradient", EXACT),
+    ("lifestream", "lambd", weight(plain)),
+    ("susmelj", "device", kept("device", "cuda")),
+    ("susmelj", "lambda_param", weight(unbiased)),
+    ("susmelj", "dead_features", DeadFeatures()),
+    ("lightning_tutorial", "batch_size", divisor(unbiased, lambd=5e-3)),
+    ("lightning_tutorial", "lambda_coeff", weight(unbiased)),
+    ("lightning_tutorial", "z_dim", kept("z_dim", 64)),
+    ("lightning_tutorial", "dead_features", DeadFeatures()),
+    ("hsic", "lmbda", weight(unbiased)),
+    ("hsic", "corr_neg_one", Effect(True, of_norm(unbiased, lambd=5e-3, target=-1.0))),
+    ("hsic", "batch_size", divisor(unbiased, lambd=5e-3)),
+    ("hsic", "dead_features", DeadFeatures()),
+    ("deviation_loss", "lambd", weight(unbiased)),
+    ("deviation_loss", "ddof", Effect(0, of_norm(with_eps(0.0), **WEIGHT))),
+    ("deviation_loss", "eps_inside", Effect(0.5, inside(0.5, **WEIGHT))),
+    ("deviation_loss", "eps_outside", Effect(0.5, of_norm(lambda z: outside(z, 0.5), **WEIGHT))),
+    ("deviation_loss", "divisor", divisor(unbiased, 12.0, **WEIGHT)),
+    ("deviation_loss", "off_diagonal_target", Effect(0.4, of_norm(unbiased, target=0.4, **WEIGHT))),
+    ("deviation_loss", "dead_features", DeadFeatures()),
+    ("standardised_loss", "lambd", weight(plain)),
+    ("standardised_loss", "divisor", divisor(plain, 12.0, **WEIGHT)),
+    ("standardised_loss", "off_diagonal_target", Effect(0.4, of_norm(plain, target=0.4, **WEIGHT))),
+    ("shared_norm_loss", "lambd", Effect(0.3, shared(0.3, 1.0))),
+    ("shared_norm_loss", "eps", Effect(0.5, both_normed)),
+    ("shared_norm_loss", "scale", Effect(0.5, shared(0.1, 0.5))),
+]
+KERNELS = [
+    ("precision", OfKernels("bf16", "bf16")),
+    ("form", OfKernels("gram", "gram_pair", "correlation")),
+    ("form", OfKernels("correlation", "correlation", "gram_pair")),
+    ("backend", OfKernels("aten", "aten")),
+]
+CASES += [(name, *case) for name in ENTRIES if name.endswith("_loss") for case in KERNELS]
+
+
+def cases_of(name: str, *kinds: type) -> dict[str, Any]:
+    """{option: its last case} of one entry, in the order of its signature."""
+    kinds = kinds or (tuple,)
+    found = ((option, case) for entry, option, case in CASES if entry == name)
+    return {option: case for option, case in found if isinstance(case, kinds)}
 
 
 def by_case(*kinds: type):
-    found = cases(*kinds)
+    found = [each for each in CASES if isinstance(each[2], kinds)]
     identifiers = [f"{name}-{option}" for name, option, _ in found]
     return pytest.mark.parametrize(("name", "option", "case"), found, ids=identifiers)
 
@@ -392,17 +336,15 @@ def public() -> dict[str, Any]:
 
 
 def test_every_option_of_every_entry_point_has_a_case():
-    entries = {entry.thing: entry for entry in ENTRIES.values()}
+    entries = {entry.thing: name for name, entry in ENTRIES.items()}
     offered = public()
     assert set(offered.values()) == set(entries)
     for place, thing in offered.items():
         options = list(inspect.signature(thing).parameters)
         if not inspect.isclass(thing):
             # Embeddings come first.
-            options = [
-                name for name in options if name.rstrip("_12ab") not in ("z", "u", "out", "x")
-            ]
-        assert options == list(entries[thing].options), place
+            options = [o for o in options if o.rstrip("_12ab") not in ("z", "u", "out", "x")]
+        assert options == list(cases_of(entries[thing])), place
 
 
 @by_case(Effect)
@@ -410,13 +352,7 @@ def test_losses_and_gradients_are_those_of_the_option(name, option, case, views)
     entry = ENTRIES[name]
     exact = outcome(case.formula, *views)
     ordinary = entry.outcome(entry.made(), *views)
-    made = [entry.made(**{option: case.value})]
-    if inspect.isclass(entry.thing) and case.attribute is not None:
-        later = entry.made()
-        entry.outcome(later, *views)
-        setattr(later, case.attribute or option, case.value)
-        made.append(later)
-    for one in made:
+    for one in entry.made_and_set(views, option, case.value, case.attribute):
         found = entry.outcome(one, *views)
         assert not torch.allclose(found[0], ordinary[0], rtol=1e-4)
         for x, y in zip(found, exact, strict=True):
@@ -462,11 +398,7 @@ def test_dead_features_are_as_the_option_says(name, option, case, views):
     entry = ENTRIES[name]
     views[0][:, 2] = 0.5
     assert entry.outcome(entry.made(), *views)[0].isnan()
-    made = [entry.made(**{option: case.value})]
-    if inspect.isclass(entry.thing):
-        made.append(entry.made())
-        setattr(made[-1], option, case.value)
-    for one in made:
+    for one in entry.made_and_set(views, option, case.value):
         loss, grad_a, _ = entry.outcome(one, *views)
         assert loss.isfinite()
         assert not grad_a[:, 2].any()
@@ -503,22 +435,22 @@ def of_ranks(group, name: str) -> list[tuple[str, tuple, tuple]]:
     generator = torch.Generator().manual_seed(group.rank())
     views = torch.randn(2, N, D, dtype=torch.float64, generator=generator).unbind(0)
     found = []
-    for option, case in entry.options.items():
-        if isinstance(case, AcrossRanks):
-            others = {}
-            if case.factor is not None and "gather_distributed" in entry.options:
-                others = {"gather_distributed": True}
-            pair = (entry.made(**others), entry.made(**others | {option: case.value}))
-            found.append((option, *(entry.outcome(made, *views) for made in pair)))
+    cases = cases_of(name, AcrossRanks)
+    for option, case in cases.items():
+        others = {}
+        if case.factor is not None and "gather_distributed" in cases:
+            others = {"gather_distributed": True}
+        pair = (entry.made(**others), entry.made(**others | {option: case.value}))
+        found.append((option, *(entry.outcome(made, *views) for made in pair)))
     return found
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(name for name, *_ in cases(AcrossRanks)))
+@pytest.mark.parametrize("name", [name for name in ENTRIES if cases_of(name, AcrossRanks)])
 def test_options_of_ranks(pool, name):
     ranks = pool.run(of_ranks, RANKS, name)
     for each in zip(*ranks, strict=True):
         (option,) = {found[0] for found in each}
-        case = ENTRIES[name].options[option]
+        case = cases_of(name, AcrossRanks)[option]
         losses = [changed[0] for _, _, changed in each]
         for loss in losses:
             torch.testing.assert_close(loss, losses[0])
@@ -539,7 +471,7 @@ def own_options(thing: Any) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in added]
 
 
-@pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if inspect.isclass(e.thing)])
+@pytest.mark.parametrize("name", CLASSES)
 def test_modules_that_were_pickled_as_the_peers_lack_our_options(name, views):
     entry = ENTRIES[name]
     made = entry.made()

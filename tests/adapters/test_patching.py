@@ -43,26 +43,26 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     before = dict(sys.modules)
     taken: set[str] = set()
 
+    def forget() -> None:
+        for name in list(sys.modules):
+            if name.partition(".")[0] in taken:
+                del sys.modules[name]
+
     def write(files: dict[str, str], version: str = "1.6.0") -> None:
         for name, text in files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.replace("{version}", version))
             taken.add(name.partition("/")[0].removesuffix(".py"))
-        for name in list(sys.modules):
-            if name.partition(".")[0] in taken:
-                del sys.modules[name]
+        forget()
         importlib.invalidate_caches()
 
     monkeypatch.syspath_prepend(tmp_path)
     yield write
     for name in taken & set(patching.TARGETS):
         barlow_fast.unpatch(name)
-    for name in list(sys.modules):
-        if name.partition(".")[0] in taken:
-            del sys.modules[name]
-    restored = {k: v for k, v in before.items() if k.partition(".")[0] in taken}
-    sys.modules.update(restored)
+    forget()
+    sys.modules.update({k: v for k, v in before.items() if k.partition(".")[0] in taken})
 
 
 def defined() -> type:
@@ -77,10 +77,8 @@ def test_replaced_wherever_the_package_holds_it_and_undone(package):
     assert loss.BarlowTwinsLoss is adapter.BarlowTwinsLoss
     assert defined() is adapter.BarlowTwinsLoss
     assert importlib.import_module("lightly.later").Later is adapter.BarlowTwinsLoss
-    assert sorted(handle.replaced) == [
-        "lightly.loss.BarlowTwinsLoss",
-        "lightly.loss.barlow_twins_loss.BarlowTwinsLoss",
-    ]
+    places = ["lightly.loss.BarlowTwinsLoss", "lightly.loss.barlow_twins_loss.BarlowTwinsLoss"]
+    assert sorted(handle.replaced) == places
     for place in handle.replaced:
         assert place in str(handle)
     assert "1.6.0" in str(handle)
@@ -182,17 +180,9 @@ def test_a_package_that_lacks_a_library(package):
 
 def test_a_package_that_is_not_installed(package, monkeypatch):
     package({"unrelated/__init__.py": ""})
-    monkeypatch.setitem(
-        patching.TARGETS,
-        "absent_peer",
-        patching.Target(
-            "absent_peer",
-            "absent-peer",
-            "1",
-            "2",
-            (patching.Replacement("absent_peer.loss", "Loss", "lightly"),),
-        ),
-    )
+    replacements = (patching.Replacement("absent_peer.loss", "Loss", "lightly"),)
+    target = patching.Target("absent_peer", "absent-peer", "1", "2", replacements)
+    monkeypatch.setitem(patching.TARGETS, "absent_peer", target)
     with pytest.raises(ImportError, match=r"absent_peer is not installed: pip install absent-peer"):
         barlow_fast.patch("absent_peer")
 
@@ -246,11 +236,8 @@ class LatentCrossCorrelationHead:
 
 def test_registries_build_ours(package):
     package(MM, "1.2.0")
-    options = {
-        "type": "LatentCrossCorrelationHead",
-        "in_channels": 4,
-        "loss": {"type": "CrossCorrelationLoss", "lambd": 0.3},
-    }
+    loss = {"type": "CrossCorrelationLoss", "lambd": 0.3}
+    options = {"type": "LatentCrossCorrelationHead", "in_channels": 4, "loss": loss}
     with barlow_fast.patch("mmpretrain") as handle:
         models = sys.modules["mmpretrain.registry"].MODELS
         head = models.build(options)
@@ -366,6 +353,12 @@ def world(*packages: str) -> dict:
     }
 
 
+def assert_untouched(before: dict, *packages: str) -> None:
+    after = world(*packages)
+    for part, value in before.items():
+        assert after[part] == value, part
+
+
 def test_classes_that_call_themselves_by_name_stay_what_they_were(package):
     package(VISSL, "0.1.6")
     losses = importlib.import_module("vissl.losses")
@@ -396,17 +389,13 @@ def test_classes_that_call_themselves_by_name_stay_what_they_were(package):
         assert torch.equal(ours.bt_criterion(embedding), ours(embedding, None))
         assert type("New", (losses.BarlowTwinsCriterion,), {})(0.1, 0.5, 3)(embedding).isfinite()
         assert handle.subclasses == ["train_script.Derived", "train_script.Further"]
-        assert handle.kept == [
-            "vissl.losses.barlow_twins_loss.BarlowTwinsCriterion",
-            "vissl.losses.barlow_twins_loss.BarlowTwinsLoss",
-        ]
+        kept = ("BarlowTwinsCriterion", "BarlowTwinsLoss")
+        assert handle.kept == [f"vissl.losses.barlow_twins_loss.{name}" for name in kept]
         assert set(handle.kept) < set(handle.replaced)
         assert barlow_fast.patch("vissl") is handle
         assert len(set(handle.replaced)) == len(handle.replaced) == 5
 
-    after = world("vissl", "classy_vision")
-    for part, value in untouched.items():
-        assert after[part] == value, part
+    assert_untouched(untouched, "vissl", "classy_vision")
 
 
 def test_the_installed_lightly_stays_what_it_was():
@@ -431,9 +420,7 @@ def test_the_installed_lightly_stays_what_it_was():
         assert type(loss.BarlowTwinsLoss()) is adapter.BarlowTwinsLoss
         assert defined() is adapter.BarlowTwinsLoss
         assert f"{__name__}.{Derived.__qualname__}" in handle.subclasses
-    after = world("lightly")
-    for part, value in untouched.items():
-        assert after[part] == value, part
+    assert_untouched(untouched, "lightly")
 
 
 BY_NAME = """
@@ -481,9 +468,8 @@ def test_subclasses_that_call_the_original_by_name(package, caplog, decorator, o
 
 def test_ours_that_somebody_else_put_there(package):
     package(FILES)
-    importlib.import_module(
-        "lightly.loss.barlow_twins_loss"
-    ).BarlowTwinsLoss = adapter.BarlowTwinsLoss
+    defining = importlib.import_module("lightly.loss.barlow_twins_loss")
+    defining.BarlowTwinsLoss = adapter.BarlowTwinsLoss
     with barlow_fast.patch("lightly") as handle:
         assert handle.replaced == []
     assert defined() is adapter.BarlowTwinsLoss

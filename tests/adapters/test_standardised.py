@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import gate
 import pytest
 import torch
 from embeddings import draw
-from formulas import outcome, penalty
+from formulas import outcome, penalty, rms_errors
 from torch import Tensor
 from torch.library import opcheck
 
-from barlow_fast.adapters.standardised import (
-    deviation,
-    deviation_loss,
-    shared_norm_loss,
-    standardised_loss,
-)
+from barlow_fast.adapters import standardised
+from barlow_fast.adapters.standardised import deviation_loss, shared_norm_loss
 
 # ddof, eps inside and outside the root
 SHARED = (None, 1e-3, None)  # one mean and variance for both views
@@ -47,7 +45,7 @@ def ours(norm, lambd: float, divisor: float | None, target: float, **options: st
         return lambda a, b: shared_norm_loss(a, b, lambd, eps=norm[1], **options)
     options = {"divisor": divisor, "off_diagonal_target": target, **options}
     if norm is None:
-        return lambda a, b: standardised_loss(a, b, lambd, **options)
+        return lambda a, b: standardised.standardised_loss(a, b, lambd, **options)
     ddof, inside, outside = norm
     options |= {"ddof": ddof, "eps_inside": inside, "eps_outside": outside}
     return lambda a, b: deviation_loss(a, b, lambd, **options)
@@ -58,14 +56,14 @@ def ours(norm, lambd: float, divisor: float | None, target: float, **options: st
 def test_float64_is_the_formula(form, norm, backend, poisoned):
     for shape in ((2, 1), (2, 3), (13, 7), (7, 13), (33, 65), (65, 33)):
         z_a, z_b = draw("correlated", *shape, 1, torch.float64)
-        for lambd in (0.0, 0.3):
-            for divisor in (None, 10.0) if norm is not SHARED else (None,):
-                for target in (0.0, -1.0, 0.4) if norm is not SHARED else (0.0,):
-                    arguments = (norm, lambd, divisor, target)
-                    exact = outcome(formula(*arguments), z_a + 0.2, z_b)
-                    loss = ours(*arguments, form=form, backend=backend)
-                    for x, y in zip(outcome(loss, z_a + 0.2, z_b), exact, strict=True):
-                        assert float((x - y).norm()) <= 1e-11 * (1 + float(y.norm()))
+        options = itertools.product((None, 10.0), (0.0, -1.0, 0.4))
+        for lambd, each in itertools.product(
+            (0.0, 0.3), [(None, 0.0)] if norm is SHARED else options
+        ):
+            exact = outcome(formula(norm, lambd, *each), z_a + 0.2, z_b)
+            loss = ours(norm, lambd, *each, form=form, backend=backend)
+            for x, y in zip(outcome(loss, z_a + 0.2, z_b), exact, strict=True):
+                assert float((x - y).norm()) <= 1e-11 * (1 + float(y.norm()))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -90,14 +88,8 @@ def test_precisions_lose_no_more_than_plain_torch(norm, form, precision, backend
 
     loss = ours(norm, 0.3, None, 0.0, form=form, backend=backend, precision=precision)
     for shape in ((40, 120), (24, 300)) if form == "gram" else ((120, 40), (40, 40)):
-        squares = torch.zeros(3, 2, dtype=torch.float64)
-        for seed in range(5):
-            z_a, z_b = draw("correlated", *shape, seed)
-            exact = outcome(formula(norm, 0.3, None, 0.0), z_a.double(), z_b.double())
-            for column, candidate in enumerate((loss, plain)):
-                for row, (x, y) in enumerate(zip(outcome(candidate, z_a, z_b), exact, strict=True)):
-                    squares[row, column] += gate.relative_error(x, y) ** 2
-        mine, theirs = (squares / 5).sqrt().T
+        draws = [draw("correlated", *shape, seed) for seed in range(5)]
+        mine, theirs = rms_errors(draws, formula(norm, 0.3, None, 0.0), loss, plain)
         assert bool((mine <= 2 * theirs + gate.FLOOR[precision]).all()), (shape, mine, theirs)
 
 
@@ -115,7 +107,9 @@ def test_operator_is_well_behaved(form):
     z_a, z_b = (z.requires_grad_() for z in draw("random", 6, 4, 2))
     for ddof, outside, target in ((1, 0.0, 0.0), (1, 0.1, -1.0), (-1, 0.0, 0.0), (-2, 0.0, 0.0)):
         arguments = (0.3, target, 0.0, ddof, 0.0, outside, False, form, "fp32", "auto")
-        assert set(opcheck(deviation.forward, (z_a, z_b, *arguments)).values()) == {"SUCCESS"}
+        assert set(opcheck(standardised.deviation.forward, (z_a, z_b, *arguments)).values()) == {
+            "SUCCESS"
+        }
 
 
 def test_second_derivatives_are_refused():
@@ -167,8 +161,6 @@ def test_one_sample_that_is_standardised_already():
 @pytest.mark.parametrize("norm", [None, SHARED, (1, 0.0, 0.0), (1, 0.0, 0.1)])
 def test_on_a_device(norm, form):
     """The Triton set, with the centres that it takes from the sums, against float64."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     for shape in ((64, 300), (300, 64), (700, 900)):
         z_a, z_b = draw("correlated", *shape, 1)
         for target in (0.0, -1.0) if norm is not SHARED else (0.0,):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -151,15 +150,13 @@ def within(network: nn.Module, name: str, wrap: Callable) -> nn.Module:
 
 @pytest.mark.parametrize("wrapper", WRAPPED)
 @pytest.mark.parametrize("given", [{}, {"encoder": "resnet18"}], ids=["found", "given"])
-def test_wrappers_put_no_name_into_the_way(wrapper, given, resnet18, saved: Save):
+def test_wrappers_put_no_name_into_the_way(wrapper, given, resnet18, load):
     network = pytest.importorskip("torchvision").models.resnet18(weights=None)
     network.fc = nn.Identity()
     network.load_state_dict(resnet18.state)
     state = WRAPPED[wrapper](network).state_dict()
     assert state.keys() != resnet18.state.keys()
-    loaded = load_encoder(saved(state), **given)
-    with torch.no_grad():
-        assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
+    resnet18.assert_same(load(state, **given))
 
 
 NAMES = (
@@ -169,7 +166,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_wrappers_of_every_layout_in_any_order_and_depth(peer: str, resnet18, saved: Save):
+def test_wrappers_of_every_layout_in_any_order_and_depth(peer: str, resnet18, load):
     """As FSDP does it, around blocks within blocks."""
     content, _ = PEERS[peer][0](resnet18.state)
     generator = random.Random(peer)
@@ -190,70 +187,62 @@ def test_wrappers_of_every_layout_in_any_order_and_depth(peer: str, resnet18, sa
             for key, v in values.items()
         }
 
-    loaded = load_encoder(saved(everywhere(content)))
+    resnet18.assert_same(load(everywhere(content)))
     assert len(set(map(len, chosen.values()))) == 3
-    with torch.no_grad():
-        assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
 
 
 @pytest.mark.parametrize("prefix", ["net.", "model.backbone.", "_orig_mod.module.a.b.module.c."])
-def test_a_prefix_that_all_keys_share_where_the_encoder_is_given(prefix, resnet18, saved: Save):
+def test_a_prefix_that_all_keys_share_where_the_encoder_is_given(prefix, resnet18, load):
     head = under("fc.", nn.Linear(512, 1000).state_dict())
     for state in (resnet18.state, {**resnet18.state, **head}):
-        loaded = load_encoder(saved(under(prefix, state)), encoder="resnet18")
-        with torch.no_grad():
-            assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
-    sequence = {re.sub("^conv1", "0", k): v for k, v in resnet18.state.items()}
-    renamed = {"bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-    sequence = {".".join([renamed.get((p := k.split("."))[0], p[0]), *p[1:]]): v
-                for k, v in sequence.items()}  # fmt: skip
-    assert load_encoder(saved(under(prefix, sequence)), encoder="resnet18").name == "resnet18"
+        resnet18.assert_same(load(under(prefix, state), encoder="resnet18"))
+    sequence = in_a_sequence(resnet18.state)
+    assert load(under(prefix, sequence), encoder="resnet18").name == "resnet18"
 
 
-def test_two_models_in_one_dict(resnet18, saved: Save):
-    state = {**resnet18.state, **under("module.", resnet18.state)}
+def in_a_sequence(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As lightly's examples do: nn.Sequential(*list(resnet.children())[:-1])."""
+    numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    parts = {key: key.partition(".") for key in state}
+    return {f"{numbers[parts[k][0]]}.{parts[k][2]}": value for k, value in state.items()}
+
+
+def test_two_models_in_one_dict(resnet18, load):
     with pytest.raises(ValueError, match=r"has conv1.weight and module.conv1.weight, which name"):
-        load_encoder(saved(state))
+        load({**resnet18.state, **under("module.", resnet18.state)})
 
 
 @pytest.mark.slow
-def test_architectures_with_a_part_of_a_wrappers_name(saved: Save):
+def test_architectures_with_a_part_of_a_wrappers_name(load):
     pytest.importorskip("timm")
     network = build_encoder("timm:iformer_t", channels=3, image_size=32)
     assert any(".module." in key for key in network.state_dict())
-    path = saved(under("_orig_mod.module.", network.state_dict()))
-    loaded = load_encoder(path, encoder="timm:iformer_t")
+    loaded = load(under("_orig_mod.module.", network.state_dict()), encoder="timm:iformer_t")
     for key, value in network.state_dict().items():
         assert torch.equal(loaded.encoder.state_dict()[key], value)
 
 
-def test_what_the_file_says_beside_its_weights(resnet18, saved: Save):
-    content, _ = solo(resnet18.state)
-    metadata = load_encoder(saved(content)).metadata
+def test_what_the_file_says_beside_its_weights(resnet18, load):
+    metadata = load(solo(resnet18.state)[0]).metadata
     assert (metadata["epoch"], metadata["settings"]) == (3, {"method": "barlow_twins"})
 
 
-def test_an_encoder_in_a_sequence_gets_its_names_back(resnet18, saved: Save):
-    # lightly's examples: nn.Sequential(*list(resnet.children())[:-1])
-    numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
-    renamed = {}
-    for key, value in resnet18.state.items():
-        first, _, rest = key.partition(".")
-        renamed[f"backbone.{numbers[first]}.{rest}"] = value
-    content = {"state_dict": {**renamed, "projection_head.layers.0.weight": torch.rand(4, 512)}}
-    loaded = load_encoder(saved(content))
-    with torch.no_grad():
-        assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
-        assert loaded.projector(resnet18.features).shape == (2, 4)
+def test_an_encoder_in_a_sequence_gets_its_names_back(resnet18, load):
+    renamed = under("backbone.", in_a_sequence(resnet18.state))
+    loaded = load(
+        {"state_dict": {**renamed, "projection_head.layers.0.weight": torch.rand(4, 512)}}
+    )
+    resnet18.assert_same(loaded)
+    assert loaded.projector(resnet18.features).shape == (2, 4)
 
 
-def test_the_resnet_of_lightlys_small_image_benches(saved: Save):
+def test_the_resnet_of_lightlys_small_image_benches(load):
     models = pytest.importorskip("lightly.models")
     torch.manual_seed(0)
     network = scramble(models.ResNetGenerator("resnet-18"))
     backbone = nn.Sequential(*list(network.children())[:-1], nn.AdaptiveAvgPool2d(1))
     images = torch.randn(2, 3, 32, 32)
-    loaded = load_encoder(saved({"state_dict": under("backbone.", backbone.state_dict())}))
+    loaded = load({"state_dict": under("backbone.", backbone.state_dict())})
     assert (loaded.name, loaded.features, loaded.image_size) == ("resnet18", 512, 32)
     with torch.no_grad():
         expected = backbone.eval()(images).flatten(1)
@@ -261,19 +250,16 @@ def test_the_resnet_of_lightlys_small_image_benches(saved: Save):
 
 
 @pytest.mark.parametrize(("make", "padding"), [(solo, 2), (official, 1), (bare, 1)])
-def test_small_stems_pad_as_their_library_does(make, padding: int, small_resnet18, saved: Save):
+def test_small_stems_pad_as_their_library_does(make, padding: int, small_resnet18, load):
     truth = small_resnet18(padding)
-    loaded = load_encoder(saved(make(truth.state)[0]))
+    loaded = load(make(truth.state)[0])
     assert loaded.image_size == 32
-    with torch.no_grad():
-        assert torch.equal(loaded.encoder(truth.images), truth.features)
+    truth.assert_same(loaded)
 
 
-def test_files_without_counters_of_batch_norms(resnet18, saved: Save):
+def test_files_without_counters_of_batch_norms(resnet18, load):
     old = {k: v for k, v in resnet18.state.items() if not k.endswith("num_batches_tracked")}
-    loaded = load_encoder(saved(old))
-    with torch.no_grad():
-        assert torch.equal(loaded.encoder(resnet18.images), resnet18.features)
+    resnet18.assert_same(load(old))
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d"])
@@ -299,26 +285,20 @@ def test_timm_and_transformers_are_given_by_name(saved: Save):
 
 
 def ours(model: nn.Module, config: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "format": PRETRAIN,
-        "version": 1,
-        "config": {"projector": [8, 6], **config},
-        "model": model.state_dict(),
-        "epoch": 2,
-        **more,
-    }
+    config, state = {"projector": [8, 6], **config}, model.state_dict()
+    header = {"format": PRETRAIN, "version": 1, "config": config}
+    return {**header, "model": state, "epoch": 2, **more}
 
 
 IMAGE = {"channels": 1, "size": 12, "mean": [0.25], "std": [0.5]}
 
 
 @pytest.mark.parametrize("encoder", ["small", "resnet18"])
-def test_our_own_checkpoints(encoder: str, saved: Save):
+def test_our_own_checkpoints(encoder: str, load):
     sizes = {"encoder_widths": [4, 6], "encoder_grid": 3}
     model = build_twins(encoder, channels=1, image_size=12, projector=(8, 6), **sizes)
     scramble(model)
-    path = saved(ours(model, {"encoder": encoder, "stem": "auto", **sizes}, image=IMAGE))
-    loaded = load_encoder(path)
+    loaded = load(ours(model, {"encoder": encoder, "stem": "auto", **sizes}, image=IMAGE))
     assert (loaded.format, loaded.name) == ("barlow_fast", encoder)
     assert (loaded.channels, loaded.image_size) == (1, 12)
     assert (loaded.mean, loaded.std) == ((0.25,), (0.5,))
@@ -330,9 +310,13 @@ def test_our_own_checkpoints(encoder: str, saved: Save):
         assert torch.equal(loaded.projector(features), model(images, images)[0])
 
 
-def test_our_first_checkpoints_reported_less(saved: Save):
+def first_checkpoint() -> dict[str, Any]:
     model = build_twins(channels=1, encoder_widths=(4, 6), projector=(8, 6))
-    loaded = load_encoder(saved(ours(model, {"encoder_widths": [4, 6], "encoder_grid": 2})))
+    return ours(model, {"encoder_widths": [4, 6], "encoder_grid": 2})
+
+
+def test_our_first_checkpoints_reported_less(load):
+    loaded = load(first_checkpoint())
     assert (loaded.name, loaded.channels, loaded.mean, loaded.std) == ("small", 1, (0.0,), (1.0,))
     assert loaded.metadata["assumed"] == ["image_size", "mean", "std"]
 
@@ -340,10 +324,7 @@ def test_our_first_checkpoints_reported_less(saved: Save):
 def test_the_trainers_files_are_recognised(tmp_path: Path):
     from barlow_fast.checkpoints.training import save_checkpoint
 
-    model = build_twins(channels=1, encoder_widths=(4, 6), projector=(8, 6))
-    content = ours(model, {"encoder_widths": [4, 6], "encoder_grid": 2})
-    save_checkpoint(
-        tmp_path / "checkpoint.pt",
-        {key: value for key, value in content.items() if key not in ("format", "version")},
-    )
+    content = first_checkpoint()
+    del content["format"], content["version"]
+    save_checkpoint(tmp_path / "checkpoint.pt", content)
     assert load_encoder(tmp_path / "checkpoint.pt").format == "barlow_fast"

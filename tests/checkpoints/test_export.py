@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -21,28 +22,17 @@ from barlow_fast.models import build_encoder
 
 Save = Callable[..., Path]
 NEEDED = {
-    "torchvision": ("torchvision",),
-    "timm": ("torchvision",),
-    "safetensors": ("safetensors",),
-}
-NEEDED["onnx"] = ("onnx", "onnxscript", "onnxruntime")
+    "torchvision": ("torchvision",), "timm": ("torchvision",), "safetensors": ("safetensors",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+}  # fmt: skip
 
 
 def pretrained(name: str, size: int = 32, channels: int = 1, **arguments) -> Pretrained:
     torch.manual_seed(0)
     encoder = build_encoder(name, image_size=size, channels=channels, **arguments)
-    return Pretrained(
-        encoder=scramble(encoder),
-        name=name,
-        features=encoder.features,
-        channels=channels,
-        image_size=size,
-        mean=(0.25,) * channels,
-        std=(0.5,) * channels,
-        format="barlow_fast",
-        projector=None,
-        metadata={},
-    )
+    normalisation = (0.25,) * channels, (0.5,) * channels
+    shape = encoder.features, channels, size
+    return Pretrained(scramble(encoder), name, *shape, *normalisation, "barlow_fast", None, {})
 
 
 TINY = pretrained("small", size=12, channels=3, widths=(4,))
@@ -187,9 +177,8 @@ def test_safetensors_contain_its_metadata(resnet: Pretrained, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["small", "squeezenet1_1"])
 def test_onnx_computes_it_for_any_number_of_images(name: str, tmp_path: Path):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
+    need("onnx")
+    onnx, runtime = map(importlib.import_module, ("onnx", "onnxruntime"))
     given = pretrained(name, size=32)
     path = tmp_path / "encoder.onnx"
     export(given, path, "onnx")
@@ -231,19 +220,17 @@ def test_a_difference_leaves_no_file_and_the_old_one_as_it_was(
 
 
 def test_what_a_format_cannot_contain(resnet: Pretrained, tmp_path: Path):
-    small = pretrained("small", size=12, widths=(4,))
-    for format in ("torchvision", "timm"):
-        with pytest.raises(ValueError, match=r"has no 'small'|timm has the keys of 'small'"):
-            export(small, tmp_path / "encoder.pth", format)
-    padded = pretrained("resnet18", stem="small-padding-2")
-    with pytest.raises(ValueError, match="stem is 'small-padding-2'"):
-        export(padded, tmp_path / "encoder.pth", "torchvision")
-    with pytest.raises(ValueError, match=r"format must be one of torchvision.*'keras'"):
-        export(resnet, tmp_path / "encoder.pth", "keras")
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        export(resnet, tmp_path / "none" / "encoder.pth", "torchvision")
-    with pytest.raises(ValueError, match="is a folder"):
-        export(resnet, tmp_path, "torchvision")
+    small, padded = TINY, pretrained("resnet18", stem="small-padding-2")
+    for given, out, format, error, message in (
+        (small, "x.pth", "torchvision", ValueError, r"has no 'small'"),
+        (small, "x.pth", "timm", ValueError, r"has no 'small'|timm has the keys of 'small'"),
+        (padded, "x.pth", "torchvision", ValueError, "stem is 'small-padding-2'"),
+        (resnet, "x.pth", "keras", ValueError, r"format must be one of torchvision.*'keras'"),
+        (resnet, "none/x.pth", "torchvision", FileNotFoundError, "no folder"),
+        (resnet, ".", "torchvision", ValueError, "is a folder"),
+    ):
+        with pytest.raises(error, match=message):
+            export(given, tmp_path / out, format)
     assert names(tmp_path) == []
 
 
@@ -326,15 +313,16 @@ def test_the_command(resnet18, saved: Save, tmp_path: Path):
 
 def test_the_command_says_what_is_wrong(resnet18, saved: Save, tmp_path: Path):
     path = saved(resnet18.state)
-    wrong = run(path, tmp_path / "encoder.h5")
-    assert wrong.exit_code == 2
-    assert "--format must be one of torchvision, timm, safetensors, onnx, got none" in wrong.output
-    wrong = run(path, tmp_path / "encoder.pth", "--encoder", "resnet50")
-    assert wrong.exit_code == 2
-    assert "holds a 'resnet18', not a 'resnet50'" in wrong.output
-    wrong = run(tmp_path / "none.pth", tmp_path / "encoder.pth")
-    assert wrong.exit_code == 2
-    assert "no checkpoint at" in wrong.output
+    out = tmp_path / "encoder.pth"
+    formats = "--format must be one of torchvision, timm, safetensors, onnx, got none"
+    for arguments, message in (
+        ((path, tmp_path / "encoder.h5"), formats),
+        ((path, out, "--encoder", "resnet50"), "holds a 'resnet18', not a 'resnet50'"),
+        ((tmp_path / "none.pth", out), "no checkpoint at"),
+    ):
+        wrong = run(*arguments)
+        assert wrong.exit_code == 2
+        assert message in wrong.output
     assert not (tmp_path / "encoder.pth").exists()
 
 

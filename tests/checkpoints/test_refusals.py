@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from barlow_fast.checkpoints import load_encoder
 from barlow_fast.checkpoints.layouts import PRETRAIN
@@ -67,49 +66,35 @@ def test_an_archive_that_unpacks_to_more_than_it_weighs(tmp_path: Path):
         load_encoder(path)
 
 
-def test_tensors_larger_than_their_data(saved: Save):
-    state = {"conv1.weight": torch.zeros(1).expand(10**6, 10**6)}
-    with pytest.raises(ValueError, match=r"'conv1.weight' claims 4000000000000 bytes and has 4"):
-        load_encoder(saved(state))
-
-
-def test_one_tensor_under_many_names(saved: Save):
-    shared = torch.zeros(2**18)
-    with pytest.raises(ValueError, match="of weights and has"):
-        load_encoder(saved({f"{number}.weight": shared for number in range(64)}))
-
-
-def test_sizes_that_only_the_settings_claim(saved: Save):
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ([4, 10**9], r"sizes that its weights do not have: widths \[4, 10000"),
+        ([4, 5], r"does not fit encoder 'small'.*\(6, 4, 3, 3\) for \(5"),
+        ([1] * 10**6, "1000000 stages"),
+        ("wide", "describes its encoder wrongly"),
+    ],
+    ids=["huge", "other", "many", "no numbers"],
+)
+def test_sizes_that_only_the_settings_claim(widths: Any, message: str, load):
     model = build_twins(channels=1, encoder_widths=(4, 6), projector=(8, 6))
-    config = {"encoder_widths": [4, 10**9], "encoder_grid": 2}
+    config = {"encoder_widths": widths, "encoder_grid": 2}
     content = {"format": PRETRAIN, "version": 1, "config": config, "model": model.state_dict()}
-    with pytest.raises(ValueError, match=r"sizes that its weights do not have: widths \[4, 10000"):
-        load_encoder(saved(content))
-    config["encoder_widths"] = [4, 5]
-    with pytest.raises(ValueError, match=r"does not fit encoder 'small'.*\(6, 4, 3, 3\) for \(5"):
-        load_encoder(saved(content))
-    config["encoder_widths"] = [1] * 10**6
-    with pytest.raises(ValueError, match="1000000 stages"):
-        load_encoder(saved(content))
-    config["encoder_widths"] = "wide"
-    with pytest.raises(ValueError, match="describes its encoder wrongly"):
-        load_encoder(saved(content))
+    with pytest.raises(ValueError, match=message):
+        load(content)
 
 
-def changed(state: dict[str, Tensor], **changes: Any) -> dict[str, Tensor]:
-    return {**state, **{key.replace("__", "."): value for key, value in changes.items()}}
-
-
-def test_keys_and_shapes_must_be_the_architectures(resnet18, saved: Save):
-    state = dict(resnet18.state)
-    with pytest.raises(ValueError, match=r"'resnet18'.*with layer9.weight, which it does not"):
-        load_encoder(saved(changed(state, layer9__weight=torch.zeros(1))))
-    del state["bn1.weight"], state["layer4.1.bn2.bias"]
-    with pytest.raises(ValueError, match=r"without bn1.weight, layer4.1.bn2.bias$"):
-        load_encoder(saved(state))
-    wrong = changed(resnet18.state, bn1__bias=torch.zeros(3))
-    with pytest.raises(ValueError, match=r"bn1.bias of shape \(3,\) for \(64,\)"):
-        load_encoder(saved(wrong))
+def test_keys_and_shapes_must_be_the_architectures(resnet18, load):
+    missing = dict(resnet18.state)
+    del missing["bn1.weight"], missing["layer4.1.bn2.bias"]
+    for state, message in (
+        (resnet18.state | {"layer9.weight": torch.zeros(1)},
+         r"'resnet18'.*with layer9.weight, which it does not"),
+        (missing, r"without bn1.weight, layer4.1.bn2.bias$"),
+        (resnet18.state | {"bn1.bias": torch.zeros(3)}, r"bn1.bias of shape \(3,\) for \(64,\)"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            load(state)
 
 
 @pytest.mark.parametrize(
@@ -120,36 +105,59 @@ def test_keys_and_shapes_must_be_the_architectures(resnet18, saved: Save):
         ({"channels": 1}, r"images with 3 channels, not 1"),
     ],
 )
-def test_another_architecture_than_requested(arguments: dict, message: str, resnet18, saved: Save):
+def test_another_architecture_than_requested(arguments: dict, message: str, resnet18, load):
     with pytest.raises(ValueError, match=message):
-        load_encoder(saved(resnet18.state), **arguments)
+        load(resnet18.state, **arguments)
 
 
-def test_another_architecture_than_named(saved: Save):
-    with pytest.raises(ValueError, match="does not state its architecture"):
-        load_encoder(saved({"blocks.0.weight": torch.zeros(3)}))
+class Call:
+    """Unpickles as the result of a call."""
+
+    def __init__(self, function: Callable, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+TWO_PARTS = {"module.backbone.a": torch.ones(1), "module.decoder.b": torch.ones(1)}
+BLOCKS = {"blocks.0.weight": torch.zeros(3)}
+OTHER_CONTENT = {
+    "a list": ([1, 2], r"holds a list"),
+    "nothing": ({}, r"no weights"),
+    "a number": ({"epoch": 3}, r"'epoch' is a int, not a tensor"),
+    "a number for weights": ({"state_dict": {"backbone.bn1.bias": 3}}, r"is a int, not a tensor"),
+    "VISSL's": ({"classy_state_dict": {"base_model": 3}}, r"VISSL checkpoint without"),
+    "ours": ({"format": PRETRAIN}, r"without model or config"),
+    "two parts": (
+        {"model": TWO_PARTS}, r"looks like a checkpoint of official, which has no decoder.b",
+    ),
+    "no architecture": (BLOCKS, "does not state its architecture"),
+    "tensors larger than their data": (
+        {"conv1.weight": torch.zeros(1).expand(10**6, 10**6)},
+        r"'conv1.weight' claims 4000000000000 bytes and has 4",
+    ),
+    "one tensor under many names": (
+        dict.fromkeys((f"{number}.weight" for number in range(64)), torch.zeros(2**18)),
+        "of weights and has",
+    ),
+    # torch allows these calls, of any size, and their numbers are whatever memory held.
+    **{f"a call of {kind.__name__}": (
+        {"conv1.weight": Call(kind, size)}, f"it calls {kind.__name__}, which no file",
+    ) for kind, size in ((bytearray, 10**6), (torch.Tensor, 1000), (torch.IntTensor, 8))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_CONTENT)
+def test_other_content(name: str, load):
+    content, message = OTHER_CONTENT[name]
+    with pytest.raises(ValueError, match=message):
+        load(content)
+
+
+def test_another_architecture_than_named(load):
     with pytest.raises(ValueError, match=r"of another architecture than 'vgg11'"):
-        load_encoder(saved({"blocks.0.weight": torch.zeros(3)}), encoder="vgg11")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1, 2], r"holds a list"),
-        ({}, r"no weights"),
-        ({"epoch": 3}, r"'epoch' is a int, not a tensor"),
-        ({"state_dict": {"backbone.conv1.weight": 3}}, r"is a int, not a tensor"),
-        ({"classy_state_dict": {"base_model": 3}}, r"VISSL checkpoint without"),
-        ({"format": PRETRAIN}, r"without model or config"),
-        (
-            {"model": {"module.backbone.a": torch.ones(1), "module.decoder.b": torch.ones(1)}},
-            r"looks like a checkpoint of official, which has no decoder.b",
-        ),
-    ],
-)
-def test_other_content(content: Any, message: str, saved: Save):
-    with pytest.raises(ValueError, match=message):
-        load_encoder(saved(content))
+        load(BLOCKS, encoder="vgg11")
 
 
 def test_no_file(tmp_path: Path):
@@ -176,25 +184,6 @@ def test_damaged_safetensors(tmp_path: Path):
 def test_tensors_of_other_kinds(value, tmp_path: Path):
     with pytest.raises(ValueError, match=r"'conv1.weight' is not a dense tensor with data"):
         check_tensors({"conv1.weight": value}, tmp_path / "checkpoint.pt")
-
-
-class Call:
-    """Unpickles as the result of a call."""
-
-    def __init__(self, function: Callable, *arguments: Any) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
-@pytest.mark.parametrize(
-    "call", [Call(bytearray, 10**6), Call(torch.Tensor, 1000), Call(torch.IntTensor, 8)]
-)
-def test_memory_that_no_record_fills(call: Call, saved: Save):
-    """torch allows these calls, of any size, and their numbers are whatever memory held."""
-    with pytest.raises(ValueError, match=r"it calls (bytearray|Tensor|IntTensor), which no file"):
-        load_encoder(saved({"conv1.weight": call}))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path):

@@ -1,20 +1,24 @@
-"""The processes that all tests of this folder share."""
+"""The processes that all tests of this folder share, and what most are run for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from ranks import pool
+from whole import LAYOUTS
 
 __all__ = ["pool"]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def _one_thread(one_thread: None) -> None:
     """The many small products of this process are taken beside others that want its cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["global", "local"])
+def statistics(request: pytest.FixtureRequest) -> str:
+    return request.param

@@ -114,12 +114,9 @@ class Pool:
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")
         for rank in range(SIZE):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, store, theirs), daemon=True)
-            process.start()
-            theirs.close()
+            process, connection = _begin(_serve, rank, store)
             self._processes.append(process)
-            self._connections.append(ours)
+            self._connections.append(connection)
 
     def close(self) -> None:
         """Ends all processes; the next `run` starts new ones."""
@@ -144,6 +141,15 @@ def pool() -> Iterator[Pool]:
     pool.close()
 
 
+def _begin(function: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """A process that runs a function of a connection and these arguments, and the other end."""
+    ours, theirs = context.Pipe()
+    process = context.Process(target=function, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
 def _send(connection: Connection, value: Any) -> None:
     # Not by the connection's own pickle, which would share the memory of tensors.
     buffer = io.BytesIO()
@@ -164,7 +170,7 @@ def join(rank: int, size: int, store: str, timeout: datetime.timedelta = TIMEOUT
     )
 
 
-def _serve(rank: int, store: str, connection: Connection) -> None:
+def _serve(connection: Connection, rank: int, store: str) -> None:
     join(rank, SIZE, store)
     for members in GROUPS:
         groups[members] = dist.new_group(list(members), timeout=TIMEOUT)
@@ -184,16 +190,9 @@ def in_processes(
 ) -> list[tuple[Any, int]]:
     """What `function(rank, *arguments)` returned in processes that are ranks of a world of their
     own, for tests that end them: (None where the process has not come so far, its exit code)."""
-    processes, connections = [], []
-    for rank in range(size):
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_once, args=(function, rank, size, str(folder / "store"), theirs, arguments)
-        )
-        process.start()
-        theirs.close()
-        processes.append(process)
-        connections.append(ours)
+    store = str(folder / "store")
+    begun = [_begin(_once, function, rank, size, store, *arguments) for rank in range(size)]
+    processes, connections = zip(*begun, strict=True)
     deadline = time.monotonic() + limit
     results: list[Any] = [None] * size
     try:
@@ -210,12 +209,5 @@ def in_processes(
             process.join()
 
 
-def _once(
-    function: Callable[..., Any],
-    rank: int,
-    size: int,
-    store: str,
-    connection: Connection,
-    arguments: tuple[Any, ...],
-) -> None:
-    _send(connection, function(rank, size, store, *arguments))
+def _once(connection: Connection, function: Callable[..., Any], *arguments: Any) -> None:
+    _send(connection, function(*arguments))

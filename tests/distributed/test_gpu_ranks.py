@@ -1,7 +1,7 @@
 """Layouts on CUDA tensors: two ranks that share one GPU, joined by gloo; one rank of NCCL.
 
 Two NCCL ranks cannot share a device: what is tested here is every kernel call of the layouts on
-CUDA tensors with rows and columns of another rank, not NCCL. Selected by `make gpu`; this file
+CUDA tensors with samples and columns of another rank, not NCCL. Selected by `make gpu`; this file
 needs nothing of this folder, so that a machine that has only a GPU can run it.
 """
 
@@ -22,10 +22,7 @@ from gate import EPS, FLOOR, LAMBDA, plain, relative_error, truth
 from barlow_fast import barlow_twins_loss
 from barlow_fast.distributed import LAYOUTS
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 RANKS = 2
 SHAPES = {"features": (250, 1500), "rows": (250, 1500), "correlation": (1900, 166)}
@@ -47,12 +44,12 @@ CASES = [
 
 
 def views(layout: str, operands: str) -> tuple[torch.Tensor, ...]:
-    """All rows, on the CPU: the same in every process."""
+    """All samples, on the CPU: the same in every process."""
     n, d = SHAPES[layout]
     return tuple(z.to(OPERANDS[operands][1]) for z in draw("random", n, d, 0, torch.float64))
 
 
-def rows_of(n: int) -> tuple[int, int]:
+def samples_of(n: int) -> tuple[int, int]:
     """Unequal ones."""
     return n // 2 + 10, n - n // 2 - 10
 
@@ -66,7 +63,7 @@ def step(z: tuple[torch.Tensor, ...], **options: Any) -> list[torch.Tensor]:
 
 
 def compute_all(rank: int, store: str, folder: str) -> None:
-    """Entry of a process: every case on this rank's rows, one file each."""
+    """Entry of a process: every case on this rank's samples, one file each."""
     torch.cuda.set_device(0)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS,
@@ -75,7 +72,7 @@ def compute_all(rank: int, store: str, folder: str) -> None:
     try:
         for index, (layout, operands, statistics) in enumerate(CASES):
             z = views(layout, operands)
-            own = tuple(each.split(rows_of(len(each)))[rank] for each in z)
+            own = tuple(each.split(samples_of(len(each)))[rank] for each in z)
             result: Any
             try:
                 result = step(
@@ -108,7 +105,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gathered(folder: Path, case: tuple[str, str, str]) -> list[torch.Tensor]:
-    """(loss, terms, gradients of all rows): the mean over ranks, as DDP takes it."""
+    """(loss, terms, gradients of all samples): the mean over ranks, as DDP takes it."""
     index = CASES.index(case)
     paths = [folder / f"{index}-{rank}.pt" for rank in range(RANKS)]
     by_rank = [torch.load(path, weights_only=True) for path in paths]
@@ -121,9 +118,9 @@ def gathered(folder: Path, case: tuple[str, str, str]) -> list[torch.Tensor]:
 
 
 def standardised_by_rank(z: torch.Tensor) -> torch.Tensor:
-    """float64 rows, each rank's standardised by its own statistics."""
+    """float64 samples, each rank's standardised by its own statistics."""
     parts = []
-    for part in z.double().split(rows_of(len(z))):
+    for part in z.double().split(samples_of(len(z))):
         centred = part - part.mean(0)
         parts.append(centred * (centred.square().mean(0) + EPS).rsqrt())
     return torch.cat(parts)

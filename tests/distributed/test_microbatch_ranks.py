@@ -17,7 +17,7 @@ from barlow_fast.distributed.micro_batches import number_of, split
 from barlow_fast.microbatch import backward_in_microbatches
 from barlow_fast.models.batch_norm import synchronise
 
-ROWS = (10, 7)
+SAMPLES = (10, 7)
 SIZE, SHARDED_SIZE = 4, 5
 LAMBDA = 0.1
 
@@ -41,9 +41,9 @@ class Network(nn.Module):
 
 def samples(rank: int | None = None) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(6)
-    a = torch.randn(sum(ROWS), 6, dtype=torch.float64, generator=generator)
+    a = torch.randn(sum(SAMPLES), 6, dtype=torch.float64, generator=generator)
     b = a + 0.5 * torch.randn(a.shape, dtype=torch.float64, generator=generator)
-    return (a, b) if rank is None else tuple(v.split(list(ROWS))[rank] for v in (a, b))
+    return (a, b) if rank is None else tuple(v.split(list(SAMPLES))[rank] for v in (a, b))
 
 
 def data_parallel(group) -> dict[str, Tensor]:
@@ -125,28 +125,28 @@ STEPS = 3
 
 
 def random_cases(norm: str, count: int = 12) -> list[tuple[tuple[int, int], int]]:
-    """(Rows of two ranks, micro_batch_size). A batch norm of each rank's own takes two rows."""
+    """(Samples of two ranks, micro_batch_size). A batch norm of each rank's own takes two."""
     generator = torch.Generator().manual_seed(len(norm))
     least = 2 if norm == "own" else 1
     drawn = torch.randint(least, 41, (count, 2), generator=generator).tolist()
     sizes = torch.randint(4, 12, (count,), generator=generator).tolist()
-    # The pair of the first report, and one in which a rank has fewer rows than micro-batches.
+    # The pair of the first report, and one in which a rank has fewer samples than micro-batches.
     return [((10, 11), 10), ((least, 40), 4), *zip(map(tuple, drawn), sizes, strict=True)]
 
 
-def drawn(rows: tuple[int, int], step: int) -> list[tuple[Tensor, Tensor]]:
+def drawn(samples: tuple[int, int], step: int) -> list[tuple[Tensor, Tensor]]:
     """Both views of each rank."""
     generator = torch.Generator().manual_seed(100 + step)
-    a = torch.randn(sum(rows), 2, 6, 6, dtype=torch.float64, generator=generator)
+    a = torch.randn(sum(samples), 2, 6, 6, dtype=torch.float64, generator=generator)
     b = a + 0.5 * torch.randn(a.shape, dtype=torch.float64, generator=generator)
-    return list(zip(a.split(list(rows)), b.split(list(rows)), strict=True))
+    return list(zip(a.split(list(samples)), b.split(list(samples)), strict=True))
 
 
 def steps_of_ranks(group, norm: str, wrap: str, cases) -> list[list[dict[str, Tensor]]]:
     """Gradients and losses of each step of each case."""
     found = []
     criterion = BarlowTwinsLoss(lambd=LAMBDA, process_group=group)
-    for rows, size in cases:
+    for samples, size in cases:
         model = Normed(norm != "none")
         if norm == "of all":
             model = synchronise(model, "cpu", group)
@@ -156,33 +156,37 @@ def steps_of_ranks(group, norm: str, wrap: str, cases) -> list[list[dict[str, Te
         steps = []
         for step in range(STEPS):
             wrapped.zero_grad()
-            own = drawn(rows, step)[group.rank()]
+            own = drawn(samples, step)[group.rank()]
             loss = backward_in_microbatches(wrapped, own, criterion, size)
             gradients = {name: p.grad for name, p in model.named_parameters()}
             if wrap == "fsdp2":
                 gradients = {name: g.full_tensor() for name, g in gradients.items()}
             steps.append({name: g.clone() for name, g in gradients.items()} | {"loss": loss})
-            with torch.no_grad():
-                for p in model.parameters():
-                    p -= 0.1 * p.grad
+            descend(model)
         found.append(steps)
     return found
 
 
-def steps_alone(norm: str, rows: tuple[int, int], size: int) -> list[dict[str, Tensor]]:
+def descend(model: nn.Module) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
+
+
+def steps_alone(norm: str, samples: tuple[int, int], size: int) -> list[dict[str, Tensor]]:
     """The same on one device, with the graphs of all micro-batches at once."""
     model = Normed(norm != "none")
-    wanted = [-(-n // size) for n in rows]
-    if norm == "of all" or min(rows) >= 2 * max(wanted):
+    wanted = [-(-n // size) for n in samples]
+    if norm == "of all" or min(samples) >= 2 * max(wanted):
         wanted = [max(wanted)] * 2
     steps = []
     for step in range(STEPS):
         model.zero_grad()
-        views = drawn(rows, step)
+        views = drawn(samples, step)
         # [rank][view][part]
         parts = [
             [view.split(split(n, count, before)) for view in pair]
-            for n, count, before, pair in zip(rows, wanted, (0, rows[0]), views, strict=True)
+            for n, count, before, pair in zip(samples, wanted, (0, samples[0]), views, strict=True)
         ]
         if norm == "of all":
             batches = [[torch.cat(same) for same in zip(*pair, strict=True)]
@@ -194,9 +198,7 @@ def steps_alone(norm: str, rows: tuple[int, int], size: int) -> list[dict[str, T
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         steps.append(gradients | {"loss": loss.detach()})
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= 0.1 * p.grad
+        descend(model)
     return steps
 
 
@@ -204,7 +206,7 @@ def steps_alone(norm: str, rows: tuple[int, int], size: int) -> list[dict[str, T
     "kind",
     [pytest.param(k, marks=pytest.mark.slow) if k == "fsdp2, SyncBatchNorm" else k for k in KINDS],
 )
-def test_ranks_with_any_rows_get_the_gradients_of_one_device(kind, pool):
+def test_ranks_with_any_samples_get_the_gradients_of_one_device(kind, pool):
     norm, wrap = KINDS[kind]
     cases = random_cases(norm)
     results = pool.run(steps_of_ranks, 2, norm, wrap, cases)
@@ -219,7 +221,7 @@ def test_ranks_with_any_rows_get_the_gradients_of_one_device(kind, pool):
 
 def refused(group, what: str) -> str:
     """What a rank says of a step of which one rank, or all, cannot do its part."""
-    rows = {"one sample": (1, 9), "few for shards": (3, 40)}.get(what, ROWS)
+    samples = {"one sample": (1, 9), "few for shards": (3, 40)}.get(what, SAMPLES)
     model = Normed(batch_norm="one" in what or "few" in what)
     if what == "few for shards":
         fully_shard(model, mesh=DeviceMesh.from_group(group, "cpu"))
@@ -227,7 +229,7 @@ def refused(group, what: str) -> str:
         model = DistributedDataParallel(
             model, process_group=group, static_graph=what == "static graph"
         )
-    views: list = list(drawn(rows, 0)[group.rank()])
+    views: list = list(drawn(samples, 0)[group.rank()])
     size = 4
     if what == "a view" and group.rank() == 1:
         views[1] = views[1][:-1]
@@ -269,7 +271,7 @@ def test_what_one_rank_refuses_all_ranks_report(what, who, words, pool):
 def crossed(group) -> str:
     """One rank goes to the loss at once, the other by way of micro-batches."""
     model = DistributedDataParallel(Normed(False), process_group=group, broadcast_buffers=False)
-    views = drawn(ROWS, 0)[group.rank()]
+    views = drawn(SAMPLES, 0)[group.rank()]
     criterion = BarlowTwinsLoss(process_group=group)
     try:
         if group.rank() == 0:
@@ -286,13 +288,13 @@ def test_ranks_that_came_to_different_exchanges_say_so(pool):
 
 
 def test_parts_of_all_ranks_are_as_equal_as_they_can_be():
-    for rows in ((1, 40, 7), (10, 11, 0), (3, 3, 3), (1, 0, 1)):
+    for samples in ((1, 40, 7), (10, 11, 0), (3, 3, 3), (1, 0, 1)):
         for size in range(2, 12):
             for n in (1, 2, 3, 7, 10, 40):
                 assert min(split(n, number_of(n, size))) >= min(n, 2)
                 assert max(split(n, number_of(n, size))) <= max(size, 3)
         for count in range(1, 12):
-            parts = [split(n, count, sum(rows[:rank])) for rank, n in enumerate(rows)]
-            assert [sum(sizes) for sizes in parts] == list(rows)
+            parts = [split(n, count, sum(samples[:rank])) for rank, n in enumerate(samples)]
+            assert [sum(sizes) for sizes in parts] == list(samples)
             for sizes in (*parts, [sum(same) for same in zip(*parts, strict=True)]):
-                assert max(sizes) - min(sizes) <= 1, (rows, count, parts)
+                assert max(sizes) - min(sizes) <= 1, (samples, count, parts)

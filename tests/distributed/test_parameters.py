@@ -3,13 +3,15 @@ the original implementation and against peers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.parallel import DistributedDataParallel
-from whole import EPS, LAMBDA, LAYOUTS, terms
+from whole import EPS, LAMBDA, terms
 
 from barlow_fast import barlow_twins_loss
 
@@ -26,12 +28,12 @@ def encoder() -> nn.Module:
         return nn.Sequential(*layers).double()
 
 
-def images(rows: tuple[int, ...], rank: int | None = None) -> tuple[Tensor, Tensor]:
+def images(samples: tuple[int, ...], rank: int | None = None) -> tuple[Tensor, Tensor]:
     """Both views of all samples, or of one rank's."""
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(sum(rows), FEATURES, dtype=torch.float64, generator=generator)
+    x = torch.randn(sum(samples), FEATURES, dtype=torch.float64, generator=generator)
     pair = x, x + 0.3 * torch.randn(x.shape, dtype=torch.float64, generator=generator)
-    return pair if rank is None else tuple(view.split(list(rows))[rank] for view in pair)
+    return pair if rank is None else tuple(view.split(list(samples))[rank] for view in pair)
 
 
 class AddedUp(torch.autograd.Function):
@@ -103,26 +105,29 @@ def lightly(z_a: Tensor, z_b: Tensor, group, n: int) -> Tensor:
 PEERS = {"official": official, "solo_learn": solo_learn, "lightly": lightly}
 
 
-def trained(group, rows, peer, options):
+def trained(group, samples, peer, options):
     """(loss, gradients of all parameters) of one backward pass under DDP."""
     model = DistributedDataParallel(encoder(), process_group=group)
-    z_a, z_b = model(torch.cat(images(rows, group.rank()))).chunk(2)
+    z_a, z_b = model(torch.cat(images(samples, group.rank()))).chunk(2)
     if peer is None:
         loss = barlow_twins_loss(z_a, z_b, LAMBDA, eps=EPS, process_group=group, **options)
     else:
-        loss = PEERS[peer](z_a, z_b, group, sum(rows))
+        loss = PEERS[peer](z_a, z_b, group, sum(samples))
+    return outcome(loss, model)
+
+
+def outcome(loss: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """(loss, gradients of all parameters) after a backward pass."""
     loss.backward()
     return loss.detach(), *(p.grad for p in model.parameters())
 
 
-def alone(rows: tuple[int, ...], statistics: str) -> list[Tensor]:
+def alone(samples: tuple[int, ...], statistics: str) -> tuple[Tensor, ...]:
     model = encoder()
-    loss, *_ = terms(*(model(x) for x in images(rows)), rows, statistics)
-    loss.backward()
-    return [loss.detach(), *(p.grad for p in model.parameters())]
+    return outcome(terms(*(model(x) for x in images(samples)), samples, statistics)[0], model)
 
 
-def assert_equal(found: list, exact: list[Tensor], factor: float, bound: float = BOUND) -> None:
+def assert_equal(found: list, exact: Sequence[Tensor], factor: float, bound: float = BOUND) -> None:
     """The same loss, and `factor` times the gradients, on every rank."""
     for values in found:
         assert abs(float(values[0]) - float(exact[0])) < bound * float(exact[0])
@@ -131,61 +136,50 @@ def assert_equal(found: list, exact: list[Tensor], factor: float, bound: float =
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("rows", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
-@pytest.mark.parametrize("statistics", ["global", "local"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_parameters_get_the_gradient_of_the_global_loss(layout, statistics, rows, ranks, pool):
+@pytest.mark.parametrize("samples", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
+def test_parameters_get_the_gradient_of_the_global_loss(layout, statistics, samples, ranks, pool):
     options = {"layout": layout, "statistics": statistics}
-    rows = rows[:ranks]
-    exact = alone(rows, statistics)
-    assert_equal(pool.run(trained, ranks, rows, None, options), exact, 1.0)
+    samples = samples[:ranks]
+    exact = alone(samples, statistics)
+    assert_equal(pool.run(trained, ranks, samples, None, options), exact, 1.0)
     options["gradient"] = "official"
-    assert_equal(pool.run(trained, ranks, rows, None, options), exact, 1 / ranks)
+    assert_equal(pool.run(trained, ranks, samples, None, options), exact, 1 / ranks)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_official(layout, ranks, pool):
     """The original implementation ends up with 1/W of the gradient; so does `official`."""
-    rows = EQUAL[:ranks]
-    theirs = pool.run(trained, ranks, rows, "official", {})
-    assert_equal(theirs, alone(rows, "global"), 1 / ranks)
+    samples = EQUAL[:ranks]
+    theirs = pool.run(trained, ranks, samples, "official", {})
+    assert_equal(theirs, alone(samples, "global"), 1 / ranks)
     options = {"layout": layout, "gradient": "official"}
-    assert_equal(pool.run(trained, ranks, rows, None, options), list(theirs[0]), 1.0)
+    assert_equal(pool.run(trained, ranks, samples, None, options), theirs[0], 1.0)
 
 
 @pytest.mark.parametrize(
     ("peer", "ranks", "gradient"),
-    [
-        ("solo_learn", 2, "official"),
-        ("solo_learn", 3, "official"),
-        ("solo_learn", 4, "official"),
-        ("lightly", 4, "exact"),
-    ],
+    [*(("solo_learn", ranks, "official") for ranks in (2, 3, 4)), ("lightly", 4, "exact")],
 )
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_local_statistics_are_those_of_peers(layout, peer, ranks, gradient, pool):
     if peer == "lightly":
         version = pytest.importorskip("lightly").__version__
         if tuple(map(int, version.split(".")[:3])) < (1, 5, 26):
             gradient = "official"  # its all-reduce was not differentiated before
-    rows = EQUAL[:ranks]
-    theirs = pool.run(trained, ranks, rows, peer, {})
+    samples = EQUAL[:ranks]
+    theirs = pool.run(trained, ranks, samples, peer, {})
     options = {"layout": layout, "statistics": "local", "gradient": gradient}
-    assert_equal(pool.run(trained, ranks, rows, None, options), list(theirs[0]), 1.0)
+    assert_equal(pool.run(trained, ranks, samples, None, options), theirs[0], 1.0)
 
 
-def two_forward_passes(group, rows, options):
+def two_forward_passes(group, samples, options):
     """As the original implementation calls its network: once for each view."""
     model = DistributedDataParallel(encoder(), process_group=group)
-    z_a, z_b = (model(x) for x in images(rows, group.rank()))
+    z_a, z_b = (model(x) for x in images(samples, group.rank()))
     loss = barlow_twins_loss(z_a, z_b, LAMBDA, eps=EPS, process_group=group, **options)
-    loss.backward()
-    return loss.detach(), *(p.grad for p in model.parameters())
+    return outcome(loss, model)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_forward_passes_of_a_wrapped_model(layout, pool):
-    rows = UNEQUAL[:2]
-    found = pool.run(two_forward_passes, 2, rows, {"layout": layout})
-    assert_equal(found, alone(rows, "global"), 1.0)
+    samples = UNEQUAL[:2]
+    found = pool.run(two_forward_passes, 2, samples, {"layout": layout})
+    assert_equal(found, alone(samples, "global"), 1.0)

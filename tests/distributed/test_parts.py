@@ -11,18 +11,9 @@ import pytest
 import torch
 from embeddings import draw
 
+from barlow_fast import distributed
 from barlow_fast.arguments import Options, check_layout, check_process_group
-from barlow_fast.distributed import (
-    agreement,
-    autograd,
-    collectives,
-    correlation,
-    cost,
-    groups,
-    slices,
-    statistics,
-    wire,
-)
+from barlow_fast.distributed import agreement, autograd, cost, groups, slices, wire
 from barlow_fast.distributed.call import Call
 from barlow_fast.distributed.cost import Network
 from barlow_fast.distributed.groups import Group
@@ -32,13 +23,9 @@ from barlow_fast.kernels import aten, tiles
 
 CPU = torch.device("cpu")
 LOCAL = Network(
-    bandwidth=300e9,
-    shared_bandwidth=300e9,
-    latency=15e-6,
-    per_rank=0.5e-6,
-    matmul=1e14,
+    bandwidth=300e9, shared_bandwidth=300e9, latency=15e-6, per_rank=0.5e-6, matmul=1e14,
     memory=3e12,
-)
+)  # fmt: skip
 NUMBERS = {name: value for name, value in asdict(LOCAL).items() if name != "use_all_reduce"}
 
 
@@ -86,11 +73,10 @@ def test_shares_of_tiles_add_up_to_the_matrix(n, ranks, precision):
     for rank in range(ranks):
         share = slices.share_of_tiles(n, precision, rank, ranks, CPU)
         assert share.weights.shape == (held,)
-        rows = []
-        for matrix in packed:
-            piece = matrix[rank * held : (rank + 1) * held]
-            # What fills up the last shares must not count, whatever it is.
-            rows.append(torch.nn.functional.pad(piece, (0, 0, 0, held - len(piece)), value=7.0))
+        pieces = [matrix[rank * held : (rank + 1) * held] for matrix in packed]
+        # What fills up the last shares must not count, whatever it is.
+        fill = (0, 0, 0, held - len(pieces[0]))
+        rows = [torch.nn.functional.pad(piece, fill, value=7.0) for piece in pieces]
         inner += float(torch.linalg.vecdot(*rows) @ share.weights)
         traces += torch.stack([r.view(-1)[share.diagonal].sum() for r in rows])
     assert inner == pytest.approx(float((x * y).sum()), rel=1e-12)
@@ -105,11 +91,8 @@ def test_shares_of_tiles_add_up_to_the_matrix(n, ranks, precision):
 def test_columns_packed_and_unpacked(d, ranks):
     x = torch.arange(6.0 * d).view(6, d)
     flat = wire.by_columns(x, ranks)
-    for (begin, end), piece in zip(
-        slices.columns(d, ranks),
-        flat.split([6 * width for width in slices.widths(d, ranks)]),
-        strict=True,
-    ):
+    pieces = flat.split([6 * width for width in slices.widths(d, ranks)])
+    for (begin, end), piece in zip(slices.columns(d, ranks), pieces, strict=True):
         assert torch.equal(piece.view(6, -1), x[:, begin:end])
     assert torch.equal(wire.from_columns(flat, 6, d, ranks), x)
     assert torch.equal(wire.by_columns(x.T.contiguous().T, ranks), flat)
@@ -137,10 +120,14 @@ def test_types_on_the_wire(dtype, precision, embedding, gradient):
     assert wire.gradient_dtype(dtype, precision, "local") == before_norm
 
 
-def test_counts_of_rows_are_float64():
-    """Integers divided by integers would be float32."""
+def call_of(kernels, precision):
     group = Group(None, 0, 2)
-    call = Call(aten, group, (3, 4), 5, torch.float32, 0.1, 1e-5, "fp32", statistics="global")
+    return Call(kernels, group, (3, 4), 5, torch.float32, 0.1, 1e-5, precision, statistics="global")
+
+
+def test_counts_of_samples_are_float64():
+    """Integers divided by integers would be float32."""
+    call = call_of(aten, "fp32")
     assert call.counts(torch.zeros(1)).dtype == torch.float64
     assert call.counts(torch.zeros(1)).tolist() == [[[3.0]], [[4.0]]]
 
@@ -151,10 +138,7 @@ def test_the_matrix_is_padded_to_the_layout_of_the_set():
     exact = SimpleNamespace(correlation_layout=lambda d, precision: ((d, d), torch.float64))
     matrix = torch.rand(5, 5, dtype=torch.float64)
     for kernels, shape in ((wide, (6, 8)), (exact, (5, 5))):
-        call = Call(
-            kernels, Group(None, 0, 2), (3, 4), 5, torch.float32, 0.1, 1e-5, "fp64", "global"
-        )
-        laid_out = correlation._in_layout(call, matrix)
+        laid_out = distributed.correlation._in_layout(call_of(kernels, "fp64"), matrix)
         assert laid_out.shape == shape
         assert torch.equal(laid_out[:5, :5], matrix)
         assert laid_out.count_nonzero() == 25
@@ -164,10 +148,10 @@ def test_what_a_rank_keeps():
     """Both embeddings by columns and both Gram matrices by tiles, or what the layout needs."""
 
     def kept(d: int, n: int = 128) -> float:
-        rows = (n // 2, n // 2)
-        return cost.cost("features", rows, d, torch.float32, "fp32").kept
+        samples = (n // 2, n // 2)
+        return cost.cost("features", samples, d, torch.float32, "fp32").kept
 
-    # Of 64 columns more, 32 are this rank's: two views of 128 rows.
+    # Of 64 columns more, 32 are this rank's: two views of 128 samples.
     assert kept(192) - kept(128) == 2 * 128 * 32 * 4
     # Without columns the shares of both matrices: 3 tiles of 64 x 64, by rows of tiles, on 2 ranks.
     assert kept(128) - 2 * 128 * 64 * 4 == 2 * 2 * (3 * 64 // 2) * 64 * 4
@@ -176,20 +160,20 @@ def test_what_a_rank_keeps():
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_embeddings_survive_half_precision(precision):
     """Means a thousand times the deviations, deviations over eight decades, constant columns."""
-    rows, d = (24, 0, 40), 50
-    z, _ = draw("badly_scaled", sum(rows), d, seed=3)
+    samples, d = (24, 0, 40), 50
+    z, _ = draw("badly_scaled", sum(samples), d, seed=3)
     z[:, 7] = 2.5
     encoded, parts = [], []
-    for block in z.split(list(rows)):
+    for block in z.split(list(samples)):
         empty = torch.zeros(5, d, dtype=torch.float64)
         moments = aten.column_moments(block, block, precision) if len(block) else empty
         parts.append(moments)
         mean, deviation = wire.spread(moments, torch.tensor(len(block)))
         encoded.append(wire.encode(aten, block, mean[0], deviation[0], precision))
     assert encoded[0].dtype == wire.embedding_dtype(torch.float32, precision)
-    counts = torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1)
+    counts = torch.tensor(samples, dtype=torch.float64).view(-1, 1, 1)
     mean, deviation = wire.spread(torch.stack(parts), counts)
-    decoded = wire.decode(torch.cat(encoded), mean[:, 0], deviation[:, 0], rows, torch.float32)
+    decoded = wire.decode(torch.cat(encoded), mean[:, 0], deviation[:, 0], samples, torch.float32)
     assert torch.equal(decoded[:, 7], z[:, 7])
     spread = z.double().std(0).clamp_min(1e-30)
     # Of the deviation, not of the mean: and what float32 itself loses of such a mean.
@@ -200,15 +184,15 @@ def test_embeddings_survive_half_precision(precision):
 # --- statistics ------------------------------------------------------------------------------
 
 
-def test_merged_moments_are_those_of_all_rows():
-    rows = (5, 0, 1, 30)
-    z_a, z_b = draw("badly_scaled", sum(rows), 20, seed=1, dtype=torch.float64)
+def test_merged_moments_are_those_of_all_samples():
+    samples = (5, 0, 1, 30)
+    z_a, z_b = draw("badly_scaled", sum(samples), 20, seed=1, dtype=torch.float64)
     parts = [
         aten.column_moments(a, b, "fp64") if len(a) else torch.zeros(5, 20, dtype=torch.float64)
-        for a, b in zip(z_a.split(list(rows)), z_b.split(list(rows)), strict=True)
+        for a, b in zip(z_a.split(list(samples)), z_b.split(list(samples)), strict=True)
     ]
-    counts = torch.tensor(rows, dtype=torch.float64).view(-1, 1, 1)
-    merged = statistics.merge(torch.stack(parts), counts, sum(rows))
+    counts = torch.tensor(samples, dtype=torch.float64).view(-1, 1, 1)
+    merged = distributed.statistics.merge(torch.stack(parts), counts, sum(samples))
     torch.testing.assert_close(merged, aten.column_moments(z_a, z_b, "fp64"), rtol=1e-9, atol=0)
 
 
@@ -226,7 +210,7 @@ def test_backward_of_the_norm():
 
 
 @pytest.mark.parametrize(
-    ("rows", "d", "form", "expected"),
+    ("samples", "d", "form", "expected"),
     [
         ((512,) * 4, 8192, "auto", "features"),
         ((512,) * 4, 8192, "gram", "features"),
@@ -236,8 +220,8 @@ def test_backward_of_the_norm():
         ((8, 8), 256, "gram", "rows"),  # nothing to compute: messages are what counts
     ],
 )
-def test_the_layout_that_fits(rows, d, form, expected):
-    arguments = (rows, d, torch.float32, "fp32", LOCAL)
+def test_the_layout_that_fits(samples, d, form, expected):
+    arguments = (samples, d, torch.float32, "fp32", LOCAL)
     assert cost.choose_layout("auto", form, *arguments) == expected
     assert cost.choose_layout("correlation", "auto", *arguments) == "correlation"
 
@@ -248,20 +232,20 @@ def test_the_layout_that_fits(rows, d, form, expected):
 def test_default_networks(device, nodes, precision):
     """Whatever is assumed of the machine, the form is clear where N is far from D."""
     network = cost.network_of(device, nodes, precision)
-    for rows, d, form in (((512,) * 4, 16384, "gram"), ((8192,) * 4, 128, "correlation")):
-        chosen = cost.choose_layout("auto", "auto", rows, d, torch.float32, precision, network)
+    for samples, d, form in (((512,) * 4, 16384, "gram"), ((8192,) * 4, 128, "correlation")):
+        chosen = cost.choose_layout("auto", "auto", samples, d, torch.float32, precision, network)
         assert cost.FORM_OF_LAYOUT[chosen] == form
 
 
 def test_the_choice_does_not_depend_on_the_rank():
-    """It is taken for the rank with most rows, which all ranks know."""
-    for rows in ((100, 3, 50, 9), (3, 100, 9, 50), (9, 3, 50, 100)):
-        most = rows.index(max(rows))
+    """It is taken for the rank with most samples, which all ranks know."""
+    for samples in ((100, 3, 50, 9), (3, 100, 9, 50), (9, 3, 50, 100)):
+        most = samples.index(max(samples))
         seconds = {
-            name: cost.cost(name, rows, 600, torch.float32, "fp32", most).seconds(LOCAL, 4)
+            name: cost.cost(name, samples, 600, torch.float32, "fp32", most).seconds(LOCAL, 4)
             for name in cost.LAYOUTS
         }
-        chosen = cost.choose_layout("auto", "auto", rows, 600, torch.float32, "fp32", LOCAL)
+        chosen = cost.choose_layout("auto", "auto", samples, 600, torch.float32, "fp32", LOCAL)
         assert chosen == min(seconds, key=seconds.get)
 
 
@@ -280,10 +264,7 @@ def test_a_slower_machine_takes_longer(layout):
 def test_networks_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
         replace(LOCAL, **{name: value})
-
-
-def test_a_network_without_latency_is_fine():
-    assert replace(LOCAL, latency=0.0, per_rank=0.0).latency == 0
+    assert replace(LOCAL, latency=0.0, per_rank=0.0).latency == 0  # 0 is a value like others
 
 
 def test_layouts_and_forms_that_do_not_exist():
@@ -343,7 +324,7 @@ def test_reports_have_room_for_every_call():
 def agreed(monkeypatch):
     """`agree` of one rank among others that report what is given."""
 
-    def run(others, call=CALL, rows=4, error=None):
+    def run(others, call=CALL, samples=4, error=None):
         def exchange(report, group):
             return [report, *others]
 
@@ -352,19 +333,19 @@ def agreed(monkeypatch):
         with agreement.errors_reported(group):
             if error is not None:
                 raise error
-        return agreement.agree(call, rows, 1, group)
+        return agreement.agree(call, samples, 1, group)
 
     return run
 
 
-def report(call=CALL, rows=7, node=2, kind=0, text=None):
+def report(call=CALL, samples=7, node=2, kind=0, text=None):
     payload = agreement.encoded(call) if text is None else text.encode()
-    return (agreement._HEADER.pack(rows, node, kind) + payload).ljust(agreement._LENGTH, b"\0")
+    return (agreement._HEADER.pack(samples, node, kind) + payload).ljust(agreement._LENGTH, b"\0")
 
 
-def test_ranks_learn_rows_and_nodes(agreed):
-    found = agreed([report(), report(rows=0, node=1), report(rows=2**40)])
-    assert found.rows == (4, 7, 0, 2**40)
+def test_ranks_learn_samples_and_nodes(agreed):
+    found = agreed([report(), report(samples=0, node=1), report(samples=2**40)])
+    assert found.samples == (4, 7, 0, 2**40)
     assert found.nodes == 2
 
 
@@ -409,9 +390,9 @@ def test_long_errors_are_cut(agreed):
 
 def test_errors_of_exchanges_name_their_cause():
     words = r"A rank has stopped.*The backend says: reset by peer"
-    with pytest.raises(RuntimeError, match=words), collectives.communication_errors():
+    with pytest.raises(RuntimeError, match=words), distributed.collectives.communication_errors():
         raise RuntimeError("reset by peer")
-    with pytest.raises(KeyError), collectives.communication_errors():
+    with pytest.raises(KeyError), distributed.collectives.communication_errors():
         raise KeyError("something else")
 
 

@@ -1,5 +1,5 @@
 """The numerics gate of tests/gate.py for two ranks: no layout may lose more than twice what plain
-torch, with all rows in one process, loses in the same form and precision.
+torch, with all samples in one process, loses in the same form and precision.
 
 What layouts round for the wire is judged with everything else. Terms are single numbers, whose
 errors vary by more than they differ between two correct evaluations: hence the many draws.
@@ -15,7 +15,7 @@ import pytest
 import torch
 from embeddings import KINDS
 from gate import FLOOR, LAMBDA, Result, plain, relative_error, truth
-from whole import computed, standardise_by_rank, views
+from whole import computed, joined, standardise_by_rank, views
 
 from barlow_fast import reference
 from barlow_fast.kernels import why_unusable
@@ -24,8 +24,8 @@ from barlow_fast.kernels.precision import accumulation_dtype
 SEEDS = 16
 BACKENDS = [name for name in ("cpu", "aten") if why_unusable(name, torch.device("cpu")) is None]
 LAYOUTS = {"gram": ("features", "rows"), "correlation": ("correlation",)}
-# Rows of both ranks and D: each form on its own side of N = D, and a little beyond; the first with
-# equal rows.
+# Samples of both ranks and D: each form on its own side of N = D, and a little beyond; the first
+# with equal samples.
 SHAPES = {
     "gram": (((32, 32), 256), ((28, 9), 211), ((40, 56), 96)),
     "correlation": (((128, 128), 64), ((60, 151), 37), ((56, 40), 96)),
@@ -43,19 +43,17 @@ INPUTS = [
 SLOW_INPUTS = INPUTS[3:]
 
 
-def draws(group, kind, rows, d, dtype, options):
+def draws(group, kind, samples, d, dtype, options):
     return [
-        computed(group, *views(kind, rows, d, seed, dtype), rows, LAMBDA, **options)
+        computed(group, *views(kind, samples, d, seed, dtype), samples, LAMBDA, **options)
         for seed in range(SEEDS)
     ]
 
 
-def joined(by_rank: list) -> Result:
-    """The loss and its terms as every rank has them; gradients of all rows, as their mean over
+def result_of(by_rank: list) -> Result:
+    """The loss and its terms as every rank has them; gradients of all samples, as their mean over
     ranks scales them."""
-    ranks = len(by_rank)
-    grads = (torch.cat([values[view] for values in by_rank]) / ranks for view in (3, 4))
-    return Result(*by_rank[0][:3], *grads)
+    return Result(*by_rank[0][:3], *joined(by_rank))
 
 
 def squared_errors(results: list[Result], exact: list[Result]) -> dict[str, float]:
@@ -93,11 +91,11 @@ def test_gate(precision, dtype, kinds, form, statistics, monkeypatch, pool):
     for kind in kinds if statistics == "global" else [k for k in kinds if k in LOCAL_KINDS]:
         # Every shape and every kind of input meets every layout; not all at once.
         every = kind == "random"
-        for rows, d in SHAPES[form] if every else SHAPES[form][:1]:
-            drawn = [views(kind, rows, d, seed, dtype) for seed in range(SEEDS)]
+        for samples, d in SHAPES[form] if every else SHAPES[form][:1]:
+            drawn = [views(kind, samples, d, seed, dtype) for seed in range(SEEDS)]
             with monkeypatch.context() as patch:
                 if statistics == "local":  # for the truth and plain torch alike
-                    by_rank = functools.partial(standardise_by_rank, rows)
+                    by_rank = functools.partial(standardise_by_rank, samples)
                     patch.setattr(reference, "standardise", by_rank)
                 exact = [truth(*pair) for pair in drawn]
                 allowed = allowed_errors(drawn, exact, precision, form)
@@ -106,11 +104,11 @@ def test_gate(precision, dtype, kinds, form, statistics, monkeypatch, pool):
             ):
                 options = {"layout": layout, "statistics": statistics}
                 options |= {"precision": precision, "backend": backend}
-                by_rank = pool.run(draws, 2, kind, rows, d, dtype, options)
-                found = [joined(values) for values in zip(*by_rank, strict=True)]
+                by_rank = pool.run(draws, 2, kind, samples, d, dtype, options)
+                found = [result_of(values) for values in zip(*by_rank, strict=True)]
                 for name, square in squared_errors(found, exact).items():
                     error = math.sqrt(square / SEEDS)
                     assert error <= allowed[name], (
                         f"{name}: {error:.3g} > {allowed[name]:.3g} "
-                        f"({layout}, {backend}, {kind}, rows {rows}, D = {d})"
+                        f"({layout}, {backend}, {kind}, samples {samples}, D = {d})"
                     )

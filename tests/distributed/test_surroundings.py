@@ -6,7 +6,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from test_parameters import BOUND, FEATURES, UNEQUAL, D, alone, assert_equal, encoder, images
+from test_parameters import (
+    BOUND,
+    FEATURES,
+    UNEQUAL,
+    D,
+    alone,
+    assert_equal,
+    encoder,
+    images,
+    outcome,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -21,29 +31,28 @@ def loss_of(z, group, layout, **options):
     )
 
 
-def accumulated(group, rows, layout):
+def accumulated(group, samples, layout):
     """Two steps' gradients, of which only the second is averaged by DDP with both in it."""
     model = DistributedDataParallel(encoder(), process_group=group)
-    x = torch.cat(images(rows, group.rank()))
+    x = torch.cat(images(samples, group.rank()))
     with model.no_sync():
         loss_of(model(x), group, layout).backward()
     loss_of(model(2 * x), group, layout).backward()
     return [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_accumulation(layout, pool):
-    rows = UNEQUAL[:3]
+    samples = UNEQUAL[:3]
     model = encoder()
     for factor in (1, 2):
-        loss, *_ = terms(*(model(factor * x) for x in images(rows)), rows, "global")
+        loss, *_ = terms(*(model(factor * x) for x in images(samples)), samples, "global")
         loss.backward()
-    for grads in pool.run(accumulated, 3, rows, layout):
+    for grads in pool.run(accumulated, 3, samples, layout):
         for got, p in zip(grads, model.parameters(), strict=True):
             assert float((got - p.grad).norm()) < BOUND * float(p.grad.norm())
 
 
-def sharded(group, rows, layout):
+def sharded(group, samples, layout):
     from torch.distributed.fsdp import fully_shard
 
     model = encoder()
@@ -52,20 +61,19 @@ def sharded(group, rows, layout):
         if list(layer.parameters()):
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    loss = loss_of(model(torch.cat(images(rows, group.rank()))), mesh, layout)
+    loss = loss_of(model(torch.cat(images(samples, group.rank()))), mesh, layout)
     loss.backward()
     return loss.detach(), *(p.grad.full_tensor() for p in model.parameters())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_fully_sharded_parameters(layout, pool):
     if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
         pytest.skip("this torch has no fully_shard")
-    rows = UNEQUAL[:2]
-    assert_equal(pool.run(sharded, 2, rows, layout), alone(rows, "global"), 1.0)
+    samples = UNEQUAL[:2]
+    assert_equal(pool.run(sharded, 2, samples, layout), alone(samples, "global"), 1.0)
 
 
-def compiled(group, rows, layout, backend, whole):
+def compiled(group, samples, layout, backend, whole):
     """One step of a compiled model, or of model and loss compiled together."""
     torch.compiler.reset()
     model = DistributedDataParallel(encoder(), process_group=group)
@@ -76,9 +84,7 @@ def compiled(group, rows, layout, backend, whole):
     run = torch.compile(step, backend=backend) if whole else step
     if not whole:
         model = torch.compile(model, backend=backend)
-    loss = run(torch.cat(images(rows, group.rank())))
-    loss.backward()
-    return loss.detach(), *(p.grad for p in model.parameters())
+    return outcome(run(torch.cat(images(samples, group.rank()))), model)
 
 
 # Every layout and both ways in `make test`, all of their pairs in `make test-all`.
@@ -96,44 +102,40 @@ def compiled(group, rows, layout, backend, whole):
     ],
 )
 def test_compiled(layout, whole, pool):
-    rows = UNEQUAL[:2]
-    found = pool.run(compiled, 2, rows, layout, "aot_eager", whole)
-    assert_equal(found, alone(rows, "global"), 1.0)
+    samples = UNEQUAL[:2]
+    found = pool.run(compiled, 2, samples, layout, "aot_eager", whole)
+    assert_equal(found, alone(samples, "global"), 1.0)
 
 
 @pytest.mark.slow
 def test_compiled_by_inductor(pool):
-    rows = UNEQUAL[:2]
-    found = pool.run(compiled, 2, rows, "features", "inductor", True)
-    assert_equal(found, alone(rows, "global"), 1.0)
+    samples = UNEQUAL[:2]
+    found = pool.run(compiled, 2, samples, "features", "inductor", True)
+    assert_equal(found, alone(samples, "global"), 1.0)
 
 
-def checkpointed(group, rows, layout, with_loss):
+def checkpointed(group, samples, layout, with_loss):
     """The encoder is run again in the backward pass; with the loss, all of its exchanges are."""
     model = DistributedDataParallel(encoder(), process_group=group)
-    x = torch.cat(images(rows, group.rank()))
+    x = torch.cat(images(samples, group.rank()))
 
     def step(x):
         return loss_of(model.module(x), group, layout)
 
-    if with_loss:
-        loss = checkpoint(step, x, use_reentrant=False)
-        loss.backward()
-        for p in model.parameters():
-            dist.all_reduce(p.grad, group=group)
-            p.grad /= group.size()
-    else:
-        loss = loss_of(checkpoint(model, x, use_reentrant=False), group, layout)
-        loss.backward()
-    return loss.detach(), *(p.grad for p in model.parameters())
+    if not with_loss:
+        return outcome(loss_of(checkpoint(model, x, use_reentrant=False), group, layout), model)
+    found = outcome(checkpoint(step, x, use_reentrant=False), model)
+    for grad in found[1:]:
+        dist.all_reduce(grad, group=group)
+        grad /= group.size()
+    return found
 
 
 @pytest.mark.parametrize("with_loss", [False, True], ids=["model", "model and loss"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_checkpointed_activations(layout, with_loss, pool):
-    rows = UNEQUAL[:2]
-    found = pool.run(checkpointed, 2, rows, layout, with_loss)
-    assert_equal(found, alone(rows, "global"), 1.0)
+    samples = UNEQUAL[:2]
+    found = pool.run(checkpointed, 2, samples, layout, with_loss)
+    assert_equal(found, alone(samples, "global"), 1.0)
 
 
 def with_scaler(group, layout):
@@ -156,7 +158,6 @@ def with_scaler(group, layout):
     return losses, scaler.get_scale(), [p.detach() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_grad_scaler_trains(layout, pool):
     (losses, scale, parameters), other = pool.run(with_scaler, 2, layout)
     assert scale >= 2048
@@ -167,15 +168,11 @@ def test_grad_scaler_trains(layout, pool):
 
 
 def without_data(group, layout):
-    """What a rank that runs out of data does: it takes part with no rows."""
+    """What a rank that runs out of data does: it takes part with no samples."""
     model = DistributedDataParallel(encoder(), process_group=group)
-    rows = (6, 0, 7)
-    x = torch.cat(images(rows, group.rank()))
-    loss = loss_of(model(x), group, layout)
-    loss.backward()
-    return loss.detach(), *(p.grad for p in model.parameters())
+    samples = (6, 0, 7)
+    return outcome(loss_of(model(torch.cat(images(samples, group.rank()))), group, layout), model)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_rank_that_has_run_out_of_data(layout, pool):
     assert_equal(pool.run(without_data, 3, layout), alone((6, 0, 7), "global"), 1.0)

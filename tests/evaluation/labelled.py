@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from barlow_fast.data import ImageDataset
+from barlow_fast.data import ImageDataset, ViewSpecification
+from barlow_fast.evaluation import ImageFormat, dataset_splits
 
 
 def patterns(count: int, seed: int, classes: int = 4, size: int = 8, channels: int = 1):
@@ -25,13 +26,21 @@ def patterns(count: int, seed: int, classes: int = 4, size: int = 8, channels: i
 
 def dataset(train: int = 80, test: int = 40, **more: int) -> ImageDataset:
     """A data set in memory of such images."""
-    return ImageDataset(
-        "patterns",
-        "drawn",
-        *patterns(train, 1, **more),
-        *patterns(test, 2, **more),
-        classes=more.get("classes", 4),
-    )
+    drawn = *patterns(train, 1, **more), *patterns(test, 2, **more)
+    return ImageDataset("patterns", "drawn", *drawn, classes=more.get("classes", 4))
+
+
+FORM = ImageFormat(8, 1, 0.3, 0.25)
+SPLITS = dataset_splits(dataset())
+FLIPS = ViewSpecification(flip=0.5)
+
+
+def clusters(count: int, seed: int, classes: int = 4, spread: float = 1.0):
+    """(count, 6) features around a centre for each class, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, 6, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    return centres[labels] + spread * torch.randn(count, 6, generator=generator), labels
 
 
 def write_classes(

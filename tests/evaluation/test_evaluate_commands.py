@@ -17,6 +17,8 @@ from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_knn, ev
 from barlow_fast.models import build_encoder
 
 WIDTHS, MEAN, STD = (4, 8), 0.3064, 0.3753
+DIGITS, FORM = dataset_splits(load("digits")), ImageFormat(8, 1, MEAN, STD)
+ON_DIGITS = ("--dataset", "digits", "--device", "cpu")
 
 
 def encoder(seed: int = 0, channels: int = 1, size: int = 8) -> torch.nn.Module:
@@ -51,27 +53,17 @@ def run(*arguments: object):
 
 def test_knn_prints_a_table_and_writes_everything(small: Path, tmp_path: Path):
     target = tmp_path / "scores.json"
-    arguments = ("--dataset", "digits", "--device", "cpu", "--json", target)
-    result = run("knn", small, *arguments, "--k", "5,20", "--seeds", "0,1", "--baselines")
+    result = run(
+        "knn", small, *ON_DIGITS, "--json", target, "--k", "5,20", "--seeds", "0,1", "--baselines"
+    )
     assert result.exit_code == 0, result.output
     written = json.loads(target.read_text())
-    expected = evaluate_knn(
-        encoder(),
-        dataset_splits(load("digits")),
-        ImageFormat(8, 1, MEAN, STD),
-        neighbours=(5, 20),
-        seeds=(0, 1),
-        baselines=True,
-    )
+    options = {"neighbours": (5, 20), "seeds": (0, 1), "baselines": True}
+    expected = evaluate_knn(encoder(), DIGITS, FORM, **options)
     assert written["scores"] == expected.to_dict()["scores"]
-    assert written["encoders"] == [
-        {
-            "path": str(small),
-            "sha256": hashlib.sha256(small.read_bytes()).hexdigest(),
-            "name": "small",
-            "assumed": [],
-        }
-    ]
+    digest = hashlib.sha256(small.read_bytes()).hexdigest()
+    names = {"path": str(small), "sha256": digest, "name": "small", "assumed": []}
+    assert written["encoders"] == [names]
     assert written["input"] == {"size": [8, 8], "channels": 1, "mean": [MEAN], "std": [STD]}
     assert written["versions"]["torch"] == torch.__version__
     assert (written["train_images"], written["test_images"]) == (1197, 600)
@@ -83,26 +75,19 @@ def test_knn_prints_a_table_and_writes_everything(small: Path, tmp_path: Path):
 def test_linear_on_every_stage_of_several_checkpoints(tmp_path: Path):
     files = [checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (0, 1)]
     target = tmp_path / "scores.json"
-    result = run(
-        "linear", *files, "--dataset", "digits", "--stages", "--stage-dimensions", 64,
-        "--device", "cpu", "--json", target,
-    )  # fmt: skip
+    arguments = (*files, *ON_DIGITS, "--stages", "--stage-dimensions", 64, "--json", target)
+    result = run("linear", *arguments)
     assert result.exit_code == 0, result.output
     scores = json.loads(target.read_text())["scores"]
     names = ["linear on Feature1", "linear on Feature2", "linear"]
     assert [row["classifier"] for row in scores] == names
     for seed in (0, 1):
-        alone = evaluate_linear(
-            encoder(seed), dataset_splits(load("digits")), ImageFormat(8, 1, MEAN, STD)
-        )
+        alone = evaluate_linear(encoder(seed), DIGITS, FORM)
         assert scores[2]["top1"]["runs"][seed] == alone.scores[0].top1[0]
 
 
 def test_finetune(small: Path):
-    result = run(
-        "finetune", small, "--dataset", "digits", "--fraction", 0.1, "--epochs", 1,
-        "--device", "cpu",
-    )  # fmt: skip
+    result = run("finetune", small, *ON_DIGITS, "--fraction", 0.1, "--epochs", 1)
     assert result.exit_code == 0, result.output
     assert "finetune, 10 % of labels" in result.output
 
@@ -123,7 +108,7 @@ def test_transfer_to_a_folder_of_classes(tmp_path: Path):
 
 
 def test_random_weights_of_the_same_architecture(small: Path):
-    arguments = ("knn", small, "--dataset", "digits", "--k", 5, "--device", "cpu", "--random")
+    arguments = ("knn", small, *ON_DIGITS, "--k", 5, "--random")
     result = run(*arguments, "--seeds", "0,1")
     assert result.exit_code == 0, result.output
     assert "random weights" in result.output
@@ -138,7 +123,7 @@ def test_what_a_file_does_not_state_is_reported(tmp_path: Path):
     content = torch.load(path, weights_only=True)
     del content["image"]
     torch.save(content, path)
-    result = run("knn", path, "--dataset", "digits", "--k", 5, "--device", "cpu")
+    result = run("knn", path, *ON_DIGITS, "--k", 5)
     assert result.exit_code == 0, result.output
     assert "assumed   mean" in result.output
 
@@ -161,6 +146,8 @@ def test_what_a_file_does_not_state_is_reported(tmp_path: Path):
         (("linear", "--dataset", "digits", "--features", "x"), "features must be one of"),
         (("linear", "--dataset", "digits", "--lr", "0"), "learning_rate"),
         (("finetune", "--dataset", "digits", "--fraction", "0.001"), "without a sample"),
+        (("linear", "--dataset", "digits", "--batch-size", "0"), "--batch-size"),
+        (("finetune", "--dataset", "digits", "--batch-size", "0"), "--batch-size"),
     ],
 )
 def test_requests_that_are_refused(small: Path, arguments: tuple[str, ...], message: str):
@@ -179,13 +166,6 @@ def test_a_checkpoint_that_is_none(tmp_path: Path):
 def test_several_architectures_are_refused(small: Path, tmp_path: Path):
     other = tmp_path / "resnet.pt"
     torch.save(build_encoder("resnet18", channels=1, image_size=8).state_dict(), other)
-    result = run("knn", small, other, "--dataset", "digits", "--k", 5, "--device", "cpu")
+    result = run("knn", small, other, *ON_DIGITS, "--k", 5)
     assert result.exit_code == 2, result.output
     assert "evaluate encoders of one architecture together" in result.output
-
-
-@pytest.mark.parametrize("command", ["linear", "finetune"])
-def test_a_batch_has_an_image_at_least(small: Path, command: str):
-    result = run(command, small, "--dataset", "digits", "--batch-size", 0)
-    assert result.exit_code == 2
-    assert "--batch-size" in result.output

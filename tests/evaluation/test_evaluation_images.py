@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled import dataset, write_classes
+from labelled import SPLITS, write_classes
 from PIL import Image
 
 from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.sources import ArraySource, FolderSource
-from barlow_fast.evaluation import ImageFormat, Reading, dataset_splits
+from barlow_fast.evaluation import ImageFormat, Reading
 from barlow_fast.evaluation.images import CentreCrop, check_fits, pictures, training_crops
 
 
@@ -78,15 +78,13 @@ def test_a_source_of_bad_images_alone_is_refused(tmp_path: Path):
 
 
 def test_images_in_memory_stay_as_they_are():
-    splits = dataset_splits(dataset())
-    parts = pictures(splits.train, ImageFormat(8, 1), Reading(chunk=7))
-    assert torch.equal(
-        torch.cat([part.images for part in parts]), splits.train.images.permute(0, 3, 1, 2)
-    )
+    parts = pictures(SPLITS.train, ImageFormat(8, 1), Reading(chunk=7))
+    images = torch.cat([part.images for part in parts])
+    assert torch.equal(images, SPLITS.train.images.permute(0, 3, 1, 2))
 
 
 def test_images_in_memory_are_resized_as_pillow_does_and_gray_is_repeated():
-    source = dataset_splits(dataset()).test
+    source = SPLITS.test
     (part,) = pictures(source, ImageFormat(20, 3), Reading())
     assert part.images.shape == (40, 3, 20, 20)
     expected = source.image(5).resize((20, 20), Image.Resampling.BILINEAR)
@@ -123,7 +121,7 @@ def test_a_format_that_cannot_be(arguments: dict, message: str):
     ],
 )
 def test_images_that_do_not_fit_are_refused_unless_adapted(form: ImageFormat, message: str):
-    source = dataset_splits(dataset()).train
+    source = SPLITS.train
     with pytest.raises(ValueError, match=message):
         check_fits(source, form)
     check_fits(source, form, adapt=True)
@@ -135,7 +133,7 @@ def test_files_need_a_size(tmp_path: Path):
 
 
 def test_training_crops_are_seeded_and_every_image_comes_once():
-    source = dataset_splits(dataset()).train
+    source = SPLITS.train
     form = ImageFormat(8, 1, 0.5, 0.25)
 
     def epoch(seed: int):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from labelled import dataset, equal_states, stages, state_of, stem, write_classes
+from labelled import FORM, clusters, dataset, equal_states, stages, state_of, stem, write_classes
 from options import Cases, assert_covered, names_of, record_calls
 from torch import Tensor, nn
 
@@ -22,25 +23,19 @@ from barlow_fast.data import ViewSpecification
 from barlow_fast.data.faults import BadImageError
 from barlow_fast.evaluation import (
     AVERAGE_POOL,
-    Evaluation,
     FinetuneSettings,
     ImageFormat,
-    LabelledSplits,
     LinearSettings,
     Reading,
-    StageFeatures,
-    balanced_subset,
     dataset_splits,
     evaluate_finetune,
     evaluate_knn,
     evaluate_linear,
     evaluate_transfer,
-    extract_features,
     features_of_source,
     finetune,
     fit_logistic,
     fit_with_chosen_penalty,
-    folder_splits,
     images,
     knn,
     knn_accuracy,
@@ -48,8 +43,6 @@ from barlow_fast.evaluation import (
     knn_scores,
     linear,
     logistic,
-    random_weights,
-    stratified,
     transfer,
 )
 from barlow_fast.evaluation import features as feature_module
@@ -57,13 +50,11 @@ from barlow_fast.evaluation import finetune as finetune_function
 from barlow_fast.evaluation import protocol as protocol_module
 
 finetune_module = inspect.getmodule(finetune_function)
-FORM = ImageFormat(8, 1, 0.3, 0.25)
 DATA = dataset(48, 24)
 SPLITS = dataset_splits(DATA)
 STAGES = ("Feature1", AVERAGE_POOL)
 
 # {function or class: {option: its case}}
-DATA_WORD = "what is computed on"
 TABLE = Cases()
 case, operands = TABLE.case, TABLE.operands
 
@@ -98,14 +89,7 @@ class Mean(nn.Module):
         return pictures.mean((2, 3))
 
 
-def clusters(count: int, seed: int, classes: int = 4) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, 6, generator=torch.Generator().manual_seed(99))
-    labels = torch.arange(count) % classes
-    return centres[labels] + 1.5 * torch.randn(count, 6, generator=generator), labels
-
-
-TRAIN, TEST = clusters(90, 0), clusters(60, 1)
+TRAIN, TEST = clusters(90, 0, spread=1.5), clusters(60, 1, spread=1.5)
 
 
 # Neighbours.
@@ -185,53 +169,48 @@ def test_no_test_samples_have_no_predictions_and_no_score():
 
 # Features.
 
-operands(extract_features, "encoder", "images")
+operands(evaluation.extract_features, "encoder", "images")
 
 
-@case(extract_features, "mean", "std", "chunk")
+@case(evaluation.extract_features, "mean", "std", "chunk")
 def _(monkeypatch):
     encoder = Seen()
-    extract_features(encoder, DATA.test_images, 0.2, 0.5, chunk=9)
+    evaluation.extract_features(encoder, DATA.test_images, 0.2, 0.5, chunk=9)
     assert encoder.sizes == [9, 9, 6]
     expected = (DATA.test_images[:9].float() / 255 - 0.2) / 0.5
     torch.testing.assert_close(encoder.inputs[0], expected)
 
 
-@case(extract_features, "device")
+@case(evaluation.extract_features, "device")
 def _(monkeypatch):
-    assert extract_features(Mean(), DATA.test_images, 0.2, 0.5, "meta").device.type == "meta"
+    assert (
+        evaluation.extract_features(Mean(), DATA.test_images, 0.2, 0.5, "meta").device.type
+        == "meta"
+    )
 
 
-operands(StageFeatures, "encoder")
+operands(evaluation.StageFeatures, "encoder")
 operands(features_of_source, "encoder", "source")
 
 
-@case(StageFeatures, "names", "dimensions", "stages")
+@case(evaluation.StageFeatures, "names", "dimensions", "stages")
 def _(monkeypatch):
     encoder, pictures = stem().eval(), torch.rand(3, 1, 8, 8)
-    with StageFeatures(encoder) as extract:
+    with evaluation.StageFeatures(encoder) as extract:
         assert list(extract(pictures)) == [AVERAGE_POOL]
     for dimensions, width in ((8, 8), (40, 32), (10_000, 512)):
-        with StageFeatures(encoder, STAGES, dimensions, stages) as extract:
-            assert {name: v.shape[1] for name, v in extract(pictures).items()} == {
-                "Feature1": width,
-                AVERAGE_POOL: 16,
-            }
+        with evaluation.StageFeatures(encoder, STAGES, dimensions, stages) as extract:
+            found = {name: value.shape[1] for name, value in extract(pictures).items()}
+            assert found == {"Feature1": width, AVERAGE_POOL: 16}
 
 
 @case(features_of_source, "names", "dimensions", "stages", "words", "form", "reading")
 def _(monkeypatch):
     encoder, passed = Seen(), []
-    found, labels = features_of_source(
-        encoder,
-        SPLITS.test,
-        replace(FORM, mean=0.1),
-        Reading(chunk=10, progress=lambda *a: passed.append(a)),
-        ("Feature2",),
-        dimensions=70,
-        stages=lambda module: stages(module.stem),
-        words="here",
-    )
+    reading = Reading(chunk=10, progress=lambda *a: passed.append(a))
+    options = {"dimensions": 70, "stages": lambda module: stages(module.stem), "words": "here"}
+    arguments = (encoder, SPLITS.test, replace(FORM, mean=0.1), reading, ("Feature2",))
+    found, labels = features_of_source(*arguments, **options)
     assert {name: value.shape for name, value in found.items()} == {"Feature2": (24, 64)}
     assert torch.equal(labels, DATA.test_labels)
     assert passed == [("here", 10, 24), ("here", 20, 24), ("here", 24, 24)]
@@ -285,7 +264,7 @@ def _(monkeypatch):
 
 @case(Reading, "workers", "on_bad_image")
 def _(monkeypatch, tmp_path):
-    source = folder_splits(write_classes(tmp_path / "images", {"a": 4, "b": 4})).train
+    source = evaluation.folder_splits(write_classes(tmp_path / "images", {"a": 4, "b": 4})).train
     order = record_calls(monkeypatch, images, "in_order", lambda source, task, workers: [
         task(index) for index in range(len(source))
     ])  # fmt: skip
@@ -374,13 +353,9 @@ def _(monkeypatch):
 
 @case(LinearSettings, "learning_rate", "weight_decay", "stage_learning_rate", "stage_weight_decay")
 def _(monkeypatch):
-    steps, changed = heads(
-        monkeypatch,
-        learning_rate=0.7,
-        weight_decay=0.11,
-        stage_learning_rate=0.05,
-        stage_weight_decay=0.22,
-    )
+    given = {"learning_rate": 0.7, "weight_decay": 0.11}
+    stage = {"stage_learning_rate": 0.05, "stage_weight_decay": 0.22}
+    steps, changed = heads(monkeypatch, **given, **stage)
     for width, rate, decay in ((16, 0.7, 0.11), (8, 0.05, 0.22)):
         assert steps.of(width, "lr") == pytest.approx([rate, rate, rate / 2, rate / 2])
         assert steps.of(width, "weight_decay") == [decay] * 4
@@ -397,10 +372,8 @@ def _(monkeypatch):
 def test_classifiers_of_pixels_are_standardised(monkeypatch):
     steps = Steps(monkeypatch)
     settings = LinearSettings(epochs=1, stage_learning_rate=0.02, stage_weight_decay=0.3)
-    encoder = nn.Flatten()
-    (head,) = linear.train_heads(
-        encoder, SPLITS, FORM, Reading(), settings, 3, standardised=True
-    ).values()
+    arguments = (nn.Flatten(), SPLITS, FORM, Reading(), settings, 3)
+    (head,) = linear.train_heads(*arguments, standardised=True).values()
     assert isinstance(head, linear.Standardised)
     assert steps.of(64, "lr") == [0.02]
     assert steps.of(64, "weight_decay") == [0.3]
@@ -413,17 +386,14 @@ def test_the_settings_of_heads_reach_what_they_are_for(monkeypatch):
     weights = record_calls(monkeypatch, linear, "linear_classifier")
     reading = Reading(chunk=10, progress=lambda *a: passed.append(a))
     settings = LinearSettings(epochs=1, batch_size=24)
-    found = linear.train_heads(
-        stem(), SPLITS, FORM, reading, settings, 5, STAGES,
-        augmentation=view, dimensions=8, stages=stages, words="training",
-    )  # fmt: skip
+    of_stages = {"dimensions": 8, "stages": stages}
+    arguments = (stem(), SPLITS, FORM, reading, settings, 5, STAGES)
+    found = linear.train_heads(*arguments, augmentation=view, words="training", **of_stages)
     assert (crops[0]["seed"], crops[0]["augmentation"], crops[0]["batch_size"]) == (5, view, 24)
     assert [(t["features"], t["classes"], t["seed"]) for t in weights] == [(8, 4, 5), (16, 4, 5)]
     assert passed == [("training", 1, 2), ("training", 2, 2)]
     passed.clear()
-    linear.score_heads(
-        stem(), found, SPLITS, FORM, reading, dimensions=8, stages=stages, words="scoring"
-    )
+    linear.score_heads(stem(), found, SPLITS, FORM, reading, words="scoring", **of_stages)
     assert passed == [("scoring", 10, 24), ("scoring", 20, 24), ("scoring", 24, 24)]
 
 
@@ -480,16 +450,9 @@ def _(monkeypatch):
     encoder[1].eval()
     encoder[0].weight.requires_grad_(False)
     before = state_of(encoder)
-    classifier = finetune(
-        encoder,
-        SPLITS,
-        FORM,
-        Reading(progress=lambda *a: passed.append(a)),
-        FinetuneSettings(epochs=1, batch_size=12),
-        7,
-        augmentation=view,
-        words="all of it",
-    )
+    reading = Reading(progress=lambda *a: passed.append(a))
+    arguments = (encoder, SPLITS, FORM, reading, FinetuneSettings(epochs=1, batch_size=12), 7)
+    classifier = finetune(*arguments, augmentation=view, words="all of it")
     assert (crops[0]["seed"], crops[0]["augmentation"], crops[0]["batch_size"]) == (7, view, 12)
     assert crops[0]["source"] is SPLITS.train
     assert [(t["features"], t["classes"], t["seed"]) for t in weights] == [(16, 4, 7)]
@@ -528,17 +491,11 @@ def _(monkeypatch):
     assert fit.objective == pytest.approx(value.item(), rel=1e-12)
     short = fit_logistic(features, labels, 4, 1e-2, iterations=1)
     assert short.objective > fit.objective + 1e-4
-    assert torch.equal(
-        short.weight,
-        fit_with_chosen_penalty(features, labels, 4, 0, penalties=(1e-2,), iterations=1).weight,
-    )
-    assert fit_logistic(features, labels, 4, 1e-2, iterations=1, start=fit).objective == (
-        pytest.approx(fit.objective, rel=1e-6)
-    )
-    for still in (
-        fit_logistic(features, labels, 4, 1e-2, tolerance=1e9),
-        fit_with_chosen_penalty(features, labels, 4, 0, penalties=(1e-2,), tolerance=1e9),
-    ):
+    choose = partial(fit_with_chosen_penalty, features, labels, 4, 0, penalties=(1e-2,))
+    assert torch.equal(short.weight, choose(iterations=1).weight)
+    again = fit_logistic(features, labels, 4, 1e-2, iterations=1, start=fit)
+    assert again.objective == pytest.approx(fit.objective, rel=1e-6)
+    for still in (fit_logistic(features, labels, 4, 1e-2, tolerance=1e9), choose(tolerance=1e9)):
         assert not still.weight.any()
         assert still.objective == pytest.approx(math.log(4))
 
@@ -574,51 +531,57 @@ def test_scores_do_not_depend_on_an_autocast_around_them(dtype: torch.dtype):
 
 # Parts of labelled images.
 
-operands(stratified, "labels")
-operands(balanced_subset, "labels")
+operands(evaluation.stratified, "labels")
+operands(evaluation.balanced_subset, "labels")
 operands(dataset_splits, "dataset")
-operands(folder_splits, "folder")
+operands(evaluation.folder_splits, "folder")
 LABELS = np.arange(60) % 3
 
 
-@case(stratified, "fraction", "seed")
+@case(evaluation.stratified, "fraction", "seed")
 def _(monkeypatch):
     for fraction, count in ((0.2, 4), (0.5, 10), (0.001, 1), (0.999, 19), (0.13, 3)):
-        first, second = stratified(LABELS, fraction, 0)
+        first, second = evaluation.stratified(LABELS, fraction, 0)
         assert [(LABELS[second] == c).sum() for c in range(3)] == [count] * 3
         assert sorted([*first, *second]) == list(range(60))
-    assert set(stratified(LABELS, 0.5, 0)[1]) != set(stratified(LABELS, 0.5, 1)[1])
+    assert set(evaluation.stratified(LABELS, 0.5, 0)[1]) != set(
+        evaluation.stratified(LABELS, 0.5, 1)[1]
+    )
 
 
-@case(stratified, "class_names")
+@case(evaluation.stratified, "class_names")
 def _(monkeypatch):
     with pytest.raises(ValueError, match="class rare has one image"):
-        stratified(np.array([0, 0, 1]), 0.5, 0, ["common", "rare"])
+        evaluation.stratified(np.array([0, 0, 1]), 0.5, 0, ["common", "rare"])
 
 
-@case(balanced_subset, "fraction", "seed", "class_names")
+@case(evaluation.balanced_subset, "fraction", "seed", "class_names")
 def _(monkeypatch):
     for fraction, count in ((0.5, 10), (0.1, 2), (0.04, 1)):
-        chosen = balanced_subset(LABELS, fraction, 0)
+        chosen = evaluation.balanced_subset(LABELS, fraction, 0)
         assert [(LABELS[chosen] == c).sum() for c in range(3)] == [count] * 3
-    assert set(balanced_subset(LABELS, 0.5, 0)) != set(balanced_subset(LABELS, 0.5, 1))
+    assert set(evaluation.balanced_subset(LABELS, 0.5, 0)) != set(
+        evaluation.balanced_subset(LABELS, 0.5, 1)
+    )
     with pytest.raises(ValueError, match=r"class ape and the others.*at least 0\.05"):
-        balanced_subset(LABELS, 0.02, 0, ("ape", "bee", "cat"))
+        evaluation.balanced_subset(LABELS, 0.02, 0, ("ape", "bee", "cat"))
 
 
-@case(folder_splits, "test_fraction", "seed")
+@case(evaluation.folder_splits, "test_fraction", "seed")
 def _(monkeypatch, tmp_path):
     folder = write_classes(tmp_path / "images", {"a": 10, "b": 10})
-    plain = folder_splits(folder)
+    plain = evaluation.folder_splits(folder)
     assert len(plain.test) == 4
-    half = folder_splits(folder, test_fraction=0.5, seed=3)
+    half = evaluation.folder_splits(folder, test_fraction=0.5, seed=3)
     assert len(half.test) == 10
     assert half.notes == {"split": "drawn here", "test_fraction": 0.5, "split_seed": 3}
-    expected = stratified(folder_splits(folder, test_fraction=0.5).train.source.labels, 0.5, 3)[1]
+    expected = evaluation.stratified(
+        evaluation.folder_splits(folder, test_fraction=0.5).train.source.labels, 0.5, 3
+    )[1]
     assert half.test.indices.tolist() == expected.tolist()
 
 
-@case(folder_splits, "allow_symlinks")
+@case(evaluation.folder_splits, "allow_symlinks")
 def _(monkeypatch, tmp_path):
     outside = write_classes(tmp_path / "outside", {"a": 4, "b": 4})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -628,27 +591,27 @@ def _(monkeypatch, tmp_path):
             (folder / name).symlink_to(outside / name)
     for folder, count in ((whole, 6), (parts, 8)):
         with pytest.raises(ValueError, match=r"--allow-symlinks|link|no images"):
-            folder_splits(folder)
-        assert len(folder_splits(folder, allow_symlinks=True).train) == count
+            evaluation.folder_splits(folder)
+        assert len(evaluation.folder_splits(folder, allow_symlinks=True).train) == count
 
 
-@case(random_weights, "seed")
+@case(evaluation.random_weights, "seed")
 def _(monkeypatch):
-    first, again, other = (state_of(random_weights(stem(), seed)) for seed in (1, 1, 2))
+    first, again, other = (state_of(evaluation.random_weights(stem(), seed)) for seed in (1, 1, 2))
     assert equal_states(first, again)
     assert not torch.equal(first["0.weight"], other["0.weight"])
 
 
-operands(random_weights, "encoder")
+operands(evaluation.random_weights, "encoder")
 operands(evaluation.raw_pixels)
 operands(evaluation.merged, "evaluations")
 
 
-@case(LabelledSplits, "name", "train", "test", "classes", "notes")
+@case(evaluation.LabelledSplits, "name", "train", "test", "classes", "notes")
 def _(monkeypatch):
     train = evaluation.splits.subset(SPLITS.train, np.arange(40))
     test = evaluation.splits.subset(SPLITS.test, np.arange(20))
-    splits = LabelledSplits("mine", train, test, 6, None, {"split": "by hand"})
+    splits = evaluation.LabelledSplits("mine", train, test, 6, None, {"split": "by hand"})
     found = evaluate_knn(stem(), splits, FORM)
     assert (found.data, found.classes) == ("mine", 6)
     assert (found.train_images, found.test_images) == (40, 20)
@@ -656,7 +619,7 @@ def _(monkeypatch):
     assert splits.called(1) == "1"
 
 
-@case(LabelledSplits, "class_names")
+@case(evaluation.LabelledSplits, "class_names")
 def _(monkeypatch):
     splits = replace(SPLITS, class_names=("ape", "bee", "cat", "dog"))
     assert splits.called(1) == "bee"
@@ -741,7 +704,7 @@ def choices_beside(function: Any, option: str) -> dict[str, Any]:
     return {"stages": stages} if option == "names" else {}
 
 
-def evaluated(protocol: Any, **choices: Any) -> Evaluation:
+def evaluated(protocol: Any, **choices: Any) -> evaluation.Evaluation:
     form = choices.pop("form", FORM)
     return protocol(choices.pop("encoder", stem()), choices.pop("splits", SPLITS), form, **choices)
 
@@ -773,8 +736,8 @@ SHARED = {
     "seeds": "test_seeds_random_weights_and_baselines",
     "random": "test_seeds_random_weights_and_baselines",
     "baselines": "test_seeds_random_weights_and_baselines",
-    "encoder": DATA_WORD,
-    "splits": DATA_WORD,
+    "encoder": "what is computed on",
+    "splits": "what is computed on",
     "dimensions": "test_stages_are_kept_as_small_as_requested",
     "stages": "test_stages_are_kept_as_small_as_requested",
 }
@@ -831,13 +794,10 @@ def test_seeds_reach_what_they_seed(monkeypatch):
 @pytest.mark.parametrize("features", ["cached", "augmented"])
 def test_stages_are_kept_as_small_as_requested(monkeypatch, features: str):
     made = record_calls(monkeypatch, feature_module, "pooled")
-    found = evaluated(
-        evaluate_linear, names=None, stages=stages, dimensions=77, features=features,
-        settings=QUICK, iterations=3,
-    )  # fmt: skip
-    assert [row.classifier for row in found.scores] == [
-        "linear on Feature1", "linear on Feature2", "linear"
-    ]  # fmt: skip
+    options = {"names": None, "stages": stages, "dimensions": 77, "features": features}
+    found = evaluated(evaluate_linear, **options, settings=QUICK, iterations=3)
+    rows = ["linear on Feature1", "linear on Feature2", "linear"]
+    assert [row.classifier for row in found.scores] == rows
     assert made
     assert {passed["dimensions"] for passed in made} == {77}
     assert found.settings["stage_dimensions"] == 77
@@ -845,15 +805,10 @@ def test_stages_are_kept_as_small_as_requested(monkeypatch, features: str):
 
 def test_crops_suit_the_images(monkeypatch):
     """Unless others are requested: mirrored digits are other characters."""
-    for protocol, module, name in (
-        (evaluate_linear, linear, "train_heads"),
-        (evaluate_finetune, finetune_module, "finetune"),
-    ):
-        calls = record_calls(monkeypatch, module, name)
-        for data, view in (
-            ("patterns", images.CROP_AND_FLIP),
-            ("digits", images.AUGMENTATIONS["digits"]),
-        ):
+    views = {"patterns": images.CROP_AND_FLIP, "digits": images.AUGMENTATIONS["digits"]}
+    for protocol, train in ((evaluate_linear, TRAINS), (evaluate_finetune, TUNE)):
+        calls = record_calls(monkeypatch, *train)
+        for data, view in views.items():
             evaluated(protocol, **CHOICES[protocol], splits=replace(SPLITS, name=data))
             assert calls[-1]["augmentation"] == view
 
@@ -898,38 +853,30 @@ def test_the_numbers_of_the_protocols():
     } == images.AUGMENTATIONS
     assert inspect.signature(evaluate_finetune).parameters["fraction"].default == 0.01
     assert inspect.signature(knn_predict).parameters["k"].default == 20
-    assert inspect.signature(folder_splits).parameters["test_fraction"].default == 0.2
+    assert inspect.signature(evaluation.folder_splits).parameters["test_fraction"].default == 0.2
 
 
 @pytest.mark.parametrize(
-    ("settings", "accepted", "refused"),
+    ("settings", "name", "least", "refused"),
     [
-        (LinearSettings, {"epochs": 1, "batch_size": 1}, {"epochs": 0, "batch_size": 0}),
-        (
-            LinearSettings,
-            {"learning_rate": 1e-9, "stage_learning_rate": 1e-9, "momentum": 0.0},
-            {"learning_rate": 0.0, "stage_learning_rate": math.inf, "momentum": -1e-9},
-        ),
-        (
-            LinearSettings,
-            {"weight_decay": 0.0, "stage_weight_decay": 0.0},
-            {"weight_decay": -1e-9, "stage_weight_decay": math.inf, "momentum": math.nan},
-        ),
-        (
-            FinetuneSettings,
-            {"epochs": 1, "batch_size": 1, "weight_decay": 0.0, "momentum": 0.0},
-            {"epochs": 0, "batch_size": 0, "weight_decay": -1e-9, "momentum": math.inf},
-        ),
-        (
-            FinetuneSettings,
-            {"backbone_learning_rate": 1e-9, "classifier_learning_rate": 1e-9},
-            {"backbone_learning_rate": 0.0, "classifier_learning_rate": math.nan},
-        ),
+        (LinearSettings, "epochs", 1, (0,)),
+        (LinearSettings, "batch_size", 1, (0,)),
+        (LinearSettings, "learning_rate", 1e-9, (0.0,)),
+        (LinearSettings, "stage_learning_rate", 1e-9, (math.inf,)),
+        (LinearSettings, "momentum", 0.0, (-1e-9, math.nan)),
+        (LinearSettings, "weight_decay", 0.0, (-1e-9,)),
+        (LinearSettings, "stage_weight_decay", 0.0, (math.inf,)),
+        (FinetuneSettings, "epochs", 1, (0,)),
+        (FinetuneSettings, "batch_size", 1, (0,)),
+        (FinetuneSettings, "momentum", 0.0, (math.inf,)),
+        (FinetuneSettings, "weight_decay", 0.0, (-1e-9,)),
+        (FinetuneSettings, "backbone_learning_rate", 1e-9, (0.0,)),
+        (FinetuneSettings, "classifier_learning_rate", 1e-9, (math.nan,)),
     ],
 )
-def test_limits_of_the_settings_of_classifiers(settings, accepted: dict, refused: dict):
-    settings(**accepted)
-    for name, value in refused.items():
+def test_limits_of_the_settings_of_classifiers(settings, name: str, least, refused: tuple):
+    settings(**{name: least})
+    for value in refused:
         with pytest.raises(ValueError, match=name):
             settings(**{name: value})
 

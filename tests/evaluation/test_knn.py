@@ -6,16 +6,10 @@ import math
 
 import pytest
 import torch
+from labelled import clusters
 from torch import nn
 
 from barlow_fast.evaluation import extract_features, knn_accuracy, knn_predict
-
-
-def clusters(count: int, seed: int, features: int = 6, classes: int = 4, spread: float = 1.0):
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, features, generator=torch.Generator().manual_seed(99))
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    return centres[labels] + spread * torch.randn(count, features, generator=generator), labels
 
 
 def by_hand(train, labels, test, k, temperature):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import labelled
 import pytest
 import torch
-from labelled import dataset, equal_states, state_of, stem
+from labelled import FORM, SPLITS, equal_states, state_of, stem
 from torch import nn
 
 from barlow_fast.evaluation import (
-    ImageFormat,
     Reading,
-    dataset_splits,
     evaluate_knn,
     extract_features,
     knn_accuracy,
@@ -18,14 +17,9 @@ from barlow_fast.evaluation import (
     random_weights,
 )
 
-FORM = ImageFormat(8, 1, 0.3, 0.25)
-
 
 def clusters(count: int, seed: int, classes: int = 8, spread: float = 1.0):
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, 6, generator=torch.Generator().manual_seed(99))
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    return centres[labels] + spread * torch.randn(count, 6, generator=generator), labels
+    return labelled.clusters(count, seed, classes, spread)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 13])
@@ -81,46 +75,43 @@ def test_k_out_of_its_range(neighbours: tuple[int, ...]):
     with pytest.raises(ValueError, match="k "):
         knn_scores(train, labels, train, labels, neighbours)
     with pytest.raises(ValueError, match="k must be between 1 and the 80 training images"):
-        evaluate_knn(stem(), dataset_splits(dataset()), FORM, neighbours=(*neighbours, 0, 81))
+        evaluate_knn(stem(), SPLITS, FORM, neighbours=(*neighbours, 0, 81))
 
 
 def test_the_protocol_equals_features_and_neighbours_by_hand():
-    data, encoder = dataset(), stem()
+    encoder = stem()
     before, encoder_mode = state_of(encoder), encoder.training
-    result = evaluate_knn(
-        encoder, dataset_splits(data), FORM, Reading(chunk=17), neighbours=(3, 10)
-    )
-    features = [
-        extract_features(encoder, images, 0.3, 0.25)
-        for images in (data.train_images, data.test_images)
-    ]
+    result = evaluate_knn(encoder, SPLITS, FORM, Reading(chunk=17), neighbours=(3, 10))
     for k in (3, 10):
-        expected = knn_accuracy(features[0], data.train_labels, features[1], data.test_labels, k)
+        expected = accuracy_by_hand(encoder, k)
         assert result.score(f"k = {k}").top1 == (pytest.approx(expected),)
     assert equal_states(before, state_of(encoder))
     assert encoder.training == encoder_mode
 
 
+def accuracy_by_hand(encoder: nn.Module, k: int) -> float:
+    data, parts = labelled.dataset(), []
+    for part in ("train", "test"):
+        images = getattr(data, f"{part}_images")
+        features = extract_features(encoder, images, 0.3, 0.25)
+        parts += [features, getattr(data, f"{part}_labels")]
+    return knn_accuracy(*parts, k)
+
+
 def test_default_k_are_those_that_the_images_allow():
-    result = evaluate_knn(stem(), dataset_splits(dataset()), FORM)
+    result = evaluate_knn(stem(), SPLITS, FORM)
     assert result.settings["neighbours"] == [10, 20]
 
 
 def test_baselines_and_random_weights():
-    data = dataset()
-    splits = dataset_splits(data)
     arguments = {"neighbours": (5,), "seeds": (0, 1, 2)}
-    result = evaluate_knn(stem(), splits, FORM, baselines=True, **arguments)
+    result = evaluate_knn(stem(), SPLITS, FORM, baselines=True, **arguments)
     rows = {row.features: len(row.top1) for row in result.scores}
     assert rows == {"encoder": 1, "random weights": 3, "raw pixels": 1}
-    alone = evaluate_knn(stem(), splits, FORM, random=True, **arguments)
+    alone = evaluate_knn(stem(), SPLITS, FORM, random=True, **arguments)
     assert [row.features for row in alone.scores] == ["random weights"]
     assert alone.scores[0] == result.score("k = 5", "random weights")
-    pixels = [
-        extract_features(nn.Flatten(), images, 0.3, 0.25)
-        for images in (data.train_images, data.test_images)
-    ]
-    expected = knn_accuracy(pixels[0], data.train_labels, pixels[1], data.test_labels, 5)
+    expected = accuracy_by_hand(nn.Flatten(), 5)
     assert result.score("k = 5", "raw pixels").top1 == (pytest.approx(expected),)
 
 
@@ -148,4 +139,4 @@ def test_random_weights_depend_on_their_seed_alone():
 
 def test_no_seeds_are_refused():
     with pytest.raises(ValueError, match="seeds must be"):
-        evaluate_knn(stem(), dataset_splits(dataset()), FORM, seeds=())
+        evaluate_knn(stem(), SPLITS, FORM, seeds=())

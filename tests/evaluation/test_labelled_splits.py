@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,7 @@ import torch
 from labelled import dataset, write_classes
 from PIL import Image
 
-from barlow_fast.data import ImageDataset
-from barlow_fast.evaluation import (
-    balanced_subset,
-    dataset_splits,
-    folder_splits,
-    stratified,
-)
+from barlow_fast.evaluation import balanced_subset, dataset_splits, folder_splits, stratified
 from barlow_fast.evaluation.splits import subset
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 5])
@@ -41,11 +36,6 @@ def test_both_parts_have_every_class_however_small():
     for fraction in (0.01, 0.99):
         for part in stratified(labels, fraction, seed=0):
             assert sorted(labels[part]) == [0, 1]
-
-
-def test_a_class_of_one_image_cannot_be_divided():
-    with pytest.raises(ValueError, match="class cat has one image"):
-        stratified(np.array([0, 0, 1]), 0.2, 0, ["dog", "cat"])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
@@ -85,25 +75,24 @@ def test_the_splits_of_a_data_set():
     assert splits.in_memory
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_a_data_set_without_labels_is_refused(part: str):
-    whole = vars(dataset())
-    with pytest.raises(ValueError, match=f"patterns has no labels for its {part} images"):
-        dataset_splits(ImageDataset(**{**whole, f"{part}_labels": None}))
+WHOLE = dataset()
+ONE_CLASS = "all 80 training images are of one class, 0"
+NO_TEST = {"test_images": WHOLE.test_images[:0], "test_labels": WHOLE.test_labels[:0]}
 
 
-def test_a_data_set_of_one_class_is_refused():
-    whole = vars(dataset())
-    labels = torch.zeros(len(whole["train_images"]), dtype=torch.int64)
-    with pytest.raises(ValueError, match="all 80 training images are of one class, 0"):
-        dataset_splits(ImageDataset(**{**whole, "train_labels": labels}))
-
-
-def test_an_empty_part_is_refused():
-    whole = vars(dataset())
-    empty = {"test_images": whole["test_images"][:0], "test_labels": whole["test_labels"][:0]}
-    with pytest.raises(ValueError, match="patterns has no test images"):
-        dataset_splits(ImageDataset(**{**whole, **empty}))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": None}, "patterns has no labels for its train images"),
+        ({"test_labels": None}, "patterns has no labels for its test images"),
+        ({"train_labels": torch.zeros(80, dtype=torch.int64)}, ONE_CLASS),
+        (NO_TEST, "patterns has no test images"),
+    ],
+    ids=["train labels", "test labels", "one class", "no test images"],
+)
+def test_data_sets_that_are_refused(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        dataset_splits(replace(WHOLE, **changes))
 
 
 @pytest.mark.parametrize("scored", ["val", "test", "validation"])
@@ -137,16 +126,16 @@ def test_a_folder_of_classes_is_split(tmp_path: Path):
     assert other.test.fingerprint() != splits.test.fingerprint()
 
 
+MORE = "c and 1 more of .*val is not among the training"
+
+
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
         ({"train": {"a": 1, "b": 1}}, "none to score on"),
         ({"val": {"a": 1, "b": 1}, "more": {"a": 1}}, "none to learn from"),
         ({"train": {"a": 1, "b": 1}, "val": {"a": 1}}, "b of .*train is not among the test"),
-        (
-            {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 1, "c": 1, "d": 1}},
-            "c and 1 more of .*val is not among the training",
-        ),
+        ({"train": {"a": 1, "b": 1}, "val": dict.fromkeys("abcd", 1)}, MORE),
         ({"train": {"a": 2}, "val": {"a": 1}}, "of one class, a"),
         ({"a": {".": 3}}, "of one class, a"),
         ({"a": {".": 3}, "b": {".": 1}}, "class b has one image"),

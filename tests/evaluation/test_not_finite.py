@@ -3,12 +3,14 @@ says so; none gives a score."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from labelled import dataset, stages, stem
+from labelled import SPLITS, stages, stem
 from test_evaluate_commands import checkpoint
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -16,21 +18,21 @@ from typer.testing import CliRunner
 from barlow_fast import evaluation
 from barlow_fast.checkpoints import export, load_encoder
 from barlow_fast.cli.app import app
-from barlow_fast.evaluation import ImageFormat, Reading, dataset_splits
+from barlow_fast.evaluation import ImageFormat, Reading
 from barlow_fast.evaluation.finetune import finetune
 from barlow_fast.evaluation.linear import score_heads, train_heads
 from barlow_fast.models.finite import check_weights
 
-SPLITS, FORM = dataset_splits(dataset()), ImageFormat(channels=1)
+FORM = ImageFormat(channels=1)
 ONE_EPOCH = evaluation.LinearSettings(epochs=1)
 PROTOCOLS = {
     "knn": evaluation.evaluate_knn,
     "linear": evaluation.evaluate_linear,
-    "linear, augmented": lambda *a: evaluation.evaluate_linear(
-        *a, features="augmented", settings=ONE_EPOCH
+    "linear, augmented": partial(
+        evaluation.evaluate_linear, features="augmented", settings=ONE_EPOCH
     ),
-    "linear, stages": lambda *a: evaluation.evaluate_linear(*a, names=None, stages=stages),
-    "finetune": lambda *a: evaluation.evaluate_finetune(*a, fraction=0.5),
+    "linear, stages": partial(evaluation.evaluate_linear, names=None, stages=stages),
+    "finetune": partial(evaluation.evaluate_finetune, fraction=0.5),
     "transfer": evaluation.evaluate_transfer,
     "features": lambda e, s, f: evaluation.features_of_source(e, s.train, f, Reading()),
     "extract": lambda e, s, f: evaluation.extract_features(
@@ -64,11 +66,7 @@ def spoilt(place: str, value: float) -> nn.Module:
 @pytest.mark.parametrize("name", list(PROTOCOLS))
 @pytest.mark.parametrize(
     "encoder",
-    [
-        lambda: spoilt("3.weight", torch.nan),
-        lambda: spoilt("4.running_var", torch.inf),
-        Enlarged,
-    ],
+    [partial(spoilt, "3.weight", torch.nan), partial(spoilt, "4.running_var", torch.inf), Enlarged],
     ids=["weight", "buffer", "features"],
 )
 def test_protocols_refuse_what_is_not_finite(name: str, encoder):
@@ -131,21 +129,19 @@ def test_labels_decide_no_allocation():
 @pytest.mark.parametrize(
     "command",
     [
-        ["evaluate", "knn", "FILE", "--dataset", "digits", "--device", "cpu"],
-        ["evaluate", "linear", "FILE", "--dataset", "digits", "--device", "cpu"],
-        ["evaluate", "finetune", "FILE", "--dataset", "digits", "--device", "cpu"],
-        ["evaluate", "transfer", "FILE", "--dataset", "digits", "--device", "cpu"],
-        ["export", "FILE", "OUT.safetensors"],
-        ["export", "FILE", "OUT.onnx"],
+        *(f"evaluate {name} FILE --dataset digits --device cpu"
+          for name in ("knn", "linear", "finetune", "transfer")),
+        "export FILE OUT.safetensors",
+        "export FILE OUT.onnx",
     ],
-    ids=lambda words: "-".join(words[:2]),
-)
-def test_commands_refuse_weights_that_are_not_finite(tmp_path: Path, command: list[str]):
+)  # fmt: skip
+def test_commands_refuse_weights_that_are_not_finite(tmp_path: Path, command: str):
     file = checkpoint(tmp_path / "checkpoint.pt")
     content = torch.load(file, weights_only=True)
     content["model"][next(iter(content["model"]))].view(-1)[0] = torch.nan
     torch.save(content, file)
-    words = [w.replace("FILE", str(file)).replace("OUT", str(tmp_path / "out")) for w in command]
+    places = {"FILE": str(file), "OUT": str(tmp_path / "out")}
+    words = [re.sub("FILE|OUT", lambda m: places[m[0]], word) for word in command.split()]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1, result.output
     assert "weights are not finite" in result.output

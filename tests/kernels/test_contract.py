@@ -5,44 +5,38 @@ from __future__ import annotations
 
 import contextlib
 
+import contract
 import pytest
 import torch
-from contract import (
-    check_correlation,
-    check_dominating_sample,
-    check_gram,
-    check_moments,
-    check_one_row,
-    check_tiles,
-    prepared,
-    using,
-)
 from embeddings import AWKWARD_SHAPES, draw
 
 from barlow_fast.kernels import KERNEL_SETS, aten, load, why_unusable
 from barlow_fast.kernels import cpu as cpu_kernels
 
 CPU = torch.device("cpu")
-PROBLEM = why_unusable("cpu", CPU)
-native = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
+poisoned = pytest.mark.usefixtures("poisoned")
+every_shape = pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+)
 
 
 @pytest.fixture(params=cpu_kernels.INSTRUCTION_SETS)
 def kernels(request):
-    """The native set, on each instruction set that this CPU has."""
+    """The contract.native set, on each instruction set that this CPU has."""
     if request.param == cpu_kernels.EMULATED:
         parameters = request.node.callspec.params
         if parameters.get("precision", parameters.get("operand")) != "bf16":
             pytest.skip("what is emulated are products of bf16")
-    with using(request.param) as kernels:
+    with contract.using(request.param) as kernels:
         yield kernels
 
 
-@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@every_shape
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_moments_and_standardisation(kernels, shape, precision):
-    check_moments(kernels, prepared(shape, precision), precision)
+    contract.check_moments(kernels, contract.prepared(shape, precision), precision)
 
 
 def test_moments_of_long_columns_merge_over_row_blocks(kernels):
@@ -56,95 +50,89 @@ def test_moments_of_long_columns_merge_over_row_blocks(kernels):
         torch.testing.assert_close(got[row], exact[row], rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@every_dtype
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_every_input_type_with_every_operand_type(kernels, dtype, precision):
     for shape in ((19, 45), (45, 19)):
-        case = prepared(shape, precision, dtype)
-        check_gram(kernels, case, precision)
-        check_correlation(kernels, case, precision)
+        case = contract.prepared(shape, precision, dtype)
+        contract.check_gram(kernels, case, precision)
+        contract.check_correlation(kernels, case, precision)
 
 
-@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("check", [contract.check_gram, contract.check_correlation])
+@every_shape
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-@pytest.mark.usefixtures("poisoned")
-def test_gram(kernels, shape, precision):
-    check_gram(kernels, prepared(shape, precision), precision)
+@poisoned
+def test_forms(kernels, shape, precision, check):
+    check(kernels, contract.prepared(shape, precision), precision)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@every_dtype
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_one_row(kernels, dtype, precision):
     for d in (1, 37, 150):
-        check_one_row(kernels, d, dtype, precision)
+        contract.check_one_row(kernels, d, dtype, precision)
 
 
 @pytest.mark.parametrize("shape", [*AWKWARD_SHAPES, (300, 1)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_tiles(kernels, shape, precision):
-    check_tiles(kernels, prepared(shape, precision), precision)
+    contract.check_tiles(kernels, contract.prepared(shape, precision), precision)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_tiles_of_every_input_type(kernels, dtype, precision):
-    check_tiles(kernels, prepared((70, 45), precision, dtype), precision)
+    contract.check_tiles(kernels, contract.prepared((70, 45), precision, dtype), precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_tiles_of_more_than_one_block(kernels, precision):
     """Several square blocks, or several parts of the summed index, with remainders."""
     for shape in ((700, 90), (140, 1100)):
-        check_tiles(kernels, prepared(shape, precision), precision)
+        contract.check_tiles(kernels, contract.prepared(shape, precision), precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_one_sample_that_dominates(kernels, precision):
-    check_dominating_sample(kernels, precision)
-
-
-@pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-@pytest.mark.usefixtures("poisoned")
-def test_correlation(kernels, shape, precision):
-    check_correlation(kernels, prepared(shape, precision), precision)
+    contract.check_dominating_sample(kernels, precision)
 
 
 @pytest.mark.parametrize("shape", [(600, 700), (700, 600)], ids=["gram", "correlation"])
-@pytest.mark.usefixtures("poisoned")
+@poisoned
 def test_more_than_one_block_of_the_matrix(shape, kernels):
     """Several square blocks and several parts of the summed index, with remainders."""
-    case = prepared(shape, "fp32")
-    check_gram(kernels, case, "fp32")
-    check_correlation(kernels, case, "fp32")
+    case = contract.prepared(shape, "fp32")
+    contract.check_gram(kernels, case, "fp32")
+    contract.check_correlation(kernels, case, "fp32")
 
 
-@native
+@contract.native
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_any_number_of_threads(threads):
-    wide, narrow = prepared((65, 900), "fp32"), prepared((65, 50), "fp32")
+    wide, narrow = contract.prepared((65, 900), "fp32"), contract.prepared((65, 50), "fp32")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        check_gram(cpu_kernels, wide, "fp32")
-        check_correlation(cpu_kernels, narrow, "fp32")
-        check_tiles(cpu_kernels, wide, "fp32")
+        contract.check_gram(cpu_kernels, wide, "fp32")
+        contract.check_correlation(cpu_kernels, narrow, "fp32")
+        contract.check_tiles(cpu_kernels, wide, "fp32")
     finally:
         torch.set_num_threads(before)
 
 
-@native
+@contract.native
 def test_kernels_inside_a_thread_of_the_caller():
     """Autograd and data-parallel code call from threads of their own."""
     from concurrent.futures import ThreadPoolExecutor
 
-    case = prepared((40, 300), "fp32")
+    case = contract.prepared((40, 300), "fp32")
     arguments = (case.z_a, case.z_b, case.statistics, case.sums, "fp32")
     want = cpu_kernels.gram_pair(*arguments)
     with ThreadPoolExecutor(4) as pool:
@@ -152,28 +140,6 @@ def test_kernels_inside_a_thread_of_the_caller():
         for job in jobs:
             for x, y in zip(job.result(), want, strict=True):
                 torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-4)
-
-
-@native
-def test_native_checks_refuse_wrong_shapes():
-    z = torch.randn(8, 12)
-    with pytest.raises(RuntimeError, match=r"out must be .* float64 .* of \(5, 12\)"):
-        torch.ops.barlow_fast_cpu.column_moments(z, z, 1, torch.empty(5, 11, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="must have the same shape"):
-        torch.ops.barlow_fast_cpu.column_moments(
-            z, z[:, :4], 1, torch.empty(5, 12, dtype=torch.float64)
-        )
-    with pytest.raises(RuntimeError, match="operand must be 0"):
-        torch.ops.barlow_fast_cpu.column_moments(z, z, 9, torch.empty(5, 12, dtype=torch.float64))
-    statistics = torch.zeros(3, 12)
-    with pytest.raises(RuntimeError, match=r"tiles must .* of \(1, 64, 64\)"):
-        torch.ops.barlow_fast_cpu.gram_tiles(z, statistics, 1, torch.empty(2, 64, 64))
-    with pytest.raises(RuntimeError, match="tiles must have tiles of 64 or 128 rows"):
-        torch.ops.barlow_fast_cpu.gram_tiles(z, statistics, 1, torch.empty(1, 8, 8))
-    with pytest.raises(RuntimeError, match="grams must be a contiguous float64"):
-        torch.ops.barlow_fast_cpu.gram_from_tiles(
-            torch.empty(2, 1, 64, 64), torch.zeros(2, dtype=torch.float64), 0, torch.empty(2, 8, 8)
-        )
 
 
 def test_sets_are_named_and_refused_with_a_reason():
@@ -185,7 +151,7 @@ def test_sets_are_named_and_refused_with_a_reason():
         load("cudnn")
 
 
-@native
+@contract.native
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_standardise_takes_vectors_of_any_type(precision, dtype):
@@ -197,9 +163,9 @@ def test_standardise_takes_vectors_of_any_type(precision, dtype):
     torch.testing.assert_close(got, want, rtol=1e-2 if precision == "bf16" else 1e-5, atol=1e-5)
 
 
-@native
+@contract.native
 def test_reading_the_instruction_set_changes_nothing():
-    with using("baseline"):
+    with contract.using("baseline"):
         assert cpu_kernels.instruction_set() == "baseline"
         assert cpu_kernels.instruction_set() == "baseline"
 

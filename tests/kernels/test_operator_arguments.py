@@ -17,18 +17,14 @@ from pathlib import Path
 import fuzz_operators
 import pytest
 import torch
-from contract import prepared
+from contract import native, prepared
 
 from barlow_fast import ops
 from barlow_fast.adapters import standardised
-from barlow_fast.kernels import cpu, why_unusable
+from barlow_fast.kernels import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
 N, D = 6, 8
-native = pytest.mark.skipif(
-    why_unusable("cpu", CPU) is not None, reason=str(why_unusable("cpu", CPU))
-)
 DOUBLE = torch.float64
 
 
@@ -116,11 +112,27 @@ NATIVE_CALLS = {
     ),
 }  # fmt: skip
 
+# As above, and what the error says.
+WORDS = {
+    r"out must be .* float64 .* of \(5, 8\)": ("column_moments", z(), z(), 1, SHARED[:, :-1]),
+    "must have the same shape": ("column_moments", z(), z(N, 4), 1, SHARED),
+    "operand must be 0": ("column_moments", z(), z(), 9, SHARED),
+    r"tiles must .* of \(1, 64, 64\)": ("gram_tiles", z(), zeros(3, D), 1, zeros(2, 64, 64)),
+    "tiles must have tiles of 64 or 128 rows": ("gram_tiles", z(), zeros(3, D), 1, zeros(1, 8, 8)),
+    "grams must be a contiguous float64": (
+        "gram_from_tiles", zeros(2, 1, 64, 64), zeros(2, dtype=DOUBLE), 0, zeros(2, D, D),
+    ),
+}  # fmt: skip
+
 
 @native
-@pytest.mark.parametrize("arguments", NATIVE_CALLS.values(), ids=NATIVE_CALLS)
-def test_native_operators_refuse(arguments):
-    with pytest.raises(RuntimeError, match=r"barlow_fast: .*(must|contiguous)"):
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [*((r"barlow_fast: .*(must|contiguous)", a) for a in NATIVE_CALLS.values()), *WORDS.items()],
+    ids=[*NATIVE_CALLS, *WORDS],
+)
+def test_native_operators_refuse(words, arguments):
+    with pytest.raises(RuntimeError, match=words):
         call(*arguments)
 
 

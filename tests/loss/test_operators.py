@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 from embeddings import draw
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from barlow_fast import BarlowTwinsLoss, barlow_twins_loss, ops
 
 
-@pytest.mark.parametrize("form", ["gram", "correlation"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_opcheck(form, precision, backend):
@@ -31,11 +31,8 @@ def test_both_routes_give_the_same_bits(backend):
     eager = ops.barlow_twins.eager(z_a, z_b, options[0], ops.Options(*options[1:]))[0]
     operator = ops.barlow_twins.forward(z_a, z_b, *options)[0]
     assert torch.equal(eager, operator)
-    for x, y in zip(
-        torch.autograd.grad(eager, (z_a, z_b)),
-        torch.autograd.grad(operator, (z_a, z_b)),
-        strict=True,
-    ):
+    gradients = (torch.autograd.grad(loss, (z_a, z_b)) for loss in (eager, operator))
+    for x, y in zip(*gradients, strict=True):
         assert torch.equal(x, y)
 
 
@@ -90,8 +87,6 @@ def test_compile_under_autocast_and_with_dynamic_batch(backend):
 
 
 def test_fake_tensors_know_shapes_and_dtypes():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     with FakeTensorMode():
         z = torch.empty(20, 30, dtype=torch.bfloat16)
         loss, terms = barlow_twins_loss(z, z, return_terms=True)
@@ -100,7 +95,7 @@ def test_fake_tensors_know_shapes_and_dtypes():
     assert terms.off_diagonal.dtype == torch.float32
 
 
-def test_no_form_is_chosen_by_reading_a_tensor():
+def test_no_form_is_chosen_by_reading_a_tensor(monkeypatch):
     """The loss never asks a tensor for its value: that would stop the host at every step on an
     accelerator."""
     z_a, z_b = (z.requires_grad_() for z in draw("random", 16, 24))
@@ -111,9 +106,6 @@ def test_no_form_is_chosen_by_reading_a_tensor():
         scalars.append(self)
         return original(self)
 
-    torch.Tensor.item = noticed
-    try:
-        barlow_twins_loss(z_a, z_b, backend="aten").backward()
-    finally:
-        torch.Tensor.item = original
+    monkeypatch.setattr(torch.Tensor, "item", noticed)
+    barlow_twins_loss(z_a, z_b, backend="aten").backward()
     assert not scalars

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 
 import pytest
@@ -19,14 +20,12 @@ from barlow_fast.adapters.standardised import deviation_loss
 from barlow_fast.kernels import aten
 from barlow_fast.kernels.precision import float32_matmul_precision
 
+both_forms = pytest.mark.parametrize("shape", [(9, 14), (14, 9)], ids=["gram", "correlation"])
 WAY_OUT = r"barlow_fast: .*barlow_fast\.reference\.barlow_twins_loss"
 
 
 def set_backend(path, value):
-    owner = torch.backends
-    for name in path.split("."):
-        owner = getattr(owner, name)
-    owner.fp32_precision = value
+    functools.reduce(getattr, path.split("."), torch.backends).fp32_precision = value
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def test_float32_precision_is_that_of_the_device(name, backend, float32_settings
     assert float32_matmul_precision("cuda") == WORDS[on_cuda]
 
 
-@pytest.mark.parametrize("shape", [(9, 14), (14, 9)], ids=["gram", "correlation"])
+@both_forms
 def test_both_passes_run_in_the_precision_of_the_first(shape, backend, float32_settings):
     z_a, z_b = draw("random", *shape)
     expected = plain_gradient(lambda a, b: barlow_twins_loss(a, b, backend=backend), z_a, z_b)
@@ -100,14 +99,6 @@ def test_a_setting_of_all_backends_still_reaches_products_later(float32_settings
 
 
 # A weight that changes from step to step.
-def of_module(criterion, name):
-    def call(z_a, z_b, lambd):
-        setattr(criterion, name, lambd)
-        return criterion(z_a, z_b)
-
-    return criterion, call
-
-
 class Matrix(nn.Module):
     """mmpretrain's loss takes the matrix."""
 
@@ -143,12 +134,10 @@ WEIGHTED = {
 def test_a_weight_that_changes_compiles_no_graph_of_its_own(name, kind, compiler):
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    make, attribute = WEIGHTED[name]
+    make, path = WEIGHTED[name]
     criterion = make()
-    *path, attribute = attribute.split(".")
-    owner = criterion
-    for part in path:
-        owner = getattr(owner, part)
+    *parents, attribute = path.split(".")
+    owner = functools.reduce(getattr, parents, criterion)
     compiled = torch.compile(criterion, backend=compiler, fullgraph=True)
     z = [x.requires_grad_() for x in draw("random", 12, 20)]
     for step in range(12):
@@ -156,9 +145,8 @@ def test_a_weight_that_changes_compiles_no_graph_of_its_own(name, kind, compiler
         loss = compiled(*z)
         expected = criterion(*z)
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-        for got, want in zip(
-            torch.autograd.grad(loss, z), torch.autograd.grad(expected, z), strict=True
-        ):
+        gradients = (torch.autograd.grad(each, z) for each in (loss, expected))
+        for got, want in zip(*gradients, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-9)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
@@ -166,17 +154,14 @@ def test_a_weight_that_changes_compiles_no_graph_of_its_own(name, kind, compiler
 def test_a_tensor_weighs_as_its_number(backend):
     z_a, z_b = (z.requires_grad_() for z in draw("random", 9, 14))
     expected = barlow_twins_loss(z_a, z_b, 0.25, backend=backend)
+    wanted = torch.autograd.grad(expected, z_a, retain_graph=True)[0]
     for lambd in (torch.tensor(0.25), torch.tensor([0.25], dtype=torch.float64)):
         loss = barlow_twins_loss(z_a, z_b, lambd, backend=backend)
         assert torch.equal(loss, expected)
-        assert torch.equal(
-            torch.autograd.grad(loss, z_a)[0],
-            torch.autograd.grad(expected, z_a, retain_graph=True)[0],
-        )
+        assert torch.equal(torch.autograd.grad(loss, z_a)[0], wanted)
     assert torch.equal(BarlowTwinsLoss(torch.tensor(0.25), backend=backend)(z_a, z_b), expected)
 
 
-@pytest.mark.parametrize("form", ["gram", "correlation"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_operators_with_a_tensor_as_weight(form, backend):
     z_a, z_b = (z.requires_grad_() for z in draw("random", 12, 17))
@@ -204,7 +189,7 @@ def plain_gradient(loss, z_a, z_b):
     return torch.autograd.grad(loss(z_a, z_b), z_a)[0]
 
 
-@pytest.mark.parametrize("shape", [(9, 14), (14, 9)], ids=["gram", "correlation"])
+@both_forms
 def test_first_derivatives_by_torch_func(loss_of, shape):
     z_a, z_b = draw("random", *shape)
     expected = plain_gradient(loss_of, z_a, z_b)
@@ -288,11 +273,9 @@ def test_what_mmpretrains_matrix_loss_has_no_derivative_for_is_refused():
 
 def test_a_weight_has_no_batch_and_no_gradient():
     z_a, z_b = draw("random", 9, 14)
-    for transform in (vmap, grad):
+    for transform, lambd in ((vmap, torch.ones(3)), (grad, torch.ones(()))):
         with pytest.raises(TypeError, match="lambd must be"):
-            transform(lambda lambd: barlow_twins_loss(z_a, z_b, lambd))(
-                torch.ones(3 if transform is vmap else ())
-            )
+            transform(lambda lambd: barlow_twins_loss(z_a, z_b, lambd))(lambd)
 
 
 # torch.export
@@ -318,19 +301,20 @@ def test_exports_with_a_dynamic_batch_ask_for_a_form(dimension, backend):
         exported(Exported(backend=backend), dimension)
     for form in ("gram", "correlation"):
         model = Exported(form=form, backend=backend)
-        program = exported(model, dimension)
-        for rows in (3, 8, 40):
-            views = torch.randn(rows, 6), torch.randn(rows, 6)
-            assert torch.equal(program(*views), model(*views))
+        assert_equal_programs(exported(model, dimension), model, (3, 8, 40))
+
+
+def assert_equal_programs(program, model, sizes):
+    for n in sizes:
+        views = torch.randn(n, 6), torch.randn(n, 6)
+        assert torch.equal(program(*views), model(*views))
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_batch_that_stays_on_one_side_exports_as_it_is(strict, backend):
     model = Exported(backend=backend)
     program = exported(model, torch.export.Dim("n", min=2, max=15), strict)
-    for rows in (3, 15):
-        views = torch.randn(rows, 6), torch.randn(rows, 6)
-        assert torch.equal(program(*views), model(*views))
+    assert_equal_programs(program, model, (3, 15))
 
 
 # Devices and tensors without memory.
@@ -367,7 +351,7 @@ def test_meta_and_fake_tensors(shape, backend):
     assert (loss.shape, loss.device.type, z.grad.shape) == ((), "cpu", shape)
 
 
-@pytest.mark.parametrize("shape", [(9, 14), (14, 9)], ids=["gram", "correlation"])
+@both_forms
 def test_the_flop_counter_counts_the_products(shape, backend):
     z_a, z_b = draw("random", *shape)
     z_a.requires_grad_()
@@ -386,7 +370,7 @@ def test_the_flop_counter_counts_the_products(shape, backend):
 
 
 # Inputs with a history.
-@pytest.mark.parametrize("shape", [(9, 14), (14, 9)], ids=["gram", "correlation"])
+@both_forms
 def test_embeddings_made_in_inference_mode(shape, loss_of):
     z_a, z_b = draw("random", *shape)
     expected = plain_gradient(loss_of, z_a, z_b)
@@ -408,9 +392,8 @@ def test_distributed_tensors_are_refused_with_the_way_out(tmp_path):
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
+    store = f"file://{tmp_path / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
         z = DTensor.from_local(torch.randn(8, 4), mesh, [Shard(0)])

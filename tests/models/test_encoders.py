@@ -42,15 +42,11 @@ def test_a_backbone_without_its_head(name: str, size: int, channels: int, featur
     with torch.device("meta"):
         options = {"init_weights": False} if name == "googlenet" else {}
         whole = torchvision.models.get_model(name, weights=None, **options)
-    expected = {
-        key
-        for key in whole.state_dict()
-        if not key.startswith((f"{encoder.removed_head}.", "aux1.", "aux2."))
-    }
+    removed = (f"{encoder.removed_head}.", "aux1.", "aux2.")
+    expected = {key for key in whole.state_dict() if not key.startswith(removed)}
     assert set(encoder.state_dict()) == expected
-    assert [key for key, _ in encoder.named_parameters()] == [
-        key for key, _ in whole.named_parameters() if key in expected
-    ]
+    names = [key for key, _ in whole.named_parameters() if key in expected]
+    assert [key for key, _ in encoder.named_parameters()] == names
 
 
 def test_the_numbers_of_a_network_are_those_of_torchvision():
@@ -154,35 +150,23 @@ def outputs_of_stages(encoder: nn.Module, images: torch.Tensor) -> dict[str, tup
 def test_stages_of_a_resnet_are_feature_1_to_5():
     encoder = on_meta("resnet50", image_size=224)
     shapes = outputs_of_stages(encoder, torch.empty(1, 3, 224, 224, device="meta"))
-    assert shapes == {
-        "Feature1": (1, 64, 56, 56),
-        "Feature2": (1, 256, 56, 56),
-        "Feature3": (1, 512, 28, 28),
-        "Feature4": (1, 1024, 14, 14),
-        "Feature5": (1, 2048, 7, 7),
-    }
+    sizes = [(64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)]
+    assert shapes == {f"Feature{i + 1}": (1, d, side, side) for i, (d, side) in enumerate(sizes)}
 
 
 def test_stages_of_the_compact_encoder_are_its_widths():
     encoder = build_encoder("small", channels=1, image_size=16, widths=(4, 8, 6), grid=2)
     images = torch.rand(2, 1, 16, 16)
-    assert outputs_of_stages(encoder, images) == {
-        "Feature1": (2, 4, 16, 16),
-        "Feature2": (2, 8, 8, 8),
-        "Feature3": (2, 6, 4, 4),
-    }
+    expected = {"Feature1": (2, 4, 16, 16), "Feature2": (2, 8, 8, 8), "Feature3": (2, 6, 4, 4)}
+    assert outputs_of_stages(encoder, images) == expected
     assert outputs_of_stages(SmallEncoder(1, (4, 8)), images)["Feature2"] == (2, 8, 8, 8)
 
 
 def test_stages_of_other_networks():
     encoder = on_meta("convnext_tiny", image_size=64)
     shapes = outputs_of_stages(encoder, torch.empty(1, 3, 64, 64, device="meta"))
-    assert list(shapes.values()) == [
-        (1, 96, 16, 16),
-        (1, 192, 8, 8),
-        (1, 384, 4, 4),
-        (1, 768, 2, 2),
-    ]
+    sizes = [(96, 16), (192, 8), (384, 4), (768, 2)]
+    assert list(shapes.values()) == [(1, d, side, side) for d, side in sizes]
     transformer = on_meta("vit_b_32", image_size=32)
     assert stages(transformer) == {"features": transformer}
     with pytest.raises(ValueError, match="build_encoder"):
@@ -209,14 +193,11 @@ def test_timm(name: str, size: int, features: int, number: int):
 
 
 def test_names_can_be_walked_as_checkpoints_of_sharded_models_do():
-    from torch.distributed.checkpoint.state_dict import (
-        get_model_state_dict,
-        set_model_state_dict,
-    )
+    from torch.distributed.checkpoint import state_dict
 
     encoder = build_encoder("squeezenet1_1", image_size=32)
-    state = get_model_state_dict(encoder)
+    state = state_dict.get_model_state_dict(encoder)
     assert list(state) == list(encoder.state_dict())
     changed = {key: value + 1 for key, value in state.items()}
-    set_model_state_dict(encoder, changed)
+    state_dict.set_model_state_dict(encoder, changed)
     assert torch.equal(encoder.state_dict()["features.0.bias"], changed["features.0.bias"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -35,16 +37,21 @@ def test_views_do_not_share_batch_statistics():
     torch.testing.assert_close(alone, together)
 
 
-def test_weights_depend_on_the_seed_alone():
+@pytest.mark.parametrize("name", ["small", "resnet18"])
+def test_weights_depend_on_the_seed_alone(name: str):
+    options = {"channels": 1, "encoder_widths": (4,)}
+    if name == "resnet18":
+        pytest.importorskip("torchvision")
+        options = {"image_size": 32}
+    build = partial(build_twins, name, projector=(8,), **options)
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    first = build_twins(channels=1, encoder_widths=(4,), projector=(8,), seed=7)
+    first = build(seed=7)
     assert torch.equal(torch.rand(1), expected)
-    second = build_twins(channels=1, encoder_widths=(4,), projector=(8,), seed=7)
-    other = build_twins(channels=1, encoder_widths=(4,), projector=(8,), seed=8)
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
+    second, other = build(seed=7), build(seed=8)
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key])
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
 
 
@@ -75,15 +82,3 @@ def test_one_pass_and_two_agree_in_eval_mode():
     for together, alone in zip(one(a, b), two(a, b), strict=True):
         assert together.shape == alone.shape
         torch.testing.assert_close(together, alone)
-
-
-def test_twins_of_a_backbone_depend_on_the_seed_alone():
-    pytest.importorskip("torchvision")
-    torch.manual_seed(1)
-    expected = torch.rand(1)
-    torch.manual_seed(1)
-    first = build_twins("resnet18", image_size=32, projector=(8,), seed=7)
-    assert torch.equal(torch.rand(1), expected)
-    second = build_twins("resnet18", image_size=32, projector=(8,), seed=7)
-    for key, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[key])

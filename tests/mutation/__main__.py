@@ -62,13 +62,9 @@ class Run:
         self.sources = {str(p.relative_to(ROOT)): p.read_text() for p in sorted(packages)}
         tests = [p for p in (ROOT / "tests").rglob("*.py") if "mutation" not in p.parts]
         helpers = [p for p in tests if not p.name.startswith("test_")]
-        self.files = [
-            name
-            for name in (str(p.relative_to(ROOT)) for p in sorted(tests) if p not in helpers)
-            if not name.startswith(NOT_TRACED)
-            and "/test_gpu_" not in name
-            and name.startswith(tuple(options.tests))
-        ]
+        names = (str(p.relative_to(ROOT)) for p in sorted(tests) if p not in helpers)
+        traced = (n for n in names if not n.startswith(NOT_TRACED) and "/test_gpu_" not in n)
+        self.files = [name for name in traced if name.startswith(tuple(options.tests))]
         native = [p for p in (ROOT / "kernels").rglob("*") if p.suffix in (".cpp", ".h")]
         self.cache = options.cache / digest([*packages, *native])
         self.helpers = digest(helpers)
@@ -91,11 +87,10 @@ class Run:
         missing = [file for file in self.files if not out[file].exists()]
         missing.sort(key=lambda file: -seconds.get(file, (ROOT / file).stat().st_size / 100))
         began = time.perf_counter()
-        jobs = []
-        for file in missing:
-            job = partial(running.trace, file, EVERY.get(file, 1), out[file])
-            jobs.append(Job(job, after=partial(_report, file)))
-        self._in_parallel(jobs)
+        self._in_parallel(
+            Job(partial(running.trace, f, EVERY.get(f, 1), out[f]), after=partial(_report, f))
+            for f in missing
+        )
         for file in self.files:
             if out[file].exists():
                 self.traced[file] = Traced(**json.loads(out[file].read_text()))
@@ -104,11 +99,8 @@ class Run:
         self.known = {test for file in self.traced.values() for test in file.collected}
         self.seconds = {t: f.cost(t) for f in self.traced.values() for t in f.seconds}
         tests = sum(len(file.passed) for file in self.traced.values())
-        print(
-            f"{tests} tests in {len(self.traced)} files, {len(missing)} of them traced now in "
-            f"{time.perf_counter() - began:.0f} s",
-            flush=True,
-        )
+        took = f"{len(missing)} of them traced now in {time.perf_counter() - began:.0f} s"
+        print(f"{tests} tests in {len(self.traced)} files, {took}", flush=True)
 
     def verdicts(self, mutants: list[Mutant]) -> dict[Mutant, dict]:
         """Stored ones, and new ones for those that are missing. Each test that has killed is then
@@ -211,6 +203,9 @@ class Run:
             if test not in passed:
                 print(f"{test} fails without a mutant: its kills do not count", flush=True)
 
+    def is_change(self, mutant: Mutant) -> bool:
+        return mutations.is_change(mutant, self.sources[mutant.path])
+
     def difference(self, mutant: Mutant) -> tuple[str, str]:
         return mutations.difference(mutant, self.sources[mutant.path])
 
@@ -268,12 +263,7 @@ def main() -> int:
             if path.startswith(tuple(options.code))
             for mutant in mutations.mutants(path, source)
         ]
-        chosen = choosing.sample(
-            population,
-            options.count,
-            options.seed,
-            lambda mutant: mutations.is_change(mutant, run.sources[mutant.path]),
-        )
+        chosen = choosing.sample(population, options.count, options.seed, run.is_change)
         print(f"{len(chosen)} of {len(population)} mutants", flush=True)
         verdicts = run.verdicts(chosen)
     lived = survivors(run, verdicts)

@@ -46,19 +46,17 @@ OTHERS = (
     "ReplaceContinueWithBreak", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator",
     "ZeroIterationForLoop",
 )  # fmt: skip
-KEPT_DECORATORS = (
-    "cache",
-    "lru_cache",
-    "overload",
-    "override",
-    "wraps",
-    "runtime_checkable",
-    "jit",
-)
+KEPT_DECORATORS = ("cache", "overload", "override", "wraps", "runtime_checkable", "jit")
 MESSAGES = ("warn", "debug", "info", "warning", "error", "exception")
 
 
-class DropKeywordArgument(Operator):
+class OwnOperator(Operator):
+    @classmethod
+    def examples(cls) -> tuple[Any, ...]:
+        return ()
+
+
+class DropKeywordArgument(OwnOperator):
     """f(a, option=b) -> f(a): an option that is accepted and then ignored."""
 
     @staticmethod
@@ -79,17 +77,13 @@ class DropKeywordArgument(Operator):
         del node.children[place : place + 1 + has_comma]
         return node
 
-    @classmethod
-    def examples(cls) -> tuple[Any, ...]:
-        return ()
-
 
 def _keyword(argument: Any) -> bool:
     name, *rest = argument.children
     return len(rest) == 2 and rest[0] == "=" and name.value != "strict"
 
 
-class ReturnNone(Operator):
+class ReturnNone(OwnOperator):
     """return value -> return None."""
 
     def mutation_positions(self, node: Any) -> Iterator[Any]:
@@ -100,12 +94,8 @@ class ReturnNone(Operator):
         node.children[1] = Keyword("None", node.children[1].start_pos, prefix=" ")
         return node
 
-    @classmethod
-    def examples(cls) -> tuple[Any, ...]:
-        return ()
 
-
-class ReplaceDefault(Operator):
+class ReplaceDefault(OwnOperator):
     """A default that is a string, of a parameter or of a field -> None. Others replace numbers."""
 
     @staticmethod
@@ -127,10 +117,6 @@ class ReplaceDefault(Operator):
         node.children[place] = Keyword("None", value.start_pos, prefix=" ")
         return node
 
-    @classmethod
-    def examples(cls) -> tuple[Any, ...]:
-        return ()
-
 
 def operators() -> dict[str, Operator]:
     """All that are applied, by name."""
@@ -138,10 +124,7 @@ def operators() -> dict[str, Operator]:
     names = [f"ReplaceBinaryOperator_{name}" for name in BINARY]
     names += [f"ReplaceComparisonOperator_{name}" for name in COMPARISONS]
     found = {name: core[name]() for name in (*names, *OTHERS)}
-    found.update(
-        (kind.__name__, kind()) for kind in (DropKeywordArgument, ReturnNone, ReplaceDefault)
-    )
-    return found
+    return found | {kind.__name__: kind() for kind in OwnOperator.__subclasses__()}
 
 
 def mutants(path: str, source: str) -> list[Mutant]:
@@ -214,6 +197,4 @@ def is_change(mutant: Mutant, source: str) -> bool:
 def difference(mutant: Mutant, source: str) -> tuple[str, str]:
     """(what the changed lines were, what they are)."""
     lines = list(difflib.ndiff(source.splitlines(), mutated(mutant, source).splitlines()))
-    return tuple(
-        " ".join(line[2:].strip() for line in lines if line[:2] == s) for s in ("- ", "+ ")
-    )
+    return tuple(" ".join(x[2:].strip() for x in lines if x[:2] == sign) for sign in ("- ", "+ "))

@@ -202,10 +202,9 @@ def trace(file: str, every: int, out: Path, tree: Path, folder: Path) -> int:
                 for line, contexts in data.contexts_by_lineno(measured).items():
                     for context in contexts:
                         lines.setdefault(context, []).append(line)
-    plugin.found.lines = {
-        name: {context: sorted(set(those)) for context, those in contexts.items() if context}
-        for name, contexts in plugin.found.lines.items()
-    }
+    for name, contexts in plugin.found.lines.items():
+        found = {context: sorted(set(those)) for context, those in contexts.items() if context}
+        plugin.found.lines[name] = found
     write(out, json.dumps(asdict(plugin.found)))
     return code
 

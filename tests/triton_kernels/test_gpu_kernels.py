@@ -11,28 +11,10 @@ import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 
+import contract
 import pytest
 import torch
-from contract import (
-    Case,
-    check_correlation,
-    check_dominating_sample,
-    check_gram,
-    check_moments,
-    check_one_row,
-    check_tiles,
-    prepared,
-)
-from gate import (
-    EPS,
-    LAMBDA,
-    Result,
-    assert_within_gate,
-    ours,
-    plain,
-    relative_error,
-    truth,
-)
+from gate import EPS, LAMBDA, Result, assert_within_gate, ours, plain, relative_error, truth
 from torch import Tensor
 
 from barlow_fast import barlow_twins_loss
@@ -42,10 +24,7 @@ from barlow_fast.kernels.precision import gram_scale  # noqa: E402
 from barlow_fast.kernels.triton import configurations, table  # noqa: E402
 from barlow_fast.kernels.triton.launch import device_of  # noqa: E402
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 DEVICE = torch.device("cuda")
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
@@ -56,9 +35,9 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 LOST = 2.0**-7
 
 
-def case_of(shape: tuple[int, int], precision: str, dtype: torch.dtype = FLOAT) -> Case:
+def case_of(shape: tuple[int, int], precision: str, dtype: torch.dtype = FLOAT) -> contract.Case:
     """A case of the contract's tests, on the device."""
-    return Case(*(tensor.to(DEVICE) for tensor in prepared(shape, precision, dtype)))
+    return contract.Case(*(x.to(DEVICE) for x in contract.prepared(shape, precision, dtype)))
 
 
 def related(n: int, d: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -74,6 +53,13 @@ def step(z: Sequence[Tensor], **options: str) -> Result:
     loss, terms = barlow_twins_loss(*inputs, LAMBDA, eps=EPS, return_terms=True, **options)
     grads = torch.autograd.grad(loss, inputs)
     return Result(loss.detach(), terms.on_diagonal, terms.off_diagonal, *grads)
+
+
+def check_grams(case: contract.Case, precision: str, *checks: Callable[..., None]) -> None:
+    """With the factor that the set stores K with."""
+    scale = gram_scale(*case.z_a.shape, precision)
+    for check in checks or (contract.check_gram, contract.check_tiles):
+        check(triton_kernels, case, precision, scale)
 
 
 @pytest.fixture
@@ -97,14 +83,14 @@ def room() -> Iterator[Callable[[float], None]]:
 @pytest.mark.usefixtures("poisoned")
 def test_moments(shape, dtype):
     """One part of the rows, or several that are merged."""
-    check_moments(triton_kernels, case_of(shape, "fp32", dtype), "fp32")
-    check_one_row(triton_kernels, shape[1], dtype, "fp32", DEVICE)
+    contract.check_moments(triton_kernels, case_of(shape, "fp32", dtype), "fp32")
+    contract.check_one_row(triton_kernels, shape[1], dtype, "fp32", DEVICE)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.usefixtures("poisoned")
 def test_standardise_rounds(precision):
-    check_moments(triton_kernels, case_of((250, 1500), precision), precision)
+    contract.check_moments(triton_kernels, case_of((250, 1500), precision), precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -112,8 +98,7 @@ def test_standardise_rounds(precision):
 @pytest.mark.usefixtures("poisoned")
 def test_gram(shape, precision):
     """Every bucket of N, by the paths that the table gives them."""
-    case = case_of(shape, precision)
-    check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
+    check_grams(case_of(shape, precision), precision, contract.check_gram)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -121,14 +106,13 @@ def test_gram(shape, precision):
 @pytest.mark.usefixtures("poisoned")
 def test_tiles(shape, precision):
     """As ranks have them: more columns than samples, or few."""
-    case = case_of(shape, precision)
-    check_tiles(triton_kernels, case, precision, gram_scale(*shape, precision))
+    check_grams(case_of(shape, precision), precision, contract.check_tiles)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.usefixtures("poisoned")
 def test_one_sample_that_dominates(precision):
-    check_dominating_sample(triton_kernels, precision, DEVICE)
+    contract.check_dominating_sample(triton_kernels, precision, DEVICE)
 
 
 @pytest.fixture
@@ -160,8 +144,7 @@ def test_paths_that_the_table_may_not_take(product, gradients, precision, use):
     case = case_of(shape, precision)
     plan = configurations.gram(device_of(case.z_a), *shape, FLOAT, precision)
     assert plan.path == product
-    check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
-    check_tiles(triton_kernels, case, precision, gram_scale(*shape, precision))
+    check_grams(case, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -173,7 +156,7 @@ def test_correlation(shape, precision):
     plan = configurations.correlation(device_of(case.z_a), *shape, FLOAT, precision)
     assert (plan.full_tiles > 0) == (shape[1] == 1660)
     assert (plan.splits > 1) or plan.full_tiles
-    check_correlation(triton_kernels, case, precision)
+    contract.check_correlation(triton_kernels, case, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -181,18 +164,16 @@ def test_correlation(shape, precision):
 @pytest.mark.usefixtures("poisoned")
 def test_awkward_shapes(shape, precision):
     case = case_of(shape, precision)
-    check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
-    check_correlation(triton_kernels, case, precision)
+    check_grams(case, precision, contract.check_gram)
+    contract.check_correlation(triton_kernels, case, precision)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, BFLOAT, HALF], ids=str)
 @pytest.mark.usefixtures("poisoned")
 def test_inputs_of_other_types(dtype):
     precision = "fp16" if dtype == HALF else "bf16"
-    for check, shape in ((check_gram, (250, 1500)), (check_correlation, (3000, 100))):
-        case = case_of(shape, precision, dtype)
-        scale = (gram_scale(*shape, precision),) if check is check_gram else ()
-        check(triton_kernels, case, precision, *scale)
+    check_grams(case_of((250, 1500), precision, dtype), precision, contract.check_gram)
+    contract.check_correlation(triton_kernels, case_of((3000, 100), precision, dtype), precision)
 
 
 @pytest.mark.parametrize("form", ["gram", "correlation"])
@@ -228,9 +209,8 @@ def test_gate_of_aligned_sizes(n, d, precision, dtype):
     """Sizes that fill every block, as most users' do; `tests/loss/test_gpu.py` has the others."""
     form = "gram" if n < d else "correlation"
     exact = closed_form if n < d else truth
-    assert_within_gate(
-        lambda seed: related(n, d, dtype, seed), precision, form, "triton", seeds=3, exact=exact
-    )
+    drawn = functools.partial(related, n, d, dtype)
+    assert_within_gate(drawn, precision, form, "triton", seeds=3, exact=exact)
 
 
 @pytest.mark.parametrize(
@@ -242,14 +222,9 @@ def test_262144_dimensions(n, precision, dtype, room):
     d = 1 << 18
     room(24)
     assert_within_gate(
-        lambda seed: related(n, d, dtype, seed),
-        precision,
-        "gram",
-        "triton",
-        seeds=2,
-        exact=closed_form,
-        fields=("on_diagonal", "grad_a", "grad_b"),
-    )
+        functools.partial(related, n, d, dtype), precision, "gram", "triton", 2, closed_form,
+        ("on_diagonal", "grad_a", "grad_b"),
+    )  # fmt: skip
     z = related(n, d, dtype)
     got = ours(*z, precision=precision, form="gram", backend="triton")
     assert relative_error(got.off_diagonal, closed_form(*z).off_diagonal) <= LOST
@@ -258,13 +233,8 @@ def test_262144_dimensions(n, precision, dtype, room):
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", BFLOAT), ("fp32", FLOAT)], ids=str)
 def test_169343_samples(precision, dtype, room):
     room(12)
-    assert_within_gate(
-        lambda seed: related(169_343, 256, dtype, seed),
-        precision,
-        "correlation",
-        "triton",
-        seeds=2,
-    )
+    drawn = functools.partial(related, 169_343, 256, dtype)
+    assert_within_gate(drawn, precision, "correlation", "triton", seeds=2)
 
 
 def test_offsets_beyond_32_bits_by_columns(room):
@@ -381,11 +351,8 @@ def test_launches_of_a_step():
     with torch.profiler.profile(activities=activities) as profiler:
         one_step()
         torch.cuda.synchronize()
-    names = [
-        event.name
-        for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    ]
+    cuda = torch.autograd.DeviceType.CUDA
+    names = [event.name for event in profiler.events() if event.device_type == cuda]
     if not names:
         pytest.skip("the profiler records no kernels on this machine")
     mine = [name for name in names if name.endswith("_kernel")]

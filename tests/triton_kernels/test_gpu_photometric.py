@@ -11,10 +11,7 @@ from torch import Tensor
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
 from barlow_fast.kernels.photometry import Parameter  # noqa: E402
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 DEVICE = torch.device("cuda")
 channels = pytest.mark.parametrize("channels", [1, 3])
@@ -28,31 +25,11 @@ def test_everything_at_once(channels, dtype):
         contract.check_everything_at_once(triton_kernels, size, channels, dtype, DEVICE)
 
 
+@pytest.mark.parametrize("check", contract.BY_CHANNELS)
 @channels
 @pytest.mark.usefixtures("poisoned")
-def test_each_operation_alone(channels):
-    contract.check_each_alone(triton_kernels, channels, DEVICE)
-
-
-@channels
-@pytest.mark.usefixtures("poisoned")
-def test_all_orders_of_the_jitter(channels):
-    contract.check_orders(triton_kernels, channels, DEVICE)
-
-
-@channels
-@pytest.mark.usefixtures("poisoned")
-def test_blurs_larger_than_the_image(channels):
-    contract.check_large_blurs_of_small_images(triton_kernels, channels, DEVICE)
-
-
-@channels
-def test_bits_depend_on_the_image_alone(channels):
-    contract.check_independence(triton_kernels, channels, DEVICE)
-
-
-def test_an_empty_batch():
-    contract.check_empty(triton_kernels, 3, DEVICE)
+def test_contract(channels, check):
+    contract.BY_CHANNELS[check](triton_kernels, channels, DEVICE)
 
 
 def test_any_layout_and_type():

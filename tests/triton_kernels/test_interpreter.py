@@ -14,21 +14,12 @@ import os
 import runpy
 from pathlib import Path
 
-import photometric_contract
+import contract
+import photometric_contract as views
 import pytest
 import torch
-from contract import (
-    EPS,
-    check_correlation,
-    check_dominating_sample,
-    check_gram,
-    check_moments,
-    check_one_row,
-    check_tiles,
-    prepared,
-)
 from embeddings import AWKWARD_SHAPES, KINDS, draw
-from gate import assert_within_gate
+from gate import assert_within_gate, ours
 
 from barlow_fast import barlow_twins_loss
 from barlow_fast.kernels import aten
@@ -81,9 +72,16 @@ def fresh_plans():
     configurations.forget_plans()
 
 
+def check_grams(case, precision, *checks):
+    """With the factor that the set stores K with."""
+    scale = gram_scale(*case.z_a.shape, precision)
+    for check in checks or (contract.check_gram, contract.check_tiles):
+        check(triton_kernels, case, precision, scale)
+
+
 def check_both(case, precision):
-    check_gram(triton_kernels, case, precision, gram_scale(*case.z_a.shape, precision))
-    check_correlation(triton_kernels, case, precision)
+    check_grams(case, precision, contract.check_gram)
+    contract.check_correlation(triton_kernels, case, precision)
 
 
 def test_the_interpreter_is_on():
@@ -92,15 +90,15 @@ def test_the_interpreter_is_on():
 
 @pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_moments(shape):
-    check_moments(triton_kernels, prepared(shape, "fp32"), "fp32")
+    contract.check_moments(triton_kernels, contract.prepared(shape, "fp32"), "fp32")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_input_type_with_every_operand_type(dtype, precision):
     for shape in ((19, 45), (45, 19)):
-        case = prepared(shape, precision, dtype)
-        check_moments(triton_kernels, case, precision)
+        case = contract.prepared(shape, precision, dtype)
+        contract.check_moments(triton_kernels, case, precision)
         check_both(case, precision)
 
 
@@ -114,38 +112,33 @@ def test_awkward_shapes(shape, precision):
     # Sums longer than a chunk of float32 quality need no more than this; the interpreter is slow.
     if precision == "fp32" and max(shape) > 1000:
         pytest.skip("1025 in bf16 only, 521 in fp32")
-    check_both(prepared(shape, precision), precision)
+    check_both(contract.prepared(shape, precision), precision)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_row(dtype):
     for d in (1, 37):
-        check_one_row(triton_kernels, d, dtype, "fp32")
+        contract.check_one_row(triton_kernels, d, dtype, "fp32")
 
 
 @pytest.mark.parametrize(
     "shape",
-    [
-        (2, 1), (13, 7), (64, 64), (65, 129), pytest.param((300, 1), marks=pytest.mark.slow),
-        pytest.param((33, 600), marks=pytest.mark.slow),
-    ],
+    [(2, 1), (13, 7), (64, 64), (65, 129), slow((300, 1)), slow((33, 600))],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_tiles(shape, precision):
-    check_tiles(
-        triton_kernels, prepared(shape, precision), precision, gram_scale(*shape, precision)
-    )
+    check_grams(contract.prepared(shape, precision), precision, contract.check_tiles)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tiles_of_every_input_type(dtype):
-    check_tiles(triton_kernels, prepared((70, 45), "bf16", dtype), "bf16")
+    contract.check_tiles(triton_kernels, contract.prepared((70, 45), "bf16", dtype), "bf16")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_one_sample_that_dominates(precision):
-    check_dominating_sample(triton_kernels, precision)
+    contract.check_dominating_sample(triton_kernels, precision)
 
 
 @pytest.mark.parametrize("parts", ["one", "many"])
@@ -161,8 +154,8 @@ def test_moments_in_row_parts(parts, monkeypatch):
     assert float(((got[0] - exact[0]) / scale).abs().max()) < 1e-6
     for row in (2, 3):
         torch.testing.assert_close(got[row], exact[row], rtol=1e-5, atol=0)
-    fused, sums = triton_kernels.statistics(z_a, z_b, EPS, "fp32")
-    want, want_sums = aten.standardisation(exact, 901, EPS, "fp32")
+    fused, sums = triton_kernels.statistics(z_a, z_b, contract.EPS, "fp32")
+    want, want_sums = aten.standardisation(exact, 901, contract.EPS, "fp32")
     torch.testing.assert_close(fused[[0, 1, 3, 4, 6]], want[[0, 1, 3, 4, 6]], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sums[:, :2].sum(0), want_sums.sum(0), rtol=1e-5, atol=0)
 
@@ -177,26 +170,26 @@ def use(monkeypatch, kernel, path, **blocks):
 # Paths and shapes decide on tiles, operand types on products: every path with every shape in one
 # type, and with every type in one shape. Products of float32 quality are fused at every size, or
 # torch's; their sums are chunked, which TMA are not.
+def all_slow(*values):
+    return itertools.starmap(slow, itertools.product(*values))
+
+
 PATHS = ["stored", "tma", "cublas"]
 PRODUCTS = [
     *itertools.product(PATHS, [(200, 90)], ["bf16"]),
     ("stored", (60, 600), "bf16"),
-    *itertools.starmap(slow, itertools.product(PATHS, [(60, 600), (330, 70)], ["bf16"])),
-    *itertools.starmap(slow, itertools.product(PATHS, [(60, 600)], ["tf32"])),
-    *itertools.starmap(slow, itertools.product(PATHS, [(200, 90)], ["fp16"])),
-    slow("cublas", (60, 600), "fp32"),
-    slow("cublas", (330, 70), "fp32"),
+    *all_slow(PATHS, [(60, 600), (330, 70)], ["bf16"]),
+    *all_slow(PATHS, [(60, 600)], ["tf32"]),
+    *all_slow(PATHS, [(200, 90)], ["fp16"]),
+    *all_slow(["cublas"], [(60, 600), (330, 70)], ["fp32"]),
 ]
+WAYS = ["tiles", "tma", "persistent", "cublas"]
 GRADIENTS = [
-    *itertools.product(["tiles", "tma", "persistent", "cublas"], [64], ["bf16"]),
-    *itertools.starmap(slow, itertools.product(["tiles", "cublas"], [64], ["fp32"])),
+    *itertools.product(WAYS, [64], ["bf16"]),
+    *all_slow(["tiles", "cublas"], [64], ["fp32"]),
+    *all_slow(WAYS, [64], ["tf32"]),
+    *all_slow(WAYS, [256], ["bf16"]),
     slow("persistent", 256, "tf32"),
-    *itertools.starmap(
-        slow, itertools.product(["tiles", "tma", "persistent", "cublas"], [64], ["tf32"])
-    ),
-    *itertools.starmap(
-        slow, itertools.product(["tiles", "tma", "persistent", "cublas"], [256], ["bf16"])
-    ),
     slow("tiles", 256, "fp32"),
 ]
 
@@ -205,13 +198,12 @@ GRADIENTS = [
 def test_paths_of_large_gram_products(path, shape, precision, monkeypatch):
     """z_hat in memory, full tiles finished in place, the last wave split; or torch's product."""
     use(monkeypatch, "gram", path)
-    case = prepared(shape, precision)
+    case = contract.prepared(shape, precision)
     plan = configurations.gram(device_of(case.z_a), *shape, torch.float32, precision)
     assert plan.path == path
     assert (plan.full_tiles > 0) == (shape[0] > 60)
     assert (plan.splits > 1) == (shape[0] == 60)
-    check_gram(triton_kernels, case, precision, gram_scale(*shape, precision))
-    check_tiles(triton_kernels, case, precision, gram_scale(*shape, precision))
+    check_grams(case, precision)
 
 
 @pytest.mark.parametrize(("path", "block_n", "precision"), GRADIENTS)
@@ -220,18 +212,18 @@ def test_paths_of_large_gram_gradients(path, block_n, precision, monkeypatch):
     use(monkeypatch, "gram_gradients", path, block_m=64, block_n=block_n)
     monkeypatch.setattr(configurations, "LIBRARY_CHUNK_BYTES", 1 << 15)
     shape = (130, block_n + 44)
-    check_gram(triton_kernels, prepared(shape, precision), precision, gram_scale(*shape, precision))
-    check_tiles(triton_kernels, prepared((70, 140), precision), precision)
+    check_grams(contract.prepared(shape, precision), precision, contract.check_gram)
+    contract.check_tiles(triton_kernels, contract.prepared((70, 140), precision), precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_correlation_with_full_and_split_tiles(precision):
     for n, d in ((140, 260), (600, 40)):
-        case = prepared((n, d), precision)
+        case = contract.prepared((n, d), precision)
         plan = configurations.correlation(device_of(case.z_a), n, d, torch.float32, precision)
         assert (plan.full_tiles > 0) == (d > 40)
         assert (plan.splits > 1) == (d == 40)
-        check_correlation(triton_kernels, case, precision)
+        contract.check_correlation(triton_kernels, case, precision)
 
 
 @pytest.mark.parametrize("path", table.PATHS["correlation_gradients"])
@@ -268,10 +260,10 @@ def test_strided_inputs():
 def assert_same_as_aten(z_a, z_b):
     results = []
     for backend in ("triton", "aten"):
+        # Not copies: `gate.ours` takes them.
         a, b = z_a.detach().requires_grad_(), z_b.detach().requires_grad_()
         loss = barlow_twins_loss(a, b, backend=backend)
-        loss.backward()
-        results.append((loss.detach(), a.grad, b.grad))
+        results.append((loss.detach(), *torch.autograd.grad(loss, (a, b))))
     for x, y in zip(*results, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
@@ -293,7 +285,9 @@ def test_half_precision_matrices_do_not_overflow(precision):
     """One sample far from all others makes an element of K nearly N * D, beyond float16."""
     z = torch.randn(64, 1200, generator=torch.Generator().manual_seed(0))
     z[0] = 1000 + z[0]
-    assert aten.gram_pair(z, z, *aten.statistics(z, z, EPS, "fp32"), "fp32")[0].max() > 65504
+    assert (
+        aten.gram_pair(z, z, *aten.statistics(z, z, contract.EPS, "fp32"), "fp32")[0].max() > 65504
+    )
     results = []
     for backend, operands in (("triton", precision), ("aten", precision), ("aten", "fp64")):
         dtype = torch.float64 if operands == "fp64" else torch.float32
@@ -307,15 +301,10 @@ def test_half_precision_matrices_do_not_overflow(precision):
 
 
 def test_equal_runs_give_equal_bits():
-    z_a, z_b = draw("correlated", 40, 90)
-    runs = []
-    for _ in range(2):
-        a = z_a.clone().requires_grad_()
-        loss = barlow_twins_loss(a, z_b, backend="triton", precision="bf16")
-        loss.backward()
-        runs.append((loss.detach(), a.grad))
-    assert torch.equal(runs[0][0], runs[1][0])
-    assert torch.equal(runs[0][1], runs[1][1])
+    z = draw("correlated", 40, 90)
+    first, second = (ours(*z, backend="triton", precision="bf16") for _ in range(2))
+    assert torch.equal(first.loss, second.loss)
+    assert torch.equal(first.grad_a, second.grad_a)
 
 
 # ---- views: few and small ones; a device has the whole contract (test_gpu_photometric.py) -------
@@ -334,65 +323,66 @@ CPU = torch.device("cpu")
     ids=str,
 )
 def test_photometric(count, size, channels, dtype):
-    images = photometric_contract.crops(count, size, channels)
-    parameters = photometric_contract.drawn(count, size)
-    flipped = photometric_contract.check(triton_kernels, images, parameters, CPU, dtype)
+    images = views.crops(count, size, channels)
+    parameters = views.drawn(count, size)
+    flipped = views.check(triton_kernels, images, parameters, CPU, dtype)
     assert flipped <= 2
 
 
-def test_photometric_in_every_order():
-    photometric_contract.check_orders(triton_kernels, 3, CPU)
+@pytest.mark.parametrize("check", ["all orders of the jitter", "an empty batch"])
+def test_views(check):
+    views.BY_CHANNELS[check](triton_kernels, 3, CPU)
 
 
 def test_photometric_of_several_tiles():
     """More pixels than one program takes, of the sums before a contrast too."""
     size = (37, 70)
-    parameters = photometric_contract.drawn(2, size, seed=1)
+    parameters = views.drawn(2, size, seed=1)
     parameters[:, Parameter.ORDER] = torch.tensor((22.0, 5.0))
     parameters[:, Parameter.BLUR_SIGMA] = torch.tensor((0.0, 1.2))
     parameters[:, Parameter.GRAY] = 0
-    images = photometric_contract.crops(2, size, 3)
-    assert photometric_contract.check(triton_kernels, images, parameters, CPU) <= 2
+    images = views.crops(2, size, 3)
+    assert views.check(triton_kernels, images, parameters, CPU) <= 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20), (2, 2), (17, 3)], ids=str)
 def test_photometric_blurs_larger_than_the_image(size):
-    parameters = photometric_contract.plain(3)
+    parameters = views.plain(3)
     parameters[:, Parameter.BLUR_SIGMA] = torch.tensor((1e-30, 1.9, 8))
-    images = photometric_contract.crops(3, size, 1)
-    photometric_contract.check(triton_kernels, images, parameters, CPU)
+    images = views.crops(3, size, 1)
+    views.check(triton_kernels, images, parameters, CPU)
 
 
 def test_photometric_divides_bytes_as_plain_torch():
     """To the bit: thresholds of solarizing are compared with them."""
     images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
-    arguments = (images, photometric_contract.plain(1), torch.zeros(1), torch.ones(1))
+    arguments = (images, views.plain(1), torch.zeros(1), torch.ones(1))
     got = triton_kernels.photometric(*arguments, torch.float32)
     assert torch.equal(got, aten.photometric(*arguments, torch.float32))
     levels = torch.tensor((0, 1, 77, 128, 254, 255, 255.5))
-    parameters = photometric_contract.plain(len(levels))
+    parameters = views.plain(len(levels))
     parameters[:, Parameter.SOLARIZE] = levels
     images = images.expand(len(levels), -1, -1, -1)
-    assert photometric_contract.check(triton_kernels, images, parameters, CPU) == 0
+    assert views.check(triton_kernels, images, parameters, CPU) == 0
 
 
 def test_photometric_bits_depend_on_the_image_alone():
     size = (13, 45)
-    images = photometric_contract.crops(4, size, 3)
-    parameters = photometric_contract.drawn(4, size)
+    images = views.crops(4, size, 3)
+    parameters = views.drawn(4, size)
     parameters[:, Parameter.ORDER] = torch.tensor((-1.0, 3.0, 9.0, 20.0))
     parameters[:, Parameter.BLUR_SIGMA] = torch.tensor((0.0, 0.8, 0.0, 0.4))
-    whole = photometric_contract.photometric(triton_kernels, images, parameters, CPU)
+    whole = views.photometric(triton_kernels, images, parameters, CPU)
     for rows in (slice(2, 4), slice(1, 2)):
-        some = photometric_contract.photometric(triton_kernels, images[rows], parameters[rows], CPU)
+        some = views.photometric(triton_kernels, images[rows], parameters[rows], CPU)
         assert torch.equal(some, whole[rows])
 
 
 def test_photometric_of_any_layout_and_type():
     size = (6, 5)
-    images = photometric_contract.crops(2, size, 3)
-    parameters = photometric_contract.drawn(2, size)
-    statistics = photometric_contract.statistics(3)
+    images = views.crops(2, size, 3)
+    parameters = views.drawn(2, size)
+    statistics = views.statistics(3)
     parameters[:, Parameter.BLUR_SIGMA] = torch.tensor((0.0, 0.6))
     want = triton_kernels.photometric(images, parameters, *statistics, torch.float32)
     planar = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
@@ -401,15 +391,11 @@ def test_photometric_of_any_layout_and_type():
     assert torch.equal(triton_kernels.photometric(planar, *wide, torch.float32), want)
 
 
-def test_photometric_of_nothing():
-    photometric_contract.check_empty(triton_kernels, 3, CPU)
-
-
 def test_photometric_parameters_that_nobody_can_check():
     """On a device values are not looked at: out of range they are the nearest that is, and what is
     not a number stays in its own image."""
-    images = photometric_contract.crops(4, (6, 9), 3)
-    parameters = photometric_contract.plain(4)
+    images = views.crops(4, (6, 9), 3)
+    parameters = views.plain(4)
     parameters[1:3, Parameter.ORDER] = torch.tensor((float("nan"), 99.0))
     parameters[2, Parameter.BRIGHTNESS] = 0.5
     parameters[2, Parameter.BLUR_SIGMA] = 20
@@ -417,12 +403,12 @@ def test_photometric_parameters_that_nobody_can_check():
     valid = parameters.clone()
     valid[1:3, Parameter.ORDER] = torch.tensor((-1.0, 23.0))
     valid[2:4, Parameter.BLUR_SIGMA] = torch.tensor((8.0, 0.0))
-    got = photometric_contract.photometric(triton_kernels, images, parameters, CPU)
-    want = photometric_contract.photometric(triton_kernels, images, valid, CPU)
+    got = views.photometric(triton_kernels, images, parameters, CPU)
+    want = views.photometric(triton_kernels, images, valid, CPU)
     assert torch.equal(got, want)
     parameters[3, Parameter.ORDER] = 0
     parameters[3, Parameter.SATURATION] = float("nan")
-    got = photometric_contract.photometric(triton_kernels, images, parameters, CPU)
+    got = views.photometric(triton_kernels, images, parameters, CPU)
     assert torch.equal(got[:3], want[:3])
 
 
@@ -437,8 +423,8 @@ def test_a_build_for_the_hub_has_these_kernels(tmp_path):
 
 
 def test_photometric_arguments_that_do_not_fit_are_refused():
-    photometric_contract.check_refusals(triton_kernels, "cpu")
-    arguments = photometric_contract.plain(1), *photometric_contract.statistics(3)
+    views.check_refusals(triton_kernels, "cpu")
+    arguments = views.plain(1), *views.statistics(3)
     large = torch.empty(1, 1 << 15, 1 << 15, 3, dtype=torch.uint8, device="meta")
     with pytest.raises(ValueError, match="take images of up to"):
         triton_kernels.photometric(large, *(x.to("meta") for x in arguments), torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -26,15 +27,29 @@ from barlow_fast.kernels.triton.table import LARGE, PATHS, TABLE, Product, sizes
 
 H100 = REFERENCE_DEVICES[90]
 KEY = ("gram", 90, "half", 256)
+OWNED = {"kernel": "gram_gradients", "path": "owned"}
+OPERANDS = [(torch.bfloat16, "bf16")]
+
+
+def forget():
+    configurations.forget_plans()
+    tuned.rows_of.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def fresh_plans():
-    configurations.forget_plans()
-    tuned.rows_of.cache_clear()
+    forget()
     yield
-    configurations.forget_plans()
-    tuned.rows_of.cache_clear()
+    forget()
+
+
+def recorded(form, n, d, dtype=torch.bfloat16, precision="bf16"):
+    """Launches of a step."""
+    return record_step(Case(form, n, d, dtype, precision), H100)
+
+
+def gram_plan(n=256, d=8192, device=H100, **options):
+    return configurations.gram(device, n, d, torch.bfloat16, "bf16", **options)
 
 
 @pytest.mark.parametrize(
@@ -43,21 +58,16 @@ def fresh_plans():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_few_launches_at_small_n(n, d, dtype):
     """Five for a whole step: statistics, products, their sum, terms, gradients."""
-    launches = record_step(Case("gram", n, d, dtype, "bf16"), H100)
-    assert [launch.name for launch in launches] == [
-        "moments_kernel",
-        "gram_kernel",
-        "gram_finish_kernel",
-        "terms_kernel",
-        "gram_columns_kernel",
-    ]
+    kernels = ["moments", "gram", "gram_finish", "terms", "gram_columns"]
+    launches = recorded("gram", n, d, dtype)
+    assert [launch.name for launch in launches] == [f"{name}_kernel" for name in kernels]
 
 
 def test_operations_of_a_step():
     """Triangles are counted as the half that they need: 6 N D min(N, D), and no more than one
     row of tiles beyond that is launched."""
     for form, n, d in (("gram", 256, 8192), ("gram", 2048, 8192), ("correlation", 8192, 2048)):
-        launches = record_step(Case(form, n, d, torch.bfloat16, "bf16"), H100)
+        launches = recorded(form, n, d)
         assert sum(launch.flops for launch in launches) == 6 * n * d * min(n, d)
 
 
@@ -79,7 +89,7 @@ def work(launch, n):
 
 def test_about_half_of_the_tiles_of_a_symmetric_product():
     for n in (256, 1024, 2048, 4096):
-        launches = record_step(Case("gram", n, 8192, torch.bfloat16, "bf16"), H100)
+        launches = recorded("gram", n, 8192)
         product = next(x for x in launches if x.name == "gram_kernel")
         assert work(product, n) <= 0.5 * n * n * (1 + 2 * product.constants["BLOCK_M"] / n)
 
@@ -94,11 +104,9 @@ def test_every_tile_is_computed_once(n, num_sms):
             plan = configurations.gram(device, n, d, torch.bfloat16, precision)
             side = math.ceil(n / plan.block_m)
             assert plan.full_tiles + plan.split_tiles == side * (side + 1) // 2
-            assert (
-                plan.split_tiles == 0
-                or (plan.splits - 1) * plan.k_blocks_per_split * plan.block_k < d
-            )
-            assert plan.splits * plan.k_blocks_per_split * plan.block_k >= d
+            columns = plan.k_blocks_per_split * plan.block_k
+            assert plan.split_tiles == 0 or (plan.splits - 1) * columns < d
+            assert plan.splits * columns >= d
             assert plan.block_m % plan.strip == 0
 
 
@@ -114,8 +122,8 @@ def test_tiles_that_leave_the_set(n, capability):
             assert plan.block_m == tiles.side(n, precision)
             assert plan.full_tiles == 0
             assert plan.split_tiles == tiles.count(n, precision)
-            assert (plan.splits - 1) * plan.k_blocks_per_split * plan.block_k < d
-            assert plan.splits * plan.k_blocks_per_split * plan.block_k >= d
+            columns = plan.k_blocks_per_split * plan.block_k
+            assert (plan.splits - 1) * columns < d <= plan.splits * columns
             parts = plan.split_tiles * plan.splits * plan.block_m**2 * 4
             allowed = max(n * d * dtype.itemsize, configurations.SMALL_WORKSPACE)
             assert plan.splits == 1 or parts <= allowed
@@ -125,20 +133,20 @@ def test_tuned_rows_do_not_change_the_tiles(monkeypatch):
     """What ranks exchange does not depend on what one of them measured."""
     other = Product(128, 128, 64, 8, 3, "stored")
     monkeypatch.setitem(configurations.override, KEY, other)
-    assert configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16").block_m == 128
-    plan = configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16", packed=True)
+    assert gram_plan().block_m == 128
+    plan = gram_plan(packed=True)
     assert (plan.block_m, plan.path) == (64, "fused")
     # A row with the right blocks serves.
     monkeypatch.setitem(configurations.override, KEY, Product(64, 64, 32, 4, 5, "stored"))
     configurations.forget_plans()
-    plan = configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16", packed=True)
+    plan = gram_plan(packed=True)
     assert (plan.block_k, plan.stages, plan.path) == (32, 5, "stored")
 
 
 @pytest.mark.parametrize(("n", "d"), [(256, 2048), (2048, 1024), (2048, 64), (300, 1)])
 def test_launches_with_tiles(n, d):
     """One product a view, and one launch that makes both matrices of what comes back."""
-    names = [x.name for x in record_step(Case("tiles", n, d, torch.bfloat16, "bf16"), H100)]
+    names = [x.name for x in recorded("tiles", n, d)]
     assert names.count("gram_kernel") == names.count("gram_unpack_kernel") == 1
     assert "gram_finish_kernel" not in names
 
@@ -180,13 +188,8 @@ def peak_of_step(case):
 def test_no_quadratic_matrix_of_the_larger_size():
     """Never D x D when N <= D, never N x N when N > D: seen in the largest allocation."""
     for form, n, d in (("gram", 256, 65536), ("correlation", 169343, 256)):
-        launches = record_step(Case(form, n, d, torch.bfloat16, "bf16"), H100)
-        tensors = [
-            value
-            for launch in launches
-            for value in flat(launch.arguments.values())
-            if isinstance(value, torch.Tensor)
-        ]
+        values = (x for launch in recorded(form, n, d) for x in flat(launch.arguments.values()))
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
         assert tensors
         assert max(t.numel() for t in tensors) <= 2 * n * d
         forbidden = max(n, d)
@@ -195,13 +198,7 @@ def test_no_quadratic_matrix_of_the_larger_size():
 
 def test_equal_buckets_share_machine_code():
     """A shorter last batch compiles nothing new within its bucket."""
-    codes = [
-        {
-            inspection.identity(x)
-            for x in record_step(Case("gram", n, 8192, torch.bfloat16, "bf16"), H100)
-        }
-        for n in (255, 200, 130)
-    ]
+    codes = [set(map(inspection.identity, recorded("gram", n, 8192))) for n in (255, 200, 130)]
     assert codes[0] == codes[1] == codes[2]
 
 
@@ -223,15 +220,14 @@ def content(**changes):
 def test_tuned_rows_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
     chosen = Product(128, 128, 64, 8, 3, "fused")
-    before = configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16")
+    before = gram_plan()
     assert before.block_m == 64
     tuned.save(tuned.file_of("H100"), "H100", {KEY: (chosen, {"ms": 1.0})})
-    tuned.rows_of.cache_clear()
-    configurations.forget_plans()
-    assert configurations.gram(H100, 256, 8192, torch.bfloat16, "bf16").block_m == 128
+    forget()
+    assert gram_plan().block_m == 128
     # Another device, and rows that were not tuned, stay with the table.
     other = Device("A100", 90, 108, H100.shared_memory)
-    assert configurations.gram(other, 256, 8192, torch.bfloat16, "bf16").block_m == 64
+    assert gram_plan(device=other).block_m == 64
     assert [path.name for path in tmp_path.iterdir()] == ["tuning-h100.json"]
 
 
@@ -246,7 +242,7 @@ def test_tuned_rows_are_used(tmp_path, monkeypatch):
         ({"blocks": [128, 128, 128, 8, 3]}, "block_k"),
         ({"size": 255}, "not a row of the table"),
         (
-            {"kernel": "gram_gradients", "path": "owned", "blocks": [64, 64, 64, 8, 3]},
+            OWNED | {"blocks": [64] * 3 + [8, 3]},
             "owns 64 rows",
         ),
     ],
@@ -254,8 +250,12 @@ def test_tuned_rows_are_used(tmp_path, monkeypatch):
 def test_invalid_tuned_rows_are_refused(changes, words, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=words):
         tuned.parse(content(**changes), "H100")
-    monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
-    tuned.file_of("H100").write_text(json.dumps(content(**changes)))
+    assert_ignored(json.dumps(content(**changes)), tmp_path, monkeypatch)
+
+
+def assert_ignored(text, folder, monkeypatch):
+    monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(folder))
+    tuned.file_of("H100").write_text(text)
     with pytest.warns(UserWarning, match="are ignored"):
         assert tuned.load("H100") == {}
 
@@ -266,28 +266,21 @@ def test_tuned_rows_of_another_triton_or_device_are_refused(tmp_path, monkeypatc
         tuned.parse(content(), "H200")
     with pytest.raises(ValueError, match=r"made with Triton 1\.0"):
         tuned.parse(content() | {"triton": "1.0"}, "H100")
-    monkeypatch.setenv("BARLOW_FAST_TUNING_DIR", str(tmp_path))
-    tuned.file_of("H100").write_text("{")
-    with pytest.warns(UserWarning, match="are ignored"):
-        assert tuned.load("H100") == {}
+    assert_ignored("{", tmp_path, monkeypatch)
 
 
 def test_candidates_are_valid_and_start_with_the_table():
+    """They suit the architecture, and have blocks of powers of two."""
     for key, row in TABLE.items():
         rows = tuning.candidates(key)
         assert rows[0] == row
         assert len(rows) >= 5
-        assert all(tuned.why_invalid(key, each) is None for each in rows)
-        assert (any(each.path == "tma" for each in rows)) <= (key[1] >= 90)
-
-
-def test_candidates_suit_the_architecture_and_have_blocks_of_powers_of_two():
-    for key in TABLE:
-        for row in tuning.candidates(key):
-            assert key[1] >= 90 or row.path not in ("tma", "persistent")
-            for size in (row.block_m, row.block_n, row.block_k, row.warps):
-                assert size & (size - 1) == 0, (key, row)
-        owned = {row.block_n for row in tuning.candidates(key) if row.path == "owned"}
+        for each in rows:
+            assert tuning.why_invalid(key, each) is None
+            assert key[1] >= 90 or each.path not in ("tma", "persistent")
+            for size in (each.block_m, each.block_n, each.block_k, each.warps):
+                assert size & (size - 1) == 0, (key, each)
+        owned = {each.block_n for each in rows if each.path == "owned"}
         assert not owned or owned >= {32, 64}, key
 
 
@@ -300,7 +293,7 @@ def test_shared_memory_of_the_devices_is_nvidias():
 
 @pytest.mark.parametrize("d", [96, 128, 1024])
 def test_depths_without_a_rest_are_not_masked(d):
-    launches = record_step(Case("correlation", 4096, d, torch.float32, "fp32"), H100)
+    launches = recorded("correlation", 4096, d, torch.float32, "fp32")
     found = [x.constants for x in launches if x.name == "correlation_gradients_kernel"]
     assert len(found) == 2
     assert all(x["EVEN"] == (d % x["BLOCK_K"] == 0) for x in found)
@@ -309,7 +302,7 @@ def test_depths_without_a_rest_are_not_masked(d):
 def test_every_launch_states_the_bytes_that_it_must_move():
     for form, n, d in (("gram", 256, 1024), ("gram", 2048, 8192), ("correlation", 4096, 256)):
         for precision in ("fp32", "bf16"):
-            for launch in record_step(Case(form, n, d, torch.float32, precision), H100):
+            for launch in recorded(form, n, d, torch.float32, precision):
                 assert launch.bytes > 0, launch.name
 
 
@@ -321,14 +314,8 @@ def test_tuning_keeps_what_is_faster_and_only_that():
         fast = 0.5 if key[0] == "gram" else 0.99
         return {row: (fast if i == 2 else 1.0) for i, row in enumerate(rows)}
 
-    found = tuning.tune(
-        [(256, 8192), (250, 8192)],
-        [(torch.bfloat16, "bf16")],
-        torch.device("meta"),
-        60,
-        lines.append,
-        measure,
-    )
+    shapes = [(256, 8192), (250, 8192)]
+    found = tuning.tune(shapes, OPERANDS, torch.device("meta"), 60, lines.append, measure)
     assert list(found) == [KEY]
     row, measured = found[KEY]
     assert row == tuning.candidates(KEY)[2]
@@ -340,12 +327,8 @@ def test_tuning_ends_with_its_budget():
     def measure(*_):
         raise AssertionError("no time is left to measure anything")
 
-    assert (
-        tuning.tune(
-            [(256, 8192)], [(torch.bfloat16, "bf16")], torch.device("meta"), -1, print, measure
-        )
-        == {}
-    )
+    found = tuning.tune([(256, 8192)], OPERANDS, torch.device("meta"), -1, print, measure)
+    assert found == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -357,25 +340,20 @@ def test_tuning_without_a_device_says_so(capsys):
 def test_devices_with_little_shared_memory_get_fewer_stages():
     consumer = Device("consumer", 120, 170, 99 * 1024)
     assert consumer.architecture == 80
-    for kernel in PATHS:
-        for precision in ("bf16", "tf32", "fp32"):
-            for dtype in (torch.bfloat16, torch.float32):
-                for size in (64, 128, 256, 512, 4096):
-                    row = configurations.blocks(kernel, consumer, precision, dtype, size)
-                    needed = configurations.shared_memory(row, 80, precision, dtype)
-                    assert needed <= consumer.shared_memory
-                    assert row.stages > 1
-    assert (
-        configurations.blocks("gram_gradients", H100, "bf16", torch.bfloat16, 512)
-        == TABLE["gram_gradients", 90, "half", 512]
-    )
+    dtypes, buckets = (torch.bfloat16, torch.float32), (64, 128, 256, 512, 4096)
+    for kernel, precision, dtype, size in itertools.product(
+        PATHS, ("bf16", "tf32", "fp32"), dtypes, buckets
+    ):
+        row = configurations.blocks(kernel, consumer, precision, dtype, size)
+        assert configurations.shared_memory(row, 80, precision, dtype) <= consumer.shared_memory
+        assert row.stages > 1
+    row = configurations.blocks("gram_gradients", H100, "bf16", torch.bfloat16, 512)
+    assert row == TABLE["gram_gradients", 90, "half", 512]
 
 
 def test_the_table_has_a_row_for_every_size():
-    for architecture in (80, 90, 100):
-        for kernel in PATHS:
-            for family in ("half", "tf32", "fp32"):
-                assert LARGE in sizes(kernel, architecture, family)
+    for key in itertools.product(PATHS, (80, 90, 100), ("half", "tf32", "fp32")):
+        assert LARGE in sizes(*key)
 
 
 @pytest.mark.parametrize("number", [int, np.float32, np.float64])
@@ -386,7 +364,7 @@ def test_numbers_of_any_type_launch_the_same_kernels(number, precision):
     def launches(one):
         z = torch.empty(64, 96, device="meta")
         scale, ones = torch.empty((), device="meta"), Coefficients(one, one, one, one)
-        with recording(REFERENCE_DEVICES[90]) as record:
+        with recording(H100) as record:
             statistics, sums = triton_kernels.statistics(z, z, one, precision)
             moments = triton_kernels.column_moments(z, z, precision)
             triton_kernels.standardisation(moments, 64, one, precision)
