@@ -324,6 +324,18 @@ def test_autocast(given):
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+def test_float64_is_kept_under_autocast():
+    found, whole = Twins(encoder()), Twins(encoder())
+    with torch.autocast("cpu", torch.bfloat16):
+        plain(whole, views())
+        for size in (4, N):
+            found.zero_grad()
+            loss = backward_in_microbatches(found, views(), criterion, size)
+            assert loss.dtype == torch.float64
+            assert {p.grad.dtype for p in found.parameters()} == {torch.float64}
+            assert_same_gradients(found, whole)
+
+
 def test_the_scaler_scales():
     model = Twins(encoder())
     whole = copy.deepcopy(model)

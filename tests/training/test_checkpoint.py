@@ -120,13 +120,15 @@ def test_foreign_and_future_checkpoints_are_refused(tmp_path: Path):
         load_checkpoint(tmp_path / "nowhere.pt")
 
 
-def test_older_files_are_kept_and_no_more_than_requested(tmp_path: Path):
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_older_files_are_kept_and_no_more_than_requested(tmp_path: Path, keep: int):
     path = tmp_path / "checkpoint.pt"
     for step in range(5):
-        save_checkpoint(path, {"step": step}, keep=3)
+        save_checkpoint(path, {"step": step}, keep)
         assert load_checkpoint(path)["step"] == step
     found = {p.name: load_checkpoint(p)["step"] for p in tmp_path.iterdir()}
-    assert found == {"checkpoint.pt": 4, "checkpoint-1.pt": 3, "checkpoint-2.pt": 2}
+    steps = {"checkpoint.pt": 4, "checkpoint-1.pt": 3, "checkpoint-2.pt": 2}
+    assert found == dict(list(steps.items())[:keep])
 
 
 def test_a_file_system_without_links_keeps_copies(tmp_path: Path, monkeypatch):
@@ -221,3 +223,13 @@ def test_a_checkpoint_that_unpacks_to_much_more_is_refused_before_it_is_read(tmp
     assert path.stat().st_size < 2**17
     with pytest.raises(ValueError, match=r"it unpacks to \d+ bytes and has"):
         load_checkpoint(path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_saving_leaves_no_file_open(tmp_path: Path):
+    save_checkpoint(tmp_path / "c.pt", {"step": 1})
+    before = len(os.listdir("/proc/self/fd"))
+    for step in range(3):
+        save_checkpoint(tmp_path / "c.pt", {"step": step}, keep=2)
+        load_checkpoint(tmp_path / "c.pt")
+    assert len(os.listdir("/proc/self/fd")) == before

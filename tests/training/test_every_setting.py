@@ -583,7 +583,8 @@ def test_every_setting_has_its_limits():
 
 
 def test_the_numbers_of_the_presets():
-    """Those that the paper and its recipes do not pin; `test_run_presets.py` has theirs."""
+    """The paper's: Zbontar et al. (ICML 2021), section 2.2, and the authors' code. Users compare
+    their scores with those of these numbers."""
     digits, files = PRESETS["digits"], PRESETS["files"]
     assert digits == PretrainConfig()
     assert digits.to_dict() == {
@@ -613,6 +614,7 @@ def test_the_numbers_of_the_presets():
         learning_rate=0.2, bias_learning_rate=0.0048, reference_batch_size=256, weight_decay=1e-6,
         warmup_epochs=10, evaluate_every=10, neighbours=20, checkpoint_every=1,
     )  # fmt: skip
+    assert paper.learning_rates == pytest.approx((0.2 * 2048 / 256, 0.0048 * 2048 / 256))
     small = replace(
         paper, dataset="cifar10", views="", encoder="resnet18", projector=(2048, 2048, 2048),
         batch_size=256, weight_decay=1e-4,

@@ -71,19 +71,18 @@ def assert_near(found: list[Tensor], wanted: list[Tensor], bound: float = 1e-12)
 
 @pytest.mark.parametrize("decay_filter", [True, False])
 @pytest.mark.parametrize("adaptation_filter", [True, False])
-@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize(("decay", "rate", "eta"), [(0.0, 0.3, 0.001), (0.01, 0.25, 0.1)])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_stated_mathematics(decay_filter, adaptation_filter, decay, momentum):
+def test_the_stated_mathematics(decay_filter, adaptation_filter, decay, rate, eta, momentum):
+    """Settings that are the defaults are left out."""
     ps = parameters()
-    oracle = Loop(ps, decay=decay, momentum=momentum)
-    optimizer = LARS(
-        ps,
-        lr=0.3,
-        weight_decay=decay,
-        momentum=momentum,
-        weight_decay_filter=decay_filter,
-        lars_adaptation_filter=adaptation_filter,
-    )
+    oracle = Loop(ps, rate, decay, momentum, eta)
+    defaults = {
+        "weight_decay": (decay, 0.0), "momentum": (momentum, 0.9),
+        "trust_coefficient": (eta, 0.001), "weight_decay_filter": (decay_filter, True),
+        "lars_adaptation_filter": (adaptation_filter, True),
+    }  # fmt: skip
+    optimizer = LARS(ps, lr=rate, **{n: v for n, (v, default) in defaults.items() if v != default})
     taken(optimizer, ps, 5)
     for i in range(5):
         oracle.step(gradients(i), decayed=not decay_filter, adapted=not adaptation_filter)
