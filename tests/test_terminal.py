@@ -25,7 +25,7 @@ from ended import SECONDS
 from PIL import Image
 from typer.testing import CliRunner
 
-from barlow_fast import cli, inputs, terminal
+from barlow_fast import inputs, terminal
 from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS, datasets
 from barlow_fast.data.decoding import decode
@@ -253,16 +253,6 @@ def test_a_handler_that_is_there_stays():
     )
     found = main(ALONE + code)
     assert (found.stdout, found.stderr) == (b"mine logged\n", b"")
-
-
-def test_without_libraries_the_error_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "REQUIRED", ("no_such_library",))
-    monkeypatch.setattr(sys, "argv", ["barlow-fast", "data"])
-    monkeypatch.setattr(terminal, "install", lambda: None)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("barlow-fast: no_such_library not found")
 
 
 # ---- Pillow's warnings

@@ -7,11 +7,13 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
+from runs import KillAt, lines_of
 
 from barlow_fast.training import Hook, JsonLinesLog, TensorBoardLog, Trainer
 from barlow_fast.training.reporting import readings, tensorboard_log, why_no_tensorboard
@@ -33,29 +35,19 @@ class Steps(Hook):
         self.seen[trainer.step] = {name: value.item() for name, value in step.items()}
 
 
-class KillAt(Hook):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, trainer, step):
-        if trainer.step == self.step:
-            raise KeyboardInterrupt
-
-
-def killed_and_resumed(config, data, path, kill_at: int, hook) -> Steps:
+def killed_and_resumed(
+    config, data, path, kill_at: int, hook, meanwhile: Callable[[], object] = lambda: None
+) -> tuple[Trainer, Steps]:
     """A run that `hook()` observes until a step, and another `hook()` from the checkpoint on.
-    Returns the values of the second part."""
+    Returns the second part and its values."""
     with pytest.raises(KeyboardInterrupt):
         Trainer(config, data, "cpu", path, [hook(), KillAt(kill_at)]).run()
+    meanwhile()
     steps = Steps()
     resumed = Trainer(config, data, "cpu", path, [hook(), steps])
     resumed.resume(path)
     resumed.run()
-    return steps
-
-
-def lines_of(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return resumed, steps
 
 
 # Lines.
@@ -65,7 +57,7 @@ def test_lines_of_steps_hold_what_the_steps_gave(small_config, small_digits, tmp
     monkeypatch.setattr(readings, "MOST_WAITING", 3)
     steps, log = Steps(), tmp_path / "log.jsonl"
     Trainer(small_config, small_digits, hooks=[JsonLinesLog(log, every=2), steps]).run()
-    found = [line for line in lines_of(log) if line["event"] == "step"]
+    found = lines_of(log, "step")
     assert [line["step"] for line in found] == list(range(2, 25, 2))
     for line in found:
         assert {name: line[name] for name in VALUES} == steps.seen[line["step"]]
@@ -75,9 +67,14 @@ def test_lines_of_steps_hold_what_the_steps_gave(small_config, small_digits, tmp
 
 
 def test_no_lines_of_steps_unless_requested(small_config, small_digits, tmp_path):
+    """Nor any of the run before in the same file."""
     log = tmp_path / "log.jsonl"
-    Trainer(small_config, small_digits, hooks=[JsonLinesLog(log)]).run()
-    assert [line["event"] for line in lines_of(log)] == ["started"] + ["epoch"] * 4
+    for _ in range(2):
+        Trainer(small_config, small_digits, hooks=[JsonLinesLog(log)]).run()
+    started, *others = lines_of(log)
+    assert [line["event"] for line in (started, *others)] == ["started"] + ["epoch"] * 4
+    assert started["config"]["seed"] == 0
+    assert started["versions"]["torch"] == torch.__version__
 
 
 def test_resuming_repeats_no_step(small_config, small_digits, tmp_path):
@@ -86,64 +83,45 @@ def test_resuming_repeats_no_step(small_config, small_digits, tmp_path):
     killed_and_resumed(
         small_config, small_digits, tmp_path / "c.pt", 20, lambda: JsonLinesLog(log, every=4)
     )
-    events = [(line["event"], line["step"]) for line in lines_of(log)]
-    assert events == [
-        ("started", 0),
-        ("step", 4),
-        ("epoch", 6),
-        ("step", 8),
-        ("step", 12),
-        ("epoch", 12),
-        ("resumed", 12),
-        ("step", 16),
-        ("epoch", 18),
-        ("step", 20),
-        ("step", 24),
-        ("epoch", 24),
-    ]
+    assert [(line["event"], line["step"]) for line in lines_of(log)] == [
+        ("started", 0), ("step", 4), ("epoch", 6), ("step", 8), ("step", 12), ("epoch", 12),
+        ("resumed", 12), ("step", 16), ("epoch", 18), ("step", 20), ("step", 24), ("epoch", 24),
+    ]  # fmt: skip
+    assert [line["epoch"] for line in lines_of(log, "epoch")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("lost", ["the file", "the epoch of the checkpoint"])
-def test_epochs_that_the_log_lost_come_from_the_checkpoint(
-    small_config, small_digits, tmp_path, lost
-):
-    log, path = tmp_path / "log.jsonl", tmp_path / "c.pt"
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log), KillAt(13)]).run()
-    if lost == "the file":
-        log.unlink()
-    else:
-        kept = [line for line in log.read_text().splitlines() if '"epoch": 2,' not in line]
-        log.write_text("\n".join(kept) + "\n")
-    resumed = Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log)])
-    resumed.resume(path)
-    resumed.run()
-    epochs = [line for line in lines_of(log) if line["event"] == "epoch"]
+FOREIGN = b'[1]\n{"step": "x", "event": "epoch"}\n\xff\xfe\n{"event": "epo'
+
+
+@pytest.mark.parametrize("damage", ["no file", "no epoch of the checkpoint", "foreign lines"])
+def test_a_log_that_is_not_as_it_was(small_config, small_digits, tmp_path, damage):
+    """Lost epochs come from the checkpoint; foreign and half-written lines are left out."""
+    log = tmp_path / "log.jsonl"
+
+    def meanwhile() -> None:
+        lines = log.read_bytes().splitlines(keepends=True)
+        if damage == "no file":
+            log.unlink()
+        elif damage == "foreign lines":
+            log.write_bytes(b"".join(lines) + FOREIGN)
+        else:
+            log.write_bytes(b"".join(line for line in lines if b'"epoch": 2,' not in line))
+
+    resumed, _ = killed_and_resumed(
+        small_config, small_digits, tmp_path / "c.pt", 13, lambda: JsonLinesLog(log), meanwhile
+    )
+    epochs = lines_of(log, "epoch")
     assert [{k: v for k, v in line.items() if k != "event"} for line in epochs] == resumed.history
-
-
-def test_foreign_lines_are_left_out(small_config, small_digits, tmp_path):
-    log, path = tmp_path / "log.jsonl", tmp_path / "c.pt"
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log), KillAt(13)]).run()
-    with open(log, "ab") as stream:
-        stream.write(b'[1]\n{"step": "x", "event": "epoch"}\n\xff\xfe\n{"event": "epo')
-    resumed = Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log)])
-    resumed.resume(path)
-    resumed.run()
-    assert [line["step"] for line in lines_of(log)] == [0, 6, 12, 12, 18, 24]
+    if damage == "foreign lines":
+        assert [line["step"] for line in lines_of(log)] == [0, 6, 12, 12, 18, 24]
 
 
 def test_a_number_that_is_none_is_null(tmp_path):
     log = JsonLinesLog(tmp_path / "log.jsonl")
     log.epoch_ended(None, {"step": 1, "rank": math.nan, "deep": [math.inf, {"x": -math.inf}]})
     text = log.path.read_text()
-    assert json.loads(text) == {
-        "event": "epoch",
-        "step": 1,
-        "rank": None,
-        "deep": [None, {"x": None}],
-    }
+    expected = {"event": "epoch", "step": 1, "rank": None, "deep": [None, {"x": None}]}
+    assert json.loads(text) == expected
 
 
 def test_a_step_is_the_least_distance_of_readings():
@@ -151,16 +129,17 @@ def test_a_step_is_the_least_distance_of_readings():
         StepReadings(0)
 
 
+def at(step: int) -> SimpleNamespace:
+    """Stands in for a trainer."""
+    return SimpleNamespace(step=step, optimizer=SimpleNamespace(param_groups=[{"lr": 0.5}]))
+
+
 def test_readings_wait_on_the_device_until_there_are_many(monkeypatch):
     monkeypatch.setattr(readings, "MOST_WAITING", 4)
     read = StepReadings(1)
-    optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
     for step in range(1, 4):
-        trainer = SimpleNamespace(step=step, optimizer=optimizer)
-        assert read.add(trainer, {"loss": torch.tensor(float(step))}) == []
-    trainer = SimpleNamespace(step=4, optimizer=optimizer)
-    found = read.add(trainer, {"loss": torch.tensor(4.0)})
-    assert found == [
+        assert read.add(at(step), {"loss": torch.tensor(float(step))}) == []
+    assert read.add(at(4), {"loss": torch.tensor(4.0)}) == [
         {"step": step, "learning_rate": 0.5, "loss": float(step)} for step in range(1, 5)
     ]
     assert read.read() == []
@@ -168,8 +147,7 @@ def test_readings_wait_on_the_device_until_there_are_many(monkeypatch):
 
 def test_a_broken_device_does_not_hide_its_error(monkeypatch):
     read = StepReadings(1)
-    optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
-    read.add(SimpleNamespace(step=1, optimizer=optimizer), {"loss": torch.tensor(1.0)})
+    read.add(at(1), {"loss": torch.tensor(1.0)})
 
     def broken(_):
         raise RuntimeError("an illegal memory access was encountered")
@@ -224,7 +202,7 @@ def test_curves_of_a_resumed_run_do_not_double(small_config, small_digits, tmp_p
         used.append(next(folders))
         return TensorBoardLog(used[-1], every=4)
 
-    steps = killed_and_resumed(small_config, small_digits, tmp_path / "c.pt", 20, hook)
+    _, steps = killed_and_resumed(small_config, small_digits, tmp_path / "c.pt", 20, hook)
     events = events_of(used[-1])
     found = {e.step: e.value for e in events.Scalars("step/loss")}
     assert list(found) == ([4, 8, 12, 16, 20, 24] if folder_kept else [16, 20, 24])
@@ -243,14 +221,9 @@ def test_the_heat_map_is_red_white_and_blue():
     beyond = heat_map(torch.tensor([[7.0, 0.0], [-7.0, math.nan]]))
     assert torch.equal(beyond, picture)
     assert picture.shape == (3, 8, 8)
-    corners = {place: picture[:, 4 * place[0] + 1, 4 * place[1] + 2].tolist()
-               for place in ((0, 0), (0, 1), (1, 0), (1, 1))}  # fmt: skip
-    assert corners == {
-        (0, 0): [255, 0, 0],
-        (0, 1): [255, 255, 255],
-        (1, 0): [0, 0, 255],
-        (1, 1): [128, 128, 128],
-    }
+    red, white, blue, gray = [255, 0, 0], [255, 255, 255], [0, 0, 255], [128, 128, 128]
+    corners = [[picture[:, y, x].tolist() for x in (2, 6)] for y in (1, 5)]
+    assert corners == [[red, white], [blue, gray]]
 
 
 # The bar.

@@ -13,10 +13,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from commands import pretrain
+from runs import StopAt
 
-from barlow_fast.cli.app import app
-from barlow_fast.training import Hook, MlflowLog, Tracker, Trainer, TrainingInterrupted, WandbLog
+from barlow_fast.training import MlflowLog, Tracker, Trainer, TrainingInterrupted, WandbLog
 from barlow_fast.training.reporting.trackers import TRACKERS, check_trackers
 
 Calls = list[tuple[str, Any]]
@@ -155,14 +155,6 @@ def tracked(request, monkeypatch: pytest.MonkeyPatch):
     return hook, install
 
 
-class StopAt(Hook):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, trainer, step):
-        trainer.stop_requested = trainer.step == self.step
-
-
 def test_curves_of_a_run(tracked, small_config, small_digits, tmp_path: Path):
     make, install = tracked
     library = install()
@@ -279,6 +271,4 @@ def test_what_the_option_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("tensorbored", 2, "--logger must be one of wandb, mlflow, got 'tensorbored'"),
         ("mlflow", 1, "--logger mlflow needs mlflow: pip install 'barlow-fast[loggers]'"),
     ):
-        result = CliRunner().invoke(app, ["pretrain", "--dry-run", "--logger", name])
-        assert result.exit_code == code
-        assert message in result.stderr
+        assert message in pretrain("--dry-run", "--logger", name, code=code).stderr
