@@ -164,6 +164,7 @@ def test_pretrain(option: str, pretraining: Calls):
         calls.clear()
     invoke("pretrain", *arguments.split())
     assert passed(pretraining, place) == value
+    assert all(len(calls) <= 1 for calls in pretraining.values())
     if option == "dry_run":
         assert not pretraining["_prepare"]
         return
@@ -175,6 +176,12 @@ def test_pretrain(option: str, pretraining: Calls):
     assert pretraining["load_images"][0]["config"] == prepared["config"]
     for call in pretraining["check_memory_of"]:
         assert (call["config"], call["data"]) == (prepared["config"], "images")
+
+
+def chosen(calls: Calls, *arguments: object) -> PretrainConfig:
+    """The settings of a run with these arguments."""
+    invoke("pretrain", *arguments)
+    return calls["_prepare"][-1]["config"]
 
 
 def test_without_options_the_presets_settings_are_used(pretraining: Calls):
@@ -193,18 +200,12 @@ def test_what_is_said_last_holds(pretraining: Calls):
     Path("settings.yaml").write_text(
         "preset: fashion-mnist\nbatch_size: 40\nlambd: 0.5\nseed: 3\nprojector: [10, 11]\n"
     )
-    invoke(
-        "pretrain", "--config", "settings.yaml", "--lambd", 0.25, "--seed", 4, "--dim", 12,
-        "seed=5",
-    )  # fmt: skip
-    config = pretraining["_prepare"][0]["config"]
-    expected = replace(
-        configure("fashion-mnist"), batch_size=40, lambd=0.25, seed=5, projector=(10, 12)
-    )
-    assert config == expected
+    file = ("--config", "settings.yaml")
+    expected = {"batch_size": 40, "lambd": 0.25, "seed": 5, "projector": (10, 12)}
+    found = chosen(pretraining, *file, "--lambd", 0.25, "--seed", 4, "--dim", 12, "seed=5")
+    assert found == replace(configure("fashion-mnist"), **expected)
     # An option names another preset than the file.
-    invoke("pretrain", "--config", "settings.yaml", "--preset", "digits")
-    assert pretraining["_prepare"][1]["config"].epochs == 100
+    assert chosen(pretraining, *file, "--preset", "digits").epochs == 100
 
 
 def saved(**settings: Any) -> PretrainConfig:
@@ -222,12 +223,12 @@ def test_a_run_continues_by_the_command_that_began_it(pretraining: Calls, how: s
     name = "preset: digits\n" if how == "file" else ""
     Path("settings.yaml").write_text(f"{name}epochs: 2\nbatch_size: 40\n")
     preset = ["--preset", "digits"] if how == "option" else []
-    invoke("pretrain", *preset, "--config", "settings.yaml", "--seed", 9, "--resume", "old.pt")
-    assert pretraining["_prepare"][0]["config"] == config
+    rest = ["--config", "settings.yaml", "--resume", "old.pt"]
+    assert chosen(pretraining, *preset, "--seed", 9, *rest) == config
     # Another preset is refused, wherever it is named.
     Path("settings.yaml").write_text(f"{name.replace('digits', 'stl10')}epochs: 2\n")
     preset = ["--preset", "stl10"] if how == "option" else []
-    output = invoke("pretrain", *preset, "--config", "settings.yaml", "--resume", "old.pt", code=2)
+    output = invoke("pretrain", *preset, *rest, code=2)
     assert "dataset is 'digits' there, 'stl10' was requested" in output
 
 
@@ -240,22 +241,18 @@ def test_a_run_continues_by_the_command_that_began_it(pretraining: Calls, how: s
 )  # fmt: skip
 def test_a_command_may_be_given_again(pretraining: Calls, command: str):
     """What a cluster does that queues a job again. What was derived then is not compared either."""
-    again = ["pretrain", *command.split(), "--out", "out", "--resume", "auto"]
-    invoke(*again)
+    again = [*command.split(), "--out", "out", "--resume", "auto"]
+    config = chosen(pretraining, *again)
     Path("out").mkdir()
-    config = pretraining["_prepare"][0]["config"]
     save_checkpoint(Path("out/checkpoint.pt"), {"config": config.to_dict()})
-    invoke(*again)
-    invoke(*(part for part in again if part != "warmup_epochs=1"))
-    for call in pretraining["_prepare"][1:]:
-        assert call["resume"] == Path("out/checkpoint.pt")
-        assert call["config"] == config
+    for arguments in (again, [part for part in again if part != "warmup_epochs=1"]):
+        assert chosen(pretraining, *arguments) == config
+        assert pretraining["_prepare"][-1]["resume"] == Path("out/checkpoint.pt")
 
 
 def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
     config = saved()
-    invoke("pretrain", "--resume", "old.pt", "--backend", "aten", "checkpoint_minutes=2")
-    found = pretraining["_prepare"][0]["config"]
+    found = chosen(pretraining, "--resume", "old.pt", "--backend", "aten", "checkpoint_minutes=2")
     assert found == replace(config, backend="aten", checkpoint_minutes=2.0)
     output = invoke("pretrain", "--resume", "old.pt", "--lr", 0.5, code=2)
     assert "learning_rate is 0.002 there, 0.5 was requested" in output
@@ -265,13 +262,13 @@ def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
 def test_more_epochs_are_requested_by_name(pretraining: Calls, given: str):
     config = saved(epochs=2, batch_size=40)
     Path("longer.yaml").write_text("epochs: 7\n")
+    resumed = ["--resume", "old.pt"]
     for preset in ([], ["--preset", "digits", "--batch-size", 40]):
-        invoke("pretrain", *preset, "--resume", "old.pt", *given.split())
         # The warm-up stays that of the first command.
-        assert pretraining["_prepare"][-1]["config"] == replace(config, epochs=7)
+        found = chosen(pretraining, *preset, *resumed, *given.split())
+        assert found == replace(config, epochs=7)
     # A preset's own length requests nothing.
-    invoke("pretrain", "--preset", "digits", "--batch-size", 40, "--resume", "old.pt")
-    assert pretraining["_prepare"][-1]["config"] == config
+    assert chosen(pretraining, *preset, *resumed) == config
 
 
 def test_fewer_epochs_than_there_were_are_refused(pretraining: Calls):
@@ -286,9 +283,8 @@ def test_auto_continues_from_the_newest_or_begins(pretraining: Calls):
     assert pretraining["_prepare"][0]["resume"] is None
     Path("out").mkdir()
     save_checkpoint(Path("out/checkpoint.pt"), {"config": configure("digits", seed=6).to_dict()})
-    invoke("pretrain", "--resume", "auto", "--out", "out")
+    assert chosen(pretraining, "--resume", "auto", "--out", "out").seed == 6
     assert pretraining["_prepare"][1]["resume"] == Path("out/checkpoint.pt")
-    assert pretraining["_prepare"][1]["config"].seed == 6
     assert "give that folder" in invoke("pretrain", "--resume", "auto", code=2)
 
 
@@ -624,15 +620,10 @@ def test_scores_are_reported_in_percent_with_their_spread():
     row = Score("encoder", "k = 3", (0.5, 0.75))
     assert evaluate_commands._percent(row) == "62.50 ± 17.68"
     assert evaluate_commands._percent(replace(row, top1=(0.5,))) == "50.00"
-    table = evaluate_commands._table(
-        Evaluation("knn", "x", 1, 1, 2, (row, replace(row, top5=(0.8, 0.9))))
-    )
-    assert [list(column.cells) for column in table.columns] == [
-        ["encoder", "encoder"],
-        ["k = 3", "k = 3"],
-        ["62.50 ± 17.68"] * 2,
-        ["", "85.00 ± 7.07"],
-        ["2", "2"],
+    rows = (row, replace(row, top5=(0.8, 0.9)))
+    table = evaluate_commands._table(Evaluation("knn", "x", 1, 1, 2, rows))
+    assert list(zip(*(column.cells for column in table.columns), strict=True)) == [
+        ("encoder", "k = 3", "62.50 ± 17.68", top5, "2") for top5 in ("", "85.00 ± 7.07")
     ]
 
 

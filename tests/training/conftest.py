@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 
 import apart_on_ranks
 import pytest
 import torch.distributed as dist
 from launched import torchrun
+from scenarios import part_of
 
 from barlow_fast.data import ImageDataset, load
 from barlow_fast.training import PretrainConfig, configure, reporting
@@ -19,29 +19,16 @@ from barlow_fast.training.reporting.finishing import Report
 @pytest.fixture(scope="session")
 def small_digits() -> ImageDataset:
     """200 training and 100 test images."""
-    digits = load("digits")
-    return replace(
-        digits,
-        train_images=digits.train_images[:200],
-        train_labels=digits.train_labels[:200],
-        test_images=digits.test_images[:100],
-        test_labels=digits.test_labels[:100],
-    )
+    return part_of(load("digits"), 200, 100)
 
 
 @pytest.fixture
 def small_config() -> PretrainConfig:
     """4 epochs of 6 steps; the Gram form, as by default."""
     return configure(
-        "digits",
-        epochs=4,
-        batch_size=32,
-        encoder_widths=(8, 16),
-        projector=(32, 64),
-        warmup_epochs=1,
-        evaluate_every=2,
-        precision="fp32",
-    )
+        "digits", epochs=4, batch_size=32, encoder_widths=(8, 16), projector=(32, 64),
+        warmup_epochs=1, evaluate_every=2, precision="fp32",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,34 @@ class KillAt(StopAt):
             raise KeyboardInterrupt
 
 
+class Recording(Hook):
+    """The moments of a run with the values of its steps, their learning rates, and its records."""
+
+    def __init__(self) -> None:
+        self.moments: list[str] = []
+        self.steps: dict[int, dict[str, float]] = {}
+        self.rates: list[list[float]] = []
+        self.records: list[dict[str, Any]] = []
+
+    def started(self, trainer):
+        self.moments.append("started")
+
+    def stepped(self, trainer, step):
+        self.moments.append("stepped")
+        self.steps[trainer.step] = {name: float(value) for name, value in step.items()}
+        self.rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+
+    def epoch_ended(self, trainer, record):
+        self.moments.append("epoch_ended")
+        self.records.append(record)
+
+    def ended(self, trainer):
+        self.moments.append("ended")
+
+    def values(self, name: str) -> list[float]:
+        return [step[name] for step in self.steps.values()]
+
+
 def lines_of(path: Path, event: str | None = None) -> list[dict[str, Any]]:
     """Of a log, those of one event alone where it is given."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]

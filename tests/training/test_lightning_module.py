@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import Recording
 
 from barlow_fast.checkpoints import load_encoder, load_projector
 from barlow_fast.data import PRESETS, ViewLoader
 from barlow_fast.data.sources import ArraySource
-from barlow_fast.training import Hook, Trainer, configure, learning_rate
+from barlow_fast.training import Trainer, configure, learning_rate
 
 lightning = pytest.importorskip("lightning.pytorch")
 VIEWS = PRESETS["digits"]
@@ -46,15 +47,6 @@ def fitted(module, data, folder: Path, **options):
     return trainer
 
 
-class Steps(Hook):
-    def __init__(self) -> None:
-        self.losses, self.rates = [], []
-
-    def stepped(self, trainer, step):
-        self.losses.append(float(step["loss"]))
-        self.rates.append([group["lr"] for group in trainer.optimizer.param_groups])
-
-
 class Watching(lightning.Callback):
     def __init__(self) -> None:
         self.losses, self.rates = [], []
@@ -72,14 +64,15 @@ def test_steps_are_those_of_our_loop(library, small_digits, tmp_path: Path, opti
     config = replace(CONFIG, optimizer=optimizer)
     if optimizer != "lars":
         config = replace(config, learning_rate=0.002)
-    ours, theirs = Steps(), Watching()
+    ours, theirs = Recording(), Watching()
     loop = Trainer(config, small_digits, hooks=[ours])
     loop.run()
     module = library.BarlowTwinsModule(config, **NORMALISED)
     fitted(module, small_digits, tmp_path, callbacks=[theirs])
-    assert len(ours.losses) == len(theirs.losses) == 6
+    losses = ours.values("loss")
+    assert len(losses) == len(theirs.losses) == 6
     assert theirs.rates == ours.rates
-    assert theirs.losses == pytest.approx(ours.losses, rel=1e-4)
+    assert theirs.losses == pytest.approx(losses, rel=1e-4)
     for name, value in loop.model.state_dict().items():
         torch.testing.assert_close(module.model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import SHARES
+from runs import SHARES, Recording
 
 from barlow_fast.training import Hook, Trainer, TrainingDiverged, load_checkpoint
 
@@ -25,26 +25,6 @@ class PoisonAfter(Hook):
                 next(trainer.model.parameters()).view(-1)[0] = math.nan
 
 
-class Watch(Hook):
-    """Counts the moments."""
-
-    def __init__(self) -> None:
-        self.moments: list[str] = []
-
-    def started(self, trainer):
-        self.moments.append("started")
-
-    def stepped(self, trainer, step):
-        assert step["loss"].isfinite()
-        self.moments.append("stepped")
-
-    def epoch_ended(self, trainer, record):
-        self.moments.append("epoch_ended")
-
-    def ended(self, trainer):
-        self.moments.append("ended")
-
-
 def test_the_loss_falls_and_the_diagonal_rises(small_config, small_digits):
     trainer = Trainer(replace(small_config, epochs=15), small_digits)
     trainer.run()
@@ -58,10 +38,11 @@ def test_the_loss_falls_and_the_diagonal_rises(small_config, small_digits):
 
 
 def test_history_has_every_epoch_and_adds_up(small_config, small_digits):
-    watch = Watch()
+    watch = Recording()
     trainer = Trainer(small_config, small_digits, hooks=[watch])
     trainer.run()
     assert watch.moments == ["started", *(["stepped"] * 6 + ["epoch_ended"]) * 4, "ended"]
+    assert all(map(math.isfinite, watch.values("loss")))
     assert [record["epoch"] for record in trainer.history] == [1, 2, 3, 4]
     assert [record["knn"] is not None for record in trainer.history] == [False, True, False, True]
     dimensions, lambd = 64, small_config.lambd

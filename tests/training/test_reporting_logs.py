@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
-from runs import KillAt, lines_of
+from runs import KillAt, Recording, lines_of
 
-from barlow_fast.training import Hook, JsonLinesLog, TensorBoardLog, Trainer
+from barlow_fast.training import JsonLinesLog, TensorBoardLog, Trainer
 from barlow_fast.training.reporting import readings, tensorboard_log, why_no_tensorboard
 from barlow_fast.training.reporting.pace import Pace, duration
 from barlow_fast.training.reporting.progress import ProgressReport
@@ -25,25 +25,15 @@ from barlow_fast.training.reporting.tensorboard_log import heat_map
 VALUES = ("loss", "on_diagonal_mean", "off_diagonal_mean")
 
 
-class Steps(Hook):
-    """Every step's values, read at once."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, dict[str, float]] = {}
-
-    def stepped(self, trainer, step):
-        self.seen[trainer.step] = {name: value.item() for name, value in step.items()}
-
-
 def killed_and_resumed(
     config, data, path, kill_at: int, hook, meanwhile: Callable[[], object] = lambda: None
-) -> tuple[Trainer, Steps]:
+) -> tuple[Trainer, Recording]:
     """A run that `hook()` observes until a step, and another `hook()` from the checkpoint on.
     Returns the second part and its values."""
     with pytest.raises(KeyboardInterrupt):
         Trainer(config, data, "cpu", path, [hook(), KillAt(kill_at)]).run()
     meanwhile()
-    steps = Steps()
+    steps = Recording()
     resumed = Trainer(config, data, "cpu", path, [hook(), steps])
     resumed.resume(path)
     resumed.run()
@@ -55,12 +45,12 @@ def killed_and_resumed(
 
 def test_lines_of_steps_hold_what_the_steps_gave(small_config, small_digits, tmp_path, monkeypatch):
     monkeypatch.setattr(readings, "MOST_WAITING", 3)
-    steps, log = Steps(), tmp_path / "log.jsonl"
+    steps, log = Recording(), tmp_path / "log.jsonl"
     Trainer(small_config, small_digits, hooks=[JsonLinesLog(log, every=2), steps]).run()
     found = lines_of(log, "step")
     assert [line["step"] for line in found] == list(range(2, 25, 2))
     for line in found:
-        assert {name: line[name] for name in VALUES} == steps.seen[line["step"]]
+        assert {name: line[name] for name in VALUES} == steps.steps[line["step"]]
         assert line["learning_rate"] > 0
     everything = lines_of(log)
     assert [line["step"] for line in everything] == sorted(line["step"] for line in everything)
@@ -171,7 +161,7 @@ def events_of(folder):
 
 def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(small_config, small_digits, tmp_path):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
-    steps = Steps()
+    steps = Recording()
     trainer = Trainer(small_config, small_digits, hooks=[TensorBoardLog(tmp_path, every=5), steps])
     trainer.run()
     events = events_of(tmp_path)
@@ -179,7 +169,7 @@ def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(small_config, small
         found = {e.step: e.value for e in events.Scalars(f"step/{name}")}
         assert list(found) == [5, 10, 15, 20]
         for step, value in found.items():
-            assert value == pytest.approx(steps.seen[step][name])
+            assert value == pytest.approx(steps.steps[step][name])
     scores = {e.step: e.value for e in events.Scalars("epoch/knn")}
     assert scores == pytest.approx(
         {0: trainer.before["before"], 12: trainer.history[1]["knn"], 24: trainer.history[3]["knn"]}
@@ -206,7 +196,7 @@ def test_curves_of_a_resumed_run_do_not_double(small_config, small_digits, tmp_p
     events = events_of(used[-1])
     found = {e.step: e.value for e in events.Scalars("step/loss")}
     assert list(found) == ([4, 8, 12, 16, 20, 24] if folder_kept else [16, 20, 24])
-    assert found[16] == pytest.approx(steps.seen[16]["loss"])
+    assert found[16] == pytest.approx(steps.steps[16]["loss"])
     assert [e.step for e in events.Scalars("epoch/loss")] == [6, 12, 18, 24]
     assert [e.step for e in events.Scalars("epoch/knn")] == [0, 12, 24]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,14 +17,13 @@ import numpy as np
 import pytest
 import torch
 from options import assert_covered
-from runs import StopAt, assert_same
+from runs import Recording, StopAt, assert_same
 from torch import nn
 
 from barlow_fast import __version__
 from barlow_fast.checkpoints.state import PHASES
 from barlow_fast.data import PRESETS as VIEWS
 from barlow_fast.training import (
-    Hook,
     PretrainConfig,
     Ranks,
     Trainer,
@@ -269,43 +269,20 @@ def test_every_seed_step_and_rank_draws_its_own_numbers(config, small_digits):
 # What is reported of an epoch.
 
 
-class Losses(Hook):
-    def __init__(self) -> None:
-        self.seen: list[dict[str, float]] = []
-        self.records: list[dict[str, Any]] = []
-
-    def stepped(self, trainer, step):
-        self.seen.append({name: float(value) for name, value in step.items()})
-
-    def epoch_ended(self, trainer, record):
-        self.records.append(record)
-
-
-class Ticking:
-    """A clock that advances by one second whenever it is looked at."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 1.0
-        return self.now
-
-
 def test_a_record_is_of_its_epoch_alone(config, small_digits, monkeypatch):
-    ticking = Ticking()
-    stand_in = SimpleNamespace(perf_counter=ticking, monotonic=lambda: 0.0)
+    # A clock that advances by one second whenever it is looked at.
+    ticks = itertools.count(1.0)
+    stand_in = SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=lambda: 0.0)
     monkeypatch.setattr(loop, "time", stand_in)
     monkeypatch.setattr(clock, "time", stand_in)
-    watch = Losses()
+    watch = Recording()
     config = replace(config, batch_size=48)
     trainer = Trainer(config, small_digits, hooks=[watch])
     trainer.run()
     assert watch.records == trainer.history
     for epoch, record in enumerate(watch.records):
-        steps = watch.seen[4 * epoch : 4 * epoch + 4]
         for name in ("loss", "on_diagonal_mean", "off_diagonal_mean"):
-            mean = sum(step[name] for step in steps) / 4
+            mean = sum(watch.values(name)[4 * epoch : 4 * epoch + 4]) / 4
             assert record[name] == pytest.approx(mean, rel=1e-6)
         assert (record["epoch"], record["step"]) == (epoch + 1, 4 * epoch + 4)
         assert record["learning_rate"] == trainer.config.learning_rate or epoch
@@ -343,9 +320,7 @@ def test_where_a_run_came_from_is_reported(config, small_digits):
 
 def test_what_differs_is_reported_with_whose_it_is():
     found = loop.different_settings({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 5, "d": 4})
-    assert found == [
-        "b (5 there, 2 here)", "c (None there, 3 here)", "d (4 there, None here)"
-    ]  # fmt: skip
+    assert "; ".join(found) == "b (5 there, 2 here); c (None there, 3 here); d (4 there, None here)"
 
 
 # Stops and refusals.
@@ -387,15 +362,12 @@ def test_the_first_rank_reports_when_to_save(monkeypatch, first: bool, step: int
     asked = []
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     trainer = SimpleNamespace(
-        checkpoint_path="there",
-        step=step,
-        steps_per_epoch=100,
-        _saved_at=0.0,
+        checkpoint_path="there", step=step, steps_per_epoch=100, _saved_at=0.0,
         config=SimpleNamespace(checkpoint_minutes=15.0),
         ranks=SimpleNamespace(
             alone=False, first=first, agree=lambda flag: asked.append(flag) or flag
         ),
-    )
+    )  # fmt: skip
     due = Trainer._save_is_due(trainer)
     # Every rank asks, at the same steps, whatever its own clock says.
     assert asked == ([first] if step == 16 else [])
@@ -419,17 +391,14 @@ def test_only_the_first_rank_counts_images_of_a_checkpoint(config, small_digits)
 
 
 def test_ranks_other_than_the_first_write_and_call_nothing(config, small_digits, tmp_path):
-    watch = Losses()
+    watch = Recording()
     path = tmp_path / "checkpoint.pt"
     trainer = Trainer(config, small_digits, checkpoint_path=path, hooks=[watch])
     trainer.ranks = Ranks(CPU, 1, 1)
     trainer.run()
     assert not path.exists()
-    assert not watch.seen
-    assert not watch.records
-    assert trainer.before == {}
-    assert trainer.score() is None
-    assert trainer.correlation() is None
+    assert (watch.moments, watch.records, trainer.before) == ([], [], {})
+    assert (trainer.score(), trainer.correlation()) == (None, None)
     assert [record["knn"] for record in trainer.history] == [None, None]
 
 

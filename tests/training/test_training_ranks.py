@@ -83,7 +83,7 @@ def test_what_ranks_keep_and_what_they_share(two_ranks: Path):
         assert [len(samples) for samples in found["samples"]] == [20, 20, 20]
     # The first rank alone is watched, scores, and counts what a checkpoint counted for all.
     epoch = ["stepped"] * 3 + ["epoch_ended"]
-    assert (first["moments"], second["moments"]) == (epoch * 2, [])
+    assert (first["moments"], second["moments"]) == (["started", *epoch * 2, "ended"], [])
     assert (first["scored"], second["scored"]) == ([True, True], [False, False])
     assert (first["before"], second["before"]) == (["raw", "before", "correlation"], [])
     assert (first["resumed_images"], second["resumed_images"]) == (80, 0)
