@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import apart_on_ranks
 import pytest
@@ -12,7 +14,7 @@ from launched import torchrun
 from scenarios import part_of
 
 from barlow_fast.data import ImageDataset, load
-from barlow_fast.training import PretrainConfig, configure, reporting
+from barlow_fast.training import Hook, PretrainConfig, Trainer, configure, reporting
 from barlow_fast.training.reporting.finishing import Report
 
 
@@ -31,6 +33,22 @@ def small_config() -> PretrainConfig:
     )  # fmt: skip
 
 
+@pytest.fixture
+def train(small_config, small_digits) -> Callable[..., Trainer]:
+    """Runs `small_config` with changes, from its beginning or from a checkpoint."""
+
+    def run(
+        *hooks: Hook, path: Path | None = None, resume: Path | None = None, **changes: Any
+    ) -> Trainer:
+        trainer = Trainer(replace(small_config, **changes), small_digits, "cpu", path, hooks)
+        if resume is not None:
+            trainer.resume(resume)
+        trainer.run()
+        return trainer
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory) -> Path:
     """The folder with what two processes found, of `run_on_ranks.py`; started once for all tests,
@@ -38,8 +56,7 @@ def two_ranks(tmp_path_factory) -> Path:
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch has no gloo")
     folder = tmp_path_factory.mktemp("ranks")
-    if importlib.util.find_spec("PIL"):
-        apart_on_ranks.write_folders(folder)
+    apart_on_ranks.write_folders(folder)
     done = torchrun(Path(__file__).parent / "run_on_ranks.py", folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ended import SECONDS, running, until
+from ended import SECONDS, completed, running, until
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -20,14 +20,7 @@ EVERY_STEP = ("checkpoint_every=1", "checkpoint_minutes=1e-9")
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:
     """What they are started with, until they end."""
-    return subprocess.run(
-        [*LAUNCH, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env=ENVIRONMENT,
-        check=False,
-    )
+    return completed(*LAUNCH, *arguments, OMP_NUM_THREADS="1")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from options import assert_covered, names_of, record_calls
+from sources import write_encoder
 
 from barlow_fast import checkpoints, training
 from barlow_fast.checkpoints import load_encoder, load_official, save_official, to_official
@@ -99,16 +100,7 @@ def test_a_process_needs_a_gpu_of_its_own(monkeypatch, count: int, local: int, r
 
 def test_what_is_requested_of_the_weights_in_a_file(tmp_path):
     """Of those that state their architecture and image, and of bare weights."""
-    state = build_encoder("small", channels=1, image_size=8, widths=(4, 8)).state_dict()
-    own, bare = tmp_path / "own.pt", tmp_path / "bare.pt"
-    content = {
-        "format": "barlow_fast.pretrain",
-        "version": 1,
-        "config": {"encoder": "small", "encoder_widths": [4, 8], "encoder_grid": 2},
-        "image": {"channels": 1, "size": 8, "mean": [0.3], "std": [0.2]},
-        "model": {f"encoder.{name}": value for name, value in state.items()},
-    }
-    torch.save(content, own)
+    own, bare = write_encoder(tmp_path / "own.pt", 1), tmp_path / "bare.pt"
     assert load_encoder(own, image_size=40).image_size == 40
     load_encoder(own, encoder="small", channels=1)
     for load in (load_encoder, checkpoints.load_projector):

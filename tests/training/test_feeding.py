@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import pretrain
 from runs import StopAt, assert_same
+from sources import write_images
 
 from barlow_fast.data import PRESETS, Views, ViewSpecification
 from barlow_fast.data.faults import BadImageError
@@ -28,26 +29,15 @@ from barlow_fast.training.feeding import choose_views
 SMALL = ["--epochs", "2", "--batch-size", "8", "--projector", "16-32", "--loader", "pil"]
 SMALL += ["--workers", "0"]
 
-VIEWS = Views(
-    "small",
-    (ViewSpecification(crop_area=(0.3, 1.0), flip=0.5, size=32),) * 2,
-    (0.5,) * 3,
-    (0.25,) * 3,
-)
+VIEW = ViewSpecification(crop_area=(0.3, 1.0), flip=0.5, size=32)
+VIEWS = Views("small", (VIEW, VIEW), (0.5,) * 3, (0.25,) * 3)
 IN_PROCESS = Feeding(loader="pil", workers=0)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """20 JPEG files."""
-    pil = pytest.importorskip("PIL.Image")
-    generator = np.random.default_rng(0)
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(20):
-        pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        pil.fromarray(pixels).resize((48, 40)).save(images / f"{number:02d}.jpg")
-    return images
+    return write_images(tmp_path / "images", 20, 48, "jpg")
 
 
 @pytest.fixture
@@ -61,18 +51,12 @@ def views(tmp_path) -> Path:
 @pytest.fixture
 def config(views):
     return configure(
-        "files",
-        views=str(views),
-        epochs=2,
-        batch_size=8,
-        encoder_widths=(8, 16),
-        projector=(16, 32),
-        warmup_epochs=1,
-    )
+        "files", views=str(views), epochs=2, batch_size=8, encoder_widths=(8, 16),
+        projector=(16, 32), warmup_epochs=1,
+    )  # fmt: skip
 
 
-def spoil(folder: Path) -> Path:
-    file = folder / "07.jpg"
+def spoil(file: Path) -> Path:
     file.write_bytes(file.read_bytes()[:100])
     return file
 
@@ -128,7 +112,7 @@ def test_a_checkpoint_of_other_files_or_views_is_refused(folder, config):
 
 
 def test_a_bad_image_is_skipped_or_an_error(folder, config):
-    bad = spoil(folder)
+    bad = spoil(folder / "07.jpg")
     source = FolderSource(folder)
     # 20 images, 16 of which are in an epoch: one of the two has this one at the latest.
     config = replace(config, epochs=6)
@@ -146,15 +130,14 @@ def test_a_bad_image_is_skipped_or_an_error(folder, config):
 @pytest.fixture
 def divided(folder) -> Path:
     """train/ and val/ of two classes, and test/ with others; a damaged image in the first two."""
-    files = sorted(folder.iterdir())
-    for number, file in enumerate(files * 2):
-        inner = ("train/a", "train/b", "val/a", "val/b")[number % 4]
-        (folder.parent / "root" / inner).mkdir(parents=True, exist_ok=True)
-        (folder.parent / "root" / inner / f"{number}.jpg").write_bytes(file.read_bytes())
+    root = folder.parent / "root"
+    for number, file in enumerate(sorted(folder.iterdir()) * 2):
+        inner = root / ("train/a", "train/b", "val/a", "val/b")[number % 4]
+        inner.mkdir(parents=True, exist_ok=True)
+        (inner / f"{number}.jpg").write_bytes(file.read_bytes())
     for name in ("train/a/0.jpg", "val/b/3.jpg"):
-        path = folder.parent / "root" / name
-        path.write_bytes(path.read_bytes()[:100])
-    return folder.parent / "root"
+        spoil(root / name)
+    return root
 
 
 def test_a_divided_folder_is_scored_on_its_held_out_images(divided, config):
@@ -167,13 +150,11 @@ def test_a_divided_folder_is_scored_on_its_held_out_images(divided, config):
     (record,) = trainer.history
     form = ImageFormat(32, 3, VIEWS.mean, VIEWS.std)
     evenly = np.linspace(0, 19, 15).round().astype(int)
-    features = [
-        features_of_source(trainer.model.encoder, subset(part, evenly), form, Reading(
-            on_bad_image="skip", workers=0
-        ))
+    reading = Reading(on_bad_image="skip", workers=0)
+    (train, labels), (test, truth) = (
+        features_of_source(trainer.model.encoder, subset(part, evenly), form, reading)
         for part in (splits.train, splits.test)
-    ]  # fmt: skip
-    (train, labels), (test, truth) = features
+    )
     assert len(labels) == 14
     expected = knn_accuracy(train[AVERAGE_POOL], labels, test[AVERAGE_POOL], truth, k=1)
     assert record["knn"] == expected
@@ -237,7 +218,7 @@ def test_the_command_trains_on_files(folder, views, tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_command_names_a_bad_image(folder, views, tmp_path):
-    spoil(folder)
+    spoil(folder / "07.jpg")
     arguments = ["--data", folder, "--views", views, *SMALL, "--epochs", "6"]
     result = pretrain(*arguments, "--out", tmp_path / "a", code=1)
     assert "07.jpg" in result.stderr
@@ -247,10 +228,10 @@ def test_the_command_names_a_bad_image(folder, views, tmp_path):
 
 
 def test_data_sets_have_views_of_their_own(small_digits):
-    for name, preset, channels in (("cifar10", "cifar", 3), ("digits", "digits", 1)):
+    def chosen(name: str, channels: int) -> Views:
         images = small_digits.train_images.expand(-1, channels, -1, -1)
-        found = choose_views("", replace(small_digits, name=name, train_images=images))
-        assert found is PRESETS[preset]
-    images = small_digits.train_images.expand(-1, 3, -1, -1)
-    found = choose_views("", replace(small_digits, name="stl10", train_images=images))
-    assert {view.size for view in found.views} == {96}
+        return choose_views("", replace(small_digits, name=name, train_images=images))
+
+    assert chosen("cifar10", 3) is PRESETS["cifar"]
+    assert chosen("digits", 1) is PRESETS["digits"]
+    assert {view.size for view in chosen("stl10", 3).views} == {96}

@@ -11,70 +11,17 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from commands import pretrain
 from ended import SECONDS, group_gone, running, until
 from launched import ENVIRONMENT, EVERY_STEP, TINY, pretraining, stopped
-from PIL import Image
 from runs import assert_same, lines_of
+from sources import write_images
 
 from barlow_fast.data import PRESETS
-from barlow_fast.training import load_checkpoint, reporting
-from barlow_fast.training.reporting.finishing import Report
+from barlow_fast.training import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-SETTINGS = [
-    "--epochs", "4", "--batch-size", "128", "--projector", "32-96", "evaluate_every=4",
-    "checkpoint_every=1", "checkpoint_minutes=1e-9",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict:
-    """The state at the end of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "out"
-    with pytest.MonkeyPatch.context() as patched:  # a fixture of one test is not there yet
-        patched.setattr(reporting, "report_run", lambda *_: Report())
-        pretrain(*SETTINGS, "--out", folder)
-    return load_checkpoint(folder / "checkpoint.pt")
-
-
-# It dies when it is about to write a checkpoint of a step beyond the given one.
-KILLED = """
-import os, signal, sys
-from barlow_fast import cli
-from barlow_fast.training import loop
-
-last, save = int(sys.argv.pop(1)), loop.save_checkpoint
-
-def save_or_die(path, state, keep):
-    if state["step"] > last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(path, state, keep)
-
-loop.save_checkpoint = save_or_die
-cli.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_twice_ends_with_the_same_bits(tmp_path: Path, whole: dict):
-    """The checkpoint is written at every step, so that it falls in the middle of an epoch."""
-    out = tmp_path / "out"
-    steps = (5, 22)
-    for step in steps:
-        command = [sys.executable, "-c", KILLED, step, "pretrain", *SETTINGS, "--out", out]
-        command += ["--resume", "auto"]
-        killed = subprocess.run([*map(str, command)], capture_output=True, text=True)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert load_checkpoint(out / "checkpoint.pt")["step"] == step
-    result = pretrain("--resume", "auto", "--out", out)
-    assert f"resuming  after step {steps[1]} of {whole['step']}" in result.output
-    state = load_checkpoint(out / "checkpoint.pt")
-    for part in ("step", "model", "history"):
-        assert_same(state[part], whole[part], part)
-    assert [line["epoch"] for line in lines_of(out / "log.jsonl", "epoch")] == [1, 2, 3, 4]
 
 
 @dataclass(frozen=True)
@@ -89,12 +36,7 @@ class Kills:
 
 def photographs(folder: Path) -> list[str]:
     """Arguments for a folder of images and views of it."""
-    images = folder / "images"
-    images.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(24):
-        pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / f"{number:02d}.png")
+    images = write_images(folder / "images", 24)
     view = replace(PRESETS["cifar"].views[0], size=16)
     views = folder / "small.yaml"
     views.write_text(replace(PRESETS["cifar"], name="small", views=(view, view)).to_yaml())
@@ -158,9 +100,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits_and_leaves_nothing(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_is_the_status(tmp_path: Path, number: int, code: int):
     out = tmp_path / "out"
-    with pretraining(
-        out, *SETTINGS, "epochs=5000", "evaluate_every=1", stdout=subprocess.PIPE
-    ) as process:
+    arguments = ["--projector", "32-96", "epochs=5000", "evaluate_every=1", *EVERY_STEP]
+    with pretraining(out, *arguments, stdout=subprocess.PIPE) as process:
         # A line of a scored epoch is the first that is printed.
         assert any(line.startswith("epoch") for line in process.stdout)
         process.send_signal(number)
@@ -203,8 +144,10 @@ def test_a_terminal_that_is_closed_loses_no_step(tmp_path: Path):
 def test_auto_starts_anew_where_nothing_is_and_continues(tmp_path: Path):
     """What may change is changed."""
     out, checkpoint = tmp_path / "new", tmp_path / "new" / "checkpoint.pt"
-    begun = pretrain("--resume", "auto", "--out", out, *SETTINGS[:6], "epochs=1")
+    small = ["--batch-size", 128, "--projector", "32-96", "epochs=1"]
+    begun = pretrain("--resume", "auto", "--out", out, *small)
     assert "resuming" not in begun.output
-    pretrain("--resume", checkpoint, "keep_checkpoints=5", "--backend", "aten")
+    resumed = pretrain("--resume", checkpoint, "keep_checkpoints=5", "--backend", "aten")
+    assert "resuming  after step 9 of 9" in resumed.output
     for wrong, message in (("lambd=0.1", "lambd is 0.0051 there"), ("seed=3", "seed is 0")):
         assert message in pretrain("--resume", checkpoint, wrong, code=2).stderr

@@ -25,9 +25,8 @@ class PoisonAfter(Hook):
                 next(trainer.model.parameters()).view(-1)[0] = math.nan
 
 
-def test_the_loss_falls_and_the_diagonal_rises(small_config, small_digits):
-    trainer = Trainer(replace(small_config, epochs=15), small_digits)
-    trainer.run()
+def test_the_loss_falls_and_the_diagonal_rises(train):
+    trainer = train(epochs=15)
     first, last = trainer.history[0], trainer.history[-1]
     assert last["loss"] < 0.6 * first["loss"]
     assert last["on_diagonal_mean"] < 0.5 * first["on_diagonal_mean"]
@@ -37,15 +36,14 @@ def test_the_loss_falls_and_the_diagonal_rises(small_config, small_digits):
     assert after > before
 
 
-def test_history_has_every_epoch_and_adds_up(small_config, small_digits):
+def test_history_has_every_epoch_and_adds_up(train):
     watch = Recording()
-    trainer = Trainer(small_config, small_digits, hooks=[watch])
-    trainer.run()
+    trainer = train(watch)
     assert watch.moments == ["started", *(["stepped"] * 6 + ["epoch_ended"]) * 4, "ended"]
     assert all(map(math.isfinite, watch.values("loss")))
     assert [record["epoch"] for record in trainer.history] == [1, 2, 3, 4]
     assert [record["knn"] is not None for record in trainer.history] == [False, True, False, True]
-    dimensions, lambd = 64, small_config.lambd
+    dimensions, lambd = 64, trainer.config.lambd
     for record in trainer.history:
         on = record["on_diagonal_mean"] * dimensions
         off = record["off_diagonal_mean"] * dimensions * (dimensions - 1)
@@ -70,23 +68,19 @@ def test_a_checkpoint_of_other_images_is_refused(small_config, small_digits):
         other.load_state_dict(state)
 
 
-def test_divergence_names_its_step_and_keeps_the_last_good_checkpoint(
-    small_config, small_digits, tmp_path
-):
+def test_divergence_names_its_step_and_keeps_the_last_good_checkpoint(train, tmp_path):
     path = tmp_path / "checkpoint.pt"
-    trainer = Trainer(small_config, small_digits, checkpoint_path=path, hooks=[PoisonAfter(14)])
     with pytest.raises(TrainingDiverged, match=r"step 15 of 24 \(epoch 3\).*checkpoint\.pt"):
-        trainer.run()
+        train(PoisonAfter(14), path=path)
     state = load_checkpoint(path)
     assert state["step"] == 12
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_a_weight_that_broke_in_the_last_step_is_not_saved(small_config, small_digits, tmp_path):
+def test_a_weight_that_broke_in_the_last_step_is_not_saved(train, tmp_path):
     path = tmp_path / "checkpoint.pt"
-    trainer = Trainer(small_config, small_digits, checkpoint_path=path, hooks=[PoisonAfter(24)])
     with pytest.raises(TrainingDiverged):
-        trainer.run()
+        train(PoisonAfter(24), path=path)
     assert load_checkpoint(path)["step"] == 12
 
 
@@ -99,8 +93,7 @@ def test_bad_combinations_are_refused_before_training(small_config, small_digits
         Trainer(replace(small_config, backend="abacus"), small_digits)
 
 
-def test_bf16_trains(small_config, small_digits):
-    trainer = Trainer(replace(small_config, precision="bf16", epochs=2), small_digits)
-    trainer.run()
+def test_bf16_trains(train):
+    trainer = train(precision="bf16", epochs=2)
     assert math.isfinite(trainer.history[-1]["loss"])
     assert next(trainer.model.parameters()).dtype == torch.float32

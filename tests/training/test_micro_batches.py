@@ -39,24 +39,20 @@ def test_micro_batches_have_the_loss_of_the_whole_batch(small_config, small_digi
     assert abs(parts[0] - losses[0]) < 0.5 * abs(of_part[0] - losses[0])
 
 
-def test_a_run_in_micro_batches_learns_and_reports_its_time(small_config, small_digits):
-    config = replace(small_config, micro_batch_size=16, epochs=3, evaluate_every=3)
-    with Trainer(config, small_digits) as trainer:
-        trainer.run()
+def test_a_run_in_micro_batches_learns_and_reports_its_time(train):
+    trainer = train(micro_batch_size=16, epochs=3, evaluate_every=3)
     record = trainer.history[-1]
     assert record["loss"] < trainer.history[0]["loss"]
     assert 0 < record["loss_share"] < 1
     assert 0 < record["data_wait_share"] < 1
 
 
-def test_lars_trains(small_config, small_digits):
-    config = replace(
-        small_config, optimizer="lars", learning_rate=0.5, bias_learning_rate=0.01, epochs=6,
+def test_lars_trains(train):
+    trainer = train(
+        optimizer="lars", learning_rate=0.5, bias_learning_rate=0.01, epochs=6,
         reference_batch_size=32, weight_decay=1e-6,
     )  # fmt: skip
-    with Trainer(config, small_digits) as trainer:
-        trainer.run()
-        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
     assert trainer.history[-1]["loss"] < 0.8 * trainer.history[0]["loss"]
     assert rates[0] == pytest.approx(50 * rates[1])
 
@@ -88,19 +84,3 @@ def test_a_compiled_network_learns_the_same(small_config, small_digits):
     if not compiled:
         pytest.skip("torch.compile does not work here")
     assert ours == pytest.approx(losses, rel=1e-3)
-
-
-def test_dropout_of_a_step_is_a_function_of_the_step(small_config, small_digits):
-    """So a resumed run draws what the other one drew, whatever came before."""
-
-    def gradients(noise: int) -> torch.Tensor:
-        with Trainer(small_config, small_digits) as trainer:
-            trainer.model.projector.insert(0, torch.nn.Dropout(0.5))
-            trainer.network.train()
-            torch.manual_seed(noise)
-            trainer.train_step()
-            torch.rand(noise)
-            trainer.train_step()
-            return trainer.model.encoder[0].weight.grad.clone()
-
-    assert torch.equal(gradients(1), gradients(2))

@@ -18,6 +18,7 @@ import pytest
 import typer
 from click.testing import Result
 from commands import invoke
+from sources import write_images
 
 from barlow_fast.cli import exits
 from barlow_fast.cli import pretrain as pretrain_commands
@@ -51,18 +52,9 @@ def named_data_set(folder: Path) -> str:
     return f"--dataset fashion-mnist --data-dir {shlex.quote(str(folder))}"
 
 
-def images(folder: Path, count: int = 32) -> None:
-    image = pytest.importorskip("PIL.Image")
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(count)
-    for number in range(count):
-        pixels = generator.integers(0, 256, (40, 40, 3), np.uint8)
-        image.fromarray(pixels).save(folder / f"{number}.png")
-
-
 def folder_of_files(folder: Path, *parts: str) -> str:
     for part in parts:
-        images(folder / part)
+        write_images(folder / part, 32, 40)
     start = folder / parts[0].split("/")[0] if parts[0].startswith("train") else folder
     return f"--data {shlex.quote(str(start))} --views cifar --workers 0 --loader pil"
 
@@ -140,13 +132,13 @@ def test_the_command_printed_at_a_stop_continues(
 
 
 def test_what_lists_unreadable_images_runs(tmp_path: Path):
-    images(tmp_path / "it's" / "a")
-    (tmp_path / "it's" / "a" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    write_images(tmp_path / "it's" / "a", 32, 40)
+    (tmp_path / "it's" / "a" / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     data, out = (shlex.quote(str(tmp_path / name)) for name in ("it's", "out"))
     base = f"barlow-fast pretrain {SMALL} --data {data} --batch-size 16 --views cifar"
     result = run(f"{base} --workers 0 --loader pil --out {out}", exits.FAILURE)
     (command,) = re.findall(r"`(barlow-fast data check .*)`", result.stderr)
-    assert "0.png" in run(command, exits.FAILURE).output
+    assert "00.png" in run(command, exits.FAILURE).output
 
 
 def test_several_processes_continue_as_many():

@@ -17,7 +17,6 @@ from launched import LAUNCH, pretraining
 @pytest.fixture(scope="module")
 def said(two_ranks: Path) -> list[dict[str, str]]:
     """What each rank said in each scenario."""
-    pytest.importorskip("PIL")
     return [json.loads((two_ranks / f"said-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -83,7 +82,6 @@ def children(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_nothing_outlives_a_torchrun_that_was_killed(tmp_path: Path):
-    pytest.importorskip("PIL")
     folder, out = write_images(tmp_path / "images"), tmp_path / "out"
     settings = [
         "--device", "cpu", "--data", folder, "--views", "cifar", "--encoder", "small",

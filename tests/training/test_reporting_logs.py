@@ -8,15 +8,17 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from runs import KillAt, Recording, lines_of
 
-from barlow_fast.training import JsonLinesLog, TensorBoardLog, Trainer
-from barlow_fast.training.reporting import readings, tensorboard_log, why_no_tensorboard
+from barlow_fast.training import Hook, JsonLinesLog, TensorBoardLog
+from barlow_fast.training.reporting import progress, readings, tensorboard_log, why_no_tensorboard
 from barlow_fast.training.reporting.pace import Pace, duration
 from barlow_fast.training.reporting.progress import ProgressReport
 from barlow_fast.training.reporting.readings import StepReadings
@@ -25,28 +27,28 @@ from barlow_fast.training.reporting.tensorboard_log import heat_map
 VALUES = ("loss", "on_diagonal_mean", "off_diagonal_mean")
 
 
-def killed_and_resumed(
-    config, data, path, kill_at: int, hook, meanwhile: Callable[[], object] = lambda: None
-) -> tuple[Trainer, Recording]:
+@pytest.fixture
+def killed_and_resumed(train, tmp_path):
     """A run that `hook()` observes until a step, and another `hook()` from the checkpoint on.
     Returns the second part and its values."""
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(config, data, "cpu", path, [hook(), KillAt(kill_at)]).run()
-    meanwhile()
-    steps = Recording()
-    resumed = Trainer(config, data, "cpu", path, [hook(), steps])
-    resumed.resume(path)
-    resumed.run()
-    return resumed, steps
+
+    def run(kill_at: int, hook: Callable[[], Hook], meanwhile: Callable[[], object] = lambda: None):
+        path, steps = tmp_path / "c.pt", Recording()
+        with pytest.raises(KeyboardInterrupt):
+            train(hook(), KillAt(kill_at), path=path)
+        meanwhile()
+        return train(hook(), steps, path=path, resume=path), steps
+
+    return run
 
 
 # Lines.
 
 
-def test_lines_of_steps_hold_what_the_steps_gave(small_config, small_digits, tmp_path, monkeypatch):
+def test_lines_of_steps_hold_what_the_steps_gave(train, tmp_path, monkeypatch):
     monkeypatch.setattr(readings, "MOST_WAITING", 3)
     steps, log = Recording(), tmp_path / "log.jsonl"
-    Trainer(small_config, small_digits, hooks=[JsonLinesLog(log, every=2), steps]).run()
+    train(JsonLinesLog(log, every=2), steps)
     found = lines_of(log, "step")
     assert [line["step"] for line in found] == list(range(2, 25, 2))
     for line in found:
@@ -56,23 +58,21 @@ def test_lines_of_steps_hold_what_the_steps_gave(small_config, small_digits, tmp
     assert [line["step"] for line in everything] == sorted(line["step"] for line in everything)
 
 
-def test_no_lines_of_steps_unless_requested(small_config, small_digits, tmp_path):
+def test_no_lines_of_steps_unless_requested(train, tmp_path):
     """Nor any of the run before in the same file."""
     log = tmp_path / "log.jsonl"
     for _ in range(2):
-        Trainer(small_config, small_digits, hooks=[JsonLinesLog(log)]).run()
+        train(JsonLinesLog(log))
     started, *others = lines_of(log)
     assert [line["event"] for line in (started, *others)] == ["started"] + ["epoch"] * 4
     assert started["config"]["seed"] == 0
     assert started["versions"]["torch"] == torch.__version__
 
 
-def test_resuming_repeats_no_step(small_config, small_digits, tmp_path):
+def test_resuming_repeats_no_step(killed_and_resumed, tmp_path):
     """Checkpoints are at steps 12 and 24; the steps to 20 are done twice."""
     log = tmp_path / "log.jsonl"
-    killed_and_resumed(
-        small_config, small_digits, tmp_path / "c.pt", 20, lambda: JsonLinesLog(log, every=4)
-    )
+    killed_and_resumed(20, lambda: JsonLinesLog(log, every=4))
     assert [(line["event"], line["step"]) for line in lines_of(log)] == [
         ("started", 0), ("step", 4), ("epoch", 6), ("step", 8), ("step", 12), ("epoch", 12),
         ("resumed", 12), ("step", 16), ("epoch", 18), ("step", 20), ("step", 24), ("epoch", 24),
@@ -84,7 +84,7 @@ FOREIGN = b'[1]\n{"step": "x", "event": "epoch"}\n\xff\xfe\n{"event": "epo'
 
 
 @pytest.mark.parametrize("damage", ["no file", "no epoch of the checkpoint", "foreign lines"])
-def test_a_log_that_is_not_as_it_was(small_config, small_digits, tmp_path, damage):
+def test_a_log_that_is_not_as_it_was(killed_and_resumed, tmp_path, damage):
     """Lost epochs come from the checkpoint; foreign and half-written lines are left out."""
     log = tmp_path / "log.jsonl"
 
@@ -97,9 +97,7 @@ def test_a_log_that_is_not_as_it_was(small_config, small_digits, tmp_path, damag
         else:
             log.write_bytes(b"".join(line for line in lines if b'"epoch": 2,' not in line))
 
-    resumed, _ = killed_and_resumed(
-        small_config, small_digits, tmp_path / "c.pt", 13, lambda: JsonLinesLog(log), meanwhile
-    )
+    resumed, _ = killed_and_resumed(13, lambda: JsonLinesLog(log), meanwhile)
     epochs = lines_of(log, "epoch")
     assert [{k: v for k, v in line.items() if k != "event"} for line in epochs] == resumed.history
     if damage == "foreign lines":
@@ -159,11 +157,10 @@ def events_of(folder):
     return accumulator.Reload()
 
 
-def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(small_config, small_digits, tmp_path):
+def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(train, tmp_path):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     steps = Recording()
-    trainer = Trainer(small_config, small_digits, hooks=[TensorBoardLog(tmp_path, every=5), steps])
-    trainer.run()
+    trainer = train(TensorBoardLog(tmp_path, every=5), steps)
     events = events_of(tmp_path)
     for name in VALUES:
         found = {e.step: e.value for e in events.Scalars(f"step/{name}")}
@@ -183,7 +180,7 @@ def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(small_config, small
 
 
 @pytest.mark.parametrize("folder_kept", [True, False])
-def test_curves_of_a_resumed_run_do_not_double(small_config, small_digits, tmp_path, folder_kept):
+def test_curves_of_a_resumed_run_do_not_double(killed_and_resumed, tmp_path, folder_kept):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     folders = iter([tmp_path / "a", tmp_path / "a" if folder_kept else tmp_path / "b"])
     used = []
@@ -192,7 +189,7 @@ def test_curves_of_a_resumed_run_do_not_double(small_config, small_digits, tmp_p
         used.append(next(folders))
         return TensorBoardLog(used[-1], every=4)
 
-    _, steps = killed_and_resumed(small_config, small_digits, tmp_path / "c.pt", 20, hook)
+    _, steps = killed_and_resumed(20, hook)
     events = events_of(used[-1])
     found = {e.step: e.value for e in events.Scalars("step/loss")}
     assert list(found) == ([4, 8, 12, 16, 20, 24] if folder_kept else [16, 20, 24])
@@ -278,18 +275,20 @@ def test_durations_are_short(seconds: float, text: str):
     assert duration(seconds) == text
 
 
-def output(config, data, resume=None, **console) -> str:
-    stream = io.StringIO()
-    report = ProgressReport(Console(file=stream, **console))
-    trainer = Trainer(config, data, hooks=[report])
-    if resume is not None:
-        trainer.resume(resume)
-    trainer.run()
-    return stream.getvalue()
+@pytest.fixture
+def output(train) -> Callable[..., str]:
+    """What a run prints."""
+
+    def run(resume: Path | None = None, **console: Any) -> str:
+        stream = io.StringIO()
+        train(ProgressReport(Console(file=stream, **console)), resume=resume)
+        return stream.getvalue()
+
+    return run
 
 
-def test_a_log_file_has_one_line_per_score(small_config, small_digits):
-    lines = output(small_config, small_digits, width=60).splitlines()
+def test_a_log_file_has_one_line_per_score(output):
+    lines = output(width=60).splitlines()
     assert [line[:13] for line in lines] == ["epoch    2/4 ", "epoch    4/4 "]
     for line in lines:
         for part in ("loss ", "on ", "off ", "k-NN ", "rank ", " images/s", "data wait ", " left"):
@@ -297,34 +296,29 @@ def test_a_log_file_has_one_line_per_score(small_config, small_digits):
     assert lines[-1].endswith(" 0 s left")
 
 
-def test_a_log_file_continues_after_resuming(small_config, small_digits, tmp_path):
+def test_a_log_file_continues_after_resuming(output, train, tmp_path):
     path = tmp_path / "c.pt"
     with pytest.raises(KeyboardInterrupt):
-        Trainer(small_config, small_digits, "cpu", path, [KillAt(13)]).run()
-    lines = output(small_config, small_digits, resume=path).splitlines()
-    assert [line[:13] for line in lines] == ["epoch    4/4 "]
+        train(KillAt(13), path=path)
+    assert [line[:13] for line in output(resume=path).splitlines()] == ["epoch    4/4 "]
 
 
-def test_long_epochs_leave_lines_too(small_config, small_digits, monkeypatch):
-    from barlow_fast.training.reporting import progress
-
+def test_long_epochs_leave_lines_too(output, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    lines = output(small_config, small_digits).splitlines()
-    assert len(lines) == small_config.epochs * 6 + 2
+    lines = output().splitlines()
+    assert len(lines) == 4 * 6 + 2
     assert "k-NN" not in lines[0]
 
 
-def test_a_terminal_has_a_bar(small_config, small_digits, monkeypatch):
-    from barlow_fast.training.reporting import progress
-
+def test_a_terminal_has_a_bar(output, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_READINGS", 0.0)
-    text = output(small_config, small_digits, force_terminal=True, width=140, legacy_windows=False)
+    text = output(force_terminal=True, width=140, legacy_windows=False)
     for part in ("epoch 1/4", "images/s", " left", "data wait", "off 0."):
         assert part in text, part
 
 
-def test_a_quiet_console_stays_so(small_config, small_digits):
-    assert output(small_config, small_digits, quiet=True, force_terminal=True) == ""
+def test_a_quiet_console_stays_so(output):
+    assert output(quiet=True, force_terminal=True) == ""
 
 
 class Gone(io.StringIO):
@@ -344,11 +338,10 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken")])
 def test_output_that_nobody_reads_does_not_end_the_run(
-    small_config, small_digits, monkeypatch, error: OSError, terminal: bool
+    train, monkeypatch, error: OSError, terminal: bool
 ):
     console = Console(file=Gone(error), force_terminal=terminal)
-    trainer = Trainer(small_config, small_digits, hooks=[ProgressReport(console)])
     with open(os.devnull, "w") as null:
         monkeypatch.setattr(sys, "stdout", null)  # which rich redirects when a pipe breaks
-        trainer.run()
+        trainer = train(ProgressReport(console))
     assert trainer.step == trainer.total_steps

@@ -7,7 +7,6 @@ import importlib.machinery
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -149,11 +148,10 @@ def tracked(request, monkeypatch: pytest.MonkeyPatch):
     return hook, install
 
 
-def test_curves_of_a_run(tracked, small_config, small_digits, tmp_path: Path):
+def test_curves_of_a_run(tracked, train, tmp_path: Path):
     make, install = tracked
     library = install()
-    trainer = Trainer(small_config, small_digits, hooks=[make(tmp_path, every=4)])
-    trainer.run()
+    trainer = train(make(tmp_path, every=4))
     assert library.opened() == [None]
     assert library.ends() == [True]
     logged = library.logged()
@@ -169,18 +167,13 @@ def test_curves_of_a_run(tracked, small_config, small_digits, tmp_path: Path):
     assert settings["device"].startswith("cpu")
 
 
-def test_a_resumed_run_is_the_same_run(tracked, small_config, small_digits, tmp_path: Path):
+def test_a_resumed_run_is_the_same_run(tracked, train, tmp_path: Path):
     make, install = tracked
     library, path = install(), tmp_path / "checkpoint.pt"
-    hooks = [make(tmp_path), StopAt(9)]
-    first = Trainer(small_config, small_digits, checkpoint_path=path, hooks=hooks)
     with pytest.raises(TrainingInterrupted):
-        first.run()
+        train(make(tmp_path), StopAt(9), path=path)
     assert library.ends() == [False]
-    longer = replace(small_config, epochs=5)
-    resumed = Trainer(longer, small_digits, hooks=[make(tmp_path)])
-    resumed.resume(path)
-    resumed.run()
+    train(make(tmp_path), resume=path, epochs=5)
     assert library.opened() == [None, "run1"]
     assert library.ends() == [False, True]
     assert list(library.logged()["epoch/loss"]) == [6, 12, 18, 24, 30]
@@ -190,33 +183,29 @@ def test_a_resumed_run_is_the_same_run(tracked, small_config, small_digits, tmp_
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     library = install()
-    again = Trainer(longer, small_digits, hooks=[make(elsewhere)])
-    again.resume(path)
-    again.run()
+    train(make(elsewhere), resume=path, epochs=5)
     assert library.opened() == [None]
     assert list(library.logged()["epoch/loss"]) == [6, 12, 18, 24, 30]
     library = install()
-    Trainer(replace(longer, epochs=1), small_digits, hooks=[make(tmp_path)]).run()
+    train(make(tmp_path), epochs=1)
     assert library.opened() == [None]
 
 
-def test_trackers_share_a_folder(small_config, small_digits, tmp_path: Path, monkeypatch):
+def test_trackers_share_a_folder(train, tmp_path: Path, monkeypatch):
     for _, stand_in in STAND_INS.values():
         stand_in().install(monkeypatch)
-    hooks = [hook(tmp_path) for hook in TRACKERS.values()]
-    Trainer(replace(small_config, epochs=1), small_digits, hooks=hooks).run()
+    train(*(hook(tmp_path) for hook in TRACKERS.values()), epochs=1)
     noted = json.loads((tmp_path / "trackers.json").read_text())
     assert noted == {"wandb": "run1", "mlflow": "run1"}
 
 
 @pytest.mark.parametrize("fail", ["log", "finish"])
 def test_a_failure_ends_the_tracker_and_not_the_run(
-    tracked, small_config, small_digits, tmp_path: Path, fail: str, caplog
+    tracked, train, tmp_path: Path, fail: str, caplog
 ):
     make, install = tracked
     library = install(fail)
-    trainer = Trainer(small_config, small_digits, hooks=[make(tmp_path, every=1)])
-    trainer.run()
+    trainer = train(make(tmp_path, every=1))
     assert trainer.step == trainer.total_steps
     warnings = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
     assert warnings == [f"{make.name} failed, the run continues without it: no route"]
@@ -234,15 +223,13 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_it_trains(
     assert trainer.step == 0
 
 
-def test_projects_are_those_of_the_environment(
-    tracked, small_config, small_digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_projects_are_those_of_the_environment(tracked, train, tmp_path: Path, monkeypatch):
     make, install = tracked
-    config, folder = replace(small_config, epochs=1), tmp_path / "my run"
+    folder = tmp_path / "my run"
     folder.mkdir()
     for expected in ("barlow_fast", "mine"):
         library = install()
-        Trainer(config, small_digits, hooks=[make(folder)]).run()
+        train(make(folder), epochs=1)
         (opened,) = library.values("init")
         if make is WandbLog:
             assert (opened["project"], opened["name"]) == (expected, "my run")
