@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from options import assert_covered
+from options import assert_covered, record_calls
 from runs import Recording
 from scenarios import part_of
 from torch import Tensor, nn
@@ -98,26 +98,14 @@ def test_every_setting_has_a_case():
     assert_covered(PretrainConfig, CASES)
 
 
-def recorded(around: Surroundings, owner: Any, name: str, result: Any = None) -> list:
-    """Calls of `owner.name`, as (positional, keyword); it returns `result`, or what it did."""
-    calls, plain = [], getattr(owner, name)
-
-    def record(*arguments: Any, **options: Any) -> Any:
-        calls.append((arguments, options))
-        return plain(*arguments, **options) if result is None else result
-
-    around.patch.setattr(owner, name, record)
-    return calls
-
-
 # What is learned from.
 
 
 @case("dataset")
 def _(around):
-    calls = recorded(around, images, "load", around.data)
+    calls = record_calls(around.patch, images, "load", lambda *_: around.data)
     images.load_images(replace(BASE, dataset="fashion-mnist"), around.folder, Ranks(CPU))
-    assert calls == [(("fashion-mnist", around.folder), {})]
+    assert calls == [{"name": "fashion-mnist", "data_dir": around.folder}]
 
 
 @case("views")
@@ -205,11 +193,12 @@ def _(around):
 
 @case("backend")
 def _(around):
+    calls = record_calls(around.patch, plan, "choose_backend")
     for backend in ("aten", "auto"):
         trainer = around.trainer(backend=backend)
-        calls = recorded(around, plan, "choose_backend")
+        calls.clear()
         trainer.train_step()
-        assert calls[0][0][0] == backend
+        assert calls[0]["backend"] == backend
 
 
 # How it is learned.
@@ -400,8 +389,10 @@ def _(around):
 
 @case("parallel")
 def _(around):
-    shards = recorded(around, parallel, "_shard", result=False)
-    wraps = recorded(around, nn.parallel, "DistributedDataParallel", result=nn.Identity())
+    shards = record_calls(around.patch, parallel, "_shard", lambda *_, **__: False)
+    wraps = record_calls(
+        around.patch, nn.parallel, "DistributedDataParallel", lambda *_, **__: nn.Identity()
+    )
     for kind, size, seen in (("ddp", 2, (0, 1)), ("fsdp", 2, (1, 1)), ("fsdp", 1, (1, 1))):
         config, ranks = replace(BASE, parallel=kind), Ranks(CPU, 0, size)
         parallel.wrap(parallel.prepare(model(), config, ranks), config, ranks)
@@ -420,12 +411,11 @@ def _(around):
 @case("neighbours")
 @case("neighbour_images")
 def _(around):
-    calls = recorded(around, watching, "knn_accuracy")
+    calls = record_calls(around.patch, watching, "knn_accuracy")
     around.trainer(neighbours=3, neighbour_images=17).score()
-    (((train, labels, test, _), options),) = calls
-    assert options["k"] == 3
-    assert (len(train), len(labels), len(test)) == (17, 17, 40)
-    assert torch.equal(labels, around.data.train_labels[:17])
+    (call,) = calls
+    assert (call["k"], len(call["train_features"]), len(call["test_features"])) == (3, 17, 40)
+    assert torch.equal(call["train_labels"], around.data.train_labels[:17])
 
 
 class Clock:
