@@ -34,15 +34,27 @@ def small_config() -> PretrainConfig:
 
 
 @pytest.fixture
-def train(small_config, small_digits) -> Callable[..., Trainer]:
-    """Runs `small_config` with changes, from its beginning or from a checkpoint."""
+def start(small_config, small_digits) -> Callable[..., Trainer]:
+    """A trainer of `small_config` with changes, at its beginning or at a checkpoint."""
 
-    def run(
+    def ready(
         *hooks: Hook, path: Path | None = None, resume: Path | None = None, **changes: Any
     ) -> Trainer:
         trainer = Trainer(replace(small_config, **changes), small_digits, "cpu", path, hooks)
         if resume is not None:
             trainer.resume(resume)
+        trainer.network.train()
+        return trainer
+
+    return ready
+
+
+@pytest.fixture
+def train(start) -> Callable[..., Trainer]:
+    """`start`, and the run to its end."""
+
+    def run(*hooks: Hook, **options: Any) -> Trainer:
+        trainer = start(*hooks, **options)
         trainer.run()
         return trainer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import yaml
 from commands import pretrain
 from ended import completed
 from PIL import Image
+from runs import lines_of
 
 from barlow_fast import cli
 from barlow_fast.cli.app import app
@@ -41,7 +41,7 @@ def test_a_run_leaves_checkpoint_figure_and_log(finished):
     assert state["config"]["projector"] == [32, 96]
     assert state["step"] == 2 * (1197 // 64)
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = lines_of(folder / "log.jsonl")
     assert [line["event"] for line in lines] == ["started", "epoch", "epoch"]
     for name in ("checkpoint.pt", "figure.png", "log.jsonl"):
         assert str(folder / name) in output

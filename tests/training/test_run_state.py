@@ -56,10 +56,15 @@ class Dropping(Trainer):
         return model
 
 
+def ready(config: PretrainConfig, data: Any, kind: type[Trainer] = Trainer) -> Trainer:
+    trainer = kind(config, data)
+    trainer.network.train()
+    return trainer
+
+
 def stopped(config: PretrainConfig, data: Any, step: int = 3) -> Trainer:
     """A trainer in the middle of its second epoch."""
-    trainer = Dropping(config, data)
-    trainer.network.train()
+    trainer = ready(config, data, Dropping)
     trainer.train_epoch()
     for _ in range(step):
         trainer.train_step()
@@ -184,9 +189,8 @@ def test_a_run_continues_for_more_epochs(config, small_digits, tmp_path, done: i
 
 def test_the_scale_of_float16_is_restored(config, small_digits):
     def scaled(scale: float) -> Trainer:
-        trainer = Trainer(config, small_digits)
+        trainer = ready(config, small_digits)
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=True)
-        trainer.network.train()
         return trainer
 
     first = scaled(256.0)
@@ -208,10 +212,9 @@ def test_the_scale_of_float16_is_restored(config, small_digits):
 
 def test_a_scaled_step_is_the_plain_one_and_overflow_is_left_out(config, small_digits):
     """Powers of two change no bit; a step whose gradients overflow changes no weight."""
-    plain, scaled = (Trainer(config, small_digits) for _ in range(2))
+    plain, scaled = (ready(config, small_digits) for _ in range(2))
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=True)
     for trainer in (plain, scaled):
-        trainer.network.train()
         trainer.train_step()
     for ours, theirs in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -242,10 +245,9 @@ def test_a_refused_state_leaves_everything_as_it_was(config, small_digits):
 
 
 def seeds_of_steps(config, data, **changes: Any) -> list[int]:
-    trainer = Trainer(replace(config, **changes), data)
+    trainer = ready(replace(config, **changes), data)
     found = []
     trainer.network.register_forward_pre_hook(lambda *_: found.append(torch.initial_seed()))
-    trainer.network.train()
     for _ in range(3):
         trainer.train_step()
     return found
@@ -457,9 +459,8 @@ def test_views_are_as_large_as_they_say_or_as_the_images(small_digits):
 
 
 def test_measuring_leaves_the_model_and_the_run_alone(config, small_digits):
-    watched, plain = (Trainer(config, small_digits) for _ in range(2))
+    watched, plain = (ready(config, small_digits) for _ in range(2))
     for trainer in (watched, plain):
-        trainer.network.train()
         trainer.train_step()
         if trainer is watched:
             trainer.score()
@@ -473,8 +474,7 @@ def test_measuring_leaves_the_model_and_the_run_alone(config, small_digits):
 
 
 def test_portraits_show_test_images_as_evaluation_shows_them(config, small_digits, monkeypatch):
-    trainer = Trainer(config, small_digits)
-    trainer.network.train()
+    trainer = ready(config, small_digits)
     trainer.train_step()
     monkeypatch.setattr(watching, "MAPPED_IMAGES", 34)
     found = trainer.watcher.portrait(trainer.plain_model(copied=True))
