@@ -113,6 +113,29 @@ def check_moments(kernels: ModuleType, case: Case, precision: str) -> None:
     )
 
 
+def check_stored(
+    kernels: ModuleType,
+    kept: tuple[Tensor, Tensor],
+    want: Tensor,
+    precision: str,
+    scale: float,
+    bound: float,
+) -> float:
+    """K as the set keeps it: the layout, the whole matrices, and zeros in the padding. Returns what
+    rounding to the stored type may differ by."""
+    n = want.shape[1]
+    grams, centres = kept
+    shape, dtype = kernels.gram_layout(n, precision)
+    assert grams.shape == shape
+    assert grams.dtype == dtype
+    stored = float(torch.finfo(dtype).eps) if dtype != want.dtype else 0.0
+    for gram, centre, whole in zip(grams, centres, want, strict=True):
+        found = gram[:, :n].double() / scale + centre * torch.eye(n, device=gram.device)
+        assert_close(found, whole.double(), max(bound, stored))
+        assert not gram[:, n : summed(n)].any()
+    return stored
+
+
 def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1.0) -> None:
     """gram_pair, gram_gradients and terms; `scale` is the factor that the set stores K with."""
     z_a, z_b, _, statistics, _ = case
@@ -122,16 +145,10 @@ def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1
     sums = kernels.statistics(z_a, z_b, EPS, precision)[1]
     grams, centres, inner = kernels.gram_pair(z_a, z_b, statistics, sums, precision)
     want, no_centres, want_inner = aten.gram_pair(z_a, z_b, case.statistics, case.sums, precision)
-    shape, dtype = kernels.gram_layout(n, precision)
-    assert grams.shape == shape
-    assert grams.dtype == dtype
     assert centres.dtype == statistics.dtype
-    stored = float(torch.finfo(dtype).eps) if dtype != want.dtype else 0.0
-    for gram, centre, whole in zip(grams, centres, want, strict=True):
-        found = gram[:, :n].double() / scale + centre * torch.eye(n, device=gram.device)
-        assert_close(found, whole.double(), max(bound, stored))
+    stored = check_stored(kernels, (grams, centres), want, precision, scale, bound)
+    for gram in grams:
         assert_symmetric(gram[:, :n], precision)
-        assert not gram[:, n : summed(n)].any()
     # Roundings of stored elements are independent: of N^2 of them little remains in the sum.
     assert_close(inner.sum(), want_inner.sum(), max(bound, stored / 256))
     mine = kernels.terms(sums, inner, n * n, True, 0.01, precision)
@@ -181,22 +198,15 @@ def check_tiles(kernels: ModuleType, case: Case, precision: str, scale: float = 
     centres = diagonals.double().mean(1).to(statistics.dtype)
     eye = tiles.pack(torch.eye(n, dtype=packed.dtype, device=z_a.device), precision)
     centred = packed - centres[:, None, None, None] * eye
-    shape, dtype = kernels.gram_layout(n, precision)
     wires = [accumulation_dtype(precision), torch.bfloat16, torch.float16]
     # What one sample far from all others makes of K does not fit into float16.
     for wire in wires if float(centred.abs().max()) < 65504 else wires[:-1]:
         sent = centred.to(wire)
         grams, taken = kernels.gram_from_tiles(sent, centres, n, d, precision)
         whole, no_centres = aten.gram_from_tiles(sent, centres, n, d, precision)
-        assert grams.shape == shape
-        assert grams.dtype == dtype
         assert taken.dtype == statistics.dtype
-        stored = float(torch.finfo(dtype).eps) if dtype != whole.dtype else 0.0
-        for gram, centre, expected in zip(grams, taken, whole, strict=True):
-            found = gram[:, :n].double() / scale + centre * torch.eye(n, device=gram.device)
-            assert_close(found, expected.double(), max(bound, stored))
-            assert torch.equal(gram[:, :n], gram[:, :n].T)
-            assert not gram[:, n : summed(n)].any()
+        check_stored(kernels, (grams, taken), whole, precision, scale, bound)
+        assert all(torch.equal(gram[:, :n], gram[:, :n].T) for gram in grams)
         if wire == wires[0]:
             kept = (grams, taken, whole, no_centres)
 

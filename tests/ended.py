@@ -1,4 +1,4 @@
-"""Waiting for what other processes do: no test reads a clock of its own, or sleeps."""
+"""Other processes, and waiting for what they do: no test reads a clock of its own, or sleeps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench import lifetime
 
+ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 240  # that anything may take on a busy machine before it counts as hanging
 
 
@@ -38,6 +41,28 @@ def running(command: list, **options: Any) -> Iterator[subprocess.Popen]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def completed(
+    *command: object, cwd: Path | str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself, with what it prints."""
+    return subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+
+
+def tracked(*folders: str) -> list[str]:
+    """The files in git, below folders of the repository, that are there."""
+    listed = completed("git", "-C", ROOT, "ls-files", "-z", *folders)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
 
 
 def until(condition: Callable[[], bool]) -> bool:

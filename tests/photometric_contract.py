@@ -240,31 +240,23 @@ def check_any_layout_and_type(kernels: ModuleType, device: torch.device) -> None
 
 def check_refusals(kernels: ModuleType, place: str) -> None:
     """Arguments that do not fit raise, with what was passed; `place` is the name of the device."""
-    images, parameters, whole = crops(2, (4, 5), 3), plain(2), plain(2).long()
+    images, parameters = crops(2, (4, 5), 3), plain(2)
     mean, std = statistics(3)
     wrong = (
-        (TypeError, r"crops must be uint8, got torch\.float32", {"crops": images.float()}),
-        (TypeError, r"dtype must be .*, got torch\.float64", {"dtype": torch.float64}),
-        (TypeError, r"parameters must be floating point, got torch\.int64", {"parameters": whole}),
-        (
-            ValueError,
-            r"crops must be \(B, H, W, 1 or 3\), got \(2, 4, 5\)",
-            {"crops": images[..., 0]},
-        ),
-        (
-            ValueError,
-            r"parameters must be \(2, 13\) .*, got \(1, 13\)",
-            {"parameters": parameters[:1]},
-        ),
-        (ValueError, r"std must be \(3,\) .*, got \(1,\)", {"std": std[:1]}),
-        (ValueError, f"mean must be on {place}, is on meta", {"mean": mean.to("meta")}),
+        (TypeError, "crops", images.float(), r"be uint8, got torch\.float32"),
+        (TypeError, "dtype", torch.float64, r"be .*, got torch\.float64"),
+        (TypeError, "parameters", parameters.long(), r"be floating point, got torch\.int64"),
+        (ValueError, "crops", images[..., 0], r"be \(B, H, W, 1 or 3\), got \(2, 4, 5\)"),
+        (ValueError, "parameters", parameters[:1], r"be \(2, 13\) .*, got \(1, 13\)"),
+        (ValueError, "std", std[:1], r"be \(3,\) .*, got \(1,\)"),
+        (ValueError, "mean", mean.to("meta"), f"be on {place}, is on meta"),
     )
     valid = {
         "crops": images, "parameters": parameters, "mean": mean, "std": std, "dtype": torch.float32,
     }  # fmt: skip
-    for error, words, changed in wrong:
-        with pytest.raises(error, match=words):
-            kernels.photometric(**valid | changed)
+    for error, name, value, words in wrong:
+        with pytest.raises(error, match=f"{name} must {words}"):
+            kernels.photometric(**valid | {name: value})
 
 
 # What takes (kernels, number of channels, device), by the names of tests.

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ended import completed
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_COMPILER = {"CXX": "/nonexistent/c++"}
 
 
 def build(target: Path, **variables: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "setup.py", "-q", "build_native", "--build-lib", str(target)]
-    environment = {**os.environ, **variables}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "setup.py", "-q", "build_native", "--build-lib", target]
+    return completed(*command, cwd=ROOT, **variables)
 
 
 def note(target: Path) -> str:
@@ -52,7 +51,7 @@ def test_kernels_do_not_install_as_a_top_level_package():
     code = (
         "from importlib.util import find_spec; print(getattr(find_spec('kernels'), 'origin', ''))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    done = completed(sys.executable, "-c", code, cwd="/")
     assert done.returncode == 0, done.stderr
     assert str(ROOT) not in done.stdout.replace(str(ROOT / ".venv"), "")
 
@@ -64,9 +63,7 @@ def test_the_library_binds_to_the_stable_interface_only():
     libraries = list(cpu.FOLDER.glob("*.so"))
     if not libraries:
         pytest.skip("the native CPU kernels were not built")
-    nm = subprocess.run(
-        ["nm", "-D", "--undefined-only", libraries[0]], capture_output=True, text=True
-    )
+    nm = completed("nm", "-D", "--undefined-only", libraries[0])
     if nm.returncode:
         pytest.skip("nm is not available")
     needed = {line.split()[-1] for line in nm.stdout.splitlines()}

@@ -8,16 +8,14 @@ import html.parser
 import importlib.util
 import inspect
 import json
-import os
 import re
-import subprocess
 import sys
 import urllib.parse
 from pathlib import Path
 
 import pytest
 import torch
-from ended import SECONDS
+from ended import completed
 
 import barlow_fast
 
@@ -59,14 +57,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     # A proxy that refuses every connection: whatever wants the network fails here.
     closed = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
-        cwd=ROOT,
-        env=os.environ | closed | {"NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
+    build = ["mkdocs", "build", "--strict", "--site-dir", folder]
+    done = completed(sys.executable, "-m", *build, cwd=ROOT, **closed, NO_MKDOCS_2_WARNING="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stderr, done.stderr
     return folder

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import torch
+from ended import completed
 
 from barlow_fast import doctor
 from barlow_fast.kernels import aten, why_unusable
@@ -17,13 +17,8 @@ from barlow_fast.kernels import aten, why_unusable
 def test_report_of_this_machine(capsys):
     assert doctor.report() == 0
     text = capsys.readouterr().out
-    for words in (
-        "barlow-fast",
-        torch.__version__,
-        "Kernel sets",
-        "aten     usable on cpu",
-        "Self-test",
-    ):
+    parts = ("barlow-fast", torch.__version__, "Kernel sets", "aten     usable on cpu", "Self-test")
+    for words in parts:
         assert words in text
     assert "WRONG" not in text
     if why_unusable("cpu", torch.device("cpu")) is None:
@@ -69,22 +64,14 @@ def test_missing_native_kernels_are_reported(monkeypatch, capsys):
 
 def test_importing_the_loss_needs_torch_only():
     """No optional library is imported before it is needed."""
-    optional = (
-        "triton",
-        "nvidia",
-        "torchvision",
-        "numpy",
-        "sklearn",
-        "matplotlib",
-        "rich",
-        "typer",
-    )
+    optional = {
+        "triton", "nvidia", "torchvision", "numpy", "sklearn", "matplotlib", "rich", "typer"
+    }  # fmt: skip
     code = (
         "import sys, torch\nbefore = set(sys.modules)\nimport barlow_fast, barlow_fast.doctor\n"
         f"print(sorted({optional} & (set(sys.modules) - before)))"
-    ).replace(str(optional), repr(set(optional)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    )
+    assert completed(sys.executable, "-c", code).stdout.strip() == "[]"
 
 
 def test_every_library_of_an_extra_is_listed():

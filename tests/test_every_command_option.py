@@ -20,21 +20,15 @@ from typing import Any
 import pytest
 import torch
 import typer
+from commands import invoke as run_command
 from options import assert_covered, record_calls
 from rich.console import Console
-from typer.testing import CliRunner
 
 import barlow_fast.data.check
-import barlow_fast.data.faults
 import barlow_fast.data.loader
 import barlow_fast.data.pack
 import barlow_fast.data.show
-from barlow_fast import (
-    checkpoints,
-    data,
-    evaluation,
-    training,
-)
+from barlow_fast import checkpoints, data, evaluation, training
 from barlow_fast.cli import data as data_commands
 from barlow_fast.cli import evaluate as evaluate_commands
 from barlow_fast.cli import exits
@@ -42,7 +36,7 @@ from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.cli import tune as tune_command
 from barlow_fast.cli.app import app
 from barlow_fast.data import sources
-from barlow_fast.data.faults import BadImage
+from barlow_fast.data.faults import POLICIES, BadImage
 from barlow_fast.data.pack import Packed
 from barlow_fast.data.processes import STOP_SIGNALS
 from barlow_fast.evaluation import FinetuneSettings, LinearSettings
@@ -63,9 +57,7 @@ Calls = dict[str, list[dict[str, Any]]]
 
 
 def invoke(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
+    return run_command(*arguments, code=code).output
 
 
 def commands() -> dict[str, Any]:
@@ -83,67 +75,59 @@ def commands() -> dict[str, Any]:
     return found
 
 
-# Pretraining. option: (arguments, what is then passed to which function)
-
-Check = Callable[[Calls], bool]
-
-
-def setting(name: str, value: Any) -> Check:
-    return lambda calls: getattr(calls["_prepare"][0]["config"], name) == value
+Case = tuple[str, str, Any]
+NOT_CALLED = "not called"
 
 
-def receives(function: str, argument: str, value: Any) -> Check:
-    return lambda calls: [call[argument] for call in calls[function]] == [value]
+def passed(calls: Calls, place: str) -> Any:
+    """What a function received: `function.argument`, or an attribute of the argument."""
+    function, argument, *attributes = place.split(".")
+    if not calls[function]:
+        return NOT_CALLED
+    found = calls[function][-1][argument]
+    return functools.reduce(getattr, attributes, found)
 
 
-def fed(name: str, value: Any) -> Check:
-    return lambda calls: getattr(calls["_prepare"][0]["feeding"], name) == value
-
-
-PRETRAIN: dict[str, tuple[list[str], Check]] = {
-    "settings": (["momentum=0.5", "projector=[8,9]"], setting("projector", (8, 9))),
-    "preset": (["--preset", "cifar10"], setting("encoder", "resnet18")),
-    "config_file": (["--config", "settings.yaml"], setting("scale", 3.0)),
-    "dataset": (["--dataset", "fashion-mnist"], setting("dataset", "fashion-mnist")),
-    "data_dir": (["--data-dir", "there"], receives("load_images", "data_dir", Path("there"))),
-    # The folder from wherever the run is resumed.
-    "files": (
-        ["--data", "photos"],
-        lambda calls: setting("dataset", str(Path("photos").absolute()))(calls),
-    ),
-    "views": (["--views", "cifar"], setting("views", "cifar")),
-    "encoder": (["--encoder", "resnet18"], setting("encoder", "resnet18")),
-    "on_bad_image": (["--on-bad-image", "skip"], fed("on_bad_image", "skip")),
-    "loader": (["--loader", "pil"], fed("loader", "pil")),
-    "workers": (["--workers", "3"], fed("workers", 3)),
-    "worker_timeout": (["--worker-timeout", "7.5"], fed("timeout", 7.5)),
-    "epochs": (["--epochs", "7"], setting("epochs", 7)),
-    "batch_size": (["--batch-size", "48"], setting("batch_size", 48)),
-    "micro_batch_size": (["--micro-batch-size", "16"], setting("micro_batch_size", 16)),
-    "projector": (["--projector", "6-7-8"], setting("projector", (6, 7, 8))),
-    "dim": (["--dim", "24"], setting("projector", (512, 512, 24))),
-    "lr": (["--lr", "0.25"], setting("learning_rate", 0.25)),
-    "lambd": (["--lambd", "0.125"], setting("lambd", 0.125)),
-    "seed": (["--seed", "11"], setting("seed", 11)),
-    "out": (["--out", "results"], receives("_prepare", "out", Path("results"))),
-    "precision": (["--precision", "bf16"], setting("precision", "bf16")),
-    "backend": (["--backend", "aten"], setting("backend", "aten")),
-    "compile_mode": (["--compile", "reduce-overhead"], setting("compile", "reduce-overhead")),
-    "resume": (["--resume", "old.pt"], receives("_prepare", "resume", Path("old.pt"))),
-    "device": (["--device", "cuda"], receives("joined", "device", "cuda")),
-    "dry_run": (
-        ["--dry-run", "--data-dir", "there"],
-        lambda calls: receives("_print_plan", "data_dir", Path("there"))(calls)
-        and not calls["_prepare"],
-    ),
-    "ignore_memory": (["--ignore-memory"], lambda calls: calls["check_memory_of"] == []),
-    "tensorboard": (["--no-tensorboard"], receives("_prepare", "tensorboard", False)),
-    "logger": (
-        ["--logger", "wandb", "--logger", "mlflow"],
-        receives("_prepare", "loggers", ["wandb", "mlflow"]),
-    ),
-    "quiet": (["--quiet"], lambda calls: calls["_prepare"][0]["console"].quiet),
+# Pretraining. option: (arguments, where what is passed, its value)
+PRETRAIN: dict[str, Case] = {
+    **{
+        name: (f"--{name.replace('_', '-')} {value}", f"_prepare.config.{name}", value)
+        for name, value in {
+            "dataset": "fashion-mnist", "views": "cifar", "encoder": "resnet18", "epochs": 7,
+            "batch_size": 48, "micro_batch_size": 16, "lambd": 0.125, "seed": 11,
+            "precision": "bf16", "backend": "aten",
+        }.items()
+    },
+    "settings": ("momentum=0.5 projector=[8,9]", "_prepare.config.projector", (8, 9)),
+    "preset": ("--preset cifar10", "_prepare.config.encoder", "resnet18"),
+    "config_file": ("--config settings.yaml", "_prepare.config.scale", 3.0),
+    "data_dir": ("--data-dir there", "load_images.data_dir", Path("there")),
+    "files": ("--data photos", "_prepare.config.dataset", "photos"),
+    "on_bad_image": ("--on-bad-image skip", "_prepare.feeding.on_bad_image", "skip"),
+    "loader": ("--loader pil", "_prepare.feeding.loader", "pil"),
+    "workers": ("--workers 3", "_prepare.feeding.workers", 3),
+    "worker_timeout": ("--worker-timeout 7.5", "_prepare.feeding.timeout", 7.5),
+    "projector": ("--projector 6-7-8", "_prepare.config.projector", (6, 7, 8)),
+    "dim": ("--dim 24", "_prepare.config.projector", (512, 512, 24)),
+    "lr": ("--lr 0.25", "_prepare.config.learning_rate", 0.25),
+    "out": ("--out results", "_prepare.out", Path("results")),
+    "compile_mode": ("--compile reduce-overhead", "_prepare.config.compile", "reduce-overhead"),
+    "resume": ("--resume old.pt", "_prepare.resume", Path("old.pt")),
+    "device": ("--device cuda", "joined.device", "cuda"),
+    "dry_run": ("--dry-run --data-dir there", "_print_plan.data_dir", Path("there")),
+    "ignore_memory": ("--ignore-memory", "check_memory_of.config", NOT_CALLED),
+    "tensorboard": ("--no-tensorboard", "_prepare.tensorboard", False),
+    "logger": ("--logger wandb --logger mlflow", "_prepare.loggers", ["wandb", "mlflow"]),
+    "quiet": ("--quiet", "_prepare.console.quiet", True),
 }  # fmt: skip
+
+
+def recorded(monkeypatch: Any, stand_ins: dict[tuple[Any, str], Any]) -> Calls:
+    """The calls of functions by their names, in place of which stand-ins run."""
+    return {
+        name: record_calls(monkeypatch, owner, name, stand_in)
+        for (owner, name), stand_in in stand_ins.items()
+    }
 
 
 @pytest.fixture
@@ -157,45 +141,47 @@ def pretraining(monkeypatch, tmp_path: Path) -> Calls:
     def joined(device: str) -> Iterator[Ranks]:
         yield Ranks(torch.device("cpu"))
 
-    trainer = contextlib.nullcontext()
-    stand_ins: dict[str, Any] = {
-        "_prepare": lambda *_: (trainer, Path("here")),
-        "_train": lambda *_: None,
-        "_print_plan": lambda *_: None,
-    }
-    calls = {
-        name: record_calls(monkeypatch, pretrain_commands, name, stand_in)
-        for name, stand_in in stand_ins.items()
-    }
-    calls["joined"] = record_calls(monkeypatch, training, "joined", joined)
-    for name, result in (("load_images", "images"), ("check_memory_of", None)):
-        stand_in = functools.partial(lambda result, *_: result, result)
-        calls[name] = record_calls(monkeypatch, images, name, stand_in)
     # Their libraries need not be installed.
     monkeypatch.setattr(training.reporting.trackers, "check_trackers", lambda names: None)
-    return calls
+    return recorded(monkeypatch, {
+        (pretrain_commands, "_prepare"): lambda *_: (contextlib.nullcontext(), Path("here")),
+        (pretrain_commands, "_train"): lambda *_: None,
+        (pretrain_commands, "_print_plan"): lambda *_: None,
+        (training, "joined"): joined,
+        (images, "load_images"): lambda *_: "images",
+        (images, "check_memory_of"): lambda *_: None,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize("option", PRETRAIN)
 def test_pretrain(option: str, pretraining: Calls):
-    arguments, check = PRETRAIN[option]
+    arguments, place, value = PRETRAIN[option]
+    if option == "files":  # the folder from wherever the run is resumed
+        value = str(Path(value).absolute())
     invoke("pretrain")
-    assert not check(pretraining), "this is what is passed without the option"
+    assert passed(pretraining, place) != value, "this is what is passed without the option"
     for calls in pretraining.values():
         calls.clear()
-    invoke("pretrain", *arguments)
-    assert check(pretraining)
-    if not pretraining["_prepare"]:
+    invoke("pretrain", *arguments.split())
+    assert passed(pretraining, place) == value
+    assert all(len(calls) <= 1 for calls in pretraining.values())
+    if option == "dry_run":
+        assert not pretraining["_prepare"]
         return
     # What is not requested stays the preset's, and all parts receive the same.
-    prepared = pretraining["_prepare"][0]
+    (prepared,), (trained,) = pretraining["_prepare"], pretraining["_train"]
     assert prepared["data"] == "images"
-    (trained,) = pretraining["_train"]
     assert trained["folder"] == Path("here")
     assert trained["console"] is prepared["console"]
     assert pretraining["load_images"][0]["config"] == prepared["config"]
     for call in pretraining["check_memory_of"]:
         assert (call["config"], call["data"]) == (prepared["config"], "images")
+
+
+def chosen(calls: Calls, *arguments: object) -> PretrainConfig:
+    """The settings of a run with these arguments."""
+    invoke("pretrain", *arguments)
+    return calls["_prepare"][-1]["config"]
 
 
 def test_without_options_the_presets_settings_are_used(pretraining: Calls):
@@ -214,18 +200,12 @@ def test_what_is_said_last_holds(pretraining: Calls):
     Path("settings.yaml").write_text(
         "preset: fashion-mnist\nbatch_size: 40\nlambd: 0.5\nseed: 3\nprojector: [10, 11]\n"
     )
-    invoke(
-        "pretrain", "--config", "settings.yaml", "--lambd", 0.25, "--seed", 4, "--dim", 12,
-        "seed=5",
-    )  # fmt: skip
-    config = pretraining["_prepare"][0]["config"]
-    expected = replace(
-        configure("fashion-mnist"), batch_size=40, lambd=0.25, seed=5, projector=(10, 12)
-    )
-    assert config == expected
+    file = ("--config", "settings.yaml")
+    expected = {"batch_size": 40, "lambd": 0.25, "seed": 5, "projector": (10, 12)}
+    found = chosen(pretraining, *file, "--lambd", 0.25, "--seed", 4, "--dim", 12, "seed=5")
+    assert found == replace(configure("fashion-mnist"), **expected)
     # An option names another preset than the file.
-    invoke("pretrain", "--config", "settings.yaml", "--preset", "digits")
-    assert pretraining["_prepare"][1]["config"].epochs == 100
+    assert chosen(pretraining, *file, "--preset", "digits").epochs == 100
 
 
 def saved(**settings: Any) -> PretrainConfig:
@@ -243,66 +223,52 @@ def test_a_run_continues_by_the_command_that_began_it(pretraining: Calls, how: s
     name = "preset: digits\n" if how == "file" else ""
     Path("settings.yaml").write_text(f"{name}epochs: 2\nbatch_size: 40\n")
     preset = ["--preset", "digits"] if how == "option" else []
-    invoke("pretrain", *preset, "--config", "settings.yaml", "--seed", 9, "--resume", "old.pt")
-    assert pretraining["_prepare"][0]["config"] == config
+    rest = ["--config", "settings.yaml", "--resume", "old.pt"]
+    assert chosen(pretraining, *preset, "--seed", 9, *rest) == config
     # Another preset is refused, wherever it is named.
     Path("settings.yaml").write_text(f"{name.replace('digits', 'stl10')}epochs: 2\n")
     preset = ["--preset", "stl10"] if how == "option" else []
-    output = invoke("pretrain", *preset, "--config", "settings.yaml", "--resume", "old.pt", code=2)
+    output = invoke("pretrain", *preset, *rest, code=2)
     assert "dataset is 'digits' there, 'stl10' was requested" in output
 
 
 @pytest.mark.parametrize(
     "command",
-    [
-        "--preset digits --epochs 2",
-        "--preset digits epochs=2",
-        "--preset digits --epochs 2 warmup_epochs=1",
-        "--preset fashion-mnist --dim 24 lambd=0.1",
-        "--epochs 1",
-        "--dataset cifar10 --epochs 3 --projector 6-7",
-        "--config settings.yaml --epochs 1",
-    ],
-)
+    ["--preset digits --epochs 2", "--preset digits epochs=2",
+     "--preset digits --epochs 2 warmup_epochs=1", "--preset fashion-mnist --dim 24 lambd=0.1",
+     "--epochs 1", "--dataset cifar10 --epochs 3 --projector 6-7",
+     "--config settings.yaml --epochs 1"],
+)  # fmt: skip
 def test_a_command_may_be_given_again(pretraining: Calls, command: str):
     """What a cluster does that queues a job again. What was derived then is not compared either."""
-    again = ["pretrain", *command.split(), "--out", "out", "--resume", "auto"]
-    invoke(*again)
+    again = [*command.split(), "--out", "out", "--resume", "auto"]
+    config = chosen(pretraining, *again)
     Path("out").mkdir()
-    config = pretraining["_prepare"][0]["config"]
     save_checkpoint(Path("out/checkpoint.pt"), {"config": config.to_dict()})
-    invoke(*again)
-    invoke(*(part for part in again if part != "warmup_epochs=1"))
-    for call in pretraining["_prepare"][1:]:
-        assert call["resume"] == Path("out/checkpoint.pt")
-        assert call["config"] == config
+    for arguments in (again, [part for part in again if part != "warmup_epochs=1"]):
+        assert chosen(pretraining, *arguments) == config
+        assert pretraining["_prepare"][-1]["resume"] == Path("out/checkpoint.pt")
 
 
 def test_what_may_change_changes_in_a_resumed_run(pretraining: Calls):
     config = saved()
-    invoke("pretrain", "--resume", "old.pt", "--backend", "aten", "checkpoint_minutes=2")
-    found = pretraining["_prepare"][0]["config"]
+    found = chosen(pretraining, "--resume", "old.pt", "--backend", "aten", "checkpoint_minutes=2")
     assert found == replace(config, backend="aten", checkpoint_minutes=2.0)
     output = invoke("pretrain", "--resume", "old.pt", "--lr", 0.5, code=2)
     assert "learning_rate is 0.002 there, 0.5 was requested" in output
 
 
-@pytest.mark.parametrize("how", ["option", "setting", "file"])
-def test_more_epochs_are_requested_by_name(pretraining: Calls, how: str):
+@pytest.mark.parametrize("given", ["--epochs 7", "epochs=7", "--config longer.yaml"])
+def test_more_epochs_are_requested_by_name(pretraining: Calls, given: str):
     config = saved(epochs=2, batch_size=40)
-    asked = {
-        "option": ["--epochs", 7],
-        "setting": ["epochs=7"],
-        "file": ["--config", "longer.yaml"],
-    }
     Path("longer.yaml").write_text("epochs: 7\n")
+    resumed = ["--resume", "old.pt"]
     for preset in ([], ["--preset", "digits", "--batch-size", 40]):
-        invoke("pretrain", *preset, "--resume", "old.pt", *asked[how])
         # The warm-up stays that of the first command.
-        assert pretraining["_prepare"][-1]["config"] == replace(config, epochs=7)
+        found = chosen(pretraining, *preset, *resumed, *given.split())
+        assert found == replace(config, epochs=7)
     # A preset's own length requests nothing.
-    invoke("pretrain", "--preset", "digits", "--batch-size", 40, "--resume", "old.pt")
-    assert pretraining["_prepare"][-1]["config"] == config
+    assert chosen(pretraining, *preset, *resumed) == config
 
 
 def test_fewer_epochs_than_there_were_are_refused(pretraining: Calls):
@@ -317,9 +283,8 @@ def test_auto_continues_from_the_newest_or_begins(pretraining: Calls):
     assert pretraining["_prepare"][0]["resume"] is None
     Path("out").mkdir()
     save_checkpoint(Path("out/checkpoint.pt"), {"config": configure("digits", seed=6).to_dict()})
-    invoke("pretrain", "--resume", "auto", "--out", "out")
+    assert chosen(pretraining, "--resume", "auto", "--out", "out").seed == 6
     assert pretraining["_prepare"][1]["resume"] == Path("out/checkpoint.pt")
-    assert pretraining["_prepare"][1]["config"].seed == 6
     assert "give that folder" in invoke("pretrain", "--resume", "auto", code=2)
 
 
@@ -360,17 +325,11 @@ def prepare(monkeypatch, tmp_path: Path) -> Callable[..., Any]:
 
     def call(**changes: Any) -> tuple[Prepared, Path, list[dict[str, Any]]]:
         arguments = {
-            "config": configure("digits"),
-            "data": "images",
-            "feeding": training.Feeding(workers=2),
-            "ranks": Ranks(torch.device("cpu")),
-            "out": None,
-            "resume": None,
-            "tensorboard": True,
-            "loggers": (),
-            "console": SimpleNamespace(print=lambda *a, **k: None, is_terminal=False),
-            **changes,
-        }
+            "config": configure("digits"), "data": "images",
+            "feeding": training.Feeding(workers=2), "ranks": Ranks(torch.device("cpu")),
+            "out": None, "resume": None, "tensorboard": True, "loggers": (),
+            "console": SimpleNamespace(print=lambda *a, **k: None, is_terminal=False), **changes,
+        }  # fmt: skip
         trainer, folder = pretrain_commands._prepare(**arguments)
         if arguments["ranks"].first:
             trainer.folder_lock.release()
@@ -440,6 +399,9 @@ def test_the_other_ranks_of_a_machine_wait_for_the_first_ones_data(monkeypatch):
 # What `pretrain` says and how it ends.
 
 
+PLAN = ("pretrain", "--dry-run", "--device", "cpu")
+
+
 @pytest.mark.parametrize(("room", "verdict"), [(0, "fits"), (-1, "does not fit"), (None, "")])
 def test_a_plan_reports_what_a_run_would_do(monkeypatch, tmp_path, room, verdict: str):
     from barlow_fast.training import estimate
@@ -449,9 +411,7 @@ def test_a_plan_reports_what_a_run_would_do(monkeypatch, tmp_path, room, verdict
     total = estimate.estimate_memory(config, 1, 8, torch.device("cpu")).total
     available = None if room is None else total + room
     monkeypatch.setattr(estimate, "available_memory", lambda _: available)
-    command = ["pretrain", "--dry-run", "--device", "cpu", *arguments, "bias_learning_rate=0.5"]
-    result = CliRunner().invoke(app, list(map(str, command)))
-    assert result.exit_code == (2 if room == -1 else 0)
+    result = run_command(*PLAN, *arguments, "bias_learning_rate=0.5", code=2 if room == -1 else 0)
     output = result.stderr
     assert ("the run does not fit" in output) == (room == -1)
     assert "data      digits, 1197 training images; views digits of 8 pixels" in output
@@ -469,28 +429,14 @@ def test_a_plan_needs_no_images(monkeypatch):
         raise FileNotFoundError("none here")
 
     monkeypatch.setattr(images, "load", absent)
-    output = invoke("pretrain", "--dry-run", "--device", "cpu", "--dataset", "cifar10")
+    output = invoke(*PLAN, "--dataset", "cifar10")
     assert "50000 training images, as published (none here); views cifar of 32 pixels" in output
     assert "1000 epochs of 195: 195000 in all" in output
-    assert "none here" in invoke("pretrain", "--dry-run", "--device", "cpu", code=2)
-    output = invoke(
-        "pretrain", "--dry-run", "--device", "cpu", "--preset", "stl10", "--batch-size", 5001,
-        code=2,
-    )  # fmt: skip
+    assert "none here" in invoke(*PLAN, code=2)
+    output = invoke(*PLAN, "--preset", "stl10", "--batch-size", 5001, code=2)
     assert "batch_size 5001 is larger than the data set: stl10 has 5000" in output
     # A folder that somebody named is another matter.
-    output = invoke(
-        "pretrain",
-        "--dry-run",
-        "--device",
-        "cpu",
-        "--dataset",
-        "cifar10",
-        "--data-dir",
-        "x",
-        code=2,
-    )
-    assert "none here" in output
+    assert "none here" in invoke(*PLAN, "--dataset", "cifar10", "--data-dir", "x", code=2)
 
 
 class Ending:
@@ -510,6 +456,7 @@ class Ending:
 
 
 BAD = BadImage(3, "image 3", "none")
+STOPPED = training.TrainingInterrupted("stopped")
 
 
 @pytest.mark.parametrize(
@@ -520,13 +467,8 @@ BAD = BadImage(3, "image 3", "none")
         (training.TrainingDiverged("at step 3"), True, 1, "barlow-fast: at step 3"),
         (OSError("disk full"), True, 1, "cannot write the results: disk full"),
         (RuntimeError("a worker died"), True, 1, "barlow-fast: a worker died"),
-        (
-            training.TrainingInterrupted("stopped"),
-            True,
-            130,
-            "--resume there/checkpoint.pt --data-dir 'a b'",
-        ),
-        (training.TrainingInterrupted("stopped"), False, 130, ""),
+        (STOPPED, True, 130, "--resume there/checkpoint.pt --data-dir 'a b'"),
+        (STOPPED, False, 130, ""),
     ],
 )
 def test_a_run_that_does_not_finish_says_why(capsys, error, first: bool, code: int, message: str):
@@ -539,38 +481,34 @@ def test_a_run_that_does_not_finish_says_why(capsys, error, first: bool, code: i
 def test_a_full_disk_reports_how_to_continue(capsys, tmp_path: Path):
     trainer = Ending(WriteError(28, "cannot write out/checkpoint.pt: No space left on device"))
     trainer.checkpoint_path = tmp_path / "checkpoint.pt"
-    for advice in (
-        "",
-        f". Correct that, then continue with: barlow-fast pretrain --resume {tmp_path}",
-    ):
+    again = f"barlow-fast pretrain --resume {trainer.checkpoint_path} --data-dir 'a b'"
+    for advice in ("", f". Correct that, then continue with: {again}"):
         with pytest.raises(SystemExit):
             pretrain_commands._train(trainer, tmp_path, Console())
         line = "barlow-fast: cannot write out/checkpoint.pt: No space left on device"
-        assert capsys.readouterr().err.strip() == line + (
-            advice and f"{advice}/checkpoint.pt --data-dir 'a b'"
-        )
+        assert capsys.readouterr().err.strip() == line + advice
         trainer.checkpoint_path.touch()
 
 
 @pytest.fixture
-def nothing_ignored() -> Iterator[None]:
-    """As in a shell's foreground: in the background and under nohup some signals are ignored."""
+def now(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The clock. In the background and under nohup some signals are ignored; here none is."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():
         if handler is signal.SIG_IGN:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
-    yield
+    clock = [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
+    yield clock
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("nothing_ignored")
+@pytest.mark.usefixtures("now")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_signal_requests_a_stop(monkeypatch, number: int):
+def test_the_first_signal_requests_a_stop(number: int):
     before = [signal.getsignal(each) for each in STOP_SIGNALS]
-    now = [100.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     trainer = Ending()
 
     def run() -> None:
@@ -588,10 +526,7 @@ def test_the_first_signal_requests_a_stop(monkeypatch, number: int):
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
-@pytest.mark.usefixtures("nothing_ignored")
-def test_a_later_signal_ends_at_once(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+def test_a_later_signal_ends_at_once(now: list[float]):
     trainer = Ending()
 
     def run() -> None:
@@ -623,13 +558,12 @@ def test_a_finished_run_reports_its_scores_and_files(monkeypatch, capsys, tmp_pa
     console = Console(highlight=False, soft_wrap=True)
     pretrain_commands._train(Ending(), tmp_path, console)
     received = capsys.readouterr()
-    assert (
-        "25.00 % with random weights -> 75.00 % after training (raw pixels: 50.00 %)"
-        in received.out
-    )
-    assert "skipped   3 images" in received.out
-    assert f"figure    {tmp_path / 'figure.png'}" in received.out
-    assert f"log       {tmp_path / 'log.jsonl'}" in received.out
+    for line in (
+        "25.00 % with random weights -> 75.00 % after training (raw pixels: 50.00 %)",
+        "skipped   3 images", f"figure    {tmp_path / 'figure.png'}",
+        f"log       {tmp_path / 'log.jsonl'}",
+    ):  # fmt: skip
+        assert line in received.out
     assert "curves" not in received.out
     assert "barlow-fast: no font" in received.err
     (tmp_path / "tensorboard").mkdir()
@@ -686,15 +620,10 @@ def test_scores_are_reported_in_percent_with_their_spread():
     row = Score("encoder", "k = 3", (0.5, 0.75))
     assert evaluate_commands._percent(row) == "62.50 ± 17.68"
     assert evaluate_commands._percent(replace(row, top1=(0.5,))) == "50.00"
-    table = evaluate_commands._table(
-        Evaluation("knn", "x", 1, 1, 2, (row, replace(row, top5=(0.8, 0.9))))
-    )
-    assert [list(column.cells) for column in table.columns] == [
-        ["encoder", "encoder"],
-        ["k = 3", "k = 3"],
-        ["62.50 ± 17.68"] * 2,
-        ["", "85.00 ± 7.07"],
-        ["2", "2"],
+    rows = (row, replace(row, top5=(0.8, 0.9)))
+    table = evaluate_commands._table(Evaluation("knn", "x", 1, 1, 2, rows))
+    assert list(zip(*(column.cells for column in table.columns), strict=True)) == [
+        ("encoder", "k = 3", "62.50 ± 17.68", top5, "2") for top5 in ("", "85.00 ± 7.07")
     ]
 
 
@@ -715,11 +644,8 @@ def test_devices_of_evaluations(monkeypatch, name: str, there: bool, chosen: str
 def test_numbers_that_cannot_be_written_are_refused_before_the_work(evaluating: Calls):
     Path("folder").mkdir()
     for target, message in (("folder", "is a folder"), ("absent/x.json", "no folder absent")):
-        result = CliRunner().invoke(
-            app, ["evaluate", "knn", "first.pt", "--data", "x", "--json", target]
-        )
-        assert result.exit_code == 2
-        assert message in result.output
+        command = ["evaluate", "knn", "first.pt", "--data", "x", "--json", target]
+        assert message in invoke(*command, code=2)
     assert not evaluating["evaluate_knn"]
 
 
@@ -734,76 +660,63 @@ def test_encoders_of_several_architectures_or_none_are_refused(evaluating: Calls
 
 # Evaluations.
 
-SHARED: dict[str, tuple[list[str], str, str, Any]] = {
-    # option: (arguments, which function, its argument, the value)
-    "checkpoints": (["second.pt"], "load_encoder", "path", Path("second.pt")),
-    "dataset": (["--dataset", "digits"], "load", "name", "digits"),
-    "data_dir": (["--dataset", "digits", "--data-dir", "there"], "load", "data_dir", Path("there")),
-    "data": (["--data", "images"], "folder_splits", "folder", Path("images")),
-    "test_fraction": (["--test-fraction", "0.375"], "folder_splits", "test_fraction", 0.375),
-    "split_seed": (["--split-seed", "5"], "folder_splits", "seed", 5),
-    "allow_symlinks": (["--allow-symlinks"], "folder_splits", "allow_symlinks", True),
-    "encoder": (["--encoder", "resnet18"], "load_encoder", "encoder", "resnet18"),
-    "image_size": (["--image-size", "40"], "load_encoder", "image_size", 40),
-    "seeds": (["--seeds", "4,2"], "protocol", "seeds", (4, 2)),
-    "random": (["--random"], "protocol", "random", True),
-    "baselines": (["--baselines"], "protocol", "baselines", True),
-    "on_bad_image": (["--on-bad-image", "skip"], "Reading", "on_bad_image", "skip"),
-    "workers": (["--workers", "3"], "Reading", "workers", 3),
-    "device": (["--device", "cpu"], "Reading", "device", "cpu"),
-    "chunk": (["--chunk", "17"], "Reading", "chunk", 17),
+# option: (arguments, where what is passed, its value)
+SHARED: dict[str, Case] = {
+    "checkpoints": ("second.pt", "load_encoder.path", Path("second.pt")),
+    "dataset": ("--dataset digits", "load.name", "digits"),
+    "data_dir": ("--dataset digits --data-dir there", "load.data_dir", Path("there")),
+    "data": ("--data images", "folder_splits.folder", Path("images")),
+    "test_fraction": ("--test-fraction 0.375", "folder_splits.test_fraction", 0.375),
+    "split_seed": ("--split-seed 5", "folder_splits.seed", 5),
+    "allow_symlinks": ("--allow-symlinks", "folder_splits.allow_symlinks", True),
+    "encoder": ("--encoder resnet18", "load_encoder.encoder", "resnet18"),
+    "image_size": ("--image-size 40", "load_encoder.image_size", 40),
+    "seeds": ("--seeds 4,2", "protocol.seeds", (4, 2)),
+    "random": ("--random", "protocol.random", True),
+    "baselines": ("--baselines", "protocol.baselines", True),
+    "on_bad_image": ("--on-bad-image skip", "Reading.on_bad_image", "skip"),
+    "workers": ("--workers 3", "Reading.workers", 3),
+    "device": ("--device cpu", "Reading.device", "cpu"),
+    "chunk": ("--chunk 17", "Reading.chunk", 17),
 }
-NEAREST = {
-    "k": (["--k", "3,7"], "protocol", "neighbours", (3, 7)),
-    "temperature": (["--temperature", "0.5"], "protocol", "temperature", 0.5),
+NEAREST: dict[str, Case] = {
+    "k": ("--k 3,7", "protocol.neighbours", (3, 7)),
+    "temperature": ("--temperature 0.5", "protocol.temperature", 0.5),
 }
-PROTOCOLS: dict[str, dict[str, tuple[list[str], str, str, Any]]] = {
+
+
+def of_settings(settings: type, **options: tuple[str, Any]) -> dict[str, Case]:
+    """{option: (setting, value)} of a protocol: that setting alone differs from the defaults."""
+    return {
+        option: (
+            f"--{option.replace('_', '-')} {value}", "protocol.settings", settings(**{name: value})
+        )
+        for option, (name, value) in options.items()
+    }  # fmt: skip
+
+
+PROTOCOLS: dict[str, dict[str, Case]] = {
     "knn": NEAREST,
     "transfer": NEAREST,
     "linear": {
-        "features": (["--features", "cached"], "protocol", "features", "cached"),
-        "stages": (["--stages"], "protocol", "names", None),
-        "stage_dimensions": (["--stage-dimensions", "77"], "protocol", "dimensions", 77),
-        "epochs": (["--epochs", "3"], "protocol", "settings", LinearSettings(epochs=3)),
-        "batch_size": (["--batch-size", "9"], "protocol", "settings", LinearSettings(batch_size=9)),
-        "lr": (["--lr", "0.7"], "protocol", "settings", LinearSettings(learning_rate=0.7)),
-        "stage_lr": (
-            ["--stage-lr", "0.6"],
-            "protocol",
-            "settings",
-            LinearSettings(stage_learning_rate=0.6),
+        "features": ("--features cached", "protocol.features", "cached"),
+        "stages": ("--stages", "protocol.names", None),
+        "stage_dimensions": ("--stage-dimensions 77", "protocol.dimensions", 77),
+        **of_settings(
+            LinearSettings, epochs=("epochs", 3), batch_size=("batch_size", 9),
+            lr=("learning_rate", 0.7), stage_lr=("stage_learning_rate", 0.6),
         ),
     },
     "finetune": {
-        "fraction": (["--fraction", "0.25"], "protocol", "fraction", 0.25),
-        "subset_seed": (["--subset-seed", "8"], "protocol", "subset_seed", 8),
-        "epochs": (["--epochs", "3"], "protocol", "settings", FinetuneSettings(epochs=3)),
-        "batch_size": (
-            ["--batch-size", "9"],
-            "protocol",
-            "settings",
-            FinetuneSettings(batch_size=9),
-        ),
-        "lr_backbone": (
-            ["--lr-backbone", "0.6"],
-            "protocol",
-            "settings",
-            FinetuneSettings(backbone_learning_rate=0.6),
-        ),
-        "lr_classifier": (
-            ["--lr-classifier", "0.7"],
-            "protocol",
-            "settings",
-            FinetuneSettings(classifier_learning_rate=0.7),
-        ),
-        "weight_decay": (
-            ["--weight-decay", "0.1"],
-            "protocol",
-            "settings",
-            FinetuneSettings(weight_decay=0.1),
+        "fraction": ("--fraction 0.25", "protocol.fraction", 0.25),
+        "subset_seed": ("--subset-seed 8", "protocol.subset_seed", 8),
+        **of_settings(
+            FinetuneSettings, epochs=("epochs", 3), batch_size=("batch_size", 9),
+            lr_backbone=("backbone_learning_rate", 0.6), weight_decay=("weight_decay", 0.1),
+            lr_classifier=("classifier_learning_rate", 0.7),
         ),
     },
-}
+}  # fmt: skip
 WRITTEN = {"json_file": "test_numbers_are_written_where_requested"}
 
 
@@ -820,23 +733,14 @@ def evaluating(monkeypatch, tmp_path: Path) -> Calls:
         metadata={},
     )  # fmt: skip
     splits = SimpleNamespace(in_memory=False)
-    calls = {
-        "load_encoder": record_calls(
-            monkeypatch, checkpoints, "load_encoder", lambda *a, **k: pretrained
-        ),
-        "load": record_calls(monkeypatch, data, "load", lambda *a: "set"),
-        "folder_splits": record_calls(
-            monkeypatch, evaluation, "folder_splits", lambda *a, **k: splits
-        ),
-        "dataset_splits": record_calls(monkeypatch, evaluation, "dataset_splits", lambda _: splits),
-        "Reading": record_calls(monkeypatch, evaluation, "Reading"),
-    }
-    calls["protocol"] = []
-    for protocol in PROTOCOLS:
-        name = f"evaluate_{protocol}"
-        record = record_calls(monkeypatch, evaluation, name, lambda *a, **k: result)
-        calls[name] = record
-    return calls
+    return recorded(monkeypatch, {
+        (checkpoints, "load_encoder"): lambda *a, **k: pretrained,
+        (data, "load"): lambda *a: "set",
+        (evaluation, "folder_splits"): lambda *a, **k: splits,
+        (evaluation, "dataset_splits"): lambda _: splits,
+        (evaluation, "Reading"): None,
+        **{(evaluation, f"evaluate_{name}"): lambda *a, **k: result for name in PROTOCOLS},
+    })  # fmt: skip
 
 
 def evaluate(calls: Calls, protocol: str, *arguments: str) -> Calls:
@@ -852,12 +756,12 @@ def evaluate(calls: Calls, protocol: str, *arguments: str) -> Calls:
     [(protocol, option) for protocol in PROTOCOLS for option in SHARED | PROTOCOLS[protocol]],
 )
 def test_evaluate(protocol: str, option: str, evaluating: Calls):
-    arguments, function, argument, value = (SHARED | PROTOCOLS[protocol])[option]
-    seen = evaluate(evaluating, protocol)[function]
+    arguments, place, value = (SHARED | PROTOCOLS[protocol])[option]
+    plain = passed(evaluate(evaluating, protocol), place)
     # The automatic device of a machine without a GPU is the CPU; else the value is another.
-    assert option == "device" or not seen or seen[-1][argument] != value
-    calls = evaluate(evaluating, protocol, *arguments)
-    assert calls[function][-1][argument] == value
+    assert option == "device" or plain != value
+    calls = evaluate(evaluating, protocol, *arguments.split())
+    assert passed(calls, place) == value
     # Nothing else is passed in another way than without the option.
     (own, *_) = calls["protocol"]
     assert (own["encoder"], own["form"].size, own["form"].mean) == ("network", (8, 8), (0.3,))
@@ -870,17 +774,15 @@ def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, eval
     (received,) = calls["protocol"]
     (split,) = calls["folder_splits"]
     assert (split["test_fraction"], split["seed"], split["allow_symlinks"]) == (0.2, 0, False)
+    nearest = {"neighbours": None, "temperature": evaluation.knn.TEMPERATURE}
     plain = {
-        "knn": {"neighbours": None, "temperature": evaluation.knn.TEMPERATURE},
-        "transfer": {"neighbours": None, "temperature": evaluation.knn.TEMPERATURE},
+        "knn": nearest,
+        "transfer": nearest,
         "linear": {
-            "features": "auto",
-            "names": ("average pool",),
-            "dimensions": 9000,
-            "settings": None,
+            "features": "auto", "names": ("average pool",), "dimensions": 9000, "settings": None
         },
         "finetune": {"fraction": 0.01, "subset_seed": 0, "settings": FinetuneSettings()},
-    }[protocol]
+    }[protocol]  # fmt: skip
     shared = {"seeds": (0,), "random": False, "baselines": False}
     assert {name: received[name] for name in plain | shared} == plain | shared
     (reading,) = calls["Reading"]
@@ -917,37 +819,39 @@ def test_a_size_that_nobody_reported_does_not_resize_images_in_memory():
 
 # Images.
 
-OPENED = {
-    "source": (["folder"], "open_source", "spec", "folder"),
-    "split": (["--split", "val"], "open_source", "split", "val"),
-    "data_dir": (["--data-dir", "there"], "open_source", "data_dir", Path("there")),
-    "allow_symlinks": (["--allow-symlinks"], "open_source", "allow_symlinks", True),
+# option: (arguments, where what is passed, its value)
+OPENED: dict[str, Case] = {
+    "source": ("folder", "open_source.spec", "folder"),
+    "split": ("--split val", "open_source.split", "val"),
+    "data_dir": ("--data-dir there", "open_source.data_dir", Path("there")),
+    "allow_symlinks": ("--allow-symlinks", "open_source.allow_symlinks", True),
 }
-IMAGES: dict[str, dict[str, tuple[list[str], str, str, Any]]] = {
+IMAGES: dict[str, dict[str, Case]] = {
     "check": {
         **OPENED,
-        "workers": (["--workers", "3"], "bad_images", "workers", 3),
-        "json_file": (["--json", "bad.json"], "write_report", "path", Path("bad.json")),
+        "workers": ("--workers 3", "bad_images.workers", 3),
+        "json_file": ("--json bad.json", "write_report.path", Path("bad.json")),
     },
     "pack": {
         **OPENED,
-        "target": (["target"], "pack", "target", Path("target")),
-        "size": (["--size", "40"], "pack", "size", 40),
-        "quality": (["--quality", "30"], "pack", "quality", 30),
-        "shard_bytes": (["--shard-bytes", "3M"], "pack", "shard_bytes", 3 * 2**20),
-        "on_bad_image": (["--on-bad-image", "skip"], "pack", "on_bad_image", "skip"),
-        "workers": (["--workers", "3"], "pack", "workers", 3),
+        "target": ("target", "pack.target", Path("target")),
+        "size": ("--size 40", "pack.size", 40),
+        "quality": ("--quality 30", "pack.quality", 30),
+        "shard_bytes": ("--shard-bytes 3M", "pack.shard_bytes", 3 * 2**20),
+        "on_bad_image": ("--on-bad-image skip", "pack.on_bad_image", "skip"),
+        "workers": ("--workers 3", "pack.workers", 3),
     },
     "show": {
         **OPENED,
-        "preset": (["--preset", "digits"], "sheet", "views", data.PRESETS["digits"]),
-        "output": (["--output", "here.png"], "write_sheet", "path", Path("here.png")),
-        "count": (["--count", "3"], "sheet", "count", 3),
-        "seed": (["--seed", "4"], "sheet", "seed", 4),
-        "epoch": (["--epoch", "5"], "sheet", "epoch", 5),
+        "preset": ("--preset digits", "sheet.views", data.PRESETS["digits"]),
+        "output": ("--output here.png", "write_sheet.path", Path("here.png")),
+        "count": ("--count 3", "sheet.count", 3),
+        "seed": ("--seed 4", "sheet.seed", 4),
+        "epoch": ("--epoch 5", "sheet.epoch", 5),
     },
 }
-ALWAYS = {"source": ["folder"], "target": ["target"], "preset": ["--preset", "imagenet"]}
+# Without them there is no command, so they have no default to compare with.
+REQUIRED = {"source": "folder", "target": "target", "preset": "--preset imagenet"}
 DEFAULTS = {
     "open_source": {"split": None, "data_dir": None, "allow_symlinks": False},
     "bad_images": {"workers": None},
@@ -967,41 +871,32 @@ def reading(monkeypatch, tmp_path: Path) -> Calls:
     class Images(list):
         name, classes = "images", None
 
-    stand_ins = {
+    return recorded(monkeypatch, {
         (sources, "open_source"): lambda *a, **k: Images([1, 2]),
-        (barlow_fast.data.check, "bad_images"): lambda *a: iter(()),
-        (barlow_fast.data.check, "write_report"): lambda *a: iter(()),
-        (barlow_fast.data.pack, "pack"): lambda *a, **k: Packed(2, 0, 0, 1, 99),
-        (barlow_fast.data.show, "sheet"): lambda *a, **k: ("picture", []),
-        (barlow_fast.data.show, "write_sheet"): lambda *a: None,
-    }
-    return {
-        name: record_calls(monkeypatch, owner, name, stand_in)
-        for (owner, name), stand_in in stand_ins.items()
-    }
+        (data.check, "bad_images"): lambda *a: iter(()),
+        (data.check, "write_report"): lambda *a: iter(()),
+        (data.pack, "pack"): lambda *a, **k: Packed(2, 0, 0, 1, 99),
+        (data.show, "sheet"): lambda *a, **k: ("picture", []),
+        (data.show, "write_sheet"): lambda *a: None,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("command", "option"), [(command, option) for command in IMAGES for option in IMAGES[command]]
 )
 def test_data(command: str, option: str, reading: Calls):
-    arguments, function, argument, value = IMAGES[command][option]
-    given = [ALWAYS[name] for name in ALWAYS if name in IMAGES[command] and name != option]
-    words = [word for part in given for word in part]
-    if option == "source":
-        words = [*arguments, *words]
-        arguments = []
-    elif option == "target":
-        words = ["folder", *arguments]
-        arguments = []
-    if option not in ALWAYS:
-        invoke("data", command, *words)
+    arguments, place, value = IMAGES[command][option]
+    required = {name: given for name, given in REQUIRED.items() if name in IMAGES[command]}
+    if option in REQUIRED:
+        required[option], arguments = arguments, ""
+    else:
+        invoke("data", command, *" ".join(required.values()).split())
         for name, calls in reading.items():
             if calls and name in DEFAULTS:
                 expected = DEFAULTS[name]
                 assert {key: calls[-1][key] for key in expected} == expected
-    invoke("data", command, *words, *arguments)
-    assert reading[function][-1][argument] == value
+    invoke("data", command, *" ".join([*required.values(), arguments]).split())
+    assert passed(reading, place) == value
 
 
 @pytest.mark.parametrize(
@@ -1015,7 +910,7 @@ def test_sizes_have_units(text: str, count: int):
 
 def test_bad_images_are_listed_up_to_a_number(reading: Calls, monkeypatch):
     bad = [BadImage(n, f"image {n}", "none") for n in range(data_commands.ROWS + 2)]
-    monkeypatch.setattr(barlow_fast.data.check, "bad_images", lambda *a: iter(bad))
+    monkeypatch.setattr(data.check, "bad_images", lambda *a: iter(bad))
     output = invoke("data", "check", "folder", code=1)
     assert f"image {data_commands.ROWS - 1} " in output
     assert f"image {data_commands.ROWS} " not in output
@@ -1025,13 +920,13 @@ def test_bad_images_are_listed_up_to_a_number(reading: Calls, monkeypatch):
 
 # Exports, and what remains.
 
-EXPORT: dict[str, tuple[list[str], str, str, Any]] = {
-    "checkpoint": ([], "load_encoder", "path", Path("in.pt")),
-    "out": ([], "export", "path", Path("out.pth")),
-    "format": (["--format", "timm"], "export", "format", "timm"),
-    "encoder": (["--encoder", "convnext_tiny"], "load_encoder", "encoder", "convnext_tiny"),
-    "channels": (["--channels", "1"], "load_encoder", "channels", 1),
-    "image_size": (["--image-size", "40"], "load_encoder", "image_size", 40),
+EXPORT: dict[str, Case] = {
+    "checkpoint": ("", "load_encoder.path", Path("in.pt")),
+    "out": ("", "export.path", Path("out.pth")),
+    "format": ("--format timm", "export.format", "timm"),
+    "encoder": ("--encoder convnext_tiny", "load_encoder.encoder", "convnext_tiny"),
+    "channels": ("--channels 1", "load_encoder.channels", 1),
+    "image_size": ("--image-size 40", "load_encoder.image_size", 40),
 }
 
 
@@ -1043,21 +938,18 @@ def test_export(option: str, monkeypatch, tmp_path: Path):
         name="small", format="torchvision", features=8, channels=1, image_size=8,
         metadata={"assumed": []},
     )  # fmt: skip
-    calls = {
-        "load_encoder": record_calls(
-            monkeypatch, checkpoints, "load_encoder", lambda *a, **k: loaded
-        ),
-        "export": record_calls(monkeypatch, checkpoints, "export", lambda *a: None),
-    }
-    arguments, function, argument, value = EXPORT[option]
+    calls = recorded(monkeypatch, {
+        (checkpoints, "load_encoder"): lambda *a, **k: loaded,
+        (checkpoints, "export"): lambda *a: None,
+    })  # fmt: skip
+    arguments, place, value = EXPORT[option]
     invoke("export", "in.pt", "out.pth")
     assert calls["export"] == [
         {"pretrained": loaded, "path": Path("out.pth"), "format": "torchvision"}
     ]
-    if arguments:
-        assert calls[function][-1][argument] != value
-    invoke("export", "in.pt", "out.pth", *arguments)
-    assert calls[function][-1][argument] == value
+    assert (passed(calls, place) != value) == bool(arguments)
+    invoke("export", "in.pt", "out.pth", *arguments.split())
+    assert passed(calls, place) == value
 
 
 def test_the_format_is_reported_by_the_name(monkeypatch):
@@ -1114,17 +1006,17 @@ def test_every_help_text_is_a_phrase_with_its_default(parameter: Any):
 CHOICES: dict[tuple[str, str], Any] = {
     ("pretrain", "dataset"): data.DATASETS,
     ("pretrain", "views"): data.PRESETS,
-    ("pretrain", "on_bad_image"): barlow_fast.data.faults.POLICIES,
-    ("pretrain", "loader"): ("auto", *barlow_fast.data.loader.LOADERS),
+    ("pretrain", "on_bad_image"): POLICIES,
+    ("pretrain", "loader"): ("auto", *data.loader.LOADERS),
     ("pretrain", "precision"): training.config.PRECISIONS,
     ("pretrain", "compile_mode"): training.config.COMPILE,
     ("pretrain", "backend"): ("auto", *barlow_fast.kernels.KERNEL_SETS),
     ("pretrain", "device"): ("auto", "cpu", "cuda"),
     ("evaluate knn", "dataset"): data.DATASETS,
-    ("evaluate knn", "on_bad_image"): barlow_fast.data.faults.POLICIES,
+    ("evaluate knn", "on_bad_image"): POLICIES,
     ("evaluate knn", "device"): ("auto", "cpu", "cuda"),
     ("evaluate linear", "features"): evaluation.linear.FEATURES,
-    ("data pack", "on_bad_image"): barlow_fast.data.faults.POLICIES,
+    ("data pack", "on_bad_image"): POLICIES,
     ("data show", "preset"): data.PRESETS,
     ("export", "format"): checkpoints.FORMATS,
 }
@@ -1139,29 +1031,27 @@ def test_help_names_every_choice(command: str, name: str):
 
 def test_defaults_in_help_are_those_of_the_functions():
     """Those that are texts, because what is not given has a meaning of its own."""
-    shown = {
-        (command, p.name): p.show_default
-        for command in commands()
-        for p in commands()[command].params
-    }
+    found = {name: {p.name: p for p in command.params} for name, command in commands().items()}
+    shown = {(name, option): p.show_default for name in found for option, p in found[name].items()}
     linear, finetune = LinearSettings(), FinetuneSettings()
-    assert shown["evaluate linear", "epochs"] == str(linear.epochs)
-    assert shown["evaluate linear", "batch_size"] == str(linear.batch_size)
-    assert shown["evaluate linear", "lr"] == str(linear.learning_rate)
-    assert shown["evaluate linear", "stage_lr"] == str(linear.stage_learning_rate)
+    for option, value in (
+        ("epochs", linear.epochs), ("batch_size", linear.batch_size), ("lr", linear.learning_rate),
+        ("stage_lr", linear.stage_learning_rate),
+    ):  # fmt: skip
+        assert shown["evaluate linear", option] == str(value)
     for protocol in PROTOCOLS:
         assert shown[f"evaluate {protocol}", "test_fraction"] == "0.2"
         assert shown[f"evaluate {protocol}", "split_seed"] == "0"
     neighbours = ",".join(map(str, evaluation.knn.NEIGHBOURS))
     assert shown["evaluate knn", "k"].startswith(f"{neighbours},")
-    assert f"at most {barlow_fast.data.loader.MOST_PROCESSES}" in shown["pretrain", "workers"]
-    (count,) = (p.help for p in commands()["data show"].params if p.name == "count")
-    assert f"1 to {barlow_fast.data.show.MOST}" in count
-    defaults = {p.name: p.default for p in commands()["evaluate finetune"].params}
-    assert (defaults["epochs"], defaults["batch_size"]) == (finetune.epochs, finetune.batch_size)
-    defaults = {p.name: p.default for p in commands()["pretrain"].params}
-    fed_ = training.Feeding(defaults["loader"], None, defaults["on_bad_image"])
-    assert replace(fed_, timeout=defaults["worker_timeout"]) == training.Feeding()
+    assert f"at most {data.loader.MOST_PROCESSES}" in shown["pretrain", "workers"]
+    assert f"1 to {data.show.MOST}" in found["data show"]["count"].help
+    for option in ("epochs", "batch_size"):
+        assert found["evaluate finetune"][option].default == getattr(finetune, option)
+    loader, policy, timeout = (
+        found["pretrain"][option].default for option in ("loader", "on_bad_image", "worker_timeout")
+    )
+    assert training.Feeding(loader, None, policy, timeout) == training.Feeding()
 
 
 @pytest.mark.parametrize("flags", ["avx512_bf16", "amx_bf16", "avx2"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ended import running
+from ended import completed, running
 
 from barlow_fast import files
 from barlow_fast.checkpoints import archive, save_official
@@ -174,8 +174,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path):
 def ended() -> Process:
     """A process that has ended."""
     program = "from barlow_fast.files import this_process; print(this_process())"
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    machine, pid, start = printed.stdout.decode().strip().split("-")
+    machine, pid, start = completed(sys.executable, "-c", program).stdout.strip().split("-")
     return Process(machine, int(pid), int(start))
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from ended import completed
 
 import barlow_fast
 
@@ -155,9 +156,8 @@ def test_a_build_reports_what_it_lacks(loaded):
 
 def in_a_clone(code: str, *folders: Path) -> subprocess.CompletedProcess:
     """Python in the clone, without site-packages."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
-    command = [sys.executable, "-S", "-c", code]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    path = os.pathsep.join(map(str, folders))
+    return completed(sys.executable, "-S", "-c", code, cwd=ROOT, PYTHONPATH=path)
 
 
 def test_the_folder_of_a_clone_does_not_shadow_the_package(tmp_path):

@@ -8,17 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from commands import invoke
 from ended import SECONDS, group_gone, running
-from PIL import Image
-from typer.testing import CliRunner
+from sources import write_images
 
 from barlow_fast import checkpoints, cli, training
 from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.cli import tune
-from barlow_fast.cli.app import app
 from barlow_fast.data import check, pack, show, sources
 from barlow_fast.models import build_encoder
 from barlow_fast.training import images as run_images
@@ -37,12 +35,8 @@ SMALL = "--epochs 1 --batch-size 4 --projector 8-8 --loader pil --workers 2 --no
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    for number in range(24):
-        folder = tmp_path / "images" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = random.integers(0, 255, (9, 9, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for name in "ab":
+        write_images(tmp_path / "images" / name, 12, 9)
     return tmp_path / "images"
 
 
@@ -66,14 +60,11 @@ def test_while_workers_start(tmp_path: Path, images: Path, command: str, purpose
     torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
     call = [sys.executable, "-m", "barlow_fast", *command.split()]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
-    with running(
-        call, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with running(call, cwd=tmp_path, env=environment, **pipes) as process:
         _, printed = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, printed
-    lines = printed.splitlines()
-    assert len(lines) == 1, printed
-    line = lines[0]
+    (line,) = printed.splitlines()
     assert line.startswith("barlow-fast: ")
     assert ("--resume out/checkpoint.pt" in line) == command.startswith("pretrain")
     assert group_gone(process.pid)
@@ -108,8 +99,7 @@ def test_in_every_part_of_a_command(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(owner, function, interrupt)
-    result = CliRunner().invoke(app, command.split())
-    assert (result.exit_code, result.stderr) == (130, "barlow-fast: interrupted\n")
+    assert invoke(*command.split(), code=130).stderr == "barlow-fast: interrupted\n"
     left = {path.name for path in tmp_path.iterdir()} - {"images", "out"}
     assert not left
 

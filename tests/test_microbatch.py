@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -65,6 +66,25 @@ def assert_same_gradients(found: nn.Module, wanted: nn.Module, bound: float = 1e
         assert float((p.grad - q.grad).norm()) <= bound * largest, name
 
 
+def whole_batch(model: nn.Module) -> None:
+    plain(model, views())
+
+
+def explicit(model: nn.Module, pair: tuple[Tensor, Tensor] | None = None) -> None:
+    """The statistics of micro-batches of 4, with the graphs of all at once in memory."""
+    parts = [model(a, b) for a, b in zip(*(v.split(4) for v in pair or views()), strict=True)]
+    criterion(*(torch.cat(z) for z in zip(*parts, strict=True))).backward()
+
+
+def assert_as(by_hand: Callable[[nn.Module], None], model: nn.Module) -> nn.Module:
+    """Micro-batches of 4 have the gradients of a copy that `by_hand` differentiates."""
+    expected = copy.deepcopy(model)
+    by_hand(expected)
+    backward_in_microbatches(model, views(), criterion, 4)
+    assert_same_gradients(model, expected)
+    return expected
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 10, 11, 99])
 def test_the_gradient_of_the_whole_batch(size):
     model = Twins(encoder())
@@ -81,8 +101,7 @@ def test_the_gradient_of_the_whole_batch(size):
 
 
 def test_gradients_are_added_to_those_that_are_there():
-    model = Twins(encoder())
-    whole = copy.deepcopy(model)
+    model, whole = Twins(encoder()), Twins(encoder())
     for _ in range(2):
         plain(whole, views())
         backward_in_microbatches(model, views(), criterion, 4)
@@ -144,20 +163,24 @@ class Drawn(nn.Module):
         return self.inner(a), self.inner(b)
 
 
-def test_dropout_is_the_same_in_both_passes():
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, GPU])])
+def test_dropout_is_the_same_in_both_passes(device: str):
     """Against a whole batch whose masks are those of the micro-batches, concatenated."""
-    model = Drawn(encoder(dropout=0.5))
+    model = Drawn(encoder(dropout=0.5)).to(device)
     whole = copy.deepcopy(model)
+    pair = tuple(v.to(device) for v in views())
     torch.manual_seed(7)
-    parts = [whole(a, b) for a, b in zip(*(v.split(4) for v in views()), strict=True)]
-    criterion(*(torch.cat(z) for z in zip(*parts, strict=True))).backward()
-    next_number = torch.rand(())
+    explicit(whole, pair)
+    next_number = torch.rand((), device=device)
     torch.manual_seed(7)
-    backward_in_microbatches(model, views(), criterion, 4)
+    backward_in_microbatches(model, pair, criterion, 4)
     assert_same_gradients(model, whole)
     assert model.noise[:3] == model.noise[3:] == whole.noise
     assert len(set(map(float, whole.noise))) == 3
-    assert torch.equal(torch.rand(()), next_number)
+    assert torch.equal(torch.rand((), device=device), next_number)
 
 
 def test_random_numbers_of_the_criterion_are_not_drawn_again():
@@ -171,18 +194,12 @@ def test_random_numbers_of_the_criterion_are_not_drawn_again():
     assert float(torch.rand(())) not in map(float, drawn)
 
 
-def explicit(model: nn.Module, size: int) -> None:
-    """The same statistics with the graphs of all micro-batches at once in memory."""
-    parts = [model(a, b) for a, b in zip(*(v.split(size) for v in views()), strict=True)]
-    criterion(*(torch.cat(z) for z in zip(*parts, strict=True))).backward()
-
-
 def test_batch_norm_is_that_of_the_micro_batches():
     model = Twins(encoder("batch"))
     model.register_buffer("untouched", torch.ones(3))
     by_hand, whole = copy.deepcopy(model), copy.deepcopy(model)
     for _ in range(2):
-        explicit(by_hand, 4)
+        explicit(by_hand)
         backward_in_microbatches(model, views(), criterion, 4)
         plain(whole, views())
     assert_same_gradients(model, by_hand)
@@ -196,11 +213,7 @@ def test_batch_norm_is_that_of_the_micro_batches():
 
 
 def test_batch_norm_in_evaluation_is_exact():
-    model = Twins(encoder("batch")).eval()
-    whole = copy.deepcopy(model)
-    plain(whole, views())
-    backward_in_microbatches(model, views(), criterion, 4)
-    assert_same_gradients(model, whole)
+    assert_as(whole_batch, Twins(encoder("batch")).eval())
 
 
 class Exchanged(nn.Module):
@@ -218,20 +231,14 @@ class Exchanged(nn.Module):
 
 def test_outputs_that_depend_on_buffers_and_buffers_that_are_exchanged():
     model = Exchanged()
-    by_hand = copy.deepcopy(model)
-    explicit(by_hand, 4)
-    backward_in_microbatches(model, views(), criterion, 4)
-    assert_same_gradients(model, by_hand)
+    by_hand = assert_as(explicit, model)
     assert float(model.count) == float(by_hand.count) == 3
 
 
 def test_spectral_norm():
     model = Twins(encoder())
     model.encoder[5] = nn.utils.parametrizations.spectral_norm(model.encoder[5])
-    by_hand = copy.deepcopy(model)
-    explicit(by_hand, 4)
-    backward_in_microbatches(model, views(), criterion, 4)
-    assert_same_gradients(model, by_hand)
+    assert_as(explicit, model)
 
 
 def test_buffers_are_put_back_if_the_first_pass_fails():
@@ -251,7 +258,7 @@ def test_gradient_checkpointing_inside():
     model = Checkpointed(encoder(dropout=0.5))
     by_hand = Twins(copy.deepcopy(model.encoder))
     torch.manual_seed(3)
-    explicit(by_hand, 4)
+    explicit(by_hand)
     torch.manual_seed(3)
     backward_in_microbatches(model, views(), criterion, 4)
     assert_same_gradients(model, by_hand)
@@ -322,6 +329,18 @@ def test_autocast(given):
     # Sums over micro-batches are rounded to bfloat16 once in the one and three times in the other.
     assert_same_gradients(model, by_hand, 0.02)
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_float64_is_kept_under_autocast():
+    found, whole = Twins(encoder()), Twins(encoder())
+    with torch.autocast("cpu", torch.bfloat16):
+        plain(whole, views())
+        for size in (4, N):
+            found.zero_grad()
+            loss = backward_in_microbatches(found, views(), criterion, size)
+            assert loss.dtype == torch.float64
+            assert {p.grad.dtype for p in found.parameters()} == {torch.float64}
+            assert_same_gradients(found, whole)
 
 
 def test_the_scaler_scales():
@@ -402,19 +421,3 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(error, match=text):
             backward_in_microbatches(model, (a, b), criterion, 4, call=call)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_dropout_on_a_device():
-    model = Drawn(encoder(dropout=0.5)).cuda()
-    whole = copy.deepcopy(model)
-    pair = tuple(v.cuda() for v in views())
-    torch.manual_seed(7)
-    parts = [whole(a, b) for a, b in zip(*(v.split(4) for v in pair), strict=True)]
-    criterion(*(torch.cat(z) for z in zip(*parts, strict=True))).backward()
-    next_number = torch.rand((), device="cuda")
-    torch.manual_seed(7)
-    backward_in_microbatches(model, pair, criterion, 4)
-    assert_same_gradients(model, whole)
-    assert torch.equal(torch.rand((), device="cuda"), next_number)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ended import SECONDS
+from ended import completed, tracked
 
 import barlow_fast
 
@@ -95,35 +93,18 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
         pytest.importorskip(library, minversion=version)
     folder = tmp_path_factory.mktemp("dist")
     # CMake is requested by pyproject.toml and not needed without the native kernels.
-    command = [sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check"]
-    command += ["--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"BARLOW_FAST_NATIVE": "skip"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
+    options = ["--no-isolation", "--skip-dependency-check", "--outdir", folder]
+    done = completed(sys.executable, "-m", "build", *options, ROOT, BARLOW_FAST_NATIVE="skip")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")
     return sdist, wheel
 
 
-def tracked(*folders: str) -> set[str]:
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", *folders], capture_output=True, text=True
-    )
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    return set(listed.stdout.splitlines())
-
-
 def test_the_sdist_holds_what_builds_and_tests_it(built):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = tracked("barlow_fast", "kernels", "tests", "docs", "examples", "bench")
-    wanted = {name for name in wanted if (ROOT / name).is_file()}
+    wanted = {*tracked("barlow_fast", "kernels", "tests", "docs", "examples", "bench")}
     wanted |= {"pyproject.toml", "setup.py", "CMakeLists.txt", "LICENSE", "README.md"}
     wanted |= {"CHANGELOG.md", "CITATION.cff", "Makefile", "mkdocs.yml"}
     assert not wanted - names, sorted(wanted - names)
@@ -140,11 +121,6 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built):
     sources = {name for name in tracked("barlow_fast") if name.endswith(".py")}
     kernels = {name for name in tracked("kernels") if name.endswith(".py")}
     sources |= {f"barlow_fast/{name}" for name in kernels if not name.startswith("kernels/hub/")}
-    sources = {
-        name
-        for name in sources
-        if (ROOT / name).is_file() or (ROOT / name.removeprefix("barlow_fast/")).is_file()
-    }
     assert not sources - names, sorted(sources - names)
     assert "barlow_fast/py.typed" in names
     tops = {name.split("/")[0] for name in names}
@@ -171,11 +147,7 @@ def test_the_address_of_the_repository_is_in_one_place():
     (address,) = re.findall(
         r"^    git clone https://(.+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M
     )
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "grep", "-lF", address, "--", ":!CHANGELOG.md"],
-        capture_output=True,
-        text=True,
-    )
+    listed = completed("git", "-C", ROOT, "grep", "-lF", address, "--", ":!CHANGELOG.md")
     if listed.returncode > 1:
         pytest.skip("not a git checkout")
     assert listed.stdout.split() == ["README.md"]

@@ -4,12 +4,12 @@ README.md, and suites that do not depend on the device."""
 from __future__ import annotations
 
 import ast
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import bans
 import pytest
+from ended import tracked
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
@@ -21,15 +21,6 @@ PUBLIC = {"barlow_twins_loss", "ViewLoader.__init__", "evaluate_linear"}
 # Kernels take pointers, strides and sizes; commands take one parameter per option.
 UNLIMITED = ("kernels/", "barlow_fast/cli/")
 DEVICE_KINDS = {"cpu", "cuda"}
-
-
-def tracked() -> list[str]:
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True
-    )
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    return [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
 
 
 def test_no_large_generated_file_is_tracked():

@@ -7,11 +7,9 @@ import contextlib
 import io
 import json
 import logging
-import os
 import random
 import re
 import shlex
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -21,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 import typer
-from ended import SECONDS
+from ended import completed
 from PIL import Image
+from sources import write_encoder
 from typer.testing import CliRunner
 
-from barlow_fast import cli, inputs, terminal
+from barlow_fast import inputs, terminal
 from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS, datasets
 from barlow_fast.data.decoding import decode
@@ -220,16 +219,6 @@ from barlow_fast import terminal
 """
 
 
-def main(code: str, **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        env=os.environ | variables,
-        timeout=SECONDS,
-        check=False,
-    )
-
-
 def test_logs_warnings_and_tracebacks_are_escaped():
     code = (
         "terminal.install()\n"
@@ -237,12 +226,11 @@ def test_logs_warnings_and_tracebacks_are_escaped():
         "warnings.warn('warned \\x1b[31m')\n"
         "raise ValueError('raised \\x1b[31m')\n"
     )
-    found = main(ALONE + code)
+    found = completed(sys.executable, "-c", ALONE + code)
     assert found.returncode == 1
-    error = found.stderr.decode()
-    assert not controls(error)
+    assert not controls(found.stderr)
     for word in ("logged", "warned", "raised"):
-        assert f"{word} \\x1b[31m" in error
+        assert f"{word} \\x1b[31m" in found.stderr
 
 
 def test_a_handler_that_is_there_stays():
@@ -251,18 +239,8 @@ def test_a_handler_that_is_there_stays():
         "terminal.install()\n"
         "logging.getLogger('x').warning('logged')\n"
     )
-    found = main(ALONE + code)
-    assert (found.stdout, found.stderr) == (b"mine logged\n", b"")
-
-
-def test_without_libraries_the_error_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "REQUIRED", ("no_such_library",))
-    monkeypatch.setattr(sys, "argv", ["barlow-fast", "data"])
-    monkeypatch.setattr(terminal, "install", lambda: None)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("barlow-fast: no_such_library not found")
+    found = completed(sys.executable, "-c", ALONE + code)
+    assert (found.stdout, found.stderr) == ("mine logged\n", "")
 
 
 # ---- Pillow's warnings
@@ -319,11 +297,10 @@ def test_words_of_the_environment(monkeypatch):
 
 def test_a_variable_is_named_in_one_line():
     code = "from barlow_fast.cli import main; import sys; sys.argv[1:] = ['doctor']; main()"
-    found = main(code, BARLOW_FAST_CPU_POOL_MIB="abc")
+    found = completed(sys.executable, "-c", code, BARLOW_FAST_CPU_POOL_MIB="abc")
     assert found.returncode != 0
-    error = found.stderr.decode()
-    assert "Traceback" not in error
-    assert re.search("barlow-fast: .*BARLOW_FAST_CPU_POOL_MIB must be .*'abc'", error)
+    assert "Traceback" not in found.stderr
+    assert re.search("barlow-fast: .*BARLOW_FAST_CPU_POOL_MIB must be .*'abc'", found.stderr)
 
 
 # ---- whatever they are given
@@ -388,15 +365,7 @@ def prepare(here: Path) -> None:
         for number in range(3):
             folder(here / "labelled" / name, str(number))
     (here / "views.yaml").write_text(replace(PRESETS["cifar"], name="small").to_yaml())
-    encoder = build_encoder("small", channels=3, image_size=8, widths=(4, 8))
-    content = {
-        "format": "barlow_fast.pretrain",
-        "version": 1,
-        "config": {"encoder": "small", "encoder_widths": [4, 8], "encoder_grid": 2},
-        "image": {"channels": 3, "size": 8, "mean": [0.5] * 3, "std": [0.5] * 3},
-        "model": {f"encoder.{name}": value for name, value in encoder.state_dict().items()},
-    }
-    torch.save(content, here / "checkpoint.pt")
+    write_encoder(here / "checkpoint.pt", 3)
 
 
 def test_settings_are_taken_or_refused(here: Path):

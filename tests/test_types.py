@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import shutil
-import subprocess
 import sys
 import typing
 from pathlib import Path
 
 import pytest
+from ended import completed
 
 from barlow_fast import BarlowTwinsLoss, arguments, barlow_twins_loss, explain, ops
 from barlow_fast.adapters import standardised
@@ -148,17 +147,9 @@ def test_mypy_finds_wrong_words_and_no_fault_in_right_ones(tmp_path):
     shutil.copytree(ROOT / "kernels", package / "kernels")
     (tmp_path / "right.py").write_text(CORRECT)
     (tmp_path / "wrong.py").write_text(CORRECT + "\n".join(WRONG) + "\n")
-    command = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--strict",
-        "--follow-imports=silent",
-        "right.py",
-        "wrong.py",
-    ]
-    environment = os.environ | {"MYPYPATH": str(package.parent)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = ["mypy", "--strict", "--follow-imports=silent", "right.py", "wrong.py"]
+    path = str(package.parent)
+    done = completed(sys.executable, "-m", *command, cwd=tmp_path, MYPYPATH=path)
     lines = [line for line in done.stdout.splitlines() if ": error: " in line]
     first = CORRECT.count("\n") + 1
     assert {line.split(": error: ")[0] for line in lines} == {

@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import apart_on_ranks
 import pytest
 import torch.distributed as dist
 from launched import torchrun
+from scenarios import part_of
 
 from barlow_fast.data import ImageDataset, load
-from barlow_fast.training import PretrainConfig, configure, reporting
+from barlow_fast.training import Hook, PretrainConfig, Trainer, configure, reporting
 from barlow_fast.training.reporting.finishing import Report
 
 
 @pytest.fixture(scope="session")
 def small_digits() -> ImageDataset:
     """200 training and 100 test images."""
-    digits = load("digits")
-    return replace(
-        digits,
-        train_images=digits.train_images[:200],
-        train_labels=digits.train_labels[:200],
-        test_images=digits.test_images[:100],
-        test_labels=digits.test_labels[:100],
-    )
+    return part_of(load("digits"), 200, 100)
 
 
 @pytest.fixture
 def small_config() -> PretrainConfig:
     """4 epochs of 6 steps; the Gram form, as by default."""
     return configure(
-        "digits",
-        epochs=4,
-        batch_size=32,
-        encoder_widths=(8, 16),
-        projector=(32, 64),
-        warmup_epochs=1,
-        evaluate_every=2,
-        precision="fp32",
-    )
+        "digits", epochs=4, batch_size=32, encoder_widths=(8, 16), projector=(32, 64),
+        warmup_epochs=1, evaluate_every=2, precision="fp32",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def start(small_config, small_digits) -> Callable[..., Trainer]:
+    """A trainer of `small_config` with changes, at its beginning or at a checkpoint."""
+
+    def ready(
+        *hooks: Hook, path: Path | None = None, resume: Path | None = None, **changes: Any
+    ) -> Trainer:
+        trainer = Trainer(replace(small_config, **changes), small_digits, "cpu", path, hooks)
+        if resume is not None:
+            trainer.resume(resume)
+        trainer.network.train()
+        return trainer
+
+    return ready
+
+
+@pytest.fixture
+def train(start) -> Callable[..., Trainer]:
+    """`start`, and the run to its end."""
+
+    def run(*hooks: Hook, **options: Any) -> Trainer:
+        trainer = start(*hooks, **options)
+        trainer.run()
+        return trainer
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +68,7 @@ def two_ranks(tmp_path_factory) -> Path:
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch has no gloo")
     folder = tmp_path_factory.mktemp("ranks")
-    if importlib.util.find_spec("PIL"):
-        apart_on_ranks.write_folders(folder)
+    apart_on_ranks.write_folders(folder)
     done = torchrun(Path(__file__).parent / "run_on_ranks.py", folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder

@@ -11,17 +11,9 @@ from barlow_fast.data import ImageDataset, load
 from barlow_fast.training import Trainer, configure
 
 CONFIG = configure(
-    "digits",
-    epochs=2,
-    batch_size=32,
-    encoder_widths=(8, 16),
-    projector=(32, 64),
-    warmup_epochs=0,
-    evaluate_every=1,
-    optimizer="lars",
-    learning_rate=0.2,
-    precision="fp32",
-)
+    "digits", epochs=2, batch_size=32, encoder_widths=(8, 16), projector=(32, 64), warmup_epochs=0,
+    evaluate_every=1, optimizer="lars", learning_rate=0.2, precision="fp32",
+)  # fmt: skip
 
 # On two ranks; alone, `parallel` has no meaning.
 SCENARIOS = {
@@ -39,16 +31,17 @@ KINDS = {
 }
 
 
+def part_of(data: ImageDataset, train: int, test: int) -> ImageDataset:
+    """The first images."""
+    return replace(
+        data, train_images=data.train_images[:train], train_labels=data.train_labels[:train],
+        test_images=data.test_images[:test], test_labels=data.test_labels[:test],
+    )  # fmt: skip
+
+
 def digits() -> ImageDataset:
     """128 training and 60 test images."""
-    whole = load("digits")
-    return replace(
-        whole,
-        train_images=whole.train_images[:128],
-        train_labels=whole.train_labels[:128],
-        test_images=whole.test_images[:60],
-        test_labels=whole.test_labels[:60],
-    )
+    return part_of(load("digits"), 128, 60)
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:

@@ -9,30 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import Recording
 from scenarios import CONFIG, digits
 
-from barlow_fast.training import Hook, Ranks, Trainer, TrainingInterrupted
+from barlow_fast.training import Ranks, Trainer, TrainingInterrupted
 
 # Three steps of 40 images an epoch; 8 of 128 images are left out.
 RUN = replace(CONFIG, batch_size=40)
 
 
-class Moments(Hook):
-    """Which hooks were called."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def stepped(self, trainer: Trainer, step: dict[str, Any]) -> None:
-        self.seen.append("stepped")
-
-    def epoch_ended(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self.seen.append("epoch_ended")
-
-
 def report(folder: Path, ranks: Ranks) -> None:
     """Writes `state-RANK.json`."""
-    moments, seeds, samples = Moments(), [], []
+    moments, seeds, samples = Recording(), [], []
     path = folder / "state.pt"
     found: dict[str, Any] = {
         "agreed": [ranks.agree(ranks.rank == 1), ranks.agree(False)],
@@ -50,7 +38,7 @@ def report(folder: Path, ranks: Ranks) -> None:
         whole.next_batch = next_batch
         whole.run()
         found |= {
-            "moments": moments.seen,
+            "moments": moments.moments,
             "seeds": seeds[:6],
             "samples": samples[:3],
             "images": [r["images_per_second"] * r["seconds"] for r in whole.history],

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from options import record_calls
 
 from barlow_fast.data import load
 from barlow_fast.models import build_twins
 from barlow_fast.training import PRESETS, Trainer, configure, estimate
+from barlow_fast.training.estimate import Memory, check_memory, estimate_memory
 
 CPU = torch.device("cpu")
 CONFIG = configure(
@@ -41,35 +43,98 @@ def test_activations_are_those_of_a_real_step(changes: dict):
     with Trainer(config, load("digits")) as trainer:
         trainer.network.train()
         real = kept_bytes(trainer)
-    guess = estimate.estimate_memory(config, 1, 8, CPU)
+    guess = estimate_memory(config, 1, 8, CPU)
     assert guess.activations == pytest.approx(real, rel=0.1)
 
 
-def test_what_is_kept_shrinks_with_micro_batches_recomputation_and_shards():
+def test_what_every_option_takes(monkeypatch):
+    plain = estimate_memory(CONFIG, 1, 8, CPU)
+    model = build_twins(channels=1, image_size=8, encoder_widths=(16, 32), projector=(128, 256))
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    assert plain.parameters == plain.gradients == weights
+    assert plain.optimizer == 2 * weights
+    views, embeddings = 2 * 64 * 8 * 8 * 4, 2 * 64 * 256 * 4
+    assert plain.batch == views + 2 * embeddings
+
+    def changed(ranks: int = 1, **changes) -> Memory:
+        memory = estimate_memory(replace(CONFIG, **changes), 1, 8, CPU, ranks)
+        assert memory.total > memory.activations + memory.parameters
+        return memory
+
+    for optimizer in ("lars", "sgd"):
+        assert changed(optimizer=optimizer).optimizer == weights
+        assert changed(optimizer=optimizer, momentum=0.0).optimizer == 0
+    # Two numbers of 16 bits in the place of one.
+    half = changed(precision="bf16")
+    assert half.activations == pytest.approx(plain.activations / 2, abs=1)
+    assert (half.batch, half.parameters) == (views + embeddings, weights)
+    # A part of the batch on each rank; shards of the weights only where they are cut.
+    shared, cut = changed(4), changed(4, parallel="fsdp")
+    assert shared.activations == pytest.approx(plain.activations / 4, abs=1)
+    assert (shared.batch, shared.parameters) == (plain.batch // 4, weights)
+    assert (cut.parameters, cut.gradients, cut.optimizer) == (
+        weights // 4, weights // 4, weights // 2,
+    )  # fmt: skip
+    assert changed(parallel="fsdp") == plain
+    parts = changed(micro_batch_size=16)
+    assert parts.activations == pytest.approx(plain.activations / 4, abs=1)
+    assert parts.batch == plain.batch
+    assert estimate_memory(CONFIG, 1, 16, CPU).activations > 3 * plain.activations
+    assert estimate_memory(CONFIG, 3, 8, CPU).batch == 3 * views + 2 * embeddings
+    assert estimate_memory(CONFIG, 3, 8, CPU).parameters == weights + 4 * 2 * 16 * 9
+    monkeypatch.setattr(estimate, "resolved_precision", lambda config, device: device)
+    with pytest.raises(AttributeError):
+        estimate_memory(CONFIG, 1, 8, "the device")
+
+
+def test_recomputation_keeps_less_of_a_resnet():
     config = replace(PRESETS["imagenet100"], batch_size=64)
-    whole = estimate.estimate_memory(config, 3, 64, CPU)
-    parts = estimate.estimate_memory(replace(config, micro_batch_size=16), 3, 64, CPU)
-    again = estimate.estimate_memory(replace(config, checkpoint_activations=True), 3, 64, CPU)
-    shards = estimate.estimate_memory(replace(config, parallel="fsdp"), 3, 64, CPU, ranks=4)
-    assert parts.activations == pytest.approx(whole.activations / 4, rel=0.01)
+    whole = estimate_memory(config, 3, 64, CPU)
+    again = estimate_memory(replace(config, checkpoint_activations=True), 3, 64, CPU)
     assert again.activations < 0.6 * whole.activations
-    assert shards.parameters == whole.parameters // 4
     model = build_twins("resnet18", image_size=64, projector=config.projector)
     assert whole.parameters == 4 * sum(p.numel() for p in model.parameters())
-    for memory in (whole, parts, again, shards):
-        assert memory.total > memory.activations + memory.parameters
+
+
+def test_the_loss_is_planned_as_it_runs(monkeypatch):
+    received = record_calls(monkeypatch, estimate, "explain", lambda *a, **k: None)
+    estimate.plan_loss(replace(CONFIG, backend="aten", precision="bf16"), CPU, 4, 2)
+    (call,) = received
+    assert list(call.values())[:4] == [64, 256, torch.bfloat16, CPU]
+    assert (call["backend"], call["world_size"], call["nodes"]) == ("aten", 4, 2)
+
+
+def test_what_is_free_decides(monkeypatch):
+    memory, free, asked = Memory(100, 100, 150, 650, 0, 0), [1150], []
+    assert memory.total == 1150
+    monkeypatch.setattr(
+        estimate, "available_memory", lambda device: asked.append(device) or free[0]
+    )
+    check_memory(memory, CONFIG, CPU)
+    assert asked == [CPU]
+    free[0] = 1149
+    with pytest.raises(ValueError, match=r"--micro-batch-size 16 .*checkpoint_activations=true"):
+        check_memory(memory, CONFIG, CPU)
+    recomputed = replace(CONFIG, checkpoint_activations=True, micro_batch_size=32)
+    with pytest.raises(ValueError, match=r"--micro-batch-size 8 \(") as refused:
+        check_memory(memory, recomputed, CPU)
+    assert "checkpoint_activations" not in str(refused.value)
+    assert "narrower" not in str(refused.value)
+    with pytest.raises(ValueError, match="narrower --projector") as refused:
+        check_memory(Memory(300, 300, 600, 0, 0, 0), CONFIG, CPU)
+    assert "micro-batch" not in str(refused.value)
 
 
 def test_what_does_not_fit_is_refused_with_what_helps(monkeypatch):
     monkeypatch.setattr(estimate, "available_memory", lambda device: 2**30)
     config = PRESETS["imagenet-1000ep"]
-    memory = estimate.estimate_memory(config, 3, 224, CPU)
+    memory = estimate_memory(config, 3, 224, CPU)
     with pytest.raises(ValueError, match=r"(?s)does not fit.*--micro-batch-size 512.*--batch-size"):
-        estimate.check_memory(memory, config, CPU)
-    small = estimate.estimate_memory(CONFIG, 1, 8, CPU)
-    estimate.check_memory(small, CONFIG, CPU)
+        check_memory(memory, config, CPU)
+    small = estimate_memory(CONFIG, 1, 8, CPU)
+    check_memory(small, CONFIG, CPU)
     monkeypatch.setattr(estimate, "available_memory", lambda device: None)
-    estimate.check_memory(memory, config, CPU)
+    check_memory(memory, config, CPU)
 
 
 def test_this_machine_reports_its_memory():

@@ -6,6 +6,7 @@ ignored looks like any other until somebody depends on it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from options import assert_covered
+from options import assert_covered, record_calls
+from runs import Recording
+from scenarios import part_of
 from torch import Tensor, nn
 
 from barlow_fast import plan
@@ -42,15 +45,9 @@ from barlow_fast.training.feeding import VIEWS_OF
 
 CPU = torch.device("cpu")
 BASE = configure(
-    "digits",
-    epochs=3,
-    batch_size=32,
-    encoder_widths=(4, 8),
-    projector=(16, 24),
-    warmup_epochs=1,
-    evaluate_every=3,
-    precision="fp32",
-)
+    "digits", epochs=3, batch_size=32, encoder_widths=(4, 8), projector=(16, 24), warmup_epochs=1,
+    evaluate_every=3, precision="fp32",
+)  # fmt: skip
 # Plain steps of LARS: what an optimizer's setting does can be computed from outside.
 LARGE_STEPS = replace(BASE, optimizer="lars", learning_rate=0.3, momentum=0.0, warmup_epochs=0)
 
@@ -89,15 +86,7 @@ class Surroundings(SimpleNamespace):
 
 @pytest.fixture
 def around(small_digits: ImageDataset, tmp_path: Path, monkeypatch) -> Surroundings:
-    """100 training and 40 test images."""
-    data = replace(
-        small_digits,
-        train_images=small_digits.train_images[:100],
-        train_labels=small_digits.train_labels[:100],
-        test_images=small_digits.test_images[:40],
-        test_labels=small_digits.test_labels[:40],
-    )
-    return Surroundings(data=data, folder=tmp_path, patch=monkeypatch)
+    return Surroundings(data=part_of(small_digits, 100, 40), folder=tmp_path, patch=monkeypatch)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(PretrainConfig)])
@@ -109,26 +98,14 @@ def test_every_setting_has_a_case():
     assert_covered(PretrainConfig, CASES)
 
 
-def recorded(around: Surroundings, owner: Any, name: str, result: Any = None) -> list:
-    """Calls of `owner.name`, as (positional, keyword); it returns `result`, or what it did."""
-    calls, plain = [], getattr(owner, name)
-
-    def record(*arguments: Any, **options: Any) -> Any:
-        calls.append((arguments, options))
-        return plain(*arguments, **options) if result is None else result
-
-    around.patch.setattr(owner, name, record)
-    return calls
-
-
 # What is learned from.
 
 
 @case("dataset")
 def _(around):
-    calls = recorded(around, images, "load", around.data)
+    calls = record_calls(around.patch, images, "load", lambda *_: around.data)
     images.load_images(replace(BASE, dataset="fashion-mnist"), around.folder, Ranks(CPU))
-    assert calls == [(("fashion-mnist", around.folder), {})]
+    assert calls == [{"name": "fashion-mnist", "data_dir": around.folder}]
 
 
 @case("views")
@@ -216,24 +193,20 @@ def _(around):
 
 @case("backend")
 def _(around):
+    calls = record_calls(around.patch, plan, "choose_backend")
     for backend in ("aten", "auto"):
         trainer = around.trainer(backend=backend)
-        calls = recorded(around, plan, "choose_backend")
+        calls.clear()
         trainer.train_step()
-        assert calls[0][0][0] == backend
+        assert calls[0]["backend"] == backend
 
 
 # How it is learned.
 
 
-class Rates(Hook):
-    """The learning rates of every step, by group."""
-
-    def __init__(self) -> None:
-        self.seen: list[list[float]] = []
-
-    def stepped(self, trainer, step):
-        self.seen.append([group["lr"] for group in trainer.optimizer.param_groups])
+def assert_all_steps(around: Surroundings, changes: list[dict[str, Any]]) -> None:
+    for settings in changes:
+        assert_steps(around, **settings)
 
 
 @case("epochs")
@@ -259,9 +232,9 @@ def _(around):
 
 @case("optimizer")
 def _(around):
-    assert type(around.trainer(optimizer="lars").optimizer) is LARS
-    assert type(around.trainer(optimizer="adamw").optimizer) is torch.optim.AdamW
-    assert type(around.trainer(optimizer="sgd").optimizer) is torch.optim.SGD
+    kinds = {"lars": LARS, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    for name, kind in kinds.items():
+        assert type(around.trainer(optimizer=name).optimizer) is kind
     # The steps of LARS without its trust ratio.
     assert_steps(
         around, 3, optimizer="sgd", learning_rate=0.01, bias_learning_rate=0.02, momentum=0.6,
@@ -297,31 +270,15 @@ def assert_steps(around: Surroundings, steps: int = 1, **settings: Any) -> None:
             )
 
 
-@case("learning_rate")
-def _(around):
-    assert_steps(around, learning_rate=0.7)
-
-
-@case("bias_learning_rate")
-def _(around):
-    assert_steps(around, bias_learning_rate=0.01)
-    # 0 is a rate, and None that of the weights.
-    assert_steps(around, bias_learning_rate=0.0)
-
-
-@case("reference_batch_size")
-def _(around):
-    assert_steps(around, reference_batch_size=8, bias_learning_rate=0.05)
-
-
-@case("momentum")
-def _(around):
-    assert_steps(around, steps=3, momentum=0.6)
-
-
-@case("trust_coefficient")
-def _(around):
-    assert_steps(around, trust_coefficient=0.05)
+# What the steps of LARS depend on; 0 is a rate of biases, and None that of the weights.
+for _name, _changes in {
+    "learning_rate": [{"learning_rate": 0.7}],
+    "bias_learning_rate": [{"bias_learning_rate": 0.01}, {"bias_learning_rate": 0.0}],
+    "reference_batch_size": [{"reference_batch_size": 8, "bias_learning_rate": 0.05}],
+    "momentum": [{"steps": 3, "momentum": 0.6}],
+    "trust_coefficient": [{"trust_coefficient": 0.05}],
+}.items():
+    CASES[_name] = functools.partial(assert_all_steps, changes=_changes)
 
 
 @case("weight_decay")
@@ -343,20 +300,20 @@ def _(around):
 
 @case("warmup_epochs")
 def _(around):
-    watch = Rates()
+    watch = Recording()
     around.run(BASE, watch, warmup_epochs=2)
     peak = BASE.learning_rate
-    weights, biases = zip(*watch.seen, strict=True)
+    weights, biases = zip(*watch.rates, strict=True)
     assert weights[:7] == biases[:7] == pytest.approx([peak * k / 6 for k in range(1, 7)] + [peak])
     assert weights[7] < peak
 
 
 @case("final_learning_rate")
 def _(around):
-    watch = Rates()
+    watch = Recording()
     around.run(LARGE_STEPS, watch, final_learning_rate=0.25, bias_learning_rate=0.1)
-    assert len(watch.seen) == 9
-    for step, rates in enumerate(watch.seen):
+    assert len(watch.rates) == 9
+    for step, rates in enumerate(watch.rates):
         course = 0.25 + 0.75 * 0.5 * (1 + math.cos(math.pi * step / 9))
         assert rates == pytest.approx([0.3 * course, 0.1 * course])
 
@@ -424,23 +381,18 @@ def model() -> BarlowTwinsModel:
 @case("sync_batch_norm")
 def _(around):
     plain = type(model().encoder[1])
-    kinds = {
-        (wanted, size): type(
-            parallel.prepare(
-                model(), replace(BASE, sync_batch_norm=wanted), Ranks(CPU, 0, size)
-            ).encoder[1]
-        )
-        for wanted in (True, False)
-        for size in (1, 2)
-    }
-    assert kinds.pop((True, 2)) is not plain
-    assert set(kinds.values()) == {plain}
+    for wanted, size in ((True, 1), (True, 2), (False, 1), (False, 2)):
+        config, ranks = replace(BASE, sync_batch_norm=wanted), Ranks(CPU, 0, size)
+        found = type(parallel.prepare(model(), config, ranks).encoder[1])
+        assert (found is plain) == ((wanted, size) != (True, 2))
 
 
 @case("parallel")
 def _(around):
-    shards = recorded(around, parallel, "_shard", result=False)
-    wraps = recorded(around, nn.parallel, "DistributedDataParallel", result=nn.Identity())
+    shards = record_calls(around.patch, parallel, "_shard", lambda *_, **__: False)
+    wraps = record_calls(
+        around.patch, nn.parallel, "DistributedDataParallel", lambda *_, **__: nn.Identity()
+    )
     for kind, size, seen in (("ddp", 2, (0, 1)), ("fsdp", 2, (1, 1)), ("fsdp", 1, (1, 1))):
         config, ranks = replace(BASE, parallel=kind), Ranks(CPU, 0, size)
         parallel.wrap(parallel.prepare(model(), config, ranks), config, ranks)
@@ -457,19 +409,13 @@ def _(around):
 
 
 @case("neighbours")
-def _(around):
-    calls = recorded(around, watching, "knn_accuracy")
-    around.trainer(neighbours=3).score()
-    assert [options["k"] for _, options in calls] == [3]
-
-
 @case("neighbour_images")
 def _(around):
-    calls = recorded(around, watching, "knn_accuracy")
-    around.trainer(neighbour_images=17).score()
-    ((train, labels, test, _), _) = calls[0]
-    assert (len(train), len(labels), len(test)) == (17, 17, 40)
-    assert torch.equal(labels, around.data.train_labels[:17])
+    calls = record_calls(around.patch, watching, "knn_accuracy")
+    around.trainer(neighbours=3, neighbour_images=17).score()
+    (call,) = calls
+    assert (call["k"], len(call["train_features"]), len(call["test_features"])) == (3, 17, 40)
+    assert torch.equal(call["train_labels"], around.data.train_labels[:17])
 
 
 class Clock:
@@ -524,28 +470,24 @@ def _(around):
 
 
 # The limits of the settings. name: (accepted, refused)
+NO_NUMBERS = (math.inf, math.nan)
 LIMITS: dict[str, tuple[tuple, tuple]] = {
-    "encoder_grid": ((1,), (0,)),
-    "evaluate_every": ((1,), (0,)),
-    "neighbours": ((1,), (0,)),
-    "neighbour_images": ((1,), (0,)),
-    "keep_checkpoints": ((1,), (0,)),
-    "checkpoint_every": ((1, None), (0,)),
-    "reference_batch_size": ((1, None), (0,)),
+    **dict.fromkeys(
+        ("encoder_grid", "evaluate_every", "neighbours", "neighbour_images", "keep_checkpoints"),
+        ((1,), (0,)),
+    ),
+    **dict.fromkeys(("checkpoint_every", "reference_batch_size"), ((1, None), (0,))),
     "epochs": ((5, 6), (0, 4)),  # 5 of warm-up
     "batch_size": ((2,), (1,)),
     "micro_batch_size": ((2, None), (0, 1)),
-    "encoder_widths": (((1,), [3, 1]), ((), (0,), (4, 0))),
-    "projector": (((1,), [3, 1]), ((), (0,), (4, 0))),
-    "learning_rate": ((1e-30,), (0.0, -1e-30, math.inf, math.nan)),
-    "scale": ((1e-30,), (0.0, -1e-30, math.inf, math.nan)),
-    "trust_coefficient": ((1e-30,), (0.0, -1e-30, math.inf, math.nan)),
-    "checkpoint_minutes": ((1e-30,), (0.0, -1e-30, math.inf, math.nan)),
-    "bias_learning_rate": ((0.0, None), (-1e-30, math.inf, math.nan)),
-    "lambd": ((0.0,), (-1e-30, math.inf, math.nan)),
-    "weight_decay": ((0.0,), (-1e-30, math.inf, math.nan)),
-    "momentum": ((0.0, 0.999), (-1e-9, 1.0, math.nan)),
-    "final_learning_rate": ((0.0, 0.999), (-1e-9, 1.0, math.nan)),
+    **dict.fromkeys(("encoder_widths", "projector"), (((1,), [3, 1]), ((), (0,), (4, 0)))),
+    **dict.fromkeys(
+        ("learning_rate", "scale", "trust_coefficient", "checkpoint_minutes"),
+        ((1e-30,), (0.0, -1e-30, *NO_NUMBERS)),
+    ),
+    "bias_learning_rate": ((0.0, None), (-1e-30, *NO_NUMBERS)),
+    **dict.fromkeys(("lambd", "weight_decay"), ((0.0,), (-1e-30, *NO_NUMBERS))),
+    **dict.fromkeys(("momentum", "final_learning_rate"), ((0.0, 0.999), (-1e-9, 1.0, math.nan))),
     "warmup_epochs": ((0, 100), (-1, 101)),
     "seed": ((0, 2**64 - 1), (-1, 2**64)),
     "precision": (("auto", "fp32", "bf16", "fp16"), ("fp64", "")),
@@ -553,15 +495,12 @@ LIMITS: dict[str, tuple[tuple, tuple]] = {
     "parallel": (("ddp", "fsdp"), ("none",)),
     "compile": (("off", "default", "reduce-overhead", "max-autotune"), ("on",)),
     "stem": (("auto", "imagenet", "small"), ("large",)),
-}  # fmt: skip
+}
 UNLIMITED = {
-    "dataset": "a name or a path: looked up when it is loaded",
-    "views": "a name or a path: looked up when it is loaded",
+    **dict.fromkeys(("dataset", "views"), "a name or a path: looked up when it is loaded"),
     "encoder": "a name of another library: looked up when it is built",
     "backend": "checked by the loss",
-    "one_pass": "a flag",
-    "checkpoint_activations": "a flag",
-    "sync_batch_norm": "a flag",
+    **dict.fromkeys(("one_pass", "checkpoint_activations", "sync_batch_norm"), "a flag"),
 }
 
 
@@ -583,7 +522,8 @@ def test_every_setting_has_its_limits():
 
 
 def test_the_numbers_of_the_presets():
-    """Those that the paper and its recipes do not pin; `test_run_presets.py` has theirs."""
+    """The paper's: Zbontar et al. (ICML 2021), section 2.2, and the authors' code. Users compare
+    their scores with those of these numbers."""
     digits, files = PRESETS["digits"], PRESETS["files"]
     assert digits == PretrainConfig()
     assert digits.to_dict() == {
@@ -613,6 +553,7 @@ def test_the_numbers_of_the_presets():
         learning_rate=0.2, bias_learning_rate=0.0048, reference_batch_size=256, weight_decay=1e-6,
         warmup_epochs=10, evaluate_every=10, neighbours=20, checkpoint_every=1,
     )  # fmt: skip
+    assert paper.learning_rates == pytest.approx((0.2 * 2048 / 256, 0.0048 * 2048 / 256))
     small = replace(
         paper, dataset="cifar10", views="", encoder="resnet18", projector=(2048, 2048, 2048),
         batch_size=256, weight_decay=1e-4,
@@ -633,44 +574,18 @@ def test_the_numbers_of_the_presets():
 
 # What may change between a stop and the run that resumes: nothing that the weights depend on.
 CHANGED = {
-    "backend": "aten",
-    "compile": "default",
-    "checkpoint_activations": True,
-    "parallel": "fsdp",
-    "neighbours": 7,
-    "neighbour_images": 77,
-    "evaluate_every": 2,
-    "checkpoint_every": 3,
-    "checkpoint_minutes": 1.0,
-    "keep_checkpoints": 5,
-    "epochs": 4,
-}
+    "backend": "aten", "compile": "default", "checkpoint_activations": True, "parallel": "fsdp",
+    "neighbours": 7, "neighbour_images": 77, "evaluate_every": 2, "checkpoint_every": 3,
+    "checkpoint_minutes": 1.0, "keep_checkpoints": 5, "epochs": 4,
+}  # fmt: skip
 KEPT = {
-    "views": "fashion-mnist",
-    "encoder_widths": (4, 9),
-    "encoder_grid": 3,
-    "projector": (16, 25),
-    "one_pass": True,
-    "lambd": 0.01,
-    "scale": 2.0,
-    "batch_size": 30,
-    "micro_batch_size": 16,
-    "optimizer": "lars",
-    "learning_rate": 0.1,
-    "bias_learning_rate": 0.1,
-    "reference_batch_size": 16,
-    "momentum": 0.5,
-    "trust_coefficient": 0.1,
-    "weight_decay": 0.1,
-    "warmup_epochs": 2,
-    "final_learning_rate": 0.5,
-    "seed": 1,
-    "precision": "bf16",
-    "sync_batch_norm": False,
-    "dataset": "other",
-    "encoder": "resnet18",
-    "stem": "imagenet",
-}
+    "views": "fashion-mnist", "encoder_widths": (4, 9), "encoder_grid": 3, "projector": (16, 25),
+    "one_pass": True, "lambd": 0.01, "scale": 2.0, "batch_size": 30, "micro_batch_size": 16,
+    "optimizer": "lars", "learning_rate": 0.1, "bias_learning_rate": 0.1, "momentum": 0.5,
+    "reference_batch_size": 16, "trust_coefficient": 0.1, "weight_decay": 0.1, "warmup_epochs": 2,
+    "final_learning_rate": 0.5, "seed": 1, "precision": "bf16", "sync_batch_norm": False,
+    "dataset": "other", "encoder": "resnet18", "stem": "imagenet",
+}  # fmt: skip
 
 
 def test_every_setting_may_or_may_not_change_in_a_resumed_run():
@@ -735,11 +650,9 @@ def on_ranks(around: Surroundings) -> None:
     alone, received = passed_to_the_loader(around)
     assert received == PLAIN
     assert alone.criterion.process_group is None
-    refused = replace(BASE, batch_size=30)
-    with pytest.raises(ValueError, match="take 28 or 32"):
-        Trainer(refused, around.data, ranks=Ranks(CPU, 1, 4))
-    with pytest.raises(ValueError, match="take 4 or 4"):
-        Trainer(replace(BASE, batch_size=2), around.data, ranks=Ranks(CPU, 1, 4))
+    for size, message in ((30, "take 28 or 32"), (2, "take 4 or 4")):
+        with pytest.raises(ValueError, match=message):
+            Trainer(replace(BASE, batch_size=size), around.data, ranks=Ranks(CPU, 1, 4))
 
 
 def on_a_device(around: Surroundings) -> None:
@@ -763,17 +676,14 @@ def with_a_path(around: Surroundings) -> None:
 
 
 def with_hooks(around: Surroundings) -> None:
-    watch = Rates()
+    watch = Recording()
     Trainer(BASE, around.data, hooks=iter([watch])).run()
-    assert len(watch.seen) == 9
+    assert len(watch.rates) == 9
 
 
 TRAINER = {
-    "device": on_a_device,
-    "ranks": on_ranks,
-    "checkpoint_path": with_a_path,
-    "hooks": with_hooks,
-}
+    "device": on_a_device, "ranks": on_ranks, "checkpoint_path": with_a_path, "hooks": with_hooks
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TRAINER)

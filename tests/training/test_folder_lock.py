@@ -12,19 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import pretrain
 from ended import running, until
-from typer.testing import CliRunner
+from launched import pretraining
 
-from barlow_fast.cli.app import app
 from barlow_fast.files import this_process
 from barlow_fast.training import folder_lock, load_checkpoint, run_folder, save_checkpoint
 from barlow_fast.training.folder_lock import FILE, FolderInUse, FolderLock
 
 TINY = ["--epochs", "1", "--batch-size", "256", "--projector", "8-12", "encoder_widths=[4]"]
-
-
-def pretrain(*arguments: object):
-    return CliRunner().invoke(app, ["pretrain", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -178,34 +174,26 @@ input()
 
 
 def test_a_folder_is_free_at_once_when_its_process_is_dead(tmp_path: Path, undrawn):
-    assert pretrain(*TINY, "--no-tensorboard", "--out", tmp_path).exit_code == 0
+    pretrain(*TINY, "--no-tensorboard", "--out", tmp_path)
     command = [sys.executable, "-c", HOLDING, tmp_path]
     with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == "locked\n"
-        refused = pretrain("--resume", "auto", "--out", tmp_path)
-        assert refused.exit_code == 2
+        refused = pretrain("--resume", "auto", "--out", tmp_path, code=2)
         assert f"{tmp_path} is in use by process {process.pid} on " in refused.stderr
         assert len(refused.stderr.strip().splitlines()) == 1
         process.kill()
         process.wait()
-    resumed = pretrain("--resume", "auto", "--out", tmp_path)
-    assert resumed.exit_code == 0, resumed.output
+    pretrain("--resume", "auto", "--out", tmp_path)
     assert not (tmp_path / FILE).exists()
 
 
 @pytest.mark.slow
 def test_the_second_run_on_a_folder_is_refused_until_the_first_is_dead(tmp_path: Path, undrawn):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "barlow_fast", "pretrain", *TINY, "epochs=50000"]
-    with running(
-        [*command, "checkpoint_every=1", "evaluate_every=50000", "--out", out],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        assert until((out / "checkpoint.pt").exists)
+    arguments = [*TINY, "epochs=50000", "checkpoint_every=1", "evaluate_every=50000"]
+    with pretraining(out, *arguments, stderr=subprocess.DEVNULL) as process:
         for arguments in (["--resume", "auto"], ["--resume", out / "checkpoint.pt"], []):
-            second = pretrain(*arguments, "--out", out)
-            assert second.exit_code == 2
+            second = pretrain(*arguments, "--out", out, code=2)
             assert f"{out} is in use by process {process.pid}" in second.stderr
             assert len(second.stderr.strip().splitlines()) == 1
         process.send_signal(signal.SIGKILL)
@@ -214,8 +202,7 @@ def test_the_second_run_on_a_folder_is_refused_until_the_first_is_dead(tmp_path:
     # So that little is left to do.
     state["config"]["epochs"] = max(state["epoch"] + 1, state["config"]["warmup_epochs"])
     save_checkpoint(out / "checkpoint.pt", state)
-    after = pretrain("--resume", "auto", "--out", out)
-    assert after.exit_code == 0, after.output
+    pretrain("--resume", "auto", "--out", out)
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
@@ -224,14 +211,13 @@ def test_what_a_run_of_another_machine_left_is_removed(tmp_path: Path, undrawn):
     kept = f".scores.json.{'0' * 12}-1-1-{'0' * 16}.part"
     for name in (left, kept):
         (tmp_path / name).touch()
-    assert pretrain(*TINY, "--no-tensorboard", "--out", tmp_path).exit_code == 0
+    pretrain(*TINY, "--no-tensorboard", "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [kept]
 
 
 def test_older_checkpoints_are_not_lost_either(tmp_path: Path):
     save_checkpoint(tmp_path / "checkpoint-2.pt", {"step": 1})
-    refused = pretrain(*TINY, "--out", tmp_path)
-    assert refused.exit_code == 2
+    refused = pretrain(*TINY, "--out", tmp_path, code=2)
     assert f"--resume {tmp_path / 'checkpoint-2.pt'}" in refused.stderr
     assert not (tmp_path / FILE).exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -11,82 +10,18 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from commands import pretrain
 from ended import SECONDS, group_gone, running, until
-from PIL import Image
-from typer.testing import CliRunner
+from launched import ENVIRONMENT, EVERY_STEP, TINY, pretraining, stopped
+from runs import assert_same, lines_of
+from sources import write_images
 
-from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS
-from barlow_fast.training import load_checkpoint, reporting
-from barlow_fast.training.reporting.finishing import Report
+from barlow_fast.training import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-SETTINGS = [
-    "--epochs", "4", "--batch-size", "128", "--projector", "32-96", "evaluate_every=4",
-    "checkpoint_every=1", "checkpoint_minutes=1e-9",
-]  # fmt: skip
-
-
-def pretrain(*arguments: object):
-    return CliRunner().invoke(app, ["pretrain", *map(str, arguments)])
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict:
-    """The state at the end of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "out"
-    with pytest.MonkeyPatch.context() as patched:  # a fixture of one test is not there yet
-        patched.setattr(reporting, "report_run", lambda *_: Report())
-        result = pretrain(*SETTINGS, "--out", folder)
-    assert result.exit_code == 0, result.output
-    return load_checkpoint(folder / "checkpoint.pt")
-
-
-# It dies when it is about to write a checkpoint of a step beyond the given one.
-KILLED = """
-import os, signal, sys
-from barlow_fast import cli
-from barlow_fast.training import loop
-
-last, save = int(sys.argv.pop(1)), loop.save_checkpoint
-
-def save_or_die(path, state, keep):
-    if state["step"] > last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(path, state, keep)
-
-loop.save_checkpoint = save_or_die
-cli.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_twice_ends_with_the_same_bits(tmp_path: Path, whole: dict):
-    """The checkpoint is written at every step, so that it falls in the middle of an epoch."""
-    out = tmp_path / "out"
-    steps = (5, 22)
-    for step in steps:
-        command = [sys.executable, "-c", KILLED, step, "pretrain", *SETTINGS, "--out", out]
-        command += ["--resume", "auto"]
-        killed = subprocess.run([*map(str, command)], capture_output=True, text=True)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert load_checkpoint(out / "checkpoint.pt")["step"] == step
-    result = pretrain("--resume", "auto", "--out", out)
-    assert result.exit_code == 0, result.output
-    assert f"resuming  after step {steps[1]} of {whole['step']}" in result.output
-    state = load_checkpoint(out / "checkpoint.pt")
-    assert state["step"] == whole["step"]
-    for name, value in whole["model"].items():
-        assert torch.equal(state["model"][name], value), name
-    for ours, theirs in zip(state["history"], whole["history"], strict=True):
-        assert ours["loss"] == theirs["loss"]
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == [1, 2, 3, 4]
 
 
 @dataclass(frozen=True)
@@ -101,12 +36,7 @@ class Kills:
 
 def photographs(folder: Path) -> list[str]:
     """Arguments for a folder of images and views of it."""
-    images = folder / "images"
-    images.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(24):
-        pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / f"{number:02d}.png")
+    images = write_images(folder / "images", 24)
     view = replace(PRESETS["cifar"].views[0], size=16)
     views = folder / "small.yaml"
     views.write_text(replace(PRESETS["cifar"], name="small", views=(view, view)).to_yaml())
@@ -114,8 +44,6 @@ def photographs(folder: Path) -> list[str]:
 
 
 LONG = 5 * SECONDS  # of many runs on a busy machine
-TINY = ["--projector", "8-12", "encoder_widths=[4]", "precision=fp32", "--no-tensorboard"]
-EVERY_STEP = ["checkpoint_every=1", "checkpoint_minutes=1e-9"]
 KILLS = {
     "single process": Kills(
         ["--batch-size", "128", "--epochs", "12", "evaluate_every=6", *EVERY_STEP, *TINY], 20, 150
@@ -145,9 +73,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits_and_leaves_nothing(
             sys.executable, Path(__file__).with_name("killed_again.py"), 1, kills, case.most,
             case.ranks, *arguments, "--out", out, "--resume", "auto",
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with running(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
         ) as process:
             printed, errors = process.communicate(timeout=LONG)
             assert group_gone(process.pid)
@@ -160,69 +87,40 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits_and_leaves_nothing(
         assert set(ends[-1].split()) == {"0"}, errors
         outputs.append(out)
     whole, killed = (load_checkpoint(out / "checkpoint.pt") for out in outputs)
-    for part in ("model", "optimizer", "totals"):
+    for part in ("model", "optimizer", "totals", "history"):
         assert_same(killed[part], whole[part], part)
-    for ours, theirs in zip(killed["history"], whole["history"], strict=True):
-        assert [ours[n] for n in EXACT] == [theirs[n] for n in EXACT]
     names = [sorted(path.name for path in out.iterdir()) for out in outputs]
     kept = ["checkpoint-1.pt", "checkpoint.pt", "config.yaml", "log.jsonl"]
     assert names[0] == names[1] == kept
-    lines = [json.loads(line) for line in (outputs[1] / "log.jsonl").read_text().splitlines()]
-    epochs = [line["epoch"] for line in lines if line["event"] == "epoch"]
+    epochs = [line["epoch"] for line in lines_of(outputs[1] / "log.jsonl", "epoch")]
     assert epochs == [record["epoch"] for record in whole["history"]]
 
 
-EXACT = ("epoch", "step", "loss", "on_diagonal_mean", "off_diagonal_mean", "knn")
-
-
-def assert_same(ours: Any, theirs: Any, place: str) -> None:
-    """Equality to the bit of nested containers."""
-    if isinstance(theirs, torch.Tensor):
-        assert torch.equal(ours, theirs), place
-    elif isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys(), place
-        for key, value in theirs.items():
-            assert_same(ours[key], value, f"{place}/{key}")
-    elif isinstance(theirs, (list, tuple)):
-        assert len(ours) == len(theirs), place
-        for number, (left, right) in enumerate(zip(ours, theirs, strict=True)):
-            assert_same(left, right, f"{place}/{number}")
-    else:
-        assert ours == theirs, place
-
-
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_as_terminated(tmp_path: Path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_is_the_status(tmp_path: Path, number: int, code: int):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "barlow_fast", "pretrain", *SETTINGS, "epochs=5000"]
-    with running(
-        [*command, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        assert until((out / "checkpoint.pt").exists)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 143
-    assert f"--resume {out / 'checkpoint.pt'}" in errors
-    assert "Traceback" not in errors
+    arguments = ["--projector", "32-96", "epochs=5000", "evaluate_every=1", *EVERY_STEP]
+    with pretraining(out, *arguments, stdout=subprocess.PIPE) as process:
+        # A line of a scored epoch is the first that is printed.
+        assert any(line.startswith("epoch") for line in process.stdout)
+        process.send_signal(number)
+        assert "Traceback" not in stopped(process, out)
+    assert process.returncode == code
+    assert load_checkpoint(out / "checkpoint.pt")["step"] > 0
 
 
 @pytest.mark.slow
 def test_a_signal_to_the_run_and_its_workers_saves_too(tmp_path: Path):
     """As when a terminal is closed, or a batch system ends a step."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "barlow_fast", "pretrain", *photographs(tmp_path), *TINY,
-               "--batch-size", "8", "epochs=50000", "evaluate_every=50000"]  # fmt: skip
-    with running(
-        [*command, *EVERY_STEP, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        assert until((out / "checkpoint.pt").exists)
+    arguments = [*photographs(tmp_path), *TINY, "--batch-size", "8", "epochs=50000"]
+    with pretraining(out, *arguments, "evaluate_every=50000", *EVERY_STEP) as process:
         os.killpg(process.pid, signal.SIGHUP)
-        _, errors = process.communicate(timeout=SECONDS)
+        assert len(stopped(process, out).strip().splitlines()) == 1
         assert group_gone(process.pid)
-    assert process.returncode == 128 + signal.SIGHUP, errors
-    assert f"--resume {out / 'checkpoint.pt'}" in errors
-    assert len(errors.strip().splitlines()) == 1
-    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+    assert process.returncode == 128 + signal.SIGHUP
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.slow
@@ -230,11 +128,10 @@ def test_a_terminal_that_is_closed_loses_no_step(tmp_path: Path):
     """Every write to it fails from then on, before the signal comes."""
     out = tmp_path / "out"
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "barlow_fast", "pretrain", *TINY, "epochs=50000",
-               "evaluate_every=1", *EVERY_STEP, "--out", out]  # fmt: skip
-    with running(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    terminal = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    arguments = [*TINY, "epochs=50000", "evaluate_every=1", *EVERY_STEP]
+    with pretraining(out, *arguments, **terminal) as process:
         os.close(theirs)
-        assert until((out / "checkpoint.pt").exists)
         os.close(ours)
         steps = load_checkpoint(out / "checkpoint.pt")["step"]
         assert until(lambda: load_checkpoint(out / "checkpoint.pt")["step"] > steps + 18)
@@ -244,50 +141,13 @@ def test_a_terminal_that_is_closed_loses_no_step(tmp_path: Path):
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
-def test_auto_starts_anew_where_nothing_is(tmp_path: Path):
-    result = pretrain("--resume", "auto", "--out", tmp_path / "new", *SETTINGS[:6], "epochs=1")
-    assert result.exit_code == 0, result.output
-    assert "resuming" not in result.output
-    refused = pretrain("--resume", "auto")
-    assert refused.exit_code == 2
-    assert "give that folder" in refused.stderr
-
-
-def test_what_may_change_may_be_changed_on_resuming(tmp_path: Path):
-    out = tmp_path / "out"
-    assert pretrain(*SETTINGS[:6], "epochs=1", "--out", out).exit_code == 0
-    resumed = pretrain("--resume", out / "checkpoint.pt", "keep_checkpoints=5", "--backend", "aten")
-    assert resumed.exit_code == 0, resumed.output
+def test_auto_starts_anew_where_nothing_is_and_continues(tmp_path: Path):
+    """What may change is changed."""
+    out, checkpoint = tmp_path / "new", tmp_path / "new" / "checkpoint.pt"
+    small = ["--batch-size", 128, "--projector", "32-96", "epochs=1"]
+    begun = pretrain("--resume", "auto", "--out", out, *small)
+    assert "resuming" not in begun.output
+    resumed = pretrain("--resume", checkpoint, "keep_checkpoints=5", "--backend", "aten")
+    assert "resuming  after step 9 of 9" in resumed.output
     for wrong, message in (("lambd=0.1", "lambd is 0.0051 there"), ("seed=3", "seed is 0")):
-        result = pretrain("--resume", out / "checkpoint.pt", wrong)
-        assert result.exit_code == 2
-        assert message in result.stderr
-
-
-def test_a_dry_run_prints_a_plan_and_settings_that_read_back(tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    plan = ("--dry-run", "--ignore-memory")
-    result = pretrain("--preset", "imagenet-1000ep", *plan, "lambd=0.02")
-    assert result.exit_code == 0, result.output
-    for part in ("625000 in all", "weights 1.6", "about", "GiB", "form       gram", "lambd: 0.02"):
-        assert part in result.output, part
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "run.yaml").write_text(result.stdout)
-    again = pretrain("--config", "run.yaml", *plan)
-
-    def planned(output: str) -> str:  # the rest of the machine changes what is free meanwhile
-        text, found = re.subn(r"(has )[\d.]+( GiB)", r"\1...\2", output)
-        assert found == 1
-        return text
-
-    assert planned(again.output) == planned(result.output)
-
-
-def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path: Path):
-    result = pretrain("--dim", 2**19, "--projector", f"{2**17}-{2**19}", "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    result = pretrain("projector=[131072,131072,131072]", "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert "the run does not fit" in result.stderr
-    assert "a narrower --projector" in result.stderr
-    assert not (tmp_path / "out").exists()
+        assert message in pretrain("--resume", checkpoint, wrong, code=2).stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -56,11 +57,15 @@ class Loop:
             self.values[i] = p - lr * self.mu[i]
 
 
+def step(optimizer: LARS, ps: list[nn.Parameter], grads: list[Tensor | None]) -> None:
+    for p, g in zip(ps, grads, strict=True):
+        p.grad = g
+    optimizer.step()
+
+
 def taken(optimizer: LARS, ps: list[nn.Parameter], steps: int) -> None:
     for i in range(steps):
-        for p, g in zip(ps, gradients(i, ps[0].dtype), strict=True):
-            p.grad = g
-        optimizer.step()
+        step(optimizer, ps, gradients(i, ps[0].dtype))
 
 
 def assert_near(found: list[Tensor], wanted: list[Tensor], bound: float = 1e-12) -> None:
@@ -71,19 +76,18 @@ def assert_near(found: list[Tensor], wanted: list[Tensor], bound: float = 1e-12)
 
 @pytest.mark.parametrize("decay_filter", [True, False])
 @pytest.mark.parametrize("adaptation_filter", [True, False])
-@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize(("decay", "rate", "eta"), [(0.0, 0.3, 0.001), (0.01, 0.25, 0.1)])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_stated_mathematics(decay_filter, adaptation_filter, decay, momentum):
+def test_the_stated_mathematics(decay_filter, adaptation_filter, decay, rate, eta, momentum):
+    """Settings that are the defaults are left out."""
     ps = parameters()
-    oracle = Loop(ps, decay=decay, momentum=momentum)
-    optimizer = LARS(
-        ps,
-        lr=0.3,
-        weight_decay=decay,
-        momentum=momentum,
-        weight_decay_filter=decay_filter,
-        lars_adaptation_filter=adaptation_filter,
-    )
+    oracle = Loop(ps, rate, decay, momentum, eta)
+    defaults = {
+        "weight_decay": (decay, 0.0), "momentum": (momentum, 0.9),
+        "trust_coefficient": (eta, 0.001), "weight_decay_filter": (decay_filter, True),
+        "lars_adaptation_filter": (adaptation_filter, True),
+    }  # fmt: skip
+    optimizer = LARS(ps, lr=rate, **{n: v for n, (v, default) in defaults.items() if v != default})
     taken(optimizer, ps, 5)
     for i in range(5):
         oracle.step(gradients(i), decayed=not decay_filter, adapted=not adaptation_filter)
@@ -133,9 +137,7 @@ def test_zero_gradients_zero_parameters_and_none():
         now = [nn.Parameter(p.detach().clone()) for p in ps]
         oracle = Loop(now, decay=decay)
         optimizer = LARS(now, lr=0.3, weight_decay=decay)
-        for p, g in zip(now, grads, strict=True):
-            p.grad = g
-        optimizer.step()
+        step(optimizer, now, grads)
         oracle.step(grads, decayed=False, adapted=False)
         assert_near(now, oracle.values)
         assert torch.equal(now[3], ps[3])
@@ -143,17 +145,20 @@ def test_zero_gradients_zero_parameters_and_none():
         assert decay or torch.equal(now[0], ps[0])
 
 
+def equal(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
 def test_nothing_to_do_is_no_error():
     ps = parameters()
     LARS(ps, lr=0.3).step()
-    assert all(torch.equal(p, q) for p, q in zip(ps, parameters(), strict=True))
+    assert equal(ps, parameters())
 
 
 def test_gradients_are_left_alone():
     ps = parameters()
-    optimizer = LARS(ps, lr=0.3, weight_decay=0.0)
-    taken(optimizer, ps, 1)
-    assert all(torch.equal(p.grad, g) for p, g in zip(ps, gradients(0), strict=True))
+    taken(LARS(ps, lr=0.3, weight_decay=0.0), ps, 1)
+    assert equal([p.grad for p in ps], gradients(0))
 
 
 def test_the_same_bits_every_time_and_those_of_a_loop_of_torch_calls():
@@ -162,7 +167,7 @@ def test_the_same_bits_every_time_and_those_of_a_loop_of_torch_calls():
         ps = parameters(torch.float32)
         taken(LARS(ps, lr=0.3, weight_decay=0.01), ps, 4)
         ends.append(ps)
-    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert equal(*ends)
     values = [p.detach().clone() for p in parameters(torch.float32)]
     buffers = [torch.zeros_like(v) for v in values]
     for i in range(4):
@@ -173,7 +178,7 @@ def test_the_same_bits_every_time_and_those_of_a_loop_of_torch_calls():
                 d = d * (ratio if p.numel() else 1.0)
             mu.mul_(0.9).add_(d)
             p.add_(mu, alpha=-0.3)
-    assert all(torch.equal(a, b) for a, b in zip(ends[0], values, strict=True))
+    assert equal(ends[0], values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -183,9 +188,7 @@ def test_half_precision_with_norms_in_float32(dtype):
     optimizer = LARS(ps, lr=0.3, weight_decay=0.01)
     # In float16 the squares of neither fit.
     grads = [torch.full((300, 300), 500.0, dtype=dtype), *gradients(0, dtype)]
-    for p, g in zip(ps, grads, strict=True):
-        p.grad = g
-    optimizer.step()
+    step(optimizer, ps, grads)
     oracle.step(grads, decayed=False, adapted=False)
     assert all(optimizer.state[p]["momentum_buffer"].dtype == dtype for p in ps)
     assert_near([optimizer.state[p]["momentum_buffer"] for p in ps], oracle.mu,
@@ -202,7 +205,7 @@ def test_types_may_be_mixed():
     LARS(ps, lr=0.3, weight_decay=0.01).step()
     for q in apart:
         LARS([q], lr=0.3, weight_decay=0.01).step()
-    assert all(torch.equal(p, q) for p, q in zip(ps, apart, strict=True))
+    assert equal(ps, apart)
 
 
 def test_a_rate_in_a_tensor():
@@ -303,7 +306,7 @@ def test_a_run_continues_from_its_state(dtype):
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     taken(optimizer, ps, 2)
     taken(resumed, qs, 2)
-    assert all(torch.equal(p, q) for p, q in zip(ps, qs, strict=True))
+    assert equal(ps, qs)
     assert resumed.param_groups[0]["weight_decay"] == 0.01
 
 
@@ -417,10 +420,7 @@ def test_against_lightly():
 def test_devices_may_be_mixed_and_nothing_waits():
     ps = [*parameters(), *(nn.Parameter(p.detach().cuda()) for p in parameters())]
     grads = [*gradients(0), *(g.cuda() for g in gradients(0))]
-    for p, g in zip(ps, grads, strict=True):
-        p.grad = g
-    optimizer = LARS(ps, lr=0.3, weight_decay=0.01)
-    optimizer.step()
+    step(LARS(ps, lr=0.3, weight_decay=0.01), ps, grads)
     oracle = Loop(parameters())
     oracle.step(gradients(0), decayed=False, adapted=False)
     assert_near([p.cpu() for p in ps], oracle.values * 2)

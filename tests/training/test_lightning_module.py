@@ -11,25 +11,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import Recording
 
 from barlow_fast.checkpoints import load_encoder, load_projector
 from barlow_fast.data import PRESETS, ViewLoader
 from barlow_fast.data.sources import ArraySource
-from barlow_fast.training import Hook, Trainer, configure, learning_rate
+from barlow_fast.training import Trainer, configure, learning_rate
 
 lightning = pytest.importorskip("lightning.pytorch")
+library = importlib.import_module(
+    "barlow_fast.training.lightning"
+)  # of the Lightning imported here
 VIEWS = PRESETS["digits"]
 CONFIG = configure(
     "digits", epochs=2, batch_size=64, encoder_widths=(4, 8), projector=(16, 24), warmup_epochs=1,
     precision="fp32", optimizer="lars", learning_rate=0.3, bias_learning_rate=0.01,
 )  # fmt: skip
 NORMALISED = {"channels": 1, "image_size": 8, "mean": VIEWS.mean, "std": VIEWS.std}
-
-
-@pytest.fixture
-def library():
-    """The module that makes the class of the Lightning imported here."""
-    return importlib.import_module("barlow_fast.training.lightning")
 
 
 def loader(data, config=CONFIG) -> ViewLoader:
@@ -46,15 +44,6 @@ def fitted(module, data, folder: Path, **options):
     return trainer
 
 
-class Steps(Hook):
-    def __init__(self) -> None:
-        self.losses, self.rates = [], []
-
-    def stepped(self, trainer, step):
-        self.losses.append(float(step["loss"]))
-        self.rates.append([group["lr"] for group in trainer.optimizer.param_groups])
-
-
 class Watching(lightning.Callback):
     def __init__(self) -> None:
         self.losses, self.rates = [], []
@@ -68,23 +57,24 @@ class Watching(lightning.Callback):
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw", "sgd"])
-def test_steps_are_those_of_our_loop(library, small_digits, tmp_path: Path, optimizer: str):
+def test_steps_are_those_of_our_loop(small_digits, tmp_path: Path, optimizer: str):
     config = replace(CONFIG, optimizer=optimizer)
     if optimizer != "lars":
         config = replace(config, learning_rate=0.002)
-    ours, theirs = Steps(), Watching()
+    ours, theirs = Recording(), Watching()
     loop = Trainer(config, small_digits, hooks=[ours])
     loop.run()
     module = library.BarlowTwinsModule(config, **NORMALISED)
     fitted(module, small_digits, tmp_path, callbacks=[theirs])
-    assert len(ours.losses) == len(theirs.losses) == 6
+    losses = ours.values("loss")
+    assert len(losses) == len(theirs.losses) == 6
     assert theirs.rates == ours.rates
-    assert theirs.losses == pytest.approx(ours.losses, rel=1e-4)
+    assert theirs.losses == pytest.approx(losses, rel=1e-4)
     for name, value in loop.model.state_dict().items():
         torch.testing.assert_close(module.model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_its_checkpoints_are_read_by_both(library, small_digits, tmp_path: Path):
+def test_its_checkpoints_are_read_by_both(small_digits, tmp_path: Path):
     module = library.BarlowTwinsModule(CONFIG, **NORMALISED)
     path = tmp_path / "module.ckpt"
     fitted(module, small_digits, tmp_path, max_steps=1).save_checkpoint(path)
@@ -107,7 +97,7 @@ def test_its_checkpoints_are_read_by_both(library, small_digits, tmp_path: Path)
     assert load_encoder(path).metadata["assumed"] == ["mean", "std"]
 
 
-def test_the_loss_is_that_of_all_devices(library, monkeypatch: pytest.MonkeyPatch):
+def test_the_loss_is_that_of_all_devices(monkeypatch: pytest.MonkeyPatch):
     module = library.BarlowTwinsModule(CONFIG, **NORMALISED)
     norms = []
     monkeypatch.setattr(library, "synchronise", lambda model, device: norms.append(device) or model)
@@ -123,9 +113,7 @@ def test_the_loss_is_that_of_all_devices(library, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("options", [{"max_epochs": None, "max_steps": 4}, {"max_epochs": 1}])
-def test_the_trainer_decides_how_many_steps_there_are(
-    library, small_digits, tmp_path: Path, options: dict
-):
+def test_the_trainer_decides_how_many_steps_there_are(small_digits, tmp_path: Path, options: dict):
     theirs = Watching()
     module = library.BarlowTwinsModule(CONFIG, **NORMALISED)
     fitted(module, small_digits, tmp_path, callbacks=[theirs], **options)
@@ -145,7 +133,7 @@ def test_the_trainer_decides_how_many_steps_there_are(
     ],
 )
 def test_what_it_cannot_do_is_said(
-    library, small_digits, tmp_path: Path, changes: dict, options: dict, message: str
+    small_digits, tmp_path: Path, changes: dict, options: dict, message: str
 ):
     with pytest.raises(ValueError, match=message):
         fitted(
@@ -154,7 +142,7 @@ def test_what_it_cannot_do_is_said(
         )  # fmt: skip
 
 
-def test_batches_of_other_loaders(library):
+def test_batches_of_other_loaders():
     a, b = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
     for batch in ((a, b), [a, b], ((a, b), torch.zeros(2)), [[a, b, a], None]):
         found = library._views(batch)
@@ -165,7 +153,7 @@ def test_batches_of_other_loaders(library):
             library._views(wrong)
 
 
-def test_the_one_that_is_imported_is_used(library, monkeypatch: pytest.MonkeyPatch):
+def test_the_one_that_is_imported_is_used(monkeypatch: pytest.MonkeyPatch):
     def only(*names: str):
         for name in library.LIBRARIES:
             monkeypatch.delitem(sys.modules, name, raising=False)

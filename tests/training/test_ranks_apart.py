@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import pytest
 from apart_on_ranks import write_images
-from ended import alive, gone, running, until
-from launched import LAUNCH
+from ended import alive, gone, running
+from launched import LAUNCH, pretraining
 
 
 @pytest.fixture(scope="module")
 def said(two_ranks: Path) -> list[dict[str, str]]:
     """What each rank said in each scenario."""
-    pytest.importorskip("PIL")
     return [json.loads((two_ranks / f"said-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -84,18 +82,13 @@ def children(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_nothing_outlives_a_torchrun_that_was_killed(tmp_path: Path):
-    pytest.importorskip("PIL")
     folder, out = write_images(tmp_path / "images"), tmp_path / "out"
     settings = [
-        "pretrain", "--device", "cpu", "--data", folder, "--views", "cifar", "--encoder", "small",
-        "--batch-size", "16", "--projector", "16-16", "--workers", "1", "--out", out,
-        "epochs=4000", "evaluate_every=4000", "checkpoint_every=1", "encoder_widths=[8]",
+        "--device", "cpu", "--data", folder, "--views", "cifar", "--encoder", "small",
+        "--batch-size", "16", "--projector", "16-16", "--workers", "1", "epochs=4000",
+        "evaluate_every=4000", "checkpoint_every=1", "encoder_widths=[8]",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with running(
-        [*LAUNCH, "-m", "barlow_fast", *settings], stdout=subprocess.DEVNULL, env=environment
-    ) as process:
-        assert until((out / "checkpoint.pt").exists)
+    with pretraining(out, *settings, launcher=LAUNCH, stderr=None) as process:
         started = children(process.pid)
         assert len(started) >= 4  # two ranks, each with a worker
         process.kill()

@@ -7,14 +7,18 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from runs import KillAt, Recording, lines_of
 
-from barlow_fast.training import Hook, JsonLinesLog, TensorBoardLog, Trainer
-from barlow_fast.training.reporting import readings, tensorboard_log, why_no_tensorboard
+from barlow_fast.training import Hook, JsonLinesLog, TensorBoardLog
+from barlow_fast.training.reporting import progress, readings, tensorboard_log, why_no_tensorboard
 from barlow_fast.training.reporting.pace import Pace, duration
 from barlow_fast.training.reporting.progress import ProgressReport
 from barlow_fast.training.reporting.readings import StepReadings
@@ -23,127 +27,89 @@ from barlow_fast.training.reporting.tensorboard_log import heat_map
 VALUES = ("loss", "on_diagonal_mean", "off_diagonal_mean")
 
 
-class Steps(Hook):
-    """Every step's values, read at once."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, dict[str, float]] = {}
-
-    def stepped(self, trainer, step):
-        self.seen[trainer.step] = {name: value.item() for name, value in step.items()}
-
-
-class KillAt(Hook):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, trainer, step):
-        if trainer.step == self.step:
-            raise KeyboardInterrupt
-
-
-def killed_and_resumed(config, data, path, kill_at: int, hook) -> Steps:
+@pytest.fixture
+def killed_and_resumed(train, tmp_path):
     """A run that `hook()` observes until a step, and another `hook()` from the checkpoint on.
-    Returns the values of the second part."""
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(config, data, "cpu", path, [hook(), KillAt(kill_at)]).run()
-    steps = Steps()
-    resumed = Trainer(config, data, "cpu", path, [hook(), steps])
-    resumed.resume(path)
-    resumed.run()
-    return steps
+    Returns the second part and its values."""
 
+    def run(kill_at: int, hook: Callable[[], Hook], meanwhile: Callable[[], object] = lambda: None):
+        path, steps = tmp_path / "c.pt", Recording()
+        with pytest.raises(KeyboardInterrupt):
+            train(hook(), KillAt(kill_at), path=path)
+        meanwhile()
+        return train(hook(), steps, path=path, resume=path), steps
 
-def lines_of(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return run
 
 
 # Lines.
 
 
-def test_lines_of_steps_hold_what_the_steps_gave(small_config, small_digits, tmp_path, monkeypatch):
+def test_lines_of_steps_hold_what_the_steps_gave(train, tmp_path, monkeypatch):
     monkeypatch.setattr(readings, "MOST_WAITING", 3)
-    steps, log = Steps(), tmp_path / "log.jsonl"
-    Trainer(small_config, small_digits, hooks=[JsonLinesLog(log, every=2), steps]).run()
-    found = [line for line in lines_of(log) if line["event"] == "step"]
+    steps, log = Recording(), tmp_path / "log.jsonl"
+    train(JsonLinesLog(log, every=2), steps)
+    found = lines_of(log, "step")
     assert [line["step"] for line in found] == list(range(2, 25, 2))
     for line in found:
-        assert {name: line[name] for name in VALUES} == steps.seen[line["step"]]
+        assert {name: line[name] for name in VALUES} == steps.steps[line["step"]]
         assert line["learning_rate"] > 0
     everything = lines_of(log)
     assert [line["step"] for line in everything] == sorted(line["step"] for line in everything)
 
 
-def test_no_lines_of_steps_unless_requested(small_config, small_digits, tmp_path):
+def test_no_lines_of_steps_unless_requested(train, tmp_path):
+    """Nor any of the run before in the same file."""
     log = tmp_path / "log.jsonl"
-    Trainer(small_config, small_digits, hooks=[JsonLinesLog(log)]).run()
-    assert [line["event"] for line in lines_of(log)] == ["started"] + ["epoch"] * 4
+    for _ in range(2):
+        train(JsonLinesLog(log))
+    started, *others = lines_of(log)
+    assert [line["event"] for line in (started, *others)] == ["started"] + ["epoch"] * 4
+    assert started["config"]["seed"] == 0
+    assert started["versions"]["torch"] == torch.__version__
 
 
-def test_resuming_repeats_no_step(small_config, small_digits, tmp_path):
+def test_resuming_repeats_no_step(killed_and_resumed, tmp_path):
     """Checkpoints are at steps 12 and 24; the steps to 20 are done twice."""
     log = tmp_path / "log.jsonl"
-    killed_and_resumed(
-        small_config, small_digits, tmp_path / "c.pt", 20, lambda: JsonLinesLog(log, every=4)
-    )
-    events = [(line["event"], line["step"]) for line in lines_of(log)]
-    assert events == [
-        ("started", 0),
-        ("step", 4),
-        ("epoch", 6),
-        ("step", 8),
-        ("step", 12),
-        ("epoch", 12),
-        ("resumed", 12),
-        ("step", 16),
-        ("epoch", 18),
-        ("step", 20),
-        ("step", 24),
-        ("epoch", 24),
-    ]
+    killed_and_resumed(20, lambda: JsonLinesLog(log, every=4))
+    assert [(line["event"], line["step"]) for line in lines_of(log)] == [
+        ("started", 0), ("step", 4), ("epoch", 6), ("step", 8), ("step", 12), ("epoch", 12),
+        ("resumed", 12), ("step", 16), ("epoch", 18), ("step", 20), ("step", 24), ("epoch", 24),
+    ]  # fmt: skip
+    assert [line["epoch"] for line in lines_of(log, "epoch")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("lost", ["the file", "the epoch of the checkpoint"])
-def test_epochs_that_the_log_lost_come_from_the_checkpoint(
-    small_config, small_digits, tmp_path, lost
-):
-    log, path = tmp_path / "log.jsonl", tmp_path / "c.pt"
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log), KillAt(13)]).run()
-    if lost == "the file":
-        log.unlink()
-    else:
-        kept = [line for line in log.read_text().splitlines() if '"epoch": 2,' not in line]
-        log.write_text("\n".join(kept) + "\n")
-    resumed = Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log)])
-    resumed.resume(path)
-    resumed.run()
-    epochs = [line for line in lines_of(log) if line["event"] == "epoch"]
+FOREIGN = b'[1]\n{"step": "x", "event": "epoch"}\n\xff\xfe\n{"event": "epo'
+
+
+@pytest.mark.parametrize("damage", ["no file", "no epoch of the checkpoint", "foreign lines"])
+def test_a_log_that_is_not_as_it_was(killed_and_resumed, tmp_path, damage):
+    """Lost epochs come from the checkpoint; foreign and half-written lines are left out."""
+    log = tmp_path / "log.jsonl"
+
+    def meanwhile() -> None:
+        lines = log.read_bytes().splitlines(keepends=True)
+        if damage == "no file":
+            log.unlink()
+        elif damage == "foreign lines":
+            log.write_bytes(b"".join(lines) + FOREIGN)
+        else:
+            log.write_bytes(b"".join(line for line in lines if b'"epoch": 2,' not in line))
+
+    resumed, _ = killed_and_resumed(13, lambda: JsonLinesLog(log), meanwhile)
+    epochs = lines_of(log, "epoch")
     assert [{k: v for k, v in line.items() if k != "event"} for line in epochs] == resumed.history
-
-
-def test_foreign_lines_are_left_out(small_config, small_digits, tmp_path):
-    log, path = tmp_path / "log.jsonl", tmp_path / "c.pt"
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log), KillAt(13)]).run()
-    with open(log, "ab") as stream:
-        stream.write(b'[1]\n{"step": "x", "event": "epoch"}\n\xff\xfe\n{"event": "epo')
-    resumed = Trainer(small_config, small_digits, "cpu", path, [JsonLinesLog(log)])
-    resumed.resume(path)
-    resumed.run()
-    assert [line["step"] for line in lines_of(log)] == [0, 6, 12, 12, 18, 24]
+    if damage == "foreign lines":
+        assert [line["step"] for line in lines_of(log)] == [0, 6, 12, 12, 18, 24]
 
 
 def test_a_number_that_is_none_is_null(tmp_path):
     log = JsonLinesLog(tmp_path / "log.jsonl")
     log.epoch_ended(None, {"step": 1, "rank": math.nan, "deep": [math.inf, {"x": -math.inf}]})
     text = log.path.read_text()
-    assert json.loads(text) == {
-        "event": "epoch",
-        "step": 1,
-        "rank": None,
-        "deep": [None, {"x": None}],
-    }
+    expected = {"event": "epoch", "step": 1, "rank": None, "deep": [None, {"x": None}]}
+    assert json.loads(text) == expected
 
 
 def test_a_step_is_the_least_distance_of_readings():
@@ -151,16 +117,17 @@ def test_a_step_is_the_least_distance_of_readings():
         StepReadings(0)
 
 
+def at(step: int) -> SimpleNamespace:
+    """Stands in for a trainer."""
+    return SimpleNamespace(step=step, optimizer=SimpleNamespace(param_groups=[{"lr": 0.5}]))
+
+
 def test_readings_wait_on_the_device_until_there_are_many(monkeypatch):
     monkeypatch.setattr(readings, "MOST_WAITING", 4)
     read = StepReadings(1)
-    optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
     for step in range(1, 4):
-        trainer = SimpleNamespace(step=step, optimizer=optimizer)
-        assert read.add(trainer, {"loss": torch.tensor(float(step))}) == []
-    trainer = SimpleNamespace(step=4, optimizer=optimizer)
-    found = read.add(trainer, {"loss": torch.tensor(4.0)})
-    assert found == [
+        assert read.add(at(step), {"loss": torch.tensor(float(step))}) == []
+    assert read.add(at(4), {"loss": torch.tensor(4.0)}) == [
         {"step": step, "learning_rate": 0.5, "loss": float(step)} for step in range(1, 5)
     ]
     assert read.read() == []
@@ -168,8 +135,7 @@ def test_readings_wait_on_the_device_until_there_are_many(monkeypatch):
 
 def test_a_broken_device_does_not_hide_its_error(monkeypatch):
     read = StepReadings(1)
-    optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
-    read.add(SimpleNamespace(step=1, optimizer=optimizer), {"loss": torch.tensor(1.0)})
+    read.add(at(1), {"loss": torch.tensor(1.0)})
 
     def broken(_):
         raise RuntimeError("an illegal memory access was encountered")
@@ -191,17 +157,16 @@ def events_of(folder):
     return accumulator.Reload()
 
 
-def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(small_config, small_digits, tmp_path):
+def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(train, tmp_path):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
-    steps = Steps()
-    trainer = Trainer(small_config, small_digits, hooks=[TensorBoardLog(tmp_path, every=5), steps])
-    trainer.run()
+    steps = Recording()
+    trainer = train(TensorBoardLog(tmp_path, every=5), steps)
     events = events_of(tmp_path)
     for name in VALUES:
         found = {e.step: e.value for e in events.Scalars(f"step/{name}")}
         assert list(found) == [5, 10, 15, 20]
         for step, value in found.items():
-            assert value == pytest.approx(steps.seen[step][name])
+            assert value == pytest.approx(steps.steps[step][name])
     scores = {e.step: e.value for e in events.Scalars("epoch/knn")}
     assert scores == pytest.approx(
         {0: trainer.before["before"], 12: trainer.history[1]["knn"], 24: trainer.history[3]["knn"]}
@@ -215,7 +180,7 @@ def test_tensorboard_has_the_steps_the_epochs_and_the_matrix(small_config, small
 
 
 @pytest.mark.parametrize("folder_kept", [True, False])
-def test_curves_of_a_resumed_run_do_not_double(small_config, small_digits, tmp_path, folder_kept):
+def test_curves_of_a_resumed_run_do_not_double(killed_and_resumed, tmp_path, folder_kept):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     folders = iter([tmp_path / "a", tmp_path / "a" if folder_kept else tmp_path / "b"])
     used = []
@@ -224,11 +189,11 @@ def test_curves_of_a_resumed_run_do_not_double(small_config, small_digits, tmp_p
         used.append(next(folders))
         return TensorBoardLog(used[-1], every=4)
 
-    steps = killed_and_resumed(small_config, small_digits, tmp_path / "c.pt", 20, hook)
+    _, steps = killed_and_resumed(20, hook)
     events = events_of(used[-1])
     found = {e.step: e.value for e in events.Scalars("step/loss")}
     assert list(found) == ([4, 8, 12, 16, 20, 24] if folder_kept else [16, 20, 24])
-    assert found[16] == pytest.approx(steps.seen[16]["loss"])
+    assert found[16] == pytest.approx(steps.steps[16]["loss"])
     assert [e.step for e in events.Scalars("epoch/loss")] == [6, 12, 18, 24]
     assert [e.step for e in events.Scalars("epoch/knn")] == [0, 12, 24]
 
@@ -243,14 +208,9 @@ def test_the_heat_map_is_red_white_and_blue():
     beyond = heat_map(torch.tensor([[7.0, 0.0], [-7.0, math.nan]]))
     assert torch.equal(beyond, picture)
     assert picture.shape == (3, 8, 8)
-    corners = {place: picture[:, 4 * place[0] + 1, 4 * place[1] + 2].tolist()
-               for place in ((0, 0), (0, 1), (1, 0), (1, 1))}  # fmt: skip
-    assert corners == {
-        (0, 0): [255, 0, 0],
-        (0, 1): [255, 255, 255],
-        (1, 0): [0, 0, 255],
-        (1, 1): [128, 128, 128],
-    }
+    red, white, blue, gray = [255, 0, 0], [255, 255, 255], [0, 0, 255], [128, 128, 128]
+    corners = [[picture[:, y, x].tolist() for x in (2, 6)] for y in (1, 5)]
+    assert corners == [[red, white], [blue, gray]]
 
 
 # The bar.
@@ -315,18 +275,20 @@ def test_durations_are_short(seconds: float, text: str):
     assert duration(seconds) == text
 
 
-def output(config, data, resume=None, **console) -> str:
-    stream = io.StringIO()
-    report = ProgressReport(Console(file=stream, **console))
-    trainer = Trainer(config, data, hooks=[report])
-    if resume is not None:
-        trainer.resume(resume)
-    trainer.run()
-    return stream.getvalue()
+@pytest.fixture
+def output(train) -> Callable[..., str]:
+    """What a run prints."""
+
+    def run(resume: Path | None = None, **console: Any) -> str:
+        stream = io.StringIO()
+        train(ProgressReport(Console(file=stream, **console)), resume=resume)
+        return stream.getvalue()
+
+    return run
 
 
-def test_a_log_file_has_one_line_per_score(small_config, small_digits):
-    lines = output(small_config, small_digits, width=60).splitlines()
+def test_a_log_file_has_one_line_per_score(output):
+    lines = output(width=60).splitlines()
     assert [line[:13] for line in lines] == ["epoch    2/4 ", "epoch    4/4 "]
     for line in lines:
         for part in ("loss ", "on ", "off ", "k-NN ", "rank ", " images/s", "data wait ", " left"):
@@ -334,34 +296,29 @@ def test_a_log_file_has_one_line_per_score(small_config, small_digits):
     assert lines[-1].endswith(" 0 s left")
 
 
-def test_a_log_file_continues_after_resuming(small_config, small_digits, tmp_path):
+def test_a_log_file_continues_after_resuming(output, train, tmp_path):
     path = tmp_path / "c.pt"
     with pytest.raises(KeyboardInterrupt):
-        Trainer(small_config, small_digits, "cpu", path, [KillAt(13)]).run()
-    lines = output(small_config, small_digits, resume=path).splitlines()
-    assert [line[:13] for line in lines] == ["epoch    4/4 "]
+        train(KillAt(13), path=path)
+    assert [line[:13] for line in output(resume=path).splitlines()] == ["epoch    4/4 "]
 
 
-def test_long_epochs_leave_lines_too(small_config, small_digits, monkeypatch):
-    from barlow_fast.training.reporting import progress
-
+def test_long_epochs_leave_lines_too(output, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    lines = output(small_config, small_digits).splitlines()
-    assert len(lines) == small_config.epochs * 6 + 2
+    lines = output().splitlines()
+    assert len(lines) == 4 * 6 + 2
     assert "k-NN" not in lines[0]
 
 
-def test_a_terminal_has_a_bar(small_config, small_digits, monkeypatch):
-    from barlow_fast.training.reporting import progress
-
+def test_a_terminal_has_a_bar(output, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_READINGS", 0.0)
-    text = output(small_config, small_digits, force_terminal=True, width=140, legacy_windows=False)
+    text = output(force_terminal=True, width=140, legacy_windows=False)
     for part in ("epoch 1/4", "images/s", " left", "data wait", "off 0."):
         assert part in text, part
 
 
-def test_a_quiet_console_stays_so(small_config, small_digits):
-    assert output(small_config, small_digits, quiet=True, force_terminal=True) == ""
+def test_a_quiet_console_stays_so(output):
+    assert output(quiet=True, force_terminal=True) == ""
 
 
 class Gone(io.StringIO):
@@ -381,11 +338,10 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken")])
 def test_output_that_nobody_reads_does_not_end_the_run(
-    small_config, small_digits, monkeypatch, error: OSError, terminal: bool
+    train, monkeypatch, error: OSError, terminal: bool
 ):
     console = Console(file=Gone(error), force_terminal=terminal)
-    trainer = Trainer(small_config, small_digits, hooks=[ProgressReport(console)])
     with open(os.devnull, "w") as null:
         monkeypatch.setattr(sys, "stdout", null)  # which rich redirects when a pipe breaks
-        trainer.run()
+        trainer = train(ProgressReport(console))
     assert trainer.step == trainer.total_steps

@@ -6,20 +6,17 @@ from __future__ import annotations
 import importlib.machinery
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from commands import pretrain
+from runs import StopAt
 
-from barlow_fast.cli.app import app
-from barlow_fast.training import Hook, MlflowLog, Tracker, Trainer, TrainingInterrupted, WandbLog
+from barlow_fast.training import MlflowLog, Tracker, Trainer, TrainingInterrupted, WandbLog
 from barlow_fast.training.reporting.trackers import TRACKERS, check_trackers
-
-Calls = list[tuple[str, Any]]
 
 
 def module(name: str, monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
@@ -29,66 +26,64 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
     monkeypatch.setitem(sys.modules, name, found)
 
 
-class Wandb:
-    """What `wandb` is requested; `fail` names a method that raises."""
-
-    def __init__(self, fail: str = "") -> None:
-        self.calls, self.fail, self.number = [], fail, 0
-
-    def init(self, **options: Any) -> Any:
-        self._note("init", options)
-        self.number += 1
-        return SimpleNamespace(
-            id=options["id"] or f"run{self.number}",
-            define_metric=lambda name, step_metric: self._note("metric", (name, step_metric)),
-            log=lambda values: self._note("log", values),
-            finish=lambda exit_code: self._note("finish", exit_code),
-        )
-
-    def _note(self, name: str, values: Any) -> None:
-        if name == self.fail:
-            raise OSError("no route")
-        self.calls.append((name, values))
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        module("wandb", monkeypatch, init=self.init)
-
-    def logged(self) -> dict[str, dict[int, float]]:
-        found: dict[str, dict[int, float]] = {}
-        for values in (dict(values) for name, values in self.calls if name == "log"):
-            step = values.pop("trained_steps")
-            for name, value in values.items():
-                found.setdefault(name, {})[step] = value
-        return found
-
-    def opened(self) -> list[str | None]:
-        return [options["id"] for name, options in self.calls if name == "init"]
-
-    def settings(self) -> dict[str, str]:
-        options = next(options for name, options in self.calls if name == "init")
-        return {key: str(value) for key, value in options["config"].items()}
-
-    def ends(self) -> list[bool]:
-        return [code == 0 for name, code in self.calls if name == "finish"]
-
-
-class Mlflow:
-    """What `mlflow` is requested."""
+class StandIn:
+    """What a library is requested; `fail` names a method that raises."""
 
     def __init__(self, fail: str = "") -> None:
         self.calls, self.fail, self.number = [], fail, 0
         self.experiments: dict[str, str] = {}
 
+    def note(self, name: str, values: Any = None) -> None:
+        if name == self.fail:
+            raise OSError("no route")
+        self.calls.append((name, values))
+
+    def values(self, name: str) -> list[Any]:
+        return [values for each, values in self.calls if each == name]
+
+    def logged(self) -> dict[str, dict[int, float]]:
+        """{name: {step: value}}."""
+        found: dict[str, dict[int, float]] = {}
+        for name, step, value in self.points():
+            found.setdefault(name, {})[step] = value
+        return found
+
+
+class Wandb(StandIn):
+    def init(self, **options: Any) -> Any:
+        self.note("init", options)
+        self.number += 1
+        return SimpleNamespace(
+            id=options["id"] or f"run{self.number}",
+            define_metric=lambda name, step_metric: self.note("metric", (name, step_metric)),
+            log=lambda values: self.note("log", values),
+            finish=lambda exit_code: self.note("finish", exit_code),
+        )
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module("wandb", monkeypatch, init=self.init)
+
+    def points(self) -> Iterator[tuple[str, int, float]]:
+        for values in self.values("log"):
+            for name in values.keys() - {"trained_steps"}:
+                yield name, values["trained_steps"], values[name]
+
+    def opened(self) -> list[str | None]:
+        return [options["id"] for options in self.values("init")]
+
+    def settings(self) -> dict[str, str]:
+        return {key: str(value) for key, value in self.values("init")[0]["config"].items()}
+
+    def ends(self) -> list[bool]:
+        return [code == 0 for code in self.values("finish")]
+
+
+class Mlflow(StandIn):
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         entities = SimpleNamespace(
             Param=lambda key, value: (key, value), Metric=lambda *values: values
         )
         module("mlflow", monkeypatch, MlflowClient=lambda: self, entities=entities)
-
-    def _note(self, name: str, values: Any) -> None:
-        if name == self.fail:
-            raise OSError("no route")
-        self.calls.append((name, values))
 
     def get_experiment_by_name(self, name: str) -> Any:
         if name in self.experiments:
@@ -99,40 +94,38 @@ class Mlflow:
         return self.experiments.setdefault(name, f"experiment {name}")
 
     def create_run(self, experiment: str, run_name: str) -> Any:
-        self._note("init", (experiment, run_name))
+        self.note("init", (experiment, run_name))
         self.number += 1
         return SimpleNamespace(info=SimpleNamespace(run_id=f"run{self.number}"))
 
     def update_run(self, run: str, status: str) -> None:
         assert status == "RUNNING"
-        self._note("continued", run)
+        self.note("continued", run)
 
     def set_tag(self, run: str, name: str, value: str) -> None:
-        self._note("tag", (run, name, value))
+        self.note("tag", (run, name, value))
 
     def log_batch(self, run: str, metrics: Any = (), params: Any = ()) -> None:
         assert run == f"run{self.number}"
-        self._note("log" if metrics else "params", metrics or dict(params))
+        self.note("log" if metrics else "params", metrics or dict(params))
 
     def set_terminated(self, run: str, status: str) -> None:
-        self._note("finish", status)
+        self.note("finish", status)
 
-    def logged(self) -> dict[str, dict[int, float]]:
-        found: dict[str, dict[int, float]] = {}
-        for key, value, time, step in (m for name, ms in self.calls if name == "log" for m in ms):
+    def points(self) -> Iterator[tuple[str, int, float]]:
+        for name, value, time, step in (m for metrics in self.values("log") for m in metrics):
             assert time > 10**12  # milliseconds
-            found.setdefault(key, {})[step] = value
-        return found
+            yield name, step, value
 
     def opened(self) -> list[str | None]:
         kinds = {"init": lambda _: None, "continued": lambda run: run}
         return [kinds[name](values) for name, values in self.calls if name in kinds]
 
     def settings(self) -> dict[str, str]:
-        return next(values for name, values in self.calls if name == "params")
+        return self.values("params")[0]
 
     def ends(self) -> list[bool]:
-        return [status == "FINISHED" for name, status in self.calls if name == "finish"]
+        return [status == "FINISHED" for status in self.values("finish")]
 
 
 STAND_INS: dict[str, tuple[type[Tracker], Callable[..., Any]]] = {
@@ -155,19 +148,10 @@ def tracked(request, monkeypatch: pytest.MonkeyPatch):
     return hook, install
 
 
-class StopAt(Hook):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, trainer, step):
-        trainer.stop_requested = trainer.step == self.step
-
-
-def test_curves_of_a_run(tracked, small_config, small_digits, tmp_path: Path):
+def test_curves_of_a_run(tracked, train, tmp_path: Path):
     make, install = tracked
     library = install()
-    trainer = Trainer(small_config, small_digits, hooks=[make(tmp_path, every=4)])
-    trainer.run()
+    trainer = train(make(tmp_path, every=4))
     assert library.opened() == [None]
     assert library.ends() == [True]
     logged = library.logged()
@@ -183,18 +167,13 @@ def test_curves_of_a_run(tracked, small_config, small_digits, tmp_path: Path):
     assert settings["device"].startswith("cpu")
 
 
-def test_a_resumed_run_is_the_same_run(tracked, small_config, small_digits, tmp_path: Path):
+def test_a_resumed_run_is_the_same_run(tracked, train, tmp_path: Path):
     make, install = tracked
     library, path = install(), tmp_path / "checkpoint.pt"
-    hooks = [make(tmp_path), StopAt(9)]
-    first = Trainer(small_config, small_digits, checkpoint_path=path, hooks=hooks)
     with pytest.raises(TrainingInterrupted):
-        first.run()
+        train(make(tmp_path), StopAt(9), path=path)
     assert library.ends() == [False]
-    longer = replace(small_config, epochs=5)
-    resumed = Trainer(longer, small_digits, hooks=[make(tmp_path)])
-    resumed.resume(path)
-    resumed.run()
+    train(make(tmp_path), resume=path, epochs=5)
     assert library.opened() == [None, "run1"]
     assert library.ends() == [False, True]
     assert list(library.logged()["epoch/loss"]) == [6, 12, 18, 24, 30]
@@ -204,35 +183,29 @@ def test_a_resumed_run_is_the_same_run(tracked, small_config, small_digits, tmp_
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     library = install()
-    again = Trainer(longer, small_digits, hooks=[make(elsewhere)])
-    again.resume(path)
-    again.run()
+    train(make(elsewhere), resume=path, epochs=5)
     assert library.opened() == [None]
     assert list(library.logged()["epoch/loss"]) == [6, 12, 18, 24, 30]
     library = install()
-    Trainer(replace(longer, epochs=1), small_digits, hooks=[make(tmp_path)]).run()
+    train(make(tmp_path), epochs=1)
     assert library.opened() == [None]
 
 
-def test_trackers_share_a_folder(small_config, small_digits, tmp_path: Path, monkeypatch):
+def test_trackers_share_a_folder(train, tmp_path: Path, monkeypatch):
     for _, stand_in in STAND_INS.values():
         stand_in().install(monkeypatch)
-    hooks = [hook(tmp_path) for hook in TRACKERS.values()]
-    Trainer(replace(small_config, epochs=1), small_digits, hooks=hooks).run()
-    assert json.loads((tmp_path / "trackers.json").read_text()) == {
-        "wandb": "run1",
-        "mlflow": "run1",
-    }
+    train(*(hook(tmp_path) for hook in TRACKERS.values()), epochs=1)
+    noted = json.loads((tmp_path / "trackers.json").read_text())
+    assert noted == {"wandb": "run1", "mlflow": "run1"}
 
 
 @pytest.mark.parametrize("fail", ["log", "finish"])
 def test_a_failure_ends_the_tracker_and_not_the_run(
-    tracked, small_config, small_digits, tmp_path: Path, fail: str, caplog
+    tracked, train, tmp_path: Path, fail: str, caplog
 ):
     make, install = tracked
     library = install(fail)
-    trainer = Trainer(small_config, small_digits, hooks=[make(tmp_path, every=1)])
-    trainer.run()
+    trainer = train(make(tmp_path, every=1))
     assert trainer.step == trainer.total_steps
     warnings = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
     assert warnings == [f"{make.name} failed, the run continues without it: no route"]
@@ -250,16 +223,14 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_it_trains(
     assert trainer.step == 0
 
 
-def test_projects_are_those_of_the_environment(
-    tracked, small_config, small_digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_projects_are_those_of_the_environment(tracked, train, tmp_path: Path, monkeypatch):
     make, install = tracked
-    config, folder = replace(small_config, epochs=1), tmp_path / "my run"
+    folder = tmp_path / "my run"
     folder.mkdir()
     for expected in ("barlow_fast", "mine"):
         library = install()
-        Trainer(config, small_digits, hooks=[make(folder)]).run()
-        (opened,) = (values for name, values in library.calls if name == "init")
+        train(make(folder), epochs=1)
+        (opened,) = library.values("init")
         if make is WandbLog:
             assert (opened["project"], opened["name"]) == (expected, "my run")
             assert opened["dir"] == str(folder)
@@ -279,6 +250,4 @@ def test_what_the_option_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("tensorbored", 2, "--logger must be one of wandb, mlflow, got 'tensorbored'"),
         ("mlflow", 1, "--logger mlflow needs mlflow: pip install 'barlow-fast[loggers]'"),
     ):
-        result = CliRunner().invoke(app, ["pretrain", "--dry-run", "--logger", name])
-        assert result.exit_code == code
-        assert message in result.stderr
+        assert message in pretrain("--dry-run", "--logger", name, code=code).stderr

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from ended import SECONDS, running, until
-from launched import LAUNCH, torchrun
+from commands import pretrain
+from launched import LAUNCH, pretraining, stopped, torchrun
 from scenarios import CONFIG, KINDS, SCENARIOS, digits, gradients
-from typer.testing import CliRunner
 
-from barlow_fast.cli.app import app
 from barlow_fast.training import Trainer, load_checkpoint
 
 
@@ -86,7 +83,7 @@ def test_what_ranks_keep_and_what_they_share(two_ranks: Path):
         assert [len(samples) for samples in found["samples"]] == [20, 20, 20]
     # The first rank alone is watched, scores, and counts what a checkpoint counted for all.
     epoch = ["stepped"] * 3 + ["epoch_ended"]
-    assert (first["moments"], second["moments"]) == (epoch * 2, [])
+    assert (first["moments"], second["moments"]) == (["started", *epoch * 2, "ended"], [])
     assert (first["scored"], second["scored"]) == ([True, True], [False, False])
     assert (first["before"], second["before"]) == (["raw", "before", "correlation"], [])
     assert (first["resumed_images"], second["resumed_images"]) == (80, 0)
@@ -127,28 +124,19 @@ def test_a_signal_to_torchrun_saves_where_all_ranks_are(tmp_path: Path, to_all: 
     """As a cluster ends a job: the launcher passes the signal on, all ranks stop at one step. Some
     send it to every process themselves, which then gets it twice."""
     out = tmp_path / "out"
-    settings = ["pretrain", "--device", "cpu", "--batch-size", "64", "--projector", "32-96",
-                "--out", str(out), "epochs=400", "evaluate_every=400",
-                "checkpoint_every=1"]  # fmt: skip
-    command = [*LAUNCH, "-m", "barlow_fast", *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with running(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    ) as process:
-        assert until((out / "checkpoint.pt").exists)
+    arguments = ["--device", "cpu", "--batch-size", 64, "--projector", "32-96", "epochs=400"]
+    arguments += ["evaluate_every=400", "checkpoint_every=1"]
+    with pretraining(out, *arguments, launcher=LAUNCH) as process:
         if to_all:
             os.killpg(process.pid, signal.SIGHUP)
         else:
             process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=SECONDS)
+        stopped(process, out)
     assert process.returncode != 0
-    assert f"--resume {out / 'checkpoint.pt'}" in errors, errors[-3000:]
     state = load_checkpoint(out / "checkpoint.pt")
     assert state["ranks"] == 2
     assert 0 < state["step"] < 400 * (1197 // 64)
     if state["loader"]["batch"]:
         # An epoch that two ranks began is for two ranks to end.
-        arguments = ["pretrain", "--resume", str(out / "checkpoint.pt"), "--device", "cpu"]
-        alone = CliRunner().invoke(app, arguments)
-        assert alone.exit_code == 2
+        alone = pretrain("--resume", out / "checkpoint.pt", "--device", "cpu", code=2)
         assert "number of ranks changes between epochs only" in alone.stderr

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from commands import pretrain
 from options import assert_covered
-from typer.testing import CliRunner
 
 from barlow_fast.checkpoints import state
-from barlow_fast.cli.app import app
 from barlow_fast.training import (
     JsonLinesLog,
     PretrainConfig,
@@ -125,8 +124,7 @@ def test_auto_passes_over_it(tmp_path: Path, good):
 def test_the_command_says_it_in_one_line(tmp_path: Path, good, name: str, value, message: str):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {**good, name: value})
-    result = CliRunner().invoke(app, ["pretrain", "--resume", str(path)])
-    assert result.exit_code == 2
+    result = pretrain("--resume", path, code=2)
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
