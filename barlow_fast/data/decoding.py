@@ -1,9 +1,9 @@
 """The one place where image files are decoded.
 
-Every image file goes through `decode_pixels`, or through `check` before another decoder gets it, and its
-size through `header_size`. None of them trusts the bytes: what is wrong with them is raised as a
-`BadImageError` that names the image, and never ends in a crash, an endless wait, an image that is
-only partly decoded, or a process without memory.
+Every image file goes through `decode_pixels`, or through `check` before another decoder gets it,
+and its size through `header_size`. None of them trusts the bytes: what is wrong with them is raised
+as a `BadImageError` that names the image, and never ends in a crash, an endless wait, an image that
+is only partly decoded, or a process without memory.
 """
 
 from __future__ import annotations

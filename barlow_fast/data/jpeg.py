@@ -1,5 +1,5 @@
-"""JPEG decoded by simplejpeg: the pixels of Pillow in half the time, without the interpreter's lock,
-and with libjpeg's warnings, which Pillow drops.
+"""JPEG decoded by simplejpeg: the pixels of Pillow in half the time, without the interpreter's
+lock, and with libjpeg's warnings, which Pillow drops.
 
 Pillow stays the reference: it decodes whatever libjpeg warns of, and what is no JPEG of 8 bits in
 gray or colour. Where simplejpeg is missing it decodes everything, and no warning is noticed.
@@ -16,13 +16,15 @@ import numpy as np
 from ..terminal import printable
 
 START_OF_IMAGE = b"\xff\xd8\xff"
-APP0, APP2, APP14, COMMENT = 0xE0, 0xE2, 0xEE, 0xFE
-PHOTOSHOP = 0xED
-TABLES = (0xC4, 0xDB, 0xDD)  # Huffman, quantization, restart interval
 FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 START_OF_SCAN = 0xDA
-# Bytes of a segment, its length included, that Pillow's reader of the header needs.
-SHORTEST = {APP0: 12, APP2: 16, APP14: 9}
+TABLES = (0xC4, 0xDB, 0xDD)  # Huffman, quantization, restart interval
+APP0, APP2, PHOTOSHOP, ADOBE, COMMENT = 0xE0, 0xE2, 0xED, 0xEE, 0xFE
+# The other segments of a header, and how many bytes, their length included, they have at least
+# where Pillow reads them.
+SEGMENTS = dict.fromkeys((*TABLES, COMMENT, *range(APP0, APP0 + 16)), 2)
+SEGMENTS |= {APP0: 9, APP2: 16, ADOBE: 9}
+del SEGMENTS[PHOTOSHOP]  # a structure of its own
 MULTIPLE_PICTURES = b"MPF\0"
 
 # Sides are divided by one of these when an image is decoded at reduced scale; libjpeg has vector
@@ -49,8 +51,8 @@ def simplejpeg() -> ModuleType | None:
 
 
 def plain_frame(encoded: bytes) -> Frame | None:
-    """The frame of a JPEG whose header every decoder accepts; None where Pillow has to decide, since
-    its own reader of headers refuses files that libjpeg decodes.
+    """The frame of a JPEG whose header every decoder accepts; None where Pillow has to decide,
+    since its own reader of headers refuses files that libjpeg decodes.
 
     Args:
         encoded: a whole file.
@@ -69,9 +71,7 @@ def plain_frame(encoded: bytes) -> Frame | None:
             frame = Frame(*sides, components)
             if components not in (1, 3) or not frame.height * frame.width:
                 return None
-        elif not (code in TABLES or APP0 <= code < APP0 + 16 or code == COMMENT):
-            return None
-        elif code == PHOTOSHOP or length < SHORTEST.get(code, 2):
+        elif code not in SEGMENTS or length < SEGMENTS[code]:
             return None
         elif code == APP2 and encoded.startswith(MULTIPLE_PICTURES, at + 4):
             return None
