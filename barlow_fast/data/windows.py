@@ -8,9 +8,11 @@ times at most; after that a central one takes as much of the image as the shapes
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from .jpeg import REDUCTIONS
 from .views import ViewParameters, ViewSpecification
 
 
@@ -145,3 +147,29 @@ def _sizes(
     found[rows, 0] = -np.where(shape < narrow, cut_height, height)
     found[rows, 1] = -np.where(shape > wide, cut_width, width)
     return found
+
+
+def reduction(found: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> int:
+    """By how much an image's sides may be divided in decoding so that none of its views is enlarged
+    more than without: the largest of `REDUCTIONS` that leaves every window that is at least as
+    large as its view so.
+
+    Args:
+        found: (V, 4) windows of one image, as `windows` returns them, one per view.
+        shapes: (height, width, ...) in pixels of the views.
+    """
+    wanted = np.array([shape[:2] for shape in shapes])
+    for divisor in REDUCTIONS:
+        if (reduced(found, divisor)[:, 2:] >= wanted).all():
+            return divisor
+    return 1
+
+
+def reduced(found: np.ndarray, divisor: int) -> np.ndarray:
+    """(V, 4) int32 windows of an image in the coordinates of one whose sides are divided by
+    `divisor` and rounded up: their edges are moved by up to half a pixel of the latter."""
+    if divisor == 1:
+        return found
+    first, end = found[:, :2], found[:, :2] + found[:, 2:]
+    first, end = ((2 * edge + divisor) // (2 * divisor) for edge in (first, end))
+    return np.concatenate((first, end - first), 1).astype(np.int32)

@@ -308,7 +308,7 @@ class _Engine:
                 if decoded_alike(encoded):
                     limit = getattr(self.source, "max_pixels", MAX_PIXELS)
                     identity = self.source.identity(sample)
-                    self.sizes[sample] = check(encoded, identity, sample, limit)
+                    self.sizes[sample] = check(encoded, identity, sample, limit)[:2]
                     self.route[sample] = BY_DALI
                 else:
                     self.route[sample] = BY_PIL
