@@ -113,7 +113,9 @@ def pretrain(
     ] = None,
     worker_timeout: Annotated[
         float,
-        typer.Option(min=0, help="Seconds without an image until storage counts as stopped; 0: never."),
+        typer.Option(
+            min=0, help="Seconds until storage that does not answer is given up; 0: never."
+        ),
     ] = 1800,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images.", show_default=PRESETS)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..inputs import open_regular
+from ..inputs import open_descriptor
 from . import jpeg
 from .faults import Unreadable, guard
 from .whole import JPEG, load_whole
@@ -196,8 +197,13 @@ def read_file(path: str | bytes, identity: str, index: int = -1) -> bytes:
         BadImageError: missing, not permitted, a folder, a device or a pipe (which could keep a
             reader waiting forever), or larger than any image.
     """
-    with guard(identity, index), open_regular(path, MAX_BYTES) as file:
-        return file.read(MAX_BYTES)
+    with guard(identity, index):
+        descriptor = open_descriptor(path, MAX_BYTES)
+        try:
+            # No more than that: Python allocates what may be read, at once and under its lock.
+            return os.read(descriptor, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
 
 
 def _open(stream: BinaryIO, max_pixels: int) -> Image.Image:

@@ -60,22 +60,17 @@ def crop_rows(
     places = [(view.windows, view.specification.interpolation) for view in views]
     bad = []
     for row, *parts in zip(rows, *out, strict=True):
+        sample = int(samples[row])
         try:
-            image = torch.from_numpy(_pixels(source, int(samples[row]), channels))
+            decoded = source.pixels(sample, channels)
         except BadImageError as error:
             bad.append((row, error.image))
             continue
-        height, width = image.shape[:2]
+        image = torch.from_numpy(decoded.pixels)
         for (windows, interpolation), part in zip(places, parts, strict=True):
-            crop_resize(image, windows.find(row, height, width), interpolation, part)
+            window = windows.find(row, decoded.height, decoded.width)
+            crop_resize(image, window, interpolation, part)
     return bad
-
-
-def _pixels(source: Source, sample: int, channels: int) -> np.ndarray:
-    image = source.image(sample)
-    mode = "L" if channels == 1 else "RGB"
-    pixels = np.array(image if image.mode == mode else image.convert(mode))
-    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def crop_resize(
