@@ -14,6 +14,7 @@ Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ FOLDER = Path(__file__).parent
 
 # Codes of `enum class Element` in contract.h.
 _OPERAND = {"fp64": 0, "fp32": 1, "tf32": 1, "bf16": 2, "fp16": 3}
+# Codes of `enum class Filter`.
+_FILTERS = {"bilinear": 0, "bicubic": 1}
 
 
 @functools.cache
@@ -246,6 +249,21 @@ def photometric_in_thread(
         RuntimeError: a dtype, shape or layout that does not fit, or parameters out of range.
     """
     torch.ops.barlow_fast_cpu.photometric(crops, parameters, mean, std, False, out)
+
+
+def crop_resize(image: Tensor, window: Sequence[int], interpolation: str, out: Tensor) -> None:
+    """As `resizing.crop_resize`.
+
+    Raises:
+        ValueError: another interpolation than 'bicubic' and 'bilinear'.
+        RuntimeError: a tensor that is not uint8, not on the CPU, of another shape, or whose rows
+            are not contiguous; an `out` that overlaps `image` or itself; a window that is not
+            within its image.
+    """
+    code = _FILTERS.get(interpolation)
+    if code is None:
+        raise ValueError(f"interpolation must be one of {tuple(_FILTERS)}, got {interpolation!r}")
+    torch.ops.barlow_fast_cpu.crop_resize(image, window, code, out)
 
 
 def _views(inputs: GradientInputs) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,15 @@ and the outermost pixels differ.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ... import kernels
 from ..decoding import picture, pillow
 from ..faults import BadImage, BadImageError
 from ..sources import Source
@@ -21,6 +24,8 @@ from ..windows import WindowOfEach
 
 if TYPE_CHECKING:
     from ..presets import Views
+
+CropResize = Callable[[Tensor, tuple[int, int, int, int], str, Tensor], None]
 
 
 class DrawnView(NamedTuple):
@@ -57,6 +62,7 @@ def crop_rows(
         was.
     """
     channels = out[0].shape[-1]
+    crop_resize = resizer()
     places = [(view.windows, view.specification.interpolation) for view in views]
     bad = []
     for row, *parts in zip(rows, *out, strict=True):
@@ -73,7 +79,15 @@ def crop_rows(
     return bad
 
 
-def crop_resize(
+@functools.cache
+def resizer() -> CropResize:
+    """`crop_resize` of the native kernels, or the same by Pillow where they are not built."""
+    if kernels.why_unusable("cpu", torch.device("cpu")) is None:
+        return kernels.load("cpu").crop_resize
+    return by_pillow
+
+
+def by_pillow(
     image: Tensor, window: tuple[int, int, int, int], interpolation: str, out: Tensor
 ) -> None:
     """`crop_resize` of the kernels, by Pillow."""
