@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..decoding import pillow
+from ..decoding import picture, pillow
 from ..faults import BadImage, BadImageError
 from ..sources import Source
 from ..views import draw
@@ -40,7 +40,8 @@ def crop_rows(
         out: one (B, H, W, C) uint8 array per view, to be filled.
 
     Returns:
-        (row, what is wrong) of each image that could not be read; its rows are left as they were.
+        (row, what is wrong) of each image that could not be read, whose rows are left as they were,
+        and of each suspect one.
     """
     specifications = views.views
     drawn = [draw(s, seed, epoch, samples, number) for number, s in enumerate(specifications)]
@@ -49,13 +50,14 @@ def crop_rows(
     bad = []
     for row, sample in enumerate(samples.tolist()):
         try:
-            image = source.image(sample)
+            decoded = source.pixels(sample, out[0].shape[-1])
         except BadImageError as error:
             bad.append((row, error.image))
             continue
-        mode = "L" if out[0].shape[-1] == 1 else "RGB"
-        if image.mode != mode:
-            image = image.convert(mode)
+        if decoded.warning:
+            identity = source.identity(sample)
+            bad.append((row, BadImage(sample, identity, decoded.warning, suspect=True)))
+        image = picture(decoded.pixels)
         for specification, parameters, rows in zip(specifications, drawn, out, strict=True):
             # Row by row: the size is known once the image is decoded, and the windows of a whole
             # batch would need every header to be read ahead.
