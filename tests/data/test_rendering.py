@@ -20,7 +20,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
 from barlow_fast import kernels
-from barlow_fast.data import Views, draw, rendering, windows
+from barlow_fast.data import ViewLoader, Views, draw, rendering, windows
+from barlow_fast.data.decoding import Decoded
+from barlow_fast.data.faults import BadImage
 from barlow_fast.data.rendering import Crops, crop_shapes
 from barlow_fast.data.rendering.threads import CHUNK, Finish, ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource
@@ -153,6 +155,35 @@ def test_views_that_threads_finish_are_those_of_the_kernel(tmp_path, workers: in
             pixels, torch.from_numpy(drawn.photometric_rows(40, 40)), *finish
         )
         assert torch.equal(view.permute(0, 3, 1, 2), expected)
+
+
+class Suspect(FolderSource):
+    """One of its images decodes with a warning."""
+
+    def pixels(self, index: int, *arguments) -> Decoded:
+        decoded = super().pixels(index, *arguments)
+        return decoded._replace(warning="flipped bits") if index == 3 else decoded
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_suspect_images_are_rendered_and_reported(tmp_path, workers: int):
+    source = Suspect(photographs(tmp_path / "photographs", 8))
+    renderer = ThreadRenderer(source, VIEWS, workers=workers)
+    (ours,) = rendered(renderer, [np.arange(8)[::-1].copy()])
+    renderer.close()
+    assert ours.bad == [BadImage(3, source.path(3), "flipped bits", suspect=True)]
+    (theirs,) = rendered(ThreadRenderer(FolderSource(source.root), VIEWS), [ours.samples])
+    assert_same([ours._replace(bad=[])], [theirs])
+
+
+@pytest.mark.parametrize("policy", ["skip", "strict"])
+def test_suspect_images_are_left_out_under_strict(tmp_path, policy: str):
+    source = Suspect(photographs(tmp_path / "photographs", 8))
+    settings = {"on_bad_image": policy, "loader": "pil", "workers": 2}
+    with ViewLoader(source, VIEWS, 8, **settings) as loader:
+        (batch,) = list(loader)
+    assert sorted(batch.index.tolist()) == [n for n in range(8) if policy == "skip" or n != 3]
+    assert [image.index for image in loader.suspect_images] == [3]
 
 
 class Waiting(FolderSource):
