@@ -23,7 +23,7 @@ from barlow_fast import kernels
 from barlow_fast.data import ViewLoader, Views, draw, rendering, windows
 from barlow_fast.data.decoding import Decoded
 from barlow_fast.data.faults import BadImage
-from barlow_fast.data.rendering import Crops, crop_shapes
+from barlow_fast.data.rendering import Crops, crop_shapes, files
 from barlow_fast.data.rendering.threads import CHUNK, Finish, ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource
 from barlow_fast.data.views import ViewSpecification
@@ -60,6 +60,14 @@ def running_threads() -> list[str]:
     return [name for name in names if name.startswith("barlow_fast data thread")]
 
 
+@pytest.fixture(params=["as installed", "by Pillow"])
+def either_resizer(request, monkeypatch):
+    """The native kernel where it is built, and Pillow, which stands in for it elsewhere."""
+    if request.param == "by Pillow":
+        monkeypatch.setattr(files, "resizer", lambda: files.by_pillow)
+
+
+@pytest.mark.usefixtures("either_resizer")
 def test_crops_are_torchvisions(tmp_path):
     for number, path in enumerate(PHOTOGRAPHS):
         (tmp_path / f"{number}.jpg").write_bytes(path.read_bytes())
@@ -88,6 +96,7 @@ def test_crops_are_torchvisions(tmp_path):
                 np.testing.assert_array_equal(crops.crops[number][sample], np.asarray(expected))
 
 
+@pytest.mark.usefixtures("either_resizer")
 def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     """`Image.resize(box=...)` would: its filter reaches over the border."""
     specification = cropping(16)
@@ -102,6 +111,7 @@ def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     assert not crops.crops[0].any()
 
 
+@pytest.mark.usefixtures("either_resizer")
 def test_one_channel(tmp_path):
     source = FolderSource(photographs(tmp_path / "photographs", 3))
     views = Views("gray", (ViewSpecification(size=(30, 20)),), (0.5,), (0.25,))
