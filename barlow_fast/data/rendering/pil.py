@@ -15,7 +15,7 @@ from ..decoding import picture, pillow
 from ..faults import BadImage, BadImageError
 from ..sources import Source
 from ..views import draw
-from ..windows import windows
+from ..windows import reduced, reduction, windows
 from . import CallingProcess, Crops, crop_shapes, without
 
 if TYPE_CHECKING:
@@ -47,10 +47,26 @@ def crop_rows(
     drawn = [draw(s, seed, epoch, samples, number) for number, s in enumerate(specifications)]
     resampling = pillow().Resampling
     filters = {"bicubic": resampling.BICUBIC, "bilinear": resampling.BILINEAR}
+    shapes = [rows.shape[1:] for rows in out]
     bad = []
     for row, sample in enumerate(samples.tolist()):
+
+        def cut(height: int, width: int, row: int = row) -> np.ndarray:
+            """(V, 4) windows of the views. Row by row: the size is known once a header is read, and
+            the windows of a whole batch would need every header to be read ahead."""
+            found = [
+                windows(parameters[row : row + 1], specification, height, width)
+                for specification, parameters in zip(specifications, drawn, strict=True)
+            ]
+            return np.concatenate(found)
+
+        def reduce(height: int, width: int) -> int:
+            return reduction(cut(height, width), shapes)
+
         try:
-            decoded = source.pixels(sample, out[0].shape[-1])
+            decoded = source.pixels(
+                sample, out[0].shape[-1], reduce if views.reduced_decoding else None
+            )
         except BadImageError as error:
             bad.append((row, error.image))
             continue
@@ -58,12 +74,9 @@ def crop_rows(
             identity = source.identity(sample)
             bad.append((row, BadImage(sample, identity, decoded.warning, suspect=True)))
         image = picture(decoded.pixels)
-        for specification, parameters, rows in zip(specifications, drawn, out, strict=True):
-            # Row by row: the size is known once the image is decoded, and the windows of a whole
-            # batch would need every header to be read ahead.
-            top, left, height, width = windows(
-                parameters[row : row + 1], specification, image.height, image.width
-            )[0].tolist()
+        places = reduced(cut(decoded.height, decoded.width), decoded.reduction).tolist()
+        for specification, rows, place in zip(specifications, out, places, strict=True):
+            top, left, height, width = place
             view = image
             if (height, width) != (image.height, image.width):
                 view = view.crop((left, top, left + width, top + height))
