@@ -131,7 +131,7 @@ class Trainer:
         # One for everything that reads images in this run: a bad one is reported once.
         self._bad = BadImages(self.feeding.on_bad_image)
         with self._together("a trainer"):
-            self.views = choose_views(config.views, data)
+            self.views = choose_views(config.views, data, config.reduced_decoding)
             check_batch(config.batch_size, len(self.source), data.name, self.ranks.size)
             self.precision = resolved_precision(config, self.device)
             plain = self.initial_model()

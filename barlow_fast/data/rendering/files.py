@@ -51,7 +51,7 @@ class DrawnViews:
             draw(view, seed, epoch, samples, number) for number, view in enumerate(views.views)
         ]
         self.interpolations = [view.interpolation for view in views.views]
-        self.reduced_decoding = getattr(views, "reduced_decoding", False)
+        self.reduced_decoding = views.reduced_decoding
         self._windows = list(map(WindowOfEach, self.parameters, views.views))
 
     def windows(self, row: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
