@@ -17,11 +17,11 @@ from torch import Tensor
 WEIGHT_BITS = 22
 
 
-def columns_first(height: int, width: int, size: tuple[int, int]) -> bool:
+def columns_first(height: np.ndarray, width: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Whether the pass across rows comes first, as in Pillow 13: where the height shrinks by more
     than twice the pixels that the width does. Pillow before 13 always sums along rows first."""
     lost = height - size[0]
-    return lost > 0 and lost > 2 * (width - size[1])
+    return (lost > 0) & (lost > 2 * (width - size[1]))
 
 
 def weights(lengths: np.ndarray, size: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:

@@ -61,13 +61,13 @@ def running_threads() -> list[str]:
 
 
 @pytest.fixture(params=["as installed", "by Pillow"])
-def either_resizer(request, monkeypatch):
+def either(request, monkeypatch):
     """The native kernel where it is built, and Pillow, which stands in for it elsewhere."""
     if request.param == "by Pillow":
-        monkeypatch.setattr(files, "resizer", lambda: files.by_pillow)
+        monkeypatch.setattr(files, "native_crop", lambda: None)
 
 
-@pytest.mark.usefixtures("either_resizer")
+@pytest.mark.usefixtures("either")
 def test_crops_are_torchvisions(tmp_path):
     for number, path in enumerate(PHOTOGRAPHS):
         (tmp_path / f"{number}.jpg").write_bytes(path.read_bytes())
@@ -96,7 +96,7 @@ def test_crops_are_torchvisions(tmp_path):
                 np.testing.assert_array_equal(crops.crops[number][sample], np.asarray(expected))
 
 
-@pytest.mark.usefixtures("either_resizer")
+@pytest.mark.usefixtures("either")
 def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     """`Image.resize(box=...)` would: its filter reaches over the border."""
     specification = cropping(16)
@@ -111,7 +111,7 @@ def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     assert not crops.crops[0].any()
 
 
-@pytest.mark.usefixtures("either_resizer")
+@pytest.mark.usefixtures("either")
 def test_one_channel(tmp_path):
     source = FolderSource(photographs(tmp_path / "photographs", 3))
     views = Views("gray", (ViewSpecification(size=(30, 20)),), (0.5,), (0.25,))

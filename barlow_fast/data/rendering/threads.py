@@ -173,12 +173,12 @@ class ThreadRenderer:
         self._check_process()
         check_room(self._closed, len(self._under_way), self._prefetch)
         batch = self._begin(epoch, samples)
-        self._under_way.append(batch)
-        if len(self._threads) < self._workers:
-            self._start()
         if self._workers:
+            self._start()
             for chunk in batch.chunks:
                 self._engine.tasks.put((batch, chunk))
+        # Last: Ctrl-C may come before, and then nothing is waited for.
+        self._under_way.append(batch)
 
     def receive(self) -> Crops:
         self._check_process()
