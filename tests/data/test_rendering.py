@@ -232,7 +232,7 @@ def test_storage_that_does_not_answer_is_given_up(tmp_path, monkeypatch, remark:
 def test_images_that_come_slowly_are_waited_for(tmp_path, monkeypatch):
     """The limit counts from the last image on."""
     source = Waiting(photographs(tmp_path / "photographs", 3 * CHUNK))
-    renderer = ThreadRenderer(source, VIEWS, workers=1, timeout=1.0)
+    renderer = ThreadRenderer(source, VIEWS, workers=1, timeout=LIMIT)
     renderer.submit(0, np.arange(3 * CHUNK))
     batch = renderer._under_way[0]
     waits = []
@@ -244,10 +244,10 @@ def test_images_that_come_slowly_are_waited_for(tmp_path, monkeypatch):
         assert len(waits) < 5
         return len(waits) == 4
 
-    monkeypatch.setattr(rendering.threads, "REMARK_AFTER", 0.4)
+    monkeypatch.setattr(rendering.threads, "REMARK_AFTER", 0.2)
     monkeypatch.setattr(batch.ready, "wait", wait)
     assert len(renderer.receive().samples) == 3 * CHUNK
-    assert waits == [0.4, 0.4, 0.4, 0.4]
+    assert waits == [0.2, 0.2, 0.2, 0.2]
     source.answer.set()
     renderer.close()
 
@@ -406,7 +406,7 @@ class Hanging(FolderSource):
 threads.PATIENCE = 0.1
 source = Hanging(sys.argv[1])
 views = Views("crops", (cropping(48),), MEAN, STD)
-renderer = threads.ThreadRenderer(source, views, workers=2, timeout=0.1)
+renderer = threads.ThreadRenderer(source, views, workers=2, timeout=threads.PATIENCE)
 renderer.submit(0, np.arange(8))
 try:
     renderer.receive()
