@@ -113,6 +113,7 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     ),
     "views": (["--views", "cifar"], setting("views", "cifar")),
     "encoder": (["--encoder", "resnet18"], setting("encoder", "resnet18")),
+    "reduced_decoding": (["--reduced-decoding"], setting("reduced_decoding", True)),
     "on_bad_image": (["--on-bad-image", "skip"], fed("on_bad_image", "skip")),
     "loader": (["--loader", "pil"], fed("loader", "pil")),
     "workers": (["--workers", "3"], fed("workers", 3)),
@@ -749,6 +750,7 @@ SHARED: dict[str, tuple[list[str], str, str, Any]] = {
     "random": (["--random"], "protocol", "random", True),
     "baselines": (["--baselines"], "protocol", "baselines", True),
     "on_bad_image": (["--on-bad-image", "skip"], "Reading", "on_bad_image", "skip"),
+    "reduced_decoding": (["--reduced-decoding"], "Reading", "reduced_decoding", True),
     "workers": (["--workers", "3"], "Reading", "workers", 3),
     "device": (["--device", "cpu"], "Reading", "device", "cpu"),
     "chunk": (["--chunk", "17"], "Reading", "chunk", 17),
@@ -885,6 +887,7 @@ def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, eval
     assert {name: received[name] for name in plain | shared} == plain | shared
     (reading,) = calls["Reading"]
     assert (reading["workers"], reading["chunk"], reading["on_bad_image"]) == (None, 256, "error")
+    assert reading["reduced_decoding"] is False
 
 
 def test_baselines_are_computed_once(evaluating: Calls):
@@ -933,6 +936,7 @@ IMAGES: dict[str, dict[str, tuple[list[str], str, str, Any]]] = {
         **OPENED,
         "target": (["target"], "pack", "target", Path("target")),
         "size": (["--size", "40"], "pack", "size", 40),
+        "max_side": (["--max-side", "50"], "pack", "max_side", 50),
         "quality": (["--quality", "30"], "pack", "quality", 30),
         "shard_bytes": (["--shard-bytes", "3M"], "pack", "shard_bytes", 3 * 2**20),
         "on_bad_image": (["--on-bad-image", "skip"], "pack", "on_bad_image", "skip"),
@@ -952,7 +956,8 @@ DEFAULTS = {
     "open_source": {"split": None, "data_dir": None, "allow_symlinks": False},
     "bad_images": {"workers": None},
     "pack": {
-        "size": None, "quality": 95, "shard_bytes": 2**28, "on_bad_image": "error", "workers": None
+        "size": None, "max_side": None, "quality": 95, "shard_bytes": 2**28,
+        "on_bad_image": "error", "workers": None,
     },
     "sheet": {"count": 8, "seed": 0, "epoch": 0},
     "write_sheet": {"path": Path("sheet.png")},
