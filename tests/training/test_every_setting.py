@@ -598,7 +598,8 @@ def test_the_numbers_of_the_presets():
     digits, files = PRESETS["digits"], PRESETS["files"]
     assert digits == PretrainConfig()
     assert digits.to_dict() == {
-        "dataset": "digits", "views": "", "reduced_decoding": False, "encoder": "small", "stem": "auto",
+        "dataset": "digits", "views": "", "reduced_decoding": False,
+        "encoder": "small", "stem": "auto",
         "encoder_widths": [32, 64, 128], "encoder_grid": 2, "projector": [512, 512, 1024],
         "one_pass": False, "lambd": 0.0051, "scale": 1.0, "backend": "auto", "epochs": 100,
         "batch_size": 128, "micro_batch_size": None, "optimizer": "adamw", "learning_rate": 2e-3,
