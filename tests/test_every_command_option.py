@@ -501,7 +501,9 @@ class Ending:
         self.error, self.ranks = error, SimpleNamespace(first=first, alone=True)
         self.checkpoint_path = Path("there/checkpoint.pt")
         self.history, self.before = [{"knn": 0.75}], {"before": 0.25, "raw": 0.5}
-        self.loader = SimpleNamespace(bad_images=[1, 2, 3])
+        self.loader = SimpleNamespace(
+            bad_images=[1, 2, 3], suspect_images=[4, 5], suspects="2 images, decoded"
+        )
         self.stop_requested, self.options = False, {"data_dir": Path("a b")}
         self.config = SimpleNamespace(dataset="/it's")
 
@@ -629,6 +631,7 @@ def test_a_finished_run_reports_its_scores_and_files(monkeypatch, capsys, tmp_pa
         in received.out
     )
     assert "skipped   3 images" in received.out
+    assert "suspect   2 images, decoded" in received.out
     assert f"figure    {tmp_path / 'figure.png'}" in received.out
     assert f"log       {tmp_path / 'log.jsonl'}" in received.out
     assert "curves" not in received.out
@@ -636,11 +639,13 @@ def test_a_finished_run_reports_its_scores_and_files(monkeypatch, capsys, tmp_pa
     (tmp_path / "tensorboard").mkdir()
     unscored = Ending()
     unscored.history, unscored.loader.bad_images = [{"knn": None}], []
+    unscored.loader.suspect_images = []
     pretrain_commands._train(unscored, tmp_path, console)
     received = capsys.readouterr()
     assert f"curves    {tmp_path / 'tensorboard'}" in received.out
     assert "random weights" not in received.out
     assert "skipped" not in received.out
+    assert "suspect" not in received.out
     pretrain_commands._train(Ending(first=False), tmp_path, console)
     assert capsys.readouterr().out == ""
 
