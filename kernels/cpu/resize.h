@@ -158,8 +158,10 @@ struct Sum {
     upper = add_products(upper, pairs, upper_weights);
     lower = add_products(lower, pairs, lower_weights);
   }
-  // The result times 2^kWeightBits.
-  BARLOW_FAST_INLINE Lanes32 whole() const { return (upper << kPartBits) + lower; }
+  // The result times 2^kWeightBits; unsigned, as a lane that stands for nothing may wrap.
+  BARLOW_FAST_INLINE Lanes32 whole() const {
+    return (Lanes32)(((Vector<uint32_t>)upper << kPartBits) + (Vector<uint32_t>)lower);
+  }
 };
 
 // Signed 16-bit values cut to bytes.
@@ -283,14 +285,23 @@ BARLOW_FAST_INLINE TwoPairs pairs_at(const uint8_t* row, const int32_t* offsets)
   }
 }
 
-// The weights of a pass along rows, as its vectors take them: `dense` with a value of the result in each lane, where the
-// bytes of a vector lie within one, else a pixel in kPixelLanes of them.
+// Lanes that are filled from as many words of a row.
+#if defined(__AVX512VNNI__)
+constexpr int kGroup = kLanes<int32_t>;  // one permutation of bytes
+#else
+constexpr int kGroup = 4;  // a permutation of words, then one of bytes within 16
+#endif
+
+// The weights of a pass along rows, as its vectors take them. `dense`: each lane is a value of the result, which needs
+// byte permutations, a vector's bytes within as many of the row, and a group's within its words. Else pixels have
+// kPixelLanes.
 template <int C>
 struct Across {
   bool dense;
   int64_t vectors, pairs, reach;
   int32_t* offsets;  // bytes from the row's begin to the first tap of each pixel, or of each dense vector
-  uint8_t* places;   // of the bytes of a dense vector's lanes, from its offset on
+  uint8_t* places;   // of a dense vector's bytes from its offset on, or within the words
+  int32_t* words;    // of a dense vector from its offset on
   int32_t* parts;    // of each vector and pair the upper and the lower parts
 
   Across(Arena& arena, const Weights& weights) {
@@ -298,22 +309,27 @@ struct Across {
     pairs = (weights.most + 1) / 2;
     offsets = arena.take<int32_t>(vectors * kVectorPixels<C>);
     places = arena.take<uint8_t>(vectors * kVectorBytes);
+    words = arena.take<int32_t>(vectors * kLanes<int32_t>);
     parts = arena.take<int32_t>(vectors * pairs * 2 * kLanes<int32_t>);
   }
 
   void fill(const Weights& weights, bool permutes_bytes) {
+    pairs = (weights.taps + 1) / 2;
 #if defined(__AVX512VNNI__)
-    dense = permutes_bytes && place_bytes(weights);
+    dense = permutes_bytes && place_dense(weights);
+#elif defined(__AVX2__)
+    (void)permutes_bytes;
+    dense = place_dense(weights);
 #else
     (void)permutes_bytes;
     dense = false;
 #endif
     if (dense) {
       fill_parts<C>(weights);
+      reach = offsets[vectors - 1] + (pairs - 1) * 2 * C + kVectorBytes;
       return;
     }
     vectors = (weights.size + kVectorPixels<C> - 1) / kVectorPixels<C>;
-    pairs = (weights.taps + 1) / 2;
     reach = 0;
     for (int64_t i = 0; i < vectors * kVectorPixels<C>; ++i) {
       offsets[i] = i < weights.size ? C * weights.first[i] : 0;
@@ -323,23 +339,33 @@ struct Across {
   }
 
  private:
-  // Whether that could be done: pixels far apart do not fit.
-  bool place_bytes(const Weights& weights) {
+  // Whether the bytes lie close enough.
+  bool place_dense(const Weights& weights) {
     constexpr int lanes = kLanes<int32_t>;
     const int64_t values = C * weights.size;
     vectors = (values + lanes - 1) / lanes;
-    pairs = (weights.taps + 1) / 2;
     for (int64_t v = 0; v < vectors; ++v) {
       offsets[v] = C * weights.first[v * lanes / C];
-      for (int lane = 0; lane < lanes; ++lane) {
+      const auto place = [&](int lane) {
         const int64_t value = smaller(v * lanes + lane, values - 1);
-        const int64_t at = C * weights.first[value / C] + value % C - offsets[v];
-        if (at + C >= kVectorBytes) return false;
-        places[v * kVectorBytes + 4 * lane] = static_cast<uint8_t>(at);
-        places[v * kVectorBytes + 4 * lane + 2] = static_cast<uint8_t>(at + C);
+        return C * weights.first[value / C] + value % C - offsets[v];
+      };
+      for (int group = 0; group < lanes; group += kGroup) {
+        // A group may begin within a pixel, and the next pixel's first channel lie before.
+        int64_t begin = place(group);
+        for (int lane = 1; lane < kGroup; ++lane) begin = smaller(begin, place(group + lane));
+        begin = begin / 4 * 4;
+        for (int lane = 0; lane < kGroup; ++lane) {
+          const int64_t at = place(group + lane);
+          if (at + C >= kVectorBytes || at + C - begin >= 4 * kGroup) return false;
+          uint8_t* to = places + v * kVectorBytes + 4 * (group + lane);
+          to[0] = static_cast<uint8_t>(at - begin);
+          to[2] = static_cast<uint8_t>(at + C - begin);
+          to[1] = to[3] = 0x80;
+          words[v * lanes + group + lane] = static_cast<int32_t>(begin / 4 + lane);
+        }
       }
     }
-    reach = offsets[vectors - 1] + (pairs - 1) * 2 * C + kVectorBytes;
     return true;
   }
 
@@ -381,22 +407,41 @@ BARLOW_FAST_INLINE void store_pixels(int32_t* out, Lanes32 x) {
   }
 }
 
+#if defined(__AVX2__)
+// Not every CPU that has the dot products permutes bytes.
 #if defined(__AVX512VNNI__)
-// Both rows resized, as pairs, where `weights` is dense. Not every CPU that this is compiled for has the instruction, hence the attribute.
+#define BARLOW_FAST_PERMUTES __attribute__((target("avx512vbmi")))
+#else
+#define BARLOW_FAST_PERMUTES
+#endif
+
+// The pairs of a dense vector.
+BARLOW_FAST_PERMUTES BARLOW_FAST_INLINE Lanes32 picked(const uint8_t* row, Lanes32 words, Vector<uint8_t> places) {
+#if defined(__AVX512VNNI__)
+  (void)words;
+  return (Lanes32)_mm512_maskz_permutexvar_epi8(0x5555555555555555, (__m512i)places, (__m512i)load(row));
+#elif defined(__AVX512F__)
+  return (Lanes32)_mm512_shuffle_epi8(_mm512_permutexvar_epi32((__m512i)words, (__m512i)load(row)), (__m512i)places);
+#else
+  return (Lanes32)_mm256_shuffle_epi8(_mm256_permutevar8x32_epi32((__m256i)load(row), (__m256i)words), (__m256i)places);
+#endif
+}
+
+// Both rows resized, as pairs, where `weights` is dense.
 template <int C>
-__attribute__((target("avx512vbmi"))) void across_dense(const Across<C>& weights, const uint8_t* upper,
-                                                        const uint8_t* lower, int32_t* out) {
+BARLOW_FAST_PERMUTES void across_dense(const Across<C>& weights, const uint8_t* upper, const uint8_t* lower,
+                                       int32_t* out) {
   constexpr int lanes = kLanes<int32_t>;
-  constexpr uint64_t low_bytes = 0x5555555555555555;
   const int32_t* part = weights.parts;
   for (int64_t v = 0; v < weights.vectors; ++v) {
-    const __m512i places = (__m512i)load(weights.places + v * kVectorBytes);
+    const Vector<uint8_t> places = load(weights.places + v * kVectorBytes);
+    const Lanes32 words = load(weights.words + v * lanes);
     const uint8_t *x = upper + weights.offsets[v], *y = lower + weights.offsets[v];
     Sum sums[2];
     for (int64_t j = 0; j < weights.pairs; ++j) {
       const Lanes32 high = load(part), low = load(part + lanes);
-      sums[0].add((Lanes32)_mm512_maskz_permutexvar_epi8(low_bytes, places, (__m512i)load(x + 2 * C * j)), high, low);
-      sums[1].add((Lanes32)_mm512_maskz_permutexvar_epi8(low_bytes, places, (__m512i)load(y + 2 * C * j)), high, low);
+      sums[0].add(picked(x + 2 * C * j, words, places), high, low);
+      sums[1].add(picked(y + 2 * C * j, words, places), high, low);
       part += 2 * lanes;
     }
     store(out + v * lanes, byte_pairs(sums[0], sums[1]));
@@ -407,7 +452,7 @@ __attribute__((target("avx512vbmi"))) void across_dense(const Across<C>& weights
 // Both rows resized, as pairs.
 template <int C>
 void across(const Across<C>& weights, const uint8_t* upper, const uint8_t* lower, int32_t* out) {
-#if defined(__AVX512VNNI__)
+#if defined(__AVX2__)
   if (weights.dense) return across_dense(weights, upper, lower, out);
 #endif
   constexpr int lanes = kLanes<int32_t>;

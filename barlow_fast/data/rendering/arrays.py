@@ -324,7 +324,9 @@ def _all_lengths(size: int, extent: int, interpolation: str, device: torch.devic
 def _table(lengths: np.ndarray, size: int, extent: int, interpolation: str) -> np.ndarray:
     """(U, at least 2 extent, 2 size) float32: weights of windows of each length that begin at row
     `extent`; columns as `_matrices` has them."""
-    first, weights = resizing.weights(lengths, size, interpolation)
+    first, weights = (
+        x.numpy() for x in resizing.weights(torch.from_numpy(lengths), size, interpolation)
+    )
     taps = first[..., None] + np.arange(weights.shape[-1])
     whole = np.floor(weights / SPLIT)
     # Rows for taps beyond the window, which have no weight.
