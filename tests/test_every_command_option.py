@@ -103,6 +103,7 @@ PRETRAIN: dict[str, Case] = {
     "config_file": ("--config settings.yaml", "_prepare.config.scale", 3.0),
     "data_dir": ("--data-dir there", "load_images.data_dir", Path("there")),
     "files": ("--data photos", "_prepare.config.dataset", "photos"),
+    "reduced_decoding": ("--reduced-decoding", "_prepare.config.reduced_decoding", True),
     "on_bad_image": ("--on-bad-image skip", "_prepare.feeding.on_bad_image", "skip"),
     "loader": ("--loader pil", "_prepare.feeding.loader", "pil"),
     "workers": ("--workers 3", "_prepare.feeding.workers", 3),
@@ -446,7 +447,9 @@ class Ending:
         self.error, self.ranks = error, SimpleNamespace(first=first, alone=True)
         self.checkpoint_path = Path("there/checkpoint.pt")
         self.history, self.before = [{"knn": 0.75}], {"before": 0.25, "raw": 0.5}
-        self.loader = SimpleNamespace(bad_images=[1, 2, 3])
+        self.loader = SimpleNamespace(
+            bad_images=[1, 2, 3], suspect_images=[4, 5], suspects="2 images, decoded"
+        )
         self.stop_requested, self.options = False, {"data_dir": Path("a b")}
         self.config = SimpleNamespace(dataset="/it's")
 
@@ -560,7 +563,7 @@ def test_a_finished_run_reports_its_scores_and_files(monkeypatch, capsys, tmp_pa
     received = capsys.readouterr()
     for line in (
         "25.00 % with random weights -> 75.00 % after training (raw pixels: 50.00 %)",
-        "skipped   3 images", f"figure    {tmp_path / 'figure.png'}",
+        "skipped   3 images", "suspect   2 images, decoded", f"figure    {tmp_path / 'figure.png'}",
         f"log       {tmp_path / 'log.jsonl'}",
     ):  # fmt: skip
         assert line in received.out
@@ -569,11 +572,13 @@ def test_a_finished_run_reports_its_scores_and_files(monkeypatch, capsys, tmp_pa
     (tmp_path / "tensorboard").mkdir()
     unscored = Ending()
     unscored.history, unscored.loader.bad_images = [{"knn": None}], []
+    unscored.loader.suspect_images = []
     pretrain_commands._train(unscored, tmp_path, console)
     received = capsys.readouterr()
     assert f"curves    {tmp_path / 'tensorboard'}" in received.out
     assert "random weights" not in received.out
     assert "skipped" not in received.out
+    assert "suspect" not in received.out
     pretrain_commands._train(Ending(first=False), tmp_path, console)
     assert capsys.readouterr().out == ""
 
@@ -675,6 +680,7 @@ SHARED: dict[str, Case] = {
     "random": ("--random", "protocol.random", True),
     "baselines": ("--baselines", "protocol.baselines", True),
     "on_bad_image": ("--on-bad-image skip", "Reading.on_bad_image", "skip"),
+    "reduced_decoding": ("--reduced-decoding", "Reading.reduced_decoding", True),
     "workers": ("--workers 3", "Reading.workers", 3),
     "device": ("--device cpu", "Reading.device", "cpu"),
     "chunk": ("--chunk 17", "Reading.chunk", 17),
@@ -787,6 +793,7 @@ def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, eval
     assert {name: received[name] for name in plain | shared} == plain | shared
     (reading,) = calls["Reading"]
     assert (reading["workers"], reading["chunk"], reading["on_bad_image"]) == (None, 256, "error")
+    assert reading["reduced_decoding"] is False
 
 
 def test_baselines_are_computed_once(evaluating: Calls):
@@ -836,6 +843,7 @@ IMAGES: dict[str, dict[str, Case]] = {
         **OPENED,
         "target": ("target", "pack.target", Path("target")),
         "size": ("--size 40", "pack.size", 40),
+        "max_side": ("--max-side 50", "pack.max_side", 50),
         "quality": ("--quality 30", "pack.quality", 30),
         "shard_bytes": ("--shard-bytes 3M", "pack.shard_bytes", 3 * 2**20),
         "on_bad_image": ("--on-bad-image skip", "pack.on_bad_image", "skip"),
@@ -856,7 +864,8 @@ DEFAULTS = {
     "open_source": {"split": None, "data_dir": None, "allow_symlinks": False},
     "bad_images": {"workers": None},
     "pack": {
-        "size": None, "quality": 95, "shard_bytes": 2**28, "on_bad_image": "error", "workers": None
+        "size": None, "max_side": None, "quality": 95, "shard_bytes": 2**28,
+        "on_bad_image": "error", "workers": None,
     },
     "sheet": {"count": 8, "seed": 0, "epoch": 0},
     "write_sheet": {"path": Path("sheet.png")},
@@ -1044,7 +1053,7 @@ def test_defaults_in_help_are_those_of_the_functions():
         assert shown[f"evaluate {protocol}", "split_seed"] == "0"
     neighbours = ",".join(map(str, evaluation.knn.NEIGHBOURS))
     assert shown["evaluate knn", "k"].startswith(f"{neighbours},")
-    assert f"at most {data.loader.MOST_PROCESSES}" in shown["pretrain", "workers"]
+    assert f"at most {data.loader.MOST_THREADS}" in shown["pretrain", "workers"]
     assert f"1 to {data.show.MOST}" in found["data show"]["count"].help
     for option in ("epochs", "batch_size"):
         assert found["evaluate finetune"][option].default == getattr(finetune, option)

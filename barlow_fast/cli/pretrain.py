@@ -25,7 +25,7 @@ from .exits import (
     failures,
     skipping,
 )
-from .options import PRESETS, DataDir, Device, OnBadImage
+from .options import PRESETS, DataDir, Device, OnBadImage, ReducedDecoding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +93,7 @@ def pretrain(
             show_default="those of the preset or the data",
         ),
     ] = None,
+    reduced_decoding: ReducedDecoding = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -107,13 +108,15 @@ def pretrain(
         int | None,
         typer.Option(
             min=0,
-            help="Processes (pil) or threads (dali) that read images; 0: this process.",
+            help="Threads that read images; 0: none of their own (pil).",
             show_default="one per core, of pil at most 16",
         ),
     ] = None,
     worker_timeout: Annotated[
         float,
-        typer.Option(min=0, help="Seconds until such a process counts as stopped; 0: never."),
+        typer.Option(
+            min=0, help="Seconds until storage that does not answer is given up; 0: never."
+        ),
     ] = 1800,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images.", show_default=PRESETS)
@@ -441,6 +444,8 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         )
     if trainer.loader.bad_images:
         console.print(f"skipped   {len(trainer.loader.bad_images)} images that cannot be read")
+    if trainer.loader.suspect_images:
+        console.print(f"suspect   {trainer.loader.suspects}")
     seconds = time.perf_counter() - start
     console.print(f"finished  in {seconds:.0f} s")
     files = {**report.files, "weights": trainer.checkpoint_path, "log": folder / "log.jsonl"}

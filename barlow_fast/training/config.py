@@ -48,6 +48,7 @@ class PretrainConfig:
     # What is learned from.
     dataset: str = "digits"  # a name, or the path of files
     views: str = ""  # a preset's name, or a YAML file; empty: those of the data set
+    reduced_decoding: bool = False  # of large JPEGs: see `Views`
 
     # The network.
     encoder: str = "small"  # `small`, or a model of torchvision or timm
@@ -109,6 +110,9 @@ class PretrainConfig:
             "keep_checkpoints",
         }
     )
+
+    # Settings that files of earlier versions lack, with what those versions did.
+    LATER: ClassVar[dict[str, Any]] = {"reduced_decoding": False}
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -176,13 +180,14 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PretrainConfig:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`, also of an earlier version.
 
         Raises:
             ValueError: missing or unknown names, or a value out of its range.
         """
         if not isinstance(values, dict):
             raise ValueError(f"settings must be a dict of names to values, got {values!r}")
+        values = cls.LATER | values
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             raise ValueError(

@@ -75,7 +75,7 @@ class Trainer:
         checkpoint_path: written by the first rank, at the times that `config` states and at a stop;
             None to write none.
         hooks: see `Hook`; the first rank's alone are called.
-        feeding: how images are read; worker processes end with `close`, or with the trainer as a
+        feeding: how images are read; its threads end with `close`, or with the trainer as a
             context manager.
         ranks: the processes of the run; see `joined`. Every one needs a trainer of its own, with
             the same settings and data, and calls the same methods.
@@ -130,9 +130,8 @@ class Trainer:
         self._failure: Exception | None = None
         # One for everything that reads images in this run: a bad one is reported once.
         self._bad = BadImages(self.feeding.on_bad_image)
-        self._bad_shared = 0  # those that the other ranks know
         with self._together("a trainer"):
-            self.views = choose_views(config.views, data)
+            self.views = choose_views(config.views, data, config.reduced_decoding)
             check_batch(config.batch_size, len(self.source), data.name, self.ranks.size)
             self.precision = resolved_precision(config, self.device)
             plain = self.initial_model()
@@ -196,7 +195,7 @@ class Trainer:
 
         Raises:
             BadImageError: an image cannot be read and is not to be skipped.
-            RuntimeError: a worker died.
+            RuntimeError: a thread of the loader failed, or storage does not answer.
         """
         batch = next(self._batches, None)
         if batch is None:
@@ -205,7 +204,7 @@ class Trainer:
         return batch
 
     def close(self) -> None:
-        """Ends the loader's processes, and lets others into the folder. May be called again."""
+        """Ends the loader's threads, and lets others into the folder. May be called again."""
         self.loader.close()
         if self.folder_lock is not None:
             self.folder_lock.release()
@@ -474,7 +473,8 @@ class Trainer:
         if self.config.checkpoint_every is not None:
             saved = last or (epoch + 1) % self.config.checkpoint_every == 0
         images = self.ranks.total(self._images)
-        self._share_bad_images()
+        # In the next epoch another rank meets them, and need not report them again.
+        self._bad.share(self.ranks.gather)
         busy = max(sum(self._shares.values()), 1e-9)
         record: Record = {
             "epoch": epoch + 1,
@@ -499,14 +499,6 @@ class Trainer:
             self.save()
         with self._together("the end of an epoch"):
             self._notify("epoch_ended", record)
-
-    def _share_bad_images(self) -> None:
-        """In the next epoch another rank meets them, and need not report them again."""
-        if self._bad.policy == "error":
-            return
-        for found in self.ranks.gather(self._bad.images[self._bad_shared :]):
-            self._bad.learn(found)
-        self._bad_shared = len(self._bad)
 
     def _scored(self) -> Record:
         """k-NN and monitors; empty on ranks other than the first, which wait."""
@@ -693,9 +685,10 @@ class Trainer:
         """ValueError where it lacks something, or belongs to other settings or other data."""
         check_complete(state, self.total_steps, self.steps_per_epoch)
         free = self.config.MAY_CHANGE
+        theirs = self.config.LATER | state["config"]
         differing = different_settings(
             {k: v for k, v in self.config.to_dict().items() if k not in free},
-            {k: v for k, v in state["config"].items() if k not in free},
+            {k: v for k, v in theirs.items() if k not in free},
         )
         if differing:
             raise ValueError(f"the checkpoint was made with other settings: {', '.join(differing)}")

@@ -231,9 +231,24 @@ def photometric(
         raise ValueError(f"crops must be on the CPU, is on {crops.device}")
     out = POOL.empty(tuple(crops.shape), dtype)
     torch.ops.barlow_fast_cpu.photometric(
-        crops.contiguous(), *(x.float().contiguous() for x in (parameters, mean, std)), out
+        crops.contiguous(), *(x.float().contiguous() for x in (parameters, mean, std)), True, out
     )
     return out.permute(0, 3, 1, 2)
+
+
+def photometric_in_thread(
+    crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, out: Tensor
+) -> None:
+    """`photometric` of float32 parameters in the calling thread alone, for loaders that run many.
+
+    Args:
+        crops, parameters, mean, std: as for `photometric`, contiguous.
+        out: (B, H, W, C) float32, bfloat16 or float16, contiguous.
+
+    Raises:
+        RuntimeError: a dtype, shape or layout that does not fit, or parameters out of range.
+    """
+    torch.ops.barlow_fast_cpu.photometric(crops, parameters, mean, std, False, out)
 
 
 def crop_resize(image: Tensor, window: Sequence[int], interpolation: str, out: Tensor) -> None:

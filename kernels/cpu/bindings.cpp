@@ -739,7 +739,8 @@ void blur_weights(float sigma, int64_t radius, float* weights) {
   for (int64_t k = 0; k <= radius; ++k) weights[k] = static_cast<float>(whole[k] / sum);
 }
 
-void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& mean, const Tensor& std, Tensor out) {
+void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& mean, const Tensor& std, bool use_pool,
+                 Tensor out) {
   const bool images = crops.dim() == 4 && (crops.size(3) == 1 || crops.size(3) == 3);
   STD_TORCH_CHECK(images && crops.size(1) <= INT32_MAX && crops.size(2) <= INT32_MAX,
                   "barlow_fast: crops must be (B, H, W, 1) or (B, H, W, 3), got ", Arguments::described(crops));
@@ -761,7 +762,7 @@ void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& me
   float scale[3];
   for (int64_t c = 0; c < channels; ++c) scale[c] = 1 / deviation[c];
   const bool stream = too_large_to_keep({to, 0, type}, count * values);
-  run_tasks(count, [&](int64_t i) {
+  const auto finish = [&](int64_t i) {
     const float* row = rows + i * kParameters;
     PhotometricTask task = photometric_task(row, height, width, channels);
     task.crop = from + i * values;
@@ -774,7 +775,12 @@ void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& me
     if (task.radius > 0) blur_weights(row[kBlurSigma], task.radius, weights);
     task.weights = weights;
     primitives().photometric(task, task_scratch.get(primitives().photometric_scratch(task)));
-  });
+  };
+  if (use_pool) {
+    run_tasks(count, finish);
+  } else {
+    for (int64_t i = 0; i < count; ++i) finish(i);
+  }
 }
 
 bool may_permute_bytes() {
@@ -892,7 +898,7 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
   m.def(
       "terms(Tensor sums, Tensor parts, int divisor, bool diagonal_included, float lambd, Tensor(a!) loss, "
       "Tensor(b!) on_diagonal, Tensor(c!) off_diagonal) -> ()");
-  m.def("photometric(Tensor crops, Tensor parameters, Tensor mean, Tensor std, Tensor(a!) out) -> ()");
+  m.def("photometric(Tensor crops, Tensor parameters, Tensor mean, Tensor std, bool use_pool, Tensor(a!) out) -> ()");
   m.def("crop_resize(Tensor image, int[] window, int interpolation, Tensor(a!) out) -> ()");
 }
 

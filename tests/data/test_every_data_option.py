@@ -205,7 +205,7 @@ class Rendering:
 
 @pytest.fixture
 def rendering(monkeypatch) -> type[Rendering]:
-    for name in ("ArrayRenderer", "PilRenderer", "WorkerRenderer"):
+    for name in ("ArrayRenderer", "ThreadRenderer"):
         monkeypatch.setattr(loader, name, type(name, (Rendering,), {}))
     monkeypatch.setattr(loader.dali, "DaliRenderer", type("DaliRenderer", (Rendering,), {}))
     monkeypatch.setattr(loader.dali, "why_unusable", lambda device: None)
@@ -223,10 +223,10 @@ def made(source: Any, **options: Any) -> tuple[str, dict[str, Any]]:
 def _(rendering, files, monkeypatch):
     monkeypatch.setattr(loader, "cores_of_rank", lambda: 5)
     for options, kind, expected in (
-        ({}, "WorkerRenderer", {"workers": 5}),
-        ({"workers": 3}, "WorkerRenderer", {"workers": 3}),
-        ({"workers": 0}, "PilRenderer", {}),
-        ({"loader": "pil", "workers": 1}, "WorkerRenderer", {"workers": 1}),
+        ({}, "ThreadRenderer", {"workers": 5}),
+        ({"workers": 3}, "ThreadRenderer", {"workers": 3}),
+        ({"workers": 0}, "ThreadRenderer", {"workers": 0}),
+        ({"loader": "pil", "workers": 1}, "ThreadRenderer", {"workers": 1}),
         ({"loader": "dali"}, "DaliRenderer", {"threads": 5, "device": "cpu"}),
         ({"loader": "dali", "workers": 3}, "DaliRenderer", {"threads": 3, "device": "cpu"}),
         ({"loader": "dali", "workers": 0}, "DaliRenderer", {"threads": 1, "device": "cpu"}),
@@ -234,13 +234,16 @@ def _(rendering, files, monkeypatch):
         found, passed = made(files, **options)
         assert found == kind
         del passed["arguments"]
-        waits = {"timeout": 1800.0} if kind == "WorkerRenderer" else {}
-        assert passed == {"seed": 0, "prefetch": 2, **waits, **expected}
+        if kind == "ThreadRenderer":
+            finish = passed.pop("finish")
+            assert finish is None or finish.dtype == torch.float32
+            expected = {"timeout": 1800.0, "pinned": False, **expected}
+        assert passed == {"seed": 0, "prefetch": 2, **expected}
     monkeypatch.setattr(loader, "cores_of_rank", lambda: 99)
-    assert made(files)[1]["workers"] == loader.MOST_PROCESSES
+    assert made(files)[1]["workers"] == loader.MOST_THREADS
     assert made(files, workers=99)[1]["workers"] == 99
     assert made(array())[0] == "ArrayRenderer"
-    assert made(array(), loader="pil", workers=0)[0] == "PilRenderer"
+    assert made(array(), loader="pil", workers=0)[0] == "ThreadRenderer"
     with pytest.raises(ValueError, match="workers must be at least 0"):
         made(files, workers=-1)
     with pytest.raises(ValueError, match="loader must be one of"):
@@ -434,7 +437,7 @@ def _():
     assert render(images, drawn, CROP, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-@case(Views, "name", "views", "mean", "std")
+@case(Views, "name", "views", "mean", "std", "reduced_decoding")
 def _():
     assert Views.from_yaml(TWO.to_yaml()) == TWO
     assert Views.from_yaml(TWO.to_yaml()).name == "two"
@@ -445,9 +448,14 @@ def _():
             replace(TWO, views=TWO.views[:1]),
             replace(TWO, mean=(0.3,)),
             replace(TWO, std=(0.3,)),
+            replace(TWO, reduced_decoding=True),
         )
     }
-    assert len(fingerprints) == 4
+    assert len(fingerprints) == 5
+    reduced = replace(TWO, reduced_decoding=True)
+    assert Views.from_yaml(reduced.to_yaml()) == reduced
+    with pytest.raises(ValueError, match="reduced_decoding must be true or false, got 1"):
+        replace(TWO, reduced_decoding=1)
     assert replace(TWO, name="other").fingerprint() == TWO.fingerprint()
     plain = first().views[0]
     with ViewLoader(array(), replace(TWO, mean=(0.1,), std=(0.4,)), 4) as batches:
@@ -583,7 +591,7 @@ def _(files, monkeypatch):
     assert passed == [1, 2, 3, 4, 5] * 2
 
 
-@case(pack, "size", "quality", "shard_bytes", "on_bad_image", "workers", "progress")
+@case(pack, "size", "max_side", "quality", "shard_bytes", "on_bad_image", "workers", "progress")
 def _(files, tmp_path, monkeypatch):
     passed: list[int] = []
     plain = pack(files, tmp_path / "plain", workers=0, progress=passed.append)
@@ -593,6 +601,9 @@ def _(files, tmp_path, monkeypatch):
     assert resized.resized == 5
     assert ShardSource(tmp_path / "resized").image(0).size == (8, 6)
     assert pack(files, tmp_path / "as wide", size=12, workers=0).resized == 0
+    assert pack(files, tmp_path / "longer", max_side=8, workers=0).resized == 5
+    assert ShardSource(tmp_path / "longer").image(0).size == (8, 6)
+    assert pack(files, tmp_path / "as long", max_side=16, workers=0).resized == 0
     poor = pack(files, tmp_path / "poor", size=6, quality=1, workers=0)
     contents = [
         sum(len(ShardSource(tmp_path / name).encoded(n)) for n in range(5))
@@ -617,9 +628,10 @@ def _(files, tmp_path, monkeypatch):
     ("name", "accepted", "refused"),
     [
         ("size", (1, None), (0, -1)),
+        ("max_side", (1, None), (0, -1)),
         ("quality", (1, 100), (0, 101)),
         ("shard_bytes", (1,), (0, -1)),
-        ("on_bad_image", ("error", "skip"), ("", "ignore")),
+        ("on_bad_image", ("error", "skip", "strict"), ("", "ignore")),
     ],
 )
 def test_limits_of_a_pack(files, tmp_path, name: str, accepted: tuple, refused: tuple):
@@ -659,6 +671,13 @@ def _():
         few.add(image)
     assert few.images == bad[:2]
     assert (len(few), few.encounters) == (2, 8)
+    suspect = replace(bad[3], suspect=True)
+    for policy, left_out in (("error", False), ("skip", False), ("strict", True)):
+        record = BadImages(policy, 2)
+        assert record.add(suspect) is left_out
+        assert (record.images, record.suspects) == ([], [suspect])
+        assert record.encounters == left_out
+    assert record.add(bad[0])
 
 
 # The tables, against the signatures.

@@ -99,7 +99,7 @@ def test_the_quick_check_refuses_no_whole_image(name: str):
     image = decode(WHOLE[name], name)
     # A TIFF that is turned has the size of its header until it is decoded.
     if name != "tiff, turned":
-        assert check(WHOLE[name], name) == (image.height, image.width)
+        assert check(WHOLE[name], name) == (image.height, image.width, "")
 
 
 PIECE = photograph(2).crop((40, 60, 271, 239))
@@ -128,7 +128,7 @@ GOOD = {
 @pytest.mark.parametrize("name", list(GOOD))
 def test_good_files_of_every_kind_pass(name: str):
     image = decode(GOOD[name], name)
-    assert check(GOOD[name], name) == (image.height, image.width)
+    assert check(GOOD[name], name) == (image.height, image.width, "")
 
 
 def test_loaders_and_commands_agree(tmp_path: Path):
@@ -147,7 +147,10 @@ def test_loaders_and_commands_agree(tmp_path: Path):
     source = FolderSource(folder)
     verdict = [number for number, file in enumerate(files) if refused(decode, file)]
     assert 20 < len(verdict) < len(files) - 20
-    assert [bad.index for bad in bad_images(source, 0)] == verdict
+    found = list(bad_images(source, 0))
+    assert [bad.index for bad in found if not bad.suspect] == verdict
+    suspect = {(bad.index, bad.reason) for bad in found if bad.suspect}
+    assert len(suspect) > 10
     packed = pack(source, tmp_path / "out", on_bad_image="skip", workers=0)
     assert packed.left_out == len(verdict)
     views = Views("crops", (cropping(16), cropping(16)), MEAN, STD)
@@ -164,4 +167,6 @@ def test_loaders_and_commands_agree(tmp_path: Path):
         ) as batches:
             trained = [index for batch in batches for index in batch.index.tolist()]
             assert sorted(bad.index for bad in batches.bad_images) == verdict, loader
+            named = {(bad.index, bad.reason) for bad in batches.suspect_images}
+            assert named == suspect, loader
         assert sorted(trained) == sorted(set(range(len(files))) - set(verdict)), loader

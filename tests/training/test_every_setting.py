@@ -115,6 +115,16 @@ def _(around):
     assert around.trainer().views is VIEWS["digits"]
 
 
+@case("reduced_decoding")
+def _(around):
+    around.patch.setattr(feeding, "ViewLoader", Fed)
+    for reduced in (False, True):
+        trainer = around.trainer(reduced_decoding=reduced)
+        views = Fed.received[0][1]
+        assert views is trainer.views is trainer.watcher.views
+        assert views == replace(VIEWS["digits"], reduced_decoding=reduced)
+
+
 # The network.
 
 
@@ -500,6 +510,7 @@ UNLIMITED = {
     **dict.fromkeys(("dataset", "views"), "a name or a path: looked up when it is loaded"),
     "encoder": "a name of another library: looked up when it is built",
     "backend": "checked by the loss",
+    "reduced_decoding": "a flag",
     **dict.fromkeys(("one_pass", "checkpoint_activations", "sync_batch_norm"), "a flag"),
 }
 
@@ -527,7 +538,8 @@ def test_the_numbers_of_the_presets():
     digits, files = PRESETS["digits"], PRESETS["files"]
     assert digits == PretrainConfig()
     assert digits.to_dict() == {
-        "dataset": "digits", "views": "", "encoder": "small", "stem": "auto",
+        "dataset": "digits", "views": "", "reduced_decoding": False,
+        "encoder": "small", "stem": "auto",
         "encoder_widths": [32, 64, 128], "encoder_grid": 2, "projector": [512, 512, 1024],
         "one_pass": False, "lambd": 0.0051, "scale": 1.0, "backend": "auto", "epochs": 100,
         "batch_size": 128, "micro_batch_size": None, "optimizer": "adamw", "learning_rate": 2e-3,
@@ -579,7 +591,8 @@ CHANGED = {
     "checkpoint_minutes": 1.0, "keep_checkpoints": 5, "epochs": 4,
 }  # fmt: skip
 KEPT = {
-    "views": "fashion-mnist", "encoder_widths": (4, 9), "encoder_grid": 3, "projector": (16, 25),
+    "views": "fashion-mnist", "reduced_decoding": True, "encoder_widths": (4, 9),
+    "encoder_grid": 3, "projector": (16, 25),
     "one_pass": True, "lambd": 0.01, "scale": 2.0, "batch_size": 30, "micro_batch_size": 16,
     "optimizer": "lars", "learning_rate": 0.1, "bias_learning_rate": 0.1, "momentum": 0.5,
     "reference_batch_size": 16, "trust_coefficient": 0.1, "weight_decay": 0.1, "warmup_epochs": 2,
@@ -603,6 +616,16 @@ def test_a_resumed_run_keeps_what_weights_depend_on(name: str, around: Surroundi
     else:
         with pytest.raises(ValueError, match=rf"other settings: {name}"):
             resumed.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", PretrainConfig.LATER)
+def test_checkpoints_of_versions_without_a_setting_continue(name: str, around: Surroundings):
+    trainer = around.trainer()
+    state = trainer.state_dict()
+    state["config"] = dict(state["config"])
+    del state["config"][name]
+    assert PretrainConfig.from_dict(state["config"]) == BASE
+    trainer.load_state_dict(state)
 
 
 # The trainer itself, and how it is fed.

@@ -231,7 +231,8 @@ def test_correlation_with_full_and_split_tiles(precision):
 def test_paths_of_correlation_gradients(path, precision, monkeypatch):
     """z_hat standardised on its way into the product, or stored with rows of whole blocks."""
     use(monkeypatch, "correlation_gradients", path)
-    check_correlation(triton_kernels, prepared((150, 70), precision), precision)
+    case = contract.prepared((150, 70), precision)
+    contract.check_correlation(triton_kernels, case, precision)
 
 
 # Every kind in every precision in `make test`, in one form or the other.
