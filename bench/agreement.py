@@ -9,7 +9,9 @@ exact included.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +58,10 @@ class Errors:
         """False also for NaN."""
         return self.loss <= loss and self.gradient <= gradient
 
+    def most(self, other: Errors) -> Errors:
+        """The larger of both."""
+        return Errors(max(self.loss, other.loss), max(self.gradient, other.gradient))
+
 
 def forward(loss: Loss, pair: Pair, variant: Variant) -> Tensor:
     """The loss, under the autocast of the variant."""
@@ -86,11 +92,6 @@ def in_double(pair: Pair) -> Pair:
     """The same numbers in float64."""
     z_a, z_b = (z.detach().double().requires_grad_() for z in pair)
     return z_a, z_b
-
-
-def reference_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """The oracle with the lambda of this bench."""
-    return PAPER.loss(z_a, z_b)
 
 
 def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
@@ -141,7 +142,8 @@ def errors(outcome: Outcome, true: Outcome) -> Errors:
         difference += (gradient.double() / outcome.scale - expected).square().sum().item()
         norm += expected.square().sum().item()
     loss = abs(outcome.loss.double() - true.loss).item() / abs(true.loss.item())
-    return Errors(loss, math.sqrt(difference / norm) if math.isfinite(difference) else math.inf)
+    gradient = math.sqrt(difference / norm) if math.isfinite(difference) else math.inf
+    return Errors(loss if math.isfinite(loss) else math.inf, gradient)
 
 
 def check_small(peer: Peer, variants: list[Variant], device: torch.device = CPU) -> str | None:
@@ -157,19 +159,35 @@ def check_small(peer: Peer, variants: list[Variant], device: torch.device = CPU)
         shapes, variants = SMALL_SHAPES[:1], []
     if peer.double:
         variants = [FP64, *variants]
-    definition = peer.mathematics.loss
-    for n, d in shapes:
-        for variant in variants:
-            pair = random_pair(n, d, variant.dtype, torch.Generator(device).manual_seed(n))
-            with variant.products():
-                true = run(definition, in_double(pair), FP64)
-                own = errors(run(definition, pair, variant), true)
-                noise = NOISE[variant.name]
-                allowed = (SLACK * own.loss + noise, SLACK * own.gradient + noise)
-                problem = _problem(peer, pair, variant, true, *allowed)
-            if problem is not None:
-                return problem
+    for pair, variant, true, allowed in small_cases(peer.mathematics, variants, shapes, device):
+        try:
+            loss = built(peer, *pair[0].shape, variant, device)
+            reason = problem(run(loss, pair, variant), true, variant, allowed)
+        except Exception as error:  # whatever a peer raises, the others are still to be timed
+            reason = f"{variant.name}: raises {type(error).__name__}: {error}"
+        if reason is not None:
+            return f"{pair[0].shape[0]} x {pair[0].shape[1]} {reason}"
     return None
+
+
+def small_cases(
+    mathematics: Mathematics,
+    variants: Iterable[Variant],
+    shapes: Iterable[tuple[int, int]] = SMALL_SHAPES,
+    device: torch.device = CPU,
+) -> Iterator[tuple[Pair, Variant, Outcome, Errors]]:
+    """(pair, variant, its truth, the errors that a peer may have) of every shape and variant, each
+    under the matmul precision of the variant."""
+    for (n, d), variant in itertools.product(shapes, variants):
+        pair = random_pair(n, d, variant.dtype, torch.Generator(device).manual_seed(n))
+        with variant.products():
+            true = run(mathematics.loss, in_double(pair), FP64)
+            own = errors(run(mathematics.loss, pair, variant), true)
+            noise = NOISE[variant.name]
+            yield (
+                pair, variant, true,
+                Errors(SLACK * own.loss + noise, SLACK * own.gradient + noise),
+            )  # fmt: skip
 
 
 def check_timed(outcome: Outcome, true: Outcome, variant: Variant) -> str | None:
@@ -177,29 +195,15 @@ def check_timed(outcome: Outcome, true: Outcome, variant: Variant) -> str | None
 
     `true` is the truth of the peer's own mathematics, exact or not.
     """
+    return problem(outcome, true, variant, Errors(variant.tolerance, variant.tolerance))
+
+
+def problem(outcome: Outcome, true: Outcome, variant: Variant, allowed: Errors) -> str | None:
+    """None if an outcome has no larger errors than `allowed`, else what is wrong with it."""
     found = errors(outcome, true)
-    if found.within(variant.tolerance, variant.tolerance):
+    if found.within(allowed.loss, allowed.gradient):
         return None
-    return describe(variant.name, outcome, found, variant.tolerance, variant.tolerance)
-
-
-def _problem(
-    peer: Peer, pair: Pair, variant: Variant, true: Outcome, loss: float, gradient: float
-) -> str | None:
-    n, d = pair[0].shape
-    try:
-        outcome = run(built(peer, n, d, variant, pair[0].device), pair, variant)
-    except Exception as error:  # whatever a peer raises, the others are still to be timed
-        return f"{n} x {d} {variant.name}: raises {type(error).__name__}: {error}"
-    found = errors(outcome, true)
-    if found.within(loss, gradient):
-        return None
-    return f"{n} x {d} " + describe(variant.name, outcome, found, loss, gradient)
-
-
-def describe(name: str, outcome: Outcome, found: Errors, loss: float, gradient: float) -> str:
-    """What is wrong with an outcome, in words."""
     return (
-        f"{name}: loss {outcome.loss.item():.6g} is off by {found.loss:.2g} (allowed {loss:.2g}), "
-        f"gradients by {found.gradient:.2g} (allowed {gradient:.2g})"
+        f"{variant.name}: loss {outcome.loss.item():.6g} is off by {found.loss:.2g} (allowed "
+        f"{allowed.loss:.2g}), gradients by {found.gradient:.2g} (allowed {allowed.gradient:.2g})"
     )

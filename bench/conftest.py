@@ -70,7 +70,5 @@ def _cases(config: pytest.Config) -> list[tuple]:
     device = devices.choose(kind)
     shapes = option("--shapes") and parse_shapes(option("--shapes"))
     variants = parse_variants(option("--dtypes"), device.variants)
-    chosen = peers.choose(option("--peers"), kind)
-    if option("--peers") is None:
-        chosen = [peer for peer in chosen if not peer.compiles]
+    chosen = peers.choose(option("--peers"), kind, compiled=False)
     return list(itertools.product(shapes or device.grid.quick, variants, chosen))

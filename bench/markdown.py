@@ -1,22 +1,109 @@
-"""The Markdown that suites write."""
+"""The Markdown that suites write: tables of columns, paragraphs of `reading.md`, numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+READING = Path(__file__).with_name("reading.md")
+NONE = "–"
+
+Shown = str | Callable[[Any], str]
 
 
-def table_line(cells: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Column:
+    """One column of a table whose lines are rows of results, or whatever `value` takes.
+
+    Attributes:
+        head: above its cells.
+        value: key of a row, or row -> value; None where there is none.
+        shown: format specification of the value, or value -> text.
+        left: whether the cells are words.
+        missing: the cell of None.
+        bold: row -> whether its cell is marked as the best, or as ours.
+    """
+
+    head: str
+    value: str | Callable[[Any], Any]
+    shown: Shown = ""
+    left: bool = False
+    missing: str = NONE
+    bold: Callable[[Any], Any] | None = None
+
+    def cell(self, row: Any) -> str:
+        """The text of a row's cell."""
+        value = self.value(row) if callable(self.value) else row.get(self.value)
+        if value is None:
+            return self.missing
+        text = self.shown(value) if callable(self.shown) else format(value, self.shown)
+        return f"**{text}**" if self.bold is not None and self.bold(row) else text
+
+
+SHAPE = Column("N × D", lambda row: f"{row['n']} × {row['d']}")
+
+
+def titled(titles: Mapping[str, str], head: str = "implementation") -> Column:
+    """The column of peers by their titles."""
+    return Column(head, lambda row: titles.get(row["peer"], row["peer"]), left=True)
+
+
+def spread(unit: str, shown: Shown, head: str | None = None, **marks: Any) -> list[Column]:
+    """The columns of `timing.columns`: median, p20 and p80; `marks` of the first."""
+    median = Column(head or unit, f"median_{unit}", shown, **marks)
+    return [median, *(Column(name, f"{name}_{unit}", shown) for name in ("p20", "p80"))]
+
+
+def cells(columns: Iterable[Column], row: Any) -> list[str]:
     """One line of a table."""
-    return "| " + " | ".join(cells) + " |"
+    return [column.cell(row) for column in columns]
+
+
+def table_of(columns: Sequence[Column], rows: Iterable[Any]) -> str:
+    """A table with a line for each row."""
+    left = [index for index, column in enumerate(columns) if column.left]
+    return table([c.head for c in columns], [cells(columns, row) for row in rows], left)
+
+
+def in_words(*columns: Column) -> Callable[[Any], str]:
+    """row -> one line that a run prints: its words, then figures by their heads."""
+
+    def line(row: Any) -> str:
+        found = {column: column.cell(row).replace("**", "") for column in columns}
+        words = [text for column, text in found.items() if column.left]
+        figures = [
+            f"{column.head} {text}"
+            for column, text in found.items()
+            if not column.left and text not in ("", NONE)
+        ]
+        return f"{' '.join(words)}: {', '.join(figures)}"
+
+    return line
 
 
 def table(
     heads: Sequence[str], lines: Sequence[Sequence[str]], left: int | Collection[int] = 1
 ) -> str:
-    """A table; to the left: the first columns, or those with these indices."""
+    """A table of text; to the left: the first columns, or those with these indices."""
     words = range(left) if isinstance(left, int) else left
     rule = ["---" if index in words else "---:" for index in range(len(heads))]
-    return "\n".join(map(table_line, (heads, rule, *lines)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
+
+
+def reading(name: str, **values: Any) -> str:
+    """How to read the tables of a suite: a section of `reading.md`, its {placeholders} filled."""
+    sections = re.split(r"^## (.+)\n", READING.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = dict(zip(sections[1::2], sections[2::2], strict=True))[name]
+    paragraphs = (" ".join(part.split()) for part in text.strip().split("\n\n"))
+    return "\n\n".join(paragraphs).format(**values)
+
+
+def joined(*parts: str) -> str:
+    """Paragraphs and tables one below the other; empty ones are left out."""
+    return "\n\n".join(filter(None, parts))
 
 
 def details(title: str, text: str) -> str:

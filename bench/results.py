@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,34 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
+def listed(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
+    """Rows by the values of `keys`; None where they have none."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return found
+
+
+def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, dict[str, Row]]:
+    """The same, each group by peer."""
+    groups = listed(rows, *keys)
+    return {key: {row["peer"]: row for row in group} for key, group in groups.items()}
+
+
+def chosen(names: Iterable[str], *groups: Mapping[str, Row]) -> list[Row]:
+    """The rows of `names` in each group, by peer, that has them."""
+    names = list(names)
+    return [group[name] for group in groups for name in names if name in group]
+
+
+def ratio(group: Mapping[str, Row], key: str, over: str, under: str) -> float | None:
+    """A column of one peer divided by that of another; None where a row is missing."""
+    return group[over][key] / group[under][key] if {over, under} <= group.keys() else None
+
+
 def by_shape(rows: Iterable[Row]) -> dict[tuple[int, int], dict[str, Row]]:
     """Rows by (N, D), then by peer."""
-    found: dict[tuple[int, int], dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault((row["n"], row["d"]), {})[row["peer"]] = row
-    return found
+    return grouped(rows, "n", "d")
 
 
 def group(row: Row) -> tuple:

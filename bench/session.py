@@ -47,6 +47,21 @@ class Given(Output):
     command: Annotated[str | None, Option("What the rows call the command.")] = None
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The options of suites that call peers; what is not given is the suite's choice."""
+
+    shapes: Annotated[str | None, Option("N x D of the views, such as 256x8192,512x8192.")] = None
+    dtypes: Annotated[
+        str | None,
+        Option(
+            "Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
+            "fp16-inputs."
+        ),
+    ] = None
+    peers: Annotated[str | None, Option("Names, comma-separated, or 'all'.")] = None
+
+
 class Session:
     """See the module.
 
@@ -105,7 +120,9 @@ class Session:
             }
         return [case for case in cases if group(case) not in held]
 
-    def in_time(self, cases: Iterable[T], seconds: Callable[[T], float]) -> Iterator[T]:
+    def in_time(
+        self, cases: Iterable[T], seconds: Callable[[T], float] = lambda case: 0.0
+    ) -> Iterator[T]:
         """The cases for which there is time, going by what each takes; the others are left."""
         for case in cases:
             spent = time.monotonic() - self.begun

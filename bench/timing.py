@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.results import rounded
@@ -35,6 +37,17 @@ class Budget:
         if estimate >= self.few_from:
             return FEW
         return min(max(round(self.seconds / max(estimate, 1e-6)), self.fewest), self.most)
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Inside, no garbage collection is part of what is timed."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def warm_up(action: Callable[[], float], enough: float) -> float:

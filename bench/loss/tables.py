@@ -6,25 +6,35 @@ replays. Older rows lack some columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 from bench.console import aligned
 from bench.devices import GRAPH, WHOLE
 from bench.grids import CPU_GRID, CUDA_GRID, Case, Grid
 from bench.inputs import CUDA_VARIANTS
-from bench.markdown import details, short, table, times
+from bench.markdown import (
+    SHAPE,
+    Column,
+    cells,
+    details,
+    joined,
+    reading,
+    short,
+    table_of,
+    times,
+    titled,
+)
 from bench.peers import discover
 from bench.plots import drawing
 from bench.results import Row, by_shape
 
-Groups = dict[tuple[int, int], dict[str, Row]]
+Group = dict[str, Row]
+Groups = dict[tuple[int, int], Group]
 # Of the table in the README at the root: from many features for few samples to the reverse.
 OVERVIEW_SHAPES = ((256, 1024), (256, 8192), (1024, 4096), (1024, 1024), (16384, 256))
 NOT_PUBLIC = ("gram-plain", "gram-compiled")  # no library ships the Gram form
-FLOOR = (
-    "floor = 6·N·D·min(N, D) / (GEMM rate) + bytes / (copy bandwidth), with each input read twice "
-    "and each gradient written once, at the peaks measured in the same run"
-)
 
 
 class Layout:
@@ -58,55 +68,59 @@ def tables(rows: Sequence[Row]) -> str:
     for variant in CUDA_VARIANTS.values():
         groups = _groups(rows, variant.name, layout.grid)
         if groups:
-            wide = _wide_table(groups, layout)
-            parts += [f"**{variant.title}**", wide, _slowdowns(groups, layout)]
-            parts += [_long_table(groups, layout), *_problems(groups, layout)]
-    return "\n\n".join([_reading(layout), *parts]) if parts else ""
+            titles = titles_of(groups, layout)
+            wide = table_of(_wide(titles, layout), groups.values())
+            parts += [f"**{variant.title}**", wide, _slowdowns(groups, layout, titles)]
+            timed = (_timed(group, name) for group in groups.values() for name in titles)
+            percentiles = table_of(_long(titles, layout), filter(None, timed))
+            half = "" if layout.several else ", and the forward half alone"
+            parts.append(details(f"Percentiles{half}", percentiles))
+            lines = "\n".join(_problems(groups, titles))
+            parts += [details("Left out", lines)] if lines else []
+    return joined(reading(f"loss {layout.kind}"), *parts) if parts else ""
 
 
 def overview(files: Mapping[str, Sequence[Row]]) -> str:
     """A few float32 shapes on all machines side by side, for the README at the root."""
-    heads, columns, sources = ["N × D"], [], []
+    columns, sources = [], []
     for name, rows in drawing.rows_of(files, "loss"):
         layout = Layout(rows)
         groups = _groups(rows, "fp32", layout.grid)
         if any(shape in groups for shape in OVERVIEW_SHAPES):
-            machine = drawing.device(rows)
-            heads += [f"{machine}: barlow_fast", "fastest other", "official"]
-            columns.append([_overview_cells(groups.get(s, {}), layout) for s in OVERVIEW_SHAPES])
+            columns += _overview_columns(drawing.device(rows), groups, layout)
             sources.append(f"`bench/results/{name}`")
     if not columns:
         return ""
-    lines = [
-        [f"{n} × {d}", *(cell for cells in shape for cell in cells)]
-        for (n, d), *shape in zip(OVERVIEW_SHAPES, *columns, strict=True)
+    shape = Column("N × D", lambda shape: f"{shape[0]} × {shape[1]}")
+    return joined(table_of([shape, *columns], OVERVIEW_SHAPES), f"Rows: {', '.join(sources)}.")
+
+
+def _overview_columns(machine: str, groups: Groups, layout: Layout) -> list[Column]:
+    def fastest(group: Group) -> str | None:
+        row = fastest_public(group, layout)
+        return row and _cell(row["peer"], layout, group)
+
+    kinds = {
+        f"{machine}: barlow_fast": functools.partial(_own, layout),
+        "fastest other": fastest,
+        "official": functools.partial(_cell, "official", layout),
+    }
+    return [
+        Column(head, lambda shape, cell=cell: cell(groups.get(shape, {})))
+        for head, cell in kinds.items()
     ]
-    return f"{table(heads, lines, left=0)}\n\nRows: {', '.join(sources)}."
-
-
-def _overview_cells(group: dict[str, Row], layout: Layout) -> list[str]:
-    ours = _timed(group, "ours")
-    others = (fastest_public(group, layout), group.get("official"))
-    own = f"**{_cell(ours, None, layout)}**" if ours else "–"
-    return [own, *(_cell(other, ours, layout) for other in others)]
 
 
 def printed(case: Case, rows: Sequence[Row]) -> str:
     """What a run prints of one shape and dtype."""
     if not rows:
         return f"{case}: no peers"
-    layout = Layout(rows)
-    ours = {row["peer"]: row for row in rows}.get("ours")
-    lines = [
-        [row["peer"], *(_short(median(row, m)) for m in layout.measures.values()),
-         *(_short(row.get(key)) for key in ("p20_ms", "p80_ms", "forward_ms")),
-         str(row["repeats"]), _fraction(row), "" if row is ours else _ratio_text(row, ours, layout)]
-        for row in rows if not row["problem"]
-    ]  # fmt: skip
-    heads = ["peer", *(f"{name} ms" for name in layout.measures), "p20", "p80", "forward"]
-    heads += ["repeats", "of floor", "ours is faster"]
+    layout, group = Layout(rows), {row["peer"]: row for row in rows}
+    ratio = functools.partial(_ratio, layout, group.get("ours"))
+    columns = [*_long({}, layout)[1:], Column("ours is faster", ratio, missing="")]
+    lines = [cells(columns, row) for row in rows if not row["problem"]]
     text = [f"{case}: floor {short(rows[0]['floor_ms'])} ms"]
-    text += [aligned(heads, lines)] if lines else []
+    text += [aligned([column.head for column in columns], lines)] if lines else []
     text += [f"{row['peer']}: {row['problem']}" for row in rows if row["problem"]]
     return "\n".join(text)
 
@@ -116,31 +130,6 @@ def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
     groups = by_shape(row for row in rows if row["dtype"] == dtype)
     first = dict.fromkeys(shape for shape in grid.main if shape in groups)
     return {shape: groups[shape] for shape in first | dict.fromkeys(sorted(groups))}
-
-
-def _reading(layout: Layout) -> str:
-    text = "Median milliseconds of one forward and backward pass; "
-    if layout.several:
-        text = (
-            "Median milliseconds of one forward and backward pass on random data with cold caches, "
-            "*called / replayed*: as user code calls it on an idle device, launches included; and "
-            "replayed from a captured CUDA graph, the device's own time. "
-        )
-    text += "× is how many times faster `barlow_fast` is"
-    if layout.several:
-        text += (
-            ", replayed where both can be, else called. *Of floor* is the floor divided by the "
-            f"replayed time of `barlow_fast`, where {FLOOR}; the float32 rate is the better of the "
-            "float32 GEMM and a third of the TF32 GEMM, as three TF32 products give float32 "
-            "quality. "
-        )
-    else:
-        text += f". *Of floor* is the floor divided by the median of `barlow_fast`, where {FLOOR}. "
-    return text + (
-        "Compiled peers take part at a few shapes only. *Not exact* compute another loss. A cell "
-        "says `no memory` where a peer does not fit, `slow` where it was not tried because it took "
-        "too long at a smaller shape."
-    )
 
 
 def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
@@ -158,22 +147,41 @@ def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
     }
 
 
-def _wide_table(groups: Groups, layout: Layout) -> str:
-    """A line for each shape."""
-    titles = titles_of(groups, layout)
-    others = [name for name in titles if name != "ours"]
-    heads = ["N × D", "floor", titles.get("ours", "barlow_fast"), "of floor"]
-    heads += [titles[name] for name in others]
-    lines = []
-    for (n, d), group in groups.items():
-        ours = _timed(group, "ours")
-        cells = [f"{n} × {d}", short(next(iter(group.values()))["floor_ms"])]
-        cells += [f"**{_cell(ours, None, layout)}**" if ours else "–", _fraction(ours)]
-        lines.append(cells + [_cell(group.get(name), ours, layout) for name in others])
-    return table(heads, lines, left=0)
+def _wide(titles: Mapping[str, str], layout: Layout) -> list[Column]:
+    """The columns of groups: a line for each shape."""
+
+    def of_any(group: Group) -> Row:
+        return next(iter(group.values()))
+
+    return [
+        Column("N × D", lambda group: SHAPE.cell(of_any(group))),
+        Column("floor", lambda group: of_any(group)["floor_ms"], short),
+        Column(titles.get("ours", "barlow_fast"), functools.partial(_own, layout)),
+        Column("of floor", lambda group: _fraction(_timed(group, "ours") or {}), ".0%"),
+        *(
+            Column(title, functools.partial(_cell, name, layout))
+            for name, title in titles.items()
+            if name != "ours"
+        ),
+    ]
 
 
-def fastest_public(group: dict[str, Row], layout: Layout) -> Row | None:
+def _long(titles: Mapping[str, str], layout: Layout) -> list[Column]:
+    """The columns of rows: a line for each shape and implementation."""
+    columns = [SHAPE, titled(titles)]
+    for called, measure in layout.measures.items():
+        head = f"{called if layout.several else 'median'} ms"
+        columns.append(Column(head, functools.partial(median, measure=measure), short))
+        columns += [Column(key, f"{measure}{key}_ms", short) for key in ("p20", "p80")]
+        columns.append(Column("repeats", f"{measure}repeats"))
+    columns.append(Column("of floor", _fraction, ".1%"))
+    if not layout.several:
+        columns.append(Column("forward ms", "forward_ms", short))
+        columns += [Column(key, f"forward_{key}_ms", short) for key in ("p20", "p80")]
+    return columns
+
+
+def fastest_public(group: Group, layout: Layout) -> Row | None:
     """The fastest exact implementation of one shape and dtype that others publish."""
     known = discover(layout.kind)
     rows = [
@@ -184,35 +192,42 @@ def fastest_public(group: dict[str, Row], layout: Layout) -> Row | None:
         and name not in NOT_PUBLIC
         and not (name in known and known[name].ours)
     ]
-    return min(rows, key=_fastest, default=None)
+    return min(rows, key=lambda row: median(row, GRAPH) or median(row, WHOLE), default=None)
 
 
-def _fastest(row: Row) -> float:
-    return median(row, GRAPH) or median(row, WHOLE)
-
-
-def _timed(group: dict[str, Row], name: str) -> Row | None:
+def _timed(group: Group, name: str) -> Row | None:
     row = group.get(name)
     return None if row is None or row.get("problem") else row
 
 
-def _cell(row: Row | None, ours: Row | None, layout: Layout) -> str:
+def _own(layout: Layout, group: Group) -> str | None:
+    row = _timed(group, "ours")
+    return row and f"**{_times(row, layout)}**"
+
+
+def _cell(name: str, layout: Layout, group: Group) -> str | None:
+    """The times of a peer, and how many times faster ours is; or its problem."""
+    row = group.get(name)
     if row is None:
-        return "–"
+        return None
     if row.get("problem"):
         return short_problem(row["problem"])
-    text = " / ".join(_short(median(row, measure)) for measure in layout.measures.values())
-    ratio = _ratio_text(row, ours, layout)
-    return f"{text} ({ratio})" if ratio else text
+    ratio = _ratio(layout, _timed(group, "ours"), row)
+    return f"{_times(row, layout)} ({ratio})" if ratio else _times(row, layout)
 
 
-def _ratio_text(row: Row, ours: Row | None, layout: Layout) -> str:
+def _times(row: Row, layout: Layout) -> str:
+    found = (median(row, measure) for measure in layout.measures.values())
+    return " / ".join("–" if value is None else short(value) for value in found)
+
+
+def _ratio(layout: Layout, ours: Row | None, row: Row) -> str | None:
     """How many times faster ours is: replayed where both can be, else called."""
     for measure in reversed(layout.measures.values()):
         theirs, own = median(row, measure), median(ours, measure)
-        if theirs is not None and own is not None:
+        if row is not ours and theirs is not None and own is not None:
             return times(theirs / own)
-    return ""
+    return None
 
 
 def short_problem(problem: str) -> str:
@@ -224,25 +239,22 @@ def short_problem(problem: str) -> str:
     return "slow" if " took " in problem else "fails"
 
 
-def _fraction(row: Row | None) -> str:
-    found = row and (row.get("graph_fraction_of_floor") or row.get("fraction_of_floor"))
-    return f"{found:.0%}" if found else "–"
+def _fraction(row: Row) -> float | None:
+    return row.get("graph_fraction_of_floor") or row.get("fraction_of_floor")
 
 
-def _slowdowns(groups: Groups, layout: Layout) -> str:
+def _slowdowns(groups: Groups, layout: Layout, titles: Mapping[str, str]) -> str:
     """List where `barlow_fast` is slower than a peer."""
-    titles, found, compared = titles_of(groups, layout), [], 0
+    found, compared = [], 0
     for (n, d), group in groups.items():
         ours = _timed(group, "ours")
-        for (name, row), (called, measure) in (
-            (pair, kind) for pair in group.items() for kind in layout.measures.items()
-        ):
-            theirs, own = median(row, measure), median(ours, measure)
-            if name == "ours" or row.get("problem") or None in (theirs, own):
+        for name, (called, measure) in itertools.product(group, layout.measures.items()):
+            theirs, own = median(_timed(group, name), measure), median(ours, measure)
+            if name == "ours" or None in (theirs, own):
                 continue
             compared += 1
             if theirs < own:
-                noise = ours[f"{measure}p20_ms"] < row[f"{measure}p80_ms"]
+                noise = ours[f"{measure}p20_ms"] < group[name][f"{measure}p80_ms"]
                 text = f"{own / theirs:.2f}× the time of {titles[name]}"
                 where = f"{n} × {d}" + (f" {called}" if layout.several else "")
                 found.append(f"{where} ({text}{', within noise' if noise else ''})")
@@ -254,46 +266,11 @@ def _slowdowns(groups: Groups, layout: Layout) -> str:
     return f"`barlow_fast` is the fastest in every row ({compared} comparisons)."
 
 
-def _long_table(groups: Groups, layout: Layout) -> str:
-    """A line for each shape and implementation."""
-    titles, title = titles_of(groups, layout), "Percentiles"
-    heads, keys = ["N × D", "implementation"], []
-    for called, measure in layout.measures.items():
-        heads += [f"{called if layout.several else 'median'} ms", "p20", "p80", "repeats"]
-        keys += [f"{measure}ms" if measure else "median_ms"]
-        keys += [f"{measure}{key}" for key in ("p20_ms", "p80_ms", "repeats")]
-    heads.append("of floor")
-    keys.append("of floor")
-    if not layout.several:
-        title += ", and the forward half alone"
-        heads += ["forward ms", "p20", "p80"]
-        keys += ["forward_ms", "forward_p20_ms", "forward_p80_ms"]
-    lines = [
-        [f"{n} × {d}", titles[name], *(_long_cell(row, key) for key in keys)]
-        for (n, d), group in groups.items()
-        for name in titles
-        if (row := _timed(group, name))
-    ]
-    return details(title, table(heads, lines, left=[1]))
-
-
-def _long_cell(row: Row, key: str) -> str:
-    if key == "of floor":
-        return f"{row.get('graph_fraction_of_floor') or row['fraction_of_floor']:.1%}"
-    return str(row[key]) if "repeats" in key else _short(row.get(key))
-
-
-def _problems(groups: Groups, layout: Layout) -> list[str]:
+def _problems(groups: Groups, titles: Mapping[str, str]) -> Iterator[str]:
     """What could not be measured or captured, each reason once."""
-    titles, lines = titles_of(groups, layout), []
     for (n, d), group in groups.items():
         for name, row in group.items():
             reason = row.get("problem") or row.get("graph_problem")
             if reason and not reason.startswith("not tried"):
                 what = "" if row.get("problem") else ", replayed"
-                lines.append(f"- {n} × {d}, {titles[name]}{what}: {reason}")
-    return [details("Left out", "\n".join(lines))] if lines else []
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else short(value)
+                yield f"- {n} × {d}, {titles[name]}{what}: {reason}"

@@ -1,10 +1,7 @@
 """The implementations that are compared: one file each, found by being in this folder.
 
-A file defines `PEER`, a `Peer`, which runs on any device unless the file also defines `CUDA_PEER`,
-which then stands for it on CUDA devices; or `PEERS`, several of them. A file with `CUDA_PEER` alone
-is not measured on CPUs.
-Adding an implementation is adding such a file; its form under torch.compile is derived
-(`compiled.py`). Files with neither name hold what peers share.
+A file defines `PEERS`, each a `Peer`. Adding an implementation is adding such a file; its form
+under torch.compile is derived (`compiled.py`). Files without `PEERS` hold what peers share.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import importlib
 import itertools
 import pkgutil
 from collections.abc import Sequence
-from types import ModuleType
 
 from bench import cli
 from bench.peers import compiled
@@ -39,28 +35,30 @@ ALL = "all"
 
 def discover(kind: str = "cpu") -> dict[str, Peer]:
     """All peers of a kind of device, 'cpu' or 'cuda', by name: ours first, then alphabetically."""
-    modules = [
+    modules = (
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
-    ]
-    found = list(itertools.chain.from_iterable(_of(module, kind) for module in modules))
+    )
+    known = itertools.chain.from_iterable(getattr(module, "PEERS", ()) for module in modules)
+    found = [peer for peer in known if kind in peer.kinds]
     found += [compiled.compiled(peer, kind) for peer in found if peer.compile]
     peers = sorted(found, key=lambda peer: (not peer.ours, peer.name))
     return {peer.name: peer for peer in peers}
 
 
-def _of(module: ModuleType, kind: str) -> list[Peer]:
-    everywhere = getattr(module, "PEER", None)
-    peer = getattr(module, "CUDA_PEER", everywhere) if kind == "cuda" else everywhere
-    return [*([peer] if peer else []), *getattr(module, "PEERS", ())]
-
-
-def choose(names: str | None, kind: str = "cpu") -> list[Peer]:
+def choose(names: str | None, kind: str = "cpu", compiled: bool = True) -> list[Peer]:
     """The peers of a comma-separated list, all of them for 'all'; for None those that take part by
-    default: DEFAULT_ON_CUDA, or all on a CPU. ValueError for an unknown name."""
+    default: DEFAULT_ON_CUDA, or all on a CPU, without those that compile if `compiled` is false.
+    ValueError for an unknown name."""
     known = discover(kind)
     default = DEFAULT_ON_CUDA if names is None and kind == "cuda" else None
     wanted = cli.listed(None if names == ALL else names, known, "peer", default)
-    return [known[name] for name in wanted]
+    found = [known[name] for name in wanted]
+    return [peer for peer in found if compiled or names is not None or not peer.compiles]
+
+
+def titles(kind: str = "cpu") -> dict[str, str]:
+    """What the tables call the peers."""
+    return {name: peer.title for name, peer in discover(kind).items()}
 
 
 def available(peers: Sequence[Peer]) -> list[Peer]:

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -29,33 +30,30 @@ SPECIALISATIONS = 4096
 
 def compiled(peer: Peer, kind: str) -> Peer:
     """The peer under torch.compile on 'cpu' or 'cuda'."""
-    mode = f", mode='{TUNED}'" if kind == "cuda" else ""
-    build, for_graph = _build, None
-    if kind == "cuda":
-        build = functools.partial(_build_tuned, TUNED)
-        for_graph = functools.partial(_build_tuned, TUNED_FOR_GRAPH, peer.build)
+    tuned = kind == "cuda"
+    mode = f", mode='{TUNED}'" if tuned else ""
     return replace(
         peer,
         name=peer.compiled_name or f"{peer.name}-compiled",
         title=peer.compiled_title or f"{peer.title}, compiled",
         source=f"torch.compile (torch {torch.__version__}, static shapes{mode}) of {peer.source}",
-        build=functools.partial(build, peer.build),
+        build=functools.partial(_build, peer.build, TUNED if tuned else None),
         compile=False,
         compiles=True,
-        unavailable=functools.partial(_unavailable, peer, kind),
-        build_for_graph=for_graph,
+        unavailable=lambda: peer.unavailable() or why_no_compiler(kind),
+        build_for_graph=functools.partial(_build, peer.build, TUNED_FOR_GRAPH) if tuned else None,
     )
 
 
-def _build(build: Loss, n: int, d: int, dtype: torch.dtype) -> Loss:
+def _build(
+    build: Callable[..., Loss], mode: str | None, n: int, d: int, dtype: torch.dtype
+) -> Loss:
     """Compilation itself happens in the first call."""
     _prepare()
-    return torch.compile(build(n, d, dtype), dynamic=False)
-
-
-def _build_tuned(mode: str, build: Loss, n: int, d: int, dtype: torch.dtype) -> Loss:
-    _prepare()
-    loss = torch.compile(build(n, d, dtype), dynamic=False, mode=mode)
+    options = {} if mode is None else {"mode": mode}
+    loss = torch.compile(build(n, d, dtype), dynamic=False, **options)
+    if mode is None:
+        return loss
 
     def call(z_a: Tensor, z_b: Tensor) -> Tensor:
         # The outputs of the call before are no longer needed: their memory may be used again.
@@ -75,10 +73,6 @@ def _prepare() -> None:
     warnings.filterwarnings("ignore", "Error detected in IndexPutBackward0", UserWarning)
     for name in ("torch._dynamo.exc", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _unavailable(peer: Peer, kind: str) -> str | None:
-    return peer.unavailable() or why_no_compiler(kind)
 
 
 def why_no_compiler(kind: str) -> str | None:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.peers.mathematics import LAMBD, Mathematics
+from bench.peers.official import batch_norm
 from bench.peers.peer import Peer, stateless
 
 SCALE = 0.025
@@ -31,9 +32,8 @@ def relaxed_loss(groups: int, z_a: Tensor, z_b: Tensor) -> Tensor:
     no multiple of `groups`."""
     n, d = z_a.shape
     size = Mathematics(circular_groups=groups).group_size(d)
-    statistics = torch.float64 if z_a.dtype == torch.float64 else torch.float32
-    norm = nn.BatchNorm1d(d, affine=False, dtype=statistics).to(z_a.device)
-    hat_a, hat_b = (norm(z).to(statistics) for z in (z_a, z_b))
+    norm = batch_norm(d, z_a.dtype).to(z_a.device)
+    hat_a, hat_b = (norm(z).to(norm.running_mean.dtype) for z in (z_a, z_b))
     on_diagonal = ((hat_a * hat_b).sum(0) / n - 1).pow(2).sum()
     a, b = (torch.fft.rfft(hat.view(n, groups, size)) for hat in (hat_a, hat_b))
     if groups == 1:

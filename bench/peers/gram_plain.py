@@ -32,11 +32,13 @@ def gram_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
     return on_diagonal + LAMBD * (square - diagonal.square().sum())
 
 
-PEER = Peer(
-    name="gram-plain",
-    title="Gram form, plain torch",
-    source="the smaller-side identity in plain torch with autograd (bench/peers/gram_plain.py)",
-    build=stateless(gram_loss),
-    compiled_name="gram-compiled",
-    compiled_title="Gram form, compiled",
+PEERS = (
+    Peer(
+        name="gram-plain",
+        title="Gram form, plain torch",
+        source="the smaller-side identity in plain torch with autograd (bench/peers/gram_plain.py)",
+        build=stateless(gram_loss),
+        compiled_name="gram-compiled",
+        compiled_title="Gram form, compiled",
+    ),
 )

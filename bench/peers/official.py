@@ -22,23 +22,34 @@ from bench.peers.mathematics import LAMBD
 from bench.peers.peer import Loss, Peer
 
 
+def batch_norm(d: int, dtype: torch.dtype) -> nn.BatchNorm1d:
+    """Half-precision inputs keep float32 statistics, as in a float32 model under autocast."""
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    return nn.BatchNorm1d(d, affine=False, dtype=statistics)
+
+
+def off_diagonal(c: Tensor) -> Tensor:
+    """The elements off the diagonal."""
+    d = c.shape[0]
+    return c.flatten()[:-1].view(d - 1, d + 1)[:, 1:].flatten()
+
+
+def squared_in_place(c: Tensor) -> Tensor:
+    """Both terms of the loss, squared in place."""
+    on_diagonal = c.diagonal().add_(-1).pow_(2).sum()
+    return on_diagonal + LAMBD * off_diagonal(c).pow_(2).sum()
+
+
 class OfficialLoss(nn.Module):
     """The loss as a module that owns the normalisation, running statistics included."""
 
     def __init__(self, d: int, dtype: torch.dtype) -> None:
         super().__init__()
-        # Half-precision inputs keep float32 statistics, as in a float32 model under autocast.
-        statistics = torch.float64 if dtype == torch.float64 else torch.float32
-        self.norm = nn.BatchNorm1d(d, affine=False, dtype=statistics)
+        self.norm = batch_norm(d, dtype)
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """The scalar loss of two (N, D) views."""
-        n, d = z_a.shape
-        c = self.norm(z_a).T @ self.norm(z_b)
-        c.div_(n)
-        on_diagonal = torch.diagonal(c).add_(-1).pow_(2).sum()
-        rest = c.flatten()[:-1].view(d - 1, d + 1)[:, 1:].flatten()
-        return on_diagonal + LAMBD * rest.pow_(2).sum()
+        return squared_in_place((self.norm(z_a).T @ self.norm(z_b)).div_(len(z_a)))
 
 
 def build(n: int, d: int, dtype: torch.dtype) -> Loss:
@@ -46,10 +57,12 @@ def build(n: int, d: int, dtype: torch.dtype) -> Loss:
     return OfficialLoss(d, dtype)
 
 
-PEER = Peer(
-    name="official",
-    title="official",
-    source="the formulation of the authors' code (Zbontar et al., ICML 2021), which is also "
-    "mmpretrain's and FFCV-SSL's, in plain torch",
-    build=build,
+PEERS = (
+    Peer(
+        name="official",
+        title="official",
+        source="the formulation of the authors' code (Zbontar et al., ICML 2021), which is also "
+        "mmpretrain's and FFCV-SSL's, in plain torch",
+        build=build,
+    ),
 )

@@ -4,6 +4,7 @@ in plain torch, which an installation without a compiler has."""
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -18,20 +19,22 @@ def build(backend: str, n: int, d: int, dtype: torch.dtype) -> Loss:
     return barlow_fast.BarlowTwinsLoss(lambd=LAMBD, backend=backend)
 
 
-def _peer(name: str, title: str, backend: str, device: str, double: bool = True) -> Peer:
+def _peer(name: str, backend: str, kind: str, title: str = "barlow_fast", **changes: Any) -> Peer:
     return Peer(
         name=name,
         title=title,
         source=f"barlow_fast {barlow_fast.__version__}, backend='{backend}'",
         build=functools.partial(build, backend),
-        double=double,
         ours=True,
         compile=False,  # these are kernels already
-        unavailable=functools.partial(why_unusable, backend, torch.device(device)),
+        unavailable=functools.partial(why_unusable, backend, torch.device(kind)),
+        **changes,
     )
 
 
-PEER = _peer("ours", "barlow_fast", "cpu", "cpu")
-# float64 is checked by the tests, not before every timing.
-CUDA_PEER = _peer("ours", "barlow_fast", "triton", "cuda", double=False)
-PEERS = (_peer("ours-aten", "barlow_fast (aten)", "aten", "cpu"),)
+PEERS = (
+    _peer("ours", "cpu", "cpu", kinds=("cpu",)),
+    # float64 is checked by the tests, not before every timing.
+    _peer("ours", "triton", "cuda", kinds=("cuda",), double=False),
+    _peer("ours-aten", "aten", "cpu", "barlow_fast (aten)"),
+)

@@ -13,11 +13,6 @@ from bench.peers.mathematics import PAPER, Mathematics
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def always_available() -> str | None:
-    """For peers that need nothing beyond torch."""
-    return None
-
-
 @dataclass(frozen=True)
 class Peer:
     """One implementation of the loss.
@@ -32,6 +27,7 @@ class Peer:
         exact: whether that is the loss itself, rather than a relaxation of it.
         double: whether it accepts float64 inputs.
         ours: whether it is this repository's.
+        kinds: of devices on which it is measured.
         compile: whether a peer is derived from it that is this one under torch.compile.
         compiled_name: of that peer; `name` with '-compiled' by default.
         compiled_title: of that peer; `title` with ', compiled' by default.
@@ -50,11 +46,12 @@ class Peer:
     exact: bool = True
     double: bool = True
     ours: bool = False
+    kinds: tuple[str, ...] = ("cpu", "cuda")
     compile: bool = True
     compiled_name: str | None = None
     compiled_title: str | None = None
     compiles: bool = False
-    unavailable: Callable[[], str | None] = always_available
+    unavailable: Callable[[], str | None] = lambda: None  # nothing beyond torch is needed
     build_for_graph: Callable[[int, int, torch.dtype], Loss] | None = None
 
 

@@ -6,13 +6,11 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 import barlow_fast
 from barlow_fast.distributed import LAYOUTS, cost
-from bench import cli
-from bench.inputs import VARIANTS, Variant
+from bench.inputs import Variant
 from bench.peers import LAMBD
 from bench.ranks import official
 
@@ -25,28 +23,28 @@ PRECISION = {"fp32": "fp32", "bf16-autocast": "bf16"}
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute the loss of all ranks, called by every one of them with its own rows.
+    """One way to compute the loss of all ranks, called by every one of them with its own samples.
 
     Attributes:
         name: what `--peers` and the results call it.
         title: what the tables call it.
         source: where it comes from.
-        loss: (z_a, z_b, rows of all ranks) -> scalar.
+        loss: (z_a, z_b, samples of all ranks) -> scalar.
         layout: that of barlow_fast; None for others.
-        exact: whether each rank's gradient is W times its part of the derivative (whose mean over
-            ranks is the derivative), rather than that part.
         dtypes: variants it takes part in.
         matrices: D x D matrices of the wire type alive on a rank at the worst moment.
+        exact: whether each rank's gradient is W times its part of the derivative (whose mean over
+            ranks is the derivative), rather than that part.
     """
 
     name: str
     title: str
     source: str
-    loss: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
-    layout: str | None
-    exact: bool
-    dtypes: tuple[str, ...]
-    matrices: float
+    loss: Callable[[Tensor, Tensor, int], Tensor]
+    layout: str | None = None
+    dtypes: tuple[str, ...] = tuple(PRECISION)
+    matrices: float = 0.0
+    exact: bool = True
 
     def working_bytes(self, n: int, d: int, ranks: int) -> int:
         """Memory of one rank at its worst moment, in float32, roughly: its process, embeddings,
@@ -55,56 +53,35 @@ class Implementation:
         return PROCESS_BYTES + int(4 * d * (rows + self.matrices * d))
 
 
-def layout_loss(layout: str, z_a: Tensor, z_b: Tensor, rows: Sequence[int]) -> Tensor:
+def layout_loss(layout: str, z_a: Tensor, z_b: Tensor, n: int) -> Tensor:
     """As a user calls it, on the default kernels."""
     return barlow_fast.barlow_twins_loss(z_a, z_b, LAMBD, process_group="world", layout=layout)
 
 
-def official_loss(z_a: Tensor, z_b: Tensor, rows: Sequence[int]) -> Tensor:
-    """The all-reduce of C."""
-    return official.AllReducedCorrelation.apply(z_a, z_b, sum(rows))
-
-
 def discover() -> dict[str, Implementation]:
     """All of them by name, ours first."""
-    found = [
+    ours = [
         Implementation(
-            name=OURS + layout,
-            title=f"barlow_fast, `{layout}`",
-            source=f"barlow_fast {barlow_fast.__version__}, layout='{layout}'",
-            loss=functools.partial(layout_loss, layout),
-            layout=layout,
-            exact=True,
-            dtypes=tuple(PRECISION),
+            OURS + layout,
+            f"barlow_fast, `{layout}`",
+            f"barlow_fast {barlow_fast.__version__}, layout='{layout}'",
+            functools.partial(layout_loss, layout),
+            layout,
             matrices=3.5 if layout == "correlation" else 0.0,
         )
         for layout in LAYOUTS
     ]
-    found.append(
-        Implementation(
-            name=OFFICIAL,
-            title="all-reduce of C",
-            source="the formulation of the authors' code (Zbontar et al., ICML 2021) on several "
-            "ranks, gradients by hand, C in place",
-            loss=official_loss,
-            layout=None,
-            exact=False,
-            dtypes=("fp32",),
-            matrices=2.0,
-        )
+    all_reduce = Implementation(
+        OFFICIAL,
+        "all-reduce of C",
+        "the formulation of the authors' code (Zbontar et al., ICML 2021) on several ranks, "
+        "gradients by hand, C in place",
+        official.AllReducedCorrelation.apply,
+        dtypes=("fp32",),
+        matrices=2.0,
+        exact=False,
     )
-    return {each.name: each for each in found}
-
-
-def choose(names: str | None) -> list[Implementation]:
-    """Those of a comma-separated list, all of them for None; ValueError for an unknown name."""
-    known = discover()
-    return [known[name] for name in cli.listed(names, known, "peer")]
-
-
-def variants(names: str | None) -> list[Variant]:
-    """Those of a comma-separated list of PRECISION, all of them for None; ValueError for others."""
-    return [VARIANTS[name] for name in cli.listed(names, PRECISION, "dtype")]
+    return {each.name: each for each in (*ours, all_reduce)}
 
 
 def split(n: int, ranks: int) -> list[int]:
@@ -117,9 +94,3 @@ def automatic(rows: Sequence[int], d: int, variant: Variant) -> str:
     precision = PRECISION[variant.name]
     network = cost.network_of("cpu", 1, precision)
     return cost.choose_layout("auto", "auto", tuple(rows), d, variant.dtype, precision, network)
-
-
-def own_rows(z: Tensor, rows: Sequence[int], rank: int) -> Tensor:
-    """A leaf with the rows of one rank."""
-    first = sum(rows[:rank])
-    return torch.clone(z[first : first + rows[rank]]).requires_grad_()

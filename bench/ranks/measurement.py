@@ -7,12 +7,12 @@ rank's seconds, and any rank's problem.
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,13 +20,15 @@ import torch.distributed as dist
 from barlow_fast.distributed import count_traffic
 from barlow_fast.files import write_whole
 from bench import agreement
+from bench.agreement import Outcome
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss
+from bench.peers.mathematics import PAPER
 from bench.ranks import implementations, official
 from bench.ranks.implementations import Implementation
 from bench.ranks.processes import LOOPBACK
 from bench.results import Row
-from bench.timing import Budget, columns, interleave
+from bench.timing import Budget, columns, interleave, without_collections
 
 COUNTER = LOOPBACK / "statistics" / "tx_bytes"
 LONG = 5.0  # seconds; what takes longer gains nothing from warming up
@@ -34,29 +36,45 @@ LONG = 5.0  # seconds; what takes longer gains nothing from warming up
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure.
-
-    Attributes:
-        data: file with the embeddings of all ranks and the true results (`prepare`).
-        results: file that rank 0 writes.
-    """
+    """What to measure: a shape on so many ranks; `folder` is for what they read and write."""
 
     n: int
     d: int
+    ranks: int
     variants: tuple[Variant, ...]
-    peers: tuple[str, ...]
+    peers: tuple[Implementation, ...]
     budget: Budget
-    data: Path
-    results: Path
+    folder: Path
 
+    def __str__(self) -> str:
+        return f"{self.n} x {self.d} on {self.ranks} ranks"
 
-def prepare(n: int, d: int, path: Path) -> None:
-    """Writes embeddings of all ranks, with the true loss and gradients of them together."""
-    z_a, z_b = random_pair(n, d, torch.float32, torch.Generator().manual_seed(0))
-    true = agreement.truth((z_a, z_b))
-    grad_a, grad_b = (gradient.float() for gradient in true.gradients)
-    named = {"z_a": z_a.detach(), "z_b": z_b.detach(), "loss": true.loss}
-    torch.save(named | {"grad_a": grad_a, "grad_b": grad_b}, path)
+    @property
+    def data(self) -> Path:
+        """The file with the embeddings of all ranks and the true results."""
+        return self.folder / f"{self.n}x{self.d}.pt"
+
+    @property
+    def results(self) -> Path:
+        """The file that rank 0 writes."""
+        return self.folder / "results.json"
+
+    def prepare(self) -> None:
+        """Writes embeddings, with the true loss and gradients of all of them together, unless they
+        are there."""
+        if self.data.exists():
+            return
+        pair = random_pair(self.n, self.d, torch.float32, torch.Generator().manual_seed(0))
+        true = agreement.truth(pair)
+        gradients = [gradient.float() for gradient in true.gradients]
+        views = [z.detach() for z in pair]
+        torch.save({"views": views, "loss": true.loss, "gradients": gradients}, self.data)
+
+    def row(self, variant: Variant, peer: Implementation) -> Row:
+        """What its rows begin with."""
+        row = {"suite": "distributed", "n": self.n, "d": self.d, "dtype": variant.name}
+        row |= {"ranks": self.ranks, "peer": peer.name, "layout": peer.layout}
+        return row | {"source": peer.source}
 
 
 def loopback_bytes() -> int | None:
@@ -85,197 +103,135 @@ class Group:
         dist.all_reduce(total)
         return total.item() / self.size
 
-    def problem(self, own: str | None) -> str | None:
-        """What is wrong on the first rank on which something is."""
+    def own(self, whole: Iterable[torch.Tensor]) -> Pair:
+        """Copies of this rank's samples of two tensors, gradients wanted."""
+        z_a, z_b = (z.detach().tensor_split(self.size)[self.rank].clone() for z in whole)
+        return z_a.requires_grad_(), z_b.requires_grad_()
+
+    def wrong(
+        self, outcome: Outcome, true: Outcome, peer: Implementation, variant: Variant,
+        allowed: agreement.Errors,
+    ) -> str | None:  # fmt: skip
+        """What is wrong with this rank's outcome, or with that of the first rank on which something
+        is; `true` is the outcome of all ranks together."""
+        if peer.exact:  # gradients that are meant to be averaged over ranks: W times the derivative
+            outcome = replace(outcome, scale=outcome.scale * self.size)
+        true = Outcome(true.loss, tuple(z.detach() for z in self.own(true.gradients)))
         all_ranks: list[str | None] = [None] * self.size
-        dist.all_gather_object(all_ranks, own)
-        found = [f"rank {rank}: {text}" for rank, text in enumerate(all_ranks) if text]
-        return found[0] if found else None
+        dist.all_gather_object(all_ranks, agreement.problem(outcome, true, variant, allowed))
+        found = (f"rank {rank}: {text}" for rank, text in enumerate(all_ranks) if text)
+        return next(found, None)
 
 
 def measure(task: Task) -> None:
     """The entry of each process; rank 0 writes {'rows': [...], 'failures': {...}} after each
     variant, so that what is finished survives a later failure."""
     group = Group()
-    known = implementations.discover()
-    peers = [known[name] for name in task.peers]
-    failures: dict[str, str] = {}
-    for peer in peers:
-        problem = check_small(peer, task.variants, group)
-        if problem is not None:
-            failures[peer.name] = problem
-    timed: list[Row] = []
+    checks = {peer.name: check_small(peer, task.variants, group) for peer in task.peers}
+    failures = {name: problem for name, problem in checks.items() if problem is not None}
+    rows: list[Row] = []
     for variant in task.variants:
-        usable = [p for p in peers if p.name not in failures and variant.name in p.dtypes]
-        timed += _measure_group(task, variant, usable, group, failures)
+        some = [p for p in task.peers if p.name not in failures and variant.name in p.dtypes]
+        rows += _measured(task, variant, some, group, failures)
         if group.rank == 0:
-            write_whole(task.results, json.dumps({"rows": timed, "failures": failures}))
+            write_whole(task.results, json.dumps({"rows": rows, "failures": failures}))
 
 
-def bound(peer: Implementation, rows: list[int]) -> Loss:
-    """The loss for ranks of so many rows, as a function of this rank's embeddings."""
-    return functools.partial(_call, peer, rows)
-
-
-def _call(peer: Implementation, rows: list[int], z_a, z_b):
-    return peer.loss(z_a, z_b, rows)
-
-
-def check_small(peer: Implementation, variants: tuple[Variant, ...], group: Group) -> str | None:
+def check_small(peer: Implementation, variants: Iterable[Variant], group: Group) -> str | None:
     """None if the implementation agrees with the reference in float64 and in `variants` on small
     shapes, on all ranks, else what it got wrong."""
-    for n, d in agreement.SMALL_SHAPES:
-        for variant in (FP64, *(v for v in variants if v.name in peer.dtypes)):
-            whole = random_pair(n, d, variant.dtype, torch.Generator().manual_seed(n))
-            true = agreement.run(agreement.reference_loss, agreement.in_double(whole), FP64)
-            plain = agreement.errors(agreement.run(agreement.reference_loss, whole, variant), true)
-            noise = agreement.NOISE[variant.name]
-            allowed = [agreement.SLACK * error + noise for error in (plain.loss, plain.gradient)]
-            rows = implementations.split(n, group.size)
-            pair = _own(whole, rows, group)
-            outcome = _scaled(agreement.run(bound(peer, rows), pair, variant), peer, group)
-            found = agreement.errors(outcome, _own_truth(true, rows, group))
-            own = None
-            if not found.within(*allowed):
-                text = agreement.describe(variant.name, outcome, found, *allowed)
-                own = f"{n} x {d} {text}"
-            problem = group.problem(own)
-            if problem is not None:
-                return problem
+    some = [FP64, *(variant for variant in variants if variant.name in peer.dtypes)]
+    for whole, variant, true, allowed in agreement.small_cases(PAPER, some):
+        n, d = whole[0].shape
+        outcome = agreement.run(functools.partial(peer.loss, n=n), group.own(whole), variant)
+        problem = group.wrong(outcome, true, peer, variant, allowed)
+        if problem is not None:
+            return f"{n} x {d} {problem}"
     return None
 
 
-def _own(whole: Pair, rows: list[int], group: Group) -> Pair:
-    z_a, z_b = (implementations.own_rows(z.detach(), rows, group.rank) for z in whole)
-    return z_a, z_b
-
-
-def _own_truth(true: agreement.Outcome, rows: list[int], group: Group) -> agreement.Outcome:
-    gradients = (implementations.own_rows(g, rows, group.rank).detach() for g in true.gradients)
-    return agreement.Outcome(true.loss, tuple(gradients))
-
-
-def _scaled(outcome: agreement.Outcome, peer: Implementation, group: Group) -> agreement.Outcome:
-    """Gradients that are meant to be averaged over ranks are W times the derivative."""
-    return replace(outcome, scale=outcome.scale * group.size) if peer.exact else outcome
-
-
 @dataclass
-class Samples:
-    """What was measured of one implementation."""
+class Timed:
+    """One implementation on this rank: its loss, and what was measured of it."""
 
-    action: Callable[[], float]
-    wire: list[int]
-    counted: float = 0.0
-    by_step: dict[str, int] | None = None
+    peer: Implementation
+    loss: Loss
+    pair: Pair
+    variant: Variant
+    group: Group
+    wire: list[int] = field(default_factory=list)
     first: tuple[float, ...] = ()
+    traffic: Any = None
+
+    def step(self) -> tuple[float, Outcome]:
+        """(seconds of the slowest rank, this rank's results) of one forward and backward pass; what
+        the system sent meanwhile is appended to `wire`."""
+        dist.barrier()
+        before = loopback_bytes()
+        dist.barrier()  # no rank begins before all have read
+        start = time.perf_counter()
+        outcome = agreement.run(self.loss, self.pair, self.variant)
+        seconds = time.perf_counter() - start
+        dist.barrier()
+        after = loopback_bytes()
+        if before is not None and after is not None:
+            self.wire.append(after - before)
+        return self.group.slowest(seconds), outcome
+
+    def seconds(self) -> float:
+        """Of one pass of the slowest rank."""
+        return self.step()[0]
+
+    def bytes(self, d: int) -> Row:
+        """The columns of bytes that a rank sends; official.py has a formula."""
+        if self.peer.layout is None:
+            itemsize = self.variant.dtype.itemsize
+            counted, by_step = official.wire_bytes(d, self.group.size, itemsize), None
+        else:
+            counted, by_step = self.group.mean(self.traffic.sent), dict(self.traffic.by_step)
+        # Other programs' traffic only ever adds.
+        wire = round(min(self.wire) / self.group.size) if self.wire else None
+        return {"counted_bytes": round(counted), "counted_by_step": by_step, "wire_bytes": wire}
 
 
-def _measure_group(
+def _measured(
     task: Task,
     variant: Variant,
     peers: list[Implementation],
     group: Group,
     failures: dict[str, str],
 ) -> list[Row]:
-    """A row for each implementation that is right."""
-    rows = implementations.split(task.n, group.size)
+    """A row for each implementation that is right; the others are added to `failures`."""
     data = torch.load(task.data, weights_only=True, mmap=True)
-    pair = _own((data["z_a"], data["z_b"]), rows, group)
-    whole_truth = agreement.Outcome(data["loss"], (data["grad_a"], data["grad_b"]))
-    true = _own_truth(whole_truth, rows, group)
-    samples: dict[str, Samples] = {}
-    counts: dict[str, int] = {}
+    pair, true = group.own(data["views"]), Outcome(data["loss"], tuple(data["gradients"]))
+    allowed = agreement.Errors(variant.tolerance, variant.tolerance)
+    timed, counts = {}, {}
     for peer in peers:
-        loss, wire, outcomes = bound(peer, rows), [], []
-        with count_traffic() as traffic:
-            estimate = _step(loss, pair, variant, group, wire, outcomes)
-        outcome = _scaled(outcomes.pop(), peer, group)
-        problem = group.problem(agreement.check_timed(outcome, true, variant))
+        each = Timed(peer, functools.partial(peer.loss, n=task.n), pair, variant, group)
+        with count_traffic() as each.traffic:
+            estimate, outcome = each.step()
+        problem = group.wrong(outcome, true, peer, variant, allowed)
         del outcome
         if problem is not None:
             failures[peer.name] = f"{task.n} x {task.d} {problem}"
             continue
-        found = Samples(functools.partial(_step, loss, pair, variant, group, wire), wire)
-        if peer.layout is None:
-            found.counted = official.wire_bytes(task.d, group.size, variant.dtype.itemsize)
-        else:
-            found.counted = group.mean(traffic.sent)
-            found.by_step = dict(traffic.by_step)
         if estimate >= LONG:
-            found.first = (estimate,)
+            each.first = (estimate,)
         else:
-            estimate = found.action()  # warm
-        samples[peer.name] = found
-        counts[peer.name] = max(task.budget.count(estimate) - len(found.first), 0)
-    if not samples:
+            estimate = each.seconds()  # warm
+        timed[peer.name] = each
+        counts[peer.name] = max(task.budget.count(estimate) - len(each.first), 0)
+    if not timed:
         return []
-    gc.collect()
-    gc.disable()
-    try:
-        later = interleave({name: each.action for name, each in samples.items()}, counts)
-    finally:
-        gc.enable()
-    automatic = implementations.automatic(rows, task.d, variant)
-    timed = []
-    for peer in peers:
-        if peer.name in samples:
-            found = samples[peer.name]
-            seconds = [*found.first, *later[peer.name]]
-            timed.append(_row(task, variant, peer, found, seconds, group, automatic))
-    return timed
-
-
-def _step(
-    loss: Loss,
-    pair: Pair,
-    variant: Variant,
-    group: Group,
-    wire: list[int],
-    outcomes: list[agreement.Outcome] | None = None,
-) -> float:
-    """Seconds of one forward and backward pass of the slowest rank; appends what the system sent
-    meanwhile to `wire`, and this rank's results to `outcomes`."""
-    dist.barrier()
-    before = loopback_bytes()
-    dist.barrier()  # no rank begins before all have read
-    start = time.perf_counter()
-    outcome = agreement.run(loss, pair, variant)
-    seconds = time.perf_counter() - start
-    dist.barrier()
-    after = loopback_bytes()
-    if before is not None and after is not None:
-        wire.append(after - before)
-    if outcomes is not None:
-        outcomes.append(outcome)
-    return group.slowest(seconds)
-
-
-def _row(
-    task: Task,
-    variant: Variant,
-    peer: Implementation,
-    found: Samples,
-    seconds: list[float],
-    group: Group,
-    automatic: str,
-) -> Row:
-    # Other programs' traffic only ever adds.
-    wire = round(min(found.wire) / group.size) if found.wire else None
-    return {
-        "suite": "distributed",
-        "n": task.n,
-        "d": task.d,
-        "dtype": variant.name,
-        "ranks": group.size,
-        "threads": torch.get_num_threads(),
-        "peer": peer.name,
-        "layout": peer.layout,
-        "auto": peer.layout == automatic,
-        "source": peer.source,
-        "repeats": len(seconds),
-        **columns(seconds, "s"),
-        "counted_bytes": round(found.counted),
-        "counted_by_step": found.by_step,
-        "wire_bytes": wire,
-    }
+    with without_collections():
+        later = interleave({name: each.seconds for name, each in timed.items()}, counts)
+    samples = implementations.split(task.n, group.size)
+    automatic = implementations.automatic(samples, task.d, variant)
+    return [
+        task.row(variant, each.peer)
+        | {"threads": torch.get_num_threads(), "auto": each.peer.layout == automatic}
+        | {"repeats": len(seconds), **columns(seconds, "s")}
+        | each.bytes(task.d)
+        for name, each in timed.items()
+        if (seconds := [*each.first, *later[name]])
+    ]

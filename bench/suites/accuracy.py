@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ import torch
 
 from bench import cli, provenance, results
 from bench.cli import Option
+from bench.markdown import Column, in_words, joined, reading, table_of, titled
 from bench.results import Row, rounded
 
 SECTION = "Pretraining: accuracy"
@@ -26,8 +27,7 @@ TITLES = {
     RANDOM: "the same encoder, random weights",
     PIXELS: "raw pixels",
 }
-SCORES = ("knn", "linear")
-WORDS = {"knn": "k-NN", "linear": "linear"}
+SCORES, RATE = {"knn": "k-NN", "linear": "linear"}, "images_per_second"
 # Points above the untrained encoder.
 TARGETS = {"knn": 3.0, "linear": 2.0}
 
@@ -57,8 +57,8 @@ def command(
             train_labels=data.train_labels[:images],
         )
     rows = measure(data, chosen, epochs)
-    for each in rows:
-        print(line_of(each))
+    shown = in_words(*COLUMNS, Column("images/s", RATE, ",.0f"))
+    print(*map(shown, rows), sep="\n")
     results.merge(out or results.default_file(), rows, whole=True)
 
 
@@ -140,7 +140,7 @@ def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origi
         "runs": len(runs),
         "provenance": origin,
     }
-    for key in (*SCORES, "images_per_second"):
+    for key in (*SCORES, RATE):
         values = [run[key] for run in runs if key in run]
         found[key] = rounded(statistics.mean(values)) if values else None
         spread = statistics.stdev(values) if len(values) > 1 else None
@@ -148,70 +148,54 @@ def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origi
     return found
 
 
-def line_of(found: Row) -> str:
-    """A row in words."""
-    rate = found["images_per_second"]
-    parts = [f"k-NN {_shown(found, 'knn')}", f"linear {_shown(found, 'linear')}"]
-    parts += [] if rate is None else [f"{rate:,.0f} images/s"]
-    return f"{TITLES[found['peer']]}: {', '.join(parts)}"
+def _score(key: str) -> Callable[[Row], str]:
+    def text(found: Row) -> str:
+        spread = found[f"{key}_std"]
+        return f"{found[key]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+    return text
 
 
-def _shown(found: Row, key: str) -> str:
-    spread = found[f"{key}_std"]
-    return f"{found[key]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+COLUMNS = [
+    titled(TITLES, "features"),
+    *(Column(f"{words}, %", _score(key)) for key, words in SCORES.items()),
+]
 
 
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows."""
     found = {each["peer"]: each for each in rows}
-    first = rows[0]
-    lines = [
-        "| features | k-NN, % | linear, % |",
-        "| --- | ---: | ---: |",
-    ]
-    for name, title in TITLES.items():
-        if name in found:
-            each = found[name]
-            scores = " | ".join(_shown(each, key) for key in SCORES)
-            lines.append(f"| {title} | {scores} |")
-    text = (
-        f"Fashion-MNIST, {first['images']:,} training images, {first['epochs']} epochs of batches "
-        f"of {first['n']}, {first['d']} dimensions: top-1 on the 10,000 test images, mean ± "
-        f"standard deviation over {max(each['runs'] for each in rows)} seeds of the pretraining. "
-        f"k-NN with k = {NEIGHBOURS} over all training images; linear is logistic regression on "
-        "features of the images as they are. lightly's parts train the same encoder from the same "
-        "weights, with the same optimizer, schedule and precision, views of the same parameters "
-        "(lightly's transforms, and torchvision's erasing, which it lacks) and a `DataLoader` of 2 "
-        "workers. Speed is compared side by side by `python -m bench train`."
+    values = {key: rows[0][key] for key in ("images", "epochs", "n", "d")}
+    runs = max(each["runs"] for each in rows)
+    return joined(
+        reading("accuracy", **values, runs=runs, neighbours=NEIGHBOURS),
+        table_of(COLUMNS, results.chosen(TITLES, found)),
+        _verdict(found) if OURS in found else "",
     )
-    return "\n\n".join([text, "\n".join(lines), *([v] if (v := _verdict(found)) else [])])
 
 
 def _verdict(found: dict[str, Row]) -> str:
     """Which targets are met and which are not."""
-    if OURS not in found:
-        return ""
     ours, texts = found[OURS], []
-    for key, target in TARGETS.items():
+    for key, words in SCORES.items():
         if RANDOM in found:
-            gain = ours[key] - found[RANDOM][key]
+            gain, target = ours[key] - found[RANDOM][key], TARGETS[key]
+            met = _met(gain >= target)
             texts.append(
-                f"{WORDS[key]} is {gain:+.1f} points above random weights "
-                f"(target {target:g}: {_met(gain >= target)})"
+                f"{words} is {gain:+.1f} points above random weights (target {target:g}: {met})"
             )
         if PIXELS in found:
             gain = ours[key] - found[PIXELS][key]
             texts.append(f"{gain:+.1f} above raw pixels (target 0: {_met(gain > 0)})")
-    if LIGHTLY not in found:
-        return "; ".join(texts) + "."
-    theirs = found[LIGHTLY]
-    for key in SCORES:
-        spreads = ours[f"{key}_std"], theirs[f"{key}_std"]
+    theirs = found.get(LIGHTLY, {})
+    for key, words in SCORES.items():
+        spreads = [each.get(f"{key}_std") for each in (ours, theirs)]
         if None not in spreads:
             gap = ours[key] - theirs[key]
-            error = math.sqrt(spreads[0] ** 2 / ours["runs"] + spreads[1] ** 2 / theirs["runs"])
+            counts = ours["runs"], theirs["runs"]
+            error = math.sqrt(sum(s**2 / n for s, n in zip(spreads, counts, strict=True)))
             texts.append(
-                f"{WORDS[key]} differs from lightly's by {gap:+.2f} (standard error {error:.2f})"
+                f"{words} differs from lightly's by {gap:+.2f} (standard error {error:.2f})"
             )
     return "; ".join(texts) + "."
 

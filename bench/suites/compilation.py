@@ -14,7 +14,8 @@ from typing import Annotated
 
 from bench import cli, provenance, results
 from bench.cli import Option
-from bench.results import Row
+from bench.markdown import Column, details, joined, reading, table_of
+from bench.results import Row, listed
 
 SECTION = "Triton kernels as compiled"
 FILE = results.FOLDER / "compilation.jsonl"
@@ -157,36 +158,27 @@ def tables(rows: list[Row]) -> str:
     """Resources by kernel and architecture, and the launches of some steps."""
     launches = [row for row in rows if row["dtype"] == "launches"]
     kernels = [row for row in rows if row["dtype"] != "launches"]
-    return "\n\n".join([_summary(kernels), _details(kernels), _launches(launches)])
-
-
-def _summary(rows: list[Row]) -> str:
-    """One line per kernel and architecture: the worst of its variants."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["kernel"], row["dtype"]), []).append(row)
-    lines = [
-        "| kernel | architecture | variants | registers per thread | spilled bytes | shared KiB | "
-        "tensor-core instruction |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for (kernel, architecture), variants in sorted(groups.items()):
-        registers = [row["registers"] for row in variants]
-        instructions = sorted(
-            {f"{row['instruction']} {row['operands']}".strip() for row in variants} - {""}
-        )
-        lines.append(
-            f"| `{kernel}` | {architecture} | {len(variants)} | "
-            f"{min(registers)}–{max(registers)} | {_spills(variants)} | "
-            f"{max(row['shared'] for row in variants) / 1024:.0f} | "
-            f"{', '.join(instructions) or '–'} |"
-        )
-    reading = (
-        "Every distinct kernel that the steps of the survey launch, over all operand types. "
-        "Spills occur only where rows of the inputs are not aligned to 16 bytes (an odd D), if at "
-        "all; tests/triton_kernels/test_compilation.py holds that."
+    groups = sorted(listed(kernels, "kernel", "dtype").items())
+    return joined(
+        reading("compilation kernels"),
+        table_of(SUMMARY, [variants for _, variants in groups]),
+        details("Every variant", table_of(DETAILS, kernels)),
+        reading("compilation launches"),
+        *(_launches(step) for step in listed(launches, "form", "n", "d").values()),
     )
-    return reading + "\n\n" + "\n".join(lines)
+
+
+def _instruction(row: Row) -> str:
+    return f"{row['instruction']} {row['operands']}"
+
+
+def _step(row: Row) -> str:
+    return f"{row.get('form', '')} {row['n']}×{row['d']}".strip()
+
+
+def _registers(variants: list[Row]) -> str:
+    found = [row["registers"] for row in variants]
+    return f"{min(found)}–{max(found)}"
 
 
 def _spills(variants: list[Row]) -> str:
@@ -197,57 +189,56 @@ def _spills(variants: list[Row]) -> str:
     return f"up to {max(row['spilled'] for row in spilled)} at {', '.join(shapes)}"
 
 
-def _step(row: Row) -> str:
-    return f"{row.get('form', '')} {row['n']}×{row['d']}".strip()
+CODE = "`{}`".format
+# One line per kernel and architecture: the worst of its variants.
+SUMMARY = [
+    Column("kernel", lambda variants: f"`{variants[0]['kernel']}`", left=True),
+    Column("architecture", lambda variants: variants[0]["dtype"], left=True),
+    Column("variants", len),
+    Column("registers per thread", _registers),
+    Column("spilled bytes", _spills),
+    Column("shared KiB", lambda variants: max(row["shared"] for row in variants) / 1024, ".0f"),
+    Column(
+        "tensor-core instruction",
+        lambda variants: (
+            ", ".join(sorted({_instruction(row).strip() for row in variants} - {""})) or None
+        ),
+        left=True,
+    ),
+]
+DETAILS = [
+    Column("kernel", "kernel", CODE, left=True),
+    Column("architecture", "dtype", left=True),
+    Column("step", _step, left=True),
+    *(Column(key, key, left=True) for key in ("inputs", "precision")),
+    Column(
+        "constants",
+        lambda row: ", ".join(f"{key}={value}" for key, value in row["constants"].items()),
+        left=True,
+    ),
+    *(Column(key, key) for key in ("warps", "stages", "registers", "spilled")),
+    Column("shared bytes", "shared"),
+    Column("instruction", _instruction, left=True),
+]
+LAUNCHES = [
+    Column("launch", "kernel", CODE, left=True),
+    Column("programs", lambda row: " × ".join(map(str, row["grid"]))),
+    Column("GFLOP", lambda row: row["flops"] / 1e9, ".4g"),
+    Column("MB", lambda row: row["bytes"] / 1e6, ".4g"),
+    Column("derived floor, µs", "floor", ".3g"),
+]
 
 
-def _details(rows: list[Row]) -> str:
-    lines = [
-        "| kernel | architecture | step | inputs | precision | constants | warps | stages | "
-        "registers | spilled | shared bytes | instruction |",
-        "| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for row in rows:
-        constants = ", ".join(f"{key}={value}" for key, value in row["constants"].items())
-        lines.append(
-            f"| `{row['kernel']}` | {row['dtype']} | {_step(row)} | {row['inputs']} | "
-            f"{row['precision']} | {constants} | {row['warps']} | {row['stages']} | "
-            f"{row['registers']} | {row['spilled']} | {row['shared']} | "
-            f"{row['instruction']} {row['operands']} |"
-        )
-    return "<details><summary>Every variant</summary>\n\n" + "\n".join(lines) + "\n\n</details>"
-
-
-def _launches(rows: list[Row]) -> str:
+def _launches(step: list[Row]) -> str:
     """What each launch of a step computes and moves, with the floor that this implies."""
-    parts = []
-    steps: dict[tuple, list[Row]] = {}
-    for row in rows:
-        steps.setdefault((row.get("form"), row["n"], row["d"]), []).append(row)
-    for (form, n, d), step in steps.items():
-        step.sort(key=lambda row: row["index"])
-        count = f"{len(step)} launch{'es' if len(step) > 1 else ''}"
-        lines = [
-            f"**{TITLES.get(form, TITLE).format(n=n, d=d, count=count)}**",
-            "",
-            "| launch | programs | GFLOP | MB | derived floor, µs |",
-            "| --- | ---: | ---: | ---: | ---: |",
-        ]
-        total = 0.0
-        for row in step:
-            floor = max(row["flops"] / H100_FLOPS, row["bytes"] / H100_BYTES) * 1e6
-            total += floor
-            grid = " × ".join(str(size) for size in row["grid"])
-            lines.append(
-                f"| `{row['kernel']}` | {grid} | {row['flops'] / 1e9:.4g} | "
-                f"{row['bytes'] / 1e6:.4g} | {floor:.3g} |"
-            )
-        lines.append(f"| sum | | | | {total:.3g} |")
-        parts.append("\n".join(lines))
-    reading = (
-        "What each launch must compute and move, recorded from the calls themselves. The floor is "
-        "*derived*, not measured: the larger of operations / 790 TFLOP/s and bytes / 3.0 TB/s, "
-        "rates that an H100 reaches in a large bfloat16 product and a copy. Data that is still in "
-        "the second-level cache, as most of it is at 256 × 8192, moves faster than that."
+    lines = [
+        row | {"floor": max(row["flops"] / H100_FLOPS, row["bytes"] / H100_BYTES) * 1e6}
+        for row in sorted(step, key=lambda row: row["index"])
+    ]
+    total = sum(line["floor"] for line in lines)
+    count = f"{len(step)} launch{'es' if len(step) > 1 else ''}"
+    title = TITLES.get(step[0].get("form"), TITLE)
+    return joined(
+        f"**{title.format(n=step[0]['n'], d=step[0]['d'], count=count)}**",
+        f"{table_of(LAUNCHES, lines)}\n| sum | | | | {total:.3g} |",
     )
-    return reading + "\n\n" + "\n\n".join(parts)

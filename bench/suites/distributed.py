@@ -9,16 +9,18 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from bench import cli, devices, memory_limit, sources
 from bench.cli import Option
-from bench.inputs import VARIANTS, Variant, parse_shapes
-from bench.markdown import short, table_line
+from bench.inputs import VARIANTS, parse_shapes
+from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of
 from bench.ranks import implementations, measurement, official, processes
-from bench.ranks.implementations import OFFICIAL, Implementation
-from bench.results import Row
+from bench.ranks.implementations import OFFICIAL, PRECISION, Implementation
+from bench.ranks.measurement import Task
+from bench.results import Row, grouped
 from bench.session import Output, Session
 from bench.timing import Budget
 
@@ -29,17 +31,6 @@ SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each implementation, ranks, shape and d
 FEWEST, MOST = 2, 10
 DEADLINE = 240.0  # seconds, for one shape on so many ranks
 MEMORY_SHARE = 0.85  # of the memory that is free
-
-
-class Place(NamedTuple):
-    """A shape on so many ranks."""
-
-    n: int
-    d: int
-    ranks: int
-
-    def __str__(self) -> str:
-        return f"{self.n} x {self.d} on {self.ranks} ranks"
 
 
 def command(
@@ -57,23 +48,24 @@ def command(
     ] = DEADLINE,
 ) -> int:
     """Time the loss across ranks, and count what travels, against the all-reduce of C."""
-    quick = given.quick
+    quick, known = given.quick, implementations.discover()
     with cli.reading():
         chosen_shapes = parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES))
         counts = parse_ranks(ranks or (QUICK_RANKS if quick else RANKS))
-        variants, chosen = implementations.variants(dtypes), implementations.choose(peers)
+        variants = [VARIANTS[name] for name in cli.listed(dtypes, PRECISION, "dtype")]
+        chosen = [known[name] for name in cli.listed(peers, known, "peer")]
     budget = Budget(seconds or (QUICK_SECONDS if quick else SECONDS), repeats, FEWEST, MOST)
-    places = [Place(n, d, count) for n, d in chosen_shapes for count in counts]
     session = Session(devices.Cpu(), given, sources.RANKED)
     session.announce()
     with tempfile.TemporaryDirectory() as folder:
-        for place in session.in_time(places, lambda place: 0.0):
-            data = Path(folder) / f"{place.n}x{place.d}.pt"
-            if not data.exists():
-                measurement.prepare(place.n, place.d, data)
-            rows, failed = measure(place, variants, chosen, budget, data, deadline)
+        tasks = [
+            Task(n, d, count, tuple(variants), tuple(chosen), budget, Path(folder))
+            for (n, d), count in itertools.product(chosen_shapes, counts)
+        ]
+        for task in session.in_time(tasks):
+            rows, failed = measure(task, deadline)
             session.failures |= failed
-            session.keep(rows, _line_of)
+            session.keep(rows, in_words(Column("", "dtype", left=True), *COLUMNS))
     return session.end()
 
 
@@ -85,50 +77,36 @@ def parse_ranks(text: str) -> list[int]:
     return counts
 
 
-def measure(
-    place: Place,
-    variants: list[Variant],
-    peers: list[Implementation],
-    budget: Budget,
-    data: Path,
-    deadline: float,
-) -> tuple[list[Row], dict[str, str]]:
+def measure(task: Task, deadline: float) -> tuple[list[Row], dict[str, str]]:
     """(rows, failures) of one shape on so many ranks; what fails is not timed."""
-    problems = {peer.name: does_not_fit(peer, *place) for peer in peers}
-    usable = [peer for peer in peers if problems[peer.name] is None]
-    skipped = [
-        {
-            "suite": "distributed", **place._asdict(), "dtype": variant.name, "peer": peer.name,
-            "layout": peer.layout, "source": peer.source, "problem": problems[peer.name],
-        }
-        for variant, peer in itertools.product(variants, peers)
-        if peer not in usable and variant.name in peer.dtypes
-    ]  # fmt: skip
-    written = data.with_name("results.json")
-    task = measurement.Task(
-        place.n, place.d, tuple(variants), tuple(peer.name for peer in usable), budget, data,
-        written,
-    )  # fmt: skip
+    problems = {peer.name: does_not_fit(peer, task) for peer in task.peers}
+    rows = [
+        task.row(variant, peer) | {"problem": problems[peer.name]}
+        for variant, peer in itertools.product(task.variants, task.peers)
+        if problems[peer.name] is not None and variant.name in peer.dtypes
+    ]
+    usable = tuple(peer for peer in task.peers if problems[peer.name] is None)
     failures = {}
-    written.unlink(missing_ok=True)
+    task.results.unlink(missing_ok=True)
     try:
-        processes.run(measurement.measure, place.ranks, (task,), deadline)
+        task.prepare()
+        processes.run(measurement.measure, task.ranks, (replace(task, peers=usable),), deadline)
     except (RuntimeError, TimeoutError) as error:
-        failures[str(place)] = str(error)
-    if not written.exists():
-        return skipped, failures
-    found = json.loads(written.read_text())
-    failures |= {f"{place.ranks} ranks, {name}": each for name, each in found["failures"].items()}
-    return found["rows"] + skipped, failures
+        failures[str(task)] = str(error)
+    if task.results.exists():
+        found = json.loads(task.results.read_text())
+        rows = found["rows"] + rows
+        failures |= {f"{task.ranks} ranks, {name}": e for name, e in found["failures"].items()}
+    return rows, failures
 
 
-def does_not_fit(peer: Implementation, n: int, d: int, ranks: int) -> str | None:
+def does_not_fit(peer: Implementation, task: Task) -> str | None:
     """Why the ranks would not fit into free memory together; None where they do, or where the
     system has no /proc."""
     if not memory_limit.MEMINFO.exists():
         return None
     free = memory_limit.available()
-    needed = ranks * peer.working_bytes(n, d, ranks)
+    needed = task.ranks * peer.working_bytes(task.n, task.d, task.ranks)
     if needed <= MEMORY_SHARE * free:
         return None
     return (
@@ -137,87 +115,63 @@ def does_not_fit(peer: Implementation, n: int, d: int, ranks: int) -> str | None
     )
 
 
-def _line_of(row: Row) -> str:
-    name = f"{row['n']} x {row['d']} {row['dtype']}, {row['ranks']} ranks, {row['peer']}"
-    if "problem" in row:
-        return f"{name}: {row['problem']}"
-    wire = "" if row["wire_bytes"] is None else f", {_mib(row['wire_bytes'])} by the system"
-    return (
-        f"{name}{' (auto)' if row['auto'] else ''}: {short(row['median_s'])} s, "
-        f"{_mib(row['counted_bytes'])} MiB sent per rank{wire}"
-    )
-
-
 def _mib(value: int) -> str:
     return f"{value / 2**20:.1f}"
 
 
+def _seconds(row: Row) -> str:
+    return f"– ({row['problem']})" if "problem" in row else short(row["median_s"])
+
+
+def _titled(row: Row) -> str:
+    title = implementations.discover()[row["peer"]].title
+    return f"{title} (auto)" if row.get("auto") else title
+
+
+def _fewer(row: Row) -> str | None:
+    """How many times fewer bytes than an all-reduce of C in the dtype of the products."""
+    if row["peer"] == OFFICIAL or "problem" in row:
+        return "" if row["peer"] == OFFICIAL else None
+    variant = VARIANTS[row["dtype"]]
+    itemsize = 2 if variant.autocast else variant.dtype.itemsize
+    return f"{official.wire_bytes(row['d'], row['ranks'], itemsize) / row['counted_bytes']:.1f}×"
+
+
+COLUMNS = [
+    SHAPE,
+    Column("ranks", "ranks"),
+    Column("implementation", _titled, left=True),
+    Column("s", _seconds, bold=lambda row: row.get("auto")),
+    *spread("s", short)[1:],
+    Column("repeats", "repeats"),
+    Column("MiB sent", "counted_bytes", _mib),
+    Column("by the system", "wire_bytes", _mib),
+    Column("fewer bytes", _fewer),
+]
+
+
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: a table for each dtype."""
-    parts = [_reading(rows)]
-    for variant in VARIANTS.values():
-        groups: dict[tuple[int, int, int], dict[str, Row]] = {}
-        for row in sorted(rows, key=lambda row: (row["n"], row["d"], row["ranks"])):
-            if row["dtype"] == variant.name:
-                key = row["n"], row["d"], row["ranks"]
-                groups.setdefault(key, {})[row["peer"]] = row
-        if groups:
-            parts += [f"**{variant.title}**", _table(groups, variant)]
-            parts += [text for text in (_summary(groups),) if text]
-    return "\n\n".join(parts)
-
-
-def _reading(rows: list[Row]) -> str:
     threads = sorted({(row["ranks"], row["threads"]) for row in rows if "threads" in row})
     each = ", ".join(f"{ranks} ranks of {count}" for ranks, count in threads)
-    return (
-        f"One forward and backward pass over N samples spread evenly over ranks, which are "
-        f"processes of this machine joined by gloo over the loopback (threads: {each}). Seconds "
-        "are medians of the slowest rank. MiB are what one rank sends: counted by "
-        "`barlow_fast.distributed.count_traffic`, or for the all-reduce of C by the formula of a "
-        "ring, 2 (W - 1) / W · D² elements; and *by the system*, what the loopback sent during "
-        "the whole pass, headers included, divided by W. *auto* marks the layout that "
-        '`layout="auto"` takes. The all-reduce of C is written to be lean (`ranks/official.py`): '
-        "C is the only D × D matrix it holds, and it passes over it a few times where the authors' "
-        "code under autograd does so dozens of times."
-    )
+    parts = [reading("distributed", threads=each)]
+    order = list(implementations.discover())
+    known = (row for row in rows if row["peer"] in order)
+    rows = sorted(known, key=lambda r: (r["n"], r["d"], r["ranks"], order.index(r["peer"])))
+    for variant in VARIANTS.values():
+        some = [row for row in rows if row["dtype"] == variant.name]
+        if some:
+            parts += [f"**{variant.title}**", table_of(COLUMNS, some)]
+            parts += [TWO_BYTES] if variant.autocast else []
+            parts.append(_summary(grouped(some, "n", "d", "ranks")))
+    return joined(*parts)
 
 
-def _table(groups: dict[tuple[int, int, int], dict[str, Row]], variant: Variant) -> str:
-    titles = {name: each.title for name, each in implementations.discover().items()}
-    itemsize = 2 if variant.autocast else variant.dtype.itemsize
-    heads = ["N × D", "ranks", "implementation", "s", "p20", "p80", "repeats"]
-    heads += ["MiB sent", "by the system", "fewer bytes"]
-    lines = [table_line(heads), table_line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
-    for (n, d, ranks), group in groups.items():
-        all_reduce = official.wire_bytes(d, ranks, itemsize)
-        for name, title in titles.items():
-            if name not in group:
-                continue
-            row = group[name]
-            cells = [f"{n} × {d}", str(ranks), title]
-            if "problem" in row:
-                lines.append(
-                    table_line([*cells, f"– ({row['problem']})", *["–"] * (len(heads) - 4)])
-                )
-                continue
-            if row["auto"]:
-                cells[2] += " (auto)"
-            cells.append(f"**{short(row['median_s'])}**" if row["auto"] else short(row["median_s"]))
-            cells += [short(row["p20_s"]), short(row["p80_s"]), str(row["repeats"])]
-            cells.append(_mib(row["counted_bytes"]))
-            cells.append("–" if row["wire_bytes"] is None else _mib(row["wire_bytes"]))
-            ratio = all_reduce / row["counted_bytes"]
-            cells.append("" if name == OFFICIAL else f"{ratio:.1f}×")
-            lines.append(table_line(cells))
-    text = "\n".join(lines)
-    if itemsize == 2:
-        text += "\n\nFewer bytes than an all-reduce of C in two bytes an element would send."
-    return text
+TWO_BYTES = "Fewer bytes than an all-reduce of C in two bytes an element would send."
 
 
-def _summary(groups: dict[tuple[int, int, int], dict[str, Row]]) -> str:
-    """What the largest shape comes to, and where the all-reduce is faster."""
+def _summary(groups: dict[tuple, dict[str, Row]]) -> str:
+    """How many times as fast the automatic layout is, and where the all-reduce is faster."""
     faster, slower = [], []
     for (n, d, ranks), group in groups.items():
         ours = next((row for row in group.values() if row.get("auto")), None)

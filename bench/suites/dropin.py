@@ -9,11 +9,10 @@ every step both losses also see the same embeddings, where nothing can grow: tha
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -21,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from bench import devices, exits, provenance, sources
+from bench.agreement import Errors, errors, in_double, run
 from bench.cli import Option
-from bench.markdown import short, table_line
-from bench.results import Row, rounded
+from bench.inputs import FP64, VARIANTS, Pair, Variant
+from bench.loss.group import leaves
+from bench.markdown import Column, in_words, joined, reading, short, spread, table_of, titled
+from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Output, Session
-from bench.timing import columns, percentile
+from bench.timing import columns, percentile, without_collections
 
 SECTION = "Drop-in: lightly's example before and after the patch"
 LIGHTLY, PATCHED, MOVED = "lightly", "patched", "lightly-moved"
@@ -39,6 +41,7 @@ WARM_UPS = 2  # first steps, which are not timed
 PROBES = 10  # every so many steps both losses are held against float64
 # A loss or gradient may be this often as far from float64 as lightly's, plus a few roundings.
 ALLOWED, ROUNDINGS = 2.0, 4
+DOUBLE = 1e-10  # the most that both are apart in float64
 SEED = 0
 NEEDED = ("lightly", "torchvision", "sklearn", "PIL")
 
@@ -67,15 +70,16 @@ def command(
     batch = batch or (QUICK_BATCH if given.quick else BATCH)
     session = Session(devices.Cpu(), given, sources.CODE)
     session.announce()
-    cases = [(batch, torch.float32)]
-    cases += [(min(batch, DOUBLE_BATCH), torch.float64)] if double else []
-    for samples, dtype in session.in_time(cases, lambda case: 0.0):
+    cases = [(batch, VARIANTS["fp32"])]
+    cases += [(min(batch, DOUBLE_BATCH), FP64)] if double else []
+    shown = in_words(Column("", "dtype", left=True), PEER, *SIZES, *TIMES, *DIFFERENCES)
+    for samples, variant in session.in_time(cases):
         try:
-            rows = measure(steps, samples, dim, dtype)
+            rows = measure(steps, samples, dim, variant)
         except DisagreementError as error:
-            session.failures[f"{samples} x {dim} {dtype}"] = f"not timed: {error}"
+            session.failures[f"{samples} x {dim} {variant.name}"] = f"not timed: {error}"
             break
-        session.keep(rows, line_of)
+        session.keep(rows, shown)
     return session.end()
 
 
@@ -112,6 +116,27 @@ class Run:
         self.seconds.append(end - start)
         self.loss_seconds.append(after - before)
         return seen[0].detach(), seen[1].detach()
+
+    def columns(self) -> Row:
+        """Of a row: seconds of the steps, and of the loss in them."""
+        seconds, loss_seconds = self.seconds[WARM_UPS:], self.loss_seconds[WARM_UPS:]
+        shares = [part / whole for part, whole in zip(loss_seconds, seconds, strict=True)]
+        return {
+            "steps": len(self.losses),
+            **columns(seconds, "ms", 1e3),
+            "loss_ms": rounded(percentile(loss_seconds, 50) * 1e3),
+            "loss_share": rounded(percentile(shares, 50)),
+            "first_loss": self.losses[0],
+            "last_loss": self.losses[-1],
+        }
+
+    def differences(self, other: Run) -> Row:
+        """Of a row: how far its losses are from those of another run."""
+        if self is other:
+            return {}
+        found = [abs(x - y) / y for x, y in zip(self.losses, other.losses, strict=True)]
+        chosen = {"first": found[0], "median": percentile(found, 50), "largest": max(found)}
+        return {f"{key}_difference": rounded(value) for key, value in chosen.items()}
 
 
 def network(dim: int) -> nn.Module:
@@ -178,217 +203,124 @@ def views(batch: int, count: int, dtype: torch.dtype) -> list[tuple[Tensor, Tens
     return found
 
 
-def measure(steps: int, batch: int, dim: int, dtype: torch.dtype) -> list[Row]:
+def measure(steps: int, batch: int, dim: int, variant: Variant) -> list[Row]:
     """The rows of one precision, without provenance.
 
     Raises:
         DisagreementError: the patched loss is further from float64 than lightly's may be.
     """
     losses = criteria()
-    runs = [start(name, criterion, dim, dtype) for name, criterion in losses.items()]
-    if dtype == torch.float32:
-        runs.append(start(MOVED, losses[LIGHTLY], dim, dtype))
-    batches = views(batch, min(steps, DISTINCT), dtype)
-    locked = Locked(losses)
+    runs = [start(name, criterion, dim, variant.dtype) for name, criterion in losses.items()]
+    if variant != FP64:
+        runs.append(start(MOVED, losses[LIGHTLY], dim, variant.dtype))
+    batches = views(batch, min(steps, DISTINCT), variant.dtype)
+    locked = Locked(losses, variant)
     generator = random.Random(SEED)
-    gc.collect()
-    gc.disable()  # a collection would be part of some step's time
-    try:
+    with without_collections():
         for step in range(steps):
-            for run in generator.sample(runs, len(runs)):
-                seen = run.step(*batches[step % len(batches)])
-                if run.name == LIGHTLY:
-                    locked.compare(*seen, probe=step % PROBES == 0)
-    finally:
-        gc.enable()
-    locked.check(dtype)
-    return [row(run, runs[0], locked, steps, batch, dim, dtype) for run in runs]
-
-
-@dataclass
-class Locked:
-    """Both losses on the same embeddings, those of lightly's run; relative differences in the
-    2-norm, the largest of all steps."""
-
-    losses: dict[str, Criterion]
-    loss_difference: float = 0.0
-    gradient_difference: float = 0.0
-    loss_errors: dict[str, float] = field(default_factory=dict)  # against float64
-    gradient_errors: dict[str, float] = field(default_factory=dict)
-
-    def compare(self, z_a: Tensor, z_b: Tensor, probe: bool) -> None:
-        """One step; with `probe`, against lightly's loss in float64 too."""
-        found = {name: outcome(loss, z_a, z_b) for name, loss in self.losses.items()}
-        differences = distances(found[PATCHED], found[LIGHTLY])
-        self.loss_difference = max(self.loss_difference, differences[0])
-        self.gradient_difference = max(self.gradient_difference, differences[1])
-        if not probe or z_a.dtype == torch.float64:
-            return
-        true = outcome(self.losses[LIGHTLY], z_a.double(), z_b.double())
-        for name, each in found.items():
-            errors = distances(each, true)
-            self.loss_errors[name] = max(self.loss_errors.get(name, 0.0), errors[0])
-            self.gradient_errors[name] = max(self.gradient_errors.get(name, 0.0), errors[1])
-
-    def check(self, dtype: torch.dtype) -> None:
-        """DisagreementError where the patched loss is another one."""
-        floor = ROUNDINGS * torch.finfo(dtype).eps
-        if dtype == torch.float64:
-            held = [
-                (self.loss_difference, "loss", 1e-10),
-                (self.gradient_difference, "gradient", 1e-10),
-            ]
-        else:
-            held = [
-                (self.loss_errors[PATCHED], "loss", ALLOWED * self.loss_errors[LIGHTLY] + floor),
-                (
-                    self.gradient_errors[PATCHED],
-                    "gradient",
-                    ALLOWED * self.gradient_errors[LIGHTLY] + floor,
-                ),
-            ]
-        for error, what, bound in held:
-            if not error <= bound:  # or not a number
-                raise DisagreementError(
-                    f"on the same embeddings the patched {what} is off by {error:.1e}, "
-                    f"allowed are {bound:.1e}"
-                )
-
-
-def outcome(loss: Criterion, z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss, gradients of both embeddings in one tensor)."""
-    seen = [z.clone().requires_grad_() for z in (z_a, z_b)]
-    value = loss(*seen)
-    return value.detach(), torch.cat(torch.autograd.grad(value, seen))
-
-
-def distances(got: Sequence[Tensor], want: Sequence[Tensor]) -> list[float]:
-    """|got - want| / |want| of each."""
+            for each in generator.sample(runs, len(runs)):
+                seen = each.step(*batches[step % len(batches)])
+                if each.name == LIGHTLY:
+                    locked.compare(seen, probe=step % PROBES == 0)
+    locked.check()
+    head = {"suite": "dropin", "n": batch, "d": dim, "dtype": variant.name}
+    source = f"lightly {provenance.version('lightly')}"
     return [
-        float((x.double() - y.double()).norm() / y.double().norm())
-        for x, y in zip(got, want, strict=True)
+        {**head, "peer": each.name, "source": source, **each.columns()}
+        | {**each.differences(runs[0]), **locked.columns(each.name)}
+        for each in runs
     ]
 
 
-def row(
-    run: Run, other: Run, locked: Locked, steps: int, batch: int, dim: int, dtype: torch.dtype
-) -> Row:
-    """A row without its provenance; `other` is the run that differences are taken from."""
-    seconds, loss_seconds = run.seconds[WARM_UPS:], run.loss_seconds[WARM_UPS:]
-    shares = [part / whole for part, whole in zip(loss_seconds, seconds, strict=True)]
-    found: Row = {
-        "suite": "dropin",
-        "n": batch,
-        "d": dim,
-        "dtype": "fp64" if dtype == torch.float64 else "fp32",
-        "peer": run.name,
-        "source": f"lightly {provenance.version('lightly')}",
-        "steps": steps,
-        **columns(seconds, "ms", 1e3),
-        "loss_ms": rounded(percentile(loss_seconds, 50) * 1e3),
-        "loss_share": rounded(percentile(shares, 50)),
-        "first_loss": run.losses[0],
-        "last_loss": run.losses[-1],
-    }
-    if run is not other:
-        differences = [abs(x - y) / y for x, y in zip(run.losses, other.losses, strict=True)]
-        found["first_difference"] = rounded(differences[0])
-        found["median_difference"] = rounded(percentile(differences, 50))
-        found["largest_difference"] = rounded(max(differences))
-    if run.name == PATCHED:
-        found["locked_loss_difference"] = rounded(locked.loss_difference)
-        found["locked_gradient_difference"] = rounded(locked.gradient_difference)
-    if run.name in locked.loss_errors:
-        found["locked_loss_error"] = rounded(locked.loss_errors[run.name])
-        found["locked_gradient_error"] = rounded(locked.gradient_errors[run.name])
-    return found
+class Locked:
+    """Both losses on the same embeddings, those of lightly's run.
+
+    Attributes:
+        difference: between them, the largest of all steps.
+        errors: of each against lightly's loss in float64, the largest of the steps that are probed.
+    """
+
+    def __init__(self, losses: dict[str, Criterion], variant: Variant) -> None:
+        self.losses, self.variant = losses, variant
+        self.difference = Errors(0.0, 0.0)
+        self.errors: dict[str, Errors] = {}
+
+    def compare(self, pair: Pair, probe: bool) -> None:
+        """One step; with `probe`, against lightly's loss in float64 too."""
+        found = {name: run(loss, leaves(pair), self.variant) for name, loss in self.losses.items()}
+        self.difference = self.difference.most(errors(found[PATCHED], found[LIGHTLY]))
+        if not probe or self.variant == FP64:
+            return
+        true = run(self.losses[LIGHTLY], in_double(pair), FP64)
+        for name, each in found.items():
+            known = self.errors.get(name, Errors(0.0, 0.0))
+            self.errors[name] = known.most(errors(each, true))
+
+    def check(self) -> None:
+        """DisagreementError where the patched loss is another one."""
+        found, allowed = self.difference, Errors(DOUBLE, DOUBLE)
+        if self.variant != FP64:
+            found, plain = self.errors[PATCHED], self.errors[LIGHTLY]
+            floor = ROUNDINGS * torch.finfo(self.variant.dtype).eps
+            allowed = Errors(ALLOWED * plain.loss + floor, ALLOWED * plain.gradient + floor)
+        if not found.within(allowed.loss, allowed.gradient):
+            raise DisagreementError(
+                f"on the same embeddings the patched loss is off by {found.loss:.1e} (allowed "
+                f"{allowed.loss:.1e}), its gradient is off by {found.gradient:.1e} (allowed "
+                f"{allowed.gradient:.1e})"
+            )
+
+    def columns(self, name: str) -> Row:
+        """Of a row: the differences of the patched loss, and the errors of either."""
+        kinds = {"difference": self.difference if name == PATCHED else None}
+        kinds["error"] = self.errors.get(name)
+        return {
+            f"locked_{what}_{kind}": rounded(getattr(found, what))
+            for kind, found in kinds.items()
+            if found is not None
+            for what in ("loss", "gradient")
+        }
 
 
-def line_of(found: Row) -> str:
-    """A row in words."""
-    text = (
-        f"{found['n']} x {found['d']} {found['dtype']} {found['peer']}: step "
-        f"{short(found['median_ms'])} ms, loss {short(found['loss_ms'])} ms "
-        f"({found['loss_share']:.1%}), {found['first_loss']:.2f} to {found['last_loss']:.2f}"
+PEER = titled(TITLES, "loss of")
+SIZES = [Column("batch", "n"), Column("D", "d")]
+TIMES = [
+    *spread("ms", short, "step, ms"),
+    Column("loss, ms", "loss_ms", short),
+    Column("share of the step", "loss_share", ".1%"),
+]
+FASTER = Column("times as fast", "faster", missing="")
+DIFFERENCES = [
+    Column(head, f"{key}_difference", ".1e", missing="")
+    for head, key in (
+        ("on the same embeddings: loss", "locked_loss"),
+        ("gradient", "locked_gradient"),
+        ("on its own: first step", "first"),
+        ("median", "median"),
+        ("largest", "largest"),
     )
-    if "largest_difference" in found:
-        text += (
-            f"; differs by {found['first_difference']:.1e} at the first step, at most "
-            f"{found['largest_difference']:.1e}"
-        )
-    if "locked_loss_difference" in found:
-        text += (
-            f"; on the same embeddings loss {found['locked_loss_difference']:.1e}, gradient "
-            f"{found['locked_gradient_difference']:.1e}"
-        )
-    return text
+]
 
 
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: seconds, then differences."""
-    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for each in rows:
-        key = (each["dtype"], each["d"], each["n"])
-        groups.setdefault(key, {})[each["peer"]] = each
-    single = {key: group for key, group in sorted(groups.items()) if key[0] == "fp32"}
-    parts = [_reading()]
-    parts += [_times(single)] if single else []
-    parts += ["How far losses are apart:", _differences(dict(sorted(groups.items())))]
-    parts += [text for text in (_verdict(single),) if text]
-    return "\n\n".join(parts)
-
-
-def _reading() -> str:
-    return (
-        "lightly's own Barlow Twins example (ResNet-18, its head, its two views of 32 × 32 pixels, "
-        f"SGD at {LEARNING_RATE}), on scikit-learn's digits, with lightly's loss and with what "
-        '`barlow_fast.patch("lightly")` puts in its place: same seed, same batches, in turns. '
-        "Milliseconds of a step whose views are ready: forward, loss, backward, update; *loss* is "
-        "its forward and backward pass. Differences are relative, of the loss of one step. *On the "
-        "same embeddings*: both losses at each step of lightly's run, the largest difference of "
-        "the loss and, in the 2-norm, of its gradients. *On its own*: two whole runs. Training "
-        "magnifies rounding, so two runs of lightly itself, one with its first weights moved by "
-        "one unit in the last place, are the baseline; float64 begins nine digits closer "
-        "and is magnified as well."
+    groups = dict(sorted(grouped(rows, "dtype", "d", "n").items()))
+    single = {key: group for key, group in groups.items() if key[0] != FP64.name}
+    for group in single.values():
+        if faster := ratio(group, "median_ms", LIGHTLY, PATCHED):
+            group[PATCHED] = group[PATCHED] | {"faster": f"{faster:.2f}×"}
+    times, apart = (
+        chosen((LIGHTLY, PATCHED), *single.values()),
+        chosen((PATCHED, MOVED), *groups.values()),
     )
-
-
-def _times(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
-    heads = ["batch", "D", "loss of", "step, ms", "p20", "p80"]
-    heads += ["loss, ms", "share of the step", "times as fast"]
-    lines = [table_line(heads), table_line(["---:", "---:", "---", *["---:"] * (len(heads) - 3)])]
-    for (_, d, n), group in groups.items():
-        for name in (LIGHTLY, PATCHED):
-            if name not in group:
-                continue
-            each = group[name]
-            keys = ("median_ms", "p20_ms", "p80_ms", "loss_ms")
-            cells = [str(n), str(d), TITLES[name], *(short(each[key]) for key in keys)]
-            cells.append(f"{each['loss_share']:.1%}")
-            compared = name == PATCHED and LIGHTLY in group
-            ratio = group[LIGHTLY]["median_ms"] / each["median_ms"] if compared else 0.0
-            cells.append(f"{ratio:.2f}×" if compared else "")
-            lines.append(table_line(cells))
-    return "\n".join(lines)
-
-
-def _differences(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
-    heads = ["batch", "D", "precision", "steps", "run", "on the same embeddings: loss", "gradient"]
-    heads += ["on its own: first step", "median", "largest"]
-    lines = [table_line(heads), table_line(["---:", "---:", "---", "---:", "---", *["---:"] * 5])]
-    for (dtype, d, n), group in groups.items():
-        for name in (PATCHED, MOVED):
-            if name not in group:
-                continue
-            each = group[name]
-            keys = (
-                "locked_loss_difference", "locked_gradient_difference", "first_difference",
-                "median_difference", "largest_difference",
-            )  # fmt: skip
-            cells = [str(n), str(d), dtype, str(each["steps"]), TITLES[name]]
-            cells += [f"{each[key]:.1e}" if key in each else "" for key in keys]
-            lines.append(table_line(cells))
-    return "\n".join(lines)
+    run = [Column("precision", "dtype", left=True), Column("steps", "steps")]
+    return joined(
+        reading("dropin", learning_rate=LEARNING_RATE),
+        table_of([*SIZES, PEER, *TIMES, FASTER], times) if single else "",
+        "How far losses are apart:",
+        table_of([*SIZES, *run, titled(TITLES, "run"), *DIFFERENCES], apart),
+        _verdict(single),
+    )
 
 
 def _verdict(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
@@ -396,13 +328,11 @@ def _verdict(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
     step became slower."""
     texts = []
     for (_, d, n), group in groups.items():
-        if PATCHED in group and MOVED in group:
-            ratio = group[PATCHED]["median_difference"] / group[MOVED]["median_difference"]
+        if apart := ratio(group, "median_difference", PATCHED, MOVED):
             texts.append(
-                f"At {n} × {d} the patched run is {ratio:.2f} times as far from lightly's as "
+                f"At {n} × {d} the patched run is {apart:.2f} times as far from lightly's as "
                 "lightly is from itself, in the median of the steps."
             )
-        if PATCHED in group and LIGHTLY in group:
-            ratio = group[PATCHED]["median_ms"] / group[LIGHTLY]["median_ms"]
-            texts += [f"A patched step is slower there ({ratio:.2f} times)."] if ratio > 1 else []
+        slower = ratio(group, "median_ms", PATCHED, LIGHTLY) or 0.0
+        texts += [f"A patched step is slower there ({slower:.2f} times)."] if slower > 1 else []
     return " ".join(texts)

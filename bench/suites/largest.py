@@ -15,8 +15,8 @@ from typing import Annotated
 from bench import agreement, cli, devices, memory_limit, peak_memory, peers, sources
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_variants
-from bench.markdown import details
-from bench.results import Row
+from bench.markdown import Column, details, joined, reading, table_of, titled
+from bench.results import Row, grouped
 from bench.session import Output, Session
 
 SECTION = "The largest D"
@@ -51,7 +51,8 @@ def command(
     device = devices.Cpu()
     with cli.reading():
         variants = parse_variants(dtypes)
-        chosen = peers.choose(names or (QUICK_PEERS if given.quick else None))
+        names = names or (QUICK_PEERS if given.quick else None)
+        chosen = peers.choose(names, compiled=False)
         if (reason := device.why_no_memory()) is not None:
             raise RuntimeError(reason)
         free = memory_limit.available()
@@ -59,11 +60,9 @@ def command(
             raise RuntimeError(
                 f"--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine"
             )
-    if names is None:
-        chosen = [peer for peer in chosen if not peer.compiles]
     session = Session(device, given, sources.MEASURED)
     first = QUICK_FIRST if given.quick else FIRST
-    for variant in session.in_time(variants, lambda variant: 0.0):
+    for variant in session.in_time(variants):
         rows = []
         for peer in peers.available(chosen):
             reason = agreement.check_small(peer, [variant])
@@ -73,7 +72,8 @@ def command(
 
             def measure(d: int, dtype: str = variant.name, name: str = peer.name) -> Row:
                 found = peak_memory.in_child(n, d, dtype, name, limit)
-                print(f"{name} {n} x {d}: {_figure(found)}", flush=True)
+                size = found.get("problem") or f"{total(found) / 1e9:.2f} GB"
+                print(f"{name} {n} x {d}: {size}", flush=True)
                 return found
 
             row = {"suite": "largest", "n": n, "dtype": variant.name, "peer": peer.name}
@@ -101,7 +101,7 @@ def search(measure: Measure, limit: int, first: tuple[int, int]) -> Row:
             points[d] = None
             problem, queue = found["problem"], []
         else:
-            points[d] = found["input_bytes"] + found["peak_bytes"]
+            points[d] = total(found)
     worked = [d for d, size in points.items() if size is not None]
     failed = [d for d, size in points.items() if size is None]
     return {
@@ -144,39 +144,34 @@ def _solved(ds: list[int], sizes: list[int], limit: int) -> float:
     return ((a * a + 4 * b * limit) ** 0.5 - a) / (2 * b)
 
 
-def _figure(found: Row) -> str:
-    if "problem" in found:
-        return found["problem"]
-    return f"{(found['input_bytes'] + found['peak_bytes']) / 1e9:.2f} GB"
+def total(found: Row) -> int:
+    """Bytes of a pass, with its inputs."""
+    return found["input_bytes"] + found["peak_bytes"]
+
+
+COLUMNS = [
+    titled({name: peer.title for name, peer in peers.discover().items()}),
+    Column("largest D", "d"),
+    Column("failed at", "failed_d"),
+    Column("ours / its", "behind", lambda ratio: f"{ratio:.3g}×"),
+    Column(f"memory at D = {FIRST[1]}", "memory", lambda size: f"{size / 1e9:.2f} GB"),
+]
 
 
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: the peers in the order of their largest D."""
-    titles = {name: peer.title for name, peer in peers.discover().items()}
     parts = []
-    for n, dtype, limit in dict.fromkeys((r["n"], r["dtype"], r["limit_bytes"]) for r in rows):
-        group = [r for r in rows if (r["n"], r["dtype"], r["limit_bytes"]) == (n, dtype, limit)]
-        group.sort(key=lambda row: (-row["d"], row["peer"]))
-        ours = next((row["d"] for row in group if row["peer"] == "ours"), None)
+    for (n, dtype, limit), group in grouped(rows, "n", "dtype", "limit_bytes").items():
+        ours = group.get("ours", {}).get("d")
         lines = [
-            f"| implementation | largest D | failed at | ours / its | memory at D = {FIRST[1]} |",
-            "| --- | ---: | ---: | ---: | ---: |",
+            row
+            | {"behind": ours / row["d"] if ours and row["d"] else None}
+            | {"memory": dict(map(tuple, row["points"])).get(FIRST[1])}
+            for row in sorted(group.values(), key=lambda row: (-row["d"], row["peer"]))
         ]
-        for row in group:
-            ratio = f"{ours / row['d']:.3g}×" if ours and row["d"] else "–"
-            sizes = {d: size for d, size in row["points"] if size is not None}
-            size = f"{sizes[FIRST[1]] / 1e9:.2f} GB" if FIRST[1] in sizes else "–"
-            failed = "–" if row["failed_d"] is None else str(row["failed_d"])
-            title = titles.get(row["peer"], row["peer"])
-            lines.append(f"| {title} | {row['d']} | {failed} | {ratio} | {size} |")
-        parts.append(
-            f"N = {n}, {VARIANTS[dtype].title}, {limit / 1e9:g} GB for one forward and backward "
-            "pass: inputs, gradients and all else. Each try is a process whose address space may "
-            "grow by no more; *failed at* is the smallest D that ended in the peer's own "
-            "out-of-memory error.\n\n" + "\n".join(lines)
-        )
-        problems = {row["peer"]: row["problem"] for row in group if row["problem"]}
-        if problems:
-            lines = [f"- {titles.get(name, name)}: {text}" for name, text in problems.items()]
-            parts.append(details("Errors", "\n".join(lines)))
-    return "\n\n".join(parts)
+        title = VARIANTS[dtype].title
+        parts.append(reading("largest", n=n, title=title, gigabytes=limit / 1e9))
+        parts.append(table_of(COLUMNS, lines))
+        problems = [f"- {COLUMNS[0].cell(r)}: {r['problem']}" for r in lines if r["problem"]]
+        parts += [details("Errors", "\n".join(problems))] if problems else []
+    return joined(*parts)

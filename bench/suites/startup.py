@@ -8,13 +8,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Annotated
 
-from bench import cli, devices, provenance, sources
+from bench import cli, devices, peers, provenance, sources
 from bench.cli import Option
 from bench.inputs import parse_shapes, parse_variants
-from bench.markdown import rate, table
-from bench.peers import discover
-from bench.results import Row
-from bench.session import Output, Session
+from bench.markdown import Column, in_words, joined, rate, reading, table_of, titled
+from bench.results import Row, chosen, grouped, ratio
+from bench.session import Chosen, Output, Session
 from bench.startup import processes
 from bench.startup.child import COMPILED
 from bench.startup.processes import (
@@ -39,10 +38,8 @@ QUICK_CASES = ("import", "first-call", "second-call")
 
 def command(
     given: Output,
+    some: Chosen,
     cases: Annotated[str | None, Option(f"Of {', '.join(CASES)}. Default: all.")] = None,
-    peers: Annotated[str | None, Option(f"Of {', '.join(PEERS)}. Default: all.")] = None,
-    shapes: Annotated[str, Option("Of the calls.")] = SHAPES,
-    dtypes: Annotated[str, Option("Of the calls; as in the suite loss.")] = DTYPES,
     repeats: Annotated[
         int | None,
         Option(
@@ -58,20 +55,20 @@ def command(
     with cli.reading():
         device = devices.choose(kind)
         chosen = cli.listed(cases, CASES, "case", QUICK_CASES if quick else None)
-        names = cli.listed(peers, PEERS, "peer", QUICK_PEERS if quick else None)
-        variants = parse_variants(dtypes, device.variants)
-        grid = list(itertools.product(parse_shapes(shapes), variants))
+        names = cli.listed(some.peers, PEERS, "peer", QUICK_PEERS if quick else None)
+        variants = parse_variants(some.dtypes or DTYPES, device.variants)
+        grid = list(itertools.product(parse_shapes(some.shapes or SHAPES), variants))
     repeats = QUICK_REPEATS if quick and repeats is None else repeats
     session = Session(device, given, sources.STARTED)
     session.announce()
     end = None if given.minutes is None else session.begun + session.most
+    shown = in_words(Column("", "case", left=True), titled({}), *_figures("ms"))
     for samples, kernels, failed in processes.measure(
         kind, chosen, names, grid, print, repeats, end, deadline, not quick
     ):
         session.failures |= failed
         session.measured += 1
-        rows = [row(key, found, kind, kernels) for key, found in samples.items()]
-        session.keep(rows, line_of)
+        session.keep([row(key, each, kind, kernels) for key, each in samples.items()], shown)
     return session.end()
 
 
@@ -96,95 +93,83 @@ def source(peer: str, kind: str) -> str:
     """Where an implementation comes from, with its version."""
     if peer == TORCH:
         return f"torch {provenance.version('torch')}"
-    found = discover(kind).get(peer.removesuffix(COMPILED))
+    found = peers.discover(kind).get(peer.removesuffix(COMPILED))
     text = found.source if found is not None else peer
     return f"torch.compile (static shapes) of {text}" if peer.endswith(COMPILED) else text
 
 
-def line_of(found: Row) -> str:
-    """A row in words."""
-    shape = f" {found['n']} x {found['d']} {found['dtype']}" if found["n"] else ""
-    return (
-        f"{found['case']}{shape} {found['peer']}: {rate(found['median_ms'])} ms "
-        f"({rate(found['p20_ms'])} to {rate(found['p80_ms'])}, {found['repeats']} processes)"
-    )
-
-
 def titles() -> dict[str, str]:
     """What the tables call the implementations, in order."""
-    known = {name: peer.title for name, peer in (discover("cuda") | discover()).items()}
+    known = peers.titles("cuda") | peers.titles()
     named = {name: known.get(name, name) for name in PEERS}
     return {TORCH: "torch"} | named | {COMPILED_OFFICIAL: f"{named['official']}, compiled"}
 
 
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: imports, calls, compilers."""
-    parts = [_reading()]
+    parts = [reading("startup")]
     imports = {row["peer"]: row for row in rows if row["case"] == "import"}
     if imports:
-        parts += ["**Imports**", _imports(imports), _import_verdict(imports)]
-    calls: dict[tuple, dict[tuple[str, str], Row]] = {}
-    for row in rows:
-        if row["n"]:
-            shape = row["n"], row["d"], row["dtype"]
-            calls.setdefault(shape, {})[row["case"], row["peer"]] = row
-    for (n, d, dtype), found in calls.items():
-        shape = f"{n} × {d}, {dtype}"
-        kernels = found.pop(("triton-kernels", "ours"), None)
-        if found:
-            parts += [f"**Calls at {shape}**", _calls(found), _call_verdict(found)]
+        torch = imports.get(TORCH, {}).get("median_ms")
+        lines = [
+            row | {"share": row["median_ms"] / torch if torch else None}
+            for row in chosen(titles(), imports)
+        ]
+        parts += ["**Imports**", table_of(IMPORTS, lines), _import_verdict(imports)]
+    for (n, d, dtype), by_case in _calls(rows).items():
+        kernels = by_case.pop("triton-kernels", {}).get("ours")
+        if by_case:
+            known = [case for case in CALLS if case in by_case]
+            heads = [titled(titles()), *(c for case in known for c in _figures(CALLS[case], case))]
+            lines = [
+                {"peer": name} | {case: by_case[case].get(name) for case in known}
+                for name in titles()
+                if any(name in by_case[case] for case in known)
+            ]
+            parts += [f"**Calls at {n} × {d}, {dtype}**", table_of(heads, lines)]
+            parts.append(_call_verdict(by_case.get("first-call", {})))
         if kernels is not None:
-            parts.append(_kernels(kernels, f"{n} × {d} for {dtype}"))
-    return "\n\n".join(part for part in parts if part)
+            parts.append(
+                f"Triton compiles the {kernels['kernels']} kernels of one step at {n} × {d} for "
+                f"{dtype} in {rate(kernels['median_ms'])} ms ({rate(kernels['p20_ms'])} to "
+                f"{rate(kernels['p80_ms'])}, {kernels['repeats']} processes), one after the other, "
+                "with an empty cache and no GPU."
+            )
+    return joined(*parts)
 
 
-def _reading() -> str:
-    return (
-        "Medians over fresh processes, which take turns. *Import* is what a package adds to "
-        "`import torch`, with every file read once before. The *first call* is the time from "
-        "imports done and inputs there to both gradients: building the module, loading native "
-        "code, starting threads; the *second call* is the same again. *Compiler, nothing on disk*: "
-        "the first call under `torch.compile` with static shapes (on a GPU also that of the Triton "
-        "kernels) with an empty cache folder; *on disk*: that of the next process, with the folder "
-        "that the first has left. Every first result is held against float64."
-    )
+def _calls(rows: list[Row]) -> dict[tuple, dict[str, dict[str, Row]]]:
+    """Rows of calls by shape and dtype, then by case, then by peer."""
+    found: dict[tuple, dict[str, dict[str, Row]]] = {}
+    called = (row for row in rows if row["n"])
+    for (n, d, dtype, case), group in grouped(called, "n", "d", "dtype", "case").items():
+        found.setdefault((n, d, dtype), {})[case] = group
+    return found
 
 
-SPREAD = "p20 to p80 (processes)"
+def _figures(head: str, case: str | None = None) -> list[Column]:
+    """The columns of milliseconds of a row, or of the row of a case."""
+
+    def of(row: Row) -> Row | None:
+        return row if case is None else row[case]
+
+    def spread(row: Row) -> str:
+        return f"{rate(row['p20_ms'])} to {rate(row['p80_ms'])} ({row['repeats']})"
+
+    median = Column(head, of, lambda row: rate(row["median_ms"]))
+    return [median, Column("p20 to p80 (processes)", of, spread)]
 
 
-def _cells(row: Row | None) -> list[str]:
-    if row is None:
-        return ["–", "–"]
-    spread = f"{rate(row['p20_ms'])} to {rate(row['p80_ms'])} ({row['repeats']})"
-    return [rate(row["median_ms"]), spread]
+def _package(row: Row) -> str:
+    name = row["peer"]
+    return "`torch`" if name == TORCH else f"{titles()[name]}: `{MODULES[name]}` beyond torch"
 
 
-def _imports(found: dict[str, Row]) -> str:
-    heads = ["import", "ms", SPREAD, "× `import torch`"]
-    lines, torch = [], found.get(TORCH)
-    for name, title in titles().items():
-        if name in found:
-            ratio = found[name]["median_ms"] / torch["median_ms"] if torch else None
-            shown = "" if ratio is None else f"{ratio:.3g}×"
-            what = "`torch`" if name == TORCH else f"{title}: `{MODULES[name]}` beyond torch"
-            lines.append([what, *_cells(found[name]), shown])
-    return table(heads, lines)
-
-
-def _import_verdict(found: dict[str, Row]) -> str:
-    if not {TORCH, "ours"} <= found.keys():
-        return ""
-    share = found["ours"]["median_ms"] / found[TORCH]["median_ms"]
-    slower = [
-        titles()[name]
-        for name, row in found.items()
-        if name in MODULES and row["median_ms"] < found["ours"]["median_ms"]
-    ]
-    text = f"`import barlow_fast` adds {share:.1%} to `import torch`."
-    return text + (f" It takes longer than: {', '.join(slower)}." if slower else "")
-
-
+IMPORTS = [
+    Column("import", _package, left=True),
+    *_figures("ms"),
+    Column("× `import torch`", "share", lambda share: f"{share:.3g}×", missing=""),
+]
 CALLS = {
     "first-call": "first call, ms",
     "second-call": "second call, ms",
@@ -193,38 +178,27 @@ CALLS = {
 }
 
 
-def _calls(found: dict[tuple[str, str], Row]) -> str:
-    cases = [case for case in CALLS if any(case == key for key, _ in found)]
-    heads = ["implementation"]
-    for case in cases:
-        heads += [CALLS[case], SPREAD]
-    lines = []
-    for name, title in titles().items():
-        if any(peer == name for _, peer in found):
-            cells = [_cells(found.get((case, name))) for case in cases]
-            lines.append([title, *itertools.chain.from_iterable(cells)])
-    return table(heads, lines)
-
-
-def _call_verdict(found: dict[tuple[str, str], Row]) -> str:
-    """Which first calls are faster than ours, if any."""
-    ours = found.get(("first-call", "ours"))
-    others = {p: r for (case, p), r in found.items() if case == "first-call" and p != "ours"}
-    if ours is None or not others:
+def _import_verdict(found: dict[str, Row]) -> str:
+    share = ratio(found, "median_ms", "ours", TORCH)
+    if share is None:
         return ""
-    faster = [
-        f"{titles()[peer]} ({row['median_ms'] / ours['median_ms']:.2f}× the time)"
-        for peer, row in others.items()
-        if row["median_ms"] < ours["median_ms"]
-    ]
+    slower = [titles()[name] for name in _faster(found) if name in MODULES]
+    text = f"`import barlow_fast` adds {share:.1%} to `import torch`."
+    return text + (f" It takes longer than: {', '.join(slower)}." if slower else "")
+
+
+def _faster(found: dict[str, Row]) -> dict[str, float]:
+    """The others that take less time than ours, with their shares of it."""
+    ours = found["ours"]["median_ms"]
+    shares = {name: row["median_ms"] / ours for name, row in found.items()}
+    return {name: share for name, share in shares.items() if share < 1}
+
+
+def _call_verdict(found: dict[str, Row]) -> str:
+    """Which first calls are faster than ours, if any."""
+    if "ours" not in found or len(found) == 1:
+        return ""
+    faster = [f"{titles()[n]} ({share:.2f}× the time)" for n, share in _faster(found).items()]
     if faster:
         return f"The first call of `barlow_fast` is slower than that of: {'; '.join(faster)}."
     return "The first call of `barlow_fast` is the fastest."
-
-
-def _kernels(row: Row, shape: str) -> str:
-    return (
-        f"Triton compiles the {row['kernels']} kernels of one step at {shape} in "
-        f"{rate(row['median_ms'])} ms ({rate(row['p20_ms'])} to {rate(row['p80_ms'])}, "
-        f"{row['repeats']} processes), one after the other, with an empty cache and no GPU."
-    )

@@ -6,13 +6,13 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from bench import cli, devices, exits, provenance, results, sources
 from bench.cli import Option
 from bench.devices import Device
-from bench.markdown import rate, table
-from bench.results import Row, rounded
+from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
+from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Given, Session
 from bench.timing import columns, percentile
 from bench.training import cases
@@ -78,7 +78,7 @@ def measure(
     with image_files(todo, distinct) as folder:
         for case in session.named(todo):
             rows, failed = _rows(session, case, names, folder, pace)
-            session.keep(rows, line_of)
+            session.keep(rows, in_words(Column("", "case", left=True), *COLUMNS))
             session.failures |= failed
 
 
@@ -170,74 +170,40 @@ def add_fractions(rows: Sequence[Row]) -> None:
         each["fraction_of_limit"] = rounded(each["median_per_s"] / limit) if reached else None
 
 
-def line_of(found: Row) -> str:
-    """A row in words."""
-    text = (
-        f"{found['case']} {found['peer']}: {rate(found['median_per_s'])} images/s "
-        f"({rate(found['p20_per_s'])} to {rate(found['p80_per_s'])})"
-    )
-    for name, words in (
-        ("data_wait_share", "waits for data"),
-        ("loss_share", "loss"),
-        ("fraction_of_limit", "of the limit"),
-    ):
-        if found[name] is not None:
-            text += f", {found[name]:.1%} {words}"
-    return text
+COLUMNS = [
+    titled(TITLES),
+    *spread("per_s", rate, "images/s", bold=lambda row: row["peer"] == OURS),
+    Column("turns", "rounds"),
+    Column("versions", "source"),
+    Column("of views ready", "fraction_of_limit", ".1%", missing=""),
+    Column("waits for data", SHARES[0], ".1%", missing=""),
+    Column("loss", SHARES[1], ".1%", missing=""),
+]
+# How many times as fast ours is: under the names of the others.
+RATIOS = [
+    Column(f"× {TITLES[other]}", other, lambda ratio: f"{ratio:.2f}×", missing="")
+    for other in (OFFICIAL, LIGHTLY)
+]
+READ_BY = {
+    "cpu": {"where": f"{CORES} cores", "workers": "2 workers"},
+    "cuda": {"where": "the GPU", "workers": "as many workers as there are cores"},
+}
 
 
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: a table for each case."""
-    parts = [_reading(rows[0]["device"])]
-    for case in CASES.values():
-        found = {each["peer"]: each for each in rows if each["case"] == case.name}
+    parts = [reading("train", **READ_BY[rows[0]["device"]])]
+    groups = grouped(rows, "case")
+    for case, found in ((case, groups.get((case.name,))) for case in CASES.values()):
         if found:
             title = f"{case.title[0].upper()}{case.title[1:]}"
             first = next(iter(found.values()))
+            ratios = {o: ratio(found, "median_per_s", OURS, o) for o in (OFFICIAL, LIGHTLY)}
             parts.append(f"**{title}, batch {first['n']}, {first['dtype']}**")
-            parts.append(_table(found))
-            parts += [text for text in (_verdict(case, found),) if text]
-    return "\n\n".join(parts)
-
-
-def _reading(kind: str) -> str:
-    where, workers = {
-        "cpu": (f"{CORES} cores", "2 workers"),
-        "cuda": ("the GPU", "as many workers as there are cores"),
-    }[kind]
-    return (
-        "Images per second of whole steps of pretraining (two views each, forward, loss, backward, "
-        f"update), medians of turns on {where}; the processes of one run wait while another "
-        "has its turn. All train the same network at the same batch size with the same optimizer, "
-        "precision and memory format. `barlow_fast` is `Trainer` as `barlow-fast pretrain` runs "
-        "it. The official recipe (the authors' loss and torchvision's transforms, both written "
-        "anew from their mathematics and parameters) and lightly (its loss and its transforms) "
-        f"read from a `DataLoader` with {workers}, in a loop as short as it can be. *Views ready* "
-        "is our step without its loader: what no loader can exceed. Before it is timed, every loss "
-        "is held against float64 and our views against torchvision's."
-    )
-
-
-def _table(found: dict[str, Row]) -> str:
-    heads = ["implementation", "images/s", "p20", "p80", "turns", "versions"]
-    heads += ["of views ready", "waits for data", "loss", "× official recipe", "× lightly"]
-    lines = []
-    for name, title in TITLES.items():
-        if name not in found:
-            continue
-        each = found[name]
-        value = rate(each["median_per_s"])
-        cells: list[Any] = [title, f"**{value}**" if name == OURS else value]
-        cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
-        cells.append(each["source"])
-        keys = ("fraction_of_limit", *SHARES)
-        cells += ["" if each[key] is None else f"{each[key]:.1%}" for key in keys]
-        for other in (OFFICIAL, LIGHTLY):
-            shown = name == OURS and other in found
-            ratio = each["median_per_s"] / found[other]["median_per_s"] if shown else 0.0
-            cells.append(f"{ratio:.2f}×" if shown else "")
-        lines.append(cells)
-    return table(heads, lines)
+            some = found | {OURS: found[OURS] | ratios} if OURS in found else found
+            lines = chosen(TITLES, some)
+            parts += [table_of([*COLUMNS, *RATIOS], lines), _verdict(case, found)]
+    return joined(*parts)
 
 
 def _verdict(case: Case, found: dict[str, Row]) -> str:
@@ -245,12 +211,11 @@ def _verdict(case: Case, found: dict[str, Row]) -> str:
     if OURS not in found:
         return ""
     ours, texts = found[OURS], []
-    if case.target is not None and LIGHTLY in found:
-        ratio = ours["median_per_s"] / found[LIGHTLY]["median_per_s"]
-        met = "is met" if ratio >= case.target else f"is missed ({ratio:.2f} times)"
+    if case.target is not None and (faster := ratio(found, "median_per_s", OURS, LIGHTLY)):
+        met = "is met" if faster >= case.target else f"is missed ({faster:.2f} times)"
         texts.append(f"The target of {case.target:g} times lightly {met}.")
-    if case.waits is not None and ours["data_wait_share"] is not None:
-        share = ours["data_wait_share"]
+    share = ours["data_wait_share"]
+    if case.waits is not None and share is not None:
         met = "is met" if share < case.waits else f"is missed ({share:.1%})"
         texts.append(f"The target of less than {case.waits:.0%} of a step waiting for data {met}.")
     slower = [

@@ -31,7 +31,7 @@ from barlow_fast.training.network import build_network
 from barlow_fast.training.optimizers import build_optimizer
 from bench import devices
 from bench.devices import Device
-from bench.peers import installed
+from bench.peers import discover
 from bench.peers import official as official_peer
 from bench.training.cases import LIGHTLY, LIMIT, OURS, Case
 from bench.views import images
@@ -144,7 +144,7 @@ def elsewhere(
     )
     optimizer = build_optimizer(model, config)
     d, precision = config.projector[-1], resolved_precision(config, device.torch)
-    build = installed.LIGHTLY.build if peer == LIGHTLY else official_peer.build
+    build = discover()[LIGHTLY].build if peer == LIGHTLY else official_peer.build
     with device.torch:
         criterion = build(config.batch_size, d, torch.float32)
     clock = StepClock(device.torch)
