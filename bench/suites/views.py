@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from barlow_fast.kernels.photometry import Parameter
 from bench import cli, devices, results, sources
 from bench.cli import Option
 from bench.devices import Device, NoGraphError
-from bench.markdown import rate, table
+from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, rounded
 from bench.session import Given, Session
 from bench.timing import Budget, columns, interleave, percentile
@@ -27,11 +28,11 @@ SECTION = "Views: images per second"
 # without an answer after which one is ended.
 PACE = {"cpu": (16.0, 5, turns.DEADLINE), "cuda": (10.0, 5, turns.DEADLINE)}
 QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
-CORES = 2
 KERNEL_CALLS = Budget(4.0, most=30)
 CLOSE = 0.01  # levels of 255 from plain torch, on average, in float32
 BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
 
+Rates = dict[str, list[float]]
 Failures = dict[str, str]
 
 
@@ -46,9 +47,7 @@ def command(
     """Time loaders of two views, ours against torchvision's recipe and lightly's."""
     with cli.reading():
         device = devices.choose(given.device)
-        chosen = feeds.parse(cases, given.quick, device.kind)
-        if feeds_of is not None:
-            chosen = only(chosen, feeds_of)
+        chosen = feeds.parse(cases, feeds_of, given.quick, device.kind)
     session = Session(device, given, sources.VIEWED)
     usual = PACE[device.kind]
     if given.quick:
@@ -58,18 +57,9 @@ def command(
     return session.end()
 
 
-def only(
-    chosen: list[tuple[Case, tuple[str, ...]]], text: str
-) -> list[tuple[Case, tuple[str, ...]]]:
-    """The cases with those feeds; ValueError for one that no case has."""
-    names = cli.listed(text, {feed: 0 for _, each in chosen for feed in each}, "feed")
-    kept = [(case, tuple(f for f in each if f in names)) for case, each in chosen]
-    return [(case, each) for case, each in kept if each]
-
-
 def measure(
     session: Session,
-    chosen: Sequence[tuple[Case, tuple[str, ...]]],
+    chosen: Sequence[Case],
     pace: tuple[float, int, float],
     distinct: int = images.DISTINCT,
 ) -> None:
@@ -77,52 +67,42 @@ def measure(
 
     Args:
         session: the run.
-        chosen: cases with the names of their feeds.
+        chosen: cases.
         pace: as in PACE.
         distinct: files that differ, of a case of files.
     """
-    chosen = dict(chosen)
-    todo = session.todo(chosen, key)
+    todo = session.todo(chosen, lambda case: results.group(_head(case)))
     if not todo:
         return
     session.announce()
     peaks = session.device.peaks()
     print(f"copy {peaks.copy:.1f} GB/s", flush=True)
+    pillow = importlib.util.find_spec("PIL") is not None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photographs"
         for case in session.named(todo):
-            rows, failed = _rows(session, case, chosen[case], folder, pace, distinct, peaks.copy)
-            session.keep([row | {"peaks": peaks.as_fields()} for row in rows], line_of)
-            for name, reason in failed.items():
-                session.failures[f"{case.name} {name}"] = reason
+            if case.files and pillow and not folder.exists():
+                images.photographs(folder, distinct)
+            names = _usable(case, session.device)
+            if case.unit == "views":
+                files = folder if pillow else None
+                rates, failed = kernel_rates(case, names, files, session.device)
+            else:
+                rates, failed = race(case, names, folder, pace, session)
+            found = [row(case, name, each, peaks.copy, session.device.kind)
+                     for name, each in rates.items()]  # fmt: skip
+            session.keep([each | {"peaks": peaks.as_fields()} for each in found], LINE)
+            session.failures |= {f"{case.name} {name}": why for name, why in failed.items()}
             session.device.release()
 
 
-def _rows(
-    session: Session,
-    case: Case,
-    names: Sequence[str],
-    folder: Path,
-    pace: tuple[float, int, float],
-    distinct: int,
-    copy: float,
-) -> tuple[list[Row], Failures]:
-    device = session.device
-    pillow = importlib.util.find_spec("PIL") is not None
-    if case.files and pillow and not folder.exists():
-        images.photographs(folder, distinct)
-    usable = []
-    for name in names:
-        reason = feeds.unavailable(name, case, device)
-        if reason is None:
-            usable.append(name)
-        else:
+def _usable(case: Case, device: Device) -> list[str]:
+    """The feeds of a case that can run here; the others are named."""
+    reasons = {name: feeds.COMPARED[name].unavailable(case, device) for name in case.feeds}
+    for name, reason in reasons.items():
+        if reason is not None:
             print(f"{case.name}: {name} is left out: {reason}", flush=True)
-    if case.unit == "views":
-        rates, failed = kernel_rates(case, usable, folder if pillow else None, device)
-    else:
-        rates, failed = race(case, usable, folder, pace, session)
-    return [row(case, name, found, copy, device.kind) for name, found in rates.items()], failed
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def race(
@@ -131,7 +111,7 @@ def race(
     folder: Path | None,
     pace: tuple[float, int, float],
     session: Session,
-) -> tuple[dict[str, list[float]], Failures]:
+) -> tuple[Rates, Failures]:
     """(images per second of every turn, failures) of feeds that can run here; see `turns.race`."""
     (seconds, rounds, deadline), device = pace, session.device
     runners = [
@@ -152,7 +132,7 @@ def race(
 
 def kernel_rates(
     case: Case, names: Sequence[str], folder: Path | None, device: Device
-) -> tuple[dict[str, list[float]], Failures]:
+) -> tuple[Rates, Failures]:
     """(views per second of every call, failures) of kernels, in this process and in turns: the
     device's own time where it captures graphs."""
     arguments = feeds.kernel_arguments(case, folder, device.torch)
@@ -160,16 +140,16 @@ def kernel_rates(
     clocks: dict[str, Callable[[], float]] = {}
     failed: Failures = {}
     for name in names:
-        backend, sharp, dtype = KERNELS[name]
-        run, given = kernels.load(backend).photometric, arguments
-        if sharp:
+        kernel, given = KERNELS[name], arguments
+        run = kernels.load(kernel.backend).photometric
+        if kernel.sharp:
             given = [(pixels, _sharp(rows), *rest) for pixels, rows, *rest in arguments]
         problem = differs(run, given)
         if problem is not None:
             failed[name] = problem
             continue
 
-        def call(run=run, given=given, dtype=dtype) -> list[torch.Tensor]:
+        def call(run=run, given=given, dtype=kernel.dtype) -> list[torch.Tensor]:
             return [run(*each, dtype) for each in given]
 
         clocks[name] = _clock(call, device)
@@ -207,11 +187,6 @@ def differs(run: Callable, arguments: list[tuple]) -> str | None:
     return None
 
 
-def key(case: Case) -> tuple:
-    """The group of a case's rows."""
-    return results.group(_head(case))
-
-
 def _head(case: Case) -> Row:
     head = {"suite": "views", "case": case.name, "n": case.batch_size, "d": case.side}
     return head | {"dtype": "fp32"}
@@ -219,65 +194,37 @@ def _head(case: Case) -> Row:
 
 def row(case: Case, feed: str, rates: Sequence[float], copy_gbps: float, kind: str) -> Row:
     """A row of results without its provenance."""
-    found = (
-        _head(case)
-        | {
-            "device": kind,
-            "peer": feed,
-            "source": feeds.version(feed),
-            "unit": case.unit,
-            "rounds": len(rates),
-        }
-        | columns(rates, "per_s")
-    )
-    if case.unit == "views":
-        moved = feeds.kernel_bytes(case, KERNELS[feed][2].itemsize) * percentile(rates, 50) / 1e9
+    found = _head(case) | {
+        "device": kind,
+        "peer": feed,
+        "source": feeds.version(feed),
+        "unit": case.unit,
+        "rounds": len(rates),
+        **columns(rates, "per_s"),
+    }
+    if feed in KERNELS:
+        moved = feeds.kernel_bytes(case, KERNELS[feed].dtype.itemsize) * percentile(rates, 50) / 1e9
         found["fraction_of_copy"] = rounded(moved / copy_gbps)
     return found
 
 
-def line_of(found: Row) -> str:
-    """A row in words."""
-    text = (
-        f"{found['case']} {found['peer']}: {rate(found['median_per_s'])} {found['unit']}/s "
-        f"({rate(found['p20_per_s'])} to {rate(found['p80_per_s'])})"
-    )
-    if "fraction_of_copy" in found:
-        text += f", {found['fraction_of_copy']:.0%} of the copy bandwidth"
-    return text
+LINE = in_words(
+    Column("", "case", left=True),
+    Column("", "peer", left=True),
+    *spread("per_s", rate),
+    Column("of the copy bandwidth", "fraction_of_copy", ".0%"),
+)
 
 
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: a table for each case."""
-    parts = [READING[rows[0].get("device", "cpu")]]
+    parts = [reading(f"views {rows[0].get('device', 'cpu')}", cores=feeds.WORKERS)]
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
             parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found)]
-            verdict = _verdict(case, found) or _bandwidth(found)
-            parts += [verdict] if verdict else []
-    return "\n\n".join(parts)
-
-
-READING = {
-    "cpu": "Images per second, each image decoded (or taken from memory) and turned into two "
-    f"views: float32 tensors, normalised, in batches. Medians of turns on {CORES} cores, "
-    "first batches left out; processes of a loader wait while another one has its "
-    "turn. The official recipe (torchvision's transforms, written anew from their parameters) "
-    f"and lightly's run in a `DataLoader` with {feeds.WORKERS} workers, ours in as many "
-    "workers of PIL or threads of DALI, with the photometric kernel in C++. Before it is "
-    "timed, ours is held against torchvision's functions for the same parameters. The kernel "
-    "alone is counted in views; *of copy* are the bytes that it must move (bytes in, float32 "
-    "out) per second, divided by the copy bandwidth of the same run.",
-    "cuda": "Images per second of our loaders alone, two views each, until the GPU has them: "
-    "float32, normalised, in batches; images in memory are cropped on the GPU, files are decoded "
-    "and cropped by DALI where it is installed, and by Pillow. The first batch is held against "
-    "torchvision's functions where torchvision is installed, the kernel against plain torch. "
-    "The kernel alone is counted in views, replayed from a CUDA graph with cold caches: *of "
-    "copy* are the bytes that it must move (bytes in, values out) per second, divided by the "
-    "copy bandwidth of the same run. *With blur*: all of the first view's and a tenth of the "
-    "second's.",
-}
+            parts += [_verdict(case, found), _bandwidth(found)]
+    return joined(*parts)
 
 
 def _bandwidth(found: dict[str, Row]) -> str:
@@ -296,43 +243,50 @@ def _bandwidth(found: dict[str, Row]) -> str:
 
 
 def _table(case: Case, found: dict[str, Row]) -> str:
-    kernel = case.unit == "views"
-    heads = ["implementation", f"{case.unit}/s", "p20", "p80", "turns", "versions"]
-    heads.append("of copy" if kernel else f"× {TITLES[OFFICIAL]}")
-    lines, other = [], found.get(OFFICIAL)
     # The feeds of a GPU are named by the rows alone.
-    for name in (*case.feeds, *(name for name in found if name not in case.feeds)):
-        if name not in found:
-            continue
-        each = found[name]
-        value = rate(each["median_per_s"])
-        ours = name.startswith("ours-")
-        cells = [TITLES.get(name, name), f"**{value}**" if ours else value]
-        cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
-        cells.append(each["source"])
-        if kernel:
-            cells.append(f"{each['fraction_of_copy']:.0%}")
-        elif other is None or name == OFFICIAL or name.startswith("crops-"):
-            cells.append("")
-        else:
-            cells.append(f"{each['median_per_s'] / other['median_per_s']:.2f}×")
-        lines.append(cells)
-    return table(heads, lines)
+    names = dict.fromkeys((*case.feeds, *found))
+    last = Column(
+        f"× {TITLES[OFFICIAL]}",
+        functools.partial(_times, found),
+        lambda ratio: f"{ratio:.2f}×",
+        missing="",
+    )
+    if case.unit == "views":
+        last = Column("of copy", "fraction_of_copy", ".0%")
+    shown = [
+        titled(TITLES),
+        *spread("per_s", rate, f"{case.unit}/s", bold=lambda each: _is_ours(each["peer"])),
+        Column("turns", "rounds"),
+        Column("versions", "source"),
+        last,
+    ]
+    return table_of(shown, [found[name] for name in names if name in found])
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("ours-")
+
+
+def _times(found: dict[str, Row], each: Row) -> float | None:
+    """The rate of one that makes views, over the recipe's."""
+    if OFFICIAL not in found or each["peer"] == OFFICIAL or each["peer"].startswith("crops-"):
+        return None
+    return each["median_per_s"] / found[OFFICIAL]["median_per_s"]
 
 
 def _verdict(case: Case, found: dict[str, Row]) -> str:
     """Whether the target is met, and where ours is slower."""
-    ours = {name: each for name, each in found.items() if name.startswith("ours-")}
+    rates = {name: each["median_per_s"] for name, each in found.items()}
+    ours = {name: each for name, each in rates.items() if _is_ours(name)}
     if case.target is None or OFFICIAL not in found or not ours:
         return ""
-    best = max(ours, key=lambda name: ours[name]["median_per_s"])
-    ratio = ours[best]["median_per_s"] / found[OFFICIAL]["median_per_s"]
+    ratio = max(ours.values()) / rates[OFFICIAL]
     met = "is met" if ratio >= case.target else f"is missed ({ratio:.2f} times)"
     text = f"The target of {case.target:g} times the official recipe {met}."
     slower = [
         f"{TITLES[name]} than {TITLES[peer]}"
         for name in ours
         for peer in (OFFICIAL, "lightly")
-        if peer in found and ours[name]["median_per_s"] < found[peer]["median_per_s"]
+        if ours[name] < rates.get(peer, 0.0)
     ]
     return text + (f" Slower: {'; '.join(slower)}." if slower else "")

@@ -50,7 +50,7 @@ def lightly(config: PretrainConfig, data: ImageDataset, say: Callable[[str], Non
     torch.manual_seed(config.seed)
     side = max(data.image_size)
     pixels = np.ascontiguousarray(data.train_images.permute(0, 2, 3, 1).numpy())
-    dataset = recipes.Pixels(pixels, transform(views, side))
+    dataset = recipes.pixels(pixels, transform(views, side))
     batches = recipes.loader(dataset, config.batch_size, WORKERS)
     steps, step, seconds, total = len(batches), 0, 0.0, 0.0
     model.train()

@@ -194,10 +194,10 @@ def _batches(peer: str, case: Case, device: Device, folder: Path | None) -> Iter
     else:
         transform = recipes.official(views, case.side)
     if case.files:
-        dataset = recipes.Files(folder, transform)
+        dataset = recipes.files(folder, transform)
     else:
         pixels = dataset_of(case).train_images.permute(0, 2, 3, 1)
-        dataset = recipes.Pixels(np.ascontiguousarray(pixels.numpy()), transform)
+        dataset = recipes.pixels(np.ascontiguousarray(pixels.numpy()), transform)
     feed = recipes.loader(
         dataset, case.config().batch_size, workers(device), pin_memory=device.pins_memory
     )

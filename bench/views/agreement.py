@@ -31,6 +31,12 @@ _JITTER = {
     SATURATION: (functional.adjust_saturation, Parameter.SATURATION),
     HUE: (functional.adjust_hue, Parameter.HUE),
 }
+_ERASED = (
+    Parameter.ERASE_TOP,
+    Parameter.ERASE_LEFT,
+    Parameter.ERASE_BOTTOM,
+    Parameter.ERASE_RIGHT,
+)
 
 
 def problem(loader: ViewLoader, batch: Batch, epoch: int = 0) -> str | None:
@@ -60,12 +66,11 @@ def expected(loader: ViewLoader, samples: np.ndarray, number: int, epoch: int) -
     for row, sample in enumerate(samples.tolist()):
         image = loader.source.image(sample)
         height, width = specification.shape or (image.height, image.width)
-        where = windows(parameters[row : row + 1], specification, image.height, image.width)
-        crop = functional.resized_crop(
-            image, *where[0].tolist(), [height, width], InterpolationMode.BICUBIC
-        )
-        pixels = parameters[row : row + 1].photometric_rows(height, width)[0]
-        found.append(finished(crop, pixels))
+        mine = parameters[row : row + 1]
+        where = windows(mine, specification, image.height, image.width)[0].tolist()
+        bicubic = InterpolationMode.BICUBIC
+        crop = functional.resized_crop(image, *where, [height, width], bicubic)
+        found.append(finished(crop, mine.photometric_rows(height, width)[0]))
     mean, std = loader.views.mean, loader.views.std
     return functional.normalize(torch.stack(found), list(mean), list(std))
 
@@ -76,26 +81,17 @@ def finished(crop: Image.Image, row: np.ndarray) -> Tensor:
     p = {parameter: float(row[parameter]) for parameter in Parameter}
     if p[Parameter.FLIP]:
         x = functional.horizontal_flip(x)
-    if p[Parameter.ORDER] >= 0:
-        for operation in ORDERS[int(p[Parameter.ORDER])]:
-            adjust, column = _JITTER[operation]
-            if len(x) == 3 or operation in (BRIGHTNESS, CONTRAST):
-                x = adjust(x, p[column])
+    for operation in ORDERS[int(p[Parameter.ORDER])] if p[Parameter.ORDER] >= 0 else ():
+        adjust, column = _JITTER[operation]
+        if len(x) == 3 or operation in (BRIGHTNESS, CONTRAST):
+            x = adjust(x, p[column])
     if p[Parameter.GRAY] and len(x) == 3:
         x = functional.rgb_to_grayscale(x, 3)
     if p[Parameter.BLUR_SIGMA] > 0:
         x = functional.gaussian_blur(x, [TAPS, TAPS], [p[Parameter.BLUR_SIGMA]] * 2)
     if p[Parameter.SOLARIZE] <= 255:
         x = functional.solarize(x, p[Parameter.SOLARIZE] / 255)
-    top, left, bottom, right = (
-        max(int(p[side]), 0)
-        for side in (
-            Parameter.ERASE_TOP,
-            Parameter.ERASE_LEFT,
-            Parameter.ERASE_BOTTOM,
-            Parameter.ERASE_RIGHT,
-        )
-    )
+    top, left, bottom, right = (max(int(p[side]), 0) for side in _ERASED)
     x = x.clone()
     x[:, top:bottom, left:right] = 0
     return x

@@ -53,17 +53,12 @@ def photographs(folder: Path, distinct: int = DISTINCT, files: int = FILES) -> P
     except FileNotFoundError:
         originals = [_clouds(generator) for _ in range(3)]
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(distinct):
-        image = originals[number % len(originals)]
-        share = generator.uniform(LEAST_SHARE, 1, 2) * (image.width, image.height)
-        width, height = share.astype(int).tolist()
-        left = int(generator.integers(0, image.width - width + 1))
-        top = int(generator.integers(0, image.height - height + 1))
-        size = int(generator.integers(*WIDTHS)), int(generator.integers(*HEIGHTS))
-        piece = image.resize(size, box=(left, top, left + width, top + height))
-        piece.save(folder / f"{number:06d}.jpg", quality=QUALITY)
-    for number in range(distinct, files):
-        (folder / f"{number:06d}.jpg").hardlink_to(folder / f"{number % distinct:06d}.jpg")
+    for number in range(files):
+        path = folder / f"{number:06d}.jpg"
+        if number < distinct:
+            _piece(originals[number % len(originals)], generator).save(path, quality=QUALITY)
+        else:
+            path.hardlink_to(folder / f"{number % distinct:06d}.jpg")
     return folder
 
 
@@ -71,6 +66,16 @@ def pixels(side: int, channels: int, count: int = PIXELS) -> np.ndarray:
     """(count, side, side, channels) uint8, uniform."""
     generator = np.random.default_rng(0)
     return generator.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
+
+
+def _piece(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """A part of a photograph, resized."""
+    share = generator.uniform(LEAST_SHARE, 1, 2) * (image.width, image.height)
+    width, height = share.astype(int).tolist()
+    left = int(generator.integers(0, image.width - width + 1))
+    top = int(generator.integers(0, image.height - height + 1))
+    size = int(generator.integers(*WIDTHS)), int(generator.integers(*HEIGHTS))
+    return image.resize(size, box=(left, top, left + width, top + height))
 
 
 def _clouds(generator: np.random.Generator) -> Image.Image:

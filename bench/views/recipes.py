@@ -10,43 +10,29 @@ small images' preset.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from barlow_fast.data import Views, ViewSpecification
 
-Transform = Callable[[Image.Image], Any]
+Transform = Callable[[Any], Any]
 
 
 class Blur:
-    """PIL's Gaussian blur, with a probability and a standard deviation drawn anew each time."""
+    """PIL's Gaussian blur with a standard deviation drawn anew each time."""
 
-    def __init__(self, probability: float, sigma: tuple[float, float]) -> None:
-        self.probability, self.sigma = probability, sigma
+    def __init__(self, sigma: tuple[float, float]) -> None:
+        self.sigma = sigma
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        if random.random() >= self.probability:
-            return image
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
-
-
-class Solarize:
-    """PIL's solarize, with a probability."""
-
-    def __init__(self, probability: float, threshold: int) -> None:
-        self.probability, self.threshold = probability, threshold
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if random.random() >= self.probability:
-            return image
-        return ImageOps.solarize(image, self.threshold)
 
 
 class Each:
@@ -55,7 +41,7 @@ class Each:
     def __init__(self, transform_of_views: list[Transform]) -> None:
         self.transforms = transform_of_views
 
-    def __call__(self, image: Image.Image) -> list[Tensor]:
+    def __call__(self, image: Any) -> list[Tensor]:
         return [transform(image) for transform in self.transforms]
 
 
@@ -74,9 +60,9 @@ def view(specification: ViewSpecification, side: int, views: Views) -> transform
     if s.grayscale:
         steps.append(transforms.RandomGrayscale(s.grayscale))
     if s.blur:
-        steps.append(Blur(s.blur, s.blur_sigma))
+        steps.append(transforms.RandomApply([Blur(s.blur_sigma)], s.blur))
     if s.solarize:
-        steps.append(Solarize(s.solarize, s.solarize_threshold))
+        steps.append(transforms.RandomSolarize(s.solarize_threshold, s.solarize))
     steps += [transforms.ToTensor(), transforms.Normalize(views.mean, views.std)]
     if s.erase:
         black = [-mean / std for mean, std in zip(views.mean, views.std, strict=True)]
@@ -104,33 +90,33 @@ def lightly(side: int, views: Views | None = None) -> Transform:
     return BYOLTransform(BYOLView1Transform(**changes), BYOLView2Transform(**changes))
 
 
-class Files(Dataset):
+class Images(Dataset):
+    """Views of what `opened` makes of each of `items`."""
+
+    def __init__(self, items: Sequence[Any], opened: Transform, transform: Transform) -> None:
+        self.items, self.opened, self.transform = items, opened, transform
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.opened(self.items[index]))
+
+
+def picture(path: str) -> Image.Image:
+    """The pixels of a file."""
+    with open(path, "rb") as file:
+        return Image.open(file).convert("RGB")
+
+
+def files(folder: Path, transform: Transform) -> Images:
     """Views of image files."""
-
-    def __init__(self, folder: Path, transform: Transform) -> None:
-        self.paths = sorted(map(str, folder.glob("*.jpg")))
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Any:
-        with open(self.paths[index], "rb") as file:
-            return self.transform(Image.open(file).convert("RGB"))
+    return Images(sorted(map(str, folder.glob("*.jpg"))), picture, transform)
 
 
-class Pixels(Dataset):
+def pixels(images: np.ndarray, transform: Transform) -> Images:
     """Views of (N, H, W, C) uint8 images in memory."""
-
-    def __init__(self, images: np.ndarray, transform: Transform) -> None:
-        self.images = images[..., 0] if images.shape[-1] == 1 else images
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(Image.fromarray(self.images[index]))
+    return Images(images[..., 0] if images.shape[-1] == 1 else images, Image.fromarray, transform)
 
 
 def loader(dataset: Dataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:

@@ -45,8 +45,7 @@ def small(monkeypatch):
 
 
 def chosen(*names):
-    cases = [replace(feeds.CUDA_CASES[name], batch_size=4, side=8) for name in names]
-    return [(case, case.feeds) for case in cases]
+    return [replace(feeds.CUDA_CASES[name], batch_size=4, side=8) for name in names]
 
 
 def measure(out, cases, **given):
