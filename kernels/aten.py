@@ -23,8 +23,9 @@ from .precision import (
     gram_scale,
     reciprocal_deviation,
 )
+from .resizing import crop_resize
 
-__all__ = ["photometric"]
+__all__ = ["crop_resize", "photometric"]
 
 NAME = "aten"
 

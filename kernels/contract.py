@@ -21,9 +21,10 @@ rely on.
 * `correlation_gradients`: dL/dz of both views from that matrix; the norm's backward included
 * `terms`: the loss and its two terms from the sums of the above
 
-And one that feeds the loss instead of computing it:
+And two that feed the loss instead of computing it:
 
 * `photometric`: a view's colours, blur and normalisation, from cropped bytes to an encoder's input
+* `crop_resize`: a window of an image of bytes to another size, as Pillow has it to the bit
 
 The mathematics, with the reasons for the zeroed diagonal and for Gram centring, is in
 kernels/README.md.
@@ -34,6 +35,7 @@ Sets: `aten` (plain torch, any device: the reference that the others are tested 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -219,4 +221,19 @@ class KernelSet(Protocol):
     ) -> Tensor:
         """(B, C, H, W) of `dtype`, channels-last, from (B, H, W, C) uint8 and (B, PARAMETERS)
         float32: `photometry.py` defines each, their order and arithmetic."""
+        ...
+
+    def crop_resize(
+        self, image: Tensor, window: Sequence[int], interpolation: str, out: Tensor
+    ) -> None:
+        """out (h, w, C) uint8 becomes the window (top, left, height, width) of image (H, W, C)
+        uint8, C = 1 or 3, as Pillow's `image.crop(...).resize((w, h), ...)` has it, to the bit:
+        `resizing.py` defines each value. interpolation: 'bicubic' or 'bilinear', antialiased.
+
+        Rows of either may be any distance apart, their pixels are contiguous. Runs in the calling
+        thread, without the interpreter's lock.
+
+        A batch is (B, H, W, C) to (B, h, w, C) with 4 B numbers in `window`, and runs on torch's
+        threads. Offered by `cpu` and `aten`.
+        """
         ...

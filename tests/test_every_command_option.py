@@ -1154,7 +1154,7 @@ def test_defaults_in_help_are_those_of_the_functions():
         assert shown[f"evaluate {protocol}", "split_seed"] == "0"
     neighbours = ",".join(map(str, evaluation.knn.NEIGHBOURS))
     assert shown["evaluate knn", "k"].startswith(f"{neighbours},")
-    assert f"at most {barlow_fast.data.loader.MOST_PROCESSES}" in shown["pretrain", "workers"]
+    assert f"at most {barlow_fast.data.loader.MOST_THREADS}" in shown["pretrain", "workers"]
     (count,) = (p.help for p in commands()["data show"].params if p.name == "count")
     assert f"1 to {barlow_fast.data.show.MOST}" in count
     defaults = {p.name: p.default for p in commands()["evaluate finetune"].params}

@@ -53,8 +53,6 @@ def images(tmp_path: Path) -> Path:
         ("data check images --workers 2", "spawn_main"),
         ("data pack images packed --workers 2", "resource_tracker"),
         ("evaluate knn encoder.pth --data images --k 1 --workers 2", "spawn_main"),
-        (f"pretrain --data images --out out {SMALL} --views views.yaml", "forkserver"),
-        (f"pretrain --data images --out out {SMALL} --views views.yaml", "resource_tracker"),
     ],
 )
 def test_while_workers_start(tmp_path: Path, images: Path, command: str, purpose: str):

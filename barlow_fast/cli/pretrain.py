@@ -107,13 +107,15 @@ def pretrain(
         int | None,
         typer.Option(
             min=0,
-            help="Processes (pil) or threads (dali) that read images; 0: this process.",
+            help="Threads that read images; 0: none of their own (pil).",
             show_default="one per core, of pil at most 16",
         ),
     ] = None,
     worker_timeout: Annotated[
         float,
-        typer.Option(min=0, help="Seconds until such a process counts as stopped; 0: never."),
+        typer.Option(
+            min=0, help="Seconds until storage that does not answer is given up; 0: never."
+        ),
     ] = 1800,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images.", show_default=PRESETS)

@@ -21,8 +21,7 @@ from .presets import Views
 from .render import photometric_kernel
 from .rendering import Crops, Renderer, dali
 from .rendering.arrays import ArrayRenderer
-from .rendering.pil import PilRenderer
-from .rendering.workers import TIMEOUT, WorkerRenderer
+from .rendering.threads import TIMEOUT, Finish, ThreadRenderer
 from .sources import ArraySource, Source
 from .views import draw
 
@@ -41,9 +40,9 @@ IDENTITY = {
     "drop_last": "drop_last",
 }
 
-# The default number of processes of Pillow is at most this: a machine of a hundred cores is rarely
-# used by one run. A forked process takes 13 MB of its own, a spawned one all that torch takes.
-MOST_PROCESSES = 16
+# The default number of threads that read files is at most this: they share the interpreter's lock
+# with the training step.
+MOST_THREADS = 16
 
 
 class Batch(NamedTuple):
@@ -77,10 +76,11 @@ class ViewLoader:
         seed: in [0, 2**64).
         rank, ranks: which part of every global batch is ours (`batches`).
         loader: 'arrays', 'pil', 'dali', or 'auto': arrays for images in memory; for files DALI
-            where views are requested on a GPU that it can use, else Pillow. Crops of the two differ
-            by a level here and there (README.md).
-        workers: processes of Pillow (0: none, the calling process renders), or threads of DALI;
-            None for as many as this rank's share of the machine's cores.
+            where views are requested on a GPU that it can use, else 'pil': Pillow's pixels, by
+            faster libraries where they are the same. Crops of the two differ by a level here and
+            there (README.md).
+        workers: threads of 'pil' (0: none, the calling thread renders) or of DALI; None for as many
+            as this rank's share of the machine's cores.
         device: of the views.
         dtype: of the views: float32, bfloat16 or float16.
         drop_last: whether an epoch's remainder that fills no global batch is left out.
@@ -88,7 +88,7 @@ class ViewLoader:
             batch, which is shorter then, and reported once. No other takes its place, so ranks may
             differ in batch size. A `BadImages` is a policy with a record that others share.
         prefetch: how many batches are rendered ahead; memory is bounded by it.
-        timeout: seconds to wait for processes of Pillow before they count as stopped; 0: without
+        timeout: seconds to wait for an image of 'pil' before storage counts as stopped; 0: without
             limit.
 
     Attributes:
@@ -145,6 +145,13 @@ class ViewLoader:
                 f"{batch_size * ranks}"
             )
         self.chosen, self.reason = choose_loader(loader, source, views, self.device)
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device)
+            for values in (views.mean, views.std)
+        )
+        self._finish: Finish | None = None
+        if self.chosen == "pil" and Finish.possible(self.device):
+            self._finish = Finish(self._mean, self._std, dtype)
         self._renderer = self._build_renderer(workers)
         LOG.info("loader: %s (%s)", self.chosen, self.reason)
         self._position = Position()
@@ -153,10 +160,6 @@ class ViewLoader:
         self._closed = False
         self._labels = source.labels
         self._photometric = photometric_kernel(self.device)
-        self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=self.device)
-            for values in (views.mean, views.std)
-        )
         self._stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             stream = getattr(self._renderer, "stream", None)
@@ -198,7 +201,8 @@ class ViewLoader:
         Raises:
             BadImageError: when its batch is due, an image that cannot be read, under the policy
                 'error'; under 'skip', a batch of which no image can be read.
-            RuntimeError: a worker died, the loader is closed, or another iteration has begun.
+            RuntimeError: a thread failed or does not answer, the loader is closed, or another
+                iteration has begun.
         """
         if self._closed:
             raise RuntimeError("the loader is closed")
@@ -270,21 +274,27 @@ class ViewLoader:
         return crops
 
     def _finished(self, epoch: int, crops: Crops) -> Batch:
-        """The photometric part."""
+        """The batch, after its photometric part."""
         if not len(crops.samples):
             return self._empty()
+        # A copy: this is a piece of the epoch's order, all of which it would keep alive.
+        index = torch.tensor(crops.samples, device="cpu")
+        label = torch.full_like(index, -1)
+        if self._labels is not None:
+            label = torch.from_numpy(np.asarray(self._labels)[crops.samples])
+        views = self._finished_views(epoch, crops)
+        return Batch(tuple(views), self._sent(index), self._sent(label))
+
+    def _finished_views(self, epoch: int, crops: Crops) -> list[Tensor]:
+        if self._finish:
+            return [view.permute(0, 3, 1, 2) for view in crops.crops]
         views = []
         for number, (view, pixels) in enumerate(zip(self.views.views, crops.crops, strict=True)):
             parameters = draw(view, self.seed, epoch, crops.samples, number)
             rows = torch.from_numpy(parameters.photometric_rows(*pixels.shape[1:3]))
             pixels, rows = self._sent(pixels), self._sent(rows)
             views.append(self._photometric(pixels, rows, self._mean, self._std, self.dtype))
-        # A copy: this is a piece of the epoch's order, all of which it would keep alive.
-        index = torch.tensor(crops.samples, device="cpu")
-        label = torch.full_like(index, -1)
-        if self._labels is not None:
-            label = torch.from_numpy(np.asarray(self._labels)[crops.samples])
-        return Batch(tuple(views), self._sent(index), self._sent(label))
+        return views
 
     def _empty(self) -> Batch:
         views = []
@@ -338,11 +348,15 @@ class ViewLoader:
                 device=device,
                 **settings,
             )
-        if workers == 0:
-            return PilRenderer(self.source, self.views, **settings)
-        workers = min(cores, MOST_PROCESSES) if workers is None else workers
-        settings |= {"workers": workers, "timeout": self._timeout}
-        return WorkerRenderer(self.source, self.views, self.batch_size, **settings)
+        return ThreadRenderer(
+            self.source,
+            self.views,
+            workers=min(cores, MOST_THREADS) if workers is None else workers,
+            timeout=self._timeout,
+            pinned=self.device.type == "cuda",
+            finish=self._finish,
+            **settings,
+        )
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -403,7 +417,7 @@ class ViewLoader:
         self._position = position
 
     def close(self) -> None:
-        """End workers and threads, and free their memory. May be called again."""
+        """End the threads and free their memory. May be called again."""
         self._closed = True
         self._under_way.clear()
         self._renderer.close()
@@ -471,9 +485,7 @@ def choose_loader(
     if arrays:
         return "arrays", "images in memory"
     if device.type != "cuda":
-        # Two crops of 224 pixels from 500 x 375 take 4.0 ms of a core by Pillow 13 and 4.4 ms by
-        # DALI 2.4 (AVX-512 machine, medians of interleaved runs).
-        return "pil", "off the GPU DALI is no faster, and Pillow's crops are torchvision's"
+        return "pil", "off the GPU DALI is slower, and Pillow's crops are torchvision's"
     if len(views.mean) != 3:
         return "pil", "not dali: it decodes files to three channels, the views have one"
     problem = dali.why_unusable(device)

@@ -22,7 +22,7 @@ from .order import order
 from .presets import Views
 from .render import photometric_kernel
 from .rendering.arrays import ArrayRenderer
-from .rendering.pil import PilRenderer
+from .rendering.threads import ThreadRenderer
 from .sources import ArraySource, Source
 from .views import ViewParameters, ViewSpecification, draw
 from .windows import windows
@@ -137,7 +137,7 @@ def write_sheet(path: Path, image: Image.Image) -> None:
 def _rendered(
     source: Source, views: Views, samples: np.ndarray, seed: int, epoch: int
 ) -> tuple[list[Shown], list[BadImage]]:
-    kind = ArrayRenderer if isinstance(source, ArraySource) else PilRenderer
+    kind = ArrayRenderer if isinstance(source, ArraySource) else ThreadRenderer
     renderer = kind(source, views, seed=seed)
     renderer.submit(epoch, samples)
     crops, samples, bad = renderer.receive()

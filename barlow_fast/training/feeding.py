@@ -12,7 +12,7 @@ from ..data import PRESETS, ImageDataset, ViewLoader, Views
 from ..data.faults import BadImages, OnBadImage
 from ..data.loader import LoaderName, check_loading
 from ..data.presets import YAML_SUFFIXES
-from ..data.rendering.workers import TIMEOUT
+from ..data.rendering.threads import TIMEOUT
 from ..data.sources import Source
 from .config import PretrainConfig
 from .ranks import Ranks
@@ -70,7 +70,7 @@ class Feeding:
         ranks: Ranks,
         bad: BadImages | None = None,
     ) -> ViewLoader:
-        """The loader of a run, on one rank; its processes start with the first batch. `bad`: the
+        """The loader of a run, on one rank; its threads start with the first batch. `bad`: the
         record of bad images that the run has.
 
         Raises:

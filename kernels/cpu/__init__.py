@@ -14,6 +14,7 @@ Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ FOLDER = Path(__file__).parent
 
 # Codes of `enum class Element` in contract.h.
 _OPERAND = {"fp64": 0, "fp32": 1, "tf32": 1, "bf16": 2, "fp16": 3}
+# Codes of `enum class Filter`.
+_FILTERS = {"bilinear": 0, "bicubic": 1}
 
 
 @functools.cache
@@ -228,9 +231,39 @@ def photometric(
         raise ValueError(f"crops must be on the CPU, is on {crops.device}")
     out = POOL.empty(tuple(crops.shape), dtype)
     torch.ops.barlow_fast_cpu.photometric(
-        crops.contiguous(), *(x.float().contiguous() for x in (parameters, mean, std)), out
+        crops.contiguous(), *(x.float().contiguous() for x in (parameters, mean, std)), True, out
     )
     return out.permute(0, 3, 1, 2)
+
+
+def photometric_in_thread(
+    crops: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, out: Tensor
+) -> None:
+    """`photometric` of float32 parameters in the calling thread alone, for loaders that run many.
+
+    Args:
+        crops, parameters, mean, std: as for `photometric`, contiguous.
+        out: (B, H, W, C) float32, bfloat16 or float16, contiguous.
+
+    Raises:
+        RuntimeError: a dtype, shape or layout that does not fit, or parameters out of range.
+    """
+    torch.ops.barlow_fast_cpu.photometric(crops, parameters, mean, std, False, out)
+
+
+def crop_resize(image: Tensor, window: Sequence[int], interpolation: str, out: Tensor) -> None:
+    """As `resizing.crop_resize`.
+
+    Raises:
+        ValueError: another interpolation than 'bicubic' and 'bilinear'.
+        RuntimeError: a tensor that is not uint8, not on the CPU, of another shape, or whose rows
+            are not contiguous; an `out` that overlaps `image` or itself; a window that is not
+            within its image.
+    """
+    code = _FILTERS.get(interpolation)
+    if code is None:
+        raise ValueError(f"interpolation must be one of {tuple(_FILTERS)}, got {interpolation!r}")
+    torch.ops.barlow_fast_cpu.crop_resize(image, window, code, out)
 
 
 def _views(inputs: GradientInputs) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,13 @@ inline const char* type_name(ScalarType type) {
   }
 }
 
+// Images of bytes in memory: the channels of a pixel and the pixels of a row are contiguous, rows and images any number
+// of bytes apart.
+struct Pixels {
+  uint8_t* data;
+  int64_t count, height, width, channels, image_stride, row_stride;
+};
+
 // The tensors of one call. `input`, `output` and the others check one each; `done` that no output overlaps another
 // tensor of the call.
 class Arguments {
@@ -114,6 +121,27 @@ class Arguments {
   Output gradient(const Tensor& x, const char* name, const Tensor& z, const View& view) {
     if (x.numel() == 0) return Output{nullptr, 0, Element::f32};
     return Output{output(x, name, {z.size(0), z.size(1)}, view.type), z.size(1), view.type};
+  }
+
+  // One image (H, W, C) or, `batched`, any number (B, H, W, C). Images that are written do not overlap each other.
+  Pixels pixels(const Tensor& x, const char* name, bool batched, bool written) {
+    constexpr int64_t most = int64_t{1} << 24;
+    const int64_t d = batched ? 1 : 0;
+    const bool fits = x.is_cpu() && x.scalar_type() == ScalarType::Byte && x.dim() == 3 + d &&
+                      (x.size(d + 2) == 1 || x.size(d + 2) == 3) && x.size(d) >= 1 && x.size(d + 1) >= 1 &&
+                      x.size(d) <= most && x.size(d + 1) <= most;
+    STD_TORCH_CHECK(fits, "barlow_fast: ", name, " must be a uint8 CPU tensor of (", batched ? "B, " : "",
+                    "H, W, 1 or 3) with sides of 1 to ", most, ", got ", described(x));
+    const int64_t count = batched ? x.size(0) : 1, height = x.size(d), width = x.size(d + 1), channels = x.size(d + 2);
+    const int64_t rows = x.stride(d), images = batched ? x.stride(0) : 0, row = width * channels;
+    const bool pixels_contiguous = (channels == 1 || x.stride(d + 2) == 1) && (width == 1 || x.stride(d + 1) == channels);
+    const bool rows_apart = (height == 1 || rows >= row) && (count <= 1 || images >= (height - 1) * rows + row);
+    STD_TORCH_CHECK(pixels_contiguous, "barlow_fast: the pixels of a row of ", name, " must be contiguous, got ",
+                    described(x));
+    STD_TORCH_CHECK(!written || rows_apart, "barlow_fast: ", name, " is written and overlaps itself, got ", described(x));
+    hold(x, name, count == 0 ? 0 : (count - 1) * images + (height - 1) * rows + row, 1, written);
+    return Pixels{static_cast<uint8_t*>(const_cast<void*>(x.const_data_ptr())), count, height, width, channels, images,
+                  rows};
   }
 
   // Overlaps would be read while they are written.

@@ -739,7 +739,8 @@ void blur_weights(float sigma, int64_t radius, float* weights) {
   for (int64_t k = 0; k <= radius; ++k) weights[k] = static_cast<float>(whole[k] / sum);
 }
 
-void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& mean, const Tensor& std, Tensor out) {
+void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& mean, const Tensor& std, bool use_pool,
+                 Tensor out) {
   const bool images = crops.dim() == 4 && (crops.size(3) == 1 || crops.size(3) == 3);
   STD_TORCH_CHECK(images && crops.size(1) <= INT32_MAX && crops.size(2) <= INT32_MAX,
                   "barlow_fast: crops must be (B, H, W, 1) or (B, H, W, 3), got ", Arguments::described(crops));
@@ -761,7 +762,7 @@ void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& me
   float scale[3];
   for (int64_t c = 0; c < channels; ++c) scale[c] = 1 / deviation[c];
   const bool stream = too_large_to_keep({to, 0, type}, count * values);
-  run_tasks(count, [&](int64_t i) {
+  const auto finish = [&](int64_t i) {
     const float* row = rows + i * kParameters;
     PhotometricTask task = photometric_task(row, height, width, channels);
     task.crop = from + i * values;
@@ -774,7 +775,48 @@ void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& me
     if (task.radius > 0) blur_weights(row[kBlurSigma], task.radius, weights);
     task.weights = weights;
     primitives().photometric(task, task_scratch.get(primitives().photometric_scratch(task)));
-  });
+  };
+  if (use_pool) {
+    run_tasks(count, finish);
+  } else {
+    for (int64_t i = 0; i < count; ++i) finish(i);
+  }
+}
+
+// Windows of images to other sizes. An image runs in the calling thread, a batch of them on torch's threads.
+void crop_resize(const Tensor& image, std::vector<int64_t> window, int64_t interpolation, Tensor out) {
+  STD_TORCH_CHECK(interpolation == 0 || interpolation == 1,
+                  "barlow_fast: interpolation must be 0 (bilinear) or 1 (bicubic), got ", interpolation);
+  const bool batched = image.dim() == 4;
+  Arguments arguments;
+  const Pixels from = arguments.pixels(image, "image", batched, false), to = arguments.pixels(out, "out", batched, true);
+  STD_TORCH_CHECK(from.count == to.count && from.channels == to.channels,
+                  "barlow_fast: out must have as many images and channels as image, got ", Arguments::described(out),
+                  " for ", Arguments::described(image));
+  STD_TORCH_CHECK(static_cast<int64_t>(window.size()) == 4 * from.count, "barlow_fast: window must be ",
+                  4 * from.count, " numbers (top, left, height, width of each image), got ", window.size());
+  arguments.done();
+  for (int64_t i = 0; i < from.count; ++i) {
+    const int64_t* at = &window[static_cast<size_t>(4 * i)];
+    const bool inside = at[0] >= 0 && at[1] >= 0 && at[2] >= 1 && at[3] >= 1 && at[2] <= from.height &&
+                        at[3] <= from.width && at[0] <= from.height - at[2] && at[1] <= from.width - at[3];
+    STD_TORCH_CHECK(inside, "barlow_fast: window (top, left, height, width) must lie within the ", from.height, " x ",
+                    from.width, " pixels of its image, got (", at[0], ", ", at[1], ", ", at[2], ", ", at[3], ")");
+  }
+  const auto resize = [&](int64_t i) {
+    const int64_t* at = &window[static_cast<size_t>(4 * i)];
+    const uint8_t* first = from.data + i * from.image_stride;
+    const ResizeTask task{first + at[0] * from.row_stride + at[1] * from.channels,
+                          first + (from.height - 1) * from.row_stride + from.width * from.channels,
+                          from.row_stride, at[2], at[3], from.channels, to.data + i * to.image_stride, to.row_stride,
+                          to.height, to.width, static_cast<Filter>(interpolation)};
+    primitives().resize(task, task_scratch.get(primitives().resize_scratch(task)));
+  };
+  if (batched) {
+    run_tasks(from.count, resize);
+  } else {
+    resize(0);
+  }
 }
 
 // ---- terms --------------------------------------------------------------------------------------------------------
@@ -847,7 +889,8 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
   m.def(
       "terms(Tensor sums, Tensor parts, int divisor, bool diagonal_included, float lambd, Tensor(a!) loss, "
       "Tensor(b!) on_diagonal, Tensor(c!) off_diagonal) -> ()");
-  m.def("photometric(Tensor crops, Tensor parameters, Tensor mean, Tensor std, Tensor(a!) out) -> ()");
+  m.def("photometric(Tensor crops, Tensor parameters, Tensor mean, Tensor std, bool use_pool, Tensor(a!) out) -> ()");
+  m.def("crop_resize(Tensor image, int[] window, int interpolation, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CompositeExplicitAutograd, m) {
@@ -868,4 +911,5 @@ STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {
   m.impl("correlation_gradients", TORCH_BOX(&barlow_fast::correlation_gradients));
   m.impl("terms", TORCH_BOX(&barlow_fast::terms));
   m.impl("photometric", TORCH_BOX(&barlow_fast::photometric));
+  m.impl("crop_resize", TORCH_BOX(&barlow_fast::crop_resize));
 }

@@ -195,6 +195,19 @@ struct PhotometricTask {
   bool stream;  // write past the caches
 };
 
+enum class Filter : int { bilinear = 0, bicubic = 1 };
+
+// A window of `height` x `width` pixels that begins at `image`, resized as resizing.py defines it.
+struct ResizeTask {
+  const uint8_t* image;
+  const uint8_t* image_end;  // behind the last byte of the whole image
+  int64_t image_stride;      // bytes from a row to the next
+  int64_t height, width, channels;
+  uint8_t* out;
+  int64_t out_stride, out_height, out_width;
+  Filter filter;
+};
+
 // Sizes the scheduler needs to cut work and hand out memory; all in elements unless named bytes.
 struct Geometry {
   int64_t panel;      // columns (or rows) of a packed panel
@@ -227,6 +240,8 @@ struct Primitives {
   void (*correlation_gradient)(const CorrelationGradientTask&, void* scratch);
   size_t (*photometric_scratch)(const PhotometricTask&);
   void (*photometric)(const PhotometricTask&, void* scratch);
+  size_t (*resize_scratch)(const ResizeTask&);
+  void (*resize)(const ResizeTask&, void* scratch);
 };
 
 const Primitives* primitives_baseline();

@@ -28,8 +28,11 @@ struct TileRegisters {};
 #if defined(BARLOW_FAST_AMX_EMULATED)
 size_t photometric_scratch(const PhotometricTask& t) { return primitives_baseline()->photometric_scratch(t); }
 void photometric(const PhotometricTask& t, void* scratch) { primitives_baseline()->photometric(t, scratch); }
+size_t resize_scratch(const ResizeTask& t) { return primitives_baseline()->resize_scratch(t); }
+void resize(const ResizeTask& t, void* scratch) { primitives_baseline()->resize(t, scratch); }
 #else
 #include "photometric.h"
+#include "resize.h"
 #endif
 
 // Calls function<Op>(arguments) for the operand type: bf16 as tiles or pairs where the CPU multiplies them, else, like
@@ -129,6 +132,8 @@ constexpr Primitives kTable = {
     correlation_gradient,
     photometric_scratch,
     photometric,
+    resize_scratch,
+    resize,
 };
 
 }  // namespace

@@ -19,7 +19,7 @@ from barlow_fast.data.decoding import decode
 from barlow_fast.data.rendering import Crops
 from barlow_fast.data.rendering import dali as module
 from barlow_fast.data.rendering.dali import BY_DALI, BY_PIL, DaliRenderer, decoded_alike
-from barlow_fast.data.rendering.pil import PilRenderer
+from barlow_fast.data.rendering.threads import ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource
 
 pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'barlow-fast[dali]'")
@@ -151,7 +151,7 @@ def by_both(folder: Path, size: int | tuple[int, int]) -> tuple[Crops, Crops]:
     samples = np.arange(len(source))
     renderer = DaliRenderer(source, views, len(source), seed=11)
     (ours,) = rendered(renderer, [samples])
-    (theirs,) = rendered(PilRenderer(source, views, seed=11), [samples])
+    (theirs,) = rendered(ThreadRenderer(source, views, seed=11), [samples])
     renderer.close()
     return ours, theirs
 
@@ -200,7 +200,7 @@ def test_bad_images_cost_nobody_else_their_crop(tmp_path):
             assert part in reason
         ours = by_sample(received)
         assert ours.keys() == set(range(24)) - {3, 4, 9, 17, 21}
-        (by_pil,) = rendered(PilRenderer(source, VIEWS, seed=2), [np.array([20])])
+        (by_pil,) = rendered(ThreadRenderer(source, VIEWS, seed=2), [np.array([20])])
         assert torch.equal(ours.pop(20)[0], by_pil.crops[0][0])
         assert_same(ours, {sample: expected[sample] for sample in ours})
         route = renderer._engine.route
@@ -250,7 +250,7 @@ def test_arrays(channels):
     views = Views("crops", (cropping((60, 70)),), MEAN[:channels], STD[:channels])
     renderer = DaliRenderer(source, views, 10)
     (ours,) = rendered(renderer, [np.arange(10)])
-    (theirs,) = rendered(PilRenderer(source, views), [np.arange(10)])
+    (theirs,) = rendered(ThreadRenderer(source, views), [np.arange(10)])
     renderer.close()
     assert ours.crops[0].shape == (10, 60, 70, channels)
     error = (ours.crops[0].int() - theirs.crops[0].int()).abs().float()

@@ -205,7 +205,7 @@ class Rendering:
 
 @pytest.fixture
 def rendering(monkeypatch) -> type[Rendering]:
-    for name in ("ArrayRenderer", "PilRenderer", "WorkerRenderer"):
+    for name in ("ArrayRenderer", "ThreadRenderer"):
         monkeypatch.setattr(loader, name, type(name, (Rendering,), {}))
     monkeypatch.setattr(loader.dali, "DaliRenderer", type("DaliRenderer", (Rendering,), {}))
     monkeypatch.setattr(loader.dali, "why_unusable", lambda device: None)
@@ -223,10 +223,10 @@ def made(source: Any, **options: Any) -> tuple[str, dict[str, Any]]:
 def _(rendering, files, monkeypatch):
     monkeypatch.setattr(loader, "cores_of_rank", lambda: 5)
     for options, kind, expected in (
-        ({}, "WorkerRenderer", {"workers": 5}),
-        ({"workers": 3}, "WorkerRenderer", {"workers": 3}),
-        ({"workers": 0}, "PilRenderer", {}),
-        ({"loader": "pil", "workers": 1}, "WorkerRenderer", {"workers": 1}),
+        ({}, "ThreadRenderer", {"workers": 5}),
+        ({"workers": 3}, "ThreadRenderer", {"workers": 3}),
+        ({"workers": 0}, "ThreadRenderer", {"workers": 0}),
+        ({"loader": "pil", "workers": 1}, "ThreadRenderer", {"workers": 1}),
         ({"loader": "dali"}, "DaliRenderer", {"threads": 5, "device": "cpu"}),
         ({"loader": "dali", "workers": 3}, "DaliRenderer", {"threads": 3, "device": "cpu"}),
         ({"loader": "dali", "workers": 0}, "DaliRenderer", {"threads": 1, "device": "cpu"}),
@@ -234,13 +234,16 @@ def _(rendering, files, monkeypatch):
         found, passed = made(files, **options)
         assert found == kind
         del passed["arguments"]
-        waits = {"timeout": 1800.0} if kind == "WorkerRenderer" else {}
-        assert passed == {"seed": 0, "prefetch": 2, **waits, **expected}
+        if kind == "ThreadRenderer":
+            finish = passed.pop("finish")
+            assert finish is None or finish.dtype == torch.float32
+            expected = {"timeout": 1800.0, "pinned": False, **expected}
+        assert passed == {"seed": 0, "prefetch": 2, **expected}
     monkeypatch.setattr(loader, "cores_of_rank", lambda: 99)
-    assert made(files)[1]["workers"] == loader.MOST_PROCESSES
+    assert made(files)[1]["workers"] == loader.MOST_THREADS
     assert made(files, workers=99)[1]["workers"] == 99
     assert made(array())[0] == "ArrayRenderer"
-    assert made(array(), loader="pil", workers=0)[0] == "PilRenderer"
+    assert made(array(), loader="pil", workers=0)[0] == "ThreadRenderer"
     with pytest.raises(ValueError, match="workers must be at least 0"):
         made(files, workers=-1)
     with pytest.raises(ValueError, match="loader must be one of"):

@@ -25,8 +25,7 @@ from barlow_fast.data import ViewLoader, Views, ViewSpecification, draw
 from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.loader import Batch, choose_loader, cores_of_rank
 from barlow_fast.data.rendering import dali
-from barlow_fast.data.rendering.pil import PilRenderer
-from barlow_fast.data.rendering.workers import WorkerRenderer
+from barlow_fast.data.rendering.threads import ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource
 
 VIEWS = colouring(48)
@@ -92,7 +91,7 @@ def test_a_batch_is_crops_through_the_photometric_kernel(source, dtype):
         assert len(loader) == 4
         loader.set_epoch(2)
         batch = next(iter(loader))
-    renderer = PilRenderer(source, VIEWS, seed=3)
+    renderer = ThreadRenderer(source, VIEWS, seed=3)
     renderer.submit(2, batch.index.numpy())
     crops = renderer.receive().crops
     for number, (view, specification) in enumerate(zip(batch.views, VIEWS.views, strict=True)):
@@ -114,14 +113,14 @@ def test_a_batch_is_crops_through_the_photometric_kernel(source, dtype):
 
 
 def test_an_interrupted_wait_loses_nothing(source, monkeypatch):
-    receive = WorkerRenderer.receive
+    receive = ThreadRenderer.receive
     with ViewLoader(source, VIEWS, 4, seed=9, drop_last=False, loader="pil", workers=1) as loader:
 
         def interrupted(self):
-            monkeypatch.setattr(WorkerRenderer, "receive", receive)
+            monkeypatch.setattr(ThreadRenderer, "receive", receive)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(WorkerRenderer, "receive", interrupted)
+        monkeypatch.setattr(ThreadRenderer, "receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(loader)
         ours = list(loader)
@@ -175,8 +174,13 @@ def test_shards_show_the_views_of_the_folder_that_they_hold(source, tmp_path, se
         assert all(torch.equal(x, y) for x, y in zip(views, expected[index], strict=True))
 
 
+def data_threads() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith("barlow_fast")]
+
+
 def test_workers_change_nothing(source):
-    """Nor does a processes' life end with its work: a loader that is forgotten takes them along."""
+    """Nor do threads end with their work: a loader that is forgotten takes them along."""
     expected = one_epoch(source, loader="pil", workers=0)
     loader = ViewLoader(
         source, VIEWS, 4, seed=9, drop_last=False, loader="pil", workers=2, prefetch=3
@@ -185,11 +189,10 @@ def test_workers_change_nothing(source):
     assert loader.state_dict()["epoch"] == 1
     loader.set_epoch(0)
     assert_same_batches(list(loader), expected)
-    pids = loader._renderer.processes
-    assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert len(data_threads()) == 2
     del loader
     gc.collect()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not data_threads()
 
 
 @needs_dali
@@ -525,14 +528,14 @@ def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_no_more_is_rendered_ahead_than_prefetch(source, monkeypatch, prefetch):
     most = 0
-    submit = PilRenderer.submit
+    submit = ThreadRenderer.submit
 
     def counted(self, epoch, samples):
         nonlocal most
         submit(self, epoch, samples)
-        most = max(most, len(self._waiting))
+        most = max(most, len(self._under_way))
 
-    monkeypatch.setattr(PilRenderer, "submit", counted)
+    monkeypatch.setattr(ThreadRenderer, "submit", counted)
     with ViewLoader(source, VIEWS, 4, loader="pil", workers=0, prefetch=prefetch) as loader:
         list(loader)
     assert most == prefetch
@@ -573,7 +576,7 @@ def test_fifty_epochs_take_no_more_memory_than_ten(source, settings):
         assert later - memory < 8e6
         assert more_files <= files
         assert more_threads <= threads
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("barlow_fast")]
+    assert not data_threads()
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_the_quick_check_refuses_no_whole_image(name: str):
     image = decode(WHOLE[name], name)
     # A TIFF that is turned has the size of its header until it is decoded.
     if name != "tiff, turned":
-        assert check(WHOLE[name], name) == (image.height, image.width)
+        assert check(WHOLE[name], name) == (image.height, image.width, "")
 
 
 PIECE = photograph(2).crop((40, 60, 271, 239))
@@ -128,7 +128,7 @@ GOOD = {
 @pytest.mark.parametrize("name", list(GOOD))
 def test_good_files_of_every_kind_pass(name: str):
     image = decode(GOOD[name], name)
-    assert check(GOOD[name], name) == (image.height, image.width)
+    assert check(GOOD[name], name) == (image.height, image.width, "")
 
 
 def test_loaders_and_commands_agree(tmp_path: Path):

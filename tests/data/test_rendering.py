@@ -1,30 +1,28 @@
-"""Crops by Pillow: torchvision's, from any number of processes, which never outlive their use."""
+"""Crops of files: torchvision's, from any number of threads, which end with their use."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import os
-import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ended import gone, running
-from photographs import MEAN, PHOTOGRAPHS, STD, cropping, photograph, photographs
+from ended import SECONDS, until
+from photographs import MEAN, PHOTOGRAPHS, STD, colouring, cropping, photograph, photographs
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
+from barlow_fast import kernels
 from barlow_fast.data import Views, draw, rendering, windows
-from barlow_fast.data.processes import STOP_SIGNALS
 from barlow_fast.data.rendering import Crops, crop_shapes
-from barlow_fast.data.rendering.pil import PilRenderer
-from barlow_fast.data.rendering.workers import FORK_SERVER, WorkerRenderer
+from barlow_fast.data.rendering.threads import CHUNK, Finish, ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource
 from barlow_fast.data.views import ViewSpecification
 
@@ -55,10 +53,9 @@ def assert_same(ours: list[Crops], theirs: list[Crops]) -> None:
             assert torch.equal(view, other)
 
 
-def shared_memory() -> set[str]:
-    """The files behind the memory that this process shares through Python's `multiprocessing`."""
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    return {line.split(maxsplit=5)[5] for line in maps if "/pym-" in line}
+def running_threads() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith("barlow_fast data thread")]
 
 
 def test_crops_are_torchvisions(tmp_path):
@@ -67,7 +64,7 @@ def test_crops_are_torchvisions(tmp_path):
     source = FolderSource(tmp_path)
     samples = np.arange(3)
     for epoch in range(5):
-        renderer = PilRenderer(source, VIEWS, seed=7)
+        renderer = ThreadRenderer(source, VIEWS, seed=7)
         (crops,) = rendered(renderer, [samples], epoch)
         for number, specification in enumerate(VIEWS.views):
             parameters = draw(specification, 7, epoch, samples, number)
@@ -97,7 +94,7 @@ def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     pixels = np.full((90, 80, 3), 255, np.uint8)
     pixels[top : top + height, left : left + width] = 0
     Image.fromarray(pixels).save(tmp_path / "0.png")
-    renderer = PilRenderer(FolderSource(tmp_path), Views("one", (specification,), MEAN, STD))
+    renderer = ThreadRenderer(FolderSource(tmp_path), Views("one", (specification,), MEAN, STD))
     (crops,) = rendered(renderer, [np.arange(1)])
     assert (height, width) != (90, 80)
     assert not crops.crops[0].any()
@@ -106,157 +103,300 @@ def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
 def test_one_channel(tmp_path):
     source = FolderSource(photographs(tmp_path / "photographs", 3))
     views = Views("gray", (ViewSpecification(size=(30, 20)),), (0.5,), (0.25,))
-    (crops,) = rendered(PilRenderer(source, views), [np.arange(3)])
+    (crops,) = rendered(ThreadRenderer(source, views), [np.arange(3)])
     assert crops.crops[0].shape == (3, 30, 20, 1)
     expected = source.image(1).convert("L").resize((20, 30), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(crops.crops[0][1, ..., 0], np.asarray(expected))
 
 
-def test_workers_render_what_one_process_does_and_leave_nothing(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_threads_render_what_the_calling_thread_does_and_end(tmp_path, workers: int):
     source = FolderSource(photographs(tmp_path / "photographs", 23))
     Path(source.path(4)).write_bytes(b"")
     Path(source.path(11)).write_bytes(Path(source.path(10)).read_bytes()[:-600])
     order = np.random.default_rng(0).permutation(23)
     batches = [order[:8], order[8:16], order[16:], order[:1], order[:8][::-1].copy()]
-    before = shared_memory()
-    # Python keeps pieces of memory below 4 MB for the next who asks, so there is room for more.
-    workers = WorkerRenderer(source, VIEWS, 512, seed=3, workers=2)
-    ours = rendered(workers, batches, epoch=2)
-    theirs = rendered(PilRenderer(source, VIEWS, seed=3), batches, epoch=2)
+    renderer = ThreadRenderer(source, VIEWS, seed=3, workers=workers)
+    assert not running_threads()
+    ours = rendered(renderer, batches, epoch=2)
+    theirs = rendered(ThreadRenderer(source, VIEWS, seed=3), batches, epoch=2)
     assert_same(ours, theirs)
     bad = {image.index for crops in ours for image in crops.bad}
     assert bad == {4, 11}
     assert not bad & {int(n) for crops in ours for n in crops.samples}
-    # A file without a name: not even kill -9 leaves it behind.
-    files = shared_memory() - before
-    assert files
-    assert all(name.endswith("(deleted)") for name in files)
-    pids = workers.processes
-    assert len(pids) == 2
-    workers.close()
-    assert all(gone(pid) for pid in pids)
-    gc.collect()
-    assert not shared_memory() & files
+    assert len(running_threads()) == workers
+    renderer.close()
+    assert not running_threads()
     with pytest.raises(RuntimeError, match="closed"):
-        workers.submit(0, order[:8])
-    workers.close()
-
-
-def test_a_killed_worker_is_an_error_that_says_so(tmp_path):
-    source = FolderSource(photographs(tmp_path / "photographs", 8))
-    renderer = WorkerRenderer(source, VIEWS, 8, workers=1)
-    (pid,) = rendered_pids(renderer)
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=rf"worker 0 \(process {pid}\) died: exit code -9, SIGK"):
-        # It may be noticed when a task is sent, or when its result is waited for.
-        rendered(renderer, [np.arange(8)])
+        renderer.submit(0, order[:8])
     with pytest.raises(RuntimeError, match="closed"):
-        renderer.submit(0, np.arange(8))
+        renderer.receive()
+    renderer.close()
 
 
-class Stopped(FolderSource):
-    """Stands in for a worker that is stopped, or for storage that does not answer."""
+@pytest.mark.skipif(not Finish.possible(torch.device("cpu")), reason="needs the native kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_that_threads_finish_are_those_of_the_kernel(tmp_path, workers: int, dtype):
+    source = FolderSource(photographs(tmp_path / "photographs", 11))
+    Path(source.path(6)).write_bytes(b"")
+    views, samples = colouring(40), np.arange(11)[::-1].copy()
+    finish = Finish(torch.tensor(views.mean), torch.tensor(views.std), dtype)
+    renderer = ThreadRenderer(source, views, seed=5, workers=workers, finish=finish)
+    (ours,) = rendered(renderer, [samples], epoch=1)
+    (crops,) = rendered(ThreadRenderer(source, views, seed=5), [samples], epoch=1)
+    renderer.close()
+    assert [image.index for image in ours.bad] == [6]
+    for number, (view, pixels) in enumerate(zip(ours.crops, crops.crops, strict=True)):
+        drawn = draw(views.views[number], 5, 1, crops.samples, number)
+        expected = kernels.load("cpu").photometric(
+            pixels, torch.from_numpy(drawn.photometric_rows(40, 40)), *finish
+        )
+        assert torch.equal(view.permute(0, 3, 1, 2), expected)
+
+
+class Waiting(FolderSource):
+    """Stands in for storage that does not answer, until `answer` is set."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.answer = threading.Event()
+        self.asked: list[int] = []
 
     def encoded(self, index: int) -> bytes:
-        threading.Event().wait()
-        raise AssertionError("not reached")
+        self.asked.append(index)
+        self.answer.wait()
+        return super().encoded(index)
 
 
 @pytest.mark.parametrize("remark", [60.0, 0.2])
-def test_a_worker_that_does_not_answer_is_given_up(tmp_path, monkeypatch, remark: float):
-    monkeypatch.setattr(rendering.workers, "REMARK_AFTER", remark)
-    source = Stopped(photographs(tmp_path / "photographs", 8))
-    renderer = WorkerRenderer(source, VIEWS, 8, workers=2, timeout=LIMIT)
+def test_storage_that_does_not_answer_is_given_up(tmp_path, monkeypatch, remark: float):
+    monkeypatch.setattr(rendering.threads, "REMARK_AFTER", remark)
+    source = Waiting(photographs(tmp_path / "photographs", 8))
+    renderer = ThreadRenderer(source, VIEWS, workers=3, timeout=LIMIT)
     renderer.submit(0, np.arange(8))
-    pids = renderer.processes
-    message = rf"processes {pids[0]}, {pids[1]}\) have not answered for 0.5 s.*--worker-timeout"
+    message = (
+        rf"no image has been read for 0.5 s, such as {source.path(0)} .* the {CHUNK} from there on"
+        ".*--worker-timeout"
+    )
     with pytest.raises(RuntimeError, match=message):
         renderer.receive()
-    assert all(gone(pid) for pid in pids)
+    with pytest.raises(RuntimeError, match="closed"):
+        renderer.receive()
+    # As soon as it answers, the threads end as well.
+    source.answer.set()
+    assert until(lambda: not running_threads())
 
 
-def test_signals_that_go_to_all_are_left_to_the_parent(tmp_path):
-    source = FolderSource(photographs(tmp_path / "photographs", 8))
-    renderer = WorkerRenderer(source, VIEWS, 8, workers=1)
-    (pid,) = rendered_pids(renderer)
-    for number in STOP_SIGNALS:
-        os.kill(pid, number)
-        assert rendered_pids(renderer) == [pid]
+def test_images_that_come_slowly_are_waited_for(tmp_path, monkeypatch):
+    """The limit counts from the last image on."""
+    source = Waiting(photographs(tmp_path / "photographs", 3 * CHUNK))
+    renderer = ThreadRenderer(source, VIEWS, workers=1, timeout=1.0)
+    renderer.submit(0, np.arange(3 * CHUNK))
+    batch = renderer._under_way[0]
+    waits = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 2:
+            batch.done.append(batch.chunks[0])
+        assert len(waits) < 5
+        return len(waits) == 4
+
+    monkeypatch.setattr(rendering.threads, "REMARK_AFTER", 0.4)
+    monkeypatch.setattr(batch.ready, "wait", wait)
+    assert len(renderer.receive().samples) == 3 * CHUNK
+    assert waits == [0.4, 0.4, 0.4, 0.4]
+    source.answer.set()
     renderer.close()
-    assert gone(pid)
 
 
-def test_a_forgotten_renderer_ends_its_workers_unless_it_is_a_forks(tmp_path):
+def test_closing_waits_for_no_image_that_nobody_needs(tmp_path):
+    source = Waiting(photographs(tmp_path / "photographs", 8 * CHUNK))
+    renderer = ThreadRenderer(source, VIEWS, workers=1)
+    renderer.submit(0, np.arange(8 * CHUNK))
+    assert until(lambda: source.asked)
+    answer = threading.Timer(0.1, source.answer.set)
+    answer.start()
+    renderer.close()
+    answer.join()
+    assert not running_threads()
+    assert len(source.asked) <= CHUNK
+
+
+class Failing(FolderSource):
+    """Its images raise what no damaged file does."""
+
+    def encoded(self, index: int) -> bytes:
+        if index == 5:
+            raise ZeroDivisionError("of image 5")
+        return super().encoded(index)
+
+
+def test_an_error_in_a_thread_comes_with_its_traceback(tmp_path):
+    source = Failing(photographs(tmp_path / "photographs", 8))
+    renderer = ThreadRenderer(source, VIEWS, workers=2)
+    renderer.submit(0, np.arange(8))
+    renderer.submit(0, np.arange(4))
+    with pytest.raises(RuntimeError, match="a data thread failed") as caught:
+        renderer.receive()
+    for part in ("Traceback", "in encoded", "ZeroDivisionError: of image 5"):
+        assert part in str(caught.value)
+    # The threads live on.
+    (expected,) = rendered(ThreadRenderer(source, VIEWS), [np.arange(4)])
+    assert_same([renderer.receive()], [expected])
+    renderer.close()
+    with pytest.raises(ZeroDivisionError, match="of image 5"):
+        rendered(ThreadRenderer(source, VIEWS), [np.arange(8)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_wait_that_is_interrupted_is_resumed(tmp_path, monkeypatch, workers: int):
+    source = FolderSource(photographs(tmp_path / "photographs", 3 * CHUNK))
+    renderer = ThreadRenderer(source, VIEWS, workers=workers)
+    renderer.submit(0, np.arange(3 * CHUNK))
+    calls = 0
+
+    def interrupt(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    if workers:
+        owner, name, calls = renderer._under_way[0].ready.__class__, "wait", 1
+    else:
+        owner, name = rendering.threads._Engine, "render"
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        renderer.receive()
+    ours = renderer.receive()
+    assert_same([ours], rendered(ThreadRenderer(source, VIEWS), [np.arange(3 * CHUNK)]))
+    renderer.close()
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_memory_is_bounded_by_the_batches_under_way(tmp_path, prefetch: int):
+    """They alone hold crops, and only until they are received."""
     source = FolderSource(photographs(tmp_path / "photographs", 8))
-    renderer = WorkerRenderer(source, VIEWS, 8, workers=1)
-    (pid,) = rendered_pids(renderer)
-    fork = os.fork()
-    if not fork:
-        renderer._finalizer()
-        os._exit(0)
-    os.waitpid(fork, 0)
-    assert rendered_pids(renderer) == [pid]
+    renderer = ThreadRenderer(source, VIEWS, workers=2, prefetch=prefetch)
+    for _ in range(prefetch):
+        renderer.submit(0, np.arange(8))
+    with pytest.raises(RuntimeError, match=f"{prefetch} batches are under way"):
+        renderer.submit(0, np.arange(8))
+    batches = [weakref.ref(batch) for batch in renderer._under_way]
+    crops = [weakref.ref(view) for batch in renderer._under_way for view in batch.out]
+    for _ in range(prefetch):
+        renderer.receive()
+    # A thread lets go of its last batch a moment after that is ready.
+    assert until(lambda: not any(each() for each in (*batches, *crops)))
+    renderer.close()
+
+
+def test_a_forgotten_renderer_ends_its_threads(tmp_path):
+    source = FolderSource(photographs(tmp_path / "photographs", 8))
+    renderer = ThreadRenderer(source, VIEWS, workers=2)
+    rendered(renderer, [np.arange(8)])
+    renderer.submit(0, np.arange(8))
+    assert len(running_threads()) == 2
     del renderer
     gc.collect()
-    assert gone(pid)
+    assert not running_threads()
 
 
-def rendered_pids(renderer: WorkerRenderer) -> list[int]:
-    """The workers' process numbers, once they have proved to work."""
-    rendered(renderer, [np.arange(8)])
-    return renderer.processes
-
-
-ORPHANS = """
-import multiprocessing, os, sys
+FORKED = """
+import os, sys
 import numpy as np
 from photographs import MEAN, STD, cropping
 from barlow_fast.data import Views
-from barlow_fast.data.parallel import in_order
-from barlow_fast.data.rendering.workers import FORK_SERVER, WorkerRenderer
+from barlow_fast.data.rendering.threads import ThreadRenderer
 from barlow_fast.data.sources import FolderSource
 
-if __name__ == "__main__":
-    source = FolderSource(sys.argv[2])
-    if sys.argv[1] == "pool":
-        results = in_order(source, source.identity, workers=1)
-        next(results)
-        pids = [process.pid for process in multiprocessing.active_children()]
-    else:
-        renderer = WorkerRenderer(source, Views("crops", (cropping(48),), MEAN, STD), 8, workers=1)
-        renderer.submit(0, np.arange(8))
-        renderer.receive()
-        pids = renderer.processes
-    # A fork that lives on has copies of all pipes.
-    if sys.argv[1] != "forked" or os.fork():
-        print(*pids, flush=True)
-    sys.stdin.read()
+source = FolderSource(sys.argv[1])
+renderer = ThreadRenderer(source, Views("crops", (cropping(48),), MEAN, STD), workers=2)
+renderer.submit(0, np.arange(8))
+fork = os.fork()
+if not fork:
+    for call in (renderer.receive, lambda: renderer.submit(0, np.arange(8))):
+        try:
+            call()
+        except RuntimeError as error:
+            assert f"made in process {os.getppid()}" in str(error), error
+        else:
+            raise AssertionError("not refused")
+    renderer.close()  # leaves the threads of the parent alone
+    del renderer
+    sys.exit(0)
+assert os.waitpid(fork, 0)[1] == 0
+assert len(renderer.receive().samples) == 8
+print("received")
+"""
+
+# Leaves while its threads decode, with a renderer that was never closed.
+LEAVING = """
+import sys
+import numpy as np
+from photographs import MEAN, STD, cropping
+from barlow_fast.data import Views
+from barlow_fast.data.rendering.threads import ThreadRenderer
+from barlow_fast.data.sources import FolderSource
+
+source = FolderSource(sys.argv[1])
+renderer = ThreadRenderer(source, Views("crops", (cropping(48),), MEAN, STD), workers=2)
+renderer.submit(0, np.arange(8).repeat(1000))
+print("received")
+"""
+
+# Storage answers never: threads are left behind, and the process ends all the same.
+HANGING = """
+import sys, threading
+import numpy as np
+from photographs import MEAN, STD, cropping
+from barlow_fast.data import Views
+from barlow_fast.data.rendering import threads
+from barlow_fast.data.sources import FolderSource
+
+class Hanging(FolderSource):
+    def encoded(self, index):
+        threading.Event().wait()
+
+threads.PATIENCE = 0.1
+source = Hanging(sys.argv[1])
+views = Views("crops", (cropping(48),), MEAN, STD)
+renderer = threads.ThreadRenderer(source, views, workers=2, timeout=0.1)
+renderer.submit(0, np.arange(8))
+try:
+    renderer.receive()
+except RuntimeError as error:
+    assert "does not answer" in str(error), error
+renderer = threads.ThreadRenderer(source, views, workers=2)
+renderer.submit(0, np.arange(8))
+print("received")
 """
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) for name in ("forked", "renderer", "pool")],
+    "script",
+    [
+        pytest.param(FORKED, id="forked", marks=pytest.mark.slow),
+        pytest.param(LEAVING, id="leaving"),
+        pytest.param(HANGING, id="hanging", marks=pytest.mark.slow),
+    ],
 )
-def test_workers_end_with_a_killed_parent(tmp_path, name):
+def test_a_process_ends_whatever_its_threads_do(tmp_path, script: str):
     folder = photographs(tmp_path / "photographs", 8)
-    script = tmp_path / "orphans.py"
-    script.write_text(ORPHANS)
-    command = [sys.executable, script, name, folder]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as parent:
-        pids = [int(pid) for pid in parent.stdout.readline().split()]
-        parent.kill()
-        parent.wait()
-        assert len(pids) == 1
-        assert all(gone(pid) for pid in pids)
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "received\n", "")
 
 
-@pytest.mark.parametrize("build", [PilRenderer, lambda *a: WorkerRenderer(*a, 8)])
-def test_no_more_batches_than_were_agreed_on(tmp_path, build, monkeypatch):
-    monkeypatch.setattr(WorkerRenderer, "_start", lambda self: None)
-    renderer = build(FolderSource(photographs(tmp_path / "photographs", 4)), VIEWS)
+def test_nothing_is_received_that_was_not_submitted(tmp_path):
+    renderer = ThreadRenderer(FolderSource(photographs(tmp_path / "photographs", 4)), VIEWS)
     with pytest.raises(RuntimeError, match="no batch is under way"):
         renderer.receive()
 
@@ -271,15 +411,5 @@ def test_what_cannot_be_rendered_is_refused(tmp_path):
     assert crop_shapes(arrays, unsized) == [(9, 7, 3)]
     with pytest.raises(ValueError, match=r"view 0 of 'turned' turns"):
         crop_shapes(files, turned)
-    with pytest.raises(ValueError, match="workers must be at least 1"):
-        WorkerRenderer(files, VIEWS, 4, workers=0)
-
-
-def test_the_fork_server_reports_all_but_a_parent_that_was_killed(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    sys.modules.pop(FORK_SERVER, None)
-    importlib.import_module(FORK_SERVER)
-    sys.excepthook(EOFError, EOFError("Ran out of input"), None)
-    assert capsys.readouterr().err == ""
-    sys.excepthook(ValueError, ValueError("damaged"), None)
-    assert capsys.readouterr().err == "ValueError: damaged\n"
+    with pytest.raises(ValueError, match="workers must be at least 0"):
+        ThreadRenderer(files, VIEWS, workers=-1)

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from barlow_fast.data import PRESETS, ViewParameters, ViewSpecification, draw, windows
+from barlow_fast.data.windows import WindowOfEach
 
 USUAL = ViewSpecification(crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3))
 # Windows that rarely fit, so that later attempts and the central window are seen.
@@ -59,6 +60,21 @@ def test_windows_follow_the_rule_number_by_number(specification):
         alone = ViewParameters(**{**vars(p), "tries": first})
         centred += (windows(alone, specification, height, width) != ours).any(1).sum()
     assert centred > 200
+
+
+@pytest.mark.parametrize(
+    "specification",
+    [USUAL, STUBBORN, ViewSpecification(flip=0.5), *PRESETS["imagenet"].views],
+    ids=["usual", "stubborn", "whole", "imagenet a", "imagenet b"],
+)
+def test_windows_of_images_one_by_one_are_those_of_all_at_once(specification):
+    heights, widths = np.random.default_rng(6).integers(1, 700, (2, 20_000))
+    heights[:2000] = np.random.default_rng(7).integers(1, 6, 2000)
+    p = draw(specification, 8, 0, np.arange(20_000), 0)
+    each = WindowOfEach(p, specification)
+    sizes = zip(heights.tolist(), widths.tolist(), strict=True)
+    found = [each.find(row, *size) for row, size in enumerate(sizes)]
+    np.testing.assert_array_equal(found, windows(p, specification, heights, widths))
 
 
 def test_each_image_has_its_own_size():
@@ -144,7 +160,11 @@ def test_what_has_no_window_is_refused():
     digits = PRESETS["digits"].views[0]
     with pytest.raises(ValueError, match="turned"):
         windows(draw(digits, 0, 0, np.arange(2), 0), digits, 8, 8)
+    with pytest.raises(ValueError, match="turned"):
+        WindowOfEach(draw(digits, 0, 0, np.arange(2), 0), digits)
     with pytest.raises(ValueError, match="does not crop"):
         windows(draw(ViewSpecification(), 0, 0, np.arange(2), 0), USUAL, 8, 8)
+    with pytest.raises(ValueError, match="does not crop"):
+        WindowOfEach(draw(ViewSpecification(), 0, 0, np.arange(2), 0), USUAL)
     with pytest.raises(ValueError, match="no pixels"):
         windows(draw(USUAL, 0, 0, np.arange(2), 0), USUAL, np.array([4, 0]), 8)

@@ -5,7 +5,7 @@ coordinates of the source image: read, decode once, cut each view's window out o
 comes after, in the coordinates of the view, is the photometric kernel's.
 
 * `arrays`: images in memory, a batch at a time, in torch
-* `pil`: files, decoded by Pillow, in this process or in worker processes; any platform
+* `threads`: files, image by image, in threads of this process; any platform
 * `dali`: files, decoded by NVIDIA DALI, on the CPU or a GPU; Linux
 
 All three draw the same windows, so they show the same crops.
@@ -13,8 +13,6 @@ All three draw the same windows, so they show the same crops.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -27,13 +25,15 @@ from ..sources import ArraySource, Source
 if TYPE_CHECKING:
     from ..presets import Views
 
-__all__ = ["CallingProcess", "Crops", "Renderer", "check_room", "crop_shapes", "without"]
+__all__ = ["Crops", "Renderer", "check_room", "crop_shapes", "without"]
 
 
 class Crops(NamedTuple):
     """One batch, without the photometric part."""
 
-    crops: list[Tensor]  # one per view: (B, H, W, C) uint8, on the renderer's device
+    # One per view: (B, H, W, C) uint8, on the renderer's device; of a renderer that finishes views,
+    # these.
+    crops: list[Tensor]
     samples: np.ndarray  # (B,) int64: those that could be read, in the order of submission
     bad: list[BadImage]  # those that could not
 
@@ -58,7 +58,8 @@ class Renderer(Protocol):
         Its tensors may be overwritten as soon as `receive` is called again.
 
         Raises:
-            RuntimeError: nothing is under way, a worker process died, or the renderer is closed.
+            RuntimeError: nothing is under way, a thread failed or does not answer, or the renderer
+                is closed.
         """
 
     def close(self) -> None:
@@ -76,32 +77,6 @@ def check_room(closed: bool, under_way: int, prefetch: int) -> None:
         raise RuntimeError("the renderer is closed")
     if under_way == prefetch:
         raise RuntimeError(f"{prefetch} batches are under way, no more are taken")
-
-
-class CallingProcess(ABC):
-    """A renderer that works in the calling process, when a batch is received."""
-
-    def __init__(self, prefetch: int) -> None:
-        self._prefetch = prefetch
-        self._waiting: deque[tuple[int, np.ndarray]] = deque()
-        self._closed = False
-
-    @abstractmethod
-    def render(self, epoch: int, samples: np.ndarray) -> Crops:
-        """One batch."""
-
-    def submit(self, epoch: int, samples: np.ndarray) -> None:
-        check_room(self._closed, len(self._waiting), self._prefetch)
-        self._waiting.append((epoch, samples))
-
-    def receive(self) -> Crops:
-        if not self._waiting:
-            raise RuntimeError("no batch is under way")
-        return self.render(*self._waiting.popleft())
-
-    def close(self) -> None:
-        self._closed = True
-        self._waiting.clear()
 
 
 def crop_shapes(source: Source, views: Views) -> list[tuple[int, int, int]]:

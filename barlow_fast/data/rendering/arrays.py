@@ -12,6 +12,7 @@ depend on the order in which a machine's matrix product adds, hence not on the b
 from __future__ import annotations
 
 import functools
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.nn import functional
 from ..sources import ArraySource
 from ..views import ViewParameters, ViewSpecification, draw
 from ..windows import windows
-from . import CallingProcess, Crops
+from . import Crops, check_room
 
 if TYPE_CHECKING:
     from ..presets import Views
@@ -179,14 +180,14 @@ def crops_of(
     return crop(images, places, size, specification.interpolation)
 
 
-class ArrayRenderer(CallingProcess):
-    """Renders images in memory.
+class ArrayRenderer:
+    """Renders images in memory, when a batch is received.
 
     Args:
         source: the images.
         views: what is drawn; the number of its channels may differ from that of the images, which
             are converted as PIL does.
-        seed, prefetch: as for `PilRenderer`.
+        seed, prefetch: as for `ThreadRenderer`.
         device: where the crops are computed; batches are sent there, the images stay.
     """
 
@@ -199,11 +200,26 @@ class ArrayRenderer(CallingProcess):
         prefetch: int = 2,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(prefetch)
+        self._prefetch = prefetch
+        self._waiting: deque[tuple[int, np.ndarray]] = deque()
+        self._closed = False
         self._images, self._views, self._seed = source.images, views, seed
         self._device = torch.device(device)
 
-    def render(self, epoch: int, samples: np.ndarray) -> Crops:
+    def submit(self, epoch: int, samples: np.ndarray) -> None:
+        check_room(self._closed, len(self._waiting), self._prefetch)
+        self._waiting.append((epoch, samples))
+
+    def receive(self) -> Crops:
+        if not self._waiting:
+            raise RuntimeError("no batch is under way")
+        return self._render(*self._waiting.popleft())
+
+    def close(self) -> None:
+        self._closed = True
+        self._waiting.clear()
+
+    def _render(self, epoch: int, samples: np.ndarray) -> Crops:
         images = self._images.index_select(0, torch.from_numpy(np.asarray(samples, np.int64)))
         images = with_channels(images.to(self._device), len(self._views.mean))
         crops = [

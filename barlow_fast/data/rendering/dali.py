@@ -41,7 +41,7 @@ from ..views import draw
 from ..whole import FRAMES, find_marker
 from ..windows import windows
 from . import Crops, check_room, crop_shapes, without
-from .pil import crop_rows
+from .files import crop_rows, draw_views
 
 if TYPE_CHECKING:
     from ..presets import Views
@@ -308,7 +308,7 @@ class _Engine:
                 if decoded_alike(encoded):
                     limit = getattr(self.source, "max_pixels", MAX_PIXELS)
                     identity = self.source.identity(sample)
-                    self.sizes[sample] = check(encoded, identity, sample, limit)
+                    self.sizes[sample] = check(encoded, identity, sample, limit)[:2]
                     self.route[sample] = BY_DALI
                 else:
                     self.route[sample] = BY_PIL
@@ -340,9 +340,9 @@ class _Engine:
         crops = [
             torch.zeros(len(rows), *shape, dtype=torch.uint8, device="cpu") for shape in self.shapes
         ]
-        arrays = [view.numpy() for view in crops]
         samples = batch.samples[rows]
-        found = crop_rows(self.source, self.views, self.seed, batch.epoch, samples, arrays)
+        drawn = draw_views(self.views, self.seed, batch.epoch, samples)
+        found = crop_rows(self.source, samples, range(len(rows)), drawn, crops)
         batch.bad += [(rows[row], image) for row, image in found]
         return [(np.array(rows), [view.to(self.device) for view in crops])]
 
@@ -397,7 +397,7 @@ class DaliRenderer:
     """Renders with NVIDIA DALI.
 
     Args:
-        source, views, seed: as for `PilRenderer`; three channels unless the source is an array.
+        source, views, seed: as for `ThreadRenderer`; three channels unless the source is an array.
         batch_size: the largest batch.
         threads: of DALI.
         prefetch: how many batches may be under way. Memory: the crops of as many batches, and

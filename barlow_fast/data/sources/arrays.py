@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..decoding import picture
+from ..decoding import Decoded, Reduce, in_channels, picture
 from .base import Labelled
 
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ class ArraySource(Labelled):
             TypeError: always.
         """
         raise TypeError(f"{self.name} holds pixels, not encoded files: use image() or images")
+
+    def pixels(self, index: int, channels: int = 3, reduce: Reduce | None = None) -> Decoded:
+        pixels = self.images[index].contiguous().numpy()
+        return Decoded(in_channels(pixels, channels), *pixels.shape[:2])
 
     def image(self, index: int) -> Image.Image:
         return picture(self.images[index].contiguous().numpy())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..decoding import decode
+from ..decoding import Decoded, Reduce, decode_pixels, picture
 from ..faults import BadImageError
 from .names import Names, fingerprint
 
@@ -44,12 +44,20 @@ class Source(Protocol):
             TypeError: the source holds pixels, not files.
         """
 
-    def image(self, index: int) -> Image.Image:
-        """The decoded image, RGB (or L in a source of one channel), not rotated by EXIF.
+    def pixels(self, index: int, channels: int = 3, reduce: Reduce | None = None) -> Decoded:
+        """The decoded image, not rotated by EXIF; see `decode_pixels`.
+
+        Args:
+            index: its number.
+            channels: 1 or 3.
+            reduce: as for `decode_pixels`; images in memory are not reduced.
 
         Raises:
             BadImageError: it cannot be read or decoded.
         """
+
+    def image(self, index: int) -> Image.Image:
+        """The same as a PIL image, RGB (or L in a source of one channel)."""
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
         """(B, 2) int32 heights and widths of the images at (B,) `indices`, from their headers;
@@ -94,8 +102,12 @@ class EncodedSource(Labelled):
     def __len__(self) -> int:
         return len(self._names)
 
+    def pixels(self, index: int, channels: int = 3, reduce: Reduce | None = None) -> Decoded:
+        encoded, identity = self.encoded(index), self.identity(index)
+        return decode_pixels(encoded, identity, index, channels, self.max_pixels, reduce)
+
     def image(self, index: int) -> Image.Image:
-        return decode(self.encoded(index), self.identity(index), index, self.max_pixels)
+        return picture(self.pixels(index).pixels)
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
         indices = np.asarray(indices)

@@ -1,0 +1,467 @@
+// A window of an image of bytes to another size, to the bit as Pillow has it: resizing.py defines what is computed.
+//
+// Sums are whole numbers, so any order of adding gives the same bits. A 32-bit lane holds one value of the result, and
+// products are of pairs of 16 bits: two neighbouring pixels (along a row) or two rows, times two weights. A weight has
+// more than 16 bits and is split into two parts, with a sum each. What the first pass makes is kept as such pairs of
+// rows, in a ring of as many as the second pass takes in.
+
+constexpr int kWeightBits = 22;  // of the fraction of a weight
+constexpr int kPartBits = 12;    // of the lower part
+
+// ---- weights --------------------------------------------------------------------------------------------------------
+
+// A product that is rounded before it is added to anything: the compiler may not fuse the two, as Pillow's did not.
+BARLOW_FAST_INLINE Vector<double> rounded_product(Vector<double> x, Vector<double> y) {
+  Vector<double> product = x * y;
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(product));
+#elif defined(__SSE2__)
+  __asm__("" : "+x"(product));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(product));
+#else
+  __asm__("" : "+m"(product));
+#endif
+  return product;
+}
+
+template <Filter F>
+BARLOW_FAST_INLINE Vector<double> filter_weight(Vector<double> x) {
+  x = x < 0.0 ? -x : x;
+  if constexpr (F == Filter::bilinear) return x < 1.0 ? 1.0 - x : Vector<double>{};
+  constexpr double a = -0.5;
+  const Vector<double> slope = rounded_product(broadcast(a + 2), x) - (a + 3);
+  const Vector<double> near = rounded_product(rounded_product(slope, x), x) + 1.0;
+  const Vector<double> middle = rounded_product(x - 5.0, x) + 8.0;
+  const Vector<double> far = (rounded_product(middle, x) - 4.0) * a;
+  return x < 1.0 ? near : x < 2.0 ? far : Vector<double>{};
+}
+
+constexpr double filter_radius(Filter filter) { return filter == Filter::bicubic ? 2.0 : 1.0; }
+
+// Pixels of the result that weights are made for at a time.
+constexpr int kWeightLanes = kLanes<double>;
+using WeightNumbers = NarrowVector<int32_t, kWeightLanes>::type;
+
+// Which pixels of a line of `length` each of `size` pixels is the sum of, and with what weights.
+struct Weights {
+  int64_t length, size, stride;  // of a row of `fixed`
+  int64_t most;                  // taps that there is room for
+  int64_t taps = 0;              // that a pixel has at most
+  int32_t* first;
+  int32_t* fixed;  // tap t of pixel i at t * stride + i, times 2^kWeightBits; zero beyond a pixel's own taps
+  double* exact;   // of the pixels in the making
+
+  Weights(Arena& arena, int64_t from, int64_t to, Filter filter) : length(from), size(to) {
+    const double scale = static_cast<double>(length) / static_cast<double>(size);
+    const double support = filter_radius(filter) * (scale < 1 ? 1 : scale);
+    most = smaller(length, static_cast<int64_t>(2 * support) + 2);
+    stride = round_up(size, 64);
+    first = arena.take<int32_t>(stride);
+    fixed = arena.take<int32_t>(most * stride);
+    exact = arena.take<double>(most * kWeightLanes);
+  }
+};
+
+template <Filter F>
+void make_weights_of(Weights& weights) {
+  using Doubles = Vector<double>;
+  const double scale = static_cast<double>(weights.length) / static_cast<double>(weights.size);
+  const double stretch = scale < 1 ? 1 : scale;
+  const double support = filter_radius(F) * stretch, shrink = 1.0 / stretch;
+  for (int64_t i = 0; i < weights.size; i += kWeightLanes) {
+    Doubles at;
+    for (int lane = 0; lane < kWeightLanes; ++lane) {
+      at[lane] = static_cast<double>(smaller(i + lane, weights.size - 1)) + 0.5;
+    }
+    const Doubles centre = rounded_product(at, broadcast(scale));
+    WeightNumbers begin = __builtin_convertvector(centre - support + 0.5, WeightNumbers);
+    WeightNumbers end = __builtin_convertvector(centre + support + 0.5, WeightNumbers);
+    const WeightNumbers length = static_cast<int32_t>(weights.length) - WeightNumbers{};
+    begin = begin < 0 ? WeightNumbers{} : begin;
+    end = end > length ? length : end;
+    __builtin_memcpy(weights.first + i, &begin, sizeof begin);
+    int64_t taps = 0;
+    for (int lane = 0; lane < kWeightLanes; ++lane) taps = larger(taps, end[lane] - begin[lane]);
+    Doubles sum{};
+    const Doubles last = __builtin_convertvector(end, Doubles);
+    for (int64_t t = 0; t < taps; ++t) {
+      const Doubles place = __builtin_convertvector(begin + static_cast<int32_t>(t), Doubles);
+      Doubles weight = filter_weight<F>(rounded_product(place - centre + 0.5, broadcast(shrink)));
+      weight = place < last ? weight : Doubles{};
+      sum += weight;
+      store(weights.exact + t * kWeightLanes, weight);
+    }
+    for (int64_t t = 0; t < taps; ++t) {
+      const Doubles weight = load(weights.exact + t * kWeightLanes) / sum;
+      const Doubles scaled = weight * static_cast<double>(int64_t{1} << kWeightBits);
+      const Doubles half = weight < 0.0 ? broadcast(-0.5) : broadcast(0.5);
+      const WeightNumbers whole = __builtin_convertvector(scaled + half, WeightNumbers);
+      __builtin_memcpy(weights.fixed + t * weights.stride + i, &whole, sizeof whole);
+    }
+    for (int64_t t = taps; t < weights.most; ++t) {
+      for (int lane = 0; lane < kWeightLanes; ++lane) weights.fixed[t * weights.stride + i + lane] = 0;
+    }
+    weights.taps = larger(weights.taps, taps);
+  }
+}
+
+void make_weights(Weights& weights, Filter filter) {
+  if (weights.length == weights.size) {
+    weights.taps = 1;
+    for (int64_t i = 0; i < weights.size; ++i) {
+      weights.first[i] = static_cast<int32_t>(i);
+      weights.fixed[i] = 1 << kWeightBits;
+    }
+  } else if (filter == Filter::bicubic) {
+    make_weights_of<Filter::bicubic>(weights);
+  } else {
+    make_weights_of<Filter::bilinear>(weights);
+  }
+}
+
+// Two weights in the halves of a lane: their upper parts, which are signed, and their lower ones.
+BARLOW_FAST_INLINE int32_t upper_parts(int32_t x, int32_t y) {
+  return static_cast<int32_t>((static_cast<uint32_t>(x >> kPartBits) & 0xffff) |
+                              static_cast<uint32_t>(y >> kPartBits) << 16);
+}
+BARLOW_FAST_INLINE int32_t lower_parts(int32_t x, int32_t y) {
+  constexpr int32_t mask = (1 << kPartBits) - 1;
+  return (x & mask) | (y & mask) << 16;
+}
+
+// ---- sums of products -----------------------------------------------------------------------------------------------
+
+using Lanes32 = Vector<int32_t>;
+
+// sum + x.low * y.low + x.high * y.high, lane by lane, of signed halves.
+BARLOW_FAST_INLINE Lanes32 add_products(Lanes32 sum, Lanes32 x, Lanes32 y) {
+#if defined(__AVX512VNNI__)
+  return (Lanes32)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)y);
+#elif defined(__AVX512F__)
+  return (Lanes32)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16((__m512i)x, (__m512i)y));
+#elif defined(__AVX2__)
+  return (Lanes32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)x, (__m256i)y));
+#elif defined(__SSE2__)
+  return (Lanes32)_mm_add_epi32((__m128i)sum, _mm_madd_epi16((__m128i)x, (__m128i)y));
+#else
+  const Lanes32 low = ((x << 16) >> 16) * ((y << 16) >> 16), high = (x >> 16) * (y >> 16);
+  return (Lanes32)((Vector<uint32_t>)sum + (Vector<uint32_t>)low + (Vector<uint32_t>)high);
+#endif
+}
+
+// The sums of both parts of the weights, for one vector of results.
+struct Sum {
+  Lanes32 upper{}, lower = broadcast<int32_t>(1 << (kWeightBits - 1));  // halves are rounded up
+
+  BARLOW_FAST_INLINE void add(Lanes32 pairs, Lanes32 upper_weights, Lanes32 lower_weights) {
+    upper = add_products(upper, pairs, upper_weights);
+    lower = add_products(lower, pairs, lower_weights);
+  }
+  // The result before it is cut to a byte.
+  BARLOW_FAST_INLINE Lanes32 whole() const { return ((upper << kPartBits) + lower) >> kWeightBits; }
+  BARLOW_FAST_INLINE Lanes32 byte() const {
+    Lanes32 x = whole();
+    const Lanes32 most = broadcast<int32_t>(255);
+    x = x < 0 ? Lanes32{} : x;
+    return x > most ? most : x;
+  }
+};
+
+// ---- along rows -----------------------------------------------------------------------------------------------------
+
+// Two pairs of neighbouring pixels for each of a vector's lanes.
+struct TwoPairs {
+  Lanes32 first, second;
+};
+
+// Bytes that are read from an offset on.
+template <int C>
+constexpr int64_t kRead = C == 3 ? 16 : 4;
+// Lanes of a vector that a pixel takes: of three channels four, the last of which stands for nothing.
+template <int C>
+constexpr int kPixelLanes = C == 3 ? 4 : 1;
+template <int C>
+constexpr int kVectorPixels = kLanes<int32_t> / kPixelLanes<C>;
+
+BARLOW_FAST_INLINE Lanes32 spread(Lanes32 x) { return (x | (x << 8)) & 0x00ff00ff; }
+
+template <int C>
+BARLOW_FAST_INLINE TwoPairs pairs_at(const uint8_t* row, const int32_t* offsets) {
+  if constexpr (C == 1) {
+    Lanes32 four;
+    for (int lane = 0; lane < kLanes<int32_t>; ++lane) {
+      int32_t bytes;
+      __builtin_memcpy(&bytes, row + offsets[lane], 4);
+      four[lane] = bytes;
+    }
+    return {spread(four & 0xffff), spread((four >> 16) & 0xffff)};
+  } else {
+#if defined(__AVX2__)
+    const auto pixels = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + offsets[i])); };
+    const __m128i first = _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
+    const __m128i second = _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
+#if defined(__AVX512F__)
+    __m512i bytes = _mm512_castsi128_si512(pixels(0));
+    bytes = _mm512_inserti32x4(bytes, pixels(1), 1);
+    bytes = _mm512_inserti32x4(bytes, pixels(2), 2);
+    bytes = _mm512_inserti32x4(bytes, pixels(3), 3);
+    return {(Lanes32)_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(first)),
+            (Lanes32)_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(second))};
+#else
+    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(pixels(0)), pixels(1), 1);
+    return {(Lanes32)_mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(first)),
+            (Lanes32)_mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(second))};
+#endif
+#else
+    using Eight = NarrowVector<uint8_t, 8>::type;
+    using Wide = NarrowVector<uint16_t, 8>::type;
+    const auto pair = [&](const uint8_t* at) {
+      Eight both;
+      for (int i = 0; i < 4; ++i) {
+        both[2 * i] = at[i];
+        both[2 * i + 1] = at[i + 3];
+      }
+      return (Lanes32)__builtin_convertvector(both, Wide);
+    };
+    return {pair(row + offsets[0]), pair(row + offsets[0] + 6)};
+#endif
+  }
+}
+
+// The weights of a pass along rows, as its vectors take them.
+template <int C>
+struct Across {
+  int64_t vectors, pairs, reach;
+  int32_t* offsets;  // bytes from the row's begin to each pixel's first tap
+  int32_t* parts;    // of each vector and pair the upper and the lower parts
+
+  Across(Arena& arena, const Weights& weights) {
+    vectors = (weights.size + kVectorPixels<C> - 1) / kVectorPixels<C>;
+    pairs = round_up(weights.most, 4) / 2;
+    offsets = arena.take<int32_t>(vectors * kVectorPixels<C>);
+    parts = arena.take<int32_t>(vectors * pairs * 2 * kLanes<int32_t>);
+  }
+
+  void fill(const Weights& weights) {
+    constexpr int lanes = kLanes<int32_t>;
+    pairs = round_up(weights.taps, 4) / 2;
+    reach = 0;
+    for (int64_t i = 0; i < vectors * kVectorPixels<C>; ++i) {
+      offsets[i] = i < weights.size ? C * weights.first[i] : 0;
+      reach = larger(reach, offsets[i] + (pairs - 2) * 2 * C + kRead<C>);
+    }
+    for (int64_t v = 0; v < vectors; ++v) {
+      for (int64_t j = 0; j < pairs; ++j) {
+        int32_t* to = parts + (v * pairs + j) * 2 * lanes;
+        for (int lane = 0; lane < lanes; ++lane) {
+          const int64_t i = v * kVectorPixels<C> + lane / kPixelLanes<C>;
+          const bool none = i >= weights.size || lane % kPixelLanes<C> >= C;
+          const int32_t* fixed = weights.fixed + i;
+          const int32_t x = none || 2 * j >= weights.taps ? 0 : fixed[2 * j * weights.stride];
+          const int32_t y = none || 2 * j + 1 >= weights.taps ? 0 : fixed[(2 * j + 1) * weights.stride];
+          to[lane] = upper_parts(x, y);
+          to[lanes + lane] = lower_parts(x, y);
+        }
+      }
+    }
+  }
+};
+
+// Both rows resized, as pairs.
+template <int C>
+void across(const Across<C>& weights, const uint8_t* upper, const uint8_t* lower, int32_t* out) {
+  constexpr int lanes = kLanes<int32_t>;
+  const int32_t* part = weights.parts;
+  for (int64_t v = 0; v < weights.vectors; ++v) {
+    const int32_t* offsets = weights.offsets + v * kVectorPixels<C>;
+    Sum sums[2];
+    for (int64_t j = 0; j < weights.pairs; j += 2) {
+      const TwoPairs x = pairs_at<C>(upper + 2 * C * j, offsets), y = pairs_at<C>(lower + 2 * C * j, offsets);
+      sums[0].add(x.first, load(part), load(part + lanes));
+      sums[1].add(y.first, load(part), load(part + lanes));
+      sums[0].add(x.second, load(part + 2 * lanes), load(part + 3 * lanes));
+      sums[1].add(y.second, load(part + 2 * lanes), load(part + 3 * lanes));
+      part += 4 * lanes;
+    }
+    const Lanes32 both = sums[0].byte() | (sums[1].byte() << 16);
+    if constexpr (C == 1) {
+      store(out + v * lanes, both);
+    } else {
+      // The lane too many is overwritten by the next pixel.
+      int32_t buffer[lanes];
+      store(buffer, both);
+      for (int i = 0; i < kVectorPixels<C>; ++i) {
+        __builtin_memcpy(out + 3 * (v * kVectorPixels<C> + i), buffer + 4 * i, 16);
+      }
+    }
+  }
+}
+
+// ---- across rows ----------------------------------------------------------------------------------------------------
+
+constexpr int kBlockLanes = 4 * kLanes<int32_t>;  // values that become one vector of bytes
+
+BARLOW_FAST_INLINE void store_bytes(uint8_t* out, const Lanes32 (&x)[4], int64_t count) {
+  using Narrow = typename NarrowVector<uint8_t, kLanes<int32_t>>::type;
+  uint8_t buffer[kBlockLanes];
+  for (int v = 0; v < 4; ++v) {
+    const Narrow bytes = __builtin_convertvector(x[v], Narrow);
+    __builtin_memcpy(buffer + v * kLanes<int32_t>, &bytes, sizeof bytes);
+  }
+  if (count >= kBlockLanes) {
+    __builtin_memcpy(out, buffer, kBlockLanes);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = buffer[i];
+  }
+}
+
+// One row of `count` bytes from pairs of rows, each times its pair of weights.
+void downwards(const int32_t* const* pairs, const int32_t* upper, const int32_t* lower, int64_t pair_count,
+               int64_t count, uint8_t* out) {
+  constexpr int lanes = kLanes<int32_t>;
+  for (int64_t x = 0; x < count; x += kBlockLanes) {
+    Sum sums[4];
+    for (int64_t j = 0; j < pair_count; ++j) {
+      const Lanes32 above = broadcast(upper[j]), below = broadcast(lower[j]);
+      BARLOW_FAST_UNROLL
+      for (int v = 0; v < 4; ++v) sums[v].add(load(pairs[j] + x + v * lanes), above, below);
+    }
+    const Lanes32 bytes[4] = {sums[0].byte(), sums[1].byte(), sums[2].byte(), sums[3].byte()};
+    store_bytes(out + x, bytes, count - x);
+  }
+}
+
+// Two rows of bytes to pairs and back.
+BARLOW_FAST_INLINE void pair_rows(const uint8_t* upper, const uint8_t* lower, int64_t count, int32_t* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = upper[i] | lower[i] << 16;
+}
+BARLOW_FAST_INLINE void part_rows(const int32_t* pairs, int64_t count, uint8_t* upper, uint8_t* lower) {
+  for (int64_t i = 0; i < count; ++i) upper[i] = static_cast<uint8_t>(pairs[i]);
+  if (lower == nullptr) return;
+  for (int64_t i = 0; i < count; ++i) lower[i] = static_cast<uint8_t>(pairs[i] >> 16);
+}
+
+// ---- one window -----------------------------------------------------------------------------------------------------
+
+// Whether columns are summed first: where that leaves fewer pixels to the second pass by Pillow's estimate.
+BARLOW_FAST_INLINE bool columns_first(const ResizeTask& task) {
+  const int64_t lost_rows = task.height - task.out_height, lost_columns = task.width - task.out_width;
+  return lost_rows > 0 && lost_rows > 2 * lost_columns;
+}
+
+template <int C>
+struct ResizeScratch {
+  Weights down_weights, across_weights;
+  Across<C> row;
+  int64_t pair_count;   // pairs of rows that a row of the result is summed from, at most
+  int64_t width;        // of what is kept in the ring, in values
+  int64_t line;         // of the ring, in values
+  int32_t* ring;        // pair p is in slot p % pair_count
+  int32_t* wide;        // a pair of rows of the result
+  uint8_t* bytes[2];    // rows that are read from here
+  const int32_t** pairs;
+  int32_t* upper;
+  int32_t* lower;
+
+  ResizeScratch(Arena& arena, const ResizeTask& task)
+      : down_weights(arena, task.height, task.out_height, task.filter),
+        across_weights(arena, task.width, task.out_width, task.filter),
+        row(arena, across_weights) {
+    constexpr int64_t spare = kBlockLanes + 4;
+    pair_count = down_weights.most / 2 + 2;
+    width = C * (columns_first(task) ? task.width : task.out_width);
+    line = round_up(width, kBlockLanes) + spare;
+    ring = arena.take<int32_t>(pair_count * line);
+    wide = arena.take<int32_t>(round_up(C * task.out_width, kBlockLanes) + spare);
+    for (uint8_t*& copy : bytes) copy = arena.take<uint8_t>(C * task.width + 8 * C + 64 + 2 * C * row.pairs);
+    pairs = arena.take<const int32_t*>(pair_count);
+    upper = arena.take<int32_t>(pair_count);
+    lower = arena.take<int32_t>(pair_count);
+  }
+};
+
+template <int C>
+class Resizer {
+ public:
+  Resizer(const ResizeTask& task, void* memory) : task_(task), arena_{static_cast<char*>(memory)}, scratch_(arena_, task) {
+    make_weights(scratch_.down_weights, task.filter);
+    make_weights(scratch_.across_weights, task.filter);
+    scratch_.row.fill(scratch_.across_weights);
+  }
+
+  void run() {
+    if (columns_first(task_)) {
+      for (int64_t y = 0; y < task_.out_height; y += 2) {
+        const bool two = y + 1 < task_.out_height;
+        make_row<true>(y, scratch_.bytes[0]);
+        if (two) make_row<true>(y + 1, scratch_.bytes[1]);
+        across(scratch_.row, scratch_.bytes[0], scratch_.bytes[1], scratch_.wide);
+        uint8_t* to = task_.out + y * task_.out_stride;
+        part_rows(scratch_.wide, C * task_.out_width, to, two ? to + task_.out_stride : nullptr);
+      }
+    } else {
+      for (int64_t y = 0; y < task_.out_height; ++y) make_row<false>(y, task_.out + y * task_.out_stride);
+    }
+  }
+
+ private:
+  // Row y of the pass across rows.
+  template <bool First>
+  void make_row(int64_t y, uint8_t* out) {
+    const Weights& weights = scratch_.down_weights;
+    const int64_t first = weights.first[y], last = smaller(first + weights.taps, task_.height) - 1;
+    const int64_t begin = first / 2, count = last / 2 + 1 - begin;
+    for (made_ = larger(made_, begin); made_ < begin + count; ++made_) make_pair<First>(made_);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t tap = 2 * (begin + j) - first;
+      const int32_t* fixed = weights.fixed + y;
+      const int32_t x = tap >= 0 ? fixed[tap * weights.stride] : 0;
+      const int32_t z = tap + 1 < weights.taps ? fixed[(tap + 1) * weights.stride] : 0;
+      scratch_.pairs[j] = slot(begin + j);
+      scratch_.upper[j] = upper_parts(x, z);
+      scratch_.lower[j] = lower_parts(x, z);
+    }
+    downwards(scratch_.pairs, scratch_.upper, scratch_.lower, count, scratch_.width, out);
+  }
+
+  int32_t* slot(int64_t pair) const { return scratch_.ring + pair % scratch_.pair_count * scratch_.line; }
+
+  // Rows 2 * pair and the next one, which at the end of an odd window has no weight.
+  template <bool First>
+  void make_pair(int64_t pair) {
+    const uint8_t* upper = task_.image + 2 * pair * task_.image_stride;
+    const uint8_t* lower = 2 * pair + 1 < task_.height ? upper + task_.image_stride : upper;
+    if constexpr (First) {
+      pair_rows(upper, lower, scratch_.width, slot(pair));
+    } else {
+      across(scratch_.row, readable(upper, 0), readable(lower, 1), slot(pair));
+    }
+  }
+
+  // A row of the window; a copy where what is read of it would end beyond the image.
+  const uint8_t* readable(const uint8_t* row, int which) const {
+    if (task_.image_end - row >= scratch_.row.reach) return row;
+    for (int64_t i = 0; i < C * task_.width; ++i) scratch_.bytes[which][i] = row[i];
+    return scratch_.bytes[which];
+  }
+
+  const ResizeTask& task_;
+  Arena arena_;
+  ResizeScratch<C> scratch_;
+  int64_t made_ = 0;
+};
+
+size_t resize_scratch(const ResizeTask& task) {
+  Arena arena{nullptr};
+  if (task.channels == 1) {
+    ResizeScratch<1> scratch(arena, task);
+  } else {
+    ResizeScratch<3> scratch(arena, task);
+  }
+  return arena.used;
+}
+
+void resize(const ResizeTask& task, void* scratch) {
+  task.channels == 1 ? Resizer<1>(task, scratch).run() : Resizer<3>(task, scratch).run();
+}
