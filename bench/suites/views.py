@@ -1,27 +1,33 @@
-"""Images per second of loaders that make the same views, in turns; the photometric kernel alone."""
+"""Images per second of loaders that make the same views, in turns, and of what they consist of."""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
+import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
-from barlow_fast import kernels
-from barlow_fast.kernels.photometry import Parameter
 from bench import cli, devices, results, sources
 from bench.cli import Option
 from bench.devices import Device, NoGraphError
 from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, rounded
 from bench.session import Given, Session
-from bench.timing import Budget, columns, interleave, percentile
+from bench.timing import Budget, columns, interleave
 from bench.views import feeds, images, turns
-from bench.views.feeds import CASES, KERNELS, OFFICIAL, TITLES, Case
+from bench.views.feeds import (
+    CASES,
+    COMPARED,
+    KERNELS,
+    ONE_CORE,
+    STAGED,
+    TITLES,
+    Case,
+    Target,
+)
+from bench.views.loading import OFFICIAL, STAGES
 
 SECTION = "Views: images per second"
 # By kind of device: seconds and turns of each feed of a case (see `Case.share`), and seconds
@@ -29,10 +35,12 @@ SECTION = "Views: images per second"
 PACE = {"cpu": (16.0, 5, turns.DEADLINE), "cuda": (10.0, 5, turns.DEADLINE)}
 QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
 KERNEL_CALLS = Budget(4.0, most=30)
-CLOSE = 0.01  # levels of 255 from plain torch, on average, in float32
 BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
+CORES = 2  # of a CPU
+MAKES_VIEWS = ("ours-", OFFICIAL, "torchvision-v2", "lightly")
 
-Rates = dict[str, list[float]]
+# Of each feed: counts per second of every turn or call, and further fields of its row.
+Measured = dict[str, tuple[list[float], Mapping[str, float]]]
 Failures = dict[str, str]
 
 
@@ -77,28 +85,25 @@ def measure(
     session.announce()
     peaks = session.device.peaks()
     print(f"copy {peaks.copy:.1f} GB/s", flush=True)
-    pillow = importlib.util.find_spec("PIL") is not None
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "photographs"
         for case in session.named(todo):
-            if case.files and pillow and not folder.exists():
-                images.photographs(folder, distinct)
-            names = _usable(case, session.device)
-            if case.unit == "views":
-                files = folder if pillow else None
-                rates, failed = kernel_rates(case, names, files, session.device)
-            else:
-                rates, failed = race(case, names, folder, pace, session)
-            found = [row(case, name, each, peaks.copy, session.device.kind)
-                     for name, each in rates.items()]  # fmt: skip
-            session.keep([each | {"peaks": peaks.as_fields()} for each in found], LINE)
+            names, folder = _usable(case, session.device), None
+            if case.photographs and importlib.util.find_spec("PIL") is not None:
+                folder = Path(temporary) / f"{case.photographs.widths[0]}"
+                if not folder.exists():
+                    images.photographs(folder, distinct, kind=case.photographs)
+            run = called if case.feeds[0] in KERNELS else race
+            found, failed = run(case, names, folder, pace, session)
+            rows = [row(case, name, *each, peaks.copy, session.device.kind)
+                    for name, each in found.items()]  # fmt: skip
+            session.keep([each | {"peaks": peaks.as_fields()} for each in rows], LINE)
             session.failures |= {f"{case.name} {name}": why for name, why in failed.items()}
             session.device.release()
 
 
 def _usable(case: Case, device: Device) -> list[str]:
     """The feeds of a case that can run here; the others are named."""
-    reasons = {name: feeds.COMPARED[name].unavailable(case, device) for name in case.feeds}
+    reasons = {name: COMPARED[name].unavailable(case, device) for name in case.feeds}
     for name, reason in reasons.items():
         if reason is not None:
             print(f"{case.name}: {name} is left out: {reason}", flush=True)
@@ -111,52 +116,54 @@ def race(
     folder: Path | None,
     pace: tuple[float, int, float],
     session: Session,
-) -> tuple[Rates, Failures]:
-    """(images per second of every turn, failures) of feeds that can run here; see `turns.race`."""
+) -> tuple[Measured, Failures]:
+    """(what was measured, failures) of feeds that can run here; see `turns.race`."""
     (seconds, rounds, deadline), device = pace, session.device
+    if any(COMPARED[name].shards for name in names):
+        images.packed(folder, case.photographs)
     runners = [
         turns.Runner(
-            name,
-            feeds.open_feed,
-            (name, case, folder if case.files else None, device.kind),
-            device.cores(),
-            deadline,
+            name, feeds.open_feed, (name, case, folder, device.kind),
+            COMPARED[name].cores(device.cores()), deadline,
         )
         for name in names
-    ]
-    return turns.race(
-        runners, rounds, seconds * case.share / rounds, together=not device.one_at_a_time,
+    ]  # fmt: skip
+    # One after the other, so that nothing else delays the first batch.
+    rates, failed = turns.race(
+        runners, rounds, seconds * case.share / rounds, together=False,
         moved=lambda name: session.journal.end(f"{case.name} {name}"),
     )  # fmt: skip
+    figures = {runner.name: _medians(runner.reports) for runner in runners}
+    return {name: (rates[name], figures[name]) for name in rates}, failed
 
 
-def kernel_rates(
-    case: Case, names: Sequence[str], folder: Path | None, device: Device
-) -> tuple[Rates, Failures]:
-    """(views per second of every call, failures) of kernels, in this process and in turns: the
-    device's own time where it captures graphs."""
-    arguments = feeds.kernel_arguments(case, folder, device.torch)
-    views = sum(len(each[0]) for each in arguments)
-    clocks: dict[str, Callable[[], float]] = {}
-    failed: Failures = {}
-    for name in names:
-        kernel, given = KERNELS[name], arguments
-        run = kernels.load(kernel.backend).photometric
-        if kernel.sharp:
-            given = [(pixels, _sharp(rows), *rest) for pixels, rows, *rest in arguments]
-        problem = differs(run, given)
-        if problem is not None:
-            failed[name] = problem
-            continue
+def _medians(reports: Sequence[turns.Figures]) -> turns.Figures:
+    names = dict.fromkeys(name for report in reports for name in report)
+    return {name: statistics.median(report[name] for report in reports) for name in names}
 
-        def call(run=run, given=given, dtype=kernel.dtype) -> list[torch.Tensor]:
-            return [run(*each, dtype) for each in given]
 
-        clocks[name] = _clock(call, device)
+def called(
+    case: Case,
+    names: Sequence[str],
+    folder: Path | None,
+    pace: tuple[float, int, float],
+    session: Session,
+) -> tuple[Measured, Failures]:
+    """(what was measured, failures) of kernels, in this process and in turns: the device's own time
+    where it captures graphs."""
+    device, views = session.device, case.batch_size * len(case.views.views)
+    prepared = {name: COMPARED[name].make.prepare(case, folder, device.torch) for name in names}
+    failed = {name: each.problem for name, each in prepared.items() if each.problem is not None}
+    clocks = {
+        name: _clock(each.call, device) for name, each in prepared.items() if name not in failed
+    }
     counts = {name: KERNEL_CALLS.count(clock()) for name, clock in clocks.items()}
     samples = interleave(clocks, counts) if clocks else {}
     device.new_graphs()
-    return {name: [views / each for each in found] for name, found in samples.items()}, failed
+    return {
+        name: ([views / each for each in found], prepared[name].figures)
+        for name, found in samples.items()
+    }, failed
 
 
 def _clock(call: Callable[[], object], device: Device) -> Callable[[], float]:
@@ -169,42 +176,32 @@ def _clock(call: Callable[[], object], device: Device) -> Callable[[], float]:
     return lambda: device.replay_seconds(replay)
 
 
-def _sharp(rows: torch.Tensor) -> torch.Tensor:
-    rows = rows.clone()
-    rows[:, Parameter.BLUR_SIGMA] = 0
-    return rows
-
-
-def differs(run: Callable, arguments: list[tuple]) -> str | None:
-    """How far a kernel is from plain torch, where that is too far."""
-    plain = kernels.load("aten").photometric
-    for each in arguments:
-        std = each[-1].view(1, -1, 1, 1)
-        error = (run(*each, torch.float32) - plain(*each, torch.float32)) * std * 255
-        # Written so that NaN is a problem.
-        if not float(error.abs().mean()) <= CLOSE:
-            return f"{float(error.abs().mean()):.3g} levels from plain torch on average"
-    return None
-
-
 def _head(case: Case) -> Row:
     head = {"suite": "views", "case": case.name, "n": case.batch_size, "d": case.side}
     return head | {"dtype": "fp32"}
 
 
-def row(case: Case, feed: str, rates: Sequence[float], copy_gbps: float, kind: str) -> Row:
+def row(
+    case: Case,
+    feed: str,
+    rates: Sequence[float],
+    figures: Mapping[str, float],
+    copy_gbps: float,
+    kind: str,
+) -> Row:
     """A row of results without its provenance."""
     found = _head(case) | {
         "device": kind,
         "peer": feed,
         "source": feeds.version(feed),
-        "unit": case.unit,
+        "unit": COMPARED[feed].unit,
         "rounds": len(rates),
         **columns(rates, "per_s"),
+        **{name: rounded(value) for name, value in figures.items()},
     }
-    if feed in KERNELS:
-        moved = feeds.kernel_bytes(case, KERNELS[feed].dtype.itemsize) * percentile(rates, 50) / 1e9
-        found["fraction_of_copy"] = rounded(moved / copy_gbps)
+    moved = COMPARED[feed].bytes_moved(case)
+    if moved is not None:
+        found["fraction_of_copy"] = rounded(moved * found["median_per_s"] / 1e9 / copy_gbps)
     return found
 
 
@@ -213,18 +210,83 @@ LINE = in_words(
     Column("", "peer", left=True),
     *spread("per_s", rate),
     Column("of the copy bandwidth", "fraction_of_copy", ".0%"),
+    Column("first batch s", "first_batch_s", ".2f"),
 )
 
 
 def tables(rows: list[Row]) -> str:
-    """Markdown of one machine's rows: a table for each case."""
-    parts = [reading(f"views {rows[0].get('device', 'cpu')}", cores=feeds.WORKERS)]
+    """Markdown of one machine's rows: a table for each case, and one of its stages."""
+    parts = [reading(f"views {rows[0].get('device', 'cpu')}", cores=CORES)]
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
             parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found)]
-            parts += [_verdict(case, found), _bandwidth(found)]
+            parts += [" ".join(filter(None, (_reached(found, each) for each in case.targets)))]
+            parts += [_slower(found), _bandwidth(found), _stages(found)]
     return joined(*parts)
+
+
+def _table(case: Case, found: dict[str, Row]) -> str:
+    unit = "views" if case.feeds[0] in KERNELS else "images"
+    shown = [
+        titled(TITLES),
+        *spread("per_s", rate, f"{unit}/s", bold=lambda each: each["peer"].startswith("ours-")),
+        Column("turns", "rounds"),
+        Column("versions", "source"),
+        _over(found, f"× {TITLES[OFFICIAL]}", OFFICIAL, "{:.2f}×"),
+        _over(found, "of the fastest decoder", "decode-", "{:.0%}"),
+        Column("first batch, s", "first_batch_s", ".2f"),
+        Column("error, levels", "error_levels", ".2f"),
+        Column("values not Pillow's", "differing_share", ".1%"),
+        Column("by up to, levels", "largest_levels", ".0f"),
+        Column("of copy", "fraction_of_copy", ".0%"),
+    ]
+    rows = [each for name, each in found.items() if not name.startswith(STAGED)]
+    present = [c for c in shown if any(c.cell(each) != c.missing for each in rows)]
+    return table_of(present, rows)
+
+
+def _over(found: dict[str, Row], head: str, other: str, shown: str) -> Column:
+    """The rates of what makes views over those of another one with as many cores."""
+
+    def ratio(each: Row) -> float | None:
+        name = each["peer"]
+        rates = _rates(found, other, name.endswith(ONE_CORE))
+        if not rates or name in rates or not name.startswith(MAKES_VIEWS):
+            return None
+        return each["median_per_s"] / max(rates.values())
+
+    return Column(head, ratio, shown.format, missing="")
+
+
+def _rates(found: dict[str, Row], prefix: str, one_core: bool = False) -> dict[str, float]:
+    """The rates of the feeds whose names begin so, on one core or on all."""
+    return {
+        name: each["median_per_s"]
+        for name, each in found.items()
+        if name.startswith(prefix) and name.endswith(ONE_CORE) == one_core
+    }
+
+
+def _reached(found: dict[str, Row], target: Target) -> str:
+    """Whether a target is met."""
+    ours, others = _rates(found, target.ours), _rates(found, target.other)
+    if not ours or not others:
+        return ""
+    ratio = max(ours.values()) / max(others.values())
+    met = "is met" if ratio >= target.times else f"is missed ({ratio:.2f} times)"
+    return f"The target of {target.times:g} times {target.words} {met}."
+
+
+def _slower(found: dict[str, Row]) -> str:
+    """Which of ours are slower than a recipe."""
+    slower = [
+        f"{TITLES[name]} than {TITLES[peer]}"
+        for name, each in _rates(found, "ours-").items()
+        for peer in (OFFICIAL, "lightly")
+        if each < _rates(found, peer).get(peer, 0.0)
+    ]
+    return f"Slower: {'; '.join(slower)}." if slower else ""
 
 
 def _bandwidth(found: dict[str, Row]) -> str:
@@ -242,51 +304,23 @@ def _bandwidth(found: dict[str, Row]) -> str:
     return f"{target} is missed by: {'; '.join(missed)}." if missed else f"{target} is met."
 
 
-def _table(case: Case, found: dict[str, Row]) -> str:
-    # The feeds of a GPU are named by the rows alone.
-    names = dict.fromkeys((*case.feeds, *found))
-    last = Column(
-        f"× {TITLES[OFFICIAL]}",
-        functools.partial(_times, found),
-        lambda ratio: f"{ratio:.2f}×",
-        missing="",
-    )
-    if case.unit == "views":
-        last = Column("of copy", "fraction_of_copy", ".0%")
-    shown = [
-        titled(TITLES),
-        *spread("per_s", rate, f"{case.unit}/s", bold=lambda each: _is_ours(each["peer"])),
-        Column("turns", "rounds"),
-        Column("versions", "source"),
-        last,
-    ]
-    return table_of(shown, [found[name] for name in names if name in found])
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith("ours-")
-
-
-def _times(found: dict[str, Row], each: Row) -> float | None:
-    """The rate of one that makes views, over the recipe's."""
-    if OFFICIAL not in found or each["peer"] == OFFICIAL or each["peer"].startswith("crops-"):
-        return None
-    return each["median_per_s"] / found[OFFICIAL]["median_per_s"]
-
-
-def _verdict(case: Case, found: dict[str, Row]) -> str:
-    """Whether the target is met, and where ours is slower."""
-    rates = {name: each["median_per_s"] for name, each in found.items()}
-    ours = {name: each for name, each in rates.items() if _is_ours(name)}
-    if case.target is None or OFFICIAL not in found or not ours:
+def _stages(found: dict[str, Row]) -> str:
+    """What each stage of ours costs on one core, and what is left to the fastest decoder."""
+    whole, limit = (_rates(found, name, True) for name in ("ours-threads", "decode-"))
+    staged = found.get(STAGED + ONE_CORE)
+    if not (staged and whole and limit):
         return ""
-    ratio = max(ours.values()) / rates[OFFICIAL]
-    met = "is met" if ratio >= case.target else f"is missed ({ratio:.2f} times)"
-    text = f"The target of {case.target:g} times the official recipe {met}."
-    slower = [
-        f"{TITLES[name]} than {TITLES[peer]}"
-        for name in ours
-        for peer in (OFFICIAL, "lightly")
-        if ours[name] < rates.get(peer, 0.0)
+    spent = {title: staged[f"{name}_us"] for name, title in STAGES.items()}
+    total, least = (1e6 / max(rates.values()) for rates in (whole, limit))
+    spent |= {
+        "rest": total - sum(spent.values()),
+        "whole": total,
+        "limit: the fastest decoder": least,
+        "left to the limit": total - least,
+    }
+    shown = [
+        Column("stage, one core", "name", left=True),
+        Column("µs an image", "us", ".0f"),
+        Column("of the whole", lambda each: each["us"] / total, ".0%"),
     ]
-    return text + (f" Slower: {'; '.join(slower)}." if slower else "")
+    return table_of(shown, [{"name": name, "us": value} for name, value in spent.items()])

@@ -35,7 +35,7 @@ from bench.peers import discover
 from bench.peers import official as official_peer
 from bench.training.cases import LIGHTLY, LIMIT, OURS, Case
 from bench.views import images
-from bench.views.feeds import DisagreementError, disagreement
+from bench.views.loading import DisagreementError, disagreement
 from bench.views.turns import Figures
 
 # Where data sets are that need no download.

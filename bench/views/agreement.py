@@ -10,6 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from barlow_fast.data import Batch, ViewLoader, draw, windows
+from barlow_fast.data.sources import Source
 from barlow_fast.kernels.photometry import (
     BRIGHTNESS,
     CONTRAST,
@@ -18,12 +19,12 @@ from barlow_fast.kernels.photometry import (
     SATURATION,
     Parameter,
 )
+from bench.views.recipes import TAPS
 
 CHECKED = 8  # images of the first batch
 # Levels of 255, the mean over a view: DALI's crops differ from PIL's by up to 0.3 on average, which
 # jitter enlarges.
 BOUND = 1.0
-TAPS = 23  # of torchvision's blur
 
 _JITTER = {
     BRIGHTNESS: (functional.adjust_brightness, Parameter.BRIGHTNESS),
@@ -39,40 +40,50 @@ _ERASED = (
 )
 
 
-def problem(loader: ViewLoader, batch: Batch, epoch: int = 0) -> str | None:
-    """What is wrong with a batch; None where nothing is."""
-    samples = batch.index[:CHECKED].numpy()
-    for number, got in enumerate(batch.views):
-        want = expected(loader, samples, number, epoch)
-        std = torch.tensor(loader.views.std).view(1, -1, 1, 1)
-        errors = ((got[:CHECKED].float() - want) * std * 255).abs().mean((1, 2, 3))
+def problem(loader: ViewLoader, batch: Batch) -> str | None:
+    """What is wrong with the first batch; None where nothing is."""
+    for number, (got, want) in enumerate(zip(batch.views, expected(loader, batch), strict=True)):
         if got.dtype != torch.float32 or got[:CHECKED].shape != want.shape:
             return f"view {number} is {tuple(got.shape)} {got.dtype}"
+        errors = levels(loader, got, want)
         worst = int(errors.argmax())
         # Written so that NaN is a problem.
         if not float(errors[worst]) <= BOUND:
             return (
-                f"view {number} of sample {samples[worst]} is {float(errors[worst]):.2f} levels "
-                f"from torchvision's on average, more than {BOUND:g}"
+                f"view {number} of sample {int(batch.index[worst])} is {float(errors[worst]):.2f} "
+                f"levels from torchvision's on average, more than {BOUND:g}"
             )
     return None
 
 
-def expected(loader: ViewLoader, samples: np.ndarray, number: int, epoch: int) -> Tensor:
-    """View `number` of samples, by PIL and torchvision's own functions."""
-    specification = loader.views.views[number]
-    parameters = draw(specification, loader.seed, epoch, samples, number)
+def error(loader: ViewLoader, batch: Batch, source: Source) -> float:
+    """How far the views of the first batch are from those of another source with the same images,
+    in levels, on average."""
+    pairs = zip(batch.views, expected(loader, batch, source), strict=True)
+    return float(torch.stack([levels(loader, *pair) for pair in pairs]).mean())
+
+
+def levels(loader: ViewLoader, got: Tensor, want: Tensor) -> Tensor:
+    """(B,) mean differences of views, in levels of 255."""
+    std = torch.tensor(loader.views.std).view(1, -1, 1, 1)
+    return ((got[:CHECKED].float() - want) * std * 255).abs().mean((1, 2, 3))
+
+
+def expected(loader: ViewLoader, batch: Batch, source: Source | None = None) -> list[Tensor]:
+    """The views of the first samples, by PIL and torchvision's own functions."""
+    source, samples, views = source or loader.source, batch.index[:CHECKED].numpy(), loader.views
+    pictures = [source.image(sample) for sample in samples.tolist()]
     found = []
-    for row, sample in enumerate(samples.tolist()):
-        image = loader.source.image(sample)
-        height, width = specification.shape or (image.height, image.width)
-        mine = parameters[row : row + 1]
-        where = windows(mine, specification, image.height, image.width)[0].tolist()
-        bicubic = InterpolationMode.BICUBIC
-        crop = functional.resized_crop(image, *where, [height, width], bicubic)
-        found.append(finished(crop, mine.photometric_rows(height, width)[0]))
-    mean, std = loader.views.mean, loader.views.std
-    return functional.normalize(torch.stack(found), list(mean), list(std))
+    for number, specification in enumerate(views.views):
+        drawn, made = draw(specification, loader.seed, 0, samples, number), []
+        for row, image in enumerate(pictures):
+            size = specification.shape or (image.height, image.width)
+            mine = drawn[row : row + 1]
+            where = windows(mine, specification, image.height, image.width)[0].tolist()
+            crop = functional.resized_crop(image, *where, list(size), InterpolationMode.BICUBIC)
+            made.append(finished(crop, mine.photometric_rows(*size)[0]))
+        found.append(functional.normalize(torch.stack(made), list(views.mean), list(views.std)))
+    return found
 
 
 def finished(crop: Image.Image, row: np.ndarray) -> Tensor:

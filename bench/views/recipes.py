@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
 
 from barlow_fast.data import Views, ViewSpecification
+
+TAPS = 23  # of torchvision's blur
 
 Transform = Callable[[Any], Any]
 
@@ -45,34 +50,40 @@ class Each:
         return [transform(image) for transform in self.transforms]
 
 
-def view(specification: ViewSpecification, side: int, views: Views) -> transforms.Compose:
-    """One view by torchvision and PIL. What the specification leaves out takes no time here."""
-    s = specification
-    bicubic = transforms.InterpolationMode.BICUBIC
+def view(
+    specification: ViewSpecification, side: int, views: Views, tensors: bool = False
+) -> Transform:
+    """One view by torchvision, of PIL images or of uint8 tensors (its transforms v2). What the
+    specification leaves out takes no time here."""
+    s, t = specification, v2 if tensors else transforms
     steps: list[Any] = [
-        transforms.RandomResizedCrop(side, s.crop_area, s.crop_ratio, interpolation=bicubic)
+        t.RandomResizedCrop(
+            side, s.crop_area, s.crop_ratio, transforms.InterpolationMode.BICUBIC, antialias=True
+        )
     ]
     if s.flip:
-        steps.append(transforms.RandomHorizontalFlip(s.flip))
+        steps.append(t.RandomHorizontalFlip(s.flip))
     if s.jitters:
-        jitter = transforms.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)
-        steps.append(transforms.RandomApply([jitter], s.jitter) if s.jitter < 1 else jitter)
+        jitter = t.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)
+        steps.append(t.RandomApply([jitter], s.jitter) if s.jitter < 1 else jitter)
     if s.grayscale:
-        steps.append(transforms.RandomGrayscale(s.grayscale))
+        steps.append(t.RandomGrayscale(s.grayscale))
     if s.blur:
-        steps.append(transforms.RandomApply([Blur(s.blur_sigma)], s.blur))
+        blur = v2.GaussianBlur(TAPS, s.blur_sigma) if tensors else Blur(s.blur_sigma)
+        steps.append(t.RandomApply([blur], s.blur))
     if s.solarize:
-        steps.append(transforms.RandomSolarize(s.solarize_threshold, s.solarize))
-    steps += [transforms.ToTensor(), transforms.Normalize(views.mean, views.std)]
+        steps.append(t.RandomSolarize(s.solarize_threshold, s.solarize))
+    steps.append(v2.ToDtype(torch.float32, scale=True) if tensors else t.ToTensor())
+    steps.append(t.Normalize(views.mean, views.std))
     if s.erase:
         black = [-mean / std for mean, std in zip(views.mean, views.std, strict=True)]
-        steps.append(transforms.RandomErasing(s.erase, s.erase_area, (1, 1), black))
-    return transforms.Compose(steps)
+        steps.append(t.RandomErasing(s.erase, s.erase_area, (1, 1), black))
+    return t.Compose(steps)
 
 
-def official(views: Views, side: int) -> Transform:
+def official(views: Views, side: int, tensors: bool = False) -> Transform:
     """The recipe, with the parameters of `views`."""
-    return Each([view(specification, side, views) for specification in views.views])
+    return Each([view(specification, side, views, tensors) for specification in views.views])
 
 
 def lightly(side: int, views: Views | None = None) -> Transform:
@@ -103,19 +114,21 @@ class Images(Dataset):
         return self.transform(self.opened(self.items[index]))
 
 
-def picture(path: str) -> Image.Image:
-    """The pixels of a file."""
+def _opened(path: str) -> Image.Image:
     with open(path, "rb") as file:
         return Image.open(file).convert("RGB")
 
 
-def files(folder: Path, transform: Transform) -> Images:
-    """Views of image files."""
-    return Images(sorted(map(str, folder.glob("*.jpg"))), picture, transform)
+def files(folder: Path, transform: Transform, tensors: bool = False) -> Images:
+    """Views of JPEG files."""
+    opened = (lambda path: decode_image(path, ImageReadMode.RGB)) if tensors else _opened
+    return Images(sorted(map(str, folder.glob("*.jpg"))), opened, transform)
 
 
-def pixels(images: np.ndarray, transform: Transform) -> Images:
+def pixels(images: np.ndarray, transform: Transform, tensors: bool = False) -> Images:
     """Views of (N, H, W, C) uint8 images in memory."""
+    if tensors:
+        return Images(torch.from_numpy(images).permute(0, 3, 1, 2), lambda image: image, transform)
     return Images(images[..., 0] if images.shape[-1] == 1 else images, Image.fromarray, transform)
 
 
