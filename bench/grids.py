@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bench.inputs import Variant, parse_shapes
 
@@ -22,6 +23,10 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.n}x{self.d} {self.variant.name}"
+
+    def columns(self) -> dict[str, Any]:
+        """Of its rows."""
+        return {"n": self.n, "d": self.d, "dtype": self.variant.name}
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,20 @@ def collect() -> dict[str, Any]:
         "barlow_fast": barlow_fast.__version__,
         "lightly": version("lightly"),
         "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "load_average": load_average(),
         "command": command(),
     }
+
+
+def unmeasured(command: str) -> dict[str, Any]:
+    """The provenance of rows that no device has measured: models, and what compilers make."""
+    return {"commit": commit(), "date": now(), "command": command}
+
+
+def now() -> str:
+    """Date and time in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _cpuinfo(key: str) -> str | None:

@@ -9,7 +9,6 @@ name in the journal so that the next process leaves it out.
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import signal
 import threading
@@ -20,35 +19,57 @@ import torch
 
 from bench import agreement, devices
 from bench.agreement import Outcome, Truths
-from bench.devices import GRAPH, WHOLE, Device, DeviceLostError, NoGraphError
-from bench.grids import Case, Shape
+from bench.devices import GRAPH, WHOLE, DeviceLostError, NoGraphError
+from bench.grids import Case, Grid, Shape
 from bench.inputs import Pair, rotation
 from bench.peers import Loss, Peer
 from bench.peers.mathematics import PAPER
-from bench.state import Journal
-from bench.timing import Budget, percentile, schedule, warm_up
+from bench.session import Session
+from bench.timing import Budget, percentile, schedule, warm_up, without_collections
 
 LONG = 1.0  # seconds; longer calls are not warmed up
 LONGEST = 15.0  # seconds of one call
 HIDDEN = 0.02  # seconds of a call from which its launches are too small a part to matter
 
-Checks = dict[tuple[str, str], str | None]
 Times = dict[str, float]
 
 
-class TooLarge:
-    """Shapes at which a peer ran out of memory or patience: larger ones are not tried."""
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured.
+
+    Attributes:
+        budget: calls, and again replays, of each peer.
+        longest: seconds; another's peer that takes longer is not tried at larger shapes.
+        compiled: the grid of shapes at which peers take part that compile; None for all shapes.
+    """
+
+    budget: Budget
+    longest: float = LONGEST
+    compiled: Grid | None = None
+
+    def some(self, known: Sequence[Peer], case: Case) -> list[Peer]:
+        """The peers that take part in a case."""
+        compiles = self.compiled is None or self.compiled.compiles(case)
+        return [peer for peer in known if compiles or not peer.compiles]
+
+
+class Known:
+    """What is kept from group to group: small checks by (peer, variant), and the shapes at which a
+    peer ran out of memory or patience: larger ones are not tried."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], list[tuple[Shape, str]]] = {}
+        self.checks: dict[tuple[str, str], str | None] = {}
+        self._too_large: dict[tuple[str, str], list[tuple[Shape, str]]] = {}
 
-    def add(self, peer: Peer, case: Case, reason: str) -> None:
-        found = self._found.setdefault((peer.name, case.variant.name), [])
+    def too_large(self, peer: Peer, case: Case, reason: str) -> None:
+        """Larger cases are not tried."""
+        found = self._too_large.setdefault((peer.name, case.variant.name), [])
         found.append(((case.n, case.d), reason))
 
     def reason(self, peer: Peer, case: Case) -> str | None:
         """None, or why a peer is not tried in a case."""
-        for (n, d), reason in self._found.get((peer.name, case.variant.name), ()):
+        for (n, d), reason in self._too_large.get((peer.name, case.variant.name), ()):
             if case.n >= n and case.d >= d:
                 return f"not tried, as at {n} x {d}: {reason}"
         return None
@@ -89,28 +110,12 @@ class Candidate:
         return percentile(self.samples[WHOLE], 50)
 
 
-@dataclass
 class Group:
-    """Measures the candidates of one case.
+    """Measures the candidates of one case."""
 
-    Attributes:
-        case, device: what is measured, and on what.
-        budget: how often each peer is called and replayed.
-        too_large: where peers are not tried; kept from group to group.
-        checks: small checks by (peer, variant), kept from group to group.
-        longest: seconds; another's peer that takes longer is not tried at larger shapes.
-        journal: gets what begins and ends.
-        lost: keys of the journal that ended an earlier process, with reasons.
-    """
-
-    case: Case
-    device: Device
-    budget: Budget
-    too_large: TooLarge = field(default_factory=TooLarge)
-    checks: Checks = field(default_factory=dict)
-    longest: float = LONGEST
-    journal: Journal = field(default_factory=lambda: Journal(None))
-    lost: dict[str, str] = field(default_factory=dict)
+    def __init__(self, case: Case, session: Session, settings: Settings, known: Known) -> None:
+        self.case, self.settings, self.known = case, settings, known
+        self.device, self.journal, self.lost = session.device, session.journal, session.lost
 
     def measure(self, peers: Sequence[Peer]) -> list[Candidate]:
         """All peers, those with problems too. Their losses and graphs are given back."""
@@ -181,14 +186,14 @@ class Group:
             self.journal.lose(key, problem)
             raise
         if memory:
-            self.too_large.add(candidate.peer, self.case, problem)
+            self.known.too_large(candidate.peer, self.case, problem)
         self.device.release()
         self.journal.end(key)
 
     def _prepare(self, candidate: Candidate, pair: Pair, truths: Truths) -> None:
         """Checks the peer, builds its loss, holds its first result against the truth, warms up."""
         peer, case = candidate.peer, self.case
-        reason = self.lost.get(candidate.key) or self.too_large.reason(peer, case)
+        reason = self.lost.get(candidate.key) or self.known.reason(peer, case)
         if reason is not None:
             candidate.fail(reason, wrong=candidate.key in self.lost)
             return
@@ -210,21 +215,21 @@ class Group:
             candidate.add(times)
         else:
             candidate.estimate = warm_up(lambda: self._call(candidate, pair)[WHOLE], LONG)
-        if candidate.estimate > self.longest and not peer.ours:
+        if candidate.estimate > self.settings.longest and not peer.ours:
             reason = f"one call took {candidate.estimate:.0f} s"
-            self.too_large.add(peer, case, reason)
+            self.known.too_large(peer, case, reason)
         self.journal.end(candidate.key)
 
     def _small_check(self, peer: Peer) -> str | None:
         """A peer that compiles is checked at the timed shapes alone: each check compiles anew."""
         key = (peer.name, self.case.variant.name)
-        if key not in self.checks:
-            self.checks[key] = (
+        if key not in self.known.checks:
+            self.known.checks[key] = (
                 None
                 if peer.compiles
                 else agreement.check_small(peer, [self.case.variant], self.device.torch)
             )
-        return self.checks[key]
+        return self.known.checks[key]
 
     def _timed(self, loss: Loss, pair: Pair) -> tuple[Times, Outcome]:
         variant = self.case.variant
@@ -294,18 +299,15 @@ class Group:
         if not sound:
             return
         counts = {
-            key: max(self.budget.count(each.estimate) - each.early, 1)
+            key: max(self.settings.budget.count(each.estimate) - each.early, 1)
             for key, each in sound.items()
         }
         self.journal.start(f"{self.case} samples")
-        gc.collect()
-        gc.disable()
         try:
-            for keys in schedule(counts):
-                for key in keys:
+            with without_collections():
+                for key in itertools.chain.from_iterable(schedule(counts)):
                     self._guarded(sound[key], key, lambda each: self._take(each, take))
         finally:
-            gc.enable()
             # Whatever is raised here has been blamed on its peer: the case is not to blame.
             self.journal.end(f"{self.case} samples")
 

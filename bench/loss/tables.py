@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+from bench import peers
 from bench.console import aligned
 from bench.devices import GRAPH, WHOLE
 from bench.grids import CPU_GRID, CUDA_GRID, Case, Grid
@@ -26,7 +27,6 @@ from bench.markdown import (
     times,
     titled,
 )
-from bench.peers import discover
 from bench.plots import drawing
 from bench.results import Row, by_shape
 
@@ -134,17 +134,12 @@ def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
 
 def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
     """Peers that occur, in the order of the tables, with their titles."""
-    present = {name: row for group in groups.values() for name, row in sorted(group.items())}
-    known = {name: peer.title for name, peer in discover(layout.kind).items() if name in present}
-    titles = known | {name: name for name in sorted(present) if name not in known}
-    exact = {
-        name: all(group[name].get("exact", 1) for group in groups.values() if name in group)
-        for name in titles
-    }
-    return {
-        name: title if exact[name] or "exact" in title else f"{title} (not exact)"
-        for name, title in titles.items()
-    }
+    known, present = (
+        peers.titles(layout.kind),
+        {name for group in groups.values() for name in group},
+    )
+    order = [*known, *sorted(present - known.keys())]
+    return {name: known.get(name, name) for name in order if name in present}
 
 
 def _wide(titles: Mapping[str, str], layout: Layout) -> list[Column]:
@@ -183,7 +178,7 @@ def _long(titles: Mapping[str, str], layout: Layout) -> list[Column]:
 
 def fastest_public(group: Group, layout: Layout) -> Row | None:
     """The fastest exact implementation of one shape and dtype that others publish."""
-    known = discover(layout.kind)
+    known = peers.discover(layout.kind)
     rows = [
         row
         for name, row in group.items()

@@ -18,7 +18,6 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ MONAI = Mathematics(unbiased=True, eps=1e-6, eps_on="deviation", lambd=torch.ten
 STABLE_PRETRAINING = Mathematics(unbiased=True, eps=1e-5, eps_on="deviation")
 SOLO_LEARN = Mathematics(factor=0.025)  # the library's default; its lambda is matched
 VISSL = Mathematics(shared=True, eps=1e-5)
-CATALYST_EPS = 1e-12
+CATALYST = Mathematics(unbiased=True, eps=1e-12)
 
 
 def squared(c: Tensor) -> Tensor:
@@ -117,11 +116,24 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-@dataclass(frozen=True)
-class Library:
-    """One library.
+def build(path: str, options: Mapping[str, Any], n: int, d: int, dtype: torch.dtype) -> Loss:
+    """The class at a dotted path."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)(**options)
 
-    Attributes:
+
+def library(
+    name: str,
+    path: str,
+    mathematics: Mathematics = PAPER,
+    options: Mapping[str, Any] | None = None,
+    formula: Loss | None = None,
+    title: str | None = None,
+    command: str | None = None,
+) -> Iterator[Peer]:
+    """The class of a library and its formula, as far as there are both.
+
+    Args:
         name: of its package.
         path: of its loss, as Python has it where `options` are given.
         mathematics: what it computes.
@@ -130,81 +142,50 @@ class Library:
         title: what the tables call it; the name by default.
         command: that installs it, by default `pip install` of its name.
     """
-
-    name: str
-    path: str
-    mathematics: Mathematics = PAPER
-    options: Mapping[str, Any] | None = None
-    formula: Loss | None = None
-    title: str = ""
-    command: str = ""
-
-    def peers(self) -> Iterator[Peer]:
-        """The class and the formula, as far as there are both."""
-        title = self.title or self.name
-        if self.options is not None:
-            yield Peer(
-                name=self.name,
-                title=title,
-                source=f"{title} {provenance.version(self.name) or '(not installed)'}, {self.path}",
-                build=self.build,
-                mathematics=self.mathematics,
-                unavailable=self.why_missing,
-            )
-        if self.formula is not None:
-            yield Peer(
-                name=self.name if self.options is None else f"{self.name}-formula",
-                title=f"{title} (formula)",
-                source=f"the mathematics of {self.path} in plain torch, not {title} itself",
-                build=stateless(self.formula),
-                mathematics=self.mathematics,
-                unavailable=functools.partial(self.why_no_formula, title),
-            )
-
-    @property
-    def module(self) -> str:
-        """What is imported."""
-        return self.path.partition(".")[0]
-
-    def build(self, n: int, d: int, dtype: torch.dtype) -> Loss:
-        """Its class."""
-        module, _, name = self.path.rpartition(".")
-        return getattr(importlib.import_module(module), name)(**self.options)
-
-    def why_missing(self) -> str | None:
-        """None, or that the module is not installed and the command that changes it."""
-        command = self.command or f"pip install {self.name}"
-        return None if is_installed(self.module) else f"{self.module} is not installed ({command})"
-
-    def why_no_formula(self, title: str) -> str | None:
-        """None, or that the class itself is measured instead of the formula."""
-        measured = self.options is not None and is_installed(self.module)
-        return f"{title} itself is installed" if measured else None
+    title, module = title or name, path.partition(".")[0]
+    missing = f"{module} is not installed ({command or f'pip install {name}'})"
+    if options is not None:
+        yield Peer(
+            name=name,
+            title=title,
+            source=f"{title} {provenance.version(name) or '(not installed)'}, {path}",
+            build=functools.partial(build, path, options),
+            mathematics=mathematics,
+            unavailable=lambda: None if is_installed(module) else missing,
+        )
+    if formula is not None:
+        measured = f"{title} itself is installed"
+        yield Peer(
+            name=name if options is None else f"{name}-formula",
+            title=f"{title} (formula)",
+            source=f"the mathematics of {path} in plain torch, not {title} itself",
+            build=stateless(formula),
+            mathematics=mathematics,
+            unavailable=lambda: measured if options and is_installed(module) else None,
+        )
 
 
-LIBRARIES = (
-    Library(
+PEERS = (
+    *library(
         "lightly", "lightly.loss.BarlowTwinsLoss", PAPER, {"lambda_param": LAMBD}, lightly_loss,
         command="pip install 'barlow-fast[bench]'",
     ),
-    Library(
+    *library(
         "monai", "monai.losses.BarlowTwinsLoss", MONAI, {"lambd": LAMBD}, monai_loss, "MONAI"
     ),
-    Library(
+    *library(
         "stable-pretraining", "stable_pretraining.losses.BarlowTwinsLoss", STABLE_PRETRAINING,
         {"lambd": LAMBD}, stable_pretraining_loss,
     ),
-    Library(
-        "catalyst", "catalyst.contrib.losses.BarlowTwinsLoss",
-        Mathematics(unbiased=True, eps=CATALYST_EPS),
-        {"offdiag_lambda": LAMBD, "eps": CATALYST_EPS},
+    *library(
+        "catalyst", "catalyst.contrib.losses.BarlowTwinsLoss", CATALYST,
+        {"offdiag_lambda": LAMBD, "eps": CATALYST.eps},
     ),
     # Its release requires torch 1.9; that of VISSL, numpy 1.19.
-    Library(
+    *library(
         "solo-learn", "solo-learn 1.0.6's barlow_loss_func", SOLO_LEARN, formula=solo_learn_loss
     ),
-    Library(
+    *library(
         "vissl", "VISSL's BarlowTwinsCriterion (09270ed)", VISSL, formula=vissl_loss, title="VISSL"
     ),
 )  # fmt: skip
-PEERS = tuple(peer for library in LIBRARIES for peer in library.peers())

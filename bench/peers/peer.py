@@ -54,6 +54,10 @@ class Peer:
     unavailable: Callable[[], str | None] = lambda: None  # nothing beyond torch is needed
     build_for_graph: Callable[[int, int, torch.dtype], Loss] | None = None
 
+    def columns(self) -> dict[str, str]:
+        """Of its rows."""
+        return {"peer": self.name, "source": self.source}
+
 
 def stateless(loss: Loss) -> Callable[[int, int, torch.dtype], Loss]:
     """`build` of a loss that is a function without state."""

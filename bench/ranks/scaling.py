@@ -7,13 +7,13 @@ links at once and takes the steps of a tree. C travels in two bytes.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from barlow_fast.distributed import Network, cost
+from barlow_fast.distributed import LayoutCost, Network, cost
 from bench.ranks import implementations, official
+from bench.results import rounded
 
 GPUS_PER_NODE = 8
 # (GPUs, samples of all of them): the paper's 2048, then at least 32 on each GPU, then 2048 again.
@@ -29,40 +29,29 @@ MEMORY = 80e9  # bytes of a GPU
 SUMS = 5
 
 
-@dataclass(frozen=True)
-class Step:
-    """One forward and backward pass of one rank."""
-
-    seconds: float
-    flops: float
-    sent: int
-    layout: str | None = None
-    fits: bool = True
-
-
 def network(gpus: int) -> Network:
     """What `barlow_fast` itself assumes of such a group when it chooses a layout."""
     return cost.network_of("cuda", -(-gpus // GPUS_PER_NODE), PRECISION)
 
 
-def ours(gpus: int, n: int, d: int) -> Step:
+def _step(found: LayoutCost, gpus: int) -> dict[str, Any]:
+    """One forward and backward pass of one rank, in the columns of a row."""
+    seconds = rounded(found.seconds(network(gpus), gpus))
+    return {"seconds": seconds, "flops": found.flops, "sent": found.sent}
+
+
+def ours(gpus: int, n: int, d: int) -> dict[str, Any]:
     """`layout="auto"`, by the model with which it chooses."""
     rows, net = tuple(implementations.split(n, gpus)), network(gpus)
     layout = cost.choose_layout("auto", "auto", rows, d, DTYPE, PRECISION, net)
     found = cost.cost(layout, rows, d, DTYPE, PRECISION, use_all_reduce=net.use_all_reduce)
-    return Step(found.seconds(net, gpus), found.flops, found.sent, layout)
+    return _step(found, gpus) | {"layout": layout, "fits": True}
 
 
-def all_reduce(gpus: int, n: int, d: int) -> Step:
-    """C in two bytes an element: products, passes through memory and the ring, one by one."""
-    net = network(gpus)
-    flops = 6.0 * n / gpus * d * d
-    sent = official.wire_bytes(d, gpus, DTYPE.itemsize)
+def all_reduce(gpus: int, n: int, d: int) -> dict[str, Any]:
+    """C in two bytes an element: products, passes through memory, the ring and the sums."""
     matrix = DTYPE.itemsize * d * d
-    seconds = (
-        flops / net.matmul
-        + PASSES * matrix / net.memory
-        + sent / net.shared_bandwidth
-        + SUMS * net.latency * (1 + math.log2(gpus))
-    )
-    return Step(seconds, flops, sent, fits=MATRICES * matrix <= MEMORY)
+    sent = official.wire_bytes(d, gpus, DTYPE.itemsize)
+    # What is kept counts as four passes.
+    found = LayoutCost(6.0 * n / gpus * d * d, 0, sent, 0, SUMS, PASSES * matrix // 4)
+    return _step(found, gpus) | {"layout": None, "fits": MATRICES * matrix <= MEMORY}

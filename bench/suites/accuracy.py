@@ -33,14 +33,8 @@ TARGETS = {"knn": 3.0, "linear": 2.0}
 
 
 def command(
-    data_dir: Annotated[
-        Path | None, Option("Folder of Fashion-MNIST's files. Default: Debian's.")
-    ] = None,
     seeds: Annotated[str, Option("Comma-separated.")] = "0,1,2",
     epochs: Annotated[int | None, Option("Default: the preset's.", least=1)] = None,
-    images: Annotated[
-        int | None, Option("The first so many training images alone.", least=512)
-    ] = None,
     out: Annotated[Path | None, Option("JSON Lines file. Default: this machine's.")] = None,
 ) -> None:
     """Pretrain on Fashion-MNIST, ours and with lightly's parts, and compare accuracies with random
@@ -49,13 +43,7 @@ def command(
 
     with cli.reading():
         chosen = [int(seed) for seed in seeds.split(",")]
-        data = load(CASE, data_dir)
-    if images is not None:
-        data = replace(
-            data,
-            train_images=data.train_images[:images],
-            train_labels=data.train_labels[:images],
-        )
+        data = load(CASE, None)
     rows = measure(data, chosen, epochs)
     shown = in_words(*COLUMNS, Column("images/s", RATE, ",.0f"))
     print(*map(shown, rows), sep="\n")
@@ -80,7 +68,6 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{name}, seed {seed}: {shown}")
 
-    architecture = None
     # In turns, so that a machine that grows busier is so for both.
     for seed in seeds:
         for name, train in ((OURS, quality.ours), (LIGHTLY, quality.lightly)):
@@ -90,9 +77,8 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
                 print(f"{name} is left out: {error}")
                 continue
             score(name, seed, encoder, rate)
-            architecture = encoder
     for seed in seeds:
-        score(RANDOM, seed, random_weights(architecture, seed), None)
+        score(RANDOM, seed, random_weights(encoder, seed), None)
     score(PIXELS, 0, raw_pixels(), None)
     return [row(name, runs, config, len(data.train_images), origin) for name, runs in found.items()]
 
@@ -100,46 +86,22 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
 def _scores(encoder: torch.nn.Module, data: Any, config: Any) -> dict[str, float]:
     """Top-1 in per cent: k-NN with all training images as candidates, and logistic regression on
     features of the images as they are, whose penalty a held-out part chooses."""
-    from barlow_fast.evaluation import (
-        AVERAGE_POOL,
-        ImageFormat,
-        Reading,
-        dataset_splits,
-        features_of_source,
-        fit_with_chosen_penalty,
-        knn_scores,
-    )
+    from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_transfer
     from barlow_fast.training.feeding import choose_views, image_size
 
     views = choose_views(config.views, data)
     form = ImageFormat(image_size(views, data), len(views.mean), views.mean, views.std)
-    splits = dataset_splits(data)
-    (train, train_labels), (test, test_labels) = (
-        features_of_source(encoder, source, form, Reading())
-        for source in (splits.train, splits.test)
-    )
-    x, test_x = train[AVERAGE_POOL], test[AVERAGE_POOL]
-    knn = knn_scores(x, train_labels, test_x, test_labels, (NEIGHBOURS,), TEMPERATURE)[NEIGHBOURS]
-    linear = fit_with_chosen_penalty(
-        x, train_labels, splits.classes, config.seed, penalties=PENALTIES
-    ).accuracy(test_x, test_labels)
-    return {"knn": 100 * knn.top1, "linear": 100 * linear.top1}
+    chosen = {"neighbours": (NEIGHBOURS,), "temperature": TEMPERATURE, "penalties": PENALTIES}
+    found = evaluate_transfer(encoder, dataset_splits(data), form, seeds=(config.seed,), **chosen)
+    names = {"knn": f"k = {NEIGHBOURS}", "linear": "linear"}
+    return {key: 100 * found.score(name).mean for key, name in names.items()}
 
 
 def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origin: Row) -> Row:
     """A row of results: means and standard deviations over runs."""
-    found: Row = {
-        "suite": "accuracy",
-        "case": CASE,
-        "n": config.batch_size,
-        "d": config.projector[-1],
-        "dtype": config.precision,
-        "peer": name,
-        "epochs": config.epochs,
-        "images": images,
-        "runs": len(runs),
-        "provenance": origin,
-    }
+    found: Row = {"suite": "accuracy", "case": CASE, "n": config.batch_size}
+    found |= {"d": config.projector[-1], "dtype": config.precision, "peer": name}
+    found |= {"epochs": config.epochs, "images": images, "runs": len(runs), "provenance": origin}
     for key in (*SCORES, RATE):
         values = [run[key] for run in runs if key in run]
         found[key] = rounded(statistics.mean(values)) if values else None

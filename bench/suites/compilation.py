@@ -6,7 +6,6 @@ reference device of an architecture, and compiled ahead of time.
 
 from __future__ import annotations
 
-import datetime
 import os
 import time
 from pathlib import Path
@@ -59,7 +58,8 @@ def command(
         raise cli.Refused(f"the Triton kernels cannot be imported: {error}") from None
     with cli.reading():
         chosen = parse_architectures(architectures, list(REFERENCE_DEVICES))
-    origin = _origin()
+    origin = provenance.unmeasured("python -m bench compilation")
+    origin["triton"] = provenance.version("triton")
     rows, left, longest, begun = [], [], 0.0, time.monotonic()
     for architecture in chosen:
         start = time.monotonic()
@@ -87,33 +87,12 @@ def parse_architectures(text: str | None, known: list[int]) -> list[int]:
     return sorted(map(int, names), key=lambda each: (each != 90, each))
 
 
-def _origin() -> Row:
-    import triton
-
-    return {
-        "triton": triton.__version__,
-        "commit": provenance.collect()["commit"],
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": "python -m bench compilation",
-    }
-
-
 def _kernel_row(architecture: int, case, launch, resources, origin: Row) -> Row:
-    return {
-        "suite": "compilation",
-        "form": case.form,
-        "n": case.n,
-        "d": case.d,
-        "dtype": f"sm_{architecture}",
-        "inputs": str(case.dtype).removeprefix("torch."),
-        "precision": case.precision,
-        "kernel": launch.name,
-        "constants": launch.constants,
-        "warps": launch.warps,
-        "stages": launch.stages,
-        **resources._asdict(),
-        "provenance": origin,
-    }
+    found = {"suite": "compilation", "form": case.form, "n": case.n, "d": case.d}
+    found |= {"dtype": f"sm_{architecture}", "inputs": str(case.dtype).removeprefix("torch.")}
+    found |= {"precision": case.precision, "kernel": launch.name, "constants": launch.constants}
+    found |= {"warps": launch.warps, "stages": launch.stages}
+    return found | {**resources._asdict(), "provenance": origin}
 
 
 def launch_rows(origin: Row) -> list[Row]:
@@ -127,21 +106,10 @@ def launch_rows(origin: Row) -> list[Row]:
     for form, n, d in STEPS:
         case = inspection.Case(form, n, d, torch.bfloat16, "bf16")
         for index, launch in enumerate(inspection.record_step(case, REFERENCE_DEVICES[90])):
-            rows.append(
-                {
-                    "suite": "compilation",
-                    "form": form,
-                    "n": n,
-                    "d": d,
-                    "dtype": "launches",
-                    "index": index,
-                    "kernel": launch.name,
-                    "grid": list(launch.grid),
-                    "flops": launch.flops,
-                    "bytes": launch.bytes,
-                    "provenance": origin,
-                }
-            )
+            row = {"suite": "compilation", "form": form, "n": n, "d": d, "dtype": "launches"}
+            row |= {"index": index, "kernel": launch.name, "grid": list(launch.grid)}
+            row |= {"flops": launch.flops, "bytes": launch.bytes, "provenance": origin}
+            rows.append(row)
     return rows
 
 

@@ -9,7 +9,9 @@ every step both losses also see the same embeddings, where nothing can grow: tha
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -34,8 +36,7 @@ LIGHTLY, PATCHED, MOVED = "lightly", "patched", "lightly-moved"
 TITLES = {LIGHTLY: "lightly", PATCHED: "patched", MOVED: "lightly, weights moved by one rounding"}
 STEPS, QUICK_STEPS = 50, 6
 BATCH, QUICK_BATCH, DOUBLE_BATCH = 128, 32, 16
-DIM = 2048  # of lightly's example: projector 512-2048-2048
-LEARNING_RATE, SIDE = 0.06, 32
+LEARNING_RATE = 0.06  # of lightly's example
 DISTINCT = 8  # batches, which come round again
 WARM_UPS = 2  # first steps, which are not timed
 PROBES = 10  # every so many steps both losses are held against float64
@@ -56,10 +57,6 @@ def command(
     given: Output,
     steps: Annotated[int | None, Option("Of each run.", least=WARM_UPS + 1)] = None,
     batch: Annotated[int | None, Option("Samples; two views of each.", least=2)] = None,
-    dim: Annotated[int, Option("Outputs of the projector.", least=2)] = DIM,
-    double: Annotated[
-        bool, Option(f"Also a pair of runs in float64, at batch {DOUBLE_BATCH} at most.")
-    ] = True,
 ) -> int:
     """Train lightly's example before and after the patch: losses, seconds, the loss's share."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -70,14 +67,13 @@ def command(
     batch = batch or (QUICK_BATCH if given.quick else BATCH)
     session = Session(devices.Cpu(), given, sources.CODE)
     session.announce()
-    cases = [(batch, VARIANTS["fp32"])]
-    cases += [(min(batch, DOUBLE_BATCH), FP64)] if double else []
+    cases = [(batch, VARIANTS["fp32"]), (min(batch, DOUBLE_BATCH), FP64)]
     shown = in_words(Column("", "dtype", left=True), PEER, *SIZES, *TIMES, *DIFFERENCES)
     for samples, variant in session.in_time(cases):
         try:
-            rows = measure(steps, samples, dim, variant)
+            rows = measure(steps, samples, variant)
         except DisagreementError as error:
-            session.failures[f"{samples} x {dim} {variant.name}"] = f"not timed: {error}"
+            session.failures[f"{samples} samples, {variant.name}"] = f"not timed: {error}"
             break
         session.keep(rows, shown)
     return session.end()
@@ -139,33 +135,31 @@ class Run:
         return {f"{key}_difference": rounded(value) for key, value in chosen.items()}
 
 
-def network(dim: int) -> nn.Module:
-    """ResNet-18 and lightly's head, as in its example."""
-    import torchvision
-    from lightly.models.modules import BarlowTwinsProjectionHead
-
-    backbone = list(torchvision.models.resnet18().children())[:-1]
-    return nn.Sequential(*backbone, nn.Flatten(), BarlowTwinsProjectionHead(512, dim, dim))
-
-
-def criteria() -> dict[str, nn.Module]:
-    """lightly's loss, and what the same import gives under the patch."""
-    import lightly.loss
-
-    import barlow_fast
-
-    original = lightly.loss.BarlowTwinsLoss()
-    with barlow_fast.patch("lightly"):
-        patched = lightly.loss.BarlowTwinsLoss()
-    if type(patched) is type(original) or not type(original).__module__.startswith("lightly"):
-        raise DisagreementError("the patch replaced nothing, or something had been replaced before")
-    return {LIGHTLY: original, PATCHED: patched}
+@functools.cache
+def example() -> Any:
+    """The module examples/lightly_barlow_twins.py: lightly's example with the loss as an option."""
+    path = provenance.ROOT / "examples" / "lightly_barlow_twins.py"
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
-def start(name: str, criterion: Criterion, dim: int, dtype: torch.dtype) -> Run:
+def network() -> nn.Module:
+    """ResNet-18 and lightly's head."""
+    return example().BarlowTwins()
+
+
+def criterion(loss: str) -> nn.Module:
+    """lightly's loss, or what the same import gives under the patch."""
+    with example().criterion_of(loss) as found:
+        return found
+
+
+def start(name: str, criterion: Criterion, dtype: torch.dtype) -> Run:
     """A run at its first step; the weights are the same for all but MOVED."""
     torch.manual_seed(SEED)
-    model = network(dim).to(dtype)
+    model = network().to(dtype)
     if name == MOVED:
         with torch.no_grad():
             for weight in model.parameters():
@@ -176,43 +170,27 @@ def start(name: str, criterion: Criterion, dim: int, dtype: torch.dtype) -> Run:
     return Run(name, model, optimizer, criterion)
 
 
-def views(batch: int, count: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """`count` batches of lightly's two views of scikit-learn's digits, as 32 x 32 images."""
+def views(batch: int, count: int, dtype: torch.dtype) -> list[list[Tensor]]:
+    """`count` batches of lightly's two views at the most."""
     import numpy as np
-    from lightly.transforms.byol_transform import (
-        BYOLTransform,
-        BYOLView1Transform,
-        BYOLView2Transform,
-    )
-    from PIL import Image
-    from sklearn.datasets import load_digits
 
     for seed in (torch.manual_seed, random.seed, np.random.seed):  # its views draw from all three
         seed(SEED)
-    transform = BYOLTransform(
-        view_1_transform=BYOLView1Transform(input_size=SIDE, gaussian_blur=0.0),
-        view_2_transform=BYOLView2Transform(input_size=SIDE, gaussian_blur=0.0),
-    )
-    images = (load_digits().images * (255 / 16)).round().astype("uint8")
-    order = torch.randperm(batch * count).remainder(len(images))
-    found = []
-    for part in order.reshape(count, batch):
-        chosen = (Image.fromarray(images[index]).convert("RGB") for index in part.tolist())
-        pairs = [transform(image.resize((SIDE, SIDE))) for image in chosen]
-        found.append(tuple(torch.stack(each).to(dtype) for each in zip(*pairs, strict=True)))
-    return found
+    pairs = itertools.islice(example().two_views(batch), count)
+    return [[view.to(dtype) for view in pair] for pair in pairs]
 
 
-def measure(steps: int, batch: int, dim: int, variant: Variant) -> list[Row]:
+def measure(steps: int, batch: int, variant: Variant) -> list[Row]:
     """The rows of one precision, without provenance.
 
     Raises:
         DisagreementError: the patched loss is further from float64 than lightly's may be.
     """
-    losses = criteria()
-    runs = [start(name, criterion, dim, variant.dtype) for name, criterion in losses.items()]
-    if variant != FP64:
-        runs.append(start(MOVED, losses[LIGHTLY], dim, variant.dtype))
+    losses = {LIGHTLY: criterion(LIGHTLY), PATCHED: criterion(PATCHED)}
+    if type(losses[PATCHED]) is type(losses[LIGHTLY]):
+        raise DisagreementError("the patch replaced nothing, or something had been replaced before")
+    moved = {} if variant == FP64 else {MOVED: losses[LIGHTLY]}
+    runs = [start(name, loss, variant.dtype) for name, loss in (losses | moved).items()]
     batches = views(batch, min(steps, DISTINCT), variant.dtype)
     locked = Locked(losses, variant)
     generator = random.Random(SEED)
@@ -223,7 +201,7 @@ def measure(steps: int, batch: int, dim: int, variant: Variant) -> list[Row]:
                 if each.name == LIGHTLY:
                     locked.compare(seen, probe=step % PROBES == 0)
     locked.check()
-    head = {"suite": "dropin", "n": batch, "d": dim, "dtype": variant.name}
+    head = {"suite": "dropin", "n": batch, "d": seen[0].shape[1], "dtype": variant.name}
     source = f"lightly {provenance.version('lightly')}"
     return [
         {**head, "peer": each.name, "source": source, **each.columns()}

@@ -3,12 +3,13 @@
 Every try is a process of its own, whose address space may grow by the limit and no more: inputs,
 gradients and everything else of one forward and backward pass. A peer that allocates more gets the
 error of its own allocation, and the row keeps that error. D is bracketed: from two small passes
-the next try is predicted (a D + b D^2 through the last two), until the smallest D that failed is at
-most 5 % above the largest that worked.
+the next try is predicted, until the smallest D that failed is at most 5 % above the largest that
+worked.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -76,8 +77,8 @@ def command(
                 print(f"{name} {n} x {d}: {size}", flush=True)
                 return found
 
-            row = {"suite": "largest", "n": n, "dtype": variant.name, "peer": peer.name}
-            row |= {"source": peer.source, "exact": peer.exact, "limit_bytes": limit}
+            row = {"suite": "largest", "n": n, "dtype": variant.name, **peer.columns()}
+            row |= {"exact": peer.exact, "limit_bytes": limit}
             rows.append(row | search(measure, limit, first))
         session.keep(rows)
     return session.end()
@@ -123,7 +124,12 @@ def predicted(points: dict[int, int | None], limit: int) -> int | None:
         return None
     guess = 8.0 * low
     if len(worked) > 1:
-        guess = _solved(worked[-2:], [points[d] for d in worked[-2:]], limit)
+        # By a line and by a power of D through the last two: the nearer.
+        d, size = worked[-2], points[worked[-2]]
+        rise, growth = points[low] - size, math.log(points[low] / size) / math.log(low / d)
+        if rise > 0:
+            line = low + (limit - points[low]) * (low - d) / rise
+            guess = min(line, low * (limit / points[low]) ** (1 / growth))
     # Just below the predicted edge while nothing has failed, then just above what worked.
     guess *= 0.985 if failed is None or guess < failed else 1.0
     highest = MOST_D if failed is None else failed / 1.02
@@ -132,16 +138,6 @@ def predicted(points: dict[int, int | None], limit: int) -> int | None:
     if d <= low or d in points:
         d = int((low * (failed or 2 * low)) ** 0.5) // STEP * STEP
     return None if d <= low or d in points else d
-
-
-def _solved(ds: list[int], sizes: list[int], limit: int) -> float:
-    """D at which a D + b D^2 through two points reaches the limit."""
-    (d0, d1), (s0, s1) = ds, sizes
-    b = (s1 / d1 - s0 / d0) / (d1 - d0)
-    a = s1 / d1 - b * d1
-    if b * limit <= 1e-6 * a * a:  # as good as linear, or bent downwards by noise
-        return limit * d1 / s1
-    return ((a * a + 4 * b * limit) ** 0.5 - a) / (2 * b)
 
 
 def total(found: Row) -> int:

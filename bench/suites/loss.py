@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 from bench import cli, devices, peers, results, sources
@@ -14,54 +14,21 @@ from bench.floor import Peaks, floor_seconds
 from bench.grids import Case, Grid
 from bench.inputs import parse_shapes, parse_variants
 from bench.loss import tables as loss_tables
-from bench.loss.group import LONGEST, Candidate, Group, TooLarge
+from bench.loss.group import LONGEST, Candidate, Group, Known, Settings
 from bench.loss.pace import Pace
 from bench.peers import Peer
 from bench.results import Row, rounded
-from bench.session import Given, Session
-from bench.timing import Budget, percentile
+from bench.session import Chosen, Given, Session
+from bench.timing import percentile
 
 SECTION = "Loss: forward + backward"
 QUICK_SECONDS, QUICK_MINUTES = 0.1, 0.6
 NOWHERE, EVERYWHERE = "none", "all"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured.
-
-    Attributes:
-        budget: calls, and again replays, of each peer.
-        longest: seconds; another's peer that takes longer is not tried at larger shapes.
-        compiled: the grid of shapes at which peers take part that compile; None for all shapes.
-    """
-
-    budget: Budget
-    longest: float = LONGEST
-    compiled: Grid | None = None
-
-    def some(self, known: Sequence[Peer], case: Case) -> list[Peer]:
-        """The peers that take part in a case."""
-        compiles = self.compiled is None or self.compiled.compiles(case)
-        return [peer for peer in known if compiles or not peer.compiles]
-
-
 def command(
     given: Given,
-    shapes: Annotated[
-        str | None, Option("Such as 256x8192,512x8192. Default: those of the tables.")
-    ] = None,
-    dtypes: Annotated[
-        str | None,
-        Option(
-            "Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
-            "fp16-inputs. Default: all."
-        ),
-    ] = None,
-    names: Annotated[
-        str | None,
-        Option("Comma-separated, or 'all'. Default: all; on cuda some of them.", name="--peers"),
-    ] = None,
+    chosen: Chosen,
     seconds: Annotated[float | None, Option("Time for each peer at each shape and dtype.")] = None,
     repeats: Annotated[int | None, Option("Repeats, instead of --seconds.", least=1)] = None,
     full: Annotated[
@@ -78,10 +45,11 @@ def command(
     with cli.reading():
         device = devices.choose(given.device)
         grid = device.grid
-        some = parse_shapes(shapes) if shapes else (grid.quick if given.quick else None)
-        variants = parse_variants(dtypes or ",".join(device.variants), device.variants)
-        chosen = peers.choose(names, device.kind)
-        named = names is not None and any(peer.compiles for peer in chosen)
+        quick = grid.quick if given.quick else None
+        some = parse_shapes(chosen.shapes) if chosen.shapes else quick
+        variants = parse_variants(chosen.dtypes or ",".join(device.variants), device.variants)
+        known = peers.choose(chosen.peers, device.kind)
+        named = chosen.peers is not None and any(peer.compiles for peer in known)
         compiled = compiled_grid(grid, compiled_shapes, named, given.quick)
     if given.quick and given.minutes is None:
         given = replace(given, minutes=QUICK_MINUTES)
@@ -90,7 +58,7 @@ def command(
         budget = replace(budget, seconds=seconds or QUICK_SECONDS)
     session = Session(device, given, sources.MEASURED)
     settings = Settings(budget, longest, compiled)
-    measure(session, grid.cases(variants, some, full), chosen, settings)
+    measure(session, grid.cases(variants, some, full), known, settings)
     return session.end()
 
 
@@ -122,19 +90,15 @@ def measure(
     peaks = device.peaks()
     print("peaks:", ", ".join(f"{name} {value}" for name, value in peaks.as_fields().items()))
     pace = Pace(settings.budget.count, device.group_seconds)
-    too_large, checks = TooLarge(), {}
+    kept = Known()
 
     def predicted(case: Case) -> float:
         some = settings.some(usable, case)
-        return pace.seconds(case, [peer for peer in some if not too_large.reason(peer, case)])
+        return pace.seconds(case, [peer for peer in some if not kept.reason(peer, case)])
 
     for case in session.in_time(todo, predicted):
         begun = time.monotonic()
-        group = Group(
-            case, device, settings.budget, too_large, checks, settings.longest, session.journal,
-            session.lost,
-        )  # fmt: skip
-        found = group.measure(settings.some(usable, case))
+        found = Group(case, session, settings, kept).measure(settings.some(usable, case))
         rows = session.keep([row(case, candidate, peaks, device) for candidate in found])
         print(loss_tables.printed(case, rows), flush=True)
         device.release()
@@ -150,12 +114,11 @@ def measure(
 def row(case: Case, candidate: Candidate, peaks: Peaks, device: Device) -> Row:
     """One line of results, without provenance; times are None where there are none, with the
     reason beside them."""
-    n, d, variant = case.n, case.d, case.variant
-    floor = floor_seconds(n, d, variant.dtype.itemsize, peaks.gemm(variant.gemm), peaks.copy)
-    samples = {} if candidate.problem else candidate.samples
-    found = {"suite": "loss", **device.row(), "n": n, "d": d, "dtype": variant.name}
-    found |= {"peer": candidate.peer.name, "source": candidate.peer.source}
-    found |= {"exact": candidate.peer.exact}
+    variant, samples = case.variant, {} if candidate.problem else candidate.samples
+    rates = peaks.gemm(variant.gemm), peaks.copy
+    floor = floor_seconds(case.n, case.d, variant.dtype.itemsize, *rates)
+    found = {"suite": "loss", **device.row(), **case.columns(), **candidate.peer.columns()}
+    found["exact"] = candidate.peer.exact
     for measure in device.measures:
         found |= _times(measure, samples.get(measure, []), floor)
     found |= {"floor_ms": rounded(floor * 1e3), "problem": candidate.problem}
@@ -166,22 +129,20 @@ def row(case: Case, candidate: Candidate, peaks: Peaks, device: Device) -> Row:
 
 def _times(prefix: str, samples: Sequence[float], floor: float) -> Row:
     """The columns of one measure; what is a part of a pass has no share of the floor."""
-    names = ["median_ms" if prefix == WHOLE else f"{prefix}ms"]
-    names += [f"{prefix}p20_ms", f"{prefix}p80_ms"]
-    values = [percentile(samples, q) if samples else None for q in (50, 20, 80)]
     found: Row = {} if prefix == FORWARD else {f"{prefix}repeats": len(samples)}
-    for name, value in zip(names, values, strict=True):
-        found[name] = None if value is None else rounded(value * 1e3)
+    names = {"median_ms" if prefix == WHOLE else f"{prefix}ms": 50}
+    for name, q in (names | {f"{prefix}p20_ms": 20, f"{prefix}p80_ms": 80}).items():
+        found[name] = rounded(percentile(samples, q) * 1e3) if samples else None
     if prefix != FORWARD:
-        found[f"{prefix}fraction_of_floor"] = rounded(floor / values[0]) if samples else None
+        share = rounded(floor / percentile(samples, 50)) if samples else None
+        found[f"{prefix}fraction_of_floor"] = share
     return found
 
 
 def key(case: Case) -> tuple:
     """The group of a case's rows."""
-    return results.group({"suite": "loss", "n": case.n, "d": case.d, "dtype": case.variant.name})
+    return results.group({"suite": "loss", **case.columns()})
 
 
-def tables(rows: list[Row]) -> str:
-    """Markdown of one machine's rows: a wide and a long table for each dtype."""
-    return loss_tables.tables(rows)
+# Markdown of one machine's rows: a wide and a long table for each dtype.
+tables = loss_tables.tables

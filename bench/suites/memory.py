@@ -51,8 +51,7 @@ def measure(session: Session, cases: Sequence[Case], known: Sequence[Peer]) -> N
 
 def key(case: Case) -> tuple:
     """The group of a case's rows."""
-    row = {"suite": "memory", "n": case.n, "d": case.d, "dtype": case.variant.name}
-    return results.group(row)
+    return results.group({"suite": "memory", **case.columns()})
 
 
 def _row(session: Session, case: Case, peer: Peer) -> Row:
@@ -71,8 +70,7 @@ def _row(session: Session, case: Case, peer: Peer) -> Row:
     problem = found["problem"]
     if problem and "memory" not in problem and (peer.ours or device.judges_others):
         session.failures[name] = problem
-    row = {"suite": "memory", **device.row(), "n": case.n, "d": case.d}
-    return row | {"dtype": case.variant.name, "peer": peer.name, "source": peer.source} | found
+    return {"suite": "memory", **device.row(), **case.columns(), **peer.columns(), **found}
 
 
 def _figures(device: Device, case: Case, peer: Peer) -> Row:

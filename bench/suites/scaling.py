@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +10,7 @@ from bench import provenance, results
 from bench.cli import Option
 from bench.markdown import Column, joined, reading, short, table_of, times
 from bench.ranks import scaling
-from bench.results import Row, rounded
+from bench.results import Row
 
 SECTION = "Groups of GPUs: modelled, not measured"
 FILE = results.FOLDER / "scaling.jsonl"
@@ -22,29 +20,26 @@ def command(
     out: Annotated[Path, Option("JSON Lines file.")] = FILE,
 ) -> None:
     """Model one step on 8, 64 and 512 GPUs; no GPU needed, none used."""
-    origin = {
-        "commit": provenance.commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": "python -m bench scaling",
-    }
+    origin = provenance.unmeasured("python -m bench scaling")
     results.merge(out, [row | {"provenance": origin} for row in modelled()])
     print(f"rows are in {out}; `python -m bench report` makes the tables and the figure")
 
 
 def modelled() -> list[Row]:
     """The rows, without provenance."""
-    rows = []
-    for gpus, n in scaling.GROUPS:
-        for d in scaling.DIMENSIONS:
-            steps = {
-                "ours": dataclasses.asdict(scaling.ours(gpus, n, d)),
-                "all_reduce": dataclasses.asdict(scaling.all_reduce(gpus, n, d)),
-            }
-            for step in steps.values():
-                step["seconds"] = rounded(step["seconds"])
-            row = {"suite": "scaling", "n": n, "d": d, "dtype": scaling.PRECISION, "ranks": gpus}
-            rows.append(row | steps)
-    return rows
+    return [
+        {
+            "suite": "scaling",
+            "n": n,
+            "d": d,
+            "dtype": scaling.PRECISION,
+            "ranks": gpus,
+            "ours": scaling.ours(gpus, n, d),
+            "all_reduce": scaling.all_reduce(gpus, n, d),
+        }
+        for gpus, n in scaling.GROUPS
+        for d in scaling.DIMENSIONS
+    ]
 
 
 def origin(rows: list[Row], name: str) -> str:

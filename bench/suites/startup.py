@@ -16,17 +16,7 @@ from bench.results import Row, chosen, grouped, ratio
 from bench.session import Chosen, Output, Session
 from bench.startup import processes
 from bench.startup.child import COMPILED
-from bench.startup.processes import (
-    CASES,
-    COMPILE_REPEATS,
-    COMPILED_OFFICIAL,
-    DEADLINE,
-    MODULES,
-    PEERS,
-    REPEATS,
-    TORCH,
-    Key,
-)
+from bench.startup.processes import COMPILED_OFFICIAL, MODULES, TORCH, Key
 from bench.timing import columns
 
 SECTION = "Startup: imports, first calls, compilers"
@@ -39,23 +29,21 @@ QUICK_CASES = ("import", "first-call", "second-call")
 def command(
     given: Output,
     some: Chosen,
-    cases: Annotated[str | None, Option(f"Of {', '.join(CASES)}. Default: all.")] = None,
+    cases: Annotated[str | None, Option(f"Of {', '.join(processes.CASES)}. Default: all.")] = None,
     repeats: Annotated[
-        int | None,
-        Option(
-            f"Processes of each. Default: {REPEATS}, or {COMPILE_REPEATS} where a compiler runs.",
-            least=1,
-        ),
+        int | None, Option("Processes of each, instead of 5, or 3 where a compiler runs.", least=1)
     ] = None,
-    deadline: Annotated[float, Option("Seconds after which a process is ended.")] = DEADLINE,
+    deadline: Annotated[
+        float, Option("Seconds after which a process is ended.")
+    ] = processes.DEADLINE,
     kind: Annotated[str, Option("cpu or cuda.", name="--device")] = "cpu",
 ) -> int:
     """Time imports, first calls and compilers, each in fresh processes."""
     quick = given.quick
     with cli.reading():
         device = devices.choose(kind)
-        chosen = cli.listed(cases, CASES, "case", QUICK_CASES if quick else None)
-        names = cli.listed(some.peers, PEERS, "peer", QUICK_PEERS if quick else None)
+        chosen = cli.listed(cases, processes.CASES, "case", QUICK_CASES if quick else None)
+        names = cli.listed(some.peers, processes.PEERS, "peer", QUICK_PEERS if quick else None)
         variants = parse_variants(some.dtypes or DTYPES, device.variants)
         grid = list(itertools.product(parse_shapes(some.shapes or SHAPES), variants))
     repeats = QUICK_REPEATS if quick and repeats is None else repeats
@@ -74,18 +62,9 @@ def command(
 
 def row(key: Key, samples: Sequence[float], kind: str, kernels: int = 0) -> Row:
     """A row of results without its provenance."""
-    found: Row = {
-        "suite": "startup",
-        "case": key.case,
-        "device": kind,
-        "n": key.n,
-        "d": key.d,
-        "dtype": key.dtype,
-        "peer": key.peer,
-        "source": source(key.peer, kind),
-        "repeats": len(samples),
-        **columns(samples, "ms", 1e3),
-    }
+    found: Row = {"suite": "startup", "case": key.case, "device": kind, "n": key.n, "d": key.d}
+    found |= {"dtype": key.dtype, "peer": key.peer, "source": source(key.peer, kind)}
+    found |= {"repeats": len(samples), **columns(samples, "ms", 1e3)}
     return found | ({"kernels": kernels} if key.case == "triton-kernels" else {})
 
 
@@ -101,7 +80,7 @@ def source(peer: str, kind: str) -> str:
 def titles() -> dict[str, str]:
     """What the tables call the implementations, in order."""
     known = peers.titles("cuda") | peers.titles()
-    named = {name: known.get(name, name) for name in PEERS}
+    named = {name: known.get(name, name) for name in processes.PEERS}
     return {TORCH: "torch"} | named | {COMPILED_OFFICIAL: f"{named['official']}, compiled"}
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -63,33 +62,19 @@ def measure(
     pace: tuple[float, int, float],
     distinct: int = images.DISTINCT,
 ) -> None:
-    """Rows of each case; what cannot run here is named.
-
-    Args:
-        session: the run.
-        chosen: cases.
-        names: of the runs of each case.
-        pace: as in PACE.
-        distinct: files that differ, of a case of files.
-    """
+    """Rows of each case and of the runs of `names`, at a pace as in PACE, with `distinct` different
+    files in a case of files; what cannot run here is named."""
     todo = session.todo(chosen, lambda case: key(case, session.device))
     if todo:
         session.announce()
-    with image_files(todo, distinct) as folder:
+    shown = in_words(Column("", "case", left=True), *COLUMNS)
+    with tempfile.TemporaryDirectory() as temporary:
+        needed = any(case.files and cases.unavailable(OURS, case) is None for case in todo)
+        folder = images.photographs(Path(temporary) / "files", distinct) if needed else None
         for case in session.named(todo):
             rows, failed = _rows(session, case, names, folder, pace)
-            session.keep(rows, in_words(Column("", "case", left=True), *COLUMNS))
+            session.keep(rows, shown)
             session.failures |= failed
-
-
-@contextlib.contextmanager
-def image_files(chosen: Sequence[Case], distinct: int) -> Iterator[Path | None]:
-    """A folder of JPEG files that goes away, for cases that need one, else None."""
-    if not any(case.files and cases.unavailable(OURS, case) is None for case in chosen):
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield images.photographs(Path(temporary) / "photographs", distinct)
 
 
 def _rows(
@@ -133,15 +118,10 @@ def row(
 ) -> Row:
     """A row of results without its provenance."""
     config = case.config()
-    found = _head(case, device) | {
-        "peer": peer,
-        "source": provenance.versions(PACKAGES.get(peer, ())),
-        "encoder": config.encoder,
-        "optimizer": config.optimizer,
-        "rounds": len(rates),
-        **columns(rates, "per_s"),
-        "fraction_of_limit": None,  # see `add_fractions`
-    }
+    found = _head(case, device) | {"peer": peer}
+    found |= {"source": provenance.versions(PACKAGES.get(peer, ()))}
+    found |= {"encoder": config.encoder, "optimizer": config.optimizer, "rounds": len(rates)}
+    found |= {**columns(rates, "per_s"), "fraction_of_limit": None}  # see `add_fractions`
     for share in SHARES:
         values = [report[share] for report in reports if share in report]
         found[share] = rounded(percentile(values, 50)) if values else None

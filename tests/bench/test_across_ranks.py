@@ -19,6 +19,7 @@ from bench import report, results
 from bench.inputs import VARIANTS
 from bench.ranks import implementations, measurement, official, processes
 from bench.ranks.implementations import OFFICIAL, PRECISION
+from bench.ranks.measurement import Task
 from bench.suites import distributed
 from bench.timing import Budget
 
@@ -112,8 +113,8 @@ def test_a_small_run(tmp_path):
         assert sum(r.get("auto", False) for r in rows if r["dtype"] == name) == 1
 
 
-def wrong_loss(z_a, z_b, rows):
-    return 1.001 * implementations.layout_loss("rows", z_a, z_b, rows)
+def wrong_loss(z_a, z_b, n):
+    return 1.001 * implementations.layout_loss("rows", z_a, z_b, n)
 
 
 def check_wrong_ones(folder):
@@ -179,26 +180,35 @@ def test_processes_end_whatever_happens(tmp_path, monkeypatch, entry, error, tex
             os.kill(int(each.name), 0)
 
 
-def test_what_does_not_fit_is_a_row_with_its_reason(tmp_path, monkeypatch):
+@pytest.fixture
+def task(tmp_path):
+    """(n, d, peer) -> a task of that peer on two ranks, whose inputs are there."""
+
+    def task(n, d, name):
+        peers = (implementations.discover()[name],)
+        found = Task(n, d, 2, (VARIANTS["fp32"],), peers, Budget(), tmp_path)
+        found.data.touch()
+        return found
+
+    return task
+
+
+def test_what_does_not_fit_is_a_row_with_its_reason(task, tmp_path, monkeypatch):
     memory = tmp_path / "meminfo"
     memory.write_text("MemTotal: 1 kB\nMemAvailable:    4194304 kB\n")
     monkeypatch.setattr(distributed.memory_limit, "MEMINFO", memory)
-    known = implementations.discover()
-    assert distributed.does_not_fit(known["ours-features"], 2048, 8192, 2) is None
-    assert "4 GiB are free" in distributed.does_not_fit(known[OFFICIAL], 2048, 32768, 2)
+    small, large = task(2048, 8192, "ours-features"), task(2048, 32768, OFFICIAL)
+    assert distributed.does_not_fit(small.peers[0], small) is None
+    assert "4 GiB are free" in distributed.does_not_fit(large.peers[0], large)
     monkeypatch.setattr(processes, "run", lambda entry, ranks, arguments, seconds: None)
-    place = distributed.Place(2048, 32768, 2)
-    rows, failures = distributed.measure(
-        place, [VARIANTS["fp32"]], [known[OFFICIAL]], Budget(), tmp_path / "data", 1.0
-    )
+    rows, failures = distributed.measure(large, 1.0)
     assert failures == {}
     assert [(r["peer"], r["ranks"]) for r in rows] == [(OFFICIAL, 2)]
     assert "would need about" in rows[0]["problem"]
     assert "would need about" in distributed.tables(rows)
 
 
-def test_what_was_finished_survives_a_failure(tmp_path, monkeypatch):
-    known = implementations.discover()["ours-rows"]
+def test_what_was_finished_survives_a_failure(task, monkeypatch):
     finished = {"rows": [row("ours-rows", 1.0, 1)], "failures": {OFFICIAL: "off by 1"}}
 
     def break_off(entry, ranks, arguments, seconds):
@@ -206,10 +216,9 @@ def test_what_was_finished_survives_a_failure(tmp_path, monkeypatch):
         raise TimeoutError("time is up")
 
     monkeypatch.setattr(processes, "run", break_off)
-    (tmp_path / "results.json").write_text("of an earlier run")
-    rows, failures = distributed.measure(
-        distributed.Place(64, 256, 2), [VARIANTS["fp32"]], [known], Budget(), tmp_path / "data", 1.0
-    )
+    some = task(64, 256, "ours-rows")
+    some.results.write_text("of an earlier run")
+    rows, failures = distributed.measure(some, 1.0)
     assert rows == finished["rows"]
     assert failures == {
         "64 x 256 on 2 ranks": "time is up", f"2 ranks, {OFFICIAL}": "off by 1",
@@ -246,10 +255,3 @@ def test_the_results_have_a_page_for_it():
     files = report.machine_files(results.FOLDER)
     assert "](distributed.md)" in report.index(files)
     assert (results.FOLDER / "distributed.md").is_file()
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--ranks", "1"], ["--ranks", "x"], ["--dtypes", "fp8"], ["--peers", "nobody"]]
-)
-def test_bad_options_are_refused_before_anything_runs(arguments):
-    assert invoke(["distributed", *arguments]).exit_code == 2

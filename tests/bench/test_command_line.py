@@ -6,6 +6,7 @@ import pytest
 from invoked import invoke
 
 from bench import memory_limit, peak_memory, results
+from bench.session import Session
 
 
 def test_quick_run_on_a_tiny_shape(tmp_path):
@@ -27,10 +28,31 @@ def test_quick_run_on_a_tiny_shape(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--shapes", "16"], ["--dtypes", "fp8"], ["--peers", "nobody"]]
+    ("arguments", "message"),
+    [
+        ("loss --shapes 16", "a shape is NxD"),
+        ("loss --dtypes fp8", "unknown dtype 'fp8'"),
+        ("loss --peers nobody", "unknown peer 'nobody'"),
+        ("distributed --ranks 1", "ranks are numbers of at least 2"),
+        ("distributed --ranks x", "ranks are numbers of at least 2"),
+        ("distributed --dtypes fp8", "unknown dtype 'fp8'"),
+        ("distributed --peers nobody", "unknown peer 'nobody'"),
+        ("startup --cases shutdown", "unknown case 'shutdown'"),
+        ("startup --peers nobody", "unknown peer 'nobody'"),
+        ("startup --shapes 16", "a shape is NxD"),
+        ("startup --dtypes fp8", "unknown dtype 'fp8'"),
+        ("startup --device abacus", "unknown device 'abacus'"),
+        ("train --cases films", "unknown case 'films'"),
+        ("train --cases resnet50-224", "unknown case 'resnet50-224'"),
+        ("train --peers tape", "unknown implementation 'tape'"),
+        ("train --device abacus", "unknown device 'abacus'"),
+    ],
 )
-def test_bad_options_are_refused_before_anything_runs(arguments):
-    assert invoke(["loss", *arguments]).exit_code == 2
+def test_bad_options_are_refused_before_anything_runs(arguments, message, monkeypatch):
+    monkeypatch.setattr(Session, "announce", lambda self: pytest.fail("something was begun"))
+    result = invoke(arguments.split())
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
 
 
 @pytest.mark.skipif(not memory_limit.STATUS.exists(), reason="needs /proc")

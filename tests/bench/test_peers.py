@@ -14,7 +14,7 @@ import torch
 from bench import agreement, peers
 from bench.grids import Case
 from bench.inputs import FP64, VARIANTS, random_pair
-from bench.peers import DEFAULT_ON_CUDA, Peer, choose, compiled, discover, installed
+from bench.peers import DEFAULT_ON_CUDA, Peer, choose, compiled, discover, libraries
 from bench.peers.mathematics import LAMBD, PAPER, Mathematics
 
 KNOWN = discover()
@@ -27,19 +27,26 @@ FORMULAS = [
 ]
 
 
-@pytest.mark.parametrize("peer", EAGER, ids=[peer.name for peer in EAGER])
-def test_each_peer_agrees_with_its_mathematics(peer):
-    reason = peer.unavailable()
-    if reason is not None and peer not in FORMULAS:
+@pytest.fixture
+def peer(request):
+    """An eager peer that can run here."""
+    reason = request.param.unavailable()
+    if reason is not None and request.param not in FORMULAS:
         pytest.skip(reason)
+    return request.param
+
+
+def each(known):
+    return pytest.mark.parametrize("peer", known, ids=[p.name for p in known], indirect=True)
+
+
+@each(EAGER)
+def test_each_peer_agrees_with_its_mathematics(peer):
     assert agreement.check_small(peer, list(VARIANTS.values())) is None
 
 
-@pytest.mark.parametrize("peer", EAGER, ids=[peer.name for peer in EAGER])
+@each(EAGER)
 def test_each_peer_agrees_at_a_timed_shape(peer):
-    reason = peer.unavailable()
-    if reason is not None and peer not in FORMULAS:
-        pytest.skip(reason)
     for n, d in ((16, 48), (48, 16)):
         for variant in VARIANTS.values():
             pair = random_pair(n, d, variant.dtype, torch.Generator().manual_seed(0))
@@ -60,9 +67,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-@pytest.mark.parametrize("peer", ["gram-plain", "monai-formula", "solo-learn", "vissl", "fft"])
+@each([KNOWN[n] for n in ("gram-plain", "monai-formula", "solo-learn", "vissl", "fft")])
 def test_a_peer_with_another_statement_is_refused(peer, name):
-    peer = KNOWN[peer]
     wrong = replace(peer.mathematics, **{name: WRONG[name](peer.mathematics)})
     if name == "eps_on":  # so small an eps makes no difference in either place
         wrong = replace(wrong, eps=1e-3)
@@ -163,12 +169,9 @@ def test_on_cuda_kernels_are_tuned_and_built_again_for_graphs(monkeypatch):
 PRODUCTS = {"matmul", "einsum", "mm", "rfft", "fft_rfft"}
 
 
-@pytest.mark.parametrize("peer", OTHERS, ids=[peer.name for peer in OTHERS])
+@each(OTHERS)
 def test_what_takes_the_time_is_compiled_and_not_left_to_eager_mode(peer, monkeypatch):
     """Captured as for torch.compile, run by the interpreter of graphs: inductor takes seconds."""
-    reason = peer.unavailable()
-    if reason is not None and peer not in FORMULAS:
-        pytest.skip(reason)
     seen, plain = set(), torch.compile
 
     def backend(graph, inputs):
@@ -212,7 +215,7 @@ def test_a_compiled_form_that_fails_is_named_and_stops_nothing(measure, monkeypa
 
 
 def test_reasons_name_what_is_missing(monkeypatch):
-    monkeypatch.setattr(installed, "is_installed", lambda module: False)
+    monkeypatch.setattr(libraries, "is_installed", lambda module: False)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     known = discover()
     assert known["monai"].unavailable() == "monai is not installed (pip install monai)"
@@ -226,7 +229,7 @@ def test_reasons_name_what_is_missing(monkeypatch):
     )
     for peer in FORMULAS:
         assert peer.unavailable() is None
-    monkeypatch.setattr(installed, "is_installed", lambda module: True)
+    monkeypatch.setattr(libraries, "is_installed", lambda module: True)
     for peer in FORMULAS:
         assert "itself is installed" in peer.unavailable()
 
@@ -245,10 +248,8 @@ def test_nothing_heavy_is_imported_to_find_the_peers():
 
 def test_a_file_is_all_that_a_peer_takes(monkeypatch):
     added = ModuleType("bench.peers.example")
-    added.PEER = replace(
-        KNOWN["gram-plain"], name="example", title="Example", compiled_name=None,
-        compiled_title=None,
-    )  # fmt: skip
+    plain = replace(KNOWN["gram-plain"], compiled_name=None, compiled_title=None)
+    added.PEERS = (replace(plain, name="example", title="Example"),)
     real = list(peers.pkgutil.iter_modules(peers.__path__))
     monkeypatch.setitem(sys.modules, "bench.peers.example", added)
     entry = real[0]._replace(name="example")

@@ -24,16 +24,16 @@ def test_all_reduce_by_hand():
     """On 8 GPUs at N = 2048, D = 8192: 256 samples each, C of 128 MiB in two bytes."""
     step = scaling.all_reduce(8, 2048, 8192)
     matrix = 2 * 8192**2
-    assert step.flops == 6 * 256 * 8192**2
-    assert step.sent == 2 * 7 / 8 * matrix
+    assert step["flops"] == 6 * 256 * 8192**2
+    assert step["sent"] == 2 * 7 / 8 * matrix
     bandwidth = scaling.network(8).bandwidth
-    expected = step.flops / 790e12 + 26 * matrix / 3e12 + step.sent / bandwidth
+    expected = step["flops"] / 790e12 + 26 * matrix / 3e12 + step["sent"] / bandwidth
     expected += 5 * (1 + 3) * 15e-6  # steps of trees
-    assert step.seconds == pytest.approx(expected)
+    assert step["seconds"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_three_matrices_of_two_bytes_in_80_gigabytes():
-    fits = {d: scaling.all_reduce(8, 2048, d).fits for d in scaling.DIMENSIONS}
+    fits = {d: scaling.all_reduce(8, 2048, d)["fits"] for d in scaling.DIMENSIONS}
     assert fits == {d: 3 * 2 * d * d <= 80e9 for d in scaling.DIMENSIONS}
     assert fits[65536]
     assert not fits[131072]

@@ -186,23 +186,6 @@ def test_the_command_writes_rows_and_they_make_a_section(started, tmp_path):
     assert f"# {suite.SECTION}" in report.page("startup", report.machine_files(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--cases", "shutdown"], "unknown case 'shutdown'"),
-        (["--peers", "nobody"], "unknown peer 'nobody'"),
-        (["--shapes", "16"], "a shape is NxD"),
-        (["--dtypes", "fp8"], "unknown dtype 'fp8'"),
-        (["--device", "abacus"], "unknown device 'abacus'"),
-    ],
-)
-def test_bad_options_are_refused_before_anything_runs(started, arguments, message):
-    result = invoke(["startup", *arguments])
-    assert result.exit_code == 2
-    assert message in " ".join(result.output.replace("│", " ").split())
-    assert started == []
-
-
 def made_up(case, peer, seconds, shape=SHAPE):
     key = Key(case, peer) if case == "import" else Key(case, peer, *shape)
     samples = [0.9 * seconds, seconds, 1.1 * seconds]

@@ -186,21 +186,6 @@ def test_a_case_that_ended_an_earlier_process_is_named(tmp_path):
     assert list(session.failures) == ["fashion-mnist"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--cases", "films"], "unknown case 'films'"),
-        (["--cases", "resnet50-224"], "unknown case 'resnet50-224'"),
-        (["--peers", "tape"], "unknown implementation 'tape'"),
-        (["--device", "abacus"], "unknown device 'abacus'"),
-    ],
-)
-def test_unknown_names_are_refused(arguments, message):
-    result = invoke(["train", *arguments])
-    assert result.exit_code == 2
-    assert message in " ".join(result.output.split())
-
-
 def made_up(name, peer, rate, wait=None, loss=None, kind="cpu"):
     reports = [{"data_wait_share": wait, "loss_share": loss}] if wait is not None else []
     found = suite.row(CASES[name], peer, [0.9 * rate, rate, 1.1 * rate], reports, Cpu())

@@ -83,14 +83,6 @@ def test_circular_sums_by_hand():
     assert circular_redundancy(c, 1) == c.square().sum() - c.diagonal().square().sum()
 
 
-@pytest.mark.parametrize(
-    ("changes", "text"), [({"eps_on": "mean"}, "'mean'"), ({"circular_groups": -1}, "-1")]
-)
-def test_mathematics_that_nobody_has_is_refused(changes, text):
-    with pytest.raises(ValueError, match=text):
-        Mathematics(**changes)
-
-
 def test_columns_that_do_not_divide_into_groups_are_refused():
     with pytest.raises(ValueError, match=r"D = 10 is not a multiple of 4 groups"):
         truth.exact(shifted_pair(4, 10), Mathematics(circular_groups=4))
