@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,12 @@ from bench.results import Row, rounded
 from bench.session import Given, Session
 from bench.timing import Budget, columns, interleave
 from bench.views import feeds, images, turns
+from bench.views.agreement import DisagreementError
 from bench.views.feeds import (
     CASES,
     COMPARED,
     KERNELS,
     ONE_CORE,
-    STAGED,
     TITLES,
     Case,
     Target,
@@ -39,8 +39,7 @@ BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
 CORES = 2  # of a CPU
 MAKES_VIEWS = ("ours-", OFFICIAL, "torchvision-v2", "lightly")
 
-# Of each feed: counts per second of every turn or call, and further fields of its row.
-Measured = dict[str, tuple[list[float], Mapping[str, float]]]
+Rates = dict[str, list[float]]  # counts per second of every turn or call, by feed
 Failures = dict[str, str]
 
 
@@ -83,27 +82,30 @@ def measure(
     if not todo:
         return
     session.announce()
-    peaks = session.device.peaks()
+    device, peaks = session.device, session.device.peaks()
     print(f"copy {peaks.copy:.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for case in session.named(todo):
-            names, folder = _usable(case, session.device), None
+            names, folder = _usable(case, device), None
             if case.photographs and importlib.util.find_spec("PIL") is not None:
                 folder = Path(temporary) / f"{case.photographs.widths[0]}"
                 if not folder.exists():
                     images.photographs(folder, distinct, kind=case.photographs)
-            run = called if case.feeds[0] in KERNELS else race
-            found, failed = run(case, names, folder, pace, session)
-            rows = [row(case, name, *each, peaks.copy, session.device.kind)
-                    for name, each in found.items()]  # fmt: skip
+            if KERNELS.keys() & names:
+                rates, failed = kernel_rates(case, names, folder, device)
+                figures: dict[str, turns.Figures] = {}
+            else:
+                rates, figures, failed = race(case, names, folder, pace, session)
+            rows = [row(case, name, each, figures.get(name, {}), peaks.copy, device.kind)
+                    for name, each in rates.items()]  # fmt: skip
             session.keep([each | {"peaks": peaks.as_fields()} for each in rows], LINE)
             session.failures |= {f"{case.name} {name}": why for name, why in failed.items()}
-            session.device.release()
+            device.release()
 
 
 def _usable(case: Case, device: Device) -> list[str]:
     """The feeds of a case that can run here; the others are named."""
-    reasons = {name: COMPARED[name].unavailable(case, device) for name in case.feeds}
+    reasons = {name: COMPARED[name].unavailable(case, device.torch) for name in case.feeds}
     for name, reason in reasons.items():
         if reason is not None:
             print(f"{case.name}: {name} is left out: {reason}", flush=True)
@@ -116,25 +118,27 @@ def race(
     folder: Path | None,
     pace: tuple[float, int, float],
     session: Session,
-) -> tuple[Measured, Failures]:
-    """(what was measured, failures) of feeds that can run here; see `turns.race`."""
+) -> tuple[Rates, dict[str, turns.Figures], Failures]:
+    """(counts per second of every turn, figures, failures) of feeds that can run here; see
+    `turns.race`."""
     (seconds, rounds, deadline), device = pace, session.device
-    if any(COMPARED[name].shards for name in names):
+    if {"ours-shards", "ours-packed"} & {*names}:
         images.packed(folder, case.photographs)
+    cores = device.cores()
+    one = cores and {min(cores)}
     runners = [
         turns.Runner(
             name, feeds.open_feed, (name, case, folder, device.kind),
-            COMPARED[name].cores(device.cores()), deadline,
+            one if name.endswith(ONE_CORE) else cores, deadline,
         )
         for name in names
     ]  # fmt: skip
-    # One after the other, so that nothing else delays the first batch.
+    # One after the other, so that nothing else delays a first batch.
     rates, failed = turns.race(
         runners, rounds, seconds * case.share / rounds, together=False,
         moved=lambda name: session.journal.end(f"{case.name} {name}"),
     )  # fmt: skip
-    figures = {runner.name: _medians(runner.reports) for runner in runners}
-    return {name: (rates[name], figures[name]) for name in rates}, failed
+    return rates, {runner.name: _medians(runner.reports) for runner in runners}, failed
 
 
 def _medians(reports: Sequence[turns.Figures]) -> turns.Figures:
@@ -142,28 +146,23 @@ def _medians(reports: Sequence[turns.Figures]) -> turns.Figures:
     return {name: statistics.median(report[name] for report in reports) for name in names}
 
 
-def called(
-    case: Case,
-    names: Sequence[str],
-    folder: Path | None,
-    pace: tuple[float, int, float],
-    session: Session,
-) -> tuple[Measured, Failures]:
-    """(what was measured, failures) of kernels, in this process and in turns: the device's own time
-    where it captures graphs."""
-    device, views = session.device, case.batch_size * len(case.views.views)
-    prepared = {name: COMPARED[name].make.prepare(case, folder, device.torch) for name in names}
-    failed = {name: each.problem for name, each in prepared.items() if each.problem is not None}
-    clocks = {
-        name: _clock(each.call, device) for name, each in prepared.items() if name not in failed
-    }
+def kernel_rates(
+    case: Case, names: Sequence[str], folder: Path | None, device: Device
+) -> tuple[Rates, Failures]:
+    """(views per second of every call, failures) of kernels, in this process and in turns: the
+    device's own time where it captures graphs."""
+    clocks: dict[str, Callable[[], float]] = {}
+    failed: Failures = {}
+    for name in names:
+        try:
+            clocks[name] = _clock(KERNELS[name].prepare(case, folder, device.torch), device)
+        except DisagreementError as error:
+            failed[name] = str(error)
     counts = {name: KERNEL_CALLS.count(clock()) for name, clock in clocks.items()}
     samples = interleave(clocks, counts) if clocks else {}
     device.new_graphs()
-    return {
-        name: ([views / each for each in found], prepared[name].figures)
-        for name, found in samples.items()
-    }, failed
+    views = case.batch_size * len(case.views.views)
+    return {name: [views / each for each in found] for name, found in samples.items()}, failed
 
 
 def _clock(call: Callable[[], object], device: Device) -> Callable[[], float]:
@@ -185,7 +184,7 @@ def row(
     case: Case,
     feed: str,
     rates: Sequence[float],
-    figures: Mapping[str, float],
+    figures: turns.Figures,
     copy_gbps: float,
     kind: str,
 ) -> Row:
@@ -199,9 +198,9 @@ def row(
         **columns(rates, "per_s"),
         **{name: rounded(value) for name, value in figures.items()},
     }
-    moved = COMPARED[feed].bytes_moved(case)
-    if moved is not None:
-        found["fraction_of_copy"] = rounded(moved * found["median_per_s"] / 1e9 / copy_gbps)
+    if feed in KERNELS:
+        moved = KERNELS[feed].bytes_moved(case) * found["median_per_s"] / 1e9
+        found["fraction_of_copy"] = rounded(moved / copy_gbps)
     return found
 
 
@@ -227,7 +226,7 @@ def tables(rows: list[Row]) -> str:
 
 
 def _table(case: Case, found: dict[str, Row]) -> str:
-    unit = "views" if case.feeds[0] in KERNELS else "images"
+    unit = COMPARED[case.feeds[0]].unit
     shown = [
         titled(TITLES),
         *spread("per_s", rate, f"{unit}/s", bold=lambda each: each["peer"].startswith("ours-")),
@@ -241,7 +240,7 @@ def _table(case: Case, found: dict[str, Row]) -> str:
         Column("by up to, levels", "largest_levels", ".0f"),
         Column("of copy", "fraction_of_copy", ".0%"),
     ]
-    rows = [each for name, each in found.items() if not name.startswith(STAGED)]
+    rows = [each for each in found.values() if each["unit"] != "staged"]
     present = [c for c in shown if any(c.cell(each) != c.missing for each in rows)]
     return table_of(present, rows)
 
@@ -307,7 +306,7 @@ def _bandwidth(found: dict[str, Row]) -> str:
 def _stages(found: dict[str, Row]) -> str:
     """What each stage of ours costs on one core, and what is left to the fastest decoder."""
     whole, limit = (_rates(found, name, True) for name in ("ours-threads", "decode-"))
-    staged = found.get(STAGED + ONE_CORE)
+    staged = found.get("stages" + ONE_CORE)
     if not (staged and whole and limit):
         return ""
     spent = {title: staged[f"{name}_us"] for name, title in STAGES.items()}

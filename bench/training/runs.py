@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from barlow_fast.data import Batch, ImageDataset, load
+from barlow_fast.data import ImageDataset, load
 from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST
 from barlow_fast.data.loader import cores_of_rank
 from barlow_fast.data.sources import FolderSource
@@ -34,8 +34,8 @@ from bench.devices import Device
 from bench.peers import discover
 from bench.peers import official as official_peer
 from bench.training.cases import LIGHTLY, LIMIT, OURS, Case
-from bench.views import images
-from bench.views.loading import DisagreementError, disagreement
+from bench.views import agreement, images
+from bench.views.agreement import DisagreementError
 from bench.views.turns import Figures
 
 # Where data sets are that need no download.
@@ -117,7 +117,7 @@ def ours(case: Case, device: Device, folder: Path | None, ready: bool) -> Iterat
     data = FolderSource(folder) if case.files else dataset_of(case)
     with Trainer(config, data, device.torch) as trainer:
         first = trainer.next_batch()
-        _check_views(trainer, first)
+        agreement.check(trainer.loader, first)
         _check_loss(trainer.criterion, trainer.model, first.views, trainer.autocast)
         if ready:
             kept = [first, *(trainer.next_batch() for _ in range(READY - 1))]
@@ -202,13 +202,6 @@ def _batches(peer: str, case: Case, device: Device, folder: Path | None) -> Iter
         dataset, case.config().batch_size, workers(device), pin_memory=device.pins_memory
     )
     return itertools.chain.from_iterable(itertools.repeat(feed))
-
-
-def _check_views(trainer: Trainer, first: Batch) -> None:
-    """Ours against torchvision's functions, where torchvision is installed."""
-    found = disagreement(trainer.loader, first)
-    if found is not None:
-        raise DisagreementError(found)
 
 
 def _check_loss(

@@ -2,7 +2,7 @@
 decoders and stages in them, and kernels.
 
 A feed is opened in a process of its own (`turns`) and yields, batch after batch, how many images
-it made; a kernel is called in the process of the suite.
+it made; a kernel is called in the process of the suite (`calls`).
 """
 
 from __future__ import annotations
@@ -15,34 +15,29 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from barlow_fast.data import PRESETS, Views
+from barlow_fast import kernels
+from barlow_fast.data import PRESETS, Views, batches
 from barlow_fast.data.loader import cores_of_rank
+from barlow_fast.data.order import Shard
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.files import by_pillow
 from barlow_fast.kernels.resizing import crop_resize
 from bench import cli, devices, provenance
-from bench.devices import Device
-from bench.views import calls, loading
-from bench.views.calls import Crop, Photometric
+from bench.views import loading
+from bench.views.calls import Kernel
 from bench.views.images import LARGE, SMALL, Photographs
 from bench.views.loading import LIGHTLY, OFFICIAL, V2, Task
 
 ONE_CORE = "-1"  # ends the name of a feed on one core
-STAGED = "stages"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the best of some feeds should reach.
-
-    Attributes:
-        times: as fast as `other`.
-        other: prefix of the names; the fastest of them counts.
-        words: what the tables call it.
-        ours: prefix of the names.
-    """
+    """How many times as fast as the fastest of `other` the fastest of `ours` should be, both
+    prefixes of names; `words` is what the tables call the other."""
 
     times: float
     other: str = OFFICIAL
@@ -85,6 +80,11 @@ class Case:
     def views(self) -> Views:
         return PRESETS[self.preset]
 
+    def samples(self, count: int) -> Iterator[np.ndarray]:
+        """Those of the batches of `count` images, epoch after epoch."""
+        while True:
+            yield from batches(0, 0, count, self.batch_size, Shard(0, 1))
+
     def only(self, names: Collection[str]) -> Case:
         """The same with these feeds alone."""
         return replace(self, feeds=tuple(feed for feed in self.feeds if feed in names))
@@ -96,137 +96,116 @@ class Feed:
 
     Attributes:
         title: what the tables call it.
-        make: task -> images per batch, without an end; or a kernel.
+        make: task -> counts per batch, without an end.
         packages: that do the work besides torch, as they are distributed.
         modules: that it needs.
         unit: what is counted.
-        one_core: whether it has one core to itself.
+        instruction_set: of the native kernels, that it needs.
     """
 
     title: str
-    make: Callable[[Task], Iterator[int]] | Photometric | Crop
+    make: Callable[[Task], Iterator[int]]
     packages: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     unit: str = "images"
-    one_core: bool = False
+    instruction_set: str = ""
 
-    @property
-    def shards(self) -> bool:
-        """Whether the files are read from shards."""
-        return bool(getattr(self.make, "keywords", {}).get("shards"))
-
-    def cores(self, cores: set[int] | None) -> set[int] | None:
-        """Those that it may use of a device's."""
-        return {min(cores)} if self.one_core and cores else cores
-
-    def bytes_moved(self, case: Case) -> int | None:
-        """What a view must move; None where it is not that which limits it."""
-        return self.make.bytes_moved(case) if isinstance(self.make, Photometric) else None
-
-    def unavailable(self, case: Case, device: Device) -> str | None:
+    def unavailable(self, case: Case, device: torch.device) -> str | None:
         """Why it cannot run."""
-        if isinstance(self.make, (Photometric, Crop)):
-            return self.make.unusable(device.torch)
         if self.packages is DALI and (reason := dali.why_unusable()):
             return reason
         for module in (*self.modules, *(["PIL"] if case.photographs else [])):
             if importlib.util.find_spec(module) is None:
                 return f"{module} is not installed (pip install 'barlow-fast[bench]')"
+        if self.instruction_set and (reason := kernels.why_unusable("cpu", torch.device("cpu"))):
+            return reason
+        if self.instruction_set:
+            known = kernels.load("cpu").supported_instruction_sets()
+            return None if self.instruction_set in known else "this CPU does not have it"
         return None
 
 
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 JPEG, VISION = ("simplejpeg", "pillow"), ("torchvision", "pillow")
+_files = partial(loading.ours, loader="pil")
 FEEDS = {
-    "ours-threads": Feed("barlow_fast", partial(loading.ours, loader="pil"), JPEG),
-    "ours-shards": Feed(
-        "barlow_fast, shards", partial(loading.ours, loader="pil", shards=True), JPEG
-    ),
+    "ours-threads": Feed("barlow_fast", _files, JPEG),
+    "ours-shards": Feed("barlow_fast, shards", partial(_files, shards=True), JPEG),
     "ours-reduced": Feed(
-        "barlow_fast, reduced decoding",
-        partial(loading.ours, loader="pil", reduced=True, exact=False), JPEG, ("torchvision",),
+        "barlow_fast, reduced decoding", partial(_files, reduced=True, exact=False), JPEG
     ),
     "ours-packed": Feed(
-        "barlow_fast, shards packed with --max-side 512",
-        partial(loading.ours, loader="pil", shards=True, exact=False), JPEG, ("torchvision",),
+        f"barlow_fast, shards of --max-side {LARGE.max_side}",
+        partial(_files, shards=True, exact=False), JPEG,
     ),
     "ours-dali": Feed("barlow_fast, DALI on the CPU", partial(loading.ours, loader="dali"), DALI),
     "ours-arrays": Feed("barlow_fast", partial(loading.ours, loader="arrays")),
-    OFFICIAL: Feed(
-        "official recipe", partial(loading.elsewhere, recipe=OFFICIAL), VISION, ("torchvision",)
-    ),
-    V2: Feed(
-        "torchvision v2, tensors", partial(loading.elsewhere, recipe=V2), VISION, ("torchvision",)
-    ),
-    LIGHTLY: Feed(
-        "lightly", partial(loading.elsewhere, recipe=LIGHTLY), ("lightly", *VISION),
-        ("torchvision", "lightly"),
-    ),
+    **{
+        name: Feed(title, partial(loading.elsewhere, recipe=name), packages, modules)
+        for name, title, packages, modules in (
+            (OFFICIAL, "official recipe", VISION, ("torchvision",)),
+            (V2, "torchvision v2 on tensors", VISION, ("torchvision",)),
+            (LIGHTLY, "lightly", ("lightly", *VISION), ("torchvision", "lightly")),
+        )
+    },
     "crops-threads": Feed(
         "barlow_fast: decoded and cropped only", partial(loading.crops, renderer="threads"), JPEG
     ),
     "crops-dali": Feed(
         "DALI: decoded and cropped only", partial(loading.crops, renderer="dali"), DALI
     ),
-    "decode-simplejpeg": Feed(
-        "simplejpeg: decoded only", partial(loading.decoded, library="simplejpeg"),
-        ("simplejpeg",), ("simplejpeg",), "decoded",
-    ),
-    "decode-torchvision": Feed(
-        "torchvision: decoded only", partial(loading.decoded, library="torchvision"),
-        ("torchvision",), ("torchvision",), "decoded",
-    ),
-    "decode-pillow": Feed(
-        "Pillow: decoded only", partial(loading.decoded, library="pillow"), ("pillow",),
-        unit="decoded",
-    ),
-    STAGED + ONE_CORE: Feed(
-        "barlow_fast, its stages in a loop", loading.staged, JPEG, ("simplejpeg",), "staged", True
-    ),
+    **{
+        f"decode-{name}": Feed(
+            f"{name}: decoded only", partial(loading.decoded, library=name), (name,),
+            (name.replace("pillow", "PIL"),), "decoded",
+        )
+        for name in ("simplejpeg", "torchvision", "pillow")
+    },
+    "stages": Feed("barlow_fast, stage by stage", loading.staged, JPEG, JPEG[:1], "staged"),
+    **{
+        f"crop-{each}": Feed(
+            f"barlow_fast, {each}",
+            partial(loading.cropped, crop_resize=loading.native, instruction_set=each),
+            unit="views", instruction_set=each,
+        )
+        for each in ("avx512", "avx2", "baseline")
+    },
+    **{
+        name: Feed(title, partial(loading.cropped, crop_resize=run), packages, unit="views")
+        for name, title, run, packages in (
+            ("crop-aten", "barlow_fast (aten)", crop_resize, ()),
+            ("crop-pillow", "Pillow", by_pillow, ("pillow",)),
+            ("crop-interpolate", "torch's interpolate, antialiased", loading.interpolate, ()),
+        )
+    },
 }  # fmt: skip
 FEEDS |= {
-    name + ONE_CORE: replace(feed, title=f"{feed.title}, one core", one_core=True)
-    for name, feed in FEEDS.items()
-    if not feed.one_core
+    name + ONE_CORE: replace(feed, title=f"{feed.title}, one core") for name, feed in FEEDS.items()
 }
-BFLOAT16 = torch.bfloat16
 KERNELS = {
-    name: Feed(title, make, packages, unit="views")
-    for name, title, make, packages in (
-        ("kernel-cpu", "barlow_fast", Photometric("cpu"), ()),
-        ("kernel-aten", "barlow_fast (aten)", Photometric("aten"), ()),
-        (
-            "kernel-triton-sharp-bfloat16", "Triton, without blur, to bfloat16",
-            Photometric("triton", True, BFLOAT16), (),
-        ),
-        (
-            "kernel-triton-sharp-float32", "Triton, without blur, to float32",
-            Photometric("triton", True), (),
-        ),
-        (
-            "kernel-triton-bfloat16", "Triton, with blur, to bfloat16",
-            Photometric("triton", dtype=BFLOAT16), (),
-        ),
-        ("kernel-triton-float32", "Triton, with blur, to float32", Photometric("triton"), ()),
-        ("kernel-aten-float32", "plain torch, with blur, to float32", Photometric("aten"), ()),
-        *(
-            (f"crop-{each}", f"barlow_fast, {each}", Crop(calls.native, each), ())
-            for each in ("avx512", "avx2", "baseline")
-        ),
-        ("crop-pillow", "Pillow", Crop(by_pillow), ("pillow",)),
-        ("crop-interpolate", "torch's interpolate, antialiased", Crop(calls.interpolate), ()),
-        ("crop-aten", "barlow_fast (aten)", Crop(crop_resize), ()),
-    )
-}  # fmt: skip
-COMPARED = FEEDS | KERNELS
+    "kernel-cpu": Kernel("barlow_fast", "cpu"),
+    "kernel-aten": Kernel("barlow_fast (aten)", "aten"),
+    "kernel-triton-sharp-bfloat16": Kernel(
+        "Triton, without blur, to bfloat16", "triton", True, torch.bfloat16
+    ),
+    "kernel-triton-sharp-float32": Kernel("Triton, without blur, to float32", "triton", True),
+    "kernel-triton-bfloat16": Kernel(
+        "Triton, with blur, to bfloat16", "triton", dtype=torch.bfloat16
+    ),
+    "kernel-triton-float32": Kernel("Triton, with blur, to float32", "triton"),
+    "kernel-aten-float32": Kernel("plain torch, with blur, to float32", "aten"),
+}
+COMPARED: dict[str, Feed | Kernel] = FEEDS | KERNELS
 # The last two are of rows that were measured when workers were processes of Pillow.
 TITLES = {name: each.title for name, each in COMPARED.items()} | {
     "ours-pil": "barlow_fast, PIL",
     "crops-pil": "PIL: decoded and cropped only",
 }
 
-_DECODERS = ("decode-simplejpeg", "decode-torchvision", "decode-pillow")
 _RECIPES = (OFFICIAL, V2, LIGHTLY)
+_DECODERS = ("decode-simplejpeg", "decode-torchvision", "decode-pillow")
+_ALONE = ("ours-threads", OFFICIAL, *_DECODERS, "stages")
+_CROPS = ("avx512", "avx2", "baseline", "pillow", "interpolate", "aten")
 CASES = {
     case.name: case
     for case in (
@@ -235,21 +214,17 @@ CASES = {
             224, 64,
             (
                 "ours-threads", "ours-shards", "ours-dali", *_RECIPES, "crops-threads",
-                "crops-dali", *_DECODERS, "ours-threads-1", "official-1", "decode-simplejpeg-1",
-                "decode-torchvision-1", "decode-pillow-1", "stages-1",
+                "crops-dali", *_DECODERS, *(name + ONE_CORE for name in _ALONE),
             ),
             SMALL,
             targets=(
                 Target(6.0), Target(0.45, "decode-", "the fastest decoder"),
-                Target(0.95, "ours-threads", "folders, by shards,", "ours-shards"),
+                Target(0.95, "ours-threads", "a folder, by shards,", "ours-shards"),
             ),
         ),
         Case(
             "large", "two views of 224 × 224 from JPEG files of 4032 × 3024", "imagenet", 224, 16,
-            (
-                "ours-threads", "ours-reduced", "ours-packed", *_RECIPES, *_DECODERS,
-                "decode-simplejpeg-1",
-            ),
+            ("ours-threads", "ours-reduced", "ours-packed", *_RECIPES, *_DECODERS),
             LARGE,
             targets=(
                 Target(6.0, "ours-threads", "whole decoding, by reduced decoding,", "ours-reduced"),
@@ -268,8 +243,8 @@ CASES = {
             ("ours-arrays", OFFICIAL, V2), share=0.4, targets=(Target(5.0),),
         ),
         Case(
-            "crops", "windows of photographs, cropped and resized to 224 × 224, one core",
-            "imagenet", 224, 64, tuple(name for name in KERNELS if name.startswith("crop-")), SMALL,
+            "crops", "windows of photographs, cropped and resized to 224 × 224", "imagenet", 224,
+            64, tuple(f"crop-{name}{ONE_CORE}" for name in _CROPS), SMALL, share=0.3,
         ),
         Case(
             "kernel", "the photometric kernel alone, 224 × 224 × 3", "imagenet", 224, 64,
@@ -279,15 +254,12 @@ CASES = {
 }  # fmt: skip
 # On a GPU: the kernels, and our loaders alone.
 CUDA_CASES = {
-    "kernel": replace(
-        CASES["kernel"], batch_size=256, seconds=20.0,
-        feeds=tuple(name for name in KERNELS if name.endswith(("float16", "float32"))),
-    ),
+    "kernel": replace(CASES["kernel"], batch_size=256, feeds=tuple(KERNELS)[2:], seconds=20.0),
     "arrays-32": replace(CASES["arrays-32"], feeds=("ours-arrays",), share=1.0, seconds=20.0),
     "photographs": replace(CASES["photographs"], feeds=("ours-dali", "ours-threads"), seconds=55.0),
-}  # fmt: skip
+}
 BY_KIND = {"cpu": CASES, "cuda": CUDA_CASES}
-# A quick run has these alone; where a device's case has none of them, all of it.
+# A quick run has these alone; where a device's case has none of them, all of its own.
 QUICK = {
     "photographs": ("ours-threads", "ours-dali", OFFICIAL, LIGHTLY, "decode-simplejpeg"),
     "arrays-32": ("ours-arrays", OFFICIAL),
@@ -317,8 +289,8 @@ def version(feed: str) -> str:
 
 
 class Counts:
-    """Images per batch, how to wait until the device has all of them, and figures: the seconds
-    until the first batch, and the feed's own."""
+    """Counts per batch, how to wait until the device has all of them, and the feed's figures, with
+    the seconds until the first batch."""
 
     def __init__(self, counts: Iterator[int], task: Task) -> None:
         self._counts, self._task, self._begun = counts, task, time.perf_counter()
@@ -340,7 +312,7 @@ class Counts:
 def open_feed(
     feed: str, case: Case, folder: Path | None, kind: str = "cpu"
 ) -> Iterator[Iterator[int]]:
-    """Images per batch, without an end. What runs in the background ends with the context.
+    """Counts per batch, without an end. What runs in the background ends with the context.
 
     Args:
         feed: a name of FEEDS.
@@ -349,7 +321,7 @@ def open_feed(
         kind: of the device: 'cpu' or 'cuda'.
 
     Raises:
-        DisagreementError: entering the context, or with the first batch.
+        DisagreementError: with the first batch.
     """
     task = Task(case, folder, devices.choose(kind))
     torch.set_num_threads(cores_of_rank())

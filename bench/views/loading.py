@@ -1,4 +1,4 @@
-"""Ways to load the same images: generators of images per batch, without an end.
+"""What feeds do: generators of counts per batch, without an end.
 
 Each ends what it runs in the background when it is closed.
 """
@@ -6,7 +6,6 @@ Each ends what it runs in the background when it is closed.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import itertools
 import time
@@ -17,19 +16,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from barlow_fast import kernels
-from barlow_fast.data import Batch, ViewLoader, batches, jpeg
+from barlow_fast.data import ViewLoader, jpeg
 from barlow_fast.data.loader import cores_of_rank
-from barlow_fast.data.order import Shard
 from barlow_fast.data.rendering import dali
-from barlow_fast.data.rendering.files import draw_views, resizer
+from barlow_fast.data.rendering.files import CropResize, by_pillow, draw_views, resizer
 from barlow_fast.data.rendering.threads import CHUNK, ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource, Source
 from bench.devices import Device
-from bench.views import images
+from bench.views import agreement, images
+from bench.views.agreement import DisagreementError
 
 if TYPE_CHECKING:
     from bench.views.feeds import Case
@@ -45,10 +45,6 @@ STAGES = {
 }
 
 
-class DisagreementError(Exception):
-    """A feed does not make what the others make."""
-
-
 @dataclass
 class Task:
     """What a feed loads.
@@ -57,7 +53,7 @@ class Task:
         case: the images and their views.
         folder: of the files, where they are files.
         device: of the views.
-        figures: become fields of the feed's row, by name.
+        figures: become fields of the feed's row.
     """
 
     case: Case
@@ -66,7 +62,7 @@ class Task:
     figures: dict[str, float] = field(default_factory=dict)
 
     def source(self, shards: bool = False) -> Source:
-        """The images; as shards that were packed before."""
+        """The images; of shards that were packed before."""
         case = self.case
         if case.photographs is None:
             return ArraySource(images.pixels(case.side, len(case.views.mean)))
@@ -74,7 +70,7 @@ class Task:
             return ShardSource(images.packed(self.folder, case.photographs))
         return FolderSource(self.folder)
 
-    def check(self, views: Iterable[torch.Tensor]) -> None:
+    def check(self, views: Iterable[Tensor]) -> None:
         """All feeds yield the same kind of tensors."""
         case = self.case
         want = (case.batch_size, len(case.views.mean), case.side, case.side)
@@ -86,48 +82,36 @@ class Task:
 def ours(
     task: Task, loader: str, shards: bool = False, reduced: bool = False, exact: bool = True
 ) -> Iterator[int]:
-    """This package's loader, held against torchvision in its first batch. Where images are not
-    decoded in their full size (`exact` false), the error of the views is a figure."""
+    """This package's loader, its first batch checked. Where images are not decoded in their full
+    size (`exact` false), the error of the views is a figure."""
     case = task.case
     views = replace(case.views, reduced_decoding=True) if reduced else case.views
     with ViewLoader(
         task.source(shards), views, case.batch_size, loader=loader, device=task.device.torch
     ) as feed:
         for number, batch in enumerate(endless(feed)):
-            if not number and not exact:
-                from bench.views import agreement
-
-                task.figures["error_levels"] = agreement.error(feed, batch, task.source())
-            elif not number and (found := disagreement(feed, batch)) is not None:
-                raise DisagreementError(found)
+            if not number and exact:
+                agreement.check(feed, batch)
+            elif not number:
+                levels = agreement.levels(feed, batch, task.source())
+                task.figures["error_levels"] = float(levels.mean())
             task.check(batch.views)
             yield len(batch.index)
-
-
-def disagreement(loader: ViewLoader, batch: Batch) -> str | None:
-    """How a batch differs from what torchvision makes of the same parameters; None where it does
-    not, or where torchvision is missing."""
-    if importlib.util.find_spec("torchvision") is None:
-        return None
-    from bench.views import agreement
-
-    here = batch._replace(views=tuple(view.cpu() for view in batch.views), index=batch.index.cpu())
-    return agreement.problem(loader, here)
 
 
 def elsewhere(task: Task, recipe: str) -> Iterator[int]:
     """torchvision's transforms or lightly's, in a DataLoader."""
     from bench.views import recipes
 
-    case = task.case
+    case, tensors = task.case, recipe == V2
     if recipe == LIGHTLY:
         transform = recipes.lightly(case.side, case.views)
     else:
-        transform = recipes.official(case.views, case.side, tensors=recipe == V2)
+        transform = recipes.official(case.views, case.side, tensors)
     if case.photographs is not None:
-        dataset = recipes.files(task.folder, transform, tensors=recipe == V2)
+        dataset = recipes.files(task.folder, transform, tensors)
     else:
-        dataset = recipes.pixels(task.source().images.numpy(), transform, tensors=recipe == V2)
+        dataset = recipes.pixels(task.source().images.numpy(), transform, tensors)
     for batch in endless(recipes.loader(dataset, case.batch_size, cores_of_rank())):
         task.check(batch)
         yield len(batch[0])
@@ -135,16 +119,15 @@ def elsewhere(task: Task, recipe: str) -> Iterator[int]:
 
 def crops(task: Task, renderer: str) -> Iterator[int]:
     """Decoded, cropped and resized to bytes; nothing after it."""
-    source, case = task.source(), task.case
-    options = {"prefetch": PREFETCH}
+    source, case, cores = task.source(), task.case, cores_of_rank()
     if renderer == "dali":
         feed: Any = dali.DaliRenderer(
-            source, case.views, case.batch_size, threads=cores_of_rank(), device="cpu", **options
+            source, case.views, case.batch_size, threads=cores, device="cpu", prefetch=PREFETCH
         )
     else:
-        feed = ThreadRenderer(source, case.views, workers=cores_of_rank(), **options)
+        feed = ThreadRenderer(source, case.views, workers=cores, prefetch=PREFETCH)
     with contextlib.closing(feed):
-        for under_way, samples in enumerate(samples_of(source, case)):
+        for under_way, samples in enumerate(case.samples(len(source))):
             feed.submit(0, samples)
             if under_way >= PREFETCH - 1:
                 yield len(feed.receive().samples)
@@ -153,14 +136,12 @@ def crops(task: Task, renderer: str) -> Iterator[int]:
 def decoded(task: Task, library: str) -> Iterator[int]:
     """Decoded by a library in a thread on each core, from memory; nothing after it."""
     decode, threads = _decoder(library), cores_of_rank()
-    names = {path.stat().st_ino: path for path in sorted(task.folder.iterdir())}
-    encoded = itertools.cycle([path.read_bytes() for path in names.values()])
+    files = {path.stat().st_ino: path for path in task.folder.iterdir()}  # each once
+    encoded = itertools.cycle([path.read_bytes() for path in files.values()])
     some = max(task.case.batch_size // 16, 1)
 
     def work(parts: list[bytes]) -> int:
-        for part in parts:
-            decode(part)
-        return len(parts)
+        return sum(decode(part) is not None for part in parts)
 
     with ThreadPoolExecutor(threads) as pool:
         under_way = deque()
@@ -185,6 +166,50 @@ def _decoder(library: str) -> Callable[[bytes], object]:
     return lambda encoded: Image.open(io.BytesIO(encoded)).convert("RGB")
 
 
+def cropped(task: Task, crop_resize: CropResize, instruction_set: str = "") -> Iterator[int]:
+    """Windows of a few images, which stay in a core's cache as they do in a loader, resized; with
+    an instruction set by the native kernel, which must have Pillow's bits."""
+    source, case = task.source(), task.case
+    if instruction_set:
+        kernels.load("cpu").use_instruction_set(instruction_set)
+    samples = next(case.samples(len(source)))
+    pixels = [torch.from_numpy(source.pixels(int(each)).pixels) for each in samples[:CHUNK]]
+    cuts = [
+        (image, view.windows.find(row, *image.shape[:2]), view.specification.interpolation)
+        for view in draw_views(case.views, 0, 0, samples)
+        for row, image in zip(range(len(samples)), itertools.cycle(pixels))
+    ]
+    out, wanted = torch.empty(2, len(cuts), case.side, case.side, 3, dtype=torch.uint8)
+    for cut, to, pillows in zip(cuts, out, wanted, strict=True):
+        crop_resize(*cut, to)
+        by_pillow(*cut, pillows)
+    errors = (out.int() - wanted.int()).abs()
+    if instruction_set and errors.any():
+        raise DisagreementError(f"up to {int(errors.max())} levels from Pillow")
+    task.figures["differing_share"] = float((errors > 0).double().mean())
+    task.figures["largest_levels"] = float(errors.max())
+    while True:
+        for cut, to in zip(cuts, out, strict=True):
+            crop_resize(*cut, to)
+        yield len(cuts)
+
+
+def native(*arguments: Any) -> None:
+    """`crop_resize` in C++."""
+    kernels.load("cpu").crop_resize(*arguments)
+
+
+def interpolate(
+    image: Tensor, window: tuple[int, int, int, int], interpolation: str, out: Tensor
+) -> None:
+    """`crop_resize` by torch, antialiased."""
+    top, left, height, width = window
+    part = image.permute(2, 0, 1)[None, :, top : top + height, left : left + width]
+    size = tuple(out.shape[:2])
+    found = functional.interpolate(part, size, mode=interpolation, antialias=True)
+    out.copy_(found[0].permute(1, 2, 0))
+
+
 def staged(task: Task) -> Iterator[int]:
     """What `ours` does with files, in one thread and stage by stage, with the microseconds of each
     of STAGES per image as figures."""
@@ -193,7 +218,7 @@ def staged(task: Task) -> Iterator[int]:
     pixels, views = torch.empty(shape, dtype=torch.uint8), torch.empty(shape)
     statistics = [torch.tensor(values) for values in (case.views.mean, case.views.std)]
     finish, crop_resize = kernels.load("cpu").photometric_in_thread, resizer()
-    spent, images_done, last = dict.fromkeys(STAGES, 0.0), 0, 0.0
+    spent, total, last = dict.fromkeys(STAGES, 0.0), 0, 0.0
 
     def mark(stage: str) -> None:
         nonlocal last
@@ -201,40 +226,31 @@ def staged(task: Task) -> Iterator[int]:
         spent[stage] += now - last
         last = now
 
-    for samples in samples_of(source, case):
+    for samples in case.samples(len(source)):
         last = time.perf_counter()
         drawn = draw_views(case.views, 0, 0, samples)
-        rows = [
-            torch.from_numpy(each.parameters.photometric_rows(case.side, case.side))
-            for each in drawn
-        ]
-        mark("window")
-        for first in range(0, len(samples), CHUNK):
-            chunk = slice(first, min(first + CHUNK, len(samples)))
-            for row in range(chunk.start, chunk.stop):
-                encoded = source.encoded(int(samples[row]))
-                mark("read")
-                frame = jpeg.plain_frame(encoded)
-                windows = [each.windows.find(row, frame.height, frame.width) for each in drawn]
-                mark("window")
-                image = torch.from_numpy(jpeg.decode(encoded, frame))
-                mark("decode")
-                for each, window, out in zip(drawn, windows, pixels, strict=True):
-                    crop_resize(image, window, each.specification.interpolation, out[row - first])
-                mark("crop")
-            count = chunk.stop - chunk.start
-            for each, out, some in zip(pixels, views, rows, strict=True):
-                finish(each[:count], some[chunk], *statistics, out[:count])
-            mark("photometric")
-        images_done += len(samples)
-        task.figures |= {f"{name}_us": 1e6 * each / images_done for name, each in spent.items()}
+        parameters = [each.parameters.photometric_rows(case.side, case.side) for each in drawn]
+        for row, sample in enumerate(samples.tolist()):
+            mark("window")
+            encoded = source.encoded(sample)
+            mark("read")
+            frame = jpeg.plain_frame(encoded)
+            windows = [each.windows.find(row, frame.height, frame.width) for each in drawn]
+            mark("window")
+            image = torch.from_numpy(jpeg.decode(encoded, frame))
+            mark("decode")
+            count = row % CHUNK + 1
+            for each, window, out in zip(drawn, windows, pixels, strict=True):
+                crop_resize(image, window, each.specification.interpolation, out[count - 1])
+            mark("crop")
+            if count == CHUNK or row + 1 == len(samples):
+                for some, each, out in zip(parameters, pixels, views, strict=True):
+                    rows = torch.from_numpy(some[row + 1 - count : row + 1])
+                    finish(each[:count], rows, *statistics, out[:count])
+                mark("photometric")
+        total += len(samples)
+        task.figures |= {f"{name}_us": 1e6 * each / total for name, each in spent.items()}
         yield len(samples)
-
-
-def samples_of(source: Source, case: Case) -> Iterator[np.ndarray]:
-    """Those of batches, epoch after epoch."""
-    while True:
-        yield from batches(0, 0, len(source), case.batch_size, Shard(0, 1))
 
 
 def endless(epoch: Iterable[Any]) -> Iterator[Any]:

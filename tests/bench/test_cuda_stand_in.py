@@ -241,10 +241,8 @@ def test_what_does_not_fit_is_a_row_of_memory_too(cuda, tmp_path, monkeypatch):
 
 def test_the_kernel_of_views_is_replayed_from_graphs(cuda):
     case = replace(feeds.CUDA_CASES["kernel"], batch_size=2, side=8)
-    session = SimpleNamespace(device=cuda)
-    measured, failed = views.called(case, ["kernel-aten-float32"], None, (), session)
+    rates, failed = views.kernel_rates(case, ["kernel-aten-float32"], None, cuda)
     assert failed == {}
-    rates, _ = measured["kernel-aten-float32"]
-    assert len(rates) == views.KERNEL_CALLS.most
-    assert max(rates) <= 4 / 0.002
+    assert len(rates["kernel-aten-float32"]) == views.KERNEL_CALLS.most
+    assert max(rates["kernel-aten-float32"]) <= 4 / 0.002
     assert any(each[0] == "capture" for each in cuda.stand_in.log)

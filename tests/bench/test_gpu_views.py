@@ -22,7 +22,8 @@ from bench.floor import Peaks
 from bench.session import Given, Session
 from bench.state import finished
 from bench.suites import views as suite
-from bench.views import feeds, images, loading, turns
+from bench.views import agreement, feeds, images, turns
+from bench.views.agreement import DisagreementError
 
 PEAKS = Peaks(gemm_fp32=100.0, gemm_bf16=200.0, copy=20.0)
 
@@ -128,10 +129,10 @@ def test_a_loader_on_a_device_is_checked_and_waits_for_it(monkeypatch):
         assert [next(counts) for _ in range(3)] == [4] * 3
         counts.settle()
     assert waited == [1]
-    monkeypatch.setattr(loading, "disagreement", lambda loader, batch: "view 0 is wrong")
+    monkeypatch.setattr(agreement, "BOUND", -1.0)
     with (
         feeds.open_feed("ours-arrays", case, None, "cuda") as counts,
-        pytest.raises(loading.DisagreementError, match="view 0 is wrong"),
+        pytest.raises(DisagreementError, match="view 0 of sample"),
     ):
         next(counts)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from ended import SECONDS
 from invoked import invoke
 
@@ -14,12 +14,13 @@ pytest.importorskip("torchvision")
 
 from test_report import ORIGIN, PEAKS
 
-from barlow_fast.data import PRESETS, ViewLoader, Views, draw
+from barlow_fast.data import PRESETS, ViewLoader
 from barlow_fast.data.sources import ArraySource, FolderSource
 from bench import report, results
 from bench.devices import Cpu
 from bench.suites import views as suite
-from bench.views import agreement, calls, feeds, images, loading, recipes
+from bench.views import agreement, feeds, images, loading, recipes
+from bench.views.agreement import DisagreementError
 from bench.views.feeds import CASES, FEEDS, KERNELS, OFFICIAL
 
 CPU = Cpu()
@@ -96,7 +97,7 @@ def test_every_feed_makes_the_same_kind_of_views(case, tmp_path):
     """In this process: what each yields is checked by the feed itself."""
     folder = images.photographs(tmp_path / "files", 6, 9, TINY) if case.photographs else None
     for name in case.feeds:
-        if FEEDS[name].unavailable(case, CPU) is None and "dali" not in name:
+        if FEEDS[name].unavailable(case, CPU.torch) is None and "dali" not in name:
             counts, figures = opened(name, case, folder)
             assert counts == [1 if name.startswith("decode-") else 4] * 3, name
             assert figures["first_batch_s"] > 0
@@ -125,7 +126,7 @@ def test_smaller_decoding_has_its_error_as_a_figure(tmp_path):
 
 
 def test_stages_add_up_and_are_named(tmp_path):
-    reason = FEEDS["stages-1"].unavailable(CASES["photographs"], CPU)
+    reason = FEEDS["stages-1"].unavailable(CASES["photographs"], CPU.torch)
     if reason is not None:
         pytest.skip(reason)
     folder = images.photographs(tmp_path / "files", 4, 8, TINY)
@@ -136,51 +137,47 @@ def test_stages_add_up_and_are_named(tmp_path):
     assert min(figures.values()) > 0
 
 
-def test_crops_are_held_against_pillow(tmp_path):
+def test_crops_are_held_against_pillow(tmp_path, monkeypatch):
     folder = images.photographs(tmp_path / "files", 4, 8, TINY)
-    case = replace(small("crops"), side=16)
-    views = replace(case.views, views=tuple(replace(v, size=16) for v in case.views.views))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "imagenet", views)
-        for name in case.feeds:
-            kernel = KERNELS[name]
-            if kernel.unavailable(case, CPU) is None:
-                prepared = kernel.make.prepare(case, folder, CPU.torch)
-                assert prepared.problem is None
-                exact = name != "crop-interpolate"
-                assert (prepared.figures["largest_levels"] == 0) == exact
-        wrong = calls.Crop(calls.interpolate, "baseline")
-        if wrong.unusable(CPU.torch) is None:
-            assert "levels from Pillow" in wrong.prepare(case, folder, CPU.torch).problem
-
-
-def test_a_feed_of_one_core_has_one():
-    assert FEEDS["official-1"].cores({3, 5}) == {3}
-    assert FEEDS["official"].cores({3, 5}) == {3, 5}
-    assert FEEDS["official-1"].cores(None) is None
+    case = small("crops")
+    for name in case.feeds:
+        if FEEDS[name].unavailable(case, CPU.torch) is None:
+            counts, figures = opened(name, case, folder)
+            assert counts == [8] * 3
+            assert (figures["largest_levels"] == 0) == (name != "crop-interpolate-1")
+    wrong = replace(FEEDS["crop-baseline"], make=functools.partial(
+        loading.cropped, crop_resize=loading.interpolate, instruction_set="baseline"
+    ))  # fmt: skip
+    if wrong.unavailable(case, CPU.torch) is None:
+        monkeypatch.setitem(FEEDS, "wrong", wrong)
+        with pytest.raises(DisagreementError, match="levels from Pillow"):
+            opened("wrong", case, folder)
 
 
 @pytest.mark.parametrize("loader", ["threads", "dali"])
-def test_ours_agrees_with_torchvision_on_photographs(folder, loader):
-    reason = FEEDS[f"ours-{loader}"].unavailable(CASES["photographs"], CPU)
+def test_ours_agrees_with_plain_views_of_photographs(folder, loader):
+    reason = FEEDS[f"ours-{loader}"].unavailable(CASES["photographs"], CPU.torch)
     if reason is not None:
         pytest.skip(reason)
     loader = "pil" if loader == "threads" else loader
     source = FolderSource(folder)
     with ViewLoader(source, PRESETS["imagenet"], 8, loader=loader, workers=1) as feed:
         batch = next(iter(feed))
-        assert agreement.problem(feed, batch) is None
-        wrong = batch._replace(views=(batch.views[0], batch.views[0]))
-        assert "view 1 of sample" in agreement.problem(feed, wrong)
-        nothing = batch._replace(views=tuple(view * float("nan") for view in batch.views))
-        assert "nan levels" in agreement.problem(feed, nothing)
+        agreement.check(feed, batch)
+        for views, message in (
+            ((batch.views[0], batch.views[0]), "view 1 of sample"),
+            (tuple(view * float("nan") for view in batch.views), "nan levels"),
+            (tuple(view.double() for view in batch.views), "should be float32"),
+        ):
+            with pytest.raises(DisagreementError, match=message):
+                agreement.check(feed, batch._replace(views=views))
 
 
-def test_ours_agrees_with_torchvision_on_small_images():
+def test_ours_agrees_with_plain_views_of_small_images():
     for case in (CASES["arrays-32"], CASES["arrays-28"]):
         source = ArraySource(images.pixels(case.side, len(case.views.mean), 32))
         with ViewLoader(source, case.views, 32) as feed:
-            assert agreement.problem(feed, next(iter(feed))) is None
+            agreement.check(feed, next(iter(feed)))
 
 
 def test_a_feed_that_disagrees_is_not_timed(folder, monkeypatch):
@@ -188,7 +185,7 @@ def test_a_feed_that_disagrees_is_not_timed(folder, monkeypatch):
     case = small("arrays-28")
     with (
         feeds.open_feed("ours-arrays", case, None) as counts,
-        pytest.raises(loading.DisagreementError, match="levels from torchvision's"),
+        pytest.raises(DisagreementError, match="levels from the plain"),
     ):
         next(counts)
 
@@ -197,7 +194,7 @@ def test_views_of_another_size_are_refused(folder):
     case = small(side=96)
     with (
         feeds.open_feed("ours-threads", case, folder) as counts,
-        pytest.raises(loading.DisagreementError, match="views are"),
+        pytest.raises(DisagreementError, match="views are"),
     ):
         next(counts)
 
@@ -318,21 +315,3 @@ def test_committed_rows_meet_the_targets_or_say_so():
             moved = KERNELS["kernel-cpu"].bytes_moved(CASES[case]) * row["median_per_s"] / 1e9
             fraction = moved / row["peaks"]["copy_gbps"]
             assert row["fraction_of_copy"] == pytest.approx(fraction, rel=2e-3)
-
-
-def test_erased_black_and_flipped_as_the_rows_say():
-    """The reference itself, computed by hand."""
-    from PIL import Image
-
-    pixels = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
-    views = Views("plain", (PRESETS["imagenet"].views[0],), (0.5,) * 3, (0.5,) * 3)
-    parameters = draw(views.views[0], 0, 0, np.arange(1), 0)
-    row = parameters.photometric_rows(5, 5)[0]
-    column = agreement.Parameter
-    row[:] = 0
-    row[column.ORDER], row[column.FLIP], row[column.SOLARIZE] = -1, 1, 256
-    row[column.ERASE_BOTTOM], row[column.ERASE_RIGHT] = 2, 3
-    got = agreement.finished(Image.fromarray(pixels), row)
-    want = torch.from_numpy(pixels[:, ::-1].copy()).permute(2, 0, 1) / 255
-    want[:, :2, :3] = 0
-    torch.testing.assert_close(got, want)
