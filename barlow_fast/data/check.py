@@ -1,4 +1,4 @@
-"""Search for images of a source that cannot be read (`barlow-fast data check`)."""
+"""Search for images of a source that cannot be read or are suspect (`barlow-fast data check`)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ class Attempt:
 
     def __call__(self, index: int) -> BadImage | None:
         try:
-            self.source.image(index)
+            warning = self.source.pixels(index).warning
         except BadImageError as error:
             return error.image
+        if warning:
+            return BadImage(index, self.source.identity(index), warning, suspect=True)
         return None
 
 
@@ -35,7 +37,8 @@ def bad_images(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[BadImage]:
-    """The images that cannot be read, in the source's order, each decoded as a whole.
+    """The images that cannot be read or are suspect, in the source's order, each decoded as a
+    whole.
 
     Args:
         source: of the images.
@@ -54,8 +57,8 @@ def bad_images(
 
 def write_report(path: Path, source: Source, found: Iterable[BadImage]) -> Iterator[BadImage]:
     """Yield bad images while writing them as JSON: {"source", "images", "bad": [{"index",
-    "identity", "reason"}]}. The file appears when the last one has passed, and memory does not
-    grow with their number. Where it cannot be written, that is raised after the last one.
+    "identity", "reason", "suspect"}]}. The file appears when the last one has passed, and memory
+    does not grow with their number. Where it cannot be written, that is raised after the last one.
 
     Raises:
         OSError: it cannot be written.

@@ -1,11 +1,12 @@
-"""What is done about images that cannot be read."""
+"""What is done about images that cannot be read, and about suspect ones, which are decoded with a
+warning."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,17 +14,18 @@ from ..terminal import printable
 
 LOG = logging.getLogger("barlow_fast.data")
 
-OnBadImage = Literal["error", "skip"]
+OnBadImage = Literal["error", "skip", "strict"]
 POLICIES = get_args(OnBadImage)
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """One image that cannot be read."""
+    """One image that cannot be read, or is suspect."""
 
     index: int  # its sample number in the source; -1 where there is none
     identity: str  # path, or shard:member, printable
     reason: str  # one line
+    suspect: bool = False  # whether it was decoded, with `reason` as the decoder's warning
 
     def __str__(self) -> str:
         return f"{self.identity}: {self.reason}"
@@ -40,17 +42,67 @@ class BadImageError(ValueError):
         return str(self.image)
 
 
+class Record:
+    """Images that are reported once each, in a warning of the logger `barlow_fast.data`.
+
+    Args:
+        report: how the report of an image begins.
+        kind: what the images are called in the plural.
+        limit: how many are kept in `images`.
+    """
+
+    def __init__(self, report: str, kind: str, limit: int) -> None:
+        self.images: list[BadImage] = []
+        self.encounters = 0  # every time that one was met, in every epoch
+        self._report, self._kind, self._limit = report, kind, limit
+        self._known: set[str] = set()
+        self._full = False
+        self._shared = 0
+
+    def add(self, image: BadImage) -> None:
+        """Report an image unless that has been done."""
+        self.encounters += 1
+        if image.identity in self._known or self._full:
+            return
+        if len(self.images) == self._limit:
+            self._full = True
+            LOG.warning("more than %d %s: further ones are not listed", self._limit, self._kind)
+            return
+        self._keep(image)
+        LOG.warning("%s: %s", self._report, image)
+
+    def unshared(self) -> list[BadImage]:
+        """Those found since `learn` was called last."""
+        return self.images[self._shared :]
+
+    def learn(self, images: Iterable[BadImage]) -> None:
+        """Add images that another process has reported."""
+        for image in images:
+            if image.identity not in self._known and len(self.images) < self._limit:
+                self._keep(image)
+        self._shared = len(self.images)
+
+    def _keep(self, image: BadImage) -> None:
+        self._known.add(image.identity)
+        self.images.append(image)
+
+
 class BadImages:
-    """What is done about bad images, and the record of them.
+    """What is done about bad and suspect images, and the record of them.
 
     Each is reported once, in a warning of the logger `barlow_fast.data`, however many epochs,
     scores and loaders meet it: one record serves a whole run. Memory is bounded: of the first
-    `limit` images the whole record is kept, of the others their number.
+    `limit` images of either kind the whole record is kept, of the others their number.
 
     Args:
-        policy: 'error': the first bad image raises; 'skip': it is recorded, and its sample left
-            out.
-        limit: how many are kept in `images`.
+        policy: 'error': the first bad image raises; 'skip': bad images are recorded, and their
+            samples left out; 'strict': suspect images are left out as well. Under the other two
+            they are recorded and used.
+        limit: how many of either kind are kept.
+
+    Attributes:
+        images: the bad images.
+        suspects: the suspect images.
 
     Raises:
         ValueError: another policy.
@@ -61,10 +113,10 @@ class BadImages:
             raise ValueError(f"on_bad_image must be one of {', '.join(POLICIES)}, got {policy!r}")
         self.policy = policy
         self.limit = limit
-        self.images: list[BadImage] = []
-        self.encounters = 0  # every time that one was met, in every epoch
-        self._known: set[str] = set()
-        self._full = False
+        self._bad = Record("left out", "bad images", limit)
+        used = "left out, since suspect" if policy == "strict" else "suspect"
+        self._suspect = Record(used, "suspect images", limit)
+        self.images, self.suspects = self._bad.images, self._suspect.images
 
     @classmethod
     def of(cls, given: OnBadImage | BadImages) -> BadImages:
@@ -74,29 +126,40 @@ class BadImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def add(self, image: BadImage) -> None:
-        """Records a bad image, or raises `BadImageError` under the policy 'error'."""
+    @property
+    def encounters(self) -> int:
+        """How many times a sample was left out, in every epoch."""
+        left_out = self._suspect.encounters if self.policy == "strict" else 0
+        return self._bad.encounters + left_out
+
+    def add(self, image: BadImage) -> bool:
+        """Records an image. Whether its sample is left out.
+
+        Raises:
+            BadImageError: it is bad, and the policy is 'error'.
+        """
+        if image.suspect:
+            self._suspect.add(image)
+            return self.policy == "strict"
         if self.policy == "error":
             raise BadImageError(image)
-        self.encounters += 1
-        if image.identity in self._known or self._full:
-            return
-        if len(self.images) == self.limit:
-            self._full = True
-            LOG.warning("more than %d bad images: further ones are not listed", self.limit)
-            return
-        self._keep(image)
-        LOG.warning("left out: %s", image)
+        self._bad.add(image)
+        return True
 
-    def learn(self, images: Iterable[BadImage]) -> None:
-        """Add images that another process has reported."""
-        for image in images:
-            if image.identity not in self._known and len(self.images) < self.limit:
-                self._keep(image)
+    def share(self, gather: Callable[[list[BadImage]], list[list[BadImage]]]) -> None:
+        """Learn what other processes have found since this was called last. They need not report
+        it again. Called by all of them.
 
-    def _keep(self, image: BadImage) -> None:
-        self._known.add(image.identity)
-        self.images.append(image)
+        Args:
+            gather: returns what each process passes.
+        """
+        found = [
+            image
+            for images in gather(self._bad.unshared() + self._suspect.unshared())
+            for image in images
+        ]
+        self._bad.learn(image for image in found if not image.suspect)
+        self._suspect.learn(image for image in found if image.suspect)
 
 
 class Unreadable(ValueError):

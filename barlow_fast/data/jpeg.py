@@ -71,9 +71,9 @@ def plain_frame(encoded: bytes) -> Frame | None:
             frame = Frame(*sides, components)
             if components not in (1, 3) or not frame.height * frame.width:
                 return None
-        elif code not in SEGMENTS or length < SEGMENTS[code]:
-            return None
-        elif code == APP2 and encoded.startswith(MULTIPLE_PICTURES, at + 4):
+        elif length < SEGMENTS.get(code, 2**16) or (
+            code == APP2 and encoded.startswith(MULTIPLE_PICTURES, at + 4)
+        ):
             return None
         at += 2 + length
     return None

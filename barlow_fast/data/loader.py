@@ -19,7 +19,7 @@ from .faults import BadImage, BadImageError, BadImages, OnBadImage
 from .order import Position, Shard, batches, batches_per_epoch
 from .presets import Views
 from .render import photometric_kernel
-from .rendering import Crops, Renderer, dali
+from .rendering import Crops, Renderer, dali, less
 from .rendering.arrays import ArrayRenderer
 from .rendering.threads import TIMEOUT, Finish, ThreadRenderer
 from .sources import ArraySource, Source
@@ -86,7 +86,9 @@ class ViewLoader:
         drop_last: whether an epoch's remainder that fills no global batch is left out.
         on_bad_image: 'error': an image that cannot be read raises; 'skip': it is left out of its
             batch, which is shorter then, and reported once. No other takes its place, so ranks may
-            differ in batch size. A `BadImages` is a policy with a record that others share.
+            differ in batch size. 'strict': so are suspect images, which are decoded with a warning;
+            otherwise these are reported once and used. A `BadImages` is a policy with a record that
+            others share.
         prefetch: how many batches are rendered ahead; memory is bounded by it.
         timeout: seconds to wait for an image of 'pil' before storage counts as stopped; 0: without
             limit.
@@ -189,6 +191,11 @@ class ViewLoader:
         """Those that were skipped, each once."""
         return self._bad.images
 
+    @property
+    def suspect_images(self) -> list[BadImage]:
+        """Those that were decoded with a warning, each once; skipped under 'strict'."""
+        return self._bad.suspects
+
     def set_epoch(self, epoch: int) -> None:
         """Set the position to the beginning of an epoch, unless the loader is in it already: an
         epoch that was resumed in its middle continues there."""
@@ -265,8 +272,8 @@ class ViewLoader:
         self._under_way.popleft()
         if not len(samples):
             return crops
-        for image in crops.bad:
-            self._bad.add(image)
+        left_out = [image.index for image in crops.bad if self._bad.add(image)]
+        crops = less(crops, np.flatnonzero(np.isin(crops.samples, left_out)).tolist())
         if not len(crops.samples):
             first = crops.bad[0]
             reason = f"{first.reason}; nor can any other of the {len(samples)} images of its batch"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.datasets import ImageDataset
-from ..data.decoding import MAX_PIXELS
+from ..data.decoding import MAX_PIXELS, Decoded, Reduce
 from ..data.sources import ArraySource, Parts, Source, find_parts, open_source, passed_over
 from ..data.sources.base import Labelled
 from ..data.sources.parts import HELD_OUT
@@ -57,6 +57,9 @@ class SubsetSource(Labelled):
 
     def encoded(self, index: int) -> bytes:
         return self.source.encoded(self._number(index))
+
+    def pixels(self, index: int, channels: int = 3, reduce: Reduce | None = None) -> Decoded:
+        return self.source.pixels(self._number(index), channels, reduce)
 
     def image(self, index: int) -> Image.Image:
         return self.source.image(self._number(index))

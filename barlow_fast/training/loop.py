@@ -130,7 +130,6 @@ class Trainer:
         self._failure: Exception | None = None
         # One for everything that reads images in this run: a bad one is reported once.
         self._bad = BadImages(self.feeding.on_bad_image)
-        self._bad_shared = 0  # those that the other ranks know
         with self._together("a trainer"):
             self.views = choose_views(config.views, data)
             check_batch(config.batch_size, len(self.source), data.name, self.ranks.size)
@@ -474,7 +473,8 @@ class Trainer:
         if self.config.checkpoint_every is not None:
             saved = last or (epoch + 1) % self.config.checkpoint_every == 0
         images = self.ranks.total(self._images)
-        self._share_bad_images()
+        # In the next epoch another rank meets them, and need not report them again.
+        self._bad.share(self.ranks.gather)
         busy = max(sum(self._shares.values()), 1e-9)
         record: Record = {
             "epoch": epoch + 1,
@@ -499,14 +499,6 @@ class Trainer:
             self.save()
         with self._together("the end of an epoch"):
             self._notify("epoch_ended", record)
-
-    def _share_bad_images(self) -> None:
-        """In the next epoch another rank meets them, and need not report them again."""
-        if self._bad.policy == "error":
-            return
-        for found in self.ranks.gather(self._bad.images[self._bad_shared :]):
-            self._bad.learn(found)
-        self._bad_shared = len(self._bad)
 
     def _scored(self) -> Record:
         """k-NN and monitors; empty on ranks other than the first, which wait."""

@@ -341,5 +341,5 @@ def test_the_record_is_bounded(caplog: pytest.LogCaptureFixture):
 
 
 def test_another_policy_is_refused():
-    with pytest.raises(ValueError, match="error, skip, got 'ignore'"):
+    with pytest.raises(ValueError, match="error, skip, strict, got 'ignore'"):
         BadImages("ignore")

@@ -147,7 +147,10 @@ def test_loaders_and_commands_agree(tmp_path: Path):
     source = FolderSource(folder)
     verdict = [number for number, file in enumerate(files) if refused(decode, file)]
     assert 20 < len(verdict) < len(files) - 20
-    assert [bad.index for bad in bad_images(source, 0)] == verdict
+    found = list(bad_images(source, 0))
+    assert [bad.index for bad in found if not bad.suspect] == verdict
+    suspect = {(bad.index, bad.reason) for bad in found if bad.suspect}
+    assert len(suspect) > 10
     packed = pack(source, tmp_path / "out", on_bad_image="skip", workers=0)
     assert packed.left_out == len(verdict)
     views = Views("crops", (cropping(16), cropping(16)), MEAN, STD)
@@ -164,4 +167,6 @@ def test_loaders_and_commands_agree(tmp_path: Path):
         ) as batches:
             trained = [index for batch in batches for index in batch.index.tolist()]
             assert sorted(bad.index for bad in batches.bad_images) == verdict, loader
+            named = {(bad.index, bad.reason) for bad in batches.suspect_images}
+            assert named == suspect, loader
         assert sorted(trained) == sorted(set(range(len(files))) - set(verdict)), loader

@@ -25,7 +25,7 @@ from ..sources import ArraySource, Source
 if TYPE_CHECKING:
     from ..presets import Views
 
-__all__ = ["Crops", "Renderer", "check_room", "crop_shapes", "without"]
+__all__ = ["Crops", "Renderer", "check_room", "crop_shapes", "less", "without"]
 
 
 class Crops(NamedTuple):
@@ -35,7 +35,7 @@ class Crops(NamedTuple):
     # these.
     crops: list[Tensor]
     samples: np.ndarray  # (B,) int64: those that could be read, in the order of submission
-    bad: list[BadImage]  # those that could not
+    bad: list[BadImage]  # those that could not, and suspect ones, which are among `samples`
 
 
 class Renderer(Protocol):
@@ -106,13 +106,22 @@ def crop_shapes(source: Source, views: Views) -> list[tuple[int, int, int]]:
 
 
 def without(crops: Crops, bad: list[tuple[int, BadImage]]) -> Crops:
-    """The batch less the rows that could not be rendered, which are recorded in `Crops.bad`."""
+    """The batch with the images found in its rows added to `Crops.bad`, and less the rows of those
+    that are not suspect, which were not rendered."""
     if not bad:
         return crops
-    good = np.delete(np.arange(len(crops.samples)), [row for row, _ in bad])
+    crops = crops._replace(bad=crops.bad + [image for _, image in bad])
+    return less(crops, [row for row, image in bad if not image.suspect])
+
+
+def less(crops: Crops, rows: list[int]) -> Crops:
+    """The batch without some of its rows."""
+    if not rows:
+        return crops
+    good = np.delete(np.arange(len(crops.samples)), rows)
     rows = torch.from_numpy(good)
     return Crops(
         [view.index_select(0, rows.to(view.device)) for view in crops.crops],
         crops.samples[good],
-        crops.bad + [image for _, image in bad],
+        crops.bad,
     )

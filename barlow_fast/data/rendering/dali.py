@@ -7,10 +7,11 @@ feeds the graph and takes its outputs; the graph runs in DALI's threads.
 
 DALI decodes damaged JPEGs that Pillow refuses, and images whose data end early. So Pillow reads
 every file first when it comes for the first time (`decoding.check`, half of a decoding), and
-decides for all loaders. DALI also loses the whole batch when it cannot decode one image: such a
-batch is run again in halves until the images at fault stand alone. An image that DALI does not
-decode, or not as Pillow does, is rendered by Pillow. Whether it is depends on the image alone: the
-same sample shows the same crop in whatever batch it comes.
+decides for all loaders; suspect images are rendered by Pillow, which reports them. DALI also loses
+the whole batch when it cannot decode one image: such a batch is run again in halves until the
+images at fault stand alone. An image that DALI does not decode, or not as Pillow does, is rendered
+by Pillow. Whether it is depends on the image alone: the same sample shows the same crop in whatever
+batch it comes.
 
 On a CPU images are decoded to the very same bytes as by Pillow, and resized to within a level; more
 in the outermost ring of pixels of crops that are much smaller than their windows, where DALI
@@ -308,8 +309,9 @@ class _Engine:
                 if decoded_alike(encoded):
                     limit = getattr(self.source, "max_pixels", MAX_PIXELS)
                     identity = self.source.identity(sample)
-                    self.sizes[sample] = check(encoded, identity, sample, limit)[:2]
-                    self.route[sample] = BY_DALI
+                    *size, warning = check(encoded, identity, sample, limit)
+                    self.sizes[sample] = size
+                    self.route[sample] = BY_PIL if warning else BY_DALI
                 else:
                     self.route[sample] = BY_PIL
         except BadImageError as error:

@@ -58,8 +58,8 @@ def crop_rows(
         out: one (len(rows), H, W, C) uint8 tensor per view, to be filled.
 
     Returns:
-        (row, what is wrong) of each image that could not be read; its part of `out` is left as it
-        was.
+        (row, what is wrong) of each image that could not be read, whose part of `out` is left as it
+        was, and of each suspect one.
     """
     channels = out[0].shape[-1]
     crop_resize = resizer()
@@ -72,6 +72,9 @@ def crop_rows(
         except BadImageError as error:
             bad.append((row, error.image))
             continue
+        if decoded.warning:
+            identity = source.identity(sample)
+            bad.append((row, BadImage(sample, identity, decoded.warning, suspect=True)))
         image = torch.from_numpy(decoded.pixels)
         for (windows, interpolation), part in zip(places, parts, strict=True):
             window = windows.find(row, decoded.height, decoded.width)
