@@ -101,6 +101,12 @@ def reading(name: str, **values: Any) -> str:
     return "\n\n".join(paragraphs).format(**values)
 
 
+def unmeasured(suite: str, rows: Sequence[Mapping[str, Any]], file: str) -> str:
+    """Where rows come from that no device has measured: the section `suite origin`."""
+    origin = rows[0]["provenance"]
+    return reading(f"{suite} origin", **(origin | {"date": origin["date"][:10], "file": file}))
+
+
 def joined(*parts: str) -> str:
     """Paragraphs and tables one below the other; empty ones are left out."""
     return "\n\n".join(filter(None, parts))

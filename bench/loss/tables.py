@@ -8,25 +8,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bench import peers
-from bench.console import aligned
+from bench import markdown, peers
 from bench.devices import GRAPH, WHOLE
-from bench.grids import CPU_GRID, CUDA_GRID, Case, Grid
+from bench.grids import CPU_GRID, CUDA_GRID, Grid
 from bench.inputs import CUDA_VARIANTS
-from bench.markdown import (
-    SHAPE,
-    Column,
-    cells,
-    details,
-    joined,
-    reading,
-    short,
-    table_of,
-    times,
-    titled,
-)
+from bench.markdown import SHAPE, Column, in_words, joined, reading, short, table_of, titled
 from bench.plots import drawing
 from bench.results import Row, by_shape
 
@@ -74,9 +62,9 @@ def tables(rows: Sequence[Row]) -> str:
             timed = (_timed(group, name) for group in groups.values() for name in titles)
             percentiles = table_of(_long(titles, layout), filter(None, timed))
             half = "" if layout.several else ", and the forward half alone"
-            parts.append(details(f"Percentiles{half}", percentiles))
+            parts.append(markdown.details(f"Percentiles{half}", percentiles))
             lines = "\n".join(_problems(groups, titles))
-            parts += [details("Left out", lines)] if lines else []
+            parts += [markdown.details("Left out", lines)] if lines else []
     return joined(reading(f"loss {layout.kind}"), *parts) if parts else ""
 
 
@@ -111,18 +99,11 @@ def _overview_columns(machine: str, groups: Groups, layout: Layout) -> list[Colu
     ]
 
 
-def printed(case: Case, rows: Sequence[Row]) -> str:
-    """What a run prints of one shape and dtype."""
-    if not rows:
-        return f"{case}: no peers"
-    layout, group = Layout(rows), {row["peer"]: row for row in rows}
-    ratio = functools.partial(_ratio, layout, group.get("ours"))
-    columns = [*_long({}, layout)[1:], Column("ours is faster", ratio, missing="")]
-    lines = [cells(columns, row) for row in rows if not row["problem"]]
-    text = [f"{case}: floor {short(rows[0]['floor_ms'])} ms"]
-    text += [aligned([column.head for column in columns], lines)] if lines else []
-    text += [f"{row['peer']}: {row['problem']}" for row in rows if row["problem"]]
-    return "\n".join(text)
+def printed(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """row -> what a run prints of it; `rows` are of the same device."""
+    words, figures = Column("", "dtype", left=True), _long({}, Layout(rows))
+    problem = Column("problem", lambda row: row.get("problem") or row.get("graph_problem"))
+    return in_words(words, *figures, Column("floor ms", "floor_ms", short), problem)
 
 
 def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
@@ -221,7 +202,7 @@ def _ratio(layout: Layout, ours: Row | None, row: Row) -> str | None:
     for measure in reversed(layout.measures.values()):
         theirs, own = median(row, measure), median(ours, measure)
         if row is not ours and theirs is not None and own is not None:
-            return times(theirs / own)
+            return markdown.times(theirs / own)
     return None
 
 

@@ -6,6 +6,7 @@ reference device of an architecture, and compiled ahead of time.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Annotated
 
 from bench import cli, provenance, results
 from bench.cli import Option
-from bench.markdown import Column, details, joined, reading, table_of
+from bench.markdown import Column, details, joined, reading, table_of, unmeasured
 from bench.results import Row, listed
 
 SECTION = "Triton kernels as compiled"
+origin = functools.partial(unmeasured, "compilation")
 FILE = results.FOLDER / "compilation.jsonl"
 
 # Steps whose launches are listed one by one: small N, the paper's size, a graph encoder; what one
@@ -52,6 +54,8 @@ def command(
 ) -> None:
     """Compile every Triton kernel for sm_80, sm_89, sm_90 and sm_100; no GPU needed."""
     try:
+        import triton
+
         from barlow_fast.kernels.triton import inspection
         from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
     except ImportError as error:
@@ -59,7 +63,7 @@ def command(
     with cli.reading():
         chosen = parse_architectures(architectures, list(REFERENCE_DEVICES))
     origin = provenance.unmeasured("python -m bench compilation")
-    origin["triton"] = provenance.version("triton")
+    origin["triton"] = triton.__version__
     rows, left, longest, begun = [], [], 0.0, time.monotonic()
     for architecture in chosen:
         start = time.monotonic()
@@ -111,15 +115,6 @@ def launch_rows(origin: Row) -> list[Row]:
             row |= {"flops": launch.flops, "bytes": launch.bytes, "provenance": origin}
             rows.append(row)
     return rows
-
-
-def origin(rows: list[Row], name: str) -> str:
-    """Where the rows come from, in words."""
-    first = rows[0]["provenance"]
-    return (
-        f"Compiled on {first['date'][:10]} with `{first['command']}`, Triton {first['triton']}, at "
-        f"commit {first['commit']}; nothing here was run or timed. Rows: `bench/results/{name}`."
-    )
 
 
 def tables(rows: list[Row]) -> str:

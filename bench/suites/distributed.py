@@ -21,7 +21,7 @@ from bench.ranks import implementations, measurement, official, processes
 from bench.ranks.implementations import OFFICIAL, PRECISION, Implementation
 from bench.ranks.measurement import Task
 from bench.results import Row, grouped
-from bench.session import Output, Session
+from bench.session import Chosen, Output, Session
 from bench.timing import Budget
 
 SECTION = "Across ranks: forward + backward"
@@ -35,10 +35,8 @@ MEMORY_SHARE = 0.85  # of the memory that is free
 
 def command(
     given: Output,
-    shapes: Annotated[str | None, Option(f"N of all ranks together. Default: {SHAPES}.")] = None,
+    some: Chosen,
     ranks: Annotated[str | None, Option(f"Numbers of processes. Default: {RANKS}.")] = None,
-    dtypes: Annotated[str | None, Option("Of fp32, bf16-autocast. Default: both.")] = None,
-    peers: Annotated[str | None, Option("Names, comma-separated. Default: all.")] = None,
     seconds: Annotated[
         float | None, Option("Time for each peer at each shape, ranks and dtype.")
     ] = None,
@@ -50,10 +48,10 @@ def command(
     """Time the loss across ranks, and count what travels, against the all-reduce of C."""
     quick, known = given.quick, implementations.discover()
     with cli.reading():
-        chosen_shapes = parse_shapes(shapes or (QUICK_SHAPES if quick else SHAPES))
+        chosen_shapes = parse_shapes(some.shapes or (QUICK_SHAPES if quick else SHAPES))
         counts = parse_ranks(ranks or (QUICK_RANKS if quick else RANKS))
-        variants = [VARIANTS[name] for name in cli.listed(dtypes, PRECISION, "dtype")]
-        chosen = [known[name] for name in cli.listed(peers, known, "peer")]
+        variants = [VARIANTS[name] for name in cli.listed(some.dtypes, PRECISION, "dtype")]
+        chosen = [known[name] for name in cli.listed(some.peers, known, "peer")]
     budget = Budget(seconds or (QUICK_SECONDS if quick else SECONDS), repeats, FEWEST, MOST)
     session = Session(devices.Cpu(), given, sources.RANKED)
     session.announce()

@@ -99,8 +99,8 @@ def measure(
     for case in session.in_time(todo, predicted):
         begun = time.monotonic()
         found = Group(case, session, settings, kept).measure(settings.some(usable, case))
-        rows = session.keep([row(case, candidate, peaks, device) for candidate in found])
-        print(loss_tables.printed(case, rows), flush=True)
+        rows = [row(case, candidate, peaks, device) for candidate in found]
+        session.keep(rows, loss_tables.printed(rows))
         device.release()
         session.failures |= {
             each.key: each.problem

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from bench import provenance, results
 from bench.cli import Option
-from bench.markdown import Column, joined, reading, short, table_of, times
+from bench.markdown import Column, joined, reading, short, table_of, times, unmeasured
 from bench.ranks import scaling
 from bench.results import Row
 
 SECTION = "Groups of GPUs: modelled, not measured"
+origin = functools.partial(unmeasured, "scaling")
 FILE = results.FOLDER / "scaling.jsonl"
 
 
@@ -40,15 +42,6 @@ def modelled() -> list[Row]:
         for gpus, n in scaling.GROUPS
         for d in scaling.DIMENSIONS
     ]
-
-
-def origin(rows: list[Row], name: str) -> str:
-    """Where the rows come from, in words."""
-    first = rows[0]["provenance"]
-    return (
-        f"**Modelled, not measured**: computed on {first['date'][:10]} with `{first['command']}` "
-        f"at commit {first['commit']}; no GPU has run any of it. Rows: `bench/results/{name}`."
-    )
 
 
 def tables(rows: list[Row]) -> str:

@@ -16,7 +16,7 @@ from bench.results import Row, chosen, grouped, ratio
 from bench.session import Chosen, Output, Session
 from bench.startup import processes
 from bench.startup.child import COMPILED
-from bench.startup.processes import COMPILED_OFFICIAL, MODULES, TORCH, Key
+from bench.startup.processes import MODULES, TORCH, Key
 from bench.timing import columns
 
 SECTION = "Startup: imports, first calls, compilers"
@@ -80,8 +80,7 @@ def source(peer: str, kind: str) -> str:
 def titles() -> dict[str, str]:
     """What the tables call the implementations, in order."""
     known = peers.titles("cuda") | peers.titles()
-    named = {name: known.get(name, name) for name in processes.PEERS}
-    return {TORCH: "torch"} | named | {COMPILED_OFFICIAL: f"{named['official']}, compiled"}
+    return {TORCH: "torch"} | {name: known.get(name, name) for name in processes.PEERS}
 
 
 def tables(rows: list[Row]) -> str:

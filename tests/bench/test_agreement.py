@@ -60,7 +60,7 @@ def test_a_failing_peer_is_not_timed(measure):
     assert "off by" in wrong["problem"]
     assert (wrong["peer"], wrong["median_ms"], wrong["repeats"]) == ("wrong", None, 0)
     assert right["median_ms"] > 0
-    assert f"wrong: {wrong['problem']}" in text
+    assert f"problem {wrong['problem']}\n" in text
     assert session.end() == exits.FAILED
 
 

@@ -200,7 +200,7 @@ def test_a_broken_context_requests_a_new_process(cuda, tmp_path, monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     peer = replace(discover()["gram-plain"], name="breaking", build=lambda n, d, dtype: breaks)
-    monkeypatch.setattr(peers, "choose", lambda names, kind: [peer])
+    monkeypatch.setattr(peers, "choose", lambda names, kind, **_: [peer])
     journal = ["--journal", str(tmp_path / "journal")]
     assert invoke(arguments("loss", tmp_path, *journal)).exit_code == exits.RESTART
     assert "illegal memory access" in (tmp_path / "journal").read_text()
@@ -228,13 +228,13 @@ def test_what_does_not_fit_is_a_row_of_memory_too(cuda, tmp_path, monkeypatch):
     plain = discover()["gram-plain"]
     some = [replace(plain, name="greedy", build=lambda *_: greedy)]
     some += [replace(plain, name="modest", build=lambda *_: gram_loss)]
-    monkeypatch.setattr(peers, "choose", lambda names, kind: some)
+    monkeypatch.setattr(peers, "choose", lambda names, kind, **_: some)
     found = invoke(arguments("memory", tmp_path))
     assert found.exit_code == exits.COMPLETE
     assert [row["problem"] for row in results.read(tmp_path / "rows.jsonl")] == [
         "out of memory (requested 8.00 GiB)", None,
     ]  # fmt: skip
-    assert "greedy: not measured: out of memory" in found.output
+    assert "greedy: MiB extra no memory, problem out of memory (requested" in found.output
     assert "1 measured, 0 left" in found.output
     assert "0 measured, 0 left" in invoke(arguments("memory", tmp_path, "--resume")).output
 
