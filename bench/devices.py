@@ -68,7 +68,6 @@ class Cpu:
         compile_seconds: that a peer has to compile; None for no limit.
         identity: fields of the provenance that rows share which need not be measured again.
         sources: files that rows depend on here, besides those of the suites.
-        one_at_a_time: whether the processes of a comparison start one after the other.
         pins_memory: whether a DataLoader does, for quicker copies to the device.
         loader_workers: processes or threads that make views; None for one on each core.
         group_seconds: a guess of what a group of the loss takes beyond its calls, without peers
@@ -85,7 +84,6 @@ class Cpu:
     compile_seconds: float | None = None
     identity: tuple[str, ...] = ("sources", "torch", "cpu", "cores")
     sources: tuple[str, ...] = ("kernels/cpu/*.cpp", "kernels/cpu/*.h")
-    one_at_a_time = False
     pins_memory = False
     loader_workers: int | None = 2
     group_seconds: tuple[float, float] | None = None
@@ -207,7 +205,6 @@ class Cuda:
     compile_seconds: float | None = 60.0
     identity: tuple[str, ...] = ("sources", "torch", "gpu")
     sources: tuple[str, ...] = ()
-    one_at_a_time = True
     pins_memory = True
     loader_workers: int | None = None
     group_seconds: tuple[float, float] | None = (3.0, 60.0)

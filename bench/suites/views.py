@@ -133,9 +133,8 @@ def race(
         )
         for name in names
     ]  # fmt: skip
-    # One after the other, so that nothing else delays a first batch.
     rates, failed = turns.race(
-        runners, rounds, seconds * case.share / rounds, together=False,
+        runners, rounds, seconds * case.share / rounds,
         moved=lambda name: session.journal.end(f"{case.name} {name}"),
     )  # fmt: skip
     return rates, {runner.name: _medians(runner.reports) for runner in runners}, failed

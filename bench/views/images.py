@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-DISTINCT, QUICK_DISTINCT, FILES = 300, 60, 12_800
+DISTINCT, QUICK_DISTINCT, FILES = 300, 60, 4_800
 LEAST_SHARE = 0.6  # of a photograph's sides, in a piece
 QUALITY = 90
 CLOUDS = (427, 640)  # height and width of noise that stands in for a photograph

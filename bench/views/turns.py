@@ -83,23 +83,17 @@ class Runner:
         self._process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
-        """Begins the process, unless it was begun."""
-        if self._process is not None:
-            return
+        """Begins the process, and waits until its first batches have come.
+
+        Raises:
+            FeedError: they do not come.
+        """
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         # Not a daemon, which could not have workers; `end` is called whatever happens.
         self._process = context.Process(target=_serve, args=(other, *self._task))
         self._process.start()
         other.close()
-
-    def wait_until_ready(self) -> None:
-        """Until the first batches have come.
-
-        Raises:
-            FeedError: they do not come.
-        """
-        self.start()
         self._answer(self.deadline)
 
     def turn(self, seconds: float) -> float:
@@ -142,7 +136,6 @@ def race(
     runners: list[Runner],
     rounds: int,
     seconds: float,
-    together: bool = True,
     moved: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Counts per second of every turn, and what failed: name -> reason; that has no times.
@@ -151,11 +144,10 @@ def race(
     machine for a while disturbs all alike. All of them are ended, whatever happens.
 
     Args:
-        runners: not yet started, or started.
+        runners: not yet started. They are started one after the other, so that nothing else delays
+            a first batch, and for those that a device's memory does not hold at the same time.
         rounds: turns of each.
         seconds: of a turn.
-        together: start all at once, which is quicker; else one after the other, for those that a
-            device's memory does not hold at the same time.
         moved: called with the name of a runner that is ready, or had its turn.
     """
     rates: dict[str, list[float]] = {runner.name: [] for runner in runners}
@@ -166,9 +158,7 @@ def race(
         rates[runner.name].append(runner.turn(seconds))
 
     try:
-        for runner in runners if together else ():
-            runner.start()
-        for action in (Runner.wait_until_ready, *[turn] * rounds):
+        for action in (Runner.start, *[turn] * rounds):
             order = [runner for runner in runners if runner.name not in failures]
             if action is turn:
                 generator.shuffle(order)

@@ -60,7 +60,7 @@ def measure(out, cases, **given):
 def test_the_kernel_has_rows_and_loaders_are_run_in_turns(tmp_path, monkeypatch):
     seen = []
 
-    def race(runners, rounds, seconds, together, moved):
+    def race(runners, rounds, seconds, moved):
         seen.append(([runner.name for runner in runners], rounds, seconds))
         return {runner.name: [100.0, 110.0] for runner in runners}, {}
 
