@@ -28,6 +28,7 @@ OPTIONAL = {
     "numpy": (TRAIN, "data, training and evaluation"),
     "torchvision": (TRAIN, "encoders of torchvision"),
     "pillow": (TRAIN, "image files"),
+    "simplejpeg": (TRAIN, "fast decoding of JPEGs, by Pillow then, and no report of suspect ones"),
     "pyyaml": (TRAIN, "files of settings and views, `pretrain --dry-run`"),
     "typer": (TRAIN, "all commands but `doctor` and `tune`"),
     "rich": (TRAIN, "all commands but `doctor` and `tune`"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.cli import tune
 from barlow_fast.cli.app import app
 from barlow_fast.data import check, pack, show, sources
+from barlow_fast.data.rendering.threads import ThreadRenderer
 from barlow_fast.models import build_encoder
 from barlow_fast.training import images as run_images
 from barlow_fast.training import run_folder, settings
@@ -57,9 +59,6 @@ def images(tmp_path: Path) -> Path:
 )
 def test_while_workers_start(tmp_path: Path, images: Path, command: str, purpose: str):
     (tmp_path / "sitecustomize.py").write_text(AT_ITS_START.format(purpose=purpose))
-    (tmp_path / "views.yaml").write_text(
-        "name: small\nmean: [0, 0, 0]\nstd: [1, 1, 1]\nviews: [{size: 8}, {size: 8}]\n"
-    )
     encoder = build_encoder("resnet18", channels=3, image_size=8)
     torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
     call = [sys.executable, "-m", "barlow_fast", *command.split()]
@@ -71,11 +70,24 @@ def test_while_workers_start(tmp_path: Path, images: Path, command: str, purpose
     assert process.returncode == 130, printed
     lines = printed.splitlines()
     assert len(lines) == 1, printed
-    line = lines[0]
-    assert line.startswith("barlow-fast: ")
-    assert ("--resume out/checkpoint.pt" in line) == command.startswith("pretrain")
+    assert lines[0].startswith("barlow-fast: ")
     assert group_gone(process.pid)
     assert not (tmp_path / "packed").exists()
+
+
+def test_while_threads_read(tmp_path: Path, images: Path, monkeypatch):
+    """The first batch is waited for in vain; the threads end, and nothing is lost."""
+    views = tmp_path / "views.yaml"
+    views.write_text(
+        "name: small\nmean: [0, 0, 0]\nstd: [1, 1, 1]\nviews: [{size: 8}, {size: 8}]\n"
+    )
+    monkeypatch.setattr(ThreadRenderer, "_wait", interrupt)
+    options = ["--data", images, "--out", tmp_path / "out", "--views", views, *SMALL.split()]
+    result = CliRunner().invoke(app, ["pretrain", *map(str, options)])
+    assert result.exit_code == 130
+    assert result.stderr.startswith("barlow-fast: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("barlow_fast data")]
 
 
 def interrupt(*_: Any, **__: Any) -> None:

@@ -56,32 +56,41 @@ def check(
     workers: Workers = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Decode every image and list those that cannot be read; exit status 1 if there are any."""
+    """Decode every image and list those that cannot be read, and suspect ones, which are decoded
+    with a warning; exit status 1 if there are any of the former."""
     console = terminal.console()
     with failures():
+        from ..data import jpeg
         from ..data.check import REPORT_START, bad_images, write_report
 
         if json_file is not None:
             check_output(json_file, REPORT_START, option="--json")
         images = _open(console, source, split, data_dir, allow_symlinks)
         kept: list[BadImage] = []
-        bad = 0
+        bad = suspect = 0
         unwritten: OSError | None = None
         with _bar(console, "checking", len(images)) as done:
             found = bad_images(images, workers, done)
             if json_file is not None:
                 found = write_report(json_file, images, found)
             try:
-                for bad, image in enumerate(found, 1):
-                    if bad <= ROWS:
+                for image in found:
+                    suspect += image.suspect
+                    bad += not image.suspect
+                    if len(kept) < ROWS:
                         kept.append(image)
             except WriteError as error:
                 unwritten = error
-        if bad:
+        if kept:
             _table(console, kept)
-            if bad > len(kept):
-                console.print(f"and {bad - len(kept):,} more (--json FILE lists them all)")
+            more = bad + suspect - len(kept)
+            if more:
+                console.print(f"and {more:,} more (--json FILE lists them all)")
         console.print(f"{bad:,} of {_number(len(images), 'image')} cannot be read")
+        if suspect:
+            console.print(f"{suspect:,} more suspect: decoded with a warning")
+        if jpeg.simplejpeg() is None:
+            console.print("without simplejpeg (pip install simplejpeg) none is seen to be suspect")
         if unwritten is not None:
             raise unwritten
     if bad:
@@ -98,6 +107,13 @@ def pack(
         int | None,
         typer.Option(
             help="Resize images whose shorter side has more pixels than this.",
+            show_default="none are",
+        ),
+    ] = None,
+    max_side: Annotated[
+        int | None,
+        typer.Option(
+            help="Resize images whose longer side has more pixels than this.",
             show_default="none are",
         ),
     ] = None,
@@ -125,15 +141,17 @@ def pack(
                 images,
                 target,
                 size=size,
+                max_side=max_side,
                 quality=quality,
                 shard_bytes=limit,
                 on_bad_image=on_bad_image,
                 workers=workers,
                 progress=done,
             )
+        suspects = f", {packed.suspect:,} suspect" if packed.suspect else ""
         console.print(
             f"{_number(packed.images, 'image')} ({packed.resized:,} resized, "
-            f"{packed.left_out:,} left out) in {_number(packed.shards, 'shard')}, "
+            f"{packed.left_out:,} left out{suspects}) in {_number(packed.shards, 'shard')}, "
             f"{packed.bytes:,} bytes, read back and compared: {target}",
         )
 
@@ -200,7 +218,8 @@ def _table(console: Console, bad: list[BadImage]) -> None:
     """Identity and reason in two columns. Names of files are text, never markup."""
     width = min(max(len(image.identity) for image in bad), 80)
     for image in bad:
-        console.print(f"{image.identity:<{width}}  {image.reason}")
+        kind = "suspect: " if image.suspect else ""
+        console.print(f"{image.identity:<{width}}  {kind}{image.reason}")
 
 
 def _number(count: int, thing: str) -> str:

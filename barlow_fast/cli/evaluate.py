@@ -26,6 +26,7 @@ from .options import (
     ImageSize,
     JsonFile,
     OnBadImage,
+    ReducedDecoding,
     Symlinks,
     Workers,
 )  # fmt: skip
@@ -112,6 +113,7 @@ class Request:
     random: Random = False
     baselines: Baselines = False
     on_bad_image: OnBadImage = "error"
+    reduced_decoding: ReducedDecoding = None
     workers: Workers = None
     device: Device = "auto"
     chunk: Chunk = 256
@@ -279,7 +281,14 @@ def _run(request: Request, protocol: Protocol) -> None:
     start = time.perf_counter()
     found, used = [], []
     with progress_bar(console) as progress:
-        reading = Reading(device, request.chunk, request.workers, request.on_bad_image, progress)
+        reading = Reading(
+            device,
+            request.chunk,
+            request.workers,
+            request.on_bad_image,
+            progress,
+            bool(request.reduced_decoding),
+        )
         for number, path in enumerate(request.checkpoints):
             pretrained = load_encoder(path, encoder=request.encoder, image_size=request.image_size)
             form = _form(pretrained, splits)

@@ -22,7 +22,20 @@ Symlinks = Annotated[
     bool, typer.Option("--allow-symlinks", help="Follow links that lead out of the folder.")
 ]
 OnBadImage = Annotated[
-    str, typer.Option(help="Images that cannot be read: error (stop) or skip (leave them out).")
+    str,
+    typer.Option(
+        help="Images that cannot be read: error (stop), skip (leave them out) or strict (leave out "
+        "also those that are decoded with a warning)."
+    ),
+]
+ReducedDecoding = Annotated[
+    bool | None,
+    typer.Option(
+        "--reduced-decoding",
+        help="Decode large JPEGs at a half, a quarter or an eighth of their size where the views "
+        "need no more: faster, other pixels.",
+        show_default="false",
+    ),
 ]
 Workers = Annotated[
     int | None,

@@ -25,7 +25,7 @@ from .exits import (
     failures,
     skipping,
 )
-from .options import PRESETS, DataDir, Device, OnBadImage
+from .options import PRESETS, DataDir, Device, OnBadImage, ReducedDecoding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +93,7 @@ def pretrain(
             show_default="those of the preset or the data",
         ),
     ] = None,
+    reduced_decoding: ReducedDecoding = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -443,6 +444,8 @@ def _train(trainer: Trainer, folder: Path, console: Console) -> None:
         )
     if trainer.loader.bad_images:
         console.print(f"skipped   {len(trainer.loader.bad_images)} images that cannot be read")
+    if trainer.loader.suspect_images:
+        console.print(f"suspect   {trainer.loader.suspects}")
     seconds = time.perf_counter() - start
     console.print(f"finished  in {seconds:.0f} s")
     files = {**report.files, "weights": trainer.checkpoint_path, "log": folder / "log.jsonl"}

@@ -161,15 +161,9 @@ def _jpeg_frame(encoded: bytes, max_pixels: int) -> jpeg.Frame | None:
 
 def _load(image: Image.Image, encoded: bytes, max_pixels: int, reduction: int) -> None:
     """Decodes an opened image; a JPEG with its sides divided by `reduction`."""
-
-    def reduced(image: Image.Image) -> Image.Image:
-        sides = (max(side // reduction, 1) for side in image.size)
-        image.draft(image.mode, tuple(sides))
-        return image
-
-    if not load_whole(
-        reduced(image), encoded, lambda file: reduced(_open(io.BytesIO(file), max_pixels))
-    ):
+    if reduction > 1:
+        image.draft(image.mode, tuple(max(side // reduction, 1) for side in image.size))
+    if not load_whole(image, encoded, lambda file: _open(io.BytesIO(file), max_pixels)):
         raise Unreadable("its data end before the image does: a part of it is missing")
 
 

@@ -146,6 +146,11 @@ class BadImages:
         self._bad.add(image)
         return True
 
+    def describe_suspects(self) -> str:
+        """The number of suspect images and what is done about them."""
+        used = "left out" if self.policy == "strict" else "used"
+        return f"{len(self.suspects)} images that were decoded with a warning ({used})"
+
     def share(self, gather: Callable[[list[BadImage]], list[list[BadImage]]]) -> None:
         """Learn what other processes have found since this was called last. They need not report
         it again. Called by all of them.

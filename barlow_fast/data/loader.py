@@ -196,6 +196,11 @@ class ViewLoader:
         """Those that were decoded with a warning, each once; skipped under 'strict'."""
         return self._bad.suspects
 
+    @property
+    def suspects(self) -> str:
+        """Their number and what is done about them, in words."""
+        return self._bad.describe_suspects()
+
     def set_epoch(self, epoch: int) -> None:
         """Set the position to the beginning of an epoch, unless the loader is in it already: an
         epoch that was resumed in its middle continues there."""
@@ -483,6 +488,9 @@ def choose_loader(
         raise ValueError(
             f"loader='arrays' is for images in memory; {source.name} holds files: use 'auto'"
         )
+    if views.reduced_decoding and (arrays or loader == "dali"):
+        why = "images in memory are not decoded" if arrays else "DALI decodes whole images"
+        raise ValueError(f"reduced_decoding is for files and loader='pil': {why}")
     if loader == "dali":
         problem = dali.why_unusable(device if device.type == "cuda" else "cpu")
         if problem is not None:
@@ -493,6 +501,8 @@ def choose_loader(
         return "arrays", "images in memory"
     if device.type != "cuda":
         return "pil", "off the GPU DALI is slower, and Pillow's crops are torchvision's"
+    if views.reduced_decoding:
+        return "pil", "not dali: it decodes whole images"
     if len(views.mean) != 3:
         return "pil", "not dali: it decodes files to three channels, the views have one"
     problem = dali.why_unusable(device)

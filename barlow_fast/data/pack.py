@@ -9,13 +9,14 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..files import write_whole
 from ..terminal import printable
-from .decoding import FORMATS, decode, pillow
+from .decoding import FORMATS, decode_pixels, picture, pillow
 from .faults import BadImage, BadImageError, BadImages, OnBadImage, guard
 from .parallel import in_order
 from .sources import ArraySource, Source
@@ -50,6 +51,7 @@ class Packed:
     left_out: int
     shards: int
     bytes: int  # of all shards
+    suspect: int = 0  # packed although decoded with a warning
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Sample:
     height: int
     width: int
     resized: bool
+    suspect: BadImage | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Prepare:
 
     source: Source
     size: int | None
+    max_side: int | None
     quality: int
 
     def __call__(self, index: int) -> Sample | BadImage:
@@ -81,30 +85,38 @@ class Prepare:
     def _sample(self, index: int) -> Sample:
         if isinstance(self.source, ArraySource):
             image = self.source.image(index)
-            smaller = _resized(image, self.size)
+            smaller = _resized(image, self.size, self.max_side)
             # Pixels that never were a JPEG stay exact.
             return _sample_of(smaller, "PNG", smaller is not image)
         encoded, identity = self.source.encoded(index), self.source.identity(index)
         # Decoded in any case, so that shards hold no image that cannot be read.
-        image = decode(encoded, identity, index, self.source.max_pixels)
-        smaller = _resized(image, self.size)
+        decoded = decode_pixels(encoded, identity, index, max_pixels=self.source.max_pixels)
+        image = picture(decoded.pixels)
+        suspect = None
+        if decoded.warning:
+            suspect = BadImage(index, identity, decoded.warning, suspect=True)
+        smaller = _resized(image, self.size, self.max_side)
         if smaller is not image:
             # A JPEG has at most 65500 pixels a side.
             with guard(identity, index):
-                return _sample_of(smaller, "JPEG", True, quality=self.quality)
+                sample = _sample_of(smaller, "JPEG", True, quality=self.quality)
+            return replace(sample, suspect=suspect)
         with pillow().open(io.BytesIO(encoded), formats=FORMATS) as header:
             extension = EXTENSIONS[header.format]
-        return Sample(encoded, extension, image.height, image.width, False)
+        return Sample(encoded, extension, image.height, image.width, False, suspect)
 
 
-def _resized(image: Image.Image, size: int | None) -> Image.Image:
-    """The image with a shorter side of `size` pixels; itself when it is none too large."""
-    shorter = min(image.size)
-    if size is None or shorter <= size:
+def _resized(image: Image.Image, size: int | None, max_side: int | None) -> Image.Image:
+    """The image with a shorter side of at most `size` pixels and a longer one of at most
+    `max_side`; itself when it is none too large."""
+    limits = [(size, min(image.size)), (max_side, max(image.size))]
+    limits = [(limit, side) for limit, side in limits if limit is not None and side > limit]
+    if not limits:
         return image
-    # The shorter side divides evenly; the longer one is rounded to nearest.
-    width, height = ((2 * side * size + shorter) // (2 * shorter) for side in image.size)
-    return image.resize((width, height), pillow().Resampling.LANCZOS)
+    # The side that decides comes out exact; the other one is rounded to nearest.
+    limit, whole = min(limits, key=lambda pair: Fraction(*pair))
+    sides = (max((2 * side * limit + whole) // (2 * whole), 1) for side in image.size)
+    return image.resize(tuple(sides), pillow().Resampling.LANCZOS)
 
 
 def _sample_of(image: Image.Image, form: str, resized: bool, **options: int) -> Sample:
@@ -118,6 +130,7 @@ def pack(
     target: Path,
     *,
     size: int | None = None,
+    max_side: int | None = None,
     shard_bytes: int = 2**28,
     quality: int = 95,
     on_bad_image: OnBadImage = "error",
@@ -134,13 +147,15 @@ def pack(
     Args:
         source: any.
         target: a folder that does not exist yet, or is empty.
-        size: pixels; images whose shorter side is longer are resized to it (Lanczos) and stored as
-            JPEG (colours at half the resolution, as in nearly every JPEG), those of an array as
-            PNG. None: none are.
+        size: pixels; images whose shorter side is longer are resized to it (Lanczos, antialiased)
+            and stored as JPEG (colours at half the resolution, as in nearly every JPEG), those of
+            an array as PNG. None: none are.
+        max_side: the same for the longer side. With both, both hold.
         shard_bytes: a shard is closed before its members would take more, but never empty. Its end
             marker adds up to 10 KiB.
         quality: of the JPEGs, 1 to 100.
-        on_bad_image: 'error' or 'skip'.
+        on_bad_image: 'error', 'skip' or 'strict', which also leaves suspect images out; otherwise
+            they are packed. Those that are resized are no longer suspect in the shards.
         workers: processes; None for as many as are worth it, 0 for this one alone.
         progress: called after each image with the number of those done.
 
@@ -150,8 +165,9 @@ def pack(
         OSError: reading or writing failed.
         RuntimeError: what was read back is not what was written, or a worker process died.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    for name, limit in (("size", size), ("max_side", max_side)):
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name} must be at least 1 pixel, got {limit}")
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be in [1, 100], got {quality}")
     if shard_bytes < 1:
@@ -166,15 +182,15 @@ def pack(
     target.mkdir(parents=True, exist_ok=True)
     writer = Writer(target, shard_bytes)
     try:
-        images = resized = 0
-        prepare = Prepare(source, size, quality)
+        images = resized = suspect = 0
+        prepare = Prepare(source, size, max_side, quality)
         for index, sample in enumerate(in_order(source, prepare, workers)):
-            if isinstance(sample, BadImage):
-                bad.add(sample)
-            else:
+            found = sample if isinstance(sample, BadImage) else sample.suspect
+            if found is None or not bad.add(found):
                 writer.add(_key(index, source), sample, source.label(index))
                 images += 1
                 resized += sample.resized
+                suspect += found is not None
             if progress is not None:
                 progress(index + 1)
         if not images:
@@ -185,7 +201,7 @@ def pack(
         if made:
             target.rmdir()
         raise
-    return Packed(images, resized, bad.encounters, len(writer.done), total)
+    return Packed(images, resized, bad.encounters, len(writer.done), total, suspect)
 
 
 def _key(index: int, source: Source) -> str:

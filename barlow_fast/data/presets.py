@@ -22,7 +22,10 @@ class Views:
     """All that is done to an image before the encoder: one specification per view, then
     (value - mean) / std.
 
-    `mean` and `std` have a number per channel, one or three, where white is 1.
+    `mean` and `std` have a number per channel, one or three, where white is 1. With
+    `reduced_decoding` a JPEG is decoded with its sides divided by 2, 4 or 8 where that leaves every
+    window of its views at least as large as the view (`windows.reduction`): much faster for large
+    photographs, and other pixels.
 
     Raises:
         ValueError: no views, views of the wrong type, or `mean` and `std` that do not belong
@@ -33,6 +36,7 @@ class Views:
     views: tuple[ViewSpecification, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    reduced_decoding: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -54,6 +58,10 @@ class Views:
             raise ValueError(
                 f"mean has {len(self.mean)} channels and std has {len(self.std)}; they must agree"
             )
+        if not isinstance(self.reduced_decoding, bool):
+            raise ValueError(
+                f"reduced_decoding must be true or false, got {shown(self.reduced_decoding)}"
+            )
         if min(self.std) == 0:
             raise ValueError(f"std must be above 0, got {self.std}")
 
@@ -72,7 +80,9 @@ class Views:
             }
             for view in self.views
         ]
-        content = {"views": changed, "mean": self.mean, "std": self.std}
+        content: dict[str, Any] = {"views": changed, "mean": self.mean, "std": self.std}
+        if self.reduced_decoding:
+            content["reduced_decoding"] = True
         content = json.dumps(_plain(content, float), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -89,6 +99,7 @@ class Views:
             "name": self.name,
             "mean": self.mean,
             "std": self.std,
+            "reduced_decoding": self.reduced_decoding,
             "views": tuple(
                 {field.name: getattr(view, field.name) for field in fields(view)}
                 for view in self.views
@@ -98,8 +109,9 @@ class Views:
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Views:
-        """Views from YAML, with the keys `name`, `mean`, `std` and `views`, a list of mappings from
-        a `ViewSpecification`'s fields to values; fields that are left out have their defaults.
+        """Views from YAML, with the keys `name`, `mean`, `std`, `reduced_decoding` and `views`, a
+        list of mappings from a `ViewSpecification`'s fields to values; fields that are left out
+        have their defaults.
 
         Anchors and merge keys (`<<: *first`) work, so a second view needs to say only what differs.
 

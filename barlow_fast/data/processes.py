@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 from .. import terminal
@@ -27,64 +27,57 @@ LOOK_EVERY = 2.0  # seconds, at whether the parent still lives
 
 
 @contextlib.contextmanager
-def leaving_to_parent(signals: Iterable[int] = (signal.SIGINT,)) -> Iterator[None]:
-    """Processes that are started inside leave signals to this one from their first moment on: they
-    are held back until `obey_parent` has made them ignored. Python's own start takes a second, in
-    which Ctrl-C would end a process with a traceback.
-
-    Args:
-        signals: as for `obey_parent`.
+def leaving_to_parent() -> Iterator[None]:
+    """Processes that are started inside leave Ctrl-C to this one from their first moment on: it is
+    held back until `obey_parent` has made it ignored. Python's own start takes a second, in which
+    it would end a process with a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # not on Windows
         yield
         return
     # It lets signals through again when it starts: not inside.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
-        with _postponed(signals):
+        with _postponed():
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
-def _postponed(signals: Iterable[int]) -> Iterator[None]:
+def _postponed() -> Iterator[None]:
     """Handlers in Python run after the block: another thread may get what this one holds back, and
     Ctrl-C would leave half of what is started."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        yield
+        return
     seen: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in signals}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in handlers:
-        signal.signal(number, lambda number, frame: seen.append(number))
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in seen:
-            signal.raise_signal(number)
+        signal.signal(signal.SIGINT, handler)
+        if seen:
+            signal.raise_signal(signal.SIGINT)
 
 
-def obey_parent(ignored: Iterable[int] = (signal.SIGINT,)) -> None:
+def obey_parent() -> None:
     """Leaves Ctrl-C to the parent, and ends this process when that has ended, also by SIGKILL. What
     it logs is escaped.
 
     Called first in a process of multiprocessing that is not forked from the parent, and is started
     inside `leaving_to_parent`.
-
-    Args:
-        ignored: signals that are left to the parent.
     """
     terminal.install()
-    # Terminals and batch systems send them to all; the parent knows what to do about it.
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+    # A terminal sends it to all; the parent knows what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     threading.Thread(target=_follow, daemon=True).start()
 
 

@@ -37,13 +37,13 @@ def load_whole(
     """Decodes an image; False where its data do not fill it.
 
     Args:
-        image: opened and not loaded.
+        image: opened and not loaded; a JPEG perhaps with another scale (`draft`).
         encoded: the file.
-        open_again: opens a file of the same kind.
+        open_again: opens a file of the same kind, at full scale.
     """
     if image.format in JPEG:
         image.load()
-        return not _may_end_early(image) or _is_complete_jpeg(image, encoded, open_again)
+        return not _may_end_early(image) or _is_complete_jpeg(encoded, open_again)
     if image.format not in ("PNG", "TIFF"):
         image.load()
         return True
@@ -117,16 +117,16 @@ def _may_end_early(image: Image.Image) -> bool:
     return all(value in (127, 128) for value in (last if isinstance(last, tuple) else (last,)))
 
 
-def _is_complete_jpeg(
-    image: Image.Image, encoded: bytes, open_again: Callable[[bytes], Image.Image]
-) -> bool:
+def _is_complete_jpeg(encoded: bytes, open_again: Callable[[bytes], Image.Image]) -> bool:
     scan = find_marker(encoded, range(START_OF_SCAN, START_OF_SCAN + 1))
     end = -1 if scan is None else encoded.find(END_OF_IMAGE, scan)
     if end < 0:
         return True  # with data to the end of the file, of which the decoder has said nothing
-    with open_again(encoded[:end] + MORE_DATA + encoded[end:]) as again:
-        again.load()
-        return image.tobytes() == again.tobytes()
+    # At full scale: what more data add may be too fine for a reduced one.
+    with open_again(encoded) as once, open_again(encoded[:end] + MORE_DATA + encoded[end:]) as more:
+        once.load()
+        more.load()
+        return once.tobytes() == more.tobytes()
 
 
 def find_marker(encoded: bytes, wanted: range, start: int = 0) -> int | None:

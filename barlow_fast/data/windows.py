@@ -15,6 +15,10 @@ import numpy as np
 from .jpeg import REDUCTIONS
 from .views import ViewParameters, ViewSpecification
 
+# Pixels of a reduced image per pixel of a view, at least. With two, the edges of windows, which are
+# rounded to whole pixels of the reduced image, move by a quarter of a pixel of the view.
+OVERSAMPLING = 2
+
 
 def windows(
     parameters: ViewParameters,
@@ -150,9 +154,9 @@ def _sizes(
 
 
 def reduction(found: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> int:
-    """By how much an image's sides may be divided in decoding so that none of its views is enlarged
-    more than without: the largest of `REDUCTIONS` that leaves every window that is at least as
-    large as its view so.
+    """By how much an image's sides may be divided in decoding: the largest of `REDUCTIONS` that
+    leaves every window `OVERSAMPLING` times as high and as wide as its view, else 1. So nothing is
+    enlarged that would not be otherwise.
 
     Args:
         found: (V, 4) windows of one image, as `windows` returns them, one per view.
@@ -160,7 +164,7 @@ def reduction(found: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> int:
     """
     wanted = np.array([shape[:2] for shape in shapes])
     for divisor in REDUCTIONS:
-        if (reduced(found, divisor)[:, 2:] >= wanted).all():
+        if (reduced(found, divisor)[:, 2:] >= OVERSAMPLING * wanted).all():
             return divisor
     return 1
 

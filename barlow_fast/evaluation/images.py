@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..data import ViewLoader, Views, ViewSpecification
-from ..data.decoding import pillow
+from ..data.decoding import picture, pillow
 from ..data.faults import BadImage, BadImageError, BadImages, OnBadImage
 from ..data.parallel import in_order
 from ..data.render import normalise
 from ..data.rendering.arrays import crop, with_channels
 from ..data.sources import ArraySource, Source
+from ..data.windows import reduction
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -97,9 +98,10 @@ class Reading:
         device: where the encoder is.
         chunk: images per pass where none is trained.
         workers: processes that decode files; 0: none but this one; None: as many as are worth it.
-        on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out; a
-            `BadImages` is a policy with a record that others share.
+        on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out,
+            'strict' suspect ones too; a `BadImages` is a policy with a record that others share.
         progress: called with what is being done, how many images or steps are done and of how many.
+        reduced_decoding: whether large JPEGs are decoded smaller, as `Views` describes.
     """
 
     device: torch.device | str = "cpu"
@@ -107,6 +109,7 @@ class Reading:
     workers: int | None = None
     on_bad_image: OnBadImage | BadImages = "error"
     progress: Progress = silent
+    reduced_decoding: bool = False
     bad: BadImages = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,9 +125,16 @@ class Pictures(NamedTuple):
     labels: Tensor  # (B,) int64
 
 
+class CroppedImage(NamedTuple):
+    """What `CentreCrop` returns."""
+
+    pixels: np.ndarray | None  # (H, W, C) uint8; None where the image cannot be read
+    found: BadImage | None = None  # where it cannot be read or is suspect
+
+
 @dataclass(frozen=True)
 class CentreCrop:
-    """Reads image `index` of a source as (H, W, C) uint8; travels to worker processes.
+    """Reads image `index` of a source; travels to worker processes.
 
     The shorter side is resized (bilinear, antialiased) to `MARGIN` times the size, or for sizes up
     to `SMALL` to the size, and the middle is cut out: torchvision's Resize and CenterCrop.
@@ -133,27 +143,42 @@ class CentreCrop:
     source: Source
     size: tuple[int, int]
     channels: int
+    reduced_decoding: bool = False
 
-    def __call__(self, index: int) -> np.ndarray | BadImage:
+    def __call__(self, index: int) -> CroppedImage:
+        reduce = self._reduction if self.reduced_decoding else None
         try:
-            image = self.source.image(index)
+            decoded = self.source.pixels(index, self.channels, reduce)
         except BadImageError as error:
-            return error.image
-        mode = "L" if self.channels == 1 else "RGB"
-        image = image if image.mode == mode else image.convert(mode)
+            return CroppedImage(None, error.image)
+        found = None
+        if decoded.warning:
+            found = BadImage(index, self.source.identity(index), decoded.warning, suspect=True)
+        return CroppedImage(self._cropped(picture(decoded.pixels)), found)
+
+    def _reduction(self, height: int, width: int) -> int:
+        """The largest that leaves the image as large as it is resized to."""
+        whole = np.array([[0, 0, height, width]])
+        return reduction(whole, [self._resized(height, width)])
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to which an image of this size is resized before the middle is cut
+        out."""
+        # The side that decides comes out exact; the other is cut to whole pixels, as torchvision
+        # cuts it.
+        margin = MARGIN if min(self.size) > SMALL else 1.0
+        tall, wide = (round(side * margin) for side in self.size)
+        if tall * width >= wide * height:
+            return tall, tall * width // height
+        return wide * height // width, wide
+
+    def _cropped(self, image: Image.Image) -> np.ndarray:
         height, width = self.size
         # Of a strip only the middle is shown, and the whole of it resized may not fit into memory.
         longest = LONGEST * min(image.size) * max(self.size) // min(self.size)
         if max(image.size) > longest:
             image = _middle(image, min(image.width, longest), min(image.height, longest))
-        margin = MARGIN if min(self.size) > SMALL else 1.0
-        # The side that decides comes out exact; the other is cut to whole pixels, as torchvision
-        # cuts it.
-        tall, wide = round(height * margin), round(width * margin)
-        if tall * image.width >= wide * image.height:
-            wide = tall * image.width // image.height
-        else:
-            tall = wide * image.height // image.width
+        tall, wide = self._resized(image.height, image.width)
         if (tall, wide) != (image.height, image.width):
             image = image.resize((wide, tall), pillow().Resampling.BILINEAR)
         return np.array(_middle(image, width, height)).reshape(height, width, self.channels)
@@ -222,16 +247,15 @@ def pictures(
             yield Pictures(images.permute(0, 3, 1, 2), labels[part])
             reading.progress(words, min(first + reading.chunk, len(source)), len(source))
         return
-    task = CentreCrop(source, form.size, form.channels)
+    task = CentreCrop(source, form.size, form.channels, reading.reduced_decoding)
     rows: list[np.ndarray] = []
     numbers: list[int] = []
     read, last = 0, None
     for number, result in enumerate(in_order(source, task, reading.workers)):
-        if isinstance(result, BadImage):
-            reading.bad.add(result)
-            last = result
+        if result.found is not None and reading.bad.add(result.found):
+            last = result.found
         else:
-            rows.append(result)
+            rows.append(result.pixels)
             numbers.append(number)
             read += 1
         if rows and (len(rows) == reading.chunk or number + 1 == len(source)):
@@ -280,11 +304,12 @@ def training_crops(
         size = tuple(source.images.shape[1:3])
     view = replace(augmentation, size=tuple(size))
     batch_size = min(batch_size, len(source))
+    reduced = reading.reduced_decoding and not isinstance(source, ArraySource)
     # A last batch of one image has no batch statistics.
     lonely = len(source) % batch_size == 1 and len(source) > batch_size
     return ViewLoader(
         source,
-        Views("evaluation", (view,), form.mean, form.std),
+        Views("evaluation", (view,), form.mean, form.std, reduced),
         batch_size,
         seed=seed,
         workers=reading.workers,

@@ -48,6 +48,7 @@ class PretrainConfig:
     # What is learned from.
     dataset: str = "digits"  # a name, or the path of files
     views: str = ""  # a preset's name, or a YAML file; empty: those of the data set
+    reduced_decoding: bool = False  # of large JPEGs: see `Views`
 
     # The network.
     encoder: str = "small"  # `small`, or a model of torchvision or timm

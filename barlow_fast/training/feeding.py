@@ -118,12 +118,13 @@ def nominal_dataset(name: str) -> ImageDataset | None:
     )
 
 
-def choose_views(name: str, data: ImageDataset | Source) -> Views:
+def choose_views(name: str, data: ImageDataset | Source, reduced_decoding: bool = False) -> Views:
     """The views of a run.
 
     Args:
         name: a preset, a YAML file, or empty for those of the data set.
         data: what they are drawn from.
+        reduced_decoding: as of `Views`, and true where those of a YAML file have it.
 
     Raises:
         ValueError: no such views, not two of them, or another number of channels than a data set
@@ -146,7 +147,7 @@ def choose_views(name: str, data: ImageDataset | Source) -> Views:
         raise ValueError(
             f"views {views.name!r} have {len(views.mean)} channels, {data.name} has {data.channels}"
         )
-    return views
+    return replace(views, reduced_decoding=True) if reduced_decoding else views
 
 
 def named_views(name: str) -> Views:

@@ -73,7 +73,7 @@ def planned_images(
 
 def check_memory_of(config: PretrainConfig, data: ImageDataset | Source, ranks: Ranks) -> None:
     """Refuse a run that does not fit, before anything large is allocated."""
-    views = choose_views(config.views, data)
+    views = choose_views(config.views, data, config.reduced_decoding)
     size = image_size(views, data)
     memory = estimate_memory(config, len(views.mean), size, ranks.device, ranks.size)
     check_memory(memory, config, ranks.device)

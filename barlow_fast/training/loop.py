@@ -75,7 +75,7 @@ class Trainer:
         checkpoint_path: written by the first rank, at the times that `config` states and at a stop;
             None to write none.
         hooks: see `Hook`; the first rank's alone are called.
-        feeding: how images are read; worker processes end with `close`, or with the trainer as a
+        feeding: how images are read; its threads end with `close`, or with the trainer as a
             context manager.
         ranks: the processes of the run; see `joined`. Every one needs a trainer of its own, with
             the same settings and data, and calls the same methods.
@@ -131,7 +131,7 @@ class Trainer:
         # One for everything that reads images in this run: a bad one is reported once.
         self._bad = BadImages(self.feeding.on_bad_image)
         with self._together("a trainer"):
-            self.views = choose_views(config.views, data)
+            self.views = choose_views(config.views, data, config.reduced_decoding)
             check_batch(config.batch_size, len(self.source), data.name, self.ranks.size)
             self.precision = resolved_precision(config, self.device)
             plain = self.initial_model()
@@ -195,7 +195,7 @@ class Trainer:
 
         Raises:
             BadImageError: an image cannot be read and is not to be skipped.
-            RuntimeError: a worker died.
+            RuntimeError: a thread of the loader failed, or storage does not answer.
         """
         batch = next(self._batches, None)
         if batch is None:
@@ -204,7 +204,7 @@ class Trainer:
         return batch
 
     def close(self) -> None:
-        """Ends the loader's processes, and lets others into the folder. May be called again."""
+        """Ends the loader's threads, and lets others into the folder. May be called again."""
         self.loader.close()
         if self.folder_lock is not None:
             self.folder_lock.release()

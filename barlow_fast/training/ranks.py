@@ -148,7 +148,7 @@ def joined(device: str) -> Iterator[Ranks]:
 
 def _follow_launcher(parent: int) -> None:
     """Ends this process, as SIGTERM from torchrun would, when torchrun itself was killed: nobody
-    else would end one that hangs, and its loader's processes live as long as it does."""
+    else would end one that hangs, and its loader's threads live as long as it does."""
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY)
     os.kill(os.getpid(), signal.SIGTERM)

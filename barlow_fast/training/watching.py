@@ -115,7 +115,12 @@ class Watcher:
     def _score_files(self, encoder: nn.Module) -> float:
         shape = self.views.views[0].shape
         form = ImageFormat(shape, len(self.views.mean), self.views.mean, self.views.std)
-        reading = Reading(self.device, workers=self.workers, on_bad_image=self.bad)
+        reading = Reading(
+            self.device,
+            workers=self.workers,
+            on_bad_image=self.bad,
+            reduced_decoding=self.views.reduced_decoding,
+        )
         (train, labels), (test, truth) = (
             features_of_source(
                 encoder,

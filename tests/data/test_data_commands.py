@@ -89,7 +89,7 @@ def test_check_writes_all_of_it_as_json(mixed: Path, tmp_path: Path, monkeypatch
     written = json.loads(report.read_text())
     assert written["source"] == str(mixed)
     assert written["images"] == 10
-    assert [set(bad) for bad in written["bad"]] == [{"index", "identity", "reason"}] * 5
+    assert [set(bad) for bad in written["bad"]] == [{"index", "identity", "reason", "suspect"}] * 5
     source = FolderSource(mixed)
     for bad in written["bad"]:
         assert source.identity(bad["index"]) == bad["identity"]

@@ -437,7 +437,7 @@ def _():
     assert render(images, drawn, CROP, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-@case(Views, "name", "views", "mean", "std")
+@case(Views, "name", "views", "mean", "std", "reduced_decoding")
 def _():
     assert Views.from_yaml(TWO.to_yaml()) == TWO
     assert Views.from_yaml(TWO.to_yaml()).name == "two"
@@ -448,9 +448,14 @@ def _():
             replace(TWO, views=TWO.views[:1]),
             replace(TWO, mean=(0.3,)),
             replace(TWO, std=(0.3,)),
+            replace(TWO, reduced_decoding=True),
         )
     }
-    assert len(fingerprints) == 4
+    assert len(fingerprints) == 5
+    reduced = replace(TWO, reduced_decoding=True)
+    assert Views.from_yaml(reduced.to_yaml()) == reduced
+    with pytest.raises(ValueError, match="reduced_decoding must be true or false, got 1"):
+        replace(TWO, reduced_decoding=1)
     assert replace(TWO, name="other").fingerprint() == TWO.fingerprint()
     plain = first().views[0]
     with ViewLoader(array(), replace(TWO, mean=(0.1,), std=(0.4,)), 4) as batches:
@@ -586,7 +591,7 @@ def _(files, monkeypatch):
     assert passed == [1, 2, 3, 4, 5] * 2
 
 
-@case(pack, "size", "quality", "shard_bytes", "on_bad_image", "workers", "progress")
+@case(pack, "size", "max_side", "quality", "shard_bytes", "on_bad_image", "workers", "progress")
 def _(files, tmp_path, monkeypatch):
     passed: list[int] = []
     plain = pack(files, tmp_path / "plain", workers=0, progress=passed.append)
@@ -596,6 +601,9 @@ def _(files, tmp_path, monkeypatch):
     assert resized.resized == 5
     assert ShardSource(tmp_path / "resized").image(0).size == (8, 6)
     assert pack(files, tmp_path / "as wide", size=12, workers=0).resized == 0
+    assert pack(files, tmp_path / "longer", max_side=8, workers=0).resized == 5
+    assert ShardSource(tmp_path / "longer").image(0).size == (8, 6)
+    assert pack(files, tmp_path / "as long", max_side=16, workers=0).resized == 0
     poor = pack(files, tmp_path / "poor", size=6, quality=1, workers=0)
     contents = [
         sum(len(ShardSource(tmp_path / name).encoded(n)) for n in range(5))
@@ -620,9 +628,10 @@ def _(files, tmp_path, monkeypatch):
     ("name", "accepted", "refused"),
     [
         ("size", (1, None), (0, -1)),
+        ("max_side", (1, None), (0, -1)),
         ("quality", (1, 100), (0, 101)),
         ("shard_bytes", (1,), (0, -1)),
-        ("on_bad_image", ("error", "skip"), ("", "ignore")),
+        ("on_bad_image", ("error", "skip", "strict"), ("", "ignore")),
     ],
 )
 def test_limits_of_a_pack(files, tmp_path, name: str, accepted: tuple, refused: tuple):
@@ -662,6 +671,13 @@ def _():
         few.add(image)
     assert few.images == bad[:2]
     assert (len(few), few.encounters) == (2, 8)
+    suspect = replace(bad[3], suspect=True)
+    for policy, left_out in (("error", False), ("skip", False), ("strict", True)):
+        record = BadImages(policy, 2)
+        assert record.add(suspect) is left_out
+        assert (record.images, record.suspects) == ([], [suspect])
+        assert record.encounters == left_out
+    assert record.add(bad[0])
 
 
 # The tables, against the signatures.

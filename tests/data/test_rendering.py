@@ -20,8 +20,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
 from barlow_fast import kernels
-from barlow_fast.data import Views, draw, rendering, windows
-from barlow_fast.data.rendering import Crops, crop_shapes
+from barlow_fast.data import ViewLoader, Views, draw, rendering, windows
+from barlow_fast.data.decoding import Decoded
+from barlow_fast.data.faults import BadImage
+from barlow_fast.data.rendering import Crops, crop_shapes, files
 from barlow_fast.data.rendering.threads import CHUNK, Finish, ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource
 from barlow_fast.data.views import ViewSpecification
@@ -58,6 +60,14 @@ def running_threads() -> list[str]:
     return [name for name in names if name.startswith("barlow_fast data thread")]
 
 
+@pytest.fixture(params=["as installed", "by Pillow"])
+def either_resizer(request, monkeypatch):
+    """The native kernel where it is built, and Pillow, which stands in for it elsewhere."""
+    if request.param == "by Pillow":
+        monkeypatch.setattr(files, "resizer", lambda: files.by_pillow)
+
+
+@pytest.mark.usefixtures("either_resizer")
 def test_crops_are_torchvisions(tmp_path):
     for number, path in enumerate(PHOTOGRAPHS):
         (tmp_path / f"{number}.jpg").write_bytes(path.read_bytes())
@@ -86,6 +96,7 @@ def test_crops_are_torchvisions(tmp_path):
                 np.testing.assert_array_equal(crops.crops[number][sample], np.asarray(expected))
 
 
+@pytest.mark.usefixtures("either_resizer")
 def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     """`Image.resize(box=...)` would: its filter reaches over the border."""
     specification = cropping(16)
@@ -100,6 +111,7 @@ def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     assert not crops.crops[0].any()
 
 
+@pytest.mark.usefixtures("either_resizer")
 def test_one_channel(tmp_path):
     source = FolderSource(photographs(tmp_path / "photographs", 3))
     views = Views("gray", (ViewSpecification(size=(30, 20)),), (0.5,), (0.25,))
@@ -153,6 +165,35 @@ def test_views_that_threads_finish_are_those_of_the_kernel(tmp_path, workers: in
             pixels, torch.from_numpy(drawn.photometric_rows(40, 40)), *finish
         )
         assert torch.equal(view.permute(0, 3, 1, 2), expected)
+
+
+class Suspect(FolderSource):
+    """One of its images decodes with a warning."""
+
+    def pixels(self, index: int, *arguments) -> Decoded:
+        decoded = super().pixels(index, *arguments)
+        return decoded._replace(warning="flipped bits") if index == 3 else decoded
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_suspect_images_are_rendered_and_reported(tmp_path, workers: int):
+    source = Suspect(photographs(tmp_path / "photographs", 8))
+    renderer = ThreadRenderer(source, VIEWS, workers=workers)
+    (ours,) = rendered(renderer, [np.arange(8)[::-1].copy()])
+    renderer.close()
+    assert ours.bad == [BadImage(3, source.path(3), "flipped bits", suspect=True)]
+    (theirs,) = rendered(ThreadRenderer(FolderSource(source.root), VIEWS), [ours.samples])
+    assert_same([ours._replace(bad=[])], [theirs])
+
+
+@pytest.mark.parametrize("policy", ["skip", "strict"])
+def test_suspect_images_are_left_out_under_strict(tmp_path, policy: str):
+    source = Suspect(photographs(tmp_path / "photographs", 8))
+    settings = {"on_bad_image": policy, "loader": "pil", "workers": 2}
+    with ViewLoader(source, VIEWS, 8, **settings) as loader:
+        (batch,) = list(loader)
+    assert sorted(batch.index.tolist()) == [n for n in range(8) if policy == "skip" or n != 3]
+    assert [image.index for image in loader.suspect_images] == [3]
 
 
 class Waiting(FolderSource):

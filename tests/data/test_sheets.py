@@ -43,7 +43,7 @@ def test_images_of_any_shape_are_shown_rendered_and_read(tmp_path: Path, shape, 
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, size, *a: resized.append(size) or resize(self, size, *a)
     )
-    assert CentreCrop(source, (224, 224), 3)(0).shape == (224, 224, 3)
+    assert CentreCrop(source, (224, 224), 3)(0).pixels.shape == (224, 224, 3)
     # Whole, the longest strip would take 8 GB.
     assert all(width * height < 10 * 256 * 256 for width, height in resized)
 
@@ -61,7 +61,7 @@ def test_the_middle_of_a_strip_is_what_is_read(tmp_path: Path):
     strip = np.zeros((10, 4000, 3), np.uint8)
     strip[:, 1995:2005] = 200
     write_folder(tmp_path, {"x.png": encode(strip)})
-    crop = CentreCrop(FolderSource(tmp_path), (10, 10), 3)(0)
+    crop = CentreCrop(FolderSource(tmp_path), (10, 10), 3)(0).pixels
     np.testing.assert_array_equal(crop, np.full((10, 10, 3), 200))
 
 

@@ -29,19 +29,21 @@ def picture(folder: Path, height: int, width: int) -> FolderSource:
 def test_photographs_are_cut_as_torchvision_cuts_them(tmp_path: Path, height: int, width: int):
     transforms = pytest.importorskip("torchvision.transforms")
     source = picture(tmp_path, height, width)
-    ours = CentreCrop(source, (112, 112), 3)(0)
+    ours = CentreCrop(source, (112, 112), 3)(0).pixels
     theirs = transforms.CenterCrop(112)(transforms.Resize(128)(source.image(0)))
     np.testing.assert_array_equal(ours, np.asarray(theirs))
 
 
 def test_small_pictures_keep_their_borders(tmp_path: Path):
     source = picture(tmp_path, 32, 32)
-    np.testing.assert_array_equal(CentreCrop(source, (32, 32), 3)(0), np.asarray(source.image(0)))
+    np.testing.assert_array_equal(
+        CentreCrop(source, (32, 32), 3)(0).pixels, np.asarray(source.image(0))
+    )
 
 
 def test_files_are_turned_to_gray_for_an_encoder_of_one_channel(tmp_path: Path):
     source = picture(tmp_path, 20, 20)
-    gray = CentreCrop(source, (20, 20), 1)(0)
+    gray = CentreCrop(source, (20, 20), 1)(0).pixels
     np.testing.assert_array_equal(gray[..., 0], np.asarray(source.image(0).convert("L")))
 
 
@@ -54,7 +56,7 @@ def test_the_order_is_the_sources_and_chunks_do_not_matter(tmp_path: Path):
         images = torch.cat([part.images for part in parts])
         assert torch.cat([part.labels for part in parts]).tolist() == source.labels.tolist()
         for index in range(7):
-            expected = CentreCrop(source, (12, 12), 3)(index)
+            expected = CentreCrop(source, (12, 12), 3)(index).pixels
             np.testing.assert_array_equal(images[index].permute(1, 2, 0).numpy(), expected)
 
 

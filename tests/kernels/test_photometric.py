@@ -277,3 +277,19 @@ def test_native_on_photographs(photographs):
     for dtype in contract.DTYPES:
         flipped = contract.check(cpu_kernels, photographs, parameters, CPU, dtype)
         assert flipped <= photographs.numel() // 10000
+
+
+@native
+@pytest.mark.parametrize("name", cpu_kernels.INSTRUCTION_SETS[1:])
+@pytest.mark.parametrize("dtype", contract.DTYPES, ids=str)
+def test_in_the_calling_thread_the_same_bits(name, dtype):
+    crops = torch.randint(0, 256, (5, 33, 47, 3), dtype=torch.uint8)
+    parameters, mean, std = contract.drawn(5, (33, 47), seed=2), torch.rand(3), torch.rand(3) + 0.1
+    with using(name) as kernels:
+        out = torch.full((7, 33, 47, 3), 9, dtype=dtype)
+        kernels.photometric_in_thread(crops, parameters, mean, std, out[1:6])
+        expected = kernels.photometric(crops, parameters, mean, std, dtype)
+        assert torch.equal(out[1:6].permute(0, 3, 1, 2), expected)
+        assert torch.equal(out[[0, 6]], torch.full_like(out[:2], 9))
+        with pytest.raises(RuntimeError, match="out"):
+            kernels.photometric_in_thread(crops, parameters, mean, std, out)

@@ -42,7 +42,7 @@ from ..views import draw
 from ..whole import FRAMES, find_marker
 from ..windows import windows
 from . import Crops, check_room, crop_shapes, without
-from .files import crop_rows, draw_views
+from .files import DrawnViews, crop_rows
 
 if TYPE_CHECKING:
     from ..presets import Views
@@ -343,8 +343,8 @@ class _Engine:
             torch.zeros(len(rows), *shape, dtype=torch.uint8, device="cpu") for shape in self.shapes
         ]
         samples = batch.samples[rows]
-        drawn = draw_views(self.views, self.seed, batch.epoch, samples)
-        found = crop_rows(self.source, samples, range(len(rows)), drawn, crops)
+        drawn = DrawnViews(self.views, self.seed, batch.epoch, samples, self.shapes)
+        found = crop_rows(self.source, drawn, range(len(rows)), crops)
         batch.bad += [(rows[row], image) for row, image in found]
         return [(np.array(rows), [view.to(self.device) for view in crops])]
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ... import kernels
-from ..decoding import picture, pillow
+from ..decoding import Decoded, picture, pillow
 from ..faults import BadImage, BadImageError
 from ..sources import Source
-from ..views import ViewParameters, ViewSpecification, draw
-from ..windows import WindowOfEach
+from ..views import draw
+from ..windows import WindowOfEach, reduced, reduction
 
 if TYPE_CHECKING:
     from ..presets import Views
@@ -28,58 +28,85 @@ if TYPE_CHECKING:
 CropResize = Callable[[Tensor, tuple[int, int, int, int], str, Tensor], None]
 
 
-class DrawnView(NamedTuple):
-    """What one view shows of each sample of a batch."""
+class DrawnViews:
+    """What the views show of the samples of a batch.
 
-    specification: ViewSpecification
-    parameters: ViewParameters
-    windows: WindowOfEach
+    Args:
+        views: what is drawn.
+        seed, epoch: as for `draw`.
+        samples: (B,) sample numbers.
+        shapes: (H, W, C) of the crops of each view.
+    """
 
+    def __init__(
+        self,
+        views: Views,
+        seed: int,
+        epoch: int,
+        samples: np.ndarray,
+        shapes: list[tuple[int, int, int]],
+    ) -> None:
+        self.samples, self.shapes = samples, shapes
+        self.parameters = [
+            draw(view, seed, epoch, samples, number) for number, view in enumerate(views.views)
+        ]
+        self.interpolations = [view.interpolation for view in views.views]
+        self.reduced_decoding = views.reduced_decoding
+        self._windows = list(map(WindowOfEach, self.parameters, views.views))
 
-def draw_views(views: Views, seed: int, epoch: int, samples: np.ndarray) -> list[DrawnView]:
-    """The parameters of all views of a batch; arguments as for `draw`."""
-    drawn = []
-    for number, view in enumerate(views.views):
-        parameters = draw(view, seed, epoch, samples, number)
-        drawn.append(DrawnView(view, parameters, WindowOfEach(parameters, view)))
-    return drawn
+    def windows(self, row: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
+        """(top, left, height, width) of each view's window, in an image of height x width
+        pixels."""
+        return [view.find(row, height, width) for view in self._windows]
+
+    def decoded(self, source: Source, row: int) -> Decoded:
+        """The image of a row.
+
+        Raises:
+            BadImageError: it cannot be read or decoded.
+        """
+
+        def reduce(height: int, width: int) -> int:
+            return reduction(np.array(self.windows(row, height, width)), self.shapes)
+
+        sample, channels = int(self.samples[row]), self.shapes[0][2]
+        return source.pixels(sample, channels, reduce if self.reduced_decoding else None)
 
 
 def crop_rows(
-    source: Source, samples: np.ndarray, rows: range, views: list[DrawnView], out: list[Tensor]
+    source: Source, drawn: DrawnViews, rows: range, out: list[Tensor]
 ) -> list[tuple[int, BadImage]]:
     """Renders rows of a batch: each image is read and decoded once for all of its views.
 
     Args:
         source: of the images.
-        samples: (B,) sample numbers of the batch.
+        drawn: the views of the batch.
         rows: those that are rendered.
-        views: of the batch.
         out: one (len(rows), H, W, C) uint8 tensor per view, to be filled.
 
     Returns:
         (row, what is wrong) of each image that could not be read, whose part of `out` is left as it
         was, and of each suspect one.
     """
-    channels = out[0].shape[-1]
     crop_resize = resizer()
-    places = [(view.windows, view.specification.interpolation) for view in views]
-    bad = []
+    found = []
     for row, *parts in zip(rows, *out, strict=True):
-        sample = int(samples[row])
         try:
-            decoded = source.pixels(sample, channels)
+            decoded = drawn.decoded(source, row)
         except BadImageError as error:
-            bad.append((row, error.image))
+            found.append((row, error.image))
             continue
         if decoded.warning:
-            identity = source.identity(sample)
-            bad.append((row, BadImage(sample, identity, decoded.warning, suspect=True)))
-        image = torch.from_numpy(decoded.pixels)
-        for (windows, interpolation), part in zip(places, parts, strict=True):
-            window = windows.find(row, decoded.height, decoded.width)
-            crop_resize(image, window, interpolation, part)
-    return bad
+            sample = int(drawn.samples[row])
+            image = BadImage(sample, source.identity(sample), decoded.warning, suspect=True)
+            found.append((row, image))
+        places = drawn.windows(row, decoded.height, decoded.width)
+        if decoded.reduction > 1:
+            places = reduced(np.array(places), decoded.reduction).tolist()
+        pixels = torch.from_numpy(decoded.pixels)
+        for place, interpolation, part in zip(places, drawn.interpolations, parts, strict=True):
+            crop_resize(pixels, place, interpolation, part)
+    return found
 
 
 @functools.cache

@@ -30,7 +30,7 @@ from ..decoding import pillow
 from ..faults import BadImage
 from ..sources import Source
 from . import Crops, check_room, crop_shapes, without
-from .files import DrawnView, crop_rows, draw_views
+from .files import DrawnViews, crop_rows
 
 if TYPE_CHECKING:
     from ..presets import Views
@@ -66,8 +66,7 @@ class Finish(NamedTuple):
 class _Batch:
     """One under way."""
 
-    samples: np.ndarray
-    views: list[DrawnView]
+    views: DrawnViews
     out: list[Tensor]  # per view (B, H, W, C)
     rows: list[Tensor]  # per view (B, PARAMETERS), where the threads finish
     chunks: list[range]  # of its rows
@@ -110,7 +109,7 @@ class _Engine:
         part = slice(chunk.start, chunk.stop)
         out = [view[part] for view in batch.out]
         crops = [view[: len(chunk)] for view in scratch] if self.finish else out
-        batch.bad += crop_rows(self.source, batch.samples, chunk, batch.views, crops)
+        batch.bad += crop_rows(self.source, batch.views, chunk, crops)
         if self.finish:
             mean, std = self.finish.mean, self.finish.std
             native = kernels.load("cpu")
@@ -199,7 +198,7 @@ class ThreadRenderer:
         if batch.failure:
             raise RuntimeError(f"a data thread failed:\n{batch.failure}")
         bad = sorted(batch.bad, key=lambda item: item[0])
-        return without(Crops(batch.out, batch.samples, []), bad)
+        return without(Crops(batch.out, batch.views.samples, []), bad)
 
     def close(self) -> None:
         self._closed = True
@@ -222,16 +221,16 @@ class ThreadRenderer:
 
     def _begin(self, epoch: int, samples: np.ndarray) -> _Batch:
         count = len(samples)
-        drawn = draw_views(self._views, self._seed, epoch, samples)
+        drawn = DrawnViews(self._views, self._seed, epoch, samples, self._shapes)
         finish, rows = self._engine.finish, []
         out = [self._empty((count, *shape)) for shape in self._shapes]
         if finish:
             rows = [
-                torch.from_numpy(view.parameters.photometric_rows(*shape[:2]))
-                for view, shape in zip(drawn, self._shapes, strict=True)
+                torch.from_numpy(parameters.photometric_rows(*shape[:2]))
+                for parameters, shape in zip(drawn.parameters, self._shapes, strict=True)
             ]
         chunks = [range(n, min(n + CHUNK, count)) for n in range(0, count, CHUNK)]
-        return _Batch(samples, drawn, out, rows, chunks)
+        return _Batch(drawn, out, rows, chunks)
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         finish = self._engine.finish
@@ -260,7 +259,7 @@ class ThreadRenderer:
     def _give_up(self, batch: _Batch) -> None:
         source = self._engine.source
         missing = next(chunk for chunk in batch.chunks if chunk not in batch.done)
-        identity = source.identity(int(batch.samples[missing.start]))
+        identity = source.identity(int(batch.views.samples[missing.start]))
         _end(self._owner, self._engine, self._threads, patience=0)
         self.close()
         raise RuntimeError(

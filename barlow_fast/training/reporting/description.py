@@ -59,7 +59,7 @@ def plan_of(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> RunP
     """
     data, described = planned_images(config, data_dir, ranks)
     scoring = held_out(config, data)[1]
-    views = choose_views(config.views, data)
+    views = choose_views(config.views, data, config.reduced_decoding)
     source = ArraySource.of_dataset(data) if isinstance(data, ImageDataset) else data
     check_batch(config.batch_size, len(source), data.name, ranks.size)
     size = image_size(views, data)

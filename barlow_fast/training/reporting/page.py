@@ -207,6 +207,8 @@ def _facts(trainer: Trainer, provenance: Record) -> dict[str, str]:
     }
     if trainer.loader.bad_images:
         facts["skipped"] = f"{len(trainer.loader.bad_images)} images that cannot be read"
+    if trainer.loader.suspect_images:
+        facts["suspect"] = trainer.loader.suspects
     return facts
 
 
