@@ -11,7 +11,7 @@ from torch import Tensor
 
 from barlow_fast import kernels
 from barlow_fast.data import Batch, ViewLoader
-from barlow_fast.data.rendering.files import by_pillow, draw_views
+from barlow_fast.data.rendering.files import DrawnViews, by_pillow
 from barlow_fast.data.sources import Source
 
 CHECKED = 8  # images of the first batch
@@ -42,21 +42,19 @@ def levels(loader: ViewLoader, batch: Batch, source: Source | None = None) -> Te
     """(V, B) mean differences in levels of 255 of the first views of the first batch from plain
     ones, of the loader's source or another one with the same images."""
     samples, views = batch.index[:CHECKED].cpu().numpy(), loader.views
-    channels, found = len(views.mean), []
-    pictures = [
-        torch.from_numpy((source or loader.source).pixels(sample, channels).pixels)
-        for sample in samples.tolist()
-    ]
-    drawn = draw_views(views, loader.seed, 0, samples)
+    shapes = [(*view.shape[2:], view.shape[1]) for view in batch.views]
+    drawn = DrawnViews(views, loader.seed, 0, samples, shapes)
+    crops = [torch.empty(len(samples), *shape, dtype=torch.uint8) for shape in shapes]
+    for row, sample in enumerate(samples.tolist()):
+        pixels = (source or loader.source).pixels(sample, len(views.mean)).pixels
+        windows = drawn.windows(row, *pixels.shape[:2])
+        for window, way, crop in zip(windows, drawn.interpolations, crops, strict=True):
+            by_pillow(torch.from_numpy(pixels), window, way, crop[row])
     mean, std = torch.tensor(views.mean), torch.tensor(views.std)
-    for view, got in zip(drawn, batch.views, strict=True):
-        size = view.specification.shape or tuple(pictures[0].shape[:2])
-        crops = torch.empty(len(samples), *size, channels, dtype=torch.uint8)
-        for row, (image, crop) in enumerate(zip(pictures, crops, strict=True)):
-            window = view.windows.find(row, *image.shape[:2])
-            by_pillow(image, window, view.specification.interpolation, crop)
-        rows = torch.from_numpy(view.parameters.photometric_rows(*size))
-        want = kernels.load("aten").photometric(crops, rows, mean, std, torch.float32)
+    found = []
+    for parameters, crop, got in zip(drawn.parameters, crops, batch.views, strict=True):
+        rows = torch.from_numpy(parameters.photometric_rows(*crop.shape[1:3]))
+        want = kernels.load("aten").photometric(crop, rows, mean, std, torch.float32)
         difference = (got[:CHECKED].cpu().float() - want) * std.view(1, -1, 1, 1) * 255
         found.append(difference.abs().mean((1, 2, 3)))
     return torch.stack(found)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from barlow_fast import kernels
-from barlow_fast.data.rendering.files import draw_views
+from barlow_fast.data import draw
 from barlow_fast.data.rendering.threads import ThreadRenderer
 from barlow_fast.data.sources import FolderSource
 from barlow_fast.kernels.photometry import Parameter
@@ -87,8 +87,9 @@ def arguments(case: Case, folder: Path | None, sharp: bool, device: torch.device
         crops = renderer.receive().crops
     statistics = [torch.tensor(values, device=device) for values in (views.mean, views.std)]
     found = []
-    for view, pixels in zip(draw_views(views, 0, 0, samples), crops, strict=True):
-        rows = torch.from_numpy(view.parameters.photometric_rows(*pixels.shape[1:3]))
+    for number, pixels in enumerate(crops):
+        parameters = draw(views.views[number], 0, 0, samples, number)
+        rows = torch.from_numpy(parameters.photometric_rows(*pixels.shape[1:3]))
         rows[:, Parameter.BLUR_SIGMA] *= not sharp
         found.append((pixels.to(device), rows.to(device), *statistics))
     return found

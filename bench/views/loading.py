@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +25,7 @@ from barlow_fast import kernels
 from barlow_fast.data import ViewLoader, jpeg
 from barlow_fast.data.loader import cores_of_rank
 from barlow_fast.data.rendering import dali
-from barlow_fast.data.rendering.files import CropResize, by_pillow, draw_views, resizer
+from barlow_fast.data.rendering.files import CropResize, DrawnViews, by_pillow, resizer
 from barlow_fast.data.rendering.threads import CHUNK, ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource, Source
 from bench.devices import Device
@@ -69,6 +70,11 @@ class Task:
         if shards:
             return ShardSource(images.packed(self.folder, case.photographs))
         return FolderSource(self.folder)
+
+    def drawn(self, samples: np.ndarray) -> DrawnViews:
+        """The views of a batch."""
+        shape = (self.case.side, self.case.side, len(self.case.views.mean))
+        return DrawnViews(self.case.views, 0, 0, samples, [shape] * len(self.case.views.views))
 
     def check(self, views: Iterable[Tensor]) -> None:
         """All feeds yield the same kind of tensors."""
@@ -174,10 +180,13 @@ def cropped(task: Task, crop_resize: CropResize, instruction_set: str = "") -> I
         kernels.load("cpu").use_instruction_set(instruction_set)
     samples = next(case.samples(len(source)))
     pixels = [torch.from_numpy(source.pixels(int(each)).pixels) for each in samples[:CHUNK]]
+    drawn = task.drawn(samples)
     cuts = [
-        (image, view.windows.find(row, *image.shape[:2]), view.specification.interpolation)
-        for view in draw_views(case.views, 0, 0, samples)
-        for row, image in zip(range(len(samples)), itertools.cycle(pixels))
+        (image, window, interpolation)
+        for row, image in zip(range(len(samples)), itertools.cycle(pixels), strict=False)
+        for window, interpolation in zip(
+            drawn.windows(row, *image.shape[:2]), drawn.interpolations, strict=True
+        )
     ]
     out, wanted = torch.empty(2, len(cuts), case.side, case.side, 3, dtype=torch.uint8)
     for cut, to, pillows in zip(cuts, out, wanted, strict=True):
@@ -228,20 +237,20 @@ def staged(task: Task) -> Iterator[int]:
 
     for samples in case.samples(len(source)):
         last = time.perf_counter()
-        drawn = draw_views(case.views, 0, 0, samples)
-        parameters = [each.parameters.photometric_rows(case.side, case.side) for each in drawn]
+        drawn = task.drawn(samples)
+        parameters = [each.photometric_rows(case.side, case.side) for each in drawn.parameters]
         for row, sample in enumerate(samples.tolist()):
             mark("window")
             encoded = source.encoded(sample)
             mark("read")
             frame = jpeg.plain_frame(encoded)
-            windows = [each.windows.find(row, frame.height, frame.width) for each in drawn]
+            windows = drawn.windows(row, frame.height, frame.width)
             mark("window")
             image = torch.from_numpy(jpeg.decode(encoded, frame))
             mark("decode")
             count = row % CHUNK + 1
-            for each, window, out in zip(drawn, windows, pixels, strict=True):
-                crop_resize(image, window, each.specification.interpolation, out[count - 1])
+            for window, way, out in zip(windows, drawn.interpolations, pixels, strict=True):
+                crop_resize(image, window, way, out[count - 1])
             mark("crop")
             if count == CHUNK or row + 1 == len(samples):
                 for some, each, out in zip(parameters, pixels, views, strict=True):
