@@ -9,26 +9,29 @@ one. Weights are whole numbers of 2**-22: halves are rounded away from zero, and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 WEIGHT_BITS = 22
 
 
-def columns_first(height: int, width: int, size: tuple[int, int]) -> bool:
+def columns_first(height: Any, width: Any, size: tuple[int, int]) -> Any:
     """Whether the pass across rows comes first, as in Pillow 13: where the height shrinks by more
-    than twice the pixels that the width does. Pillow before 13 always sums along rows first."""
+    than twice the pixels that the width does. Pillow before 13 always sums along rows first.
+
+    height, width: of windows, integers or arrays of them.
+    """
     lost = height - size[0]
-    return lost > 0 and lost > 2 * (width - size[1])
+    return (lost > 0) & (lost > 2 * (width - size[1]))
 
 
-def weights(lengths: np.ndarray, size: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
+def weights(lengths: Tensor, size: int, interpolation: str) -> tuple[Tensor, Tensor]:
     """Weights that resize lines of pixels.
 
     Args:
-        lengths: (U,) pixels of the lines.
+        lengths: (U,) pixels of the lines, integers on the CPU.
         size: pixels of the results.
         interpolation: 'bicubic' or 'bilinear'.
 
@@ -38,22 +41,23 @@ def weights(lengths: np.ndarray, size: int, interpolation: str) -> tuple[np.ndar
         2**WEIGHT_BITS. Zero beyond the end of a line.
     """
     radius, kernel = FILTERS[interpolation]
-    lengths = np.asarray(lengths)[:, None]
+    lengths = lengths.double()[:, None]
     scale = lengths / size  # pixels of the line per pixel of the result
-    stretch = np.maximum(scale, 1)
+    stretch = scale.clamp(min=1)
     support = radius * stretch
-    centre = (np.arange(size) + 0.5) * scale
-    first = np.maximum(np.trunc(centre - support + 0.5), 0).astype(np.int64)
-    end = np.minimum(np.trunc(centre + support + 0.5), lengths).astype(np.int64)
-    taps = first[..., None] + np.arange((end - first).max())
+    centre = (_range(size) + 0.5) * scale
+    first = (centre - support + 0.5).trunc().clamp(min=0)
+    end = (centre + support + 0.5).trunc().minimum(lengths)
+    taps = first[..., None] + _range(int((end - first).max()))
     found = kernel((taps - centre[..., None] + 0.5) * (1 / stretch)[..., None])
-    found *= taps < end[..., None]
-    # In this order: the last bit of a sum depends on it.
-    total = np.zeros_like(centre)
-    for tap in range(taps.shape[-1]):
-        total += found[..., tap]
+    found = torch.where(taps < end[..., None], found, 0.0)
+    # One after the other: the last bit of a sum depends on the order.
+    total = torch.zeros_like(centre)
+    for weight in found.unbind(-1):
+        total += weight
     found /= total[..., None]
-    return first, np.trunc(found * 2**WEIGHT_BITS + np.copysign(0.5, found)).astype(np.int64)
+    halves = torch.where(found < 0, -0.5, 0.5)
+    return first.long(), (found * 2**WEIGHT_BITS + halves).long()
 
 
 def crop_resize(image: Tensor, window: Sequence[int], interpolation: str, out: Tensor) -> None:
@@ -72,7 +76,7 @@ def crop_resize(image: Tensor, window: Sequence[int], interpolation: str, out: T
         return
     top, left, height, width = window
     pixels = image[top : top + height, left : left + width].long()
-    size = tuple(out.shape[:2])
+    size = (out.shape[0], out.shape[1])
     for direction in (0, 1) if columns_first(height, width, size) else (1, 0):
         pixels = _resized(pixels.movedim(direction, 0), size[direction], interpolation)
         pixels = pixels.movedim(0, direction)
@@ -81,10 +85,8 @@ def crop_resize(image: Tensor, window: Sequence[int], interpolation: str, out: T
 
 def _resized(pixels: Tensor, size: int, interpolation: str) -> Tensor:
     """Along the first direction."""
-    first, fixed = (
-        torch.from_numpy(x[0]).to(pixels.device)
-        for x in weights(np.array([len(pixels)]), size, interpolation)
-    )
+    length = torch.tensor([len(pixels)], device="cpu")
+    first, fixed = (x[0].to(pixels.device) for x in weights(length, size, interpolation))
     sums = pixels.new_full((size, *pixels.shape[1:]), 2 ** (WEIGHT_BITS - 1))
     for tap in range(fixed.shape[1]):
         at = (first + tap).clamp(max=len(pixels) - 1)
@@ -92,17 +94,21 @@ def _resized(pixels: Tensor, size: int, interpolation: str) -> Tensor:
     return (sums >> WEIGHT_BITS).clamp(0, 255)
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
+def _range(end: int) -> Tensor:
+    return torch.arange(end, dtype=torch.float64, device="cpu")
+
+
+def _cubic(x: Tensor) -> Tensor:
     """Keys' cubic convolution (1981) with a = -1/2."""
     a = -0.5
-    x = np.abs(x)
+    x = x.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-def _triangle(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - np.abs(x), 0)
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
 
 
 # name -> (radius in pixels of the coarser grid, weights at a distance)

@@ -113,6 +113,7 @@ PRETRAIN: dict[str, tuple[list[str], Check]] = {
     ),
     "views": (["--views", "cifar"], setting("views", "cifar")),
     "encoder": (["--encoder", "resnet18"], setting("encoder", "resnet18")),
+    "reduced_decoding": (["--reduced-decoding"], setting("reduced_decoding", True)),
     "on_bad_image": (["--on-bad-image", "skip"], fed("on_bad_image", "skip")),
     "loader": (["--loader", "pil"], fed("loader", "pil")),
     "workers": (["--workers", "3"], fed("workers", 3)),
@@ -500,7 +501,9 @@ class Ending:
         self.error, self.ranks = error, SimpleNamespace(first=first, alone=True)
         self.checkpoint_path = Path("there/checkpoint.pt")
         self.history, self.before = [{"knn": 0.75}], {"before": 0.25, "raw": 0.5}
-        self.loader = SimpleNamespace(bad_images=[1, 2, 3])
+        self.loader = SimpleNamespace(
+            bad_images=[1, 2, 3], suspect_images=[4, 5], suspects="2 images, decoded"
+        )
         self.stop_requested, self.options = False, {"data_dir": Path("a b")}
         self.config = SimpleNamespace(dataset="/it's")
 
@@ -628,6 +631,7 @@ def test_a_finished_run_reports_its_scores_and_files(monkeypatch, capsys, tmp_pa
         in received.out
     )
     assert "skipped   3 images" in received.out
+    assert "suspect   2 images, decoded" in received.out
     assert f"figure    {tmp_path / 'figure.png'}" in received.out
     assert f"log       {tmp_path / 'log.jsonl'}" in received.out
     assert "curves" not in received.out
@@ -635,11 +639,13 @@ def test_a_finished_run_reports_its_scores_and_files(monkeypatch, capsys, tmp_pa
     (tmp_path / "tensorboard").mkdir()
     unscored = Ending()
     unscored.history, unscored.loader.bad_images = [{"knn": None}], []
+    unscored.loader.suspect_images = []
     pretrain_commands._train(unscored, tmp_path, console)
     received = capsys.readouterr()
     assert f"curves    {tmp_path / 'tensorboard'}" in received.out
     assert "random weights" not in received.out
     assert "skipped" not in received.out
+    assert "suspect" not in received.out
     pretrain_commands._train(Ending(first=False), tmp_path, console)
     assert capsys.readouterr().out == ""
 
@@ -749,6 +755,7 @@ SHARED: dict[str, tuple[list[str], str, str, Any]] = {
     "random": (["--random"], "protocol", "random", True),
     "baselines": (["--baselines"], "protocol", "baselines", True),
     "on_bad_image": (["--on-bad-image", "skip"], "Reading", "on_bad_image", "skip"),
+    "reduced_decoding": (["--reduced-decoding"], "Reading", "reduced_decoding", True),
     "workers": (["--workers", "3"], "Reading", "workers", 3),
     "device": (["--device", "cpu"], "Reading", "device", "cpu"),
     "chunk": (["--chunk", "17"], "Reading", "chunk", 17),
@@ -885,6 +892,7 @@ def test_evaluate_without_options_has_the_protocols_defaults(protocol: str, eval
     assert {name: received[name] for name in plain | shared} == plain | shared
     (reading,) = calls["Reading"]
     assert (reading["workers"], reading["chunk"], reading["on_bad_image"]) == (None, 256, "error")
+    assert reading["reduced_decoding"] is False
 
 
 def test_baselines_are_computed_once(evaluating: Calls):
@@ -933,6 +941,7 @@ IMAGES: dict[str, dict[str, tuple[list[str], str, str, Any]]] = {
         **OPENED,
         "target": (["target"], "pack", "target", Path("target")),
         "size": (["--size", "40"], "pack", "size", 40),
+        "max_side": (["--max-side", "50"], "pack", "max_side", 50),
         "quality": (["--quality", "30"], "pack", "quality", 30),
         "shard_bytes": (["--shard-bytes", "3M"], "pack", "shard_bytes", 3 * 2**20),
         "on_bad_image": (["--on-bad-image", "skip"], "pack", "on_bad_image", "skip"),
@@ -952,7 +961,8 @@ DEFAULTS = {
     "open_source": {"split": None, "data_dir": None, "allow_symlinks": False},
     "bad_images": {"workers": None},
     "pack": {
-        "size": None, "quality": 95, "shard_bytes": 2**28, "on_bad_image": "error", "workers": None
+        "size": None, "max_side": None, "quality": 95, "shard_bytes": 2**28,
+        "on_bad_image": "error", "workers": None,
     },
     "sheet": {"count": 8, "seed": 0, "epoch": 0},
     "write_sheet": {"path": Path("sheet.png")},

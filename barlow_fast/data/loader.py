@@ -265,10 +265,11 @@ class ViewLoader:
             some = next(samples, None)
             if some is None:
                 return
+            # First: Ctrl-C may come in between, and `_discard` looks for all of these.
+            self._under_way.append(some)
             # An epoch's remainder may leave a rank without a sample.
             if len(some):
                 self._renderer.submit(epoch, some)
-            self._under_way.append(some)
 
     def _receive(self) -> Crops:
         samples = self._under_way[0]

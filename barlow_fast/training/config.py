@@ -111,6 +111,9 @@ class PretrainConfig:
         }
     )
 
+    # Settings that files of earlier versions lack, with what those versions did.
+    LATER: ClassVar[dict[str, Any]] = {"reduced_decoding": False}
+
     def __post_init__(self) -> None:
         for field in fields(self):
             check_type(field.name, getattr(self, field.name), field.type)
@@ -177,13 +180,14 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PretrainConfig:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`, also of an earlier version.
 
         Raises:
             ValueError: missing or unknown names, or a value out of its range.
         """
         if not isinstance(values, dict):
             raise ValueError(f"settings must be a dict of names to values, got {values!r}")
+        values = cls.LATER | values
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             raise ValueError(

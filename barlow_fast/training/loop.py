@@ -685,9 +685,10 @@ class Trainer:
         """ValueError where it lacks something, or belongs to other settings or other data."""
         check_complete(state, self.total_steps, self.steps_per_epoch)
         free = self.config.MAY_CHANGE
+        theirs = self.config.LATER | state["config"]
         differing = different_settings(
             {k: v for k, v in self.config.to_dict().items() if k not in free},
-            {k: v for k, v in state["config"].items() if k not in free},
+            {k: v for k, v in theirs.items() if k not in free},
         )
         if differing:
             raise ValueError(f"the checkpoint was made with other settings: {', '.join(differing)}")

@@ -55,7 +55,7 @@ std::vector<const Primitives*> find_sets() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       sets.push_back(primitives_avx512());
-      if (__builtin_cpu_supports("avx512bf16")) {
+      if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
         sets.push_back(primitives_avx512_bf16());
 #if defined(BARLOW_FAST_AMX_BUILT)
         if (may_use_amx()) sets.push_back(primitives_amx_bf16());
@@ -783,6 +783,14 @@ void photometric(const Tensor& crops, const Tensor& parameters, const Tensor& me
   }
 }
 
+bool may_permute_bytes() {
+#if defined(BARLOW_FAST_X86)
+  return __builtin_cpu_supports("avx512vbmi");
+#else
+  return false;
+#endif
+}
+
 // Windows of images to other sizes. An image runs in the calling thread, a batch of them on torch's threads.
 void crop_resize(const Tensor& image, std::vector<int64_t> window, int64_t interpolation, Tensor out) {
   STD_TORCH_CHECK(interpolation == 0 || interpolation == 1,
@@ -809,8 +817,9 @@ void crop_resize(const Tensor& image, std::vector<int64_t> window, int64_t inter
     const ResizeTask task{first + at[0] * from.row_stride + at[1] * from.channels,
                           first + (from.height - 1) * from.row_stride + from.width * from.channels,
                           from.row_stride, at[2], at[3], from.channels, to.data + i * to.image_stride, to.row_stride,
-                          to.height, to.width, static_cast<Filter>(interpolation)};
+                          to.height, to.width, static_cast<Filter>(interpolation), may_permute_bytes()};
     primitives().resize(task, task_scratch.get(primitives().resize_scratch(task)));
+    task_scratch.trim(kKeptBytes);
   };
   if (batched) {
     run_tasks(from.count, resize);

@@ -206,6 +206,7 @@ struct ResizeTask {
   uint8_t* out;
   int64_t out_stride, out_height, out_width;
   Filter filter;
+  bool permutes_bytes;  // the CPU has AVX-512 VBMI; looked at by sets with VNNI alone
 };
 
 // Sizes the scheduler needs to cut work and hand out memory; all in elements unless named bytes.

@@ -56,7 +56,7 @@ struct Weights {
     const double scale = static_cast<double>(length) / static_cast<double>(size);
     const double support = filter_radius(filter) * (scale < 1 ? 1 : scale);
     most = smaller(length, static_cast<int64_t>(2 * support) + 2);
-    stride = round_up(size, 64);
+    stride = round_up(size, kWeightLanes);
     first = arena.take<int32_t>(stride);
     fixed = arena.take<int32_t>(most * stride);
     exact = arena.take<double>(most * kWeightLanes);
@@ -158,15 +158,69 @@ struct Sum {
     upper = add_products(upper, pairs, upper_weights);
     lower = add_products(lower, pairs, lower_weights);
   }
-  // The result before it is cut to a byte.
-  BARLOW_FAST_INLINE Lanes32 whole() const { return ((upper << kPartBits) + lower) >> kWeightBits; }
-  BARLOW_FAST_INLINE Lanes32 byte() const {
-    Lanes32 x = whole();
-    const Lanes32 most = broadcast<int32_t>(255);
-    x = x < 0 ? Lanes32{} : x;
-    return x > most ? most : x;
+  // The result times 2^kWeightBits; unsigned, as a lane that stands for nothing may wrap.
+  BARLOW_FAST_INLINE Lanes32 whole() const {
+    return (Lanes32)(((Vector<uint32_t>)upper << kPartBits) + (Vector<uint32_t>)lower);
   }
 };
+
+// Signed 16-bit values cut to bytes.
+BARLOW_FAST_INLINE Lanes32 halves_within_bytes(Lanes32 x) {
+#if defined(__AVX512F__)
+  const __m512i positive = _mm512_max_epi16((__m512i)x, _mm512_setzero_si512());
+  return (Lanes32)_mm512_min_epi16(positive, _mm512_set1_epi16(255));
+#elif defined(__AVX2__)
+  const __m256i positive = _mm256_max_epi16((__m256i)x, _mm256_setzero_si256());
+  return (Lanes32)_mm256_min_epi16(positive, _mm256_set1_epi16(255));
+#elif defined(__SSE2__)
+  return (Lanes32)_mm_min_epi16(_mm_max_epi16((__m128i)x, _mm_setzero_si128()), _mm_set1_epi16(255));
+#else
+  using Halves = Vector<int16_t>;
+  const Halves halves = (Halves)x, positive = halves < 0 ? Halves{} : halves;
+  return (Lanes32)(positive > 255 ? broadcast<int16_t>(255) : positive);
+#endif
+}
+
+// The bytes that two rows become, as pairs.
+BARLOW_FAST_INLINE Lanes32 byte_pairs(const Sum& upper, const Sum& lower) {
+  const Lanes32 x = upper.whole() >> kWeightBits, y = lower.whole() >> (kWeightBits - 16);
+#if defined(__AVX512F__)
+  return halves_within_bytes((Lanes32)_mm512_mask_mov_epi16((__m512i)x, 0xaaaaaaaa, (__m512i)y));
+#elif defined(__AVX2__)
+  return halves_within_bytes((Lanes32)_mm256_blend_epi16((__m256i)x, (__m256i)y, 0xaa));
+#else
+  return halves_within_bytes((x & 0xffff) | (y & ~0xffff));
+#endif
+}
+
+// The bytes of four vectors, one after the other.
+BARLOW_FAST_INLINE Vector<uint8_t> bytes_of(const Sum (&sums)[4]) {
+  Lanes32 x[4];
+  for (int v = 0; v < 4; ++v) x[v] = sums[v].whole() >> kWeightBits;
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_packs_epi32((__m512i)x[0], (__m512i)x[1]);
+  const __m512i high = _mm512_packs_epi32((__m512i)x[2], (__m512i)x[3]);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return (Vector<uint8_t>)_mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]);
+  const __m256i high = _mm256_packs_epi32((__m256i)x[2], (__m256i)x[3]);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return (Vector<uint8_t>)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+#elif defined(__SSE2__)
+  const __m128i low = _mm_packs_epi32((__m128i)x[0], (__m128i)x[1]);
+  const __m128i high = _mm_packs_epi32((__m128i)x[2], (__m128i)x[3]);
+  return (Vector<uint8_t>)_mm_packus_epi16(low, high);
+#else
+  using Narrow = typename NarrowVector<uint8_t, kLanes<int32_t>>::type;
+  Vector<uint8_t> all;
+  for (int v = 0; v < 4; ++v) {
+    const Narrow bytes = __builtin_convertvector(halves_within_bytes(x[v] & 0xffff), Narrow);
+    __builtin_memcpy(reinterpret_cast<uint8_t*>(&all) + v * sizeof bytes, &bytes, sizeof bytes);
+  }
+  return all;
+#endif
+}
 
 // ---- along rows -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +231,7 @@ struct TwoPairs {
 
 // Bytes that are read from an offset on.
 template <int C>
-constexpr int64_t kRead = C == 3 ? 16 : 4;
+constexpr int64_t kRead = C == 3 ? 17 : 4;
 // Lanes of a vector that a pixel takes: of three channels four, the last of which stands for nothing.
 template <int C>
 constexpr int kPixelLanes = C == 3 ? 4 : 1;
@@ -214,49 +268,116 @@ BARLOW_FAST_INLINE TwoPairs pairs_at(const uint8_t* row, const int32_t* offsets)
             (Lanes32)_mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(second))};
 #endif
 #else
-    using Eight = NarrowVector<uint8_t, 8>::type;
-    using Wide = NarrowVector<uint16_t, 8>::type;
-    const auto pair = [&](const uint8_t* at) {
-      Eight both;
-      for (int i = 0; i < 4; ++i) {
-        both[2 * i] = at[i];
-        both[2 * i + 1] = at[i + 3];
-      }
-      return (Lanes32)__builtin_convertvector(both, Wide);
+    using Bytes = NarrowVector<uint8_t, 8>::type;
+    const auto pair = [&](int at) {
+      Bytes x, y;
+      __builtin_memcpy(&x, row + offsets[0] + at, sizeof x);
+      __builtin_memcpy(&y, row + offsets[0] + at + 3, sizeof y);
+#if defined(__clang__)
+      const Bytes both = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+      const Bytes both = __builtin_shuffle(x, y, Bytes{0, 8, 1, 9, 2, 10, 3, 11});
+#endif
+      return (Lanes32)__builtin_convertvector(both, Vector<uint16_t>);
     };
-    return {pair(row + offsets[0]), pair(row + offsets[0] + 6)};
+    return {pair(0), pair(6)};
 #endif
   }
 }
 
-// The weights of a pass along rows, as its vectors take them.
+// Lanes that are filled from as many words of a row.
+#if defined(__AVX512VNNI__)
+constexpr int kGroup = kLanes<int32_t>;  // one permutation of bytes
+#else
+constexpr int kGroup = 4;  // a permutation of words, then one of bytes within 16
+#endif
+
+// The weights of a pass along rows, as its vectors take them. `dense`: each lane is a value of the result, which needs
+// byte permutations, a vector's bytes within as many of the row, and a group's within its words. Else pixels have
+// kPixelLanes.
 template <int C>
 struct Across {
+  bool dense;
   int64_t vectors, pairs, reach;
-  int32_t* offsets;  // bytes from the row's begin to each pixel's first tap
+  int32_t* offsets;  // bytes from the row's begin to the first tap of each pixel, or of each dense vector
+  uint8_t* places;   // of a dense vector's bytes from its offset on, or within the words
+  int32_t* words;    // of a dense vector from its offset on
   int32_t* parts;    // of each vector and pair the upper and the lower parts
 
   Across(Arena& arena, const Weights& weights) {
     vectors = (weights.size + kVectorPixels<C> - 1) / kVectorPixels<C>;
-    pairs = round_up(weights.most, 4) / 2;
+    pairs = (weights.most + 1) / 2;
     offsets = arena.take<int32_t>(vectors * kVectorPixels<C>);
+    places = arena.take<uint8_t>(vectors * kVectorBytes);
+    words = arena.take<int32_t>(vectors * kLanes<int32_t>);
     parts = arena.take<int32_t>(vectors * pairs * 2 * kLanes<int32_t>);
   }
 
-  void fill(const Weights& weights) {
-    constexpr int lanes = kLanes<int32_t>;
-    pairs = round_up(weights.taps, 4) / 2;
+  void fill(const Weights& weights, bool permutes_bytes) {
+    pairs = (weights.taps + 1) / 2;
+#if defined(__AVX512VNNI__)
+    dense = permutes_bytes && place_dense(weights);
+#elif defined(__AVX2__)
+    (void)permutes_bytes;
+    dense = place_dense(weights);
+#else
+    (void)permutes_bytes;
+    dense = false;
+#endif
+    if (dense) {
+      fill_parts<C>(weights);
+      reach = offsets[vectors - 1] + (pairs - 1) * 2 * C + kVectorBytes;
+      return;
+    }
+    vectors = (weights.size + kVectorPixels<C> - 1) / kVectorPixels<C>;
     reach = 0;
     for (int64_t i = 0; i < vectors * kVectorPixels<C>; ++i) {
       offsets[i] = i < weights.size ? C * weights.first[i] : 0;
-      reach = larger(reach, offsets[i] + (pairs - 2) * 2 * C + kRead<C>);
+      reach = larger(reach, offsets[i] + (pairs - 1) * 2 * C + kRead<C>);
     }
+    fill_parts<kPixelLanes<C>>(weights);
+  }
+
+ private:
+  // Whether the bytes lie close enough.
+  bool place_dense(const Weights& weights) {
+    constexpr int lanes = kLanes<int32_t>;
+    const int64_t values = C * weights.size;
+    vectors = (values + lanes - 1) / lanes;
+    for (int64_t v = 0; v < vectors; ++v) {
+      offsets[v] = C * weights.first[v * lanes / C];
+      const auto place = [&](int lane) {
+        const int64_t value = smaller(v * lanes + lane, values - 1);
+        return C * weights.first[value / C] + value % C - offsets[v];
+      };
+      for (int group = 0; group < lanes; group += kGroup) {
+        // A group may begin within a pixel, and the next pixel's first channel lie before.
+        int64_t begin = place(group);
+        for (int lane = 1; lane < kGroup; ++lane) begin = smaller(begin, place(group + lane));
+        begin = begin / 4 * 4;
+        for (int lane = 0; lane < kGroup; ++lane) {
+          const int64_t at = place(group + lane);
+          if (at + C >= kVectorBytes || at + C - begin >= 4 * kGroup) return false;
+          uint8_t* to = places + v * kVectorBytes + 4 * (group + lane);
+          to[0] = static_cast<uint8_t>(at - begin);
+          to[2] = static_cast<uint8_t>(at + C - begin);
+          to[1] = to[3] = 0x80;
+          words[v * lanes + group + lane] = static_cast<int32_t>(begin / 4 + lane);
+        }
+      }
+    }
+    return true;
+  }
+
+  template <int PixelLanes>
+  void fill_parts(const Weights& weights) {
+    constexpr int lanes = kLanes<int32_t>;
     for (int64_t v = 0; v < vectors; ++v) {
       for (int64_t j = 0; j < pairs; ++j) {
         int32_t* to = parts + (v * pairs + j) * 2 * lanes;
         for (int lane = 0; lane < lanes; ++lane) {
-          const int64_t i = v * kVectorPixels<C> + lane / kPixelLanes<C>;
-          const bool none = i >= weights.size || lane % kPixelLanes<C> >= C;
+          const int64_t i = (v * lanes + lane) / PixelLanes;
+          const bool none = i >= weights.size || (v * lanes + lane) % PixelLanes >= C;
           const int32_t* fixed = weights.fixed + i;
           const int32_t x = none || 2 * j >= weights.taps ? 0 : fixed[2 * j * weights.stride];
           const int32_t y = none || 2 * j + 1 >= weights.taps ? 0 : fixed[(2 * j + 1) * weights.stride];
@@ -268,9 +389,72 @@ struct Across {
   }
 };
 
+// Stores a vector's pixels without the lanes that stand for nothing; writes up to a vector.
+template <int C>
+BARLOW_FAST_INLINE void store_pixels(int32_t* out, Lanes32 x) {
+  if constexpr (C == 1) {
+    store(out, x);
+  } else {
+#if defined(__AVX512F__)
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 15, 15, 15, 15);
+    store(out, (Lanes32)_mm512_permutexvar_epi32(order, (__m512i)x));
+#elif defined(__AVX2__)
+    const __m256i order = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 7, 7);
+    store(out, (Lanes32)_mm256_permutevar8x32_epi32((__m256i)x, order));
+#else
+    store(out, x);
+#endif
+  }
+}
+
+#if defined(__AVX2__)
+// Not every CPU that has the dot products permutes bytes.
+#if defined(__AVX512VNNI__)
+#define BARLOW_FAST_PERMUTES __attribute__((target("avx512vbmi")))
+#else
+#define BARLOW_FAST_PERMUTES
+#endif
+
+// The pairs of a dense vector.
+BARLOW_FAST_PERMUTES BARLOW_FAST_INLINE Lanes32 picked(const uint8_t* row, Lanes32 words, Vector<uint8_t> places) {
+#if defined(__AVX512VNNI__)
+  (void)words;
+  return (Lanes32)_mm512_maskz_permutexvar_epi8(0x5555555555555555, (__m512i)places, (__m512i)load(row));
+#elif defined(__AVX512F__)
+  return (Lanes32)_mm512_shuffle_epi8(_mm512_permutexvar_epi32((__m512i)words, (__m512i)load(row)), (__m512i)places);
+#else
+  return (Lanes32)_mm256_shuffle_epi8(_mm256_permutevar8x32_epi32((__m256i)load(row), (__m256i)words), (__m256i)places);
+#endif
+}
+
+// Both rows resized, as pairs, where `weights` is dense.
+template <int C>
+BARLOW_FAST_PERMUTES void across_dense(const Across<C>& weights, const uint8_t* upper, const uint8_t* lower,
+                                       int32_t* out) {
+  constexpr int lanes = kLanes<int32_t>;
+  const int32_t* part = weights.parts;
+  for (int64_t v = 0; v < weights.vectors; ++v) {
+    const Vector<uint8_t> places = load(weights.places + v * kVectorBytes);
+    const Lanes32 words = load(weights.words + v * lanes);
+    const uint8_t *x = upper + weights.offsets[v], *y = lower + weights.offsets[v];
+    Sum sums[2];
+    for (int64_t j = 0; j < weights.pairs; ++j) {
+      const Lanes32 high = load(part), low = load(part + lanes);
+      sums[0].add(picked(x + 2 * C * j, words, places), high, low);
+      sums[1].add(picked(y + 2 * C * j, words, places), high, low);
+      part += 2 * lanes;
+    }
+    store(out + v * lanes, byte_pairs(sums[0], sums[1]));
+  }
+}
+#endif
+
 // Both rows resized, as pairs.
 template <int C>
 void across(const Across<C>& weights, const uint8_t* upper, const uint8_t* lower, int32_t* out) {
+#if defined(__AVX2__)
+  if (weights.dense) return across_dense(weights, upper, lower, out);
+#endif
   constexpr int lanes = kLanes<int32_t>;
   const int32_t* part = weights.parts;
   for (int64_t v = 0; v < weights.vectors; ++v) {
@@ -280,21 +464,14 @@ void across(const Across<C>& weights, const uint8_t* upper, const uint8_t* lower
       const TwoPairs x = pairs_at<C>(upper + 2 * C * j, offsets), y = pairs_at<C>(lower + 2 * C * j, offsets);
       sums[0].add(x.first, load(part), load(part + lanes));
       sums[1].add(y.first, load(part), load(part + lanes));
-      sums[0].add(x.second, load(part + 2 * lanes), load(part + 3 * lanes));
-      sums[1].add(y.second, load(part + 2 * lanes), load(part + 3 * lanes));
-      part += 4 * lanes;
+      part += 2 * lanes;
+      if (j + 1 == weights.pairs) break;
+      sums[0].add(x.second, load(part), load(part + lanes));
+      sums[1].add(y.second, load(part), load(part + lanes));
+      part += 2 * lanes;
     }
-    const Lanes32 both = sums[0].byte() | (sums[1].byte() << 16);
-    if constexpr (C == 1) {
-      store(out + v * lanes, both);
-    } else {
-      // The lane too many is overwritten by the next pixel.
-      int32_t buffer[lanes];
-      store(buffer, both);
-      for (int i = 0; i < kVectorPixels<C>; ++i) {
-        __builtin_memcpy(out + 3 * (v * kVectorPixels<C> + i), buffer + 4 * i, 16);
-      }
-    }
+    const Lanes32 both = byte_pairs(sums[0], sums[1]);
+    store_pixels<C>(out + C * v * kVectorPixels<C>, both);
   }
 }
 
@@ -302,16 +479,12 @@ void across(const Across<C>& weights, const uint8_t* upper, const uint8_t* lower
 
 constexpr int kBlockLanes = 4 * kLanes<int32_t>;  // values that become one vector of bytes
 
-BARLOW_FAST_INLINE void store_bytes(uint8_t* out, const Lanes32 (&x)[4], int64_t count) {
-  using Narrow = typename NarrowVector<uint8_t, kLanes<int32_t>>::type;
-  uint8_t buffer[kBlockLanes];
-  for (int v = 0; v < 4; ++v) {
-    const Narrow bytes = __builtin_convertvector(x[v], Narrow);
-    __builtin_memcpy(buffer + v * kLanes<int32_t>, &bytes, sizeof bytes);
-  }
+BARLOW_FAST_INLINE void store_bytes(uint8_t* out, Vector<uint8_t> bytes, int64_t count) {
   if (count >= kBlockLanes) {
-    __builtin_memcpy(out, buffer, kBlockLanes);
+    store(out, bytes);
   } else {
+    uint8_t buffer[kBlockLanes];
+    store(buffer, bytes);
     for (int64_t i = 0; i < count; ++i) out[i] = buffer[i];
   }
 }
@@ -327,8 +500,7 @@ void downwards(const int32_t* const* pairs, const int32_t* upper, const int32_t*
       BARLOW_FAST_UNROLL
       for (int v = 0; v < 4; ++v) sums[v].add(load(pairs[j] + x + v * lanes), above, below);
     }
-    const Lanes32 bytes[4] = {sums[0].byte(), sums[1].byte(), sums[2].byte(), sums[3].byte()};
-    store_bytes(out + x, bytes, count - x);
+    store_bytes(out + x, bytes_of(sums), count - x);
   }
 }
 
@@ -387,7 +559,7 @@ class Resizer {
   Resizer(const ResizeTask& task, void* memory) : task_(task), arena_{static_cast<char*>(memory)}, scratch_(arena_, task) {
     make_weights(scratch_.down_weights, task.filter);
     make_weights(scratch_.across_weights, task.filter);
-    scratch_.row.fill(scratch_.across_weights);
+    scratch_.row.fill(scratch_.across_weights, task.permutes_bytes);
   }
 
   void run() {

@@ -127,6 +127,28 @@ def test_an_interrupted_wait_loses_nothing(source, monkeypatch):
     assert_same_batches(ours, one_epoch(source, loader="pil", workers=0))
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interrupted_submission_leaves_nothing_behind(source, monkeypatch, before: bool):
+    submit = ThreadRenderer.submit
+    calls = 0
+
+    def interrupted(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3 and before:
+            raise KeyboardInterrupt
+        submit(self, *arguments)
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with ViewLoader(source, VIEWS, 4, seed=9, drop_last=False, loader="pil", workers=1) as loader:
+        monkeypatch.setattr(ThreadRenderer, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(loader)
+        ours = list(loader)
+    assert_same_batches(ours, one_epoch(source, loader="pil", workers=0))
+
+
 def test_labels(source):
     for batch in one_epoch(source, loader="pil", workers=0):
         assert batch.label.dtype == torch.int64

@@ -61,13 +61,13 @@ def running_threads() -> list[str]:
 
 
 @pytest.fixture(params=["as installed", "by Pillow"])
-def either_resizer(request, monkeypatch):
+def either(request, monkeypatch):
     """The native kernel where it is built, and Pillow, which stands in for it elsewhere."""
     if request.param == "by Pillow":
-        monkeypatch.setattr(files, "resizer", lambda: files.by_pillow)
+        monkeypatch.setattr(files, "native_crop", lambda: None)
 
 
-@pytest.mark.usefixtures("either_resizer")
+@pytest.mark.usefixtures("either")
 def test_crops_are_torchvisions(tmp_path):
     for number, path in enumerate(PHOTOGRAPHS):
         (tmp_path / f"{number}.jpg").write_bytes(path.read_bytes())
@@ -96,7 +96,7 @@ def test_crops_are_torchvisions(tmp_path):
                 np.testing.assert_array_equal(crops.crops[number][sample], np.asarray(expected))
 
 
-@pytest.mark.usefixtures("either_resizer")
+@pytest.mark.usefixtures("either")
 def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     """`Image.resize(box=...)` would: its filter reaches over the border."""
     specification = cropping(16)
@@ -111,7 +111,7 @@ def test_a_crop_shows_nothing_from_beyond_its_window(tmp_path):
     assert not crops.crops[0].any()
 
 
-@pytest.mark.usefixtures("either_resizer")
+@pytest.mark.usefixtures("either")
 def test_one_channel(tmp_path):
     source = FolderSource(photographs(tmp_path / "photographs", 3))
     views = Views("gray", (ViewSpecification(size=(30, 20)),), (0.5,), (0.25,))
@@ -232,7 +232,7 @@ def test_storage_that_does_not_answer_is_given_up(tmp_path, monkeypatch, remark:
 def test_images_that_come_slowly_are_waited_for(tmp_path, monkeypatch):
     """The limit counts from the last image on."""
     source = Waiting(photographs(tmp_path / "photographs", 3 * CHUNK))
-    renderer = ThreadRenderer(source, VIEWS, workers=1, timeout=1.0)
+    renderer = ThreadRenderer(source, VIEWS, workers=1, timeout=LIMIT)
     renderer.submit(0, np.arange(3 * CHUNK))
     batch = renderer._under_way[0]
     waits = []
@@ -244,10 +244,10 @@ def test_images_that_come_slowly_are_waited_for(tmp_path, monkeypatch):
         assert len(waits) < 5
         return len(waits) == 4
 
-    monkeypatch.setattr(rendering.threads, "REMARK_AFTER", 0.4)
+    monkeypatch.setattr(rendering.threads, "REMARK_AFTER", 0.2)
     monkeypatch.setattr(batch.ready, "wait", wait)
     assert len(renderer.receive().samples) == 3 * CHUNK
-    assert waits == [0.4, 0.4, 0.4, 0.4]
+    assert waits == [0.2, 0.2, 0.2, 0.2]
     source.answer.set()
     renderer.close()
 
@@ -406,7 +406,7 @@ class Hanging(FolderSource):
 threads.PATIENCE = 0.1
 source = Hanging(sys.argv[1])
 views = Views("crops", (cropping(48),), MEAN, STD)
-renderer = threads.ThreadRenderer(source, views, workers=2, timeout=0.1)
+renderer = threads.ThreadRenderer(source, views, workers=2, timeout=threads.PATIENCE)
 renderer.submit(0, np.arange(8))
 try:
     renderer.receive()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from barlow_fast import evaluation
 from barlow_fast.data import ViewSpecification
 from barlow_fast.data.faults import BadImageError
+from barlow_fast.data.sources import ArraySource
 from barlow_fast.evaluation import (
     AVERAGE_POOL,
     Evaluation,
@@ -303,6 +304,23 @@ def _(monkeypatch, tmp_path):
         seen_by_the_encoder(form, source)
     (seen,) = seen_by_the_encoder(form, source, on_bad_image="skip")
     assert len(seen) == len(source) - 1
+
+
+@case(Reading, "reduced_decoding")
+def _(monkeypatch, tmp_path):
+    source = folder_splits(write_classes(tmp_path / "images", {"a": 4, "b": 4})).train
+    read = record_calls(monkeypatch, images, "CentreCrop")
+    crops = record_calls(monkeypatch, images, "ViewLoader", lambda *a, **k: None)
+    form = ImageFormat(8)
+    for given in (False, True):
+        seen_by_the_encoder(form, source, reduced_decoding=given, workers=0)
+        images.training_crops(source, form, Reading(reduced_decoding=given), 4, 0)
+        assert read[-1]["reduced_decoding"] is given
+        assert crops[-1]["views"].reduced_decoding is given
+    # Images in memory are not decoded.
+    data = ArraySource(np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1])
+    images.training_crops(data, form, Reading(reduced_decoding=True), 4, 0)
+    assert crops[-1]["views"].reduced_decoding is False
 
 
 @case(Reading, "progress")

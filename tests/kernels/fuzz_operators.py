@@ -75,7 +75,22 @@ def recorded() -> list[Call]:
                 size = (5, 7)
                 values = (torch.rand(channels), torch.rand(channels) + 0.1)
                 cpu.photometric(crops(2, size, channels), drawn(2, size), *values, dtype)
+        _crops(channels)
     return recorder.calls
+
+
+def _crops(channels: int) -> None:
+    """Windows that begin and end with their image, and sizes that are reached by any path."""
+    for height, width in ((1, 1), (9, 50), (70, 13)):
+        images = torch.randint(0, 256, (2, height, width, channels), dtype=torch.uint8)
+        for size in ((1, 1), (5, 40), (40, 5), (height, width)):
+            out = images.new_empty(2, *size, channels)
+            for interpolation in ("bilinear", "bicubic"):
+                window = (0, 0, height, width)
+                cpu.crop_resize(images[1], window, interpolation, out[0])
+                cpu.crop_resize(
+                    images, (*window, height // 2, width // 2, 1, 1), interpolation, out
+                )
 
 
 def _losses(z_a: Tensor, z_b: Tensor, precision: str) -> None:
@@ -142,6 +157,11 @@ def mutated(arguments: tuple, draw: random.Random) -> tuple:
                 changed[at] = draw.choice(TENSORS)(value, tuple(changed), draw)
             except (RuntimeError, NotImplementedError):  # a change that torch does not have
                 continue
+        elif isinstance(value, list):
+            numbers = list(value)
+            where = draw.randrange(len(numbers))
+            numbers[where : where + 1] = draw.choice(([], [draw.choice(INTEGERS)]))
+            changed[at] = numbers
         elif isinstance(value, bool):
             changed[at] = not value
         elif isinstance(value, int):

@@ -138,6 +138,16 @@ def _(around):
     assert around.trainer().views is VIEWS["digits"]
 
 
+@case("reduced_decoding")
+def _(around):
+    around.patch.setattr(feeding, "ViewLoader", Fed)
+    for reduced in (False, True):
+        trainer = around.trainer(reduced_decoding=reduced)
+        views = Fed.received[0][1]
+        assert views is trainer.views is trainer.watcher.views
+        assert views == replace(VIEWS["digits"], reduced_decoding=reduced)
+
+
 # The network.
 
 
@@ -559,6 +569,7 @@ UNLIMITED = {
     "views": "a name or a path: looked up when it is loaded",
     "encoder": "a name of another library: looked up when it is built",
     "backend": "checked by the loss",
+    "reduced_decoding": "a flag",
     "one_pass": "a flag",
     "checkpoint_activations": "a flag",
     "sync_batch_norm": "a flag",
@@ -587,7 +598,8 @@ def test_the_numbers_of_the_presets():
     digits, files = PRESETS["digits"], PRESETS["files"]
     assert digits == PretrainConfig()
     assert digits.to_dict() == {
-        "dataset": "digits", "views": "", "encoder": "small", "stem": "auto",
+        "dataset": "digits", "views": "", "reduced_decoding": False,
+        "encoder": "small", "stem": "auto",
         "encoder_widths": [32, 64, 128], "encoder_grid": 2, "projector": [512, 512, 1024],
         "one_pass": False, "lambd": 0.0051, "scale": 1.0, "backend": "auto", "epochs": 100,
         "batch_size": 128, "micro_batch_size": None, "optimizer": "adamw", "learning_rate": 2e-3,
@@ -647,6 +659,7 @@ CHANGED = {
 }
 KEPT = {
     "views": "fashion-mnist",
+    "reduced_decoding": True,
     "encoder_widths": (4, 9),
     "encoder_grid": 3,
     "projector": (16, 25),
@@ -688,6 +701,16 @@ def test_a_resumed_run_keeps_what_weights_depend_on(name: str, around: Surroundi
     else:
         with pytest.raises(ValueError, match=rf"other settings: {name}"):
             resumed.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", PretrainConfig.LATER)
+def test_checkpoints_of_versions_without_a_setting_continue(name: str, around: Surroundings):
+    trainer = around.trainer()
+    state = trainer.state_dict()
+    state["config"] = dict(state["config"])
+    del state["config"][name]
+    assert PretrainConfig.from_dict(state["config"]) == BASE
+    trainer.load_state_dict(state)
 
 
 # The trainer itself, and how it is fed.

@@ -13,19 +13,30 @@ All three draw the same windows, so they show the same crops.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ... import kernels
 from ..faults import BadImage
 from ..sources import ArraySource, Source
 
 if TYPE_CHECKING:
     from ..presets import Views
 
-__all__ = ["Crops", "Renderer", "check_room", "crop_shapes", "less", "without"]
+__all__ = [
+    "Crops",
+    "Renderer",
+    "check_room",
+    "crop_shapes",
+    "less",
+    "native_crop",
+    "without",
+]
 
 
 class Crops(NamedTuple):
@@ -103,6 +114,14 @@ def crop_shapes(source: Source, views: Views) -> list[tuple[int, int, int]]:
             )
         shapes.append((*shape, len(views.mean)))
     return shapes
+
+
+@functools.cache
+def native_crop() -> Callable[..., None] | None:
+    """`crop_resize` of the native kernels, or None where they cannot run."""
+    if kernels.why_unusable("cpu", torch.device("cpu")) is not None:
+        return None
+    return kernels.load("cpu").crop_resize
 
 
 def without(crops: Crops, bad: list[tuple[int, BadImage]]) -> Crops:

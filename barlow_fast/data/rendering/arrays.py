@@ -1,8 +1,9 @@
-"""Crops of images in memory, a batch at a time, in torch on any device.
+"""Crops of images in memory, a batch at a time, on any device.
 
-PIL resizes with two passes of weighted sums and rounds to bytes after each. Here a pass is one
-batched matrix product: every sample has a (pixels of the view, pixels of the image) matrix per
-direction, which is zero outside its window.
+On the CPU the native kernels crop. Elsewhere, or without them, torch does: PIL resizes with two
+passes of weighted sums and rounds to bytes after each, and a pass is one batched matrix product.
+Every sample has a (pixels of the view, pixels of the image) matrix per direction, which is zero
+outside its window.
 
 PIL's weights are whole numbers of 2**-22, too fine for float32 to add up without rounding. They are
 split into two parts whose sums with bytes are exact. So a crop is PIL's to the bit, and does not
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...kernels import resizing
+from ...kernels.resizing import columns_first
 from ..sources import ArraySource
 from ..views import ViewParameters, ViewSpecification, draw
 from ..windows import windows
-from . import Crops, check_room
+from . import Crops, check_room, native_crop
 
 if TYPE_CHECKING:
     from ..presets import Views
@@ -53,16 +56,32 @@ def crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolatio
         interpolation: 'bicubic' (a = -1/2) or 'bilinear', antialiased.
 
     Returns:
-        (B, *size, C) uint8 on the device of `images`. Equal to PIL's while a side shrinks by less
-        than a factor of eight; beyond that within one level.
+        (B, *size, C) uint8 on the device of `images`. Equal to PIL's; where matrix products crop
+        and a side shrinks by a factor of eight or more within one level.
     """
-    shrinks = places[:, 2:] - size
-    columns_first = (shrinks[:, 0] > 0) & (shrinks[:, 0] > 2 * shrinks[:, 1])
-    if not columns_first.any():
+    kernel = native_crop() if images.is_cpu else None
+    if kernel is not None:
+        out = images.new_empty((len(images), *size, images.shape[-1]))
+        kernel(_with_whole_rows(images), places.ravel().tolist(), interpolation, out)
+        return out
+    return crop_by_products(images, places, size, interpolation)
+
+
+def _with_whole_rows(images: Tensor) -> Tensor:
+    """The images themselves where the pixels of a row are contiguous, else a copy."""
+    return images if images[:1, :1].is_contiguous() else images.contiguous()
+
+
+def crop_by_products(
+    images: Tensor, places: np.ndarray, size: tuple[int, int], interpolation: str
+) -> Tensor:
+    """`crop` by matrix products, on any device."""
+    turns = columns_first(*places[:, 2:].T, size)
+    if not turns.any():
         return _crop(images, places, size, interpolation)
     out = images.new_empty((len(images), *size, images.shape[-1]))
     for turned in (False, True):
-        rows = np.flatnonzero(columns_first == turned)
+        rows = np.flatnonzero(turns == turned)
         at = torch.from_numpy(rows).to(images.device)
         group, where = images.index_select(0, at), places[rows]
         if turned:
@@ -74,7 +93,7 @@ def crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolatio
 
 
 def _crop(images: Tensor, places: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
-    """`crop` with rows first."""
+    """The same with rows first."""
     count, height, width, channels = images.shape
     tall, wide = size
     out = images.new_empty((count, tall, wide, channels))
@@ -304,24 +323,11 @@ def _all_lengths(size: int, extent: int, interpolation: str, device: torch.devic
 
 def _table(lengths: np.ndarray, size: int, extent: int, interpolation: str) -> np.ndarray:
     """(U, at least 2 extent, 2 size) float32: weights of windows of each length that begin at row
-    `extent`; columns as `_matrices` has them.
-
-    The filter is stretched by the factor that the window shrinks by, and cut at the window's
-    border, where its weights still sum to one.
-    """
-    radius, kernel = _KERNELS[interpolation]
-    scale = (lengths / size)[:, None]  # window pixels per view pixel
-    stretch = np.maximum(scale, 1)
-    support = radius * stretch
-    centre = (np.arange(size) + 0.5) * scale
-    first = np.maximum(np.trunc(centre - support + 0.5), 0).astype(np.int64)
-    end = np.minimum(np.trunc(centre + support + 0.5), lengths[:, None]).astype(np.int64)
-    taps = first[..., None] + np.arange((end - first).max())
-    weights = kernel((taps + 0.5 - centre[..., None]) / stretch[..., None])
-    weights *= taps < end[..., None]
-    weights /= weights.sum(-1, keepdims=True)
-    # Halves away from zero, as C rounds.
-    weights = np.trunc(weights * SPLIT**2 + np.copysign(0.5, weights))
+    `extent`; columns as `_matrices` has them."""
+    first, weights = (
+        x.numpy() for x in resizing.weights(torch.from_numpy(lengths), size, interpolation)
+    )
+    taps = first[..., None] + np.arange(weights.shape[-1])
     whole = np.floor(weights / SPLIT)
     # Rows for taps beyond the window, which have no weight.
     table = np.zeros((len(lengths), 2 * extent + taps.shape[-1], 2, size), np.float32)
@@ -329,20 +335,3 @@ def _table(lengths: np.ndarray, size: int, extent: int, interpolation: str) -> n
     for part, values in enumerate((whole / SPLIT, weights / SPLIT - whole)):
         np.put_along_axis(table[:, :, part], taps, np.moveaxis(values, 2, 1), 1)
     return table.reshape(*table.shape[:2], 2 * size)
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution (1981) with a = -1/2."""
-    a = -0.5
-    x = np.abs(x)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
-def _triangle(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - np.abs(x), 0)
-
-
-# name -> (radius in pixels of the coarser grid, weights at a distance)
-_KERNELS = {"bicubic": (2.0, _cubic), "bilinear": (1.0, _triangle)}

@@ -1,31 +1,26 @@
 """Crops of images that come one by one: torchvision's `RandomResizedCrop`, to the bit.
 
-The window is cut out first and then resized, as if nothing were around it. `Image.resize(box=...)`
-would do both at once, but its filter reaches over the window's border into the rest of the image,
-and the outermost pixels differ.
+Windows are cut out and resized by the native kernels, and by Pillow where they cannot run: with the
+same bits from Pillow 13 on.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ... import kernels
 from ..decoding import Decoded, picture, pillow
 from ..faults import BadImage, BadImageError
 from ..sources import Source
 from ..views import draw
 from ..windows import WindowOfEach, reduced, reduction
+from . import native_crop
 
 if TYPE_CHECKING:
     from ..presets import Views
-
-CropResize = Callable[[Tensor, tuple[int, int, int, int], str, Tensor], None]
 
 
 class DrawnViews:
@@ -88,7 +83,7 @@ def crop_rows(
         (row, what is wrong) of each image that could not be read, whose part of `out` is left as it
         was, and of each suspect one.
     """
-    crop_resize = resizer()
+    crop_resize = native_crop() or by_pillow
     found = []
     for row, *parts in zip(rows, *out, strict=True):
         try:
@@ -109,18 +104,12 @@ def crop_rows(
     return found
 
 
-@functools.cache
-def resizer() -> CropResize:
-    """`crop_resize` of the native kernels, or the same by Pillow where they are not built."""
-    if kernels.why_unusable("cpu", torch.device("cpu")) is None:
-        return kernels.load("cpu").crop_resize
-    return by_pillow
-
-
 def by_pillow(
     image: Tensor, window: tuple[int, int, int, int], interpolation: str, out: Tensor
 ) -> None:
-    """`crop_resize` of the kernels, by Pillow."""
+    """`crop_resize` of the kernels, by Pillow: cuts first and then resizes. `Image.resize(box=...)`
+    would do both at once, but its filter reaches over the window's border into the rest of the
+    image."""
     top, left, height, width = window
     view = picture(image.numpy()[top : top + height, left : left + width])
     size = (out.shape[1], out.shape[0])

@@ -167,18 +167,19 @@ class ThreadRenderer:
         self._threads: list[threading.Thread] = []
         self._owner = os.getpid()
         self._closed = False
-        self._finalizer = weakref.finalize(self, _end, self._owner, self._engine, self._threads)
+        running = (self._owner, self._engine, self._threads)
+        self._finalizer = weakref.finalize(self, _end, *running, PATIENCE)
 
     def submit(self, epoch: int, samples: np.ndarray) -> None:
         self._check_process()
         check_room(self._closed, len(self._under_way), self._prefetch)
         batch = self._begin(epoch, samples)
-        self._under_way.append(batch)
-        if len(self._threads) < self._workers:
-            self._start()
         if self._workers:
+            self._start()
             for chunk in batch.chunks:
                 self._engine.tasks.put((batch, chunk))
+        # Last: Ctrl-C may come before, and then nothing is waited for.
+        self._under_way.append(batch)
 
     def receive(self) -> Crops:
         self._check_process()
@@ -269,9 +270,7 @@ class ThreadRenderer:
         )
 
 
-def _end(
-    owner: int, engine: _Engine, threads: list[threading.Thread], patience: float = PATIENCE
-) -> None:
+def _end(owner: int, engine: _Engine, threads: list[threading.Thread], patience: float) -> None:
     """Waits for the images in work, not for those behind them."""
     # A process that was forked from the owner has copies of these objects, and must not use them.
     if os.getpid() != owner:

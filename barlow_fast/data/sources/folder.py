@@ -116,7 +116,8 @@ class FolderSource(EncodedSource):
         return printable(self._path(index))
 
     def encoded(self, index: int) -> bytes:
-        return read_file(self._path(index), self.identity(index), index)
+        path = self._path(index)
+        return read_file(path, printable(path), index)
 
     def _path(self, index: int) -> bytes:
         self._check_index(index)
