@@ -1,4 +1,4 @@
-"""Compare two sets of results, commits or files, with verdicts that consider noise.
+"""Compare two files of results, of different commits or runs, with verdicts that consider noise.
 
 A verdict of slower or faster needs two things: the ranges from p20 to p80 do not overlap, and the
 medians differ by more than the threshold. Both are judged after correcting for the drift of the
@@ -23,19 +23,21 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from bench import cli, provenance
 from bench.cli import Option
 from bench.console import aligned
+from bench.markdown import Column, cells
 from bench.plots import drawing
 from bench.results import Row
 
 SLOWER, FASTER, SAME, NOT = "slower", "faster", "same within noise", "not comparable"
 FAILS, WORKS = "fails now", "works now"
 ORDER = (FAILS, SLOWER, WORKS, FASTER, SAME, NOT)
-RESULTS = "bench/results"
+RESULTS = "bench/results/cpu-NAME.jsonl"
 # Ours under other names: no estimates of the machine's drift.
 NOT_UNCHANGED = ("limit", "kernel-", "crops-")
 VERSIONS = ("torch", "triton", "cuda", "driver", "cores", "threads", "instruction_set")
@@ -155,32 +157,24 @@ class Comparison:
     reason: str = ""
 
 
-class Side(NamedTuple):
-    """One set of results: where the rows come from, and all of them."""
-
-    origin: str
-    rows: list[Row]
-
-
 def command(
-    a: Annotated[str, Option("Commit, or a file of rows (.jsonl): before.")],
-    b: Annotated[str, Option("Commit, or a file of rows (.jsonl): after.")],
+    a: Annotated[str, Option(f"File of rows, or COMMIT:{RESULTS}: before.")],
+    b: Annotated[str, Option("The same: after.")],
     suite: Annotated[str | None, Option("Suites, comma-separated. Default: all in both.")] = None,
     threshold: Annotated[float, Option("The share that counts as a difference.")] = 0.03,
     fail_on_slower: Annotated[bool, Option("Exit with 1 if anything is slower.")] = False,
 ) -> None:
-    """Compare the results of two commits or two files."""
+    """Compare the results of two files, of different commits or runs."""
     with cli.reading():
         sides = side(a), side(b)
-        known = sorted({str(row["suite"]) for each in sides for row in each.rows})
+        known = sorted({str(row["suite"]) for _, rows in sides for row in rows})
         wanted = cli.listed(suite, known, "suite")
         found, alone = compare(
-            *([row for row in each.rows if row["suite"] in wanted] for each in sides), threshold
+            *([row for row in rows if row["suite"] in wanted] for _, rows in sides), threshold
         )
         if not found:
             raise ValueError(f"no row of {a} matches one of {b}")
-    for letter, each in zip("AB", sides, strict=True):
-        print(f"{letter}: {each.origin}")
+    print(*(f"{side}: {origin}" for side, (origin, _) in zip("AB", sides, strict=True)), sep="\n")
     show(found)
     counts = Counter(each.verdict for each in found)
     words = [f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict]]
@@ -192,33 +186,28 @@ def command(
         raise SystemExit(1)
 
 
-def side(name: str, root: Path = provenance.ROOT) -> Side:
-    """Return the rows of a file, or of the files of results at a commit.
+def side(name: str, root: Path = provenance.ROOT) -> tuple[str, list[Row]]:
+    """Where rows come from, and the rows: of a file, or of a file at a commit as Git names it.
 
     Raises:
-        ValueError: it is neither a file of rows nor a commit, or there are no rows.
+        ValueError: there is no such file, or no rows are in it.
     """
     path = Path(name)
-    if path.suffix == ".jsonl" or path.is_file():
-        if not path.is_file():
-            raise ValueError(f"{name}: no such file")
-        texts, origin = [path.read_text(encoding="utf-8", errors="replace")], name
+    if path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
     else:
-        commit = _git(root, "rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
-        if not commit:
-            raise ValueError(f"{name!r} is neither a file nor a commit of this repository")
-        commit = commit.strip()
-        listed = _git(root, "ls-tree", "-r", "--name-only", commit, "--", RESULTS).splitlines()
-        files = [each for each in listed if each.endswith(".jsonl")]
-        texts = [_git(root, "show", f"{commit}:{each}") for each in files]
-        origin = f"{RESULTS} at commit {commit[:12]}"
+        command = ["git", "-C", str(root), "show", "--end-of-options", name]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        if done.returncode:
+            raise ValueError(f"{name!r} is no file of rows, nor one of a commit (COMMIT:{RESULTS})")
+        text = done.stdout
     try:
-        rows = [row for text in texts for row in _parsed(text)]
+        rows = _parsed(text)
     except ValueError as error:
         raise ValueError(f"{name} is not a file of rows, one JSON object a line: {error}") from None
     if not rows:
-        raise ValueError(f"{origin} has no rows")
-    return Side(f"{len(rows)} rows of {origin}", rows)
+        raise ValueError(f"{name} has no rows")
+    return f"{len(rows)} rows of {name}", rows
 
 
 def _parsed(text: str) -> list[Row]:
@@ -227,15 +216,6 @@ def _parsed(text: str) -> list[Row]:
         raise ValueError("a row is an object with a 'suite'")
     # Rows of models and compilers have no device: nothing of them was measured.
     return [row for row in rows if {"cpu", "gpu"} & set(row.get("provenance") or {})]
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """Output of git; empty where it fails."""
-    command = ["git", "-C", str(root), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8").stdout
-    except OSError as error:
-        raise ValueError(f"git cannot be run: {error}") from None
 
 
 def compare(
@@ -372,39 +352,42 @@ def show(found: Sequence[Comparison]) -> None:
     """Print the table, slowdowns first, and what is not comparable."""
     judged = [each for each in found if each.verdict != NOT]
     if judged:
-        several = len({each.key.device for each in judged}) > 1
         print("Ratios are cost of B over cost of A: above 1, B is slower")
-        print(aligned(HEADS, [_cells(each, several) for each in judged]))
+        lines = [cells(COLUMNS, each) for each in judged]
+        print(aligned([column.head for column in COLUMNS], lines))
     reasons = Counter((each.reason, each.key.suite) for each in found if each.verdict == NOT)
     for (reason, suite), number in reasons.items():
         print(f"not comparable: {number} rows of {suite}: {reason}")
 
 
-HEADS = ("suite", "what", "peer", "measure", "A (p20–p80)", "B (p20–p80)", "ratio", "drift",
-         "corrected", "verdict")  # fmt: skip
+def _what(each: Comparison) -> str:
+    key = each.key
+    shape = f"N = {key.n}" if key.d is None else f"{key.n} × {key.d}"
+    parts = (shape, key.dtype, key.ranks and f"{key.ranks} ranks", key.case)
+    return ", ".join(str(part) for part in parts if part is not None)
 
 
-def _cells(each: Comparison, name_device: bool) -> list[str]:
-    key, measure = each.key, each.measure
-    what = [f"N = {key.n}" if key.d is None else f"{key.n} × {key.d}", key.dtype]
-    what += [f"{key.ranks} ranks" if key.ranks else None, key.case]
-    what += [key.device if name_device else None]
-    ratios = (each.ratio, each.drift, each.corrected)
-    return [
-        key.suite,
-        ", ".join(str(part) for part in what if part is not None),
-        str(key.peer),
-        measure.name,
-        *(_range(figures, measure) for figures in (each.a, each.b)),
-        *("–" if value is None else f"{value:.3f}" for value in ratios),
-        each.verdict + (f": {each.reason}" if each.reason else ""),
-    ]
+def _range(side: str) -> Column:
+    def text(each: Comparison) -> str | None:
+        figures, measure = getattr(each, side), each.measure
+        if figures is None:
+            return None
+        # Four digits: ranges that differ should look different.
+        median, low, high = (f"{v:,.0f}" if v >= 1000 else f"{v:.4g}" for v in figures)
+        spread = f" ({low}–{high})" if len(measure.keys) > 1 else ""
+        return f"{median}{spread} {measure.unit}".strip()
+
+    return Column(f"{side.upper()} (p20–p80)", text)
 
 
-def _range(figures: Figures | None, measure: Measure) -> str:
-    if figures is None:
-        return "–"
-    # Four digits: ranges that differ should look different.
-    median, low, high = (f"{v:,.0f}" if v >= 1000 else f"{v:.4g}" for v in figures)
-    spread = f" ({low}–{high})" if len(measure.keys) > 1 else ""
-    return f"{median}{spread} {measure.unit}".strip()
+COLUMNS = [
+    Column("device", attrgetter("key.device")),
+    Column("suite", attrgetter("key.suite")),
+    Column("what", _what),
+    Column("peer", attrgetter("key.peer")),
+    Column("measure", attrgetter("measure.name")),
+    _range("a"),
+    _range("b"),
+    *(Column(name, attrgetter(name), ".3f") for name in ("ratio", "drift", "corrected")),
+    Column("verdict", lambda each: each.verdict + (f": {each.reason}" if each.reason else "")),
+]

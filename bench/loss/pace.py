@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from bench.grids import Case, Shape
+from bench.grids import Case
 from bench.peers import Peer
 
 MARGIN = 1.2  # for what the scaling misses
@@ -22,30 +22,31 @@ class Pace:
     """
 
     def __init__(self, calls: Callable[[float], int], guess: tuple[float, float] | None) -> None:
-        self._calls, self._learns = calls, guess is not None
-        self._rest = list(guess or (0.0, 0.0))
-        self._seen: dict[str, list[tuple[Shape, float]]] = {}
+        self._calls, self._rest = calls, list(guess or ())
+        self._seen: dict[str, list[tuple[Case, float]]] = {}
 
     def add(self, case: Case, seconds: dict[Peer, float], whole: float) -> None:
         """Seconds of one call of each peer, and of the whole group."""
         for peer, each in seconds.items():
-            self._seen.setdefault(peer.name, []).append(((case.n, case.d), each))
-        rest = whole - sum(each * (1 + self._calls(each)) for each in seconds.values())
-        compiles = any(peer.compiles for peer in seconds)
-        if self._learns:
+            self._seen.setdefault(peer.name, []).append((case, each))
+        if self._rest:
+            compiles = any(peer.compiles for peer in seconds)
+            rest = whole - sum(map(self._all_calls, seconds.values()))
             self._rest[compiles] = max(self._rest[compiles], rest)
 
     def seconds(self, case: Case, peers: Iterable[Peer]) -> float:
         """Of a whole group; calls of peers that have not been timed yet count as nothing."""
         peers = list(peers)
-        rest = self._rest[any(peer.compiles for peer in peers)]
-        return MARGIN * sum(self._of(peer, (case.n, case.d)) for peer in peers) + rest
+        rest = self._rest[any(peer.compiles for peer in peers)] if self._rest else 0.0
+        return MARGIN * sum(self._of(peer, case) for peer in peers) + rest
 
-    def _of(self, peer: Peer, shape: Shape) -> float:
-        seen = self._seen.get(peer.name)
-        if not seen:
+    def _all_calls(self, seconds: float) -> float:
+        return seconds * (1 + self._calls(seconds))
+
+    def _of(self, peer: Peer, case: Case) -> float:
+        if peer.name not in self._seen:
             return 0.0
-        n, d = shape
-        (n0, d0), before = min(seen, key=lambda entry: abs(math.log(entry[0][1] / d)))
-        call = before * n * d**2 / (n0 * d0**2)
-        return call * (1 + self._calls(call))
+        near, before = min(
+            self._seen[peer.name], key=lambda seen: abs(math.log(seen[0].d / case.d))
+        )
+        return self._all_calls(before * case.n * case.d**2 / (near.n * near.d**2))

@@ -176,16 +176,12 @@ def _summary(groups: dict[tuple, dict[str, Row]]) -> str:
         other = group.get(OFFICIAL, {})
         if ours is None or "median_s" not in other:
             continue
-        ratio = other["median_s"] / ours["median_s"]
+        where, ratio = f"{n} × {d} on {ranks} ranks", other["median_s"] / ours["median_s"]
         fewer = other["counted_bytes"] / ours["counted_bytes"]
-        where = f"{n} × {d} on {ranks} ranks"
         if ratio >= 1:
             faster.append(f"{where} {ratio:.1f}× as fast with {fewer:.1f}× fewer bytes")
         else:
             slower.append(f"{where} ({1 / ratio:.2f}× the time)")
-    parts = []
-    if faster:
-        parts.append('Against the all-reduce of C, `layout="auto"` is: ' + "; ".join(faster) + ".")
-    if slower:
-        parts.append("It is slower at: " + "; ".join(slower) + ".")
-    return " ".join(parts)
+    heads = ('Against the all-reduce of C, `layout="auto"` is', "It is slower at")
+    found = zip(heads, (faster, slower), strict=True)
+    return " ".join(f"{head}: {'; '.join(places)}." for head, places in found if places)

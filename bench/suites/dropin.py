@@ -36,7 +36,8 @@ LIGHTLY, PATCHED, MOVED = "lightly", "patched", "lightly-moved"
 TITLES = {LIGHTLY: "lightly", PATCHED: "patched", MOVED: "lightly, weights moved by one rounding"}
 STEPS, QUICK_STEPS = 50, 6
 BATCH, QUICK_BATCH, DOUBLE_BATCH = 128, 32, 16
-LEARNING_RATE = 0.06  # of lightly's example
+EXAMPLE = "examples/lightly_barlow_twins.py"
+LEARNING_RATE = 0.06  # of that example
 DISTINCT = 8  # batches, which come round again
 WARM_UPS = 2  # first steps, which are not timed
 PROBES = 10  # every so many steps both losses are held against float64
@@ -65,7 +66,7 @@ def command(
         return exits.FAILED
     steps = steps or (QUICK_STEPS if given.quick else STEPS)
     batch = batch or (QUICK_BATCH if given.quick else BATCH)
-    session = Session(devices.Cpu(), given, sources.CODE)
+    session = Session(devices.Cpu(), given, (*sources.CODE, EXAMPLE))
     session.announce()
     cases = [(batch, VARIANTS["fp32"]), (min(batch, DOUBLE_BATCH), FP64)]
     shown = in_words(Column("", "dtype", left=True), PEER, *SIZES, *TIMES, *DIFFERENCES)
@@ -137,8 +138,8 @@ class Run:
 
 @functools.cache
 def example() -> Any:
-    """The module examples/lightly_barlow_twins.py: lightly's example with the loss as an option."""
-    path = provenance.ROOT / "examples" / "lightly_barlow_twins.py"
+    """The module of EXAMPLE: lightly's example with the loss as an option."""
+    path = provenance.ROOT / EXAMPLE
     specification = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)

@@ -43,8 +43,7 @@ def command(
         str, Option("Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both.")
     ] = "fp32",
     names: Annotated[
-        str | None,
-        Option("Comma-separated. Default: all that do not compile.", name="--peers"),
+        str | None, Option("Comma-separated. Default: all that do not compile.", name="--peers")
     ] = None,
 ) -> int:
     """Find the largest D of each peer within a given memory (Linux, CPU)."""

@@ -81,7 +81,7 @@ def measure(
     A peer that is wrong, raises, does not fit or takes too long is a row with a `problem`.
     DeviceLostError leaves the finished groups in the file.
     """
-    todo = session.todo(cases, key)
+    todo = session.todo(cases, lambda case: results.group({"suite": "loss", **case.columns()}))
     if not todo:
         return
     session.announce()
@@ -137,11 +137,6 @@ def _times(prefix: str, samples: Sequence[float], floor: float) -> Row:
         share = rounded(floor / percentile(samples, 50)) if samples else None
         found[f"{prefix}fraction_of_floor"] = share
     return found
-
-
-def key(case: Case) -> tuple:
-    """The group of a case's rows."""
-    return results.group({"suite": "loss", **case.columns()})
 
 
 # Markdown of one machine's rows: a wide and a long table for each dtype.

@@ -42,16 +42,11 @@ def command(given: Given, chosen: Chosen) -> int:
 def measure(session: Session, cases: Sequence[Case], known: Sequence[Peer]) -> None:
     """One row for each case and peer; a peer that is wrong, does not fit or raises has a
     `problem`."""
-    todo = session.todo(cases, key)
+    todo = session.todo(cases, lambda case: results.group({"suite": "memory", **case.columns()}))
     usable = peers.available(known) if todo else []
     shown = in_words(*columns(session.device.kind), Column("problem", "problem"))
     for case in session.in_time(todo, lambda case: SECONDS):
         session.keep([_row(session, case, peer) for peer in usable], shown)
-
-
-def key(case: Case) -> tuple:
-    """The group of a case's rows."""
-    return results.group({"suite": "memory", **case.columns()})
 
 
 def _row(session: Session, case: Case, peer: Peer) -> Row:

@@ -18,9 +18,7 @@ origin = functools.partial(unmeasured, "scaling")
 FILE = results.FOLDER / "scaling.jsonl"
 
 
-def command(
-    out: Annotated[Path, Option("JSON Lines file.")] = FILE,
-) -> None:
+def command(out: Annotated[Path, Option("JSON Lines file.")] = FILE) -> None:
     """Model one step on 8, 64 and 512 GPUs; no GPU needed, none used."""
     origin = provenance.unmeasured("python -m bench scaling")
     results.merge(out, [row | {"provenance": origin} for row in modelled()])

@@ -12,7 +12,7 @@ from bench import cli, devices, peers, provenance, sources
 from bench.cli import Option
 from bench.inputs import parse_shapes, parse_variants
 from bench.markdown import Column, in_words, joined, rate, reading, table_of, titled
-from bench.results import Row, chosen, grouped, ratio
+from bench.results import Row, chosen, grouped, listed, ratio
 from bench.session import Chosen, Output, Session
 from bench.startup import processes
 from bench.startup.child import COMPILED
@@ -94,7 +94,9 @@ def tables(rows: list[Row]) -> str:
             for row in chosen(titles(), imports)
         ]
         parts += ["**Imports**", table_of(IMPORTS, lines), _import_verdict(imports)]
-    for (n, d, dtype), by_case in _calls(rows).items():
+    called = (row for row in rows if row["n"])
+    for (n, d, dtype), some in listed(called, "n", "d", "dtype").items():
+        by_case = {case: group for (case,), group in grouped(some, "case").items()}
         kernels = by_case.pop("triton-kernels", {}).get("ours")
         if by_case:
             known = [case for case in CALLS if case in by_case]
@@ -114,15 +116,6 @@ def tables(rows: list[Row]) -> str:
                 "with an empty cache and no GPU."
             )
     return joined(*parts)
-
-
-def _calls(rows: list[Row]) -> dict[tuple, dict[str, dict[str, Row]]]:
-    """Rows of calls by shape and dtype, then by case, then by peer."""
-    found: dict[tuple, dict[str, dict[str, Row]]] = {}
-    called = (row for row in rows if row["n"])
-    for (n, d, dtype, case), group in grouped(called, "n", "d", "dtype", "case").items():
-        found.setdefault((n, d, dtype), {})[case] = group
-    return found
 
 
 def _figures(head: str, case: str | None = None) -> list[Column]:

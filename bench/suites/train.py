@@ -64,7 +64,7 @@ def measure(
 ) -> None:
     """Rows of each case and of the runs of `names`, at a pace as in PACE, with `distinct` different
     files in a case of files; what cannot run here is named."""
-    todo = session.todo(chosen, lambda case: key(case, session.device))
+    todo = session.todo(chosen, lambda case: results.group(_head(case, session.device)))
     if todo:
         session.announce()
     shown = in_words(Column("", "case", left=True), *COLUMNS)
@@ -110,11 +110,7 @@ def _rows(
 
 
 def row(
-    case: Case,
-    peer: str,
-    rates: Sequence[float],
-    reports: Sequence[turns.Figures],
-    device: Device,
+    case: Case, peer: str, rates: Sequence[float], reports: Sequence[turns.Figures], device: Device
 ) -> Row:
     """A row of results without its provenance."""
     config = case.config()
@@ -135,11 +131,6 @@ def _head(case: Case, device: Device) -> Row:
     precision = str(resolved_precision(config, device.torch)).removeprefix("torch.")
     head = {"suite": "train", "case": case.name, "device": device.kind, "n": config.batch_size}
     return head | {"d": config.projector[-1], "dtype": precision}
-
-
-def key(case: Case, device: Device) -> tuple:
-    """The group of a case's rows."""
-    return results.group(_head(case, device))
 
 
 def add_fractions(rows: Sequence[Row]) -> None:
@@ -174,8 +165,8 @@ def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: a table for each case."""
     parts = [reading("train", **READ_BY[rows[0]["device"]])]
     groups = grouped(rows, "case")
-    for case, found in ((case, groups.get((case.name,))) for case in CASES.values()):
-        if found:
+    for case in CASES.values():
+        if found := groups.get((case.name,)):
             title = f"{case.title[0].upper()}{case.title[1:]}"
             first = next(iter(found.values()))
             ratios = {o: ratio(found, "median_per_s", OURS, o) for o in (OFFICIAL, LIGHTLY)}

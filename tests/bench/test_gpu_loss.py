@@ -152,25 +152,14 @@ def test_a_replay_with_a_wrong_result_is_not_timed(run):
 
 
 @pytest.mark.slow
-def test_finished_groups_are_not_measured_again(run):
+def test_finished_groups_of_the_same_sources_are_not_measured_again(run, monkeypatch):
     _, first, _ = run(choose("official"), cases=CASES[:1])
     summary, rows, _ = run(choose("official"), resume=True)
     assert (summary.measured, summary.left) == (1, [])
     assert rows[0] == first[0]
     assert run(choose("official"))[0].measured == 2
-
-
-@pytest.mark.slow
-def test_groups_of_other_sources_are_measured_again(run, monkeypatch):
-    run(choose("official"))
     monkeypatch.setattr(sources, "fingerprint", lambda patterns: "another")
     assert run(choose("official"), resume=True)[0].measured == 2
-
-
-def test_what_the_time_does_not_allow_is_left_for_the_next_run(run):
-    summary, rows, _ = run(choose("official"), minutes=0.001)
-    assert (summary.measured, summary.left) == (0, ["16x32 fp32", "32x16 fp32"])
-    assert rows == []
 
 
 def test_compiled_peers_take_part_at_their_shapes_only(run):

@@ -81,10 +81,13 @@ def test_ours_is_never_left_out_for_being_slow(measure):
 
 
 def test_when_time_is_up_the_rest_is_named(measure, capsys):
-    session, rows, _ = measure([discover()["official"]], cases((16, 32)), minutes=0.0)
+    shapes = cases((16, 32), (32, 16))
+    session, rows, _ = measure([discover()["official"]], shapes, minutes=0.0)
+    assert (session.measured, session.left) == (0, ["16x32 fp32", "32x16 fp32"])
     assert rows == []
     assert session.end() == 0
-    assert "left out, as beyond 0 minutes: 16x32 fp32" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "left out, as beyond 0 minutes: 16x32 fp32, 32x16 fp32" in said
 
 
 def test_a_group_that_would_not_be_done_in_time_is_not_begun(measure):

@@ -35,15 +35,12 @@ def run(tmp_path, *arguments):
 
 
 def test_the_plugin_times_peers_that_are_right(tmp_path, monkeypatch, capfd):
-    right = official.PEER
-    monkeypatch.setattr(
-        official,
-        "PEER",
-        dataclasses.replace(
-            right,
-            build=lambda n, d, dtype: lambda a, b: 1.01 * right.build(n, d, dtype)(a, b),
-        ),
-    )
+    (right,) = official.PEERS
+
+    def build(n, d, dtype):
+        return lambda a, b: 1.01 * right.build(n, d, dtype)(a, b)
+
+    monkeypatch.setattr(official, "PEERS", (dataclasses.replace(right, build=build),))
     options = ["--shapes", "16x32", "--dtypes", "fp32", "--peers", "ours-aten,official"]
     status, reports, found = run(tmp_path, "--benchmark-only", *options)
     assert status == 1
