@@ -24,8 +24,8 @@ from torch.nn import functional
 from barlow_fast import kernels
 from barlow_fast.data import ViewLoader, jpeg
 from barlow_fast.data.loader import cores_of_rank
-from barlow_fast.data.rendering import dali
-from barlow_fast.data.rendering.files import CropResize, DrawnViews, by_pillow, resizer
+from barlow_fast.data.rendering import dali, native_crop
+from barlow_fast.data.rendering.files import DrawnViews, by_pillow
 from barlow_fast.data.rendering.threads import CHUNK, ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource, Source
 from bench.devices import Device
@@ -34,6 +34,8 @@ from bench.views.agreement import DisagreementError
 
 if TYPE_CHECKING:
     from bench.views.feeds import Case
+
+CropResize = Callable[[Tensor, tuple[int, int, int, int], str, Tensor], None]
 
 PREFETCH = 2
 OFFICIAL, V2, LIGHTLY = "official", "torchvision-v2", "lightly"
@@ -226,7 +228,7 @@ def staged(task: Task) -> Iterator[int]:
     shape = (len(case.views.views), CHUNK, case.side, case.side, len(case.views.mean))
     pixels, views = torch.empty(shape, dtype=torch.uint8), torch.empty(shape)
     statistics = [torch.tensor(values) for values in (case.views.mean, case.views.std)]
-    finish, crop_resize = kernels.load("cpu").photometric_in_thread, resizer()
+    finish, crop_resize = kernels.load("cpu").photometric_in_thread, native_crop() or by_pillow
     spent, total, last = dict.fromkeys(STAGES, 0.0), 0, 0.0
 
     def mark(stage: str) -> None:
