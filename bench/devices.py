@@ -68,7 +68,6 @@ class Device:
         compile_seconds: that a peer has to compile; None for no limit.
         identity: fields of the provenance that rows share which need not be measured again.
         sources: files that rows depend on here, besides those of the suites.
-        one_at_a_time: whether the processes of a comparison start one after the other.
         pins_memory: whether a DataLoader does, for quicker copies to the device.
         loader_workers: processes or threads that make views; None for one on each core.
         group_seconds: a guess of what a group of the loss takes beyond its calls, without peers
@@ -86,7 +85,6 @@ class Device:
     first_call_compiles = False
     compile_seconds: float | None = None
     sources: tuple[str, ...] = ()
-    one_at_a_time = False
     pins_memory = False
     loader_workers: int | None = None
     group_seconds: tuple[float, float] | None = None
@@ -237,7 +235,6 @@ class Cuda(Device):
     judges_others = False
     first_call_compiles = True
     compile_seconds = 60.0
-    one_at_a_time = True
     pins_memory = True
     group_seconds = (3.0, 60.0)
 

@@ -100,7 +100,7 @@ def _rows(
             turns.Runner(name, runs.open_run, arguments, device.cores(), deadline, ahead)
         )
     rates, failed = turns.race(
-        runners, rounds, seconds / rounds, together=not device.one_at_a_time,
+        runners, rounds, seconds / rounds,
         moved=lambda name: session.journal.end(f"{case.name} {name}"),
     )  # fmt: skip
     reports = {runner.name: runner.reports for runner in runners}

@@ -1,37 +1,45 @@
-"""Images per second of loaders that make the same views, in turns; the photometric kernel alone."""
+"""Images per second of loaders that make the same views, in turns, and of what they consist of."""
 
 from __future__ import annotations
 
 import importlib.util
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
-from barlow_fast import kernels
-from barlow_fast.kernels.photometry import Parameter
 from bench import cli, devices, results, sources
 from bench.cli import Option
 from bench.devices import Device, NoGraphError
-from bench.markdown import rate, table
+from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, rounded
 from bench.session import Given, Session
-from bench.timing import Budget, columns, interleave, percentile
+from bench.timing import Budget, columns, interleave
 from bench.views import feeds, images, turns
-from bench.views.feeds import CASES, KERNELS, OFFICIAL, TITLES, Case
+from bench.views.agreement import DisagreementError
+from bench.views.feeds import (
+    CASES,
+    COMPARED,
+    KERNELS,
+    ONE_CORE,
+    TITLES,
+    Case,
+    Target,
+)
+from bench.views.loading import OFFICIAL, STAGES
 
 SECTION = "Views: images per second"
 # By kind of device: seconds and turns of each feed of a case (see `Case.share`), and seconds
 # without an answer after which one is ended.
 PACE = {"cpu": (16.0, 5, turns.DEADLINE), "cuda": (10.0, 5, turns.DEADLINE)}
 QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
-CORES = 2
 KERNEL_CALLS = Budget(4.0, most=30)
-CLOSE = 0.01  # levels of 255 from plain torch, on average, in float32
 BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
+CORES = 2  # of a CPU
+MAKES_VIEWS = ("ours-", OFFICIAL, "torchvision-v2", "lightly")
 
+Rates = dict[str, list[float]]  # counts per second of every turn or call, by feed
 Failures = dict[str, str]
 
 
@@ -46,9 +54,7 @@ def command(
     """Time loaders of two views, ours against torchvision's recipe and lightly's."""
     with cli.reading():
         device = devices.choose(given.device)
-        chosen = feeds.parse(cases, given.quick, device.kind)
-        if feeds_of is not None:
-            chosen = only(chosen, feeds_of)
+        chosen = feeds.parse(cases, feeds_of, given.quick, device.kind)
     session = Session(device, given, sources.VIEWED)
     usual = PACE[device.kind]
     if given.quick:
@@ -58,18 +64,9 @@ def command(
     return session.end()
 
 
-def only(
-    chosen: list[tuple[Case, tuple[str, ...]]], text: str
-) -> list[tuple[Case, tuple[str, ...]]]:
-    """The cases with those feeds; ValueError for one that no case has."""
-    names = cli.listed(text, {feed: 0 for _, each in chosen for feed in each}, "feed")
-    kept = [(case, tuple(f for f in each if f in names)) for case, each in chosen]
-    return [(case, each) for case, each in kept if each]
-
-
 def measure(
     session: Session,
-    chosen: Sequence[tuple[Case, tuple[str, ...]]],
+    chosen: Sequence[Case],
     pace: tuple[float, int, float],
     distinct: int = images.DISTINCT,
 ) -> None:
@@ -77,52 +74,42 @@ def measure(
 
     Args:
         session: the run.
-        chosen: cases with the names of their feeds.
+        chosen: cases.
         pace: as in PACE.
         distinct: files that differ, of a case of files.
     """
-    chosen = dict(chosen)
-    todo = session.todo(chosen, key)
+    todo = session.todo(chosen, lambda case: results.group(_head(case)))
     if not todo:
         return
     session.announce()
-    peaks = session.device.peaks()
+    device, peaks = session.device, session.device.peaks()
     print(f"copy {peaks.copy:.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "photographs"
         for case in session.named(todo):
-            rows, failed = _rows(session, case, chosen[case], folder, pace, distinct, peaks.copy)
-            session.keep([row | {"peaks": peaks.as_fields()} for row in rows], line_of)
-            for name, reason in failed.items():
-                session.failures[f"{case.name} {name}"] = reason
-            session.device.release()
+            names, folder = _usable(case, device), None
+            if case.photographs and importlib.util.find_spec("PIL") is not None:
+                folder = Path(temporary) / f"{case.photographs.widths[0]}"
+                if not folder.exists():
+                    images.photographs(folder, distinct, kind=case.photographs)
+            if KERNELS.keys() & names:
+                rates, failed = kernel_rates(case, names, folder, device)
+                figures: dict[str, turns.Figures] = {}
+            else:
+                rates, figures, failed = race(case, names, folder, pace, session)
+            rows = [row(case, name, each, figures.get(name, {}), peaks.copy, device.kind)
+                    for name, each in rates.items()]  # fmt: skip
+            session.keep([each | {"peaks": peaks.as_fields()} for each in rows], LINE)
+            session.failures |= {f"{case.name} {name}": why for name, why in failed.items()}
+            device.release()
 
 
-def _rows(
-    session: Session,
-    case: Case,
-    names: Sequence[str],
-    folder: Path,
-    pace: tuple[float, int, float],
-    distinct: int,
-    copy: float,
-) -> tuple[list[Row], Failures]:
-    device = session.device
-    pillow = importlib.util.find_spec("PIL") is not None
-    if case.files and pillow and not folder.exists():
-        images.photographs(folder, distinct)
-    usable = []
-    for name in names:
-        reason = feeds.unavailable(name, case, device)
-        if reason is None:
-            usable.append(name)
-        else:
+def _usable(case: Case, device: Device) -> list[str]:
+    """The feeds of a case that can run here; the others are named."""
+    reasons = {name: COMPARED[name].unavailable(case, device.torch) for name in case.feeds}
+    for name, reason in reasons.items():
+        if reason is not None:
             print(f"{case.name}: {name} is left out: {reason}", flush=True)
-    if case.unit == "views":
-        rates, failed = kernel_rates(case, usable, folder if pillow else None, device)
-    else:
-        rates, failed = race(case, usable, folder, pace, session)
-    return [row(case, name, found, copy, device.kind) for name, found in rates.items()], failed
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def race(
@@ -131,51 +118,49 @@ def race(
     folder: Path | None,
     pace: tuple[float, int, float],
     session: Session,
-) -> tuple[dict[str, list[float]], Failures]:
-    """(images per second of every turn, failures) of feeds that can run here; see `turns.race`."""
+) -> tuple[Rates, dict[str, turns.Figures], Failures]:
+    """(counts per second of every turn, figures, failures) of feeds that can run here; see
+    `turns.race`."""
     (seconds, rounds, deadline), device = pace, session.device
+    if {"ours-shards", "ours-packed"} & {*names}:
+        images.packed(folder, case.photographs)
+    cores = device.cores()
+    one = cores and {min(cores)}
     runners = [
         turns.Runner(
-            name,
-            feeds.open_feed,
-            (name, case, folder if case.files else None, device.kind),
-            device.cores(),
-            deadline,
+            name, feeds.open_feed, (name, case, folder, device.kind),
+            one if name.endswith(ONE_CORE) else cores, deadline,
         )
         for name in names
-    ]
-    return turns.race(
-        runners, rounds, seconds * case.share / rounds, together=not device.one_at_a_time,
+    ]  # fmt: skip
+    rates, failed = turns.race(
+        runners, rounds, seconds * case.share / rounds,
         moved=lambda name: session.journal.end(f"{case.name} {name}"),
     )  # fmt: skip
+    return rates, {runner.name: _medians(runner.reports) for runner in runners}, failed
+
+
+def _medians(reports: Sequence[turns.Figures]) -> turns.Figures:
+    names = dict.fromkeys(name for report in reports for name in report)
+    return {name: statistics.median(report[name] for report in reports) for name in names}
 
 
 def kernel_rates(
     case: Case, names: Sequence[str], folder: Path | None, device: Device
-) -> tuple[dict[str, list[float]], Failures]:
+) -> tuple[Rates, Failures]:
     """(views per second of every call, failures) of kernels, in this process and in turns: the
     device's own time where it captures graphs."""
-    arguments = feeds.kernel_arguments(case, folder, device.torch)
-    views = sum(len(each[0]) for each in arguments)
     clocks: dict[str, Callable[[], float]] = {}
     failed: Failures = {}
     for name in names:
-        backend, sharp, dtype = KERNELS[name]
-        run, given = kernels.load(backend).photometric, arguments
-        if sharp:
-            given = [(pixels, _sharp(rows), *rest) for pixels, rows, *rest in arguments]
-        problem = differs(run, given)
-        if problem is not None:
-            failed[name] = problem
-            continue
-
-        def call(run=run, given=given, dtype=dtype) -> list[torch.Tensor]:
-            return [run(*each, dtype) for each in given]
-
-        clocks[name] = _clock(call, device)
+        try:
+            clocks[name] = _clock(KERNELS[name].prepare(case, folder, device.torch), device)
+        except DisagreementError as error:
+            failed[name] = str(error)
     counts = {name: KERNEL_CALLS.count(clock()) for name, clock in clocks.items()}
     samples = interleave(clocks, counts) if clocks else {}
     device.new_graphs()
+    views = case.batch_size * len(case.views.views)
     return {name: [views / each for each in found] for name, found in samples.items()}, failed
 
 
@@ -189,95 +174,117 @@ def _clock(call: Callable[[], object], device: Device) -> Callable[[], float]:
     return lambda: device.replay_seconds(replay)
 
 
-def _sharp(rows: torch.Tensor) -> torch.Tensor:
-    rows = rows.clone()
-    rows[:, Parameter.BLUR_SIGMA] = 0
-    return rows
-
-
-def differs(run: Callable, arguments: list[tuple]) -> str | None:
-    """How far a kernel is from plain torch, where that is too far."""
-    plain = kernels.load("aten").photometric
-    for each in arguments:
-        std = each[-1].view(1, -1, 1, 1)
-        error = (run(*each, torch.float32) - plain(*each, torch.float32)) * std * 255
-        # Written so that NaN is a problem.
-        if not float(error.abs().mean()) <= CLOSE:
-            return f"{float(error.abs().mean()):.3g} levels from plain torch on average"
-    return None
-
-
-def key(case: Case) -> tuple:
-    """The group of a case's rows."""
-    return results.group(_head(case))
-
-
 def _head(case: Case) -> Row:
     head = {"suite": "views", "case": case.name, "n": case.batch_size, "d": case.side}
     return head | {"dtype": "fp32"}
 
 
-def row(case: Case, feed: str, rates: Sequence[float], copy_gbps: float, kind: str) -> Row:
+def row(
+    case: Case,
+    feed: str,
+    rates: Sequence[float],
+    figures: turns.Figures,
+    copy_gbps: float,
+    kind: str,
+) -> Row:
     """A row of results without its provenance."""
-    found = (
-        _head(case)
-        | {
-            "device": kind,
-            "peer": feed,
-            "source": feeds.version(feed),
-            "unit": case.unit,
-            "rounds": len(rates),
-        }
-        | columns(rates, "per_s")
-    )
-    if case.unit == "views":
-        moved = feeds.kernel_bytes(case, KERNELS[feed][2].itemsize) * percentile(rates, 50) / 1e9
+    found = _head(case) | {
+        "device": kind,
+        "peer": feed,
+        "source": feeds.version(feed),
+        "unit": COMPARED[feed].unit,
+        "rounds": len(rates),
+        **columns(rates, "per_s"),
+        **{name: rounded(value) for name, value in figures.items()},
+    }
+    if feed in KERNELS:
+        moved = KERNELS[feed].bytes_moved(case) * found["median_per_s"] / 1e9
         found["fraction_of_copy"] = rounded(moved / copy_gbps)
     return found
 
 
-def line_of(found: Row) -> str:
-    """A row in words."""
-    text = (
-        f"{found['case']} {found['peer']}: {rate(found['median_per_s'])} {found['unit']}/s "
-        f"({rate(found['p20_per_s'])} to {rate(found['p80_per_s'])})"
-    )
-    if "fraction_of_copy" in found:
-        text += f", {found['fraction_of_copy']:.0%} of the copy bandwidth"
-    return text
+LINE = in_words(
+    Column("", "case", left=True),
+    Column("", "peer", left=True),
+    *spread("per_s", rate),
+    Column("of the copy bandwidth", "fraction_of_copy", ".0%"),
+    Column("first batch s", "first_batch_s", ".2f"),
+)
 
 
 def tables(rows: list[Row]) -> str:
-    """Markdown of one machine's rows: a table for each case."""
-    parts = [READING[rows[0].get("device", "cpu")]]
+    """Markdown of one machine's rows: a table for each case, and one of its stages."""
+    parts = [reading(f"views {rows[0].get('device', 'cpu')}", cores=CORES)]
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
             parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found)]
-            verdict = _verdict(case, found) or _bandwidth(found)
-            parts += [verdict] if verdict else []
-    return "\n\n".join(parts)
+            parts += [" ".join(filter(None, (_reached(found, each) for each in case.targets)))]
+            parts += [_slower(found), _bandwidth(found), _stages(found)]
+    return joined(*parts)
 
 
-READING = {
-    "cpu": "Images per second, each image decoded (or taken from memory) and turned into two "
-    f"views: float32 tensors, normalised, in batches. Medians of turns on {CORES} cores, "
-    "first batches left out; processes of a loader wait while another one has its "
-    "turn. The official recipe (torchvision's transforms, written anew from their parameters) "
-    f"and lightly's run in a `DataLoader` with {feeds.WORKERS} workers, ours in as many "
-    "workers of PIL or threads of DALI, with the photometric kernel in C++. Before it is "
-    "timed, ours is held against torchvision's functions for the same parameters. The kernel "
-    "alone is counted in views; *of copy* are the bytes that it must move (bytes in, float32 "
-    "out) per second, divided by the copy bandwidth of the same run.",
-    "cuda": "Images per second of our loaders alone, two views each, until the GPU has them: "
-    "float32, normalised, in batches; images in memory are cropped on the GPU, files are decoded "
-    "and cropped by DALI where it is installed, and by Pillow. The first batch is held against "
-    "torchvision's functions where torchvision is installed, the kernel against plain torch. "
-    "The kernel alone is counted in views, replayed from a CUDA graph with cold caches: *of "
-    "copy* are the bytes that it must move (bytes in, values out) per second, divided by the "
-    "copy bandwidth of the same run. *With blur*: all of the first view's and a tenth of the "
-    "second's.",
-}
+def _table(case: Case, found: dict[str, Row]) -> str:
+    unit = COMPARED[case.feeds[0]].unit
+    shown = [
+        titled(TITLES),
+        *spread("per_s", rate, f"{unit}/s", bold=lambda each: each["peer"].startswith("ours-")),
+        Column("turns", "rounds"),
+        Column("versions", "source"),
+        _over(found, f"× {TITLES[OFFICIAL]}", OFFICIAL, "{:.2f}×"),
+        _over(found, "of the fastest decoder", "decode-", "{:.0%}"),
+        Column("first batch, s", "first_batch_s", ".2f"),
+        Column("error, levels", "error_levels", ".2f"),
+        Column("values not Pillow's", "differing_share", ".1%"),
+        Column("by up to, levels", "largest_levels", ".0f"),
+        Column("of copy", "fraction_of_copy", ".0%"),
+    ]
+    rows = [each for each in found.values() if each["unit"] != "staged"]
+    present = [c for c in shown if any(c.cell(each) != c.missing for each in rows)]
+    return table_of(present, rows)
+
+
+def _over(found: dict[str, Row], head: str, other: str, shown: str) -> Column:
+    """The rates of what makes views over those of another one with as many cores."""
+
+    def ratio(each: Row) -> float | None:
+        name = each["peer"]
+        rates = _rates(found, other, name.endswith(ONE_CORE))
+        if not rates or name in rates or not name.startswith(MAKES_VIEWS):
+            return None
+        return each["median_per_s"] / max(rates.values())
+
+    return Column(head, ratio, shown.format, missing="")
+
+
+def _rates(found: dict[str, Row], prefix: str, one_core: bool = False) -> dict[str, float]:
+    """The rates of the feeds whose names begin so, on one core or on all."""
+    return {
+        name: each["median_per_s"]
+        for name, each in found.items()
+        if name.startswith(prefix) and name.endswith(ONE_CORE) == one_core
+    }
+
+
+def _reached(found: dict[str, Row], target: Target) -> str:
+    """Whether a target is met."""
+    ours, others = _rates(found, target.ours), _rates(found, target.other)
+    if not ours or not others:
+        return ""
+    ratio = max(ours.values()) / max(others.values())
+    met = "is met" if ratio >= target.times else f"is missed ({ratio:.2f} times)"
+    return f"The target of {target.times:g} times {target.words} {met}."
+
+
+def _slower(found: dict[str, Row]) -> str:
+    """Which of ours are slower than a recipe."""
+    slower = [
+        f"{TITLES[name]} than {TITLES[peer]}"
+        for name, each in _rates(found, "ours-").items()
+        for peer in (OFFICIAL, "lightly")
+        if each < _rates(found, peer).get(peer, 0.0)
+    ]
+    return f"Slower: {'; '.join(slower)}." if slower else ""
 
 
 def _bandwidth(found: dict[str, Row]) -> str:
@@ -295,44 +302,23 @@ def _bandwidth(found: dict[str, Row]) -> str:
     return f"{target} is missed by: {'; '.join(missed)}." if missed else f"{target} is met."
 
 
-def _table(case: Case, found: dict[str, Row]) -> str:
-    kernel = case.unit == "views"
-    heads = ["implementation", f"{case.unit}/s", "p20", "p80", "turns", "versions"]
-    heads.append("of copy" if kernel else f"× {TITLES[OFFICIAL]}")
-    lines, other = [], found.get(OFFICIAL)
-    # The feeds of a GPU are named by the rows alone.
-    for name in (*case.feeds, *(name for name in found if name not in case.feeds)):
-        if name not in found:
-            continue
-        each = found[name]
-        value = rate(each["median_per_s"])
-        ours = name.startswith("ours-")
-        cells = [TITLES.get(name, name), f"**{value}**" if ours else value]
-        cells += [rate(each["p20_per_s"]), rate(each["p80_per_s"]), str(each["rounds"])]
-        cells.append(each["source"])
-        if kernel:
-            cells.append(f"{each['fraction_of_copy']:.0%}")
-        elif other is None or name == OFFICIAL or name.startswith("crops-"):
-            cells.append("")
-        else:
-            cells.append(f"{each['median_per_s'] / other['median_per_s']:.2f}×")
-        lines.append(cells)
-    return table(heads, lines)
-
-
-def _verdict(case: Case, found: dict[str, Row]) -> str:
-    """Whether the target is met, and where ours is slower."""
-    ours = {name: each for name, each in found.items() if name.startswith("ours-")}
-    if case.target is None or OFFICIAL not in found or not ours:
+def _stages(found: dict[str, Row]) -> str:
+    """What each stage of ours costs on one core, and what is left to the fastest decoder."""
+    whole, limit = (_rates(found, name, True) for name in ("ours-threads", "decode-"))
+    staged = found.get("stages" + ONE_CORE)
+    if not (staged and whole and limit):
         return ""
-    best = max(ours, key=lambda name: ours[name]["median_per_s"])
-    ratio = ours[best]["median_per_s"] / found[OFFICIAL]["median_per_s"]
-    met = "is met" if ratio >= case.target else f"is missed ({ratio:.2f} times)"
-    text = f"The target of {case.target:g} times the official recipe {met}."
-    slower = [
-        f"{TITLES[name]} than {TITLES[peer]}"
-        for name in ours
-        for peer in (OFFICIAL, "lightly")
-        if peer in found and ours[name]["median_per_s"] < found[peer]["median_per_s"]
+    spent = {title: staged[f"{name}_us"] for name, title in STAGES.items()}
+    total, least = (1e6 / max(rates.values()) for rates in (whole, limit))
+    spent |= {
+        "rest": total - sum(spent.values()),
+        "whole": total,
+        "limit: the fastest decoder": least,
+        "left to the limit": total - least,
+    }
+    shown = [
+        Column("stage, one core", "name", left=True),
+        Column("µs an image", "us", ".0f"),
+        Column("of the whole", lambda each: each["us"] / total, ".0%"),
     ]
-    return text + (f" Slower: {'; '.join(slower)}." if slower else "")
+    return table_of(shown, [{"name": name, "us": value} for name, value in spent.items()])

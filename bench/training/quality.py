@@ -43,7 +43,7 @@ def lightly(config: PretrainConfig, data: ImageDataset, say: Callable[[str], Non
     loop = ShortLoop(config, len(views.mean), side, torch.device("cpu"), criterion)
     torch.manual_seed(config.seed)
     pixels = np.ascontiguousarray(data.train_images.permute(0, 2, 3, 1).numpy())
-    dataset = recipes.Pixels(pixels, transform(views, max(data.image_size)))
+    dataset = recipes.pixels(pixels, transform(views, max(data.image_size)))
     batches = recipes.loader(dataset, config.batch_size, WORKERS)
     steps, step, seconds, total = len(batches), 0, 0.0, 0.0
     loop.model.train()

@@ -34,8 +34,8 @@ from bench.devices import Device
 from bench.peers import discover
 from bench.peers import official as official_peer
 from bench.training.cases import LIGHTLY, LIMIT, OURS, Case
-from bench.views import images
-from bench.views.feeds import DisagreementError, disagreement
+from bench.views import agreement, images
+from bench.views.agreement import DisagreementError
 from bench.views.turns import Figures
 
 # Where data sets are that need no download.
@@ -117,8 +117,7 @@ def ours(case: Case, device: Device, folder: Path | None, ready: bool) -> Iterat
     data = FolderSource(folder) if case.files else dataset_of(case)
     with Trainer(config, data, device.torch) as trainer:
         first = trainer.next_batch()
-        if (found := disagreement(trainer.loader, first)) is not None:
-            raise DisagreementError(found)
+        agreement.check(trainer.loader, first)
         _check_loss(trainer.criterion, trainer.model, first.views, trainer.autocast)
         if ready:
             kept = [first, *(trainer.next_batch() for _ in range(READY - 1))]
@@ -216,10 +215,10 @@ def _batches(peer: str, case: Case, device: Device, folder: Path | None) -> Iter
     else:
         transform = recipes.official(views, case.side)
     if case.files:
-        dataset = recipes.Files(folder, transform)
+        dataset = recipes.files(folder, transform)
     else:
         pixels = dataset_of(case).train_images.permute(0, 2, 3, 1)
-        dataset = recipes.Pixels(np.ascontiguousarray(pixels.numpy()), transform)
+        dataset = recipes.pixels(np.ascontiguousarray(pixels.numpy()), transform)
     feed = recipes.loader(
         dataset, case.config().batch_size, workers(device), pin_memory=device.pins_memory
     )

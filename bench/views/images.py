@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,34 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-DISTINCT, QUICK_DISTINCT, FILES = 300, 60, 12_800
-WIDTHS, HEIGHTS = (460, 541), (370, 431)  # half-open
+DISTINCT, QUICK_DISTINCT, FILES = 300, 60, 4_800
 LEAST_SHARE = 0.6  # of a photograph's sides, in a piece
 QUALITY = 90
 CLOUDS = (427, 640)  # height and width of noise that stands in for a photograph
-PIXELS = 20_000  # images of random pixels
+PIXELS, PIXEL_BYTES = 20_000, 2**28  # images of random pixels, at most, and their bytes
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """JPEG files of one kind.
+
+    Attributes:
+        widths, heights: in pixels, half-open.
+        share: of the files and of those that differ: the larger they are, the fewer.
+        noise: standard deviation in levels of what a camera adds; an enlarged piece of a photograph
+            lacks it, and would take few bytes.
+        max_side: of the images in shards; None: they are the files.
+    """
+
+    widths: tuple[int, int] = (460, 541)
+    heights: tuple[int, int] = (370, 431)
+    share: float = 1.0
+    noise: float = 0.0
+    max_side: int | None = None
+
+
+SMALL = Photographs()
+LARGE = Photographs((4032, 4033), (3024, 3025), 0.04, noise=8.0, max_side=512)
 
 
 def sources() -> list[Path]:
@@ -37,8 +60,10 @@ def sources() -> list[Path]:
     return found
 
 
-def photographs(folder: Path, distinct: int = DISTINCT, files: int = FILES) -> Path:
-    """Fills `folder` with `files` JPEG files of about 500 x 400 pixels, `distinct` of which differ.
+def photographs(
+    folder: Path, distinct: int = DISTINCT, files: int = FILES, kind: Photographs = SMALL
+) -> Path:
+    """Fills `folder` with `files` JPEG files, `distinct` of which differ, or a share of them.
 
     They are pieces of photographs; of noise at all scales where no photographs are installed.
 
@@ -48,29 +73,55 @@ def photographs(folder: Path, distinct: int = DISTINCT, files: int = FILES) -> P
     from PIL import Image
 
     generator = np.random.default_rng(0)
+    distinct, files = (max(round(kind.share * count), 2) for count in (distinct, files))
     try:
         originals = [Image.open(path).convert("RGB") for path in sources()]
     except FileNotFoundError:
         originals = [_clouds(generator) for _ in range(3)]
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(distinct):
-        image = originals[number % len(originals)]
-        share = generator.uniform(LEAST_SHARE, 1, 2) * (image.width, image.height)
-        width, height = share.astype(int).tolist()
-        left = int(generator.integers(0, image.width - width + 1))
-        top = int(generator.integers(0, image.height - height + 1))
-        size = int(generator.integers(*WIDTHS)), int(generator.integers(*HEIGHTS))
-        piece = image.resize(size, box=(left, top, left + width, top + height))
-        piece.save(folder / f"{number:06d}.jpg", quality=QUALITY)
-    for number in range(distinct, files):
-        (folder / f"{number:06d}.jpg").hardlink_to(folder / f"{number % distinct:06d}.jpg")
+    for number in range(files):
+        path = folder / f"{number:06d}.jpg"
+        if number < distinct:
+            image = originals[number % len(originals)]
+            _piece(image, kind, generator).save(path, quality=QUALITY)
+        else:
+            path.hardlink_to(folder / f"{number % distinct:06d}.jpg")
     return folder
 
 
+def packed(folder: Path, kind: Photographs) -> Path:
+    """The shards beside a folder, made by the first call."""
+    from barlow_fast.data.pack import pack
+    from barlow_fast.data.sources import FolderSource
+
+    shards = folder.with_name(f"{folder.name}-shards")
+    if not shards.exists():
+        options = {} if kind.max_side is None else {"max_side": kind.max_side}
+        pack(FolderSource(folder), shards, **options)
+    return shards
+
+
 def pixels(side: int, channels: int, count: int = PIXELS) -> np.ndarray:
-    """(count, side, side, channels) uint8, uniform."""
+    """(count, side, side, channels) uint8, uniform; fewer where they would take PIXEL_BYTES."""
     generator = np.random.default_rng(0)
+    count = min(count, PIXEL_BYTES // (side * side * channels))
     return generator.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
+
+
+def _piece(image: Image.Image, kind: Photographs, generator: np.random.Generator) -> Image.Image:
+    """A part of a photograph, resized."""
+    from PIL import Image
+
+    share = generator.uniform(LEAST_SHARE, 1, 2) * (image.width, image.height)
+    width, height = share.astype(int).tolist()
+    left = int(generator.integers(0, image.width - width + 1))
+    top = int(generator.integers(0, image.height - height + 1))
+    size = int(generator.integers(*kind.widths)), int(generator.integers(*kind.heights))
+    piece = image.resize(size, box=(left, top, left + width, top + height))
+    if not kind.noise:
+        return piece
+    noisy = np.asarray(piece) + generator.normal(0, kind.noise, (*size[::-1], 3))
+    return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
 def _clouds(generator: np.random.Generator) -> Image.Image:

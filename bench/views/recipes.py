@@ -10,43 +10,34 @@ small images' preset.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
 
 from barlow_fast.data import Views, ViewSpecification
 
-Transform = Callable[[Image.Image], Any]
+TAPS = 23  # of torchvision's blur
+
+Transform = Callable[[Any], Any]
 
 
 class Blur:
-    """PIL's Gaussian blur, with a probability and a standard deviation drawn anew each time."""
+    """PIL's Gaussian blur with a standard deviation drawn anew each time."""
 
-    def __init__(self, probability: float, sigma: tuple[float, float]) -> None:
-        self.probability, self.sigma = probability, sigma
+    def __init__(self, sigma: tuple[float, float]) -> None:
+        self.sigma = sigma
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        if random.random() >= self.probability:
-            return image
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
-
-
-class Solarize:
-    """PIL's solarize, with a probability."""
-
-    def __init__(self, probability: float, threshold: int) -> None:
-        self.probability, self.threshold = probability, threshold
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if random.random() >= self.probability:
-            return image
-        return ImageOps.solarize(image, self.threshold)
 
 
 class Each:
@@ -55,38 +46,44 @@ class Each:
     def __init__(self, transform_of_views: list[Transform]) -> None:
         self.transforms = transform_of_views
 
-    def __call__(self, image: Image.Image) -> list[Tensor]:
+    def __call__(self, image: Any) -> list[Tensor]:
         return [transform(image) for transform in self.transforms]
 
 
-def view(specification: ViewSpecification, side: int, views: Views) -> transforms.Compose:
-    """One view by torchvision and PIL. What the specification leaves out takes no time here."""
-    s = specification
-    bicubic = transforms.InterpolationMode.BICUBIC
+def view(
+    specification: ViewSpecification, side: int, views: Views, tensors: bool = False
+) -> Transform:
+    """One view by torchvision, of PIL images or of uint8 tensors (its transforms v2). What the
+    specification leaves out takes no time here."""
+    s, t = specification, v2 if tensors else transforms
     steps: list[Any] = [
-        transforms.RandomResizedCrop(side, s.crop_area, s.crop_ratio, interpolation=bicubic)
+        t.RandomResizedCrop(
+            side, s.crop_area, s.crop_ratio, transforms.InterpolationMode.BICUBIC, antialias=True
+        )
     ]
     if s.flip:
-        steps.append(transforms.RandomHorizontalFlip(s.flip))
+        steps.append(t.RandomHorizontalFlip(s.flip))
     if s.jitters:
-        jitter = transforms.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)
-        steps.append(transforms.RandomApply([jitter], s.jitter) if s.jitter < 1 else jitter)
+        jitter = t.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)
+        steps.append(t.RandomApply([jitter], s.jitter) if s.jitter < 1 else jitter)
     if s.grayscale:
-        steps.append(transforms.RandomGrayscale(s.grayscale))
+        steps.append(t.RandomGrayscale(s.grayscale))
     if s.blur:
-        steps.append(Blur(s.blur, s.blur_sigma))
+        blur = v2.GaussianBlur(TAPS, s.blur_sigma) if tensors else Blur(s.blur_sigma)
+        steps.append(t.RandomApply([blur], s.blur))
     if s.solarize:
-        steps.append(Solarize(s.solarize, s.solarize_threshold))
-    steps += [transforms.ToTensor(), transforms.Normalize(views.mean, views.std)]
+        steps.append(t.RandomSolarize(s.solarize_threshold, s.solarize))
+    steps.append(v2.ToDtype(torch.float32, scale=True) if tensors else t.ToTensor())
+    steps.append(t.Normalize(views.mean, views.std))
     if s.erase:
         black = [-mean / std for mean, std in zip(views.mean, views.std, strict=True)]
-        steps.append(transforms.RandomErasing(s.erase, s.erase_area, (1, 1), black))
-    return transforms.Compose(steps)
+        steps.append(t.RandomErasing(s.erase, s.erase_area, (1, 1), black))
+    return t.Compose(steps)
 
 
-def official(views: Views, side: int) -> Transform:
+def official(views: Views, side: int, tensors: bool = False) -> Transform:
     """The recipe, with the parameters of `views`."""
-    return Each([view(specification, side, views) for specification in views.views])
+    return Each([view(specification, side, views, tensors) for specification in views.views])
 
 
 def lightly(side: int, views: Views | None = None) -> Transform:
@@ -104,33 +101,35 @@ def lightly(side: int, views: Views | None = None) -> Transform:
     return BYOLTransform(BYOLView1Transform(**changes), BYOLView2Transform(**changes))
 
 
-class Files(Dataset):
-    """Views of image files."""
+class Images(Dataset):
+    """Views of what `opened` makes of each of `items`."""
 
-    def __init__(self, folder: Path, transform: Transform) -> None:
-        self.paths = sorted(map(str, folder.glob("*.jpg")))
-        self.transform = transform
+    def __init__(self, items: Sequence[Any], opened: Transform, transform: Transform) -> None:
+        self.items, self.opened, self.transform = items, opened, transform
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Any:
-        with open(self.paths[index], "rb") as file:
-            return self.transform(Image.open(file).convert("RGB"))
+        return self.transform(self.opened(self.items[index]))
 
 
-class Pixels(Dataset):
+def _opened(path: str) -> Image.Image:
+    with open(path, "rb") as file:
+        return Image.open(file).convert("RGB")
+
+
+def files(folder: Path, transform: Transform, tensors: bool = False) -> Images:
+    """Views of JPEG files."""
+    opened = (lambda path: decode_image(path, ImageReadMode.RGB)) if tensors else _opened
+    return Images(sorted(map(str, folder.glob("*.jpg"))), opened, transform)
+
+
+def pixels(images: np.ndarray, transform: Transform, tensors: bool = False) -> Images:
     """Views of (N, H, W, C) uint8 images in memory."""
-
-    def __init__(self, images: np.ndarray, transform: Transform) -> None:
-        self.images = images[..., 0] if images.shape[-1] == 1 else images
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(Image.fromarray(self.images[index]))
+    if tensors:
+        return Images(torch.from_numpy(images).permute(0, 3, 1, 2), lambda image: image, transform)
+    return Images(images[..., 0] if images.shape[-1] == 1 else images, Image.fromarray, transform)
 
 
 def loader(dataset: Dataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:

@@ -8,7 +8,6 @@ was in them is not timed.
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import random
@@ -43,11 +42,8 @@ class Pace:
 
     def over(self, usual: tuple[float, int, float]) -> tuple[float, int, float]:
         """The usual seconds, rounds and deadline, except for what is given."""
-        return (
-            self.seconds or usual[0],
-            self.rounds or usual[1],
-            self.deadline or usual[2],
-        )
+        seconds, rounds, deadline = usual
+        return self.seconds or seconds, self.rounds or rounds, self.deadline or deadline
 
 
 class FeedError(Exception):
@@ -83,27 +79,21 @@ class Runner:
     ) -> None:
         self.name, self.deadline = name, deadline
         self.reports: list[Figures] = []
-        self._context = multiprocessing.get_context("spawn")
         self._task = (opener, arguments, cores, ahead)
         self._process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
-        """Begins the process, unless it was begun."""
-        if self._process is not None:
-            return
-        self._connection, other = self._context.Pipe()
-        # Not a daemon, which could not have workers; `end` is called whatever happens.
-        self._process = self._context.Process(target=_serve, args=(other, *self._task))
-        self._process.start()
-        other.close()
-
-    def wait_until_ready(self) -> None:
-        """Until the first batches have come.
+        """Begins the process, and waits until its first batches have come.
 
         Raises:
             FeedError: they do not come.
         """
-        self.start()
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        # Not a daemon, which could not have workers; `end` is called whatever happens.
+        self._process = context.Process(target=_serve, args=(other, *self._task))
+        self._process.start()
+        other.close()
         self._answer(self.deadline)
 
     def turn(self, seconds: float) -> float:
@@ -128,17 +118,16 @@ class Runner:
     def _answer(self, seconds: float) -> Any:
         if not wait([self._connection, self._process.sentinel], seconds):
             raise FeedError(f"did not answer within {seconds:.0f} s")
+        failed = content = None
         # Workers keep the other end of the pipe open when their parent has died.
-        if not self._connection.poll():
+        if self._connection.poll():
+            with contextlib.suppress(EOFError):
+                failed, content = self._connection.recv()
+        if failed is None:
             # Its sentinel is closed a moment before its exit status can be had.
             self._process.join(seconds)
             raise FeedError(f"died with exit status {self._process.exitcode}")
-        try:
-            kind, content = self._connection.recv()
-        except EOFError:
-            self._process.join(seconds)
-            raise FeedError(f"died with exit status {self._process.exitcode}") from None
-        if kind == "failed":
+        if failed:
             raise FeedError(content)
         return content
 
@@ -147,7 +136,6 @@ def race(
     runners: list[Runner],
     rounds: int,
     seconds: float,
-    together: bool = True,
     moved: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Counts per second of every turn, and what failed: name -> reason; that has no times.
@@ -156,48 +144,35 @@ def race(
     machine for a while disturbs all alike. All of them are ended, whatever happens.
 
     Args:
-        runners: not yet started, or started.
+        runners: not yet started. They are started one after the other, so that nothing else delays
+            a first batch, and for those that a device's memory does not hold at the same time.
         rounds: turns of each.
         seconds: of a turn.
-        together: start all at once, which is quicker; else one after the other, for those that a
-            device's memory does not hold at the same time.
         moved: called with the name of a runner that is ready, or had its turn.
     """
     rates: dict[str, list[float]] = {runner.name: [] for runner in runners}
     failures: dict[str, str] = {}
     generator = random.Random(0)
+
+    def turn(runner: Runner) -> None:
+        rates[runner.name].append(runner.turn(seconds))
+
     try:
-        for runner in runners if together else ():
-            runner.start()
-        _try(runners, failures, Runner.wait_until_ready, moved)
-        for _ in range(rounds):
+        for action in (Runner.start, *[turn] * rounds):
             order = [runner for runner in runners if runner.name not in failures]
-            generator.shuffle(order)
-            turn = functools.partial(_take_turn, rates=rates, seconds=seconds)
-            _try(order, failures, turn, moved)
+            if action is turn:
+                generator.shuffle(order)
+            for runner in order:
+                try:
+                    action(runner)
+                    moved(runner.name)
+                except FeedError as error:
+                    failures[runner.name] = str(error)
+                    runner.end()
     finally:
         for runner in runners:
             runner.end()
     return {name: found for name, found in rates.items() if name not in failures}, failures
-
-
-def _take_turn(runner: Runner, rates: dict[str, list[float]], seconds: float) -> None:
-    rates[runner.name].append(runner.turn(seconds))
-
-
-def _try(
-    runners: list[Runner],
-    failures: dict[str, str],
-    action: Callable[[Runner], None],
-    moved: Callable[[str], None],
-) -> None:
-    for runner in runners:
-        try:
-            action(runner)
-            moved(runner.name)
-        except FeedError as error:
-            failures[runner.name] = str(error)
-            runner.end()
 
 
 def _serve(
@@ -207,44 +182,42 @@ def _serve(
     cores: set[int] | None,
     ahead: int,
 ) -> None:
-    """A feed's process."""
+    """A feed's process: sends (whether it failed, the reason or what `_timed` returns)."""
     lifetime.end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles a terminal's Ctrl-C
     if cores is not None:
         os.sched_setaffinity(0, cores)
     try:
         with opener(*arguments) as counts:
-            connection.send(("ready", _timed(counts, 0.0, ahead)))
+            seconds = 0.0
             while True:
-                connection.send(("timed", _timed(counts, connection.recv(), ahead)))
+                connection.send((False, _timed(counts, seconds, ahead)))
+                seconds = connection.recv()
     except (EOFError, BrokenPipeError):
         pass  # the parent has closed the pipe
     except Exception as error:  # whatever a feed raises, the others are still to be timed
         with contextlib.suppress(BrokenPipeError):
-            connection.send(("failed", f"{type(error).__name__}: {error}"))
-
-
-def _call(counts: Iterator[int], name: str) -> Any:
-    return getattr(counts, name, lambda: None)()
+            connection.send((True, f"{type(error).__name__}: {error}"))
 
 
 def _timed(counts: Iterator[int], seconds: float, ahead: int) -> tuple[int, float, Figures]:
     """(count, seconds, figures), once nothing is left to do. An even number of batches, because two
     workers finish them in pairs."""
+    settle, report, rest = (
+        getattr(counts, name, dict) for name in ("settle", "report", "rest")
+    )  # without the method: `dict()`, no figures
     for _ in range(ahead):
         next(counts)
-    _call(counts, "settle")
-    _call(counts, "report")
-    total, number, start = 0, 0, time.perf_counter()
-    while True:
+    settle()
+    report()
+    total, number, elapsed, start = 0, 0, 0.0, time.perf_counter()
+    while number < FEWEST or number % 2 or elapsed < seconds:
         total += next(counts)
         number += 1
         elapsed = time.perf_counter() - start
-        if number >= FEWEST and number % 2 == 0 and elapsed >= seconds:
-            break
-    _call(counts, "settle")
+    settle()
     elapsed = time.perf_counter() - start
-    figures = _call(counts, "report") or {}
-    _call(counts, "rest")
+    figures = report()
+    rest()
     time.sleep(ahead * elapsed / number)
     return total, elapsed, figures

@@ -21,7 +21,7 @@ from bench.suites import train as suite
 from bench.training import cases, runs
 from bench.training.cases import CASES, LIGHTLY, LIMIT, OFFICIAL, OURS
 from bench.views import images, turns
-from bench.views.feeds import DisagreementError
+from bench.views.agreement import DisagreementError
 
 TINY = {"batch_size": 4, "encoder_widths": (4, 8), "projector": (16, 24)}
 

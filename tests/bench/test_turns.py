@@ -127,8 +127,7 @@ def test_a_feed_makes_nothing_after_its_answer(monkeypatch):
 def start_a_feed(file):
     runner = turns.Runner("feed", with_workers, (file, file.stem == "busy"), None, SECONDS)
     runner.start()
-    if file.stem == "waiting":
-        runner.wait_until_ready()
+    threading.Event().wait()
 
 
 def start_a_command(file):
