@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..inputs import open_descriptor
+from ..inputs import open_regular
 from . import jpeg
 from .faults import Unreadable, guard
 from .whole import JPEG, load_whole
@@ -191,13 +191,9 @@ def read_file(path: str | bytes, identity: str, index: int = -1) -> bytes:
         BadImageError: missing, not permitted, a folder, a device or a pipe (which could keep a
             reader waiting forever), or larger than any image.
     """
-    with guard(identity, index):
-        descriptor = open_descriptor(path, MAX_BYTES)
-        try:
-            # No more than that: Python allocates what may be read, at once and under its lock.
-            return os.read(descriptor, os.fstat(descriptor).st_size)
-        finally:
-            os.close(descriptor)
+    with guard(identity, index), open_regular(path, MAX_BYTES) as file:
+        # No more than that: Python allocates what may be read, at once and under its lock.
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def _open(stream: BinaryIO, max_pixels: int) -> Image.Image:

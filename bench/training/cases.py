@@ -82,6 +82,10 @@ CASES = {
             "cifar", 32,
         ),
         Case(
+            "photographs-224", f"224 × 224 from JPEG files of about 500 × 400, {_SMALL}, D = 1024",
+            "cpu", "files", "imagenet", 224,
+        ),
+        Case(
             "resnet50-224", "224 × 224 from JPEG files of about 500 × 400, ResNet-50, D = 8192",
             "cuda", "imagenet-100ep", "imagenet", 224, {"encoder": "resnet50"}, waits=WAITS,
             seconds=180.0,
