@@ -18,6 +18,7 @@ from bench.session import Given, Session
 from bench.timing import Budget, columns, interleave
 from bench.views import feeds, images, turns
 from bench.views.agreement import DisagreementError
+from bench.views.case import OFFICIAL
 from bench.views.feeds import (
     CASES,
     COMPARED,
@@ -27,7 +28,7 @@ from bench.views.feeds import (
     Case,
     Target,
 )
-from bench.views.loading import OFFICIAL, STAGES
+from bench.views.loading import STAGES
 
 SECTION = "Views: images per second"
 # By kind of device: seconds and turns of each feed of a case (see `Case.share`), and seconds

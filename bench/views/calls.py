@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +17,7 @@ from barlow_fast.data.sources import FolderSource
 from barlow_fast.kernels.photometry import Parameter
 from bench.views import images
 from bench.views.agreement import DisagreementError
-
-if TYPE_CHECKING:
-    from bench.views.feeds import Case
+from bench.views.case import Case
 
 CLOSE = 0.01  # levels of 255 from plain torch, on average, in float32
 

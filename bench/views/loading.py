@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +31,11 @@ from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource, Sou
 from bench.devices import Device
 from bench.views import agreement, images
 from bench.views.agreement import DisagreementError
-
-if TYPE_CHECKING:
-    from bench.views.feeds import Case
+from bench.views.case import LIGHTLY, V2, Case
 
 CropResize = Callable[[Tensor, tuple[int, int, int, int], str, Tensor], None]
 
 PREFETCH = 2
-OFFICIAL, V2, LIGHTLY = "official", "torchvision-v2", "lightly"
 STAGES = {
     "read": "read the file",
     "window": "header, parameters, windows",

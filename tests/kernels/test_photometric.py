@@ -137,7 +137,7 @@ def test_arguments_that_do_not_fit_are_refused():
     mean, std = contract.statistics(3)
     out = torch.empty(2, 4, 5, 3)
     with pytest.raises(RuntimeError, match=r"parameters must .* of \(2, 13\)"):
-        torch.ops.barlow_fast_cpu.photometric(images, parameters[:1], mean, std, out)
+        torch.ops.barlow_fast_cpu.photometric(images, parameters[:1], mean, std, True, out)
 
 
 # ---- plain torch against the libraries that it stands for ---------------------------------------
