@@ -88,6 +88,7 @@ def report() -> int:
         ("Machine", machine()),
         ("Environment", environment()),
         ("Kernel sets", kernel_sets()),
+        ("Images on a CPU", images()),
     ):
         say(f"{title}\n" + "\n".join(f"  {line}" for line in lines) + "\n")
     say("Self-test: relative error against the float64 reference (loss, gradient)")
@@ -198,6 +199,21 @@ def kernel_sets() -> list[str]:
         lines.append(f"{name:<8} not usable: {reason or 'no CUDA device'}")
         lines.append(f"{'':<8} without it {COST[name]}")
     return lines
+
+
+def images() -> list[str]:
+    """What decodes, crops and finishes image files on a CPU."""
+    pillow = _version("pillow")
+    decoder = "not possible: Pillow is not installed"
+    if pillow:
+        decoder = "simplejpeg, other formats Pillow" if _version("simplejpeg") else "Pillow"
+    native = why_unusable("cpu", torch.device("cpu")) is None
+    crops = "Pillow" if pillow else "images in memory by plain torch"
+    return [
+        f"{'decoder':<10} {decoder}",
+        f"{'crops':<10} {'native kernels' if native else crops}",
+        f"{'colours':<10} {'native kernels' if native else 'plain torch'}",
+    ]
 
 
 def _triton_detail() -> str:

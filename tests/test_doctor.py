@@ -27,6 +27,25 @@ def test_report_of_this_machine(capsys):
         assert "triton   not usable" in text
 
 
+def test_what_serves_image_files(monkeypatch):
+    """The decoder and the kernels in use; without them what takes their place."""
+    installed = {"pillow": "13.0.0", "simplejpeg": "1.9.0"}
+    native = [None]
+    monkeypatch.setattr(doctor, "_version", lambda name: installed.get(name, ""))
+    monkeypatch.setattr(doctor, "why_unusable", lambda *_: native[0])
+
+    def found() -> list[str]:
+        return [line.split(None, 1)[1] for line in doctor.images()]
+
+    assert found() == ["simplejpeg, other formats Pillow", "native kernels", "native kernels"]
+    native[0] = "not built"
+    assert found()[1:] == ["Pillow", "plain torch"]
+    del installed["simplejpeg"]
+    assert found()[0] == "Pillow"
+    installed.clear()
+    assert found()[0].startswith("not possible")
+
+
 def test_a_wrong_kernel_is_noticed(monkeypatch, capsys):
     right = aten.gram_pair
 
