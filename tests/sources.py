@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from barlow_fast.data.decoding import decode_pixels, picture
 from barlow_fast.models import build_encoder
 
 
@@ -19,6 +20,11 @@ def write_images(folder: Path, count: int, side: int = 24, suffix: str = "png") 
         pixels = generator.integers(0, 256, (side, side, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:02d}.{suffix}")
     return folder
+
+
+def decode(encoded: bytes, identity: str, index: int = -1, **options: int) -> Image.Image:
+    """`decode_pixels` as a PIL image."""
+    return picture(decode_pixels(encoded, identity, index, **options).pixels)
 
 
 def write_encoder(path: Path, channels: int, mean: float = 0.3, std: float = 0.2) -> Path:

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from barlow_fast import inputs, terminal
 from barlow_fast.cli.app import app
 from barlow_fast.data import PRESETS, datasets
-from barlow_fast.data.decoding import decode
+from barlow_fast.data.decoding import decode_pixels
 from barlow_fast.inputs import optional_library
 from barlow_fast.kernels import environment
 from barlow_fast.models import build_encoder
@@ -259,7 +259,7 @@ def test_warnings_of_pillow_name_the_file(caplog: pytest.LogCaptureFixture):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         with caplog.at_level(logging.WARNING, "barlow_fast.data"):
-            decode(tiff_with_a_tag_beyond_its_end(), "folder/picture.tif")
+            decode_pixels(tiff_with_a_tag_beyond_its_end(), "folder/picture.tif")
             assert "folder/picture.tif: " in caplog.text
             caplog.clear()
             # Outside of an image they go where they went.

@@ -24,12 +24,9 @@ class Attempt:
 
     def __call__(self, index: int) -> BadImage | None:
         try:
-            warning = self.source.pixels(index).warning
+            return self.source.pixels(index).suspect(index, self.source.identity(index))
         except BadImageError as error:
             return error.image
-        if warning:
-            return BadImage(index, self.source.identity(index), warning, suspect=True)
-        return None
 
 
 def bad_images(

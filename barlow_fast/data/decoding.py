@@ -20,7 +20,7 @@ import numpy as np
 
 from ..inputs import open_regular
 from . import jpeg
-from .faults import Unreadable, guard
+from .faults import BadImage, Unreadable, guard
 from .whole import JPEG, load_whole
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Decoded(NamedTuple):
     reduction: int = 1  # of both sides
     warning: str = ""  # one line; '' where there is none, or none can be noticed (`jpeg`)
 
+    def suspect(self, index: int, identity: str) -> BadImage | None:
+        """The image's entry among suspect ones; None where there was no warning."""
+        return BadImage(index, identity, self.warning, suspect=True) if self.warning else None
+
 
 class Checked(NamedTuple):
     """The size in pixels of an image that is read, and what its decoder warned of."""
@@ -59,13 +63,6 @@ class Checked(NamedTuple):
 
 # Chooses one of `jpeg.REDUCTIONS` for an image of (height, width).
 Reduce = Callable[[int, int], int]
-
-
-def decode(
-    encoded: bytes, identity: str, index: int = -1, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
-    """`decode_pixels` as a PIL image of mode RGB."""
-    return picture(decode_pixels(encoded, identity, index, max_pixels=max_pixels).pixels)
 
 
 def decode_pixels(
@@ -120,11 +117,11 @@ def decode_pixels(
 
 
 def check(encoded: bytes, identity: str, index: int = -1, max_pixels: int = MAX_PIXELS) -> Checked:
-    """The size of the image that `decode` would give.
+    """The size of the image that `decode_pixels` would give.
 
-    For decoders that accept damaged files: a JPEG or PNG that `decode` refuses is refused here, by
-    the same decoder. Of a JPEG all data are read, but only an eighth of the pixels a side is
-    computed, which takes half the time.
+    For decoders that accept damaged files: a JPEG or PNG that `decode_pixels` refuses is refused
+    here, by the same decoder. Of a JPEG all data are read, but only an eighth of the pixels a side
+    is computed, which takes less time.
 
     Args:
         encoded, identity, index, max_pixels: as for `decode_pixels`.
@@ -170,14 +167,14 @@ def _load(image: Image.Image, encoded: bytes, max_pixels: int, reduction: int) -
 def header_size(
     file: bytes | BinaryIO, identity: str, index: int = -1, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """(height, width) in pixels of the image that `decode` would give, from the header alone.
+    """(height, width) in pixels of the image that `decode_pixels` would give, from the header.
 
     Args:
         file: the bytes, or a seekable binary file, of which only the header is read.
-        identity, index, max_pixels: as for `decode`.
+        identity, index, max_pixels: as for `decode_pixels`.
 
     Raises:
-        BadImageError, ModuleNotFoundError: as `decode`, as far as the header shows it.
+        BadImageError, ModuleNotFoundError: as `decode_pixels`, as far as the header shows it.
     """
     stream = io.BytesIO(file) if isinstance(file, bytes) else file
     with guard(identity, index), _open(stream, max_pixels) as image:

@@ -92,9 +92,7 @@ class Prepare:
         # Decoded in any case, so that shards hold no image that cannot be read.
         decoded = decode_pixels(encoded, identity, index, max_pixels=self.source.max_pixels)
         image = picture(decoded.pixels)
-        suspect = None
-        if decoded.warning:
-            suspect = BadImage(index, identity, decoded.warning, suspect=True)
+        suspect = decoded.suspect(index, identity)
         smaller = _resized(image, self.size, self.max_side)
         if smaller is not image:
             # A JPEG has at most 65500 pixels a side.

@@ -24,7 +24,7 @@ class Views:
 
     `mean` and `std` have a number per channel, one or three, where white is 1. With
     `reduced_decoding` a JPEG is decoded with its sides divided by 2, 4 or 8 where that leaves every
-    window of its views at least as large as the view (`windows.reduction`): much faster for large
+    window of its views at least twice as large as the view (`windows.reduction`): faster for large
     photographs, and other pixels.
 
     Raises:

@@ -151,9 +151,7 @@ class CentreCrop:
             decoded = self.source.pixels(index, self.channels, reduce)
         except BadImageError as error:
             return CroppedImage(None, error.image)
-        found = None
-        if decoded.warning:
-            found = BadImage(index, self.source.identity(index), decoded.warning, suspect=True)
+        found = decoded.suspect(index, self.source.identity(index))
         return CroppedImage(self._cropped(picture(decoded.pixels)), found)
 
     def _reduction(self, height: int, width: int) -> int:

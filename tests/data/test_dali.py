@@ -13,9 +13,9 @@ import pytest
 import torch
 from photographs import MEAN, PHOTOGRAPHS, STD, cropping, encoded, photograph, photographs
 from PIL import Image
+from sources import decode
 
 from barlow_fast.data import Views, ViewSpecification
-from barlow_fast.data.decoding import decode
 from barlow_fast.data.rendering import Crops
 from barlow_fast.data.rendering import dali as module
 from barlow_fast.data.rendering.dali import BY_DALI, BY_PIL, DaliRenderer, decoded_alike

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import Image, bomb, encode, photographs, pixels
+from sources import decode
 
 from barlow_fast.data import decoding
-from barlow_fast.data.decoding import decode, header_size, read_file
+from barlow_fast.data.decoding import header_size, read_file
 from barlow_fast.data.faults import BadImage, BadImageError, BadImages
 from barlow_fast.terminal import printable
 
@@ -280,8 +281,8 @@ def test_running_out_of_memory_is_not_the_images_fault(monkeypatch: pytest.Monke
 def test_without_pillow_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['PIL'] = None\n"
-        "from barlow_fast.data.decoding import decode\n"
-        "try: decode(b'', 'x')\n"
+        "from barlow_fast.data.decoding import decode_pixels\n"
+        "try: decode_pixels(b'', 'x')\n"
         "except ModuleNotFoundError as error: print(error.name, error)"
     )
     output = subprocess.run(

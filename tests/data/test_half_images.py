@@ -10,10 +10,10 @@ import zlib
 import numpy as np
 import pytest
 from pictures import Image, encode, photographs, pixels, write_folder
+from sources import decode
 from typer.testing import CliRunner
 
 from barlow_fast.cli.app import app
-from barlow_fast.data.decoding import decode
 from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.sources import FolderSource
 

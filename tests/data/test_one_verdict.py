@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from photographs import MEAN, STD, cropping, encoded, photograph
 from pictures import pixels
+from sources import decode
 from test_half_images import HALF, HEIGHT, WHOLE, WIDTH, jpeg_cut, png
 
 from barlow_fast.data import ViewLoader, Views
 from barlow_fast.data.check import bad_images
-from barlow_fast.data.decoding import check, decode
+from barlow_fast.data.decoding import check
 from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.pack import pack
 from barlow_fast.data.rendering import dali

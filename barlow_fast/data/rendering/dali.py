@@ -87,7 +87,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def decoded_alike(encoded: bytes) -> bool:
-    """Whether DALI decodes these bytes to the very pixels that `decoding.decode` gives.
+    """Whether DALI decodes these bytes to the very pixels that `decode_pixels` gives.
 
     So it does, on a CPU, for JPEG of 8 bits in gray and colour and PNG of 8 bits without a
     palette. Others differ or are refused (16 bits, GIF, AVIF), or are too rare to rely on.

@@ -93,8 +93,7 @@ def crop_rows(
             continue
         if decoded.warning:
             sample = int(drawn.samples[row])
-            image = BadImage(sample, source.identity(sample), decoded.warning, suspect=True)
-            found.append((row, image))
+            found.append((row, decoded.suspect(sample, source.identity(sample))))
         places = drawn.windows(row, decoded.height, decoded.width)
         if decoded.reduction > 1:
             places = reduced(np.array(places), decoded.reduction).tolist()
