@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench.peers import discover
+from bench.peers import discover, titles
 from bench.results import Row
 
 # The colour-blind palette of Okabe and Ito: blue is ours in every figure, vermilion the official.
@@ -53,7 +53,7 @@ def size(value: int) -> str:
 
 def titled(peers: Iterable[str]) -> dict[str, str]:
     """Titles of peers in tables and figures; the name of one that is not known here."""
-    known = {n: peer.title for kind in ("cuda", "cpu") for n, peer in discover(kind).items()}
+    known = titles("cuda") | titles("cpu")
     return {peer: known.get(peer, peer).replace("`", "") for peer in peers}
 
 
