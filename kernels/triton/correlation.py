@@ -140,6 +140,8 @@ def correlation_finish_kernel(
 ):
     """Adds the parts of STRIP rows of a split-K tile, in order, and stores them."""
     STRIPS: tl.constexpr = META.BLOCK_M // STRIP
+    # Parts are loaded at once where each takes a few registers.
+    UNROLL: tl.constexpr = 4 if STRIP * META.BLOCK_N <= 2048 else 1
     split = tl.program_id(0) // STRIPS
     strip = tl.program_id(0) % STRIPS
     column_tiles = tl.cdiv(D, META.BLOCK_N)
@@ -150,7 +152,7 @@ def correlation_finish_kernel(
     at = workspace_ptr + (split * splits).to(tl.int64) * META.BLOCK_M * META.BLOCK_N
     at = at + local_rows[:, None] * META.BLOCK_N + local_columns[None, :]
     value = tl.zeros([STRIP, META.BLOCK_N], tl.float32)
-    for part in tl.range(0, splits, loop_unroll_factor=4):
+    for part in tl.range(0, splits, loop_unroll_factor=UNROLL):
         value += tl.load(at + part * META.BLOCK_M * META.BLOCK_N)
     rows = i * META.BLOCK_M + local_rows
     columns = j * META.BLOCK_N + local_columns

@@ -239,6 +239,8 @@ def gram_finish_kernel(
     the second takes the first from memory.
     """
     STRIPS: tl.constexpr = BLOCK // STRIP
+    # Parts are loaded at once where each takes a few registers.
+    UNROLL: tl.constexpr = 4 if STRIP * BLOCK <= 2048 else 1
     program = tl.program_id(0)
     tile = program // STRIPS
     i, j = triangle(full_tiles + tile)
@@ -254,7 +256,7 @@ def gram_finish_kernel(
     value = tl.zeros([STRIP, BLOCK], tl.float32)
     second = tl.zeros([STRIP, BLOCK], tl.float32)
     jump = (split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
-    for part in tl.range(0, splits, loop_unroll_factor=4):
+    for part in tl.range(0, splits, loop_unroll_factor=UNROLL):
         value += tl.load(at + part * BLOCK * BLOCK)
         if VIEWS == "both":
             second += tl.load(at + jump + part * BLOCK * BLOCK)
