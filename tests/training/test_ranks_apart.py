@@ -90,7 +90,7 @@ def test_nothing_outlives_a_torchrun_that_was_killed(tmp_path: Path):
     ]  # fmt: skip
     with pretraining(out, *settings, launcher=LAUNCH, stderr=None) as process:
         started = children(process.pid)
-        assert len(started) >= 4  # two ranks, each with a worker
+        assert len(started) >= 2  # one for each rank
         process.kill()
         process.wait()
         for pid in started:
