@@ -147,8 +147,11 @@ SHAPES = (
     ("gram", 256, 8192),
     ("gram", 512, 8192),
     ("gram", 2048, 8192),
+    ("gram", 1024, 65536),
     ("correlation", 169343, 256),
+    ("correlation", 65536, 128),
     ("correlation", 4096, 64),
+    ("correlation", 4096, 512),
     ("correlation", 8192, 4096),
 )
 OPERANDS = (
