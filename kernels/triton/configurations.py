@@ -25,6 +25,10 @@ from .table import SUM_ALIGNMENT, TABLE, Key, Product, row_of
 # Rows that one program takes the moments of; the accuracy of its pivot rests on it (moments.py).
 MOST_PART_ROWS = 2048
 
+# Blocks of rows that the moments have loaded or are loading, 8 KiB each: enough bytes in flight on
+# an SM with one program.
+MOMENTS_STAGES = 4
+
 # Columns of up to so many rows are read by one program: their statistics take one launch.
 MOST_UNDIVIDED_ROWS = 512
 
@@ -158,7 +162,7 @@ def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
     rows_per_part = round_up(cdiv(n, parts), rows)
     # With 4 warps float16 rows spill on Hopper under Triton 3.8.
     warps = 8 if dtype == torch.float16 else 4
-    return Moments(rows, columns, warps, 2, cdiv(n, rows_per_part), rows_per_part)
+    return Moments(rows, columns, warps, MOMENTS_STAGES, cdiv(n, rows_per_part), rows_per_part)
 
 
 @functools.lru_cache(maxsize=256)
@@ -216,7 +220,7 @@ def _k_blocks(row: Product, sms: int, tiles: int, k: int, most: int) -> int:
     """Blocks of the sum over `k` that one program takes, where each of `tiles` is split in at most
     `most`: the fewest splits whose programs fill the SMs about evenly, else those that do it best.
 
-    Two programs of 4 warps share an SM, one of 8 has it alone; more splits than needed cost traffic.
+    Two programs of 4 warps share an SM, one of 8 has it alone; more splits only cost traffic.
     """
     best, found = 0.0, 1
     resident = max(8 // row.warps, 1)
