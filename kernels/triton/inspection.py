@@ -57,10 +57,15 @@ def resources(launch: Launch, capability: int) -> Resources:
     usage = _usage(compiled.asm["cubin"])
     instruction, operands = _tensor_core(compiled.asm["ptx"])
     asynchronous = instruction == "wgmma.mma_async"
-    found = hazards(_dump(compiled.asm["cubin"], "--dump-sass")) if asynchronous else ()
+    found = hazards(machine_code(compiled)) if asynchronous else ()
     return Resources(
         usage["REG"], usage["spilled"], compiled.metadata.shared, instruction, operands, found
     )
+
+
+def machine_code(compiled: Any) -> str:
+    """The SASS of a compiled kernel, as cuobjdump lists it."""
+    return _dump(compiled.asm["cubin"], "--dump-sass")
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:

@@ -142,7 +142,7 @@ def test_paths_that_tuning_may_choose(kernel, row, tma, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_moments_load_ahead(architecture, dtype):
-    """Without a product in it, Triton pipelines a loop only where it is told to."""
+    """Triton pipelines a loop without a product only where its stages are requested."""
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
     case = Case("gram", 256, 8192, dtype, precision)
     launch = record_step(case, REFERENCE_DEVICES[architecture])[0]
