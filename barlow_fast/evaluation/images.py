@@ -97,7 +97,7 @@ class Reading:
     Args:
         device: where the encoder is.
         chunk: images per pass where none is trained.
-        workers: processes that decode files; 0: none but this one; None: as many as are worth it.
+        workers: threads that decode files, as for `in_order`.
         on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out,
             'strict' suspect ones too; a `BadImages` is a policy with a record that others share.
         progress: called with what is being done, how many images or steps are done and of how many.
@@ -134,7 +134,7 @@ class CroppedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Reads image `index` of a source; travels to worker processes.
+    """Reads image `index` of a source.
 
     The shorter side is resized (bilinear, antialiased) to `MARGIN` times the size, or for sizes up
     to `SMALL` to the size, and the middle is cut out: torchvision's Resize and CenterCrop.
@@ -231,7 +231,7 @@ def pictures(
 
     Raises:
         BadImageError: an image that cannot be read, under the policy 'error', or none that can.
-        RuntimeError: a worker process died.
+        RuntimeError: storage does not answer.
     """
     labels = torch.from_numpy(np.asarray(source.labels, np.int64))
     if isinstance(source, ArraySource):

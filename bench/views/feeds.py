@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from barlow_fast import kernels
-from barlow_fast.data.loader import cores_of_rank
+from barlow_fast.data.parallel import cores_of_rank
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.files import by_pillow
 from barlow_fast.kernels.resizing import crop_resize

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from barlow_fast import kernels
 from barlow_fast.data import ViewLoader, jpeg
-from barlow_fast.data.loader import cores_of_rank
+from barlow_fast.data.parallel import cores_of_rank
 from barlow_fast.data.rendering import dali, native_crop
 from barlow_fast.data.rendering.files import DrawnViews, by_pillow
 from barlow_fast.data.rendering.threads import CHUNK, ThreadRenderer
