@@ -34,6 +34,10 @@ REMARK_AFTER = 60.0
 TIMEOUT = 1800.0
 # How many images per thread are under way or wait to be fetched by `in_order`: the bound on memory.
 AHEAD = 24
+# Seconds per image below which threads are not worth it: most of it is under the interpreter's
+# lock, and two threads that pass it to each other take longer than one. The least time of the first
+# `TRIED` images counts.
+WORTH_THREADS, TRIED = 4e-4, 8
 # Seconds that `in_order` waits for the images in work when the rest is not needed. A thread that
 # does not end, because storage does not answer, is left behind.
 PATIENCE = 1.0
@@ -48,14 +52,14 @@ class Task(Generic[Result]):
     """
 
     def __init__(self, function: Callable[..., Result], *arguments: Any) -> None:
-        self._function, self._arguments = function, arguments
+        self._function, self.arguments = function, arguments
         self.ready = threading.Event()
         self.error: BaseException | None = None
         self.result: Result | None = None
 
     def perform(self) -> None:
         """Makes the call. One that raises has not been made."""
-        self.result = self._function(*self._arguments)
+        self.result = self._function(*self.arguments)
         self.ready.set()
 
     def attempt(self) -> None:
@@ -151,7 +155,8 @@ def in_order(
     Args:
         source: for its length, and its names in messages.
         call: called with sample numbers, in threads. What it raises is raised here.
-        workers: threads; 0 for the one that calls alone; None: `default_workers`.
+        workers: threads; 0 for the one that calls alone; None: `default_workers`, or 0 where the
+            first images take little time.
 
     Yields:
         Results. At most `workers * AHEAD` of them exist at a time.
@@ -159,8 +164,15 @@ def in_order(
     Raises:
         RuntimeError: no image came for `TIMEOUT` seconds; the message names one that is waited for.
     """
-    workers = default_workers() if workers is None else workers
     indices = iter(range(len(source)))
+    if workers is None:
+        least = math.inf
+        for index in islice(indices, TRIED):
+            begun = time.perf_counter()
+            result = call(index)
+            least = min(least, time.perf_counter() - begun)
+            yield result
+        workers = default_workers() if least > WORTH_THREADS else 0
     if not workers:
         yield from map(call, indices)
         return
@@ -168,12 +180,13 @@ def in_order(
     try:
         for index in islice(indices, workers * AHEAD):
             waiting.append(threads.put(Task(call, index)))
-        for index in range(len(source)):
+        while waiting:
             task = waiting[0]
             if not wait(task, waiting, source.name, TIMEOUT):
                 raise RuntimeError(
-                    f"no image has been read for {TIMEOUT:g} s, such as {source.identity(index)}: "
-                    f"the storage of {source.name} does not answer"
+                    f"no image has been read for {TIMEOUT:g} s, such as "
+                    f"{source.identity(task.arguments[0])}: the storage of {source.name} does not "
+                    "answer"
                 )
             waiting.popleft()
             if task.error is not None:

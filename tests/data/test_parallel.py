@@ -40,7 +40,16 @@ def test_results_come_in_order(count: int, workers: int | None):
     assert not running_threads()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def test_threads_are_not_started_for_images_that_take_little_time(monkeypatch, seconds: float):
+    monkeypatch.setattr(parallel, "WORTH_THREADS", seconds)
+    some = in_order(numbers(100), square)
+    assert [next(some) for _ in range(parallel.TRIED + 1)][-1] == parallel.TRIED**2
+    assert bool(running_threads()) == (not seconds)
+    some.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2, None])
 def test_what_a_task_raises_is_raised_when_its_image_is_due(workers: int):
     some = in_order(numbers(100), refuse, workers)
     assert [next(some) for _ in range(5)] == [0, 1, 2, 3, 4]
