@@ -57,6 +57,13 @@ class Task(Generic[Result]):
         self.error: BaseException | None = None
         self.result: Result | None = None
 
+    def outcome(self) -> Result:
+        """What the call returned, waiting for it; what it raised is raised."""
+        self.ready.wait()
+        if self.error is not None:
+            raise self.error
+        return self.result
+
     def perform(self) -> None:
         """Makes the call. One that raises has not been made."""
         self.result = self._function(*self.arguments)
@@ -189,11 +196,9 @@ def in_order(
                     "answer"
                 )
             waiting.popleft()
-            if task.error is not None:
-                raise task.error
             for following in islice(indices, 1):
                 waiting.append(threads.put(Task(call, following)))
-            yield task.result
+            yield task.outcome()
     finally:
         threads.end(PATIENCE)
 

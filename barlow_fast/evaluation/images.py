@@ -174,7 +174,9 @@ class CentreCrop:
         longest = LONGEST * min(sides) * max(self.size) // min(self.size)
         image = _middle(image, *(min(side, longest) for side in sides))
         height, width = image.shape[:2]
-        resized = torch.empty(*self._resized(height, width), self.channels, dtype=torch.uint8)
+        resized = torch.empty(
+            *self._resized(height, width), self.channels, dtype=torch.uint8, device="cpu"
+        )
         window = (0, 0, height, width)
         (native_crop() or by_pillow)(torch.from_numpy(image), window, "bilinear", resized)
         return _middle(resized.numpy(), *self.size).copy()

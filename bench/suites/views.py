@@ -39,8 +39,6 @@ KERNEL_CALLS = Budget(4.0, most=30)
 BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
 CORES = 2  # of a CPU
 MAKES_VIEWS = ("ours-", "reduced-", OFFICIAL, "torchvision-v2", "lightly")
-# Of the tables of stages, by the beginnings of decoders' names.
-LIMITS = {"decode-": "the fastest decoder", "sides-8": "decoding to an eighth of the sides"}
 
 Rates = dict[str, list[float]]  # counts per second of every turn or call, by feed
 Failures = dict[str, str]
@@ -224,7 +222,7 @@ def tables(rows: list[Row]) -> str:
             parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found)]
             parts += [" ".join(filter(None, (_reached(found, each) for each in case.targets)))]
             parts += [_slower(found), _bandwidth(found), _stages(found)]
-            parts += [_stages(found, "stages-reduced", "ours-reduced", "sides-8")]
+            parts += [_stages(found, "stages-reduced")]
     return joined(*parts)
 
 
@@ -308,27 +306,21 @@ def _bandwidth(found: dict[str, Row]) -> str:
     return f"{target} is missed by: {'; '.join(missed)}." if missed else f"{target} is met."
 
 
-def _stages(
-    found: dict[str, Row],
-    stages: str = "stages",
-    ours: str = "ours-threads",
-    decoders: str = "decode-",
-) -> str:
+def _stages(found: dict[str, Row], stages: str = "stages") -> str:
     """What each stage of ours costs on one core, and what is left to the fastest decoder."""
-    whole, limit = (_rates(found, name, True) for name in (ours, decoders))
     staged = found.get(stages + ONE_CORE)
-    if not (staged and whole and limit):
+    if staged is None:
         return ""
     spent = {title: staged[f"{name}_us"] for name, title in STAGES.items()}
-    total, least = (1e6 / max(rates.values()) for rates in (whole, limit))
-    spent |= {
-        "rest": total - sum(spent.values()),
-        "whole": total,
-        f"limit: {LIMITS[decoders]}": least,
-        "left to the limit": total - least,
-    }
+    total, beyond = sum(spent.values()), {}
+    whole, limit = (_rates(found, name, True) for name in ("ours-threads", "decode-"))
+    if whole and limit:
+        total, least = (1e6 / max(rates.values()) for rates in (whole, limit))
+        spent["rest"] = total - sum(spent.values())
+        beyond = {"limit: the fastest decoder": least, "left to the limit": total - least}
+    spent |= {"whole": total} | beyond
     shown = [
-        Column(f"stage of {TITLES[ours]}, one core", "name", left=True),
+        Column(f"{TITLES[stages]}, one core", "name", left=True),
         Column("µs an image", "us", ".0f"),
         Column("of the whole", lambda each: each["us"] / total, ".0%"),
     ]

@@ -189,12 +189,11 @@ CASES = {
             ),
         ),
         Case(
-            "large", "two views of 224 × 224 from JPEG files of 4032 × 3024", "imagenet", 224, 16,
+            "large", "two views of 224 × 224 from JPEG files of 4032 × 3024", "imagenet", 224, 8,
             (
                 "ours-threads", "ours-reduced", *(f"reduced-{margin}" for margin in MARGINS),
                 "ours-packed", "ours-dali", *_RECIPES, *_DECODERS, "sides-2", "sides-4", "sides-8",
-                *(name + ONE_CORE for name in ("ours-threads", "ours-reduced", "sides-8")),
-                *(name + ONE_CORE for name in ("decode-simplejpeg", "stages", "stages-reduced")),
+                "stages-1", "stages-reduced-1",
             ),
             LARGE,
             targets=(
