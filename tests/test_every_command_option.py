@@ -38,7 +38,6 @@ from barlow_fast.cli.app import app
 from barlow_fast.data import sources
 from barlow_fast.data.faults import POLICIES, BadImage
 from barlow_fast.data.pack import Packed
-from barlow_fast.data.processes import STOP_SIGNALS
 from barlow_fast.evaluation import FinetuneSettings, LinearSettings
 from barlow_fast.evaluation.scores import Evaluation, Score
 from barlow_fast.files import WriteError
@@ -52,6 +51,7 @@ from barlow_fast.training import (
     stopping,
 )
 from barlow_fast.training.reporting import description
+from barlow_fast.training.stopping import STOP_SIGNALS
 
 Calls = dict[str, list[dict[str, Any]]]
 
@@ -1053,7 +1053,8 @@ def test_defaults_in_help_are_those_of_the_functions():
         assert shown[f"evaluate {protocol}", "split_seed"] == "0"
     neighbours = ",".join(map(str, evaluation.knn.NEIGHBOURS))
     assert shown["evaluate knn", "k"].startswith(f"{neighbours},")
-    assert f"at most {data.loader.MOST_THREADS}" in shown["pretrain", "workers"]
+    for command in ("pretrain", "data check", "data pack", "evaluate knn"):
+        assert f"at most {data.parallel.MOST_THREADS}" in shown[command, "workers"]
     assert f"1 to {data.show.MOST}" in found["data show"]["count"].help
     for option in ("epochs", "batch_size"):
         assert found["evaluate finetune"][option].default == getattr(finetune, option)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,26 +9,18 @@ from typing import Any
 import pytest
 import torch
 from commands import invoke
-from ended import SECONDS, group_gone, running
 from sources import write_images
 
 from barlow_fast import checkpoints, cli, training
 from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.cli import tune
-from barlow_fast.data import check, pack, show, sources
+from barlow_fast.data import check, pack, parallel, show, sources
 from barlow_fast.data.rendering.threads import ThreadRenderer
 from barlow_fast.models import build_encoder
 from barlow_fast.training import images as run_images
 from barlow_fast.training import run_folder, settings
 from barlow_fast.training.reporting import description
 
-# Python runs this before all else: Ctrl-C, as a terminal sends it to all processes of a command,
-# in the first moment of the first process that is started for `purpose`.
-AT_ITS_START = """
-import os, signal, sys
-if {purpose!r} in " ".join(sys.orig_argv):
-    os.killpg(os.getpgid(0), signal.SIGINT)
-"""
 SMALL = "--epochs 1 --batch-size 4 --projector 8-8 --loader pil --workers 2 --no-tensorboard"
 
 
@@ -42,29 +31,23 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "purpose"),
+    "command",
     [
-        ("data check images --workers 2", "spawn_main"),
-        ("data pack images packed --workers 2", "resource_tracker"),
-        ("evaluate knn encoder.pth --data images --k 1 --workers 2", "spawn_main"),
+        "data check images --workers 2",
+        "data pack images packed --workers 2",
+        "evaluate knn encoder.pth --data images --k 1 --workers 2",
     ],
 )
-def test_while_workers_start(tmp_path: Path, images: Path, command: str, purpose: str):
-    (tmp_path / "sitecustomize.py").write_text(AT_ITS_START.format(purpose=purpose))
+def test_while_files_are_read(tmp_path: Path, images: Path, monkeypatch, command: str):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel, "wait", interrupt)
     encoder = build_encoder("resnet18", channels=3, image_size=8)
     torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
-    call = [sys.executable, "-m", "barlow_fast", *command.split()]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
-    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    with running(call, cwd=tmp_path, env=environment, **pipes) as process:
-        _, printed = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130, printed
-    lines = printed.splitlines()
-    assert len(lines) == 1, printed
-    assert lines[0].startswith("barlow-fast: ")
-    assert group_gone(process.pid)
+    result = invoke(*command.split(), code=130)
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("barlow-fast: ")
+    assert not reading_threads()
     assert not (tmp_path / "packed").exists()
 
 
@@ -79,7 +62,11 @@ def test_while_threads_read(tmp_path: Path, images: Path, monkeypatch):
     result = invoke("pretrain", *options, code=130)
     assert result.stderr.startswith("barlow-fast: ")
     assert len(result.stderr.splitlines()) == 1
-    assert not [t for t in threading.enumerate() if t.name.startswith("barlow_fast data")]
+    assert not reading_threads()
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("barlow_fast data")]
 
 
 def interrupt(*_: Any, **__: Any) -> None:

@@ -41,8 +41,8 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Processes that read images; 0: this process.",
-        show_default="one per core where there are thousands of images",
+        help="Threads that read images; 0: none of their own.",
+        show_default="one per core, at most 16",
     ),
 ]
 Device = Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")]

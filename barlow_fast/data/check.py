@@ -18,7 +18,7 @@ REPORT_START = b'{"source": '
 
 @dataclass(frozen=True)
 class Attempt:
-    """Decodes one image as training would; a callable that travels to worker processes."""
+    """Decodes one image as training would."""
 
     source: Source
 
@@ -39,11 +39,11 @@ def bad_images(
 
     Args:
         source: of the images.
-        workers: processes; None for as many as are worth it, 0 for this one alone.
+        workers: threads, as for `in_order`.
         progress: called after each image with the number of those done.
 
     Raises:
-        RuntimeError: a worker process died; the message names where.
+        RuntimeError: storage does not answer.
     """
     for done, bad in enumerate(in_order(source, Attempt(source), workers), 1):
         if progress is not None:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from .faults import BadImage, BadImageError, BadImages, OnBadImage
 from .order import Position, Shard, batches, batches_per_epoch
+from .parallel import TIMEOUT, cores_of_rank, default_workers
 from .presets import Views
 from .render import photometric_kernel
 from .rendering import Crops, Renderer, dali, less
 from .rendering.arrays import ArrayRenderer
-from .rendering.threads import TIMEOUT, Finish, ThreadRenderer
+from .rendering.threads import Finish, ThreadRenderer
 from .sources import ArraySource, Source
 from .views import draw
 
@@ -39,10 +39,6 @@ IDENTITY = {
     "global_batch_size": "batch size over all ranks",
     "drop_last": "drop_last",
 }
-
-# The default number of threads that read files is at most this: they share the interpreter's lock
-# with the training step.
-MOST_THREADS = 16
 
 
 class Batch(NamedTuple):
@@ -347,11 +343,10 @@ class ViewLoader:
 
     def _build_renderer(self, workers: int | None) -> Renderer:
         settings = {"seed": self.seed, "prefetch": self.prefetch}
-        cores = cores_of_rank()
         if self.chosen == "arrays":
             return ArrayRenderer(self.source, self.views, device=self.device, **settings)
         if self.chosen == "dali":
-            threads = cores if workers is None else max(workers, 1)
+            threads = cores_of_rank() if workers is None else max(workers, 1)
             device = self.device if self.device.type == "cuda" else "cpu"
             return dali.DaliRenderer(
                 self.source,
@@ -364,7 +359,7 @@ class ViewLoader:
         return ThreadRenderer(
             self.source,
             self.views,
-            workers=min(cores, MOST_THREADS) if workers is None else workers,
+            workers=default_workers() if workers is None else workers,
             timeout=self._timeout,
             pinned=self.device.type == "cuda",
             finish=self._finish,
@@ -510,15 +505,3 @@ def choose_loader(
     if problem is not None:
         return "pil", f"not dali: {problem}"
     return "dali", "files, decoded and cropped on the GPU"
-
-
-def cores_of_rank() -> int:
-    """Cores that this process may use, shared evenly with the other ranks of this machine, at least
-    1."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        cores = os.cpu_count() or 1
-    # Set by torchrun for the processes that it starts.
-    ranks_here = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(cores // int(ranks_here) if ranks_here.isdigit() and int(ranks_here) else cores, 1)

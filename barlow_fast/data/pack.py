@@ -68,8 +68,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Reads, decodes and, where asked to, resizes one image; a callable that travels to worker
-    processes."""
+    """Reads, decodes and, where asked to, resizes one image."""
 
     source: Source
     size: int | None
@@ -154,14 +153,14 @@ def pack(
         quality: of the JPEGs, 1 to 100.
         on_bad_image: 'error', 'skip' or 'strict', which also leaves suspect images out; otherwise
             they are packed. Those that are resized are no longer suspect in the shards.
-        workers: processes; None for as many as are worth it, 0 for this one alone.
+        workers: threads, as for `in_order`.
         progress: called after each image with the number of those done.
 
     Raises:
         ValueError: a choice out of range, a target that is not empty, no image that can be read.
         BadImageError: an image cannot be read, and `on_bad_image` is 'error'.
         OSError: reading or writing failed.
-        RuntimeError: what was read back is not what was written, or a worker process died.
+        RuntimeError: what was read back is not what was written, or storage does not answer.
     """
     for name, limit in (("size", size), ("max_side", max_side)):
         if limit is not None and limit < 1:

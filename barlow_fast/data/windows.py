@@ -15,9 +15,9 @@ import numpy as np
 from .jpeg import REDUCTIONS
 from .views import ViewParameters, ViewSpecification
 
-# Pixels of a reduced image per pixel of a view, at least. With two, the edges of windows, which are
-# rounded to whole pixels of the reduced image, move by a quarter of a pixel of the view.
-OVERSAMPLING = 2
+# Pixels of a reduced image per pixel of a view, at least. A smaller margin is hardly faster, since
+# the Huffman code is read at every scale, and a larger one halves fewer images (README.md).
+MARGIN = 1.25
 
 
 def windows(
@@ -153,18 +153,19 @@ def _sizes(
     return found
 
 
-def reduction(found: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> int:
+def reduction(found: np.ndarray, shapes: Sequence[tuple[int, ...]], margin: float = MARGIN) -> int:
     """By how much an image's sides may be divided in decoding: the largest of `REDUCTIONS` that
-    leaves every window `OVERSAMPLING` times as high and as wide as its view, else 1. So nothing is
+    leaves every window `margin` times as high and as wide as its view, else 1. So nothing is
     enlarged that would not be otherwise.
 
     Args:
         found: (V, 4) windows of one image, as `windows` returns them, one per view.
         shapes: (height, width, ...) in pixels of the views.
+        margin: as described; at least 1.
     """
     wanted = np.array([shape[:2] for shape in shapes])
     for divisor in REDUCTIONS:
-        if (reduced(found, divisor)[:, 2:] >= OVERSAMPLING * wanted).all():
+        if (reduced(found, divisor)[:, 2:] >= margin * wanted).all():
             return divisor
     return 1
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import ViewLoader, Views, ViewSpecification
-from ..data.decoding import picture, pillow
 from ..data.faults import BadImage, BadImageError, BadImages, OnBadImage
 from ..data.parallel import in_order
 from ..data.render import normalise
+from ..data.rendering import native_crop
 from ..data.rendering.arrays import crop, with_channels
+from ..data.rendering.files import by_pillow
 from ..data.sources import ArraySource, Source
 from ..data.windows import reduction
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # A photograph's shorter side before the middle is cut out: 256 for 224 pixels.
 MARGIN = 256 / 224
@@ -97,7 +95,7 @@ class Reading:
     Args:
         device: where the encoder is.
         chunk: images per pass where none is trained.
-        workers: processes that decode files; 0: none but this one; None: as many as are worth it.
+        workers: threads that decode files, as for `in_order`.
         on_bad_image: 'error' raises at the first image that cannot be read; 'skip' leaves it out,
             'strict' suspect ones too; a `BadImages` is a policy with a record that others share.
         progress: called with what is being done, how many images or steps are done and of how many.
@@ -134,7 +132,7 @@ class CroppedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Reads image `index` of a source; travels to worker processes.
+    """Reads image `index` of a source.
 
     The shorter side is resized (bilinear, antialiased) to `MARGIN` times the size, or for sizes up
     to `SMALL` to the size, and the middle is cut out: torchvision's Resize and CenterCrop.
@@ -152,7 +150,7 @@ class CentreCrop:
         except BadImageError as error:
             return CroppedImage(None, error.image)
         found = decoded.suspect(index, self.source.identity(index))
-        return CroppedImage(self._cropped(picture(decoded.pixels)), found)
+        return CroppedImage(self._cropped(decoded.pixels), found)
 
     def _reduction(self, height: int, width: int) -> int:
         """The largest that leaves the image as large as it is resized to."""
@@ -170,21 +168,27 @@ class CentreCrop:
             return tall, tall * width // height
         return wide * height // width, wide
 
-    def _cropped(self, image: Image.Image) -> np.ndarray:
-        height, width = self.size
+    def _cropped(self, image: np.ndarray) -> np.ndarray:
         # Of a strip only the middle is shown, and the whole of it resized may not fit into memory.
-        longest = LONGEST * min(image.size) * max(self.size) // min(self.size)
-        if max(image.size) > longest:
-            image = _middle(image, min(image.width, longest), min(image.height, longest))
-        tall, wide = self._resized(image.height, image.width)
-        if (tall, wide) != (image.height, image.width):
-            image = image.resize((wide, tall), pillow().Resampling.BILINEAR)
-        return np.array(_middle(image, width, height)).reshape(height, width, self.channels)
+        sides = image.shape[:2]
+        longest = LONGEST * min(sides) * max(self.size) // min(self.size)
+        image = _middle(image, *(min(side, longest) for side in sides))
+        height, width = image.shape[:2]
+        resized = torch.empty(
+            *self._resized(height, width), self.channels, dtype=torch.uint8, device="cpu"
+        )
+        window = (0, 0, height, width)
+        (native_crop() or by_pillow)(torch.from_numpy(image), window, "bilinear", resized)
+        return _middle(resized.numpy(), *self.size).copy()
 
 
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
-    return image.crop((left, top, left + width, top + height))
+def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width, C): the middle of an image, which shares its memory."""
+    top, left = (
+        round((side - wanted) / 2)
+        for side, wanted in zip(image.shape, (height, width), strict=False)
+    )
+    return image[top : top + height, left : left + width]
 
 
 def check_fits(source: Source, form: ImageFormat, adapt: bool = False) -> None:
@@ -231,7 +235,7 @@ def pictures(
 
     Raises:
         BadImageError: an image that cannot be read, under the policy 'error', or none that can.
-        RuntimeError: a worker process died.
+        RuntimeError: storage does not answer.
     """
     labels = torch.from_numpy(np.asarray(source.labels, np.int64))
     if isinstance(source, ArraySource):

@@ -11,8 +11,8 @@ import torch
 from ..data import PRESETS, ImageDataset, ViewLoader, Views
 from ..data.faults import BadImages, OnBadImage
 from ..data.loader import LoaderName, check_loading
+from ..data.parallel import TIMEOUT
 from ..data.presets import YAML_SUFFIXES
-from ..data.rendering.threads import TIMEOUT
 from ..data.sources import Source
 from .config import PretrainConfig
 from .ranks import Ranks

@@ -8,9 +8,18 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..data.processes import STOP_SIGNALS
 from .loop import Trainer
 
+# All that end a process unless it handles them, and that others send: terminals, batch systems,
+# limits. Not those that a fault of the process itself causes.
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in (
+        "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR",
+        "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO",
+    )
+    if hasattr(signal, name)
+)  # fmt: skip
 # Seconds in which a second signal counts as the first: a terminal and a batch system signal all
 # processes, and torchrun forwards the signal too.
 SAME_REQUEST = 2.0

@@ -38,7 +38,7 @@ QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
 KERNEL_CALLS = Budget(4.0, most=30)
 BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
 CORES = 2  # of a CPU
-MAKES_VIEWS = ("ours-", OFFICIAL, "torchvision-v2", "lightly")
+MAKES_VIEWS = ("ours-", "reduced-", OFFICIAL, "torchvision-v2", "lightly")
 
 Rates = dict[str, list[float]]  # counts per second of every turn or call, by feed
 Failures = dict[str, str]
@@ -222,22 +222,25 @@ def tables(rows: list[Row]) -> str:
             parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found)]
             parts += [" ".join(filter(None, (_reached(found, each) for each in case.targets)))]
             parts += [_slower(found), _bandwidth(found), _stages(found)]
+            parts += [_stages(found, "stages-reduced")]
     return joined(*parts)
 
 
 def _table(case: Case, found: dict[str, Row]) -> str:
-    unit = COMPARED[case.feeds[0]].unit
+    unit, reduced = COMPARED[case.feeds[0]].unit, "ours-reduced" in found
     shown = [
         titled(TITLES),
         *spread("per_s", rate, f"{unit}/s", bold=lambda each: each["peer"].startswith("ours-")),
         Column("turns", "rounds"),
         Column("versions", "source"),
         _over(found, f"× {TITLES[OFFICIAL]}", OFFICIAL, "{:.2f}×"),
+        *([_over(found, "× whole decoding", "ours-threads", "{:.2f}×")] if reduced else []),
         _over(found, "of the fastest decoder", "decode-", "{:.0%}"),
         Column("first batch, s", "first_batch_s", ".2f"),
         Column("error, levels", "error_levels", ".2f"),
         Column("values not Pillow's", "differing_share", ".1%"),
         Column("by up to, levels", "largest_levels", ".0f"),
+        Column("PSNR, dB", "psnr_db", ".1f"),
         Column("of copy", "fraction_of_copy", ".0%"),
     ]
     rows = [each for each in found.values() if each["unit"] != "staged"]
@@ -303,22 +306,21 @@ def _bandwidth(found: dict[str, Row]) -> str:
     return f"{target} is missed by: {'; '.join(missed)}." if missed else f"{target} is met."
 
 
-def _stages(found: dict[str, Row]) -> str:
+def _stages(found: dict[str, Row], stages: str = "stages") -> str:
     """What each stage of ours costs on one core, and what is left to the fastest decoder."""
-    whole, limit = (_rates(found, name, True) for name in ("ours-threads", "decode-"))
-    staged = found.get("stages" + ONE_CORE)
-    if not (staged and whole and limit):
+    staged = found.get(stages + ONE_CORE)
+    if staged is None:
         return ""
     spent = {title: staged[f"{name}_us"] for name, title in STAGES.items()}
-    total, least = (1e6 / max(rates.values()) for rates in (whole, limit))
-    spent |= {
-        "rest": total - sum(spent.values()),
-        "whole": total,
-        "limit: the fastest decoder": least,
-        "left to the limit": total - least,
-    }
+    total, beyond = sum(spent.values()), {}
+    whole, limit = (_rates(found, name, True) for name in ("ours-threads", "decode-"))
+    if whole and limit:
+        total, least = (1e6 / max(rates.values()) for rates in (whole, limit))
+        spent["rest"] = total - sum(spent.values())
+        beyond = {"limit: the fastest decoder": least, "left to the limit": total - least}
+    spent |= {"whole": total} | beyond
     shown = [
-        Column("stage, one core", "name", left=True),
+        Column(f"{TITLES[stages]}, one core", "name", left=True),
         Column("µs an image", "us", ".0f"),
         Column("of the whole", lambda each: each["us"] / total, ".0%"),
     ]

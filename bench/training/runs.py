@@ -20,7 +20,7 @@ from torch import Tensor
 
 from barlow_fast.data import ImageDataset, load
 from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST
-from barlow_fast.data.loader import cores_of_rank
+from barlow_fast.data.parallel import cores_of_rank
 from barlow_fast.data.sources import FolderSource
 from barlow_fast.models import BarlowTwinsModel
 from barlow_fast.training import PretrainConfig, Trainer

@@ -12,7 +12,6 @@ from torch import Tensor
 from barlow_fast import kernels
 from barlow_fast.data import Batch, ViewLoader
 from barlow_fast.data.rendering.files import DrawnViews, by_pillow
-from barlow_fast.data.sources import Source
 
 CHECKED = 8  # images of the first batch
 # Levels of 255, the mean over a view: DALI's crops differ from PIL's by up to 0.3 on average, which
@@ -38,15 +37,15 @@ def check(loader: ViewLoader, batch: Batch) -> None:
         )
 
 
-def levels(loader: ViewLoader, batch: Batch, source: Source | None = None) -> Tensor:
+def levels(loader: ViewLoader, batch: Batch) -> Tensor:
     """(V, B) mean differences in levels of 255 of the first views of the first batch from plain
-    ones, of the loader's source or another one with the same images."""
+    ones."""
     samples, views = batch.index[:CHECKED].cpu().numpy(), loader.views
     shapes = [(*view.shape[2:], view.shape[1]) for view in batch.views]
     drawn = DrawnViews(views, loader.seed, 0, samples, shapes)
     crops = [torch.empty(len(samples), *shape, dtype=torch.uint8) for shape in shapes]
     for row, sample in enumerate(samples.tolist()):
-        pixels = (source or loader.source).pixels(sample, len(views.mean)).pixels
+        pixels = loader.source.pixels(sample, len(views.mean)).pixels
         windows = drawn.windows(row, *pixels.shape[:2])
         for window, way, crop in zip(windows, drawn.interpolations, crops, strict=True):
             by_pillow(torch.from_numpy(pixels), window, way, crop[row])

@@ -18,9 +18,11 @@ from pathlib import Path
 import torch
 
 from barlow_fast import kernels
-from barlow_fast.data.loader import cores_of_rank
+from barlow_fast.data.jpeg import REDUCTIONS
+from barlow_fast.data.parallel import cores_of_rank
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.files import by_pillow
+from barlow_fast.data.windows import MARGIN
 from barlow_fast.kernels.resizing import crop_resize
 from bench import cli, devices, provenance
 from bench.views import loading
@@ -30,6 +32,7 @@ from bench.views.images import LARGE, SMALL
 from bench.views.loading import Task
 
 ONE_CORE = "-1"  # ends the name of a feed on one core
+MARGINS = (1.0, 1.5, 2.0)  # of reduced decoding, besides the default
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,15 @@ FEEDS = {
     "ours-threads": Feed("barlow_fast", _files, JPEG),
     "ours-shards": Feed("barlow_fast, shards", partial(_files, shards=True), JPEG),
     "ours-reduced": Feed(
-        "barlow_fast, reduced decoding", partial(_files, reduced=True, exact=False), JPEG
+        "barlow_fast, reduced decoding", partial(_files, margin=MARGIN, exact=False), JPEG
     ),
+    **{
+        f"reduced-{margin}": Feed(
+            f"barlow_fast, reduced decoding with a margin of {margin}",
+            partial(_files, margin=margin, exact=False), JPEG,
+        )
+        for margin in MARGINS
+    },
     "ours-packed": Feed(
         f"barlow_fast, shards of --max-side {LARGE.max_side}",
         partial(_files, shards=True, exact=False), JPEG,
@@ -103,7 +113,21 @@ FEEDS = {
         )
         for name in ("simplejpeg", "torchvision", "pillow")
     },
-    "stages": Feed("barlow_fast, stage by stage", loading.staged, JPEG, JPEG[:1], "staged"),
+    **{
+        f"sides-{divisor}": Feed(
+            f"simplejpeg: decoded only, sides divided by {divisor}",
+            partial(loading.decoded, library="simplejpeg", divisor=divisor), JPEG[:1], JPEG[:1],
+            "decoded",
+        )
+        for divisor in REDUCTIONS[:-1]
+    },
+    **{
+        f"stages{name}": Feed(
+            f"barlow_fast{words}, stage by stage", partial(loading.staged, margin=margin), JPEG,
+            JPEG[:1], "staged",
+        )
+        for name, words, margin in (("", "", 0.0), ("-reduced", ", reduced decoding", MARGIN))
+    },
     **{
         f"crop-{each}": Feed(
             f"barlow_fast, {each}",
@@ -165,8 +189,12 @@ CASES = {
             ),
         ),
         Case(
-            "large", "two views of 224 × 224 from JPEG files of 4032 × 3024", "imagenet", 224, 16,
-            ("ours-threads", "ours-reduced", "ours-packed", *_RECIPES, *_DECODERS),
+            "large", "two views of 224 × 224 from JPEG files of 4032 × 3024", "imagenet", 224, 8,
+            (
+                "ours-threads", "ours-reduced", *(f"reduced-{margin}" for margin in MARGINS),
+                "ours-packed", "ours-dali", *_RECIPES, *_DECODERS, "sides-2", "sides-4", "sides-8",
+                "stages-1", "stages-reduced-1",
+            ),
             LARGE,
             targets=(
                 Target(6.0, "ours-threads", "whole decoding, by reduced decoding,", "ours-reduced"),

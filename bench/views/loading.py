@@ -6,8 +6,10 @@ Each ends what it runs in the background when it is closed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,12 +24,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from barlow_fast import kernels
-from barlow_fast.data import ViewLoader, jpeg
-from barlow_fast.data.loader import cores_of_rank
-from barlow_fast.data.rendering import dali, native_crop
+from barlow_fast.data import ViewLoader, Views, jpeg
+from barlow_fast.data.parallel import cores_of_rank
+from barlow_fast.data.rendering import dali, files, native_crop
 from barlow_fast.data.rendering.files import DrawnViews, by_pillow
 from barlow_fast.data.rendering.threads import CHUNK, ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource, Source
+from barlow_fast.data.windows import reduced, reduction
 from bench.devices import Device
 from bench.views import agreement, images
 from bench.views.agreement import DisagreementError
@@ -85,23 +88,57 @@ class Task:
 
 
 def ours(
-    task: Task, loader: str, shards: bool = False, reduced: bool = False, exact: bool = True
+    task: Task, loader: str, shards: bool = False, margin: float = 0.0, exact: bool = True
 ) -> Iterator[int]:
     """This package's loader, its first batch checked. Where images are not decoded in their full
-    size (`exact` false), the error of the views is a figure."""
-    case = task.case
-    views = replace(case.views, reduced_decoding=True) if reduced else case.views
-    with ViewLoader(
-        task.source(shards), views, case.batch_size, loader=loader, device=task.device.torch
-    ) as feed:
+    size (`exact` false), the errors of the crops are figures.
+
+    Args:
+        task: the images.
+        loader: as of `ViewLoader`.
+        shards: whether images are in shards.
+        margin: of reduced decoding (`reduction`); 0: images are decoded in their full size.
+        exact: whether the views must be those of the images.
+    """
+    case, source = task.case, task.source(shards)
+    views = replace(case.views, reduced_decoding=margin > 0)
+    feed = ViewLoader(source, views, case.batch_size, loader=loader, device=task.device.torch)
+    with _margin(margin), feed:
+        if not exact:
+            task.figures |= crop_errors(case, source, views, task.source())
         for number, batch in enumerate(endless(feed)):
             if not number and exact:
                 agreement.check(feed, batch)
-            elif not number:
-                levels = agreement.levels(feed, batch, task.source())
-                task.figures["error_levels"] = float(levels.mean())
             task.check(batch.views)
             yield len(batch.index)
+
+
+@contextlib.contextmanager
+def _margin(margin: float) -> Iterator[None]:
+    """Sets the margin of reduced decoding in this process."""
+    files.reduction = functools.partial(reduction, margin=margin)
+    try:
+        yield
+    finally:
+        files.reduction = reduction
+
+
+def crop_errors(case: Case, source: Source, views: Views, whole: Source) -> dict[str, float]:
+    """Differences of the crops of a batch, before the photometric part, from those of images in
+    their full size: in levels of 255 the mean and the largest, and the ratio of white to their root
+    mean square in dB."""
+    pair = []
+    samples = next(case.samples(len(whole)))
+    for each, drawn in ((source, views), (whole, case.views)):
+        with contextlib.closing(ThreadRenderer(each, drawn, workers=cores_of_rank())) as renderer:
+            renderer.submit(0, samples)
+            pair.append(torch.stack(renderer.receive().crops).double())
+    errors = (pair[0] - pair[1]).abs()
+    return {
+        "error_levels": float(errors.mean()),
+        "largest_levels": float(errors.max()),
+        "psnr_db": 20 * math.log10(255 / max(float(errors.square().mean().sqrt()), 1e-9)),
+    }
 
 
 def elsewhere(task: Task, recipe: str) -> Iterator[int]:
@@ -138,11 +175,12 @@ def crops(task: Task, renderer: str) -> Iterator[int]:
                 yield len(feed.receive().samples)
 
 
-def decoded(task: Task, library: str) -> Iterator[int]:
-    """Decoded by a library in a thread on each core, from memory; nothing after it."""
-    decode, threads = _decoder(library), cores_of_rank()
-    files = {path.stat().st_ino: path for path in task.folder.iterdir()}  # each once
-    encoded = itertools.cycle([path.read_bytes() for path in files.values()])
+def decoded(task: Task, library: str, divisor: int = 1) -> Iterator[int]:
+    """Decoded by a library in a thread on each core, from memory; nothing after it. `divisor`: of
+    the sides, one of `REDUCTIONS`, for simplejpeg."""
+    decode, threads = _decoder(library, divisor), cores_of_rank()
+    paths = {path.stat().st_ino: path for path in task.folder.iterdir()}  # each once
+    encoded = itertools.cycle([path.read_bytes() for path in paths.values()])
     some = max(task.case.batch_size // 16, 1)
 
     def work(parts: list[bytes]) -> int:
@@ -156,8 +194,10 @@ def decoded(task: Task, library: str) -> Iterator[int]:
             yield under_way.popleft().result()
 
 
-def _decoder(library: str) -> Callable[[bytes], object]:
+def _decoder(library: str, divisor: int) -> Callable[[bytes], object]:
     """To RGB pixels, with the settings that give Pillow's."""
+    if divisor > 1:
+        return lambda encoded: jpeg.decode(encoded, jpeg.plain_frame(encoded), divisor)
     if library == "simplejpeg":
         return jpeg.simplejpeg().decode_jpeg
     if library == "torchvision":
@@ -218,9 +258,9 @@ def interpolate(
     out.copy_(found[0].permute(1, 2, 0))
 
 
-def staged(task: Task) -> Iterator[int]:
+def staged(task: Task, margin: float = 0.0) -> Iterator[int]:
     """What `ours` does with files, in one thread and stage by stage, with the microseconds of each
-    of STAGES per image as figures."""
+    of STAGES per image as figures. `margin`: as of `ours`."""
     source, case = task.source(), task.case
     shape = (len(case.views.views), CHUNK, case.side, case.side, len(case.views.mean))
     pixels, views = torch.empty(shape, dtype=torch.uint8), torch.empty(shape)
@@ -243,9 +283,12 @@ def staged(task: Task) -> Iterator[int]:
             encoded = source.encoded(sample)
             mark("read")
             frame = jpeg.plain_frame(encoded)
-            windows = drawn.windows(row, frame.height, frame.width)
+            windows, divisor = drawn.windows(row, frame.height, frame.width), 1
+            if margin:
+                divisor = reduction(np.array(windows), drawn.shapes, margin)
+                windows = reduced(np.array(windows), divisor).tolist()
             mark("window")
-            image = torch.from_numpy(jpeg.decode(encoded, frame))
+            image = torch.from_numpy(jpeg.decode(encoded, frame, divisor))
             mark("decode")
             count = row % CHUNK + 1
             for window, way, out in zip(windows, drawn.interpolations, pixels, strict=True):

@@ -118,9 +118,11 @@ def test_smaller_decoding_has_its_error_as_a_figure(tmp_path):
     views = replace(case.views, views=tuple(replace(v, size=8) for v in case.views.views))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "imagenet", views)
-        for name in ("ours-reduced", "ours-packed"):
+        for name in ("ours-reduced", "reduced-1.0", "ours-packed"):
             _, figures = opened(name, case, folder)
-            assert 0 < figures["error_levels"] < 128
+            assert 0 < figures["error_levels"] < figures["largest_levels"] < 256
+            assert 0 < figures["psnr_db"] < 60
+            assert loading.files.reduction is loading.reduction
         _, figures = opened("ours-threads", case, folder)
         assert "error_levels" not in figures
 
@@ -130,11 +132,12 @@ def test_stages_add_up_and_are_named(tmp_path):
     if reason is not None:
         pytest.skip(reason)
     folder = images.photographs(tmp_path / "files", 4, 8, TINY)
-    _, figures = opened("stages-1", small(batch_size=3), folder)
-    assert {name for name in figures if name.endswith("_us")} == {
-        f"{stage}_us" for stage in loading.STAGES
-    }
-    assert min(figures.values()) > 0
+    for name in ("stages-1", "stages-reduced-1"):
+        _, figures = opened(name, small(batch_size=3), folder)
+        assert {name for name in figures if name.endswith("_us")} == {
+            f"{stage}_us" for stage in loading.STAGES
+        }
+        assert min(figures.values()) > 0
 
 
 def test_crops_are_held_against_pillow(tmp_path, monkeypatch):

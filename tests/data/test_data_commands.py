@@ -20,7 +20,7 @@ from pictures import Image, bomb, encode, photographs, pixels, write_folder
 from typer.testing import CliRunner
 
 from barlow_fast.cli.app import app
-from barlow_fast.data import PRESETS, order, parallel
+from barlow_fast.data import PRESETS, order
 from barlow_fast.data.check import bad_images, write_report
 from barlow_fast.data.faults import BadImage, BadImageError
 from barlow_fast.data.show import FRAMES, MARGIN, TILE, describe, sheet, write_sheet
@@ -224,7 +224,7 @@ def test_a_report_that_is_broken_off_does_not_appear(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_check_with_all_its_processes(tmp_path: Path):
+def test_ctrl_c_ends_a_check(tmp_path: Path):
     folder = write_folder(tmp_path, {"0.jpg": photographs()[0]})
     # So many that the check is under way for seconds, however late the signal is sent.
     for number in range(1, 4000):
@@ -448,17 +448,3 @@ def test_a_sheet_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_sheet(tmp_path / "x.png", Image.new("RGB", (4, 4)))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_more_processes_than_there_is_work_for(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-
-    class Pool:
-        def __init__(self, workers: int, *_: object, **__: object) -> None:
-            asked.append(workers)
-            raise RuntimeError("enough")
-
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Pool)
-    with pytest.raises(RuntimeError, match="enough"):
-        list(parallel.in_order(ArraySource(np.zeros((17, 2, 2, 1), np.uint8)), int, 10**9))
-    assert asked == [-(-17 // parallel.CHUNK)]

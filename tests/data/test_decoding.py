@@ -29,7 +29,7 @@ from barlow_fast.data.pack import pack
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource
 from barlow_fast.data.views import draw
-from barlow_fast.data.windows import reduced, reduction, windows
+from barlow_fast.data.windows import MARGIN, reduced, reduction, windows
 from barlow_fast.evaluation.images import CentreCrop, ImageFormat, Reading, pictures
 
 simplejpeg = pytest.importorskip("simplejpeg")
@@ -434,7 +434,7 @@ def test_no_view_is_enlarged_more_than_without():
         reductions.add(divisor)
         cut = reduced(found, divisor)
         if divisor > 1:
-            assert (cut[:, 2:] >= 2 * 48).all()
+            assert (cut[:, 2:] >= MARGIN * 48).all()
         assert (cut[:, :2] >= 0).all()
         assert (cut[:, 0] + cut[:, 2] <= -(-height // divisor)).all()
         assert (cut[:, 1] + cut[:, 3] <= -(-width // divisor)).all()
@@ -443,7 +443,7 @@ def test_no_view_is_enlarged_more_than_without():
             assert np.abs(edges(cut) * divisor - edges(found)).max() <= divisor / 2
         # The largest: twice as much would be too much.
         if divisor < 8:
-            assert (reduced(found, 2 * divisor)[:, 2:] < 2 * 48).any()
+            assert (reduced(found, 2 * divisor)[:, 2:] < MARGIN * 48).any()
     assert reductions == set(jpeg.REDUCTIONS)
     np.testing.assert_array_equal(reduced(found, 1), found)
 

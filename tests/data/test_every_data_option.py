@@ -34,6 +34,7 @@ from barlow_fast.data import (
     load,
     loader,
     order,
+    parallel,
     render,
     show,
     windows,
@@ -219,9 +220,16 @@ def made(source: Any, **options: Any) -> tuple[str, dict[str, Any]]:
         return type(batches._renderer).__name__, Rendering.passed
 
 
+def cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Lets this process use `count` cores."""
+    monkeypatch.setattr(
+        parallel.os, "sched_getaffinity", lambda _: set(range(count)), raising=False
+    )
+
+
 @case(ViewLoader, "loader", "workers")
 def _(rendering, files, monkeypatch):
-    monkeypatch.setattr(loader, "cores_of_rank", lambda: 5)
+    cores(monkeypatch, 5)
     for options, kind, expected in (
         ({}, "ThreadRenderer", {"workers": 5}),
         ({"workers": 3}, "ThreadRenderer", {"workers": 3}),
@@ -239,8 +247,8 @@ def _(rendering, files, monkeypatch):
             assert finish is None or finish.dtype == torch.float32
             expected = {"timeout": 1800.0, "pinned": False, **expected}
         assert passed == {"seed": 0, "prefetch": 2, **expected}
-    monkeypatch.setattr(loader, "cores_of_rank", lambda: 99)
-    assert made(files)[1]["workers"] == loader.MOST_THREADS
+    cores(monkeypatch, 99)
+    assert made(files)[1]["workers"] == parallel.MOST_THREADS
     assert made(files, workers=99)[1]["workers"] == 99
     assert made(array())[0] == "ArrayRenderer"
     assert made(array(), loader="pil", workers=0)[0] == "ThreadRenderer"
@@ -294,14 +302,14 @@ def _(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ranks_here", "cores"), [("1", 6), ("2", 3), ("4", 1), ("9", 1), ("0", 6), ("none", 6)]
+    ("ranks_here", "share"), [("1", 6), ("2", 3), ("4", 1), ("9", 1), ("0", 6), ("none", 6)]
 )
-def test_ranks_of_a_machine_share_its_cores(monkeypatch, ranks_here: str, cores: int):
-    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+def test_ranks_of_a_machine_share_its_cores(monkeypatch, ranks_here: str, share: int):
+    cores(monkeypatch, 6)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks_here)
-    assert loader.cores_of_rank() == cores
+    assert parallel.cores_of_rank() == share
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert loader.cores_of_rank() == 6
+    assert parallel.cores_of_rank() == 6
 
 
 # Views.

@@ -23,7 +23,8 @@ from photographs import MEAN, STD, colouring, cropping, photographs
 from barlow_fast import kernels
 from barlow_fast.data import ViewLoader, Views, ViewSpecification, draw
 from barlow_fast.data.faults import BadImageError
-from barlow_fast.data.loader import Batch, choose_loader, cores_of_rank
+from barlow_fast.data.loader import Batch, choose_loader
+from barlow_fast.data.parallel import cores_of_rank
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.threads import ThreadRenderer
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource

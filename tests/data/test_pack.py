@@ -8,20 +8,17 @@ import os
 import subprocess
 import sys
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ended import running, until
+from ended import SECONDS, running
 from pictures import Image, encode, photographs, pixels, write_folder
 from test_sources import assert_is_a_source
 
 from barlow_fast.data import pack as packing
-from barlow_fast.data import parallel
 from barlow_fast.data.faults import BadImageError
 from barlow_fast.data.pack import Packed, pack
-from barlow_fast.data.parallel import in_order
 from barlow_fast.data.sources import ArraySource, FolderSource, ShardSource, open_source
 
 PICTURES = {
@@ -79,7 +76,6 @@ def test_members_are_named_for_any_reader(tmp_path: Path, folder: FolderSource):
     assert all(name.count(".") == 1 and len(name) < 100 and name.isascii() for name in names)
 
 
-@pytest.mark.slow
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path, folder: FolderSource):
     for name, workers in (("one", 0), ("two", 0), ("three", 2)):
         pack(folder, tmp_path / name, size=16, workers=workers)
@@ -270,81 +266,24 @@ def test_a_pack_that_is_killed_leaves_nothing_that_opens(tmp_path: Path, folder)
         pack(folder, out)
 
 
-# ---- many processes
-
-
-class Square:
-    """A task that travels."""
-
-    def __call__(self, index: int) -> int:
-        return index * index
-
-
-class Die:
-    def __call__(self, index: int) -> int:
-        if index == 20:
-            os._exit(3)
-        return index
-
-
-class Refuse:
-    def __call__(self, index: int) -> int:
-        if index == 5:
-            raise ValueError("five")
-        return index
-
-
-def numbers(count: int) -> ArraySource:
-    return ArraySource(np.zeros((count, 1, 1, 1), np.uint8), name="numbers")
-
-
-def children() -> set[str]:
-    listing = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
-    ).stdout
-    return {line for line in listing.splitlines() if "spawn_main" in line}
-
-
-def test_results_come_in_order(monkeypatch: pytest.MonkeyPatch):
-    """The order of work, with threads in place of processes."""
-
-    class Threads(ThreadPoolExecutor):
-        def __init__(self, workers, context, **options):
-            super().__init__(workers, **options)
-
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Threads)
-    monkeypatch.setattr(parallel, "obey_parent", lambda: None)
-    for count in (1, 7, 100):
-        assert list(in_order(numbers(count), Square(), 2)) == [i * i for i in range(count)]
-
-
-@pytest.mark.slow
-def test_results_come_in_order_from_any_number_of_processes():
-    expected = [i * i for i in range(100)]
-    assert list(in_order(numbers(100), Square(), 0)) == expected
-    assert list(in_order(numbers(100), Square(), 2)) == expected
-
-
-@pytest.mark.slow
-def test_what_a_task_raises_is_raised_here_and_no_process_stays():
-    before = children()
-    with pytest.raises(ValueError, match="five"):
-        list(in_order(numbers(100), Refuse(), 1))
-    some = in_order(numbers(100), Square(), 1)
-    assert next(some) == 0
-    some.close()
-    assert until(lambda: children() <= before)
-
-
-@pytest.mark.slow
-def test_a_process_that_dies_is_reported_and_not_waited_for():
-    with pytest.raises(RuntimeError, match=r"died at or after image \d+, numbers\[\d+\]"):
-        list(in_order(numbers(100), Die(), 1))
-
-
 def test_classes_are_kept_as_text(tmp_path: Path):
     files = {"grün/a.png": encode(pixels()), "two\nlines/b.png": encode(pixels())}
     folder = FolderSource(write_folder(tmp_path / "folder", files))
     pack(folder, tmp_path / "out")
     names = json.loads((tmp_path / "out" / "classes.json").read_text())
     assert names == folder.classes == ["grün", r"two\nlines"]
+
+
+def test_a_script_on_standard_input_may_pack(tmp_path: Path, folder: FolderSource):
+    """It has no file that another process could import."""
+    code = (
+        "from pathlib import Path\n"
+        "from barlow_fast.data.pack import pack\n"
+        "from barlow_fast.data.sources import FolderSource\n"
+        f"folder, out = {str(folder.root)!r}, {str(tmp_path / 'out')!r}\n"
+        "print(pack(FolderSource(folder), Path(out), workers=2))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-"], input=code, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.stdout.startswith("Packed(images=6"), done.stderr

@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
 from barlow_fast import kernels
-from barlow_fast.data import ViewLoader, Views, draw, rendering, windows
+from barlow_fast.data import ViewLoader, Views, draw, parallel, windows
 from barlow_fast.data.decoding import Decoded
 from barlow_fast.data.faults import BadImage
 from barlow_fast.data.rendering import Crops, crop_shapes, files
@@ -212,7 +212,7 @@ class Waiting(FolderSource):
 
 @pytest.mark.parametrize("remark", [60.0, 0.2])
 def test_storage_that_does_not_answer_is_given_up(tmp_path, monkeypatch, remark: float):
-    monkeypatch.setattr(rendering.threads, "REMARK_AFTER", remark)
+    monkeypatch.setattr(parallel, "REMARK_AFTER", remark)
     source = Waiting(photographs(tmp_path / "photographs", 8))
     renderer = ThreadRenderer(source, VIEWS, workers=3, timeout=LIMIT)
     renderer.submit(0, np.arange(8))
@@ -240,13 +240,13 @@ def test_images_that_come_slowly_are_waited_for(tmp_path, monkeypatch):
     def wait(seconds: float) -> bool:
         waits.append(seconds)
         if len(waits) == 2:
-            batch.done.append(batch.chunks[0])
+            batch.tasks[1].ready.set()
         assert len(waits) < 5
         return len(waits) == 4
 
-    monkeypatch.setattr(rendering.threads, "REMARK_AFTER", 0.2)
-    monkeypatch.setattr(batch.ready, "wait", wait)
-    assert len(renderer.receive().samples) == 3 * CHUNK
+    monkeypatch.setattr(parallel, "REMARK_AFTER", 0.2)
+    monkeypatch.setattr(batch.tasks[0].ready, "wait", wait)
+    renderer._wait(batch, batch.tasks[0])
     assert waits == [0.2, 0.2, 0.2, 0.2]
     source.answer.set()
     renderer.close()
@@ -305,10 +305,7 @@ def test_a_wait_that_is_interrupted_is_resumed(tmp_path, monkeypatch, workers: i
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    if workers:
-        owner, name, calls = renderer._under_way[0].ready.__class__, "wait", 1
-    else:
-        owner, name = rendering.threads._Engine, "render"
+    owner, name = (threading.Event, "wait") if workers else (parallel.Task, "perform")
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, interrupt)
     with pytest.raises(KeyboardInterrupt):

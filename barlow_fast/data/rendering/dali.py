@@ -27,7 +27,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,7 @@ from torch import Tensor
 
 from ..decoding import MAX_PIXELS, check, pillow
 from ..faults import BadImage, BadImageError
+from ..parallel import PATIENCE, Task, Threads
 from ..sources import ArraySource, Source
 from ..views import draw
 from ..whole import FRAMES, find_marker
@@ -243,6 +243,7 @@ class _Engine:
         self.tasks: queue.SimpleQueue[tuple[int, np.ndarray] | None] = queue.SimpleQueue()
         self.results: queue.SimpleQueue[Crops | BaseException] = queue.SimpleQueue()
         self.stopped = threading.Event()
+        self.readers = Threads(READERS)
         self.running: deque[_Batch] = deque()
         self.sizes = np.zeros((len(source), 2), np.int32)
         self.route = np.full(len(source), UNKNOWN, np.int8)
@@ -251,22 +252,22 @@ class _Engine:
     def run(self) -> None:
         """Batches from `tasks` to `results`, in order, until `stop`."""
         try:
-            with ThreadPoolExecutor(READERS, "barlow_fast reader") as self.readers:
-                self.graph = self.build()
-                while not self.stopped.is_set():
-                    try:
-                        task = self.tasks.get(block=not self.running)
-                    except queue.Empty:
-                        self.finish()
-                        continue
-                    if task is None:
-                        break
-                    self.start(*task)
-                    if len(self.running) == DEPTH:
-                        self.finish()
+            self.graph = self.build()
+            while not self.stopped.is_set():
+                try:
+                    task = self.tasks.get(block=not self.running)
+                except queue.Empty:
+                    self.finish()
+                    continue
+                if task is None:
+                    break
+                self.start(*task)
+                if len(self.running) == DEPTH:
+                    self.finish()
         except BaseException as error:
             self.results.put(error)
         finally:
+            self.readers.end(PATIENCE)
             # DALI's threads end here, and not when the engine is collected.
             self.graph = None
             self.running.clear()
@@ -276,8 +277,9 @@ class _Engine:
         self.tasks.put(None)
 
     def start(self, epoch: int, samples: np.ndarray) -> None:
-        parts = self.readers.map(self.read, np.array_split(samples, READERS))
-        read = [image for part in parts for image in part]
+        parts = np.array_split(samples, READERS)
+        tasks = [self.readers.put(Task(self.read, part)) for part in parts]
+        read = [image for task in tasks for image in task.outcome()]
         bad = [(row, image) for row, image in enumerate(read) if isinstance(image, BadImage)]
         readable = [row for row, image in enumerate(read) if not isinstance(image, BadImage)]
         by_dali = [row for row in readable if self.route[samples[row]] == BY_DALI]
