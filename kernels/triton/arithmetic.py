@@ -27,10 +27,6 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on"))
 
-# Accumulators of tensor cores truncate. Sums of float32 quality add up chunks of so many elements
-# in the ordinary, rounding units.
-FLOAT32_CHUNK = 256
-
 
 @triton.jit
 def cast(x, DTYPE: tl.constexpr):
@@ -81,7 +77,11 @@ def stored(x):
 
 @triton.jit
 def multiply(x, y, accumulator, PRECISION: tl.constexpr):
-    """accumulator + x y, accumulated in float32."""
+    """accumulator + x y, accumulated in float32.
+
+    Accumulators of tensor cores truncate. Of float32 quality, Triton starts each three products
+    from zero and adds them to the accumulator in the ordinary, rounding units.
+    """
     if PRECISION == "fp32":
         accumulator = tl.dot(x, y, accumulator, input_precision="tf32x3")
     else:
@@ -90,24 +90,18 @@ def multiply(x, y, accumulator, PRECISION: tl.constexpr):
 
 
 class Meta(NamedTuple):
-    """Meta-parameters of a matrix product, all of type tl.constexpr.
-
-    CHUNK: the sum is taken in chunks of so many elements that are added in float32, because the
-    accumulators of tensor cores truncate; 0 for one chunk.
-    """
+    """Meta-parameters of a matrix product, all of type tl.constexpr."""
 
     BLOCK_M: Any
     BLOCK_N: Any
     BLOCK_K: Any
-    CHUNK: Any
     PRECISION: Any
 
 
 @functools.cache
 def meta(block_m: int, block_n: int, block_k: int, precision: str) -> Meta:
     """The meta-parameters of a product for these blocks and this operand type."""
-    chunk = FLOAT32_CHUNK if precision == "fp32" else 0
-    return Meta(*map(tl.constexpr, (block_m, block_n, block_k, chunk, precision)))
+    return Meta(*map(tl.constexpr, (block_m, block_n, block_k, precision)))
 
 
 class View(NamedTuple):

@@ -111,15 +111,8 @@ def correlation_kernel(
     norm_b = norm_of(pair.statistics_ptr + 3 * D, columns, D, False)
 
     value = tl.zeros([META.BLOCK_M, META.BLOCK_N], tl.float32)
-    if META.CHUNK == 0:
-        for k in range(first, last, META.BLOCK_K):
-            value = _step(value, pair, norm_a, norm_b, rows, columns, k, last, N, D, META)
-    else:
-        for c in range(first, last, META.CHUNK):
-            chunk = tl.zeros([META.BLOCK_M, META.BLOCK_N], tl.float32)
-            for k in range(c, tl.minimum(c + META.CHUNK, last), META.BLOCK_K):
-                chunk = _step(chunk, pair, norm_a, norm_b, rows, columns, k, last, N, D, META)
-            value += chunk
+    for k in range(first, last, META.BLOCK_K):
+        value = _step(value, pair, norm_a, norm_b, rows, columns, k, last, N, D, META)
 
     if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
         if full:

@@ -98,21 +98,11 @@ def correlation_gradients_kernel(
     left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * stride_hat
 
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if META.CHUNK == 0:
-        for k in range(0, D, META.BLOCK_K):
-            product = _step(
-                product, other, hat_ptr, left, matrix_ptr, stride_matrix, columns, k, D, META,
-                TRANSPOSED, EVEN,
-            )  # fmt: skip
-    else:
-        for c in range(0, D, META.CHUNK):
-            chunk = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for k in range(c, tl.minimum(c + META.CHUNK, D), META.BLOCK_K):
-                chunk = _step(
-                    chunk, other, hat_ptr, left, matrix_ptr, stride_matrix, columns, k, D, META,
-                    TRANSPOSED, EVEN,
-                )  # fmt: skip
-            product += chunk
+    for k in range(0, D, META.BLOCK_K):
+        product = _step(
+            product, other, hat_ptr, left, matrix_ptr, stride_matrix, columns, k, D, META,
+            TRANSPOSED, EVEN,
+        )  # fmt: skip
 
     gradient = Gradient(own, other, output)
     left_half, right_half = halves(product, BLOCK_M, BLOCK_N)

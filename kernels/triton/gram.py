@@ -186,15 +186,8 @@ def gram_kernel(
         # Rows beyond the last are copies of it: no mask in the loop, and they are not stored.
         left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * view.stride
         right = tl.minimum(columns, N - 1).to(tl.int64)[:, None] * view.stride
-        if META.CHUNK == 0:
-            for k in range(first, last, META.BLOCK_K):
-                value = _step(value, view, left, right, k, D, META, STORED, EVEN)
-        else:
-            for c in range(first, last, META.CHUNK):
-                chunk = tl.zeros([BLOCK, BLOCK], tl.float32)
-                for k in range(c, tl.minimum(c + META.CHUNK, last), META.BLOCK_K):
-                    chunk = _step(chunk, view, left, right, k, D, META, STORED, EVEN)
-                value += chunk
+        for k in range(first, last, META.BLOCK_K):
+            value = _step(value, view, left, right, k, D, META, STORED, EVEN)
 
     if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
         if full:

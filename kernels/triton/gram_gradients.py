@@ -215,15 +215,9 @@ def _tile(
             else:
                 y = stored(hat_descriptor.load([k, column]))
             product = multiply(x, y, product, META.PRECISION)
-    elif META.CHUNK == 0:
+    else:
         for k in range(0, N, META.BLOCK_K):
             product = _step(product, operands, left, columns, k, N, META)
-    else:
-        for c in range(0, N, META.CHUNK):
-            chunk = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for k in range(c, tl.minimum(c + META.CHUNK, N), META.BLOCK_K):
-                chunk = _step(chunk, operands, left, columns, k, N, META)
-            product += chunk
 
     _tile_pieces(
         product, gradient, weights, projected, sums_ptr + row_tile * D, row, column, N, D,

@@ -8,6 +8,7 @@ instruction still reads, and their loads are 16 bytes wide and asynchronous.
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 INSTRUCTION = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 # Bytes per thread: slow, not wrong, and only for an odd D.
 UNALIGNED_SPILL = 768
+PRODUCT = r"tt\.dot |warp_group_dot |tc_gen5_mma"  # in Triton's GPU dialect
 OPERANDS = {"bf16": "bf16", "fp16": "f16", "tf32": "tf32", "fp32": "tf32"}
 
 
@@ -137,6 +139,21 @@ def test_paths_that_tuning_may_choose(kernel, row, tma, monkeypatch):
     assert ("cp.async.bulk.tensor" in code) == tma
     if row[-1] == "persistent":
         assert launch.grid == (REFERENCE_DEVICES[90].num_sms,)
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_products_of_float32_quality_are_added_outside_of_the_tensor_cores(architecture):
+    """Accumulators of tensor cores truncate: a long sum in them would lose what three products
+    keep."""
+    case = Case("gram", 256, 8192, torch.float32, "fp32")
+    launches = record_step(case, REFERENCE_DEVICES[architecture])
+    launch = next(each for each in launches if each.name == "gram_kernel")
+    code = inspection.compile_launch(launch, architecture).asm["ttgir"]
+    products = [line for line in code.splitlines() if re.search(PRODUCT, line)]
+    assert len(products) == 3
+    assert re.search(r"%cst\w*[, ]|%false", products[0])  # from zero
+    block = launch.constants["BLOCK_M"]
+    assert re.search(rf"arith\.addf .* tensor<{block}x{block}xf32", code)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -109,7 +109,7 @@ def test_every_input_type_with_every_operand_type(dtype, precision):
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_awkward_shapes(shape, precision):
-    # Sums longer than a chunk of float32 quality need no more than this; the interpreter is slow.
+    # The interpreter is slow: one type at the largest shape.
     if precision == "fp32" and max(shape) > 1000:
         pytest.skip("1025 in bf16 only, 521 in fp32")
     check_both(contract.prepared(shape, precision), precision)
@@ -169,7 +169,7 @@ def use(monkeypatch, kernel, path, **blocks):
 
 # Paths and shapes decide on tiles, operand types on products: every path with every shape in one
 # type, and with every type in one shape. Products of float32 quality are fused at every size, or
-# torch's; their sums are chunked, which TMA are not.
+# torch's.
 def all_slow(*values):
     return itertools.starmap(slow, itertools.product(*values))
 
