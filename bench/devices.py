@@ -70,8 +70,6 @@ class Device:
         sources: files that rows depend on here, besides those of the suites.
         pins_memory: whether a DataLoader does, for quicker copies to the device.
         loader_workers: processes or threads that make views; None for one on each core.
-        group_seconds: a guess of what a group of the loss takes beyond its calls, without peers
-            that compile and with them; None where calls are nearly all of it.
     """
 
     kind: str
@@ -87,7 +85,6 @@ class Device:
     sources: tuple[str, ...] = ()
     pins_memory = False
     loader_workers: int | None = None
-    group_seconds: tuple[float, float] | None = None
 
     def cache_bytes(self) -> int:
         """The last-level cache."""
@@ -236,7 +233,6 @@ class Cuda(Device):
     first_call_compiles = True
     compile_seconds = 60.0
     pins_memory = True
-    group_seconds = (3.0, 60.0)
 
     def __init__(self, index: int = 0) -> None:
         """RuntimeError, with the reason, where torch cannot use one."""

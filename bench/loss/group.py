@@ -25,7 +25,7 @@ from bench.inputs import Pair, rotation
 from bench.peers import Loss, Peer
 from bench.peers.mathematics import PAPER
 from bench.session import Session
-from bench.timing import Budget, percentile, schedule, warm_up, without_collections
+from bench.timing import Budget, schedule, warm_up, without_collections
 
 LONG = 1.0  # seconds; longer calls are not warmed up
 LONGEST = 15.0  # seconds of one call
@@ -104,10 +104,6 @@ class Candidate:
         """One sample."""
         for measure, seconds in times.items():
             self.samples.setdefault(measure, []).append(seconds)
-
-    def seconds(self) -> float:
-        """The median of its calls."""
-        return percentile(self.samples[WHOLE], 50)
 
 
 class Group:

@@ -36,7 +36,6 @@ class Replaying(Cpu):
     measures = devices.Cuda.measures
     identity = devices.Cuda.identity
     judges_others = devices.Cuda.judges_others
-    group_seconds = devices.Cuda.group_seconds
 
     def __init__(self, wrong: bool = False) -> None:
         super().__init__()
