@@ -95,35 +95,21 @@ def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
 
 
 class Truths:
-    """The truths of one pair. Each mathematics is evaluated when it is first requested; factors
-    share one evaluation.
+    """The truths of one pair. That of the paper is kept; any other is evaluated anew, and given
+    back with its caller's last reference: the memory is the peers' to be measured in."""
 
-    The paper's stays, and of the others the latest (a truth takes as much memory as its gradients
-    in float64), unless `others` is False: then each is evaluated anew and given back with its
-    caller's last reference. Peers that are requested in the order of `discover` repeat none.
-    """
-
-    def __init__(self, pair: Pair, others: bool = True) -> None:
-        self._pair, self._others = pair, others
-        self._kept: dict[Mathematics, Outcome] = {}
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._paper: Outcome | None = None
 
     def of(self, mathematics: Mathematics) -> Outcome:
-        """The results that a peer of this mathematics should have."""
-        factor, unscaled = mathematics.factor, replace(mathematics, factor=1.0)
-        found = self._kept.get(unscaled)
-        if found is None:
-            found = self._evaluated(unscaled)
-        if factor == 1.0:
-            return found
-        return Outcome(factor * found.loss, found.gradients, 1 / factor)
-
-    def _evaluated(self, mathematics: Mathematics) -> Outcome:
-        if mathematics != PAPER:  # the other one goes before the next is made, not after
-            self._kept = {m: kept for m, kept in self._kept.items() if m == PAPER}
-        found = truth(self._pair, mathematics)
-        if mathematics == PAPER or self._others:
-            self._kept[mathematics] = found
-        return found
+        """The results that a peer of this mathematics should have; factors of the paper's share
+        one evaluation."""
+        factor = mathematics.factor
+        if replace(mathematics, factor=1.0) != PAPER:
+            return truth(self._pair, mathematics)
+        self._paper = self._paper or truth(self._pair)
+        return Outcome(factor * self._paper.loss, self._paper.gradients, 1 / factor)
 
 
 def errors(outcome: Outcome, true: Outcome) -> Errors:
