@@ -204,9 +204,10 @@ def measure(steps: int, batch: int, variant: Variant) -> list[Row]:
     locked.check()
     head = {"suite": "dropin", "n": batch, "d": seen[0].shape[1], "dtype": variant.name}
     source = f"lightly {provenance.version('lightly')}"
+    same = {PATCHED: locked.columns()}
     return [
         {**head, "peer": each.name, "source": source, **each.columns()}
-        | {**each.differences(runs[0]), **locked.columns(each.name)}
+        | {**each.differences(runs[0]), **same.get(each.name, {})}
         for each in runs
     ]
 
@@ -249,16 +250,10 @@ class Locked:
                 f"{allowed.gradient:.1e})"
             )
 
-    def columns(self, name: str) -> Row:
-        """Of a row: the differences of the patched loss, and the errors of either."""
-        kinds = {"difference": self.difference if name == PATCHED else None}
-        kinds["error"] = self.errors.get(name)
-        return {
-            f"locked_{what}_{kind}": rounded(getattr(found, what))
-            for kind, found in kinds.items()
-            if found is not None
-            for what in ("loss", "gradient")
-        }
+    def columns(self) -> Row:
+        """Of the row of the patched run."""
+        found = vars(self.difference).items()
+        return {f"locked_{what}_difference": rounded(value) for what, value in found}
 
 
 PEER = titled(TITLES, "loss of")
