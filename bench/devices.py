@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench import floor, memory_limit, peak_memory, provenance
+from bench import floor, peak_memory, provenance
 from bench.grids import CPU_GRID, CUDA_GRID
 from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
 from bench.timing import Budget, NoGraphError
@@ -168,17 +168,17 @@ class Cpu:
 
     def memory_limit(self) -> AbstractContextManager:
         """Inside, what does not fit raises instead of waking a system that kills for it."""
-        return memory_limit.within()
+        return peak_memory.within()
 
     def problem(self, error: BaseException) -> str:
         """An exception in one line; that memory ran out, in the same words always."""
-        if not isinstance(error, torch.OutOfMemoryError) and memory_limit.is_memory_error(error):
+        if not isinstance(error, torch.OutOfMemoryError) and peak_memory.is_memory_error(error):
             return f"{peak_memory.NO_MEMORY}: {next(iter(str(error).splitlines()), '')}"
         return brief(error)
 
     def why_no_memory(self) -> str | None:
         """None if it can measure the memory of a pass, else the reason."""
-        known = memory_limit.STATUS.exists()
+        known = peak_memory.STATUS.exists()
         return None if known else "the memory of a pass is read from /proc, which this system lacks"
 
     def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:

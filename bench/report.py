@@ -8,6 +8,7 @@ code changed, which its mark shows; a new version of matplotlib alone makes no f
 from __future__ import annotations
 
 import importlib.util
+import operator
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,11 @@ def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
     ]
     ends = [f"- {data['machine']}, {data['dtype']}: {speedup.break_even(data)}" for data in shown]
     heads = ("machine", "dtype", "compared", "faster", "slower", "least", "most")
-    parts = ["## Speedup of the loss", markdown.table(heads, lines), "\n".join(ends)]
+    columns = [
+        markdown.Column(head, operator.itemgetter(place), left=place == 0)
+        for place, head in enumerate(heads)
+    ]
+    parts = ["## Speedup of the loss", markdown.table_of(columns, lines), "\n".join(ends)]
     return parts if lines else []
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from bench.plots import drawing, selection
 from bench.plots.figure import Data, Figure
-from bench.ranks.scaling import MEMORY
 from bench.results import Row
+from bench.suites.scaling import MEMORY
 
 HEADLINE = "One loss step, forward + backward: modelled, not measured"
 LABELS = ("D (1k = 1024)", "seconds per step (modelled)")

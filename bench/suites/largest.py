@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated
 
-from bench import agreement, cli, devices, memory_limit, peak_memory, peers, sources
+from bench import agreement, cli, devices, peak_memory, peers, sources
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_variants
 from bench.markdown import Column, details, joined, reading, table_of, titled
@@ -56,7 +56,7 @@ def command(
         chosen = peers.choose(names, compiled=False)
         if (reason := device.why_no_memory()) is not None:
             raise RuntimeError(reason)
-        free = memory_limit.available()
+        free = peak_memory.available()
         if free < HEADROOM * limit:
             raise RuntimeError(
                 f"--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from invoked import invoke
 
-from bench import floor, memory_limit
+from bench import floor, peak_memory
 from bench import session as sessions
 from bench.devices import Cpu
 from bench.grids import CPU_GRID, Case
@@ -155,12 +155,12 @@ def test_quick_takes_the_quick_shapes_and_writes_nothing(monkeypatch, tmp_path):
     assert seen["minutes"] is None
 
 
-@pytest.mark.skipif(not memory_limit.STATUS.exists(), reason="needs /proc")
+@pytest.mark.skipif(not peak_memory.STATUS.exists(), reason="needs /proc")
 def test_the_limit_on_memory_ends_with_its_block():
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with memory_limit.within(64 << 20):
+    with peak_memory.within(64 << 20):
         assert resource.getrlimit(resource.RLIMIT_AS) != before
         with pytest.raises(MemoryError):
             bytearray(256 << 20)
