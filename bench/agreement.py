@@ -28,14 +28,6 @@ SMALL_SHAPES = ((24, 72), (56, 24))  # one for each form
 # several times more. Nor do those whose formula is ill-conditioned, such as the variance as
 # E[x^2] - E[x]^2: the columns of `random_pair` have a mean near 0, at which nothing cancels.
 SLACK = 4.0
-NOISE = {
-    "fp64": 1e-11,
-    "fp32": 1e-6,
-    "tf32": 1e-3,
-    "bf16-autocast": 1e-2,
-    "bf16-inputs": 1e-2,
-    "fp16-inputs": 1e-2,
-}
 CPU = torch.device("cpu")
 
 
@@ -164,11 +156,8 @@ def small_cases(
         with variant.products():
             true = run(mathematics.loss, in_double(pair), FP64)
             own = errors(run(mathematics.loss, pair, variant), true)
-            noise = NOISE[variant.name]
-            yield (
-                pair, variant, true,
-                Errors(SLACK * own.loss + noise, SLACK * own.gradient + noise),
-            )  # fmt: skip
+            loss, gradient = (SLACK * each + variant.noise for each in (own.loss, own.gradient))
+            yield pair, variant, true, Errors(loss, gradient)
 
 
 def check_timed(outcome: Outcome, true: Outcome, variant: Variant) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -112,6 +113,12 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def missing(*modules: str) -> str | None:
+    """None if all modules can be imported, else which is not installed."""
+    lacking = (name for name in modules if importlib.util.find_spec(name) is None)
+    return next((f"{name} is not installed" for name in lacking), None)
 
 
 def versions(packages: Sequence[str]) -> str:

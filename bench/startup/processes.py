@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import lifetime
+from bench import lifetime, provenance
 from bench.inputs import Variant
 from bench.lifetime import ChildError
 from bench.peers import discover
@@ -142,8 +141,7 @@ class Stage(NamedTuple):
     def unavailable(self, name: str, kind: str) -> str | None:
         """None, or the reason why an implementation cannot run here."""
         if self.dtype:
-            known = importlib.util.find_spec("triton")
-            return None if known else "triton is not installed"
+            return provenance.missing("triton")
         peer = discover(kind).get(name)
         return f"there is no such peer for {kind}" if peer is None else peer.unavailable()
 

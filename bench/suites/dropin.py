@@ -60,9 +60,8 @@ def command(
     batch: Annotated[int | None, Option("Samples; two views of each.", least=2)] = None,
 ) -> int:
     """Train lightly's example before and after the patch: losses, seconds, the loss's share."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"not installed: {', '.join(missing)} (pip install lightly ...)")
+    if missing := provenance.missing(*NEEDED):
+        print(f"{missing} (pip install lightly ...)")
         return exits.FAILED
     steps = steps or (QUICK_STEPS if given.quick else STEPS)
     batch = batch or (QUICK_BATCH if given.quick else BATCH)
