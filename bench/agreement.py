@@ -28,14 +28,6 @@ SMALL_SHAPES = ((24, 72), (56, 24))  # one for each form
 # several times more. Nor do those whose formula is ill-conditioned, such as the variance as
 # E[x^2] - E[x]^2: the columns of `random_pair` have a mean near 0, at which nothing cancels.
 SLACK = 4.0
-NOISE = {
-    "fp64": 1e-11,
-    "fp32": 1e-6,
-    "tf32": 1e-3,
-    "bf16-autocast": 1e-2,
-    "bf16-inputs": 1e-2,
-    "fp16-inputs": 1e-2,
-}
 CPU = torch.device("cpu")
 
 
@@ -95,35 +87,21 @@ def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
 
 
 class Truths:
-    """The truths of one pair. Each mathematics is evaluated when it is first requested; factors
-    share one evaluation.
+    """The truths of one pair. That of the paper is kept; any other is evaluated anew, and given
+    back with its caller's last reference: the memory is the peers' to be measured in."""
 
-    The paper's stays, and of the others the latest (a truth takes as much memory as its gradients
-    in float64), unless `others` is False: then each is evaluated anew and given back with its
-    caller's last reference. Peers that are requested in the order of `discover` repeat none.
-    """
-
-    def __init__(self, pair: Pair, others: bool = True) -> None:
-        self._pair, self._others = pair, others
-        self._kept: dict[Mathematics, Outcome] = {}
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._paper: Outcome | None = None
 
     def of(self, mathematics: Mathematics) -> Outcome:
-        """The results that a peer of this mathematics should have."""
-        factor, unscaled = mathematics.factor, replace(mathematics, factor=1.0)
-        found = self._kept.get(unscaled)
-        if found is None:
-            found = self._evaluated(unscaled)
-        if factor == 1.0:
-            return found
-        return Outcome(factor * found.loss, found.gradients, 1 / factor)
-
-    def _evaluated(self, mathematics: Mathematics) -> Outcome:
-        if mathematics != PAPER:  # the other one goes before the next is made, not after
-            self._kept = {m: kept for m, kept in self._kept.items() if m == PAPER}
-        found = truth(self._pair, mathematics)
-        if mathematics == PAPER or self._others:
-            self._kept[mathematics] = found
-        return found
+        """The results that a peer of this mathematics should have; factors of the paper's share
+        one evaluation."""
+        factor = mathematics.factor
+        if replace(mathematics, factor=1.0) != PAPER:
+            return truth(self._pair, mathematics)
+        self._paper = self._paper or truth(self._pair)
+        return Outcome(factor * self._paper.loss, self._paper.gradients, 1 / factor)
 
 
 def errors(outcome: Outcome, true: Outcome) -> Errors:
@@ -178,11 +156,8 @@ def small_cases(
         with variant.products():
             true = run(mathematics.loss, in_double(pair), FP64)
             own = errors(run(mathematics.loss, pair, variant), true)
-            noise = NOISE[variant.name]
-            yield (
-                pair, variant, true,
-                Errors(SLACK * own.loss + noise, SLACK * own.gradient + noise),
-            )  # fmt: skip
+            loss, gradient = (SLACK * each + variant.noise for each in (own.loss, own.gradient))
+            yield pair, variant, true, Errors(loss, gradient)
 
 
 def check_timed(outcome: Outcome, true: Outcome, variant: Variant) -> str | None:

@@ -2,79 +2,70 @@
 
 A verdict of slower or faster needs two things: the ranges from p20 to p80 do not overlap, and the
 medians differ by more than the threshold. Both are judged after correcting for the drift of the
-machine: two runs of the same code differ by its clock rate, its neighbours and its memory, and what
-changes all times by the same factor is not an effect of the code.
-
-The factor is estimated from what did not change between the two: implementations that are not of
-this repository in the same group of rows (they took turns with ours), and the measured rate of the
-matrix product that bounds the group. Their median is the drift; where the estimates disagree, the
-range that is compared is as much wider. The copy bandwidth is left out: on shared machines it
-doubles from one minute to the next. An implementation never corrects itself, and uncorrected ratios
-are shown too. Bytes do not drift: they are compared as they are.
+machine: two runs of the same code differ by its clock rate, its neighbours and its memory. The
+drift is the median change of what took turns with a row and is neither of this repository nor of
+another version than before. Bytes and the largest D do not drift.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-from bench import cli, provenance
+from bench import cli, provenance, results
 from bench.cli import Option
-from bench.console import aligned
-from bench.markdown import Column, cells
+from bench.markdown import Column, table_of, titled
 from bench.plots import selection
 from bench.results import Row
 
-SLOWER, FASTER, SAME, NOT = "slower", "faster", "same within noise", "not comparable"
+SLOWER, FASTER, SAME = "slower", "faster", "same within noise"
 FAILS, WORKS = "fails now", "works now"
-ORDER = (FAILS, SLOWER, WORKS, FASTER, SAME, NOT)
+ORDER = (FAILS, SLOWER, WORKS, FASTER, SAME)
 RESULTS = "bench/results/cpu-NAME.jsonl"
 # Ours under other names: no estimates of the machine's drift.
-NOT_UNCHANGED = ("limit", "kernel-", "crops-")
-VERSIONS = ("torch", "triton", "cuda", "driver", "cores", "threads", "instruction_set")
+NOT_UNCHANGED = ("ours", "limit", "kernel-", "crops-")
+PAGES = 2**20  # resident memory comes in pages and stacks of threads
 
-Figures = tuple[float, float, float]  # median, p20 and p80, all the same where there is no noise
+Figures = tuple[float, ...]  # median, least and most
+Pair = tuple[Row, Row]
 
 
-@dataclass(frozen=True)
-class Measure:
+def _of(*keys: str, within: float = 0.0) -> Callable[[Row], Figures | None]:
+    """row -> its columns `keys`, or the only one and what is `within` so much of it; None where it
+    lacks one."""
+
+    def figures(row: Row) -> Figures | None:
+        values = [selection.number(row.get(key)) for key in keys]
+        if None in values:
+            return None
+        median, low, high = values * (3 // len(values))
+        return median, low - within / 2, high + within / 2
+
+    return figures
+
+
+class Measure(NamedTuple):
     """One figure of a row.
 
     Attributes:
         name: what is measured.
-        keys: of the median and the percentiles in a row; the median alone where there is no noise.
-        unit: of all of them.
+        unit: of its figures.
+        figures: row -> median, least and most; None where it has none.
         more_is_better: for rates.
         drifts: whether the state of the machine changes it.
-        suite: the only suite that has it; any for None.
-        least: differences below it are none, in its unit: what measuring alone makes of it.
-        share: the same as a share; a smaller threshold counts as this.
     """
 
     name: str
-    keys: tuple[str, ...]
     unit: str
+    figures: Callable[[Row], Figures | None]
     more_is_better: bool = False
     drifts: bool = True
-    suite: str | None = None
-    least: float = 0.0
-    share: float = 0.0
-
-    def figures(self, row: Row) -> Figures | None:
-        """Those of a row; None where it lacks one."""
-        if self.suite not in (None, row["suite"]):
-            return None
-        values = [selection.number(row.get(key)) for key in self.keys]
-        return None if None in values else tuple(values * (3 // len(values)))
 
     def cost(self, figures: Figures) -> Figures:
         """Median, least and most of what it costs: a rate's is its inverse."""
@@ -83,78 +74,15 @@ class Measure:
 
 
 MEASURES = (
-    Measure("time", ("median_ms", "p20_ms", "p80_ms"), "ms"),
-    Measure("time in a graph", ("graph_ms", "graph_p20_ms", "graph_p80_ms"), "ms"),
-    Measure("forward", ("forward_ms", "forward_p20_ms", "forward_p80_ms"), "ms"),
-    Measure("time", ("median_s", "p20_s", "p80_s"), "s"),
-    Measure("rate", ("median_per_s", "p20_per_s", "p80_per_s"), "/s", more_is_better=True),
-    Measure("sent", ("counted_bytes",), "bytes", drifts=False),
-    # Resident memory comes in pages and stacks of threads.
-    Measure("memory", ("extra_bytes",), "bytes", drifts=False, suite="memory", least=2**20),
-    # Bracketed to 5 % by its suite.
-    Measure(
-        "largest D", ("d",), "", more_is_better=True, drifts=False, suite="largest", share=0.05
-    ),
+    Measure("time", "ms", _of("median_ms", "p20_ms", "p80_ms")),
+    Measure("time in a graph", "ms", _of("graph_ms", "graph_p20_ms", "graph_p80_ms")),
+    Measure("forward", "ms", _of("forward_ms", "forward_p20_ms", "forward_p80_ms")),
+    Measure("time", "s", _of("median_s", "p20_s", "p80_s")),
+    Measure("rate", "/s", _of("median_per_s", "p20_per_s", "p80_per_s"), more_is_better=True),
+    Measure("sent", "bytes", _of("counted_bytes"), drifts=False),
+    Measure("memory", "bytes", _of("extra_bytes", within=PAGES), drifts=False),
+    Measure("largest D", "", _of("d", "d", "failed_d"), more_is_better=True, drifts=False),
 )
-
-
-class Key(NamedTuple):
-    """What two rows that are compared have in common; the device as precisely as its rows say."""
-
-    device: str
-    suite: str
-    n: Any
-    d: Any
-    dtype: Any
-    peer: Any
-    ranks: Any
-    case: Any
-
-    @property
-    def group(self) -> Key:
-        """Of the rows that took turns."""
-        return self._replace(peer=None)
-
-    @property
-    def anywhere(self) -> Key:
-        """On any device."""
-        return self._replace(device="")
-
-    @classmethod
-    def of(cls, row: Row) -> Key:
-        """Of a row."""
-        origin = row.get("provenance") or {}
-        model = f" {origin['cpu_family_model']}" if origin.get("cpu_family_model") else ""
-        device = origin.get("gpu") or f"{origin.get('cpu')}{model}, {origin.get('cores')} cores"
-        # The largest D is what is measured there.
-        row = row | {"d": None} if row["suite"] == "largest" else row
-        return cls(device, *(row.get(key) for key in cls._fields[1:]))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One figure of both sides.
-
-    Attributes:
-        key: of both rows.
-        measure: what is compared; None where nothing is.
-        a, b: of each side; None where it has none.
-        ratio: cost of B over cost of A: above 1, B is slower. None where there are not both.
-        drift: what of it is the machine's; None where nothing shows it.
-        corrected: ratio / drift.
-        verdict: SLOWER, FASTER, SAME, FAILS, WORKS or NOT.
-        reason: why it is not comparable, or fails.
-    """
-
-    key: Key
-    measure: Measure | None = None
-    a: Figures | None = None
-    b: Figures | None = None
-    ratio: float | None = None
-    drift: float | None = None
-    corrected: float | None = None
-    verdict: str = NOT
-    reason: str = ""
 
 
 def command(
@@ -166,28 +94,28 @@ def command(
 ) -> None:
     """Compare the results of two files, of different commits or runs."""
     with cli.reading():
-        sides = side(a), side(b)
-        known = sorted({str(row["suite"]) for _, rows in sides for row in rows})
+        sides = [side(a), side(b)]
+        known = sorted({str(row["suite"]) for rows in sides for row in rows})
         wanted = cli.listed(suite, known, "suite")
-        found, alone = compare(
-            *([row for row in rows if row["suite"] in wanted] for _, rows in sides), threshold
-        )
+        sides = [[row for row in rows if row["suite"] in wanted] for rows in sides]
+        found, alone = compare(*sides, threshold)
         if not found:
             raise ValueError(f"no row of {a} matches one of {b}")
-    print(*(f"{side}: {origin}" for side, (origin, _) in zip("AB", sides, strict=True)), sep="\n")
-    show(found)
-    counts = Counter(each.verdict for each in found)
+    for name, rows in zip("AB", sides, strict=True):
+        torch = sorted({str((row.get("provenance") or {}).get("torch")) for row in rows})
+        print(f"{name}: {len(rows)} rows, torch {', '.join(torch)}")
+    print("Ratios are cost of B over cost of A: above 1, B is slower")
+    print(table_of(COLUMNS, found))
+    counts = Counter(line["verdict"] for line in found)
     words = [f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict]]
-    words += [f"{n} only in {side}" for side, n in zip("AB", alone, strict=True) if n]
-    print(
-        f"{', '.join(words)} (threshold {threshold:.3g}, ranges p20 to p80 apart, drift corrected)"
-    )
+    words += [f"{n} only in {name}" for name, n in zip("AB", alone, strict=True) if n]
+    print(f"{', '.join(words)} (threshold {threshold:.3g}, ranges p20 to p80 apart, drift removed)")
     if fail_on_slower and (counts[SLOWER] or counts[FAILS]):
         raise SystemExit(1)
 
 
-def side(name: str, root: Path = provenance.ROOT) -> tuple[str, list[Row]]:
-    """Where rows come from, and the rows: of a file, or of a file at a commit as Git names it.
+def side(name: str, root: Path = provenance.ROOT) -> list[Row]:
+    """The rows of a file, or of a file at a commit as Git names it.
 
     Raises:
         ValueError: there is no such file, or no rows are in it.
@@ -202,192 +130,111 @@ def side(name: str, root: Path = provenance.ROOT) -> tuple[str, list[Row]]:
             raise ValueError(f"{name!r} is no file of rows, nor one of a commit (COMMIT:{RESULTS})")
         text = done.stdout
     try:
-        rows = _parsed(text)
-    except ValueError as error:
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if not all("suite" in row for row in rows):
+            raise ValueError("a row is an object with a 'suite'")
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is not a file of rows, one JSON object a line: {error}") from None
     if not rows:
         raise ValueError(f"{name} has no rows")
-    return f"{len(rows)} rows of {name}", rows
-
-
-def _parsed(text: str) -> list[Row]:
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not all(isinstance(row, dict) and "suite" in row for row in rows):
-        raise ValueError("a row is an object with a 'suite'")
-    # Rows of models and compilers have no device: nothing of them was measured.
-    return [row for row in rows if {"cpu", "gpu"} & set(row.get("provenance") or {})]
+    return rows
 
 
 def compare(
     a: Sequence[Row], b: Sequence[Row], threshold: float
-) -> tuple[list[Comparison], tuple[int, int]]:
-    """(comparisons, rows that only A and only B has): rows are matched by `Key`, and each figure is
-    judged. Worst verdict first, then the largest change."""
-    left, right = ({Key.of(row): row for row in rows} for rows in (a, b))
-    groups: dict[Key, dict[str, tuple[Row, Row]]] = {}
+) -> tuple[list[Row], tuple[int, int]]:
+    """(a line for each figure of rows of the same machine, group and peer; how many rows only A and
+    only B has). Worst verdict first, then the largest change."""
+    left, right = ({_key(row): row for row in rows} for rows in (a, b))
+    groups: dict[tuple, list[Pair]] = {}
     for key in left.keys() & right.keys():
-        groups.setdefault(key.group, {})[key.peer] = left[key], right[key]
-    elsewhere = {key.anywhere: key.device for key in right if key not in left}
-    found, other = [], set()
-    for key in left:
-        if key in right:
-            found += _judged(key, groups[key.group], threshold)
-        elif key.anywhere in elsewhere:
-            other.add(key.anywhere)
-            reason = f"other device: {key.device} → {elsewhere[key.anywhere]}"
-            found.append(Comparison(key, reason=reason))
-    alone = [
-        sum(key not in those and key.anywhere not in other for key in these)
-        for these, those in ((left, right), (right, left))
+        groups.setdefault(key[:-1], []).append((left[key], right[key]))
+    found = [
+        line
+        for key, row in left.items()
+        if key in right
+        for line in _lines((row, right[key]), groups[key[:-1]], threshold)
     ]
-    found.sort(key=lambda each: (ORDER.index(each.verdict), -abs(math.log(each.corrected or 1))))
-    return found, (alone[0], alone[1])
+    found.sort(key=lambda line: (ORDER.index(line["verdict"]), -abs(math.log(line["corrected"]))))
+    return found, (len(left.keys() - right.keys()), len(right.keys() - left.keys()))
 
 
-def _judged(
-    key: Key, group: Mapping[str, tuple[Row, Row]], threshold: float
-) -> Iterator[Comparison]:
-    """Each figure that either row has; `group`: the rows that took turns, by peer."""
-    rows = group[key.peer]
-    if other := differences(*rows):
-        yield Comparison(key, reason=f"other versions: {', '.join(other)}")
-        return
-    problems = [row.get("problem") for row in rows]
-    compared = False
+def _key(row: Row) -> tuple:
+    """What two rows that are compared have in common, the peer last."""
+    model = (row.get("provenance") or {}).get("cpu_family_model")
+    return results.machine([row]), model, *results.group(row), row.get("peer")
+
+
+def _lines(rows: Pair, turns: Sequence[Pair], threshold: float) -> Iterator[Row]:
+    """Each figure that either row has; `turns`: the rows that took turns."""
     for measure in MEASURES:
-        a, b = (measure.figures(row) for row in rows)
-        each = Comparison(key, measure, a, b)
+        a, b = map(measure.figures, rows)
+        line = rows[1] | {"measure": measure, "a": a, "b": b, "ratio": None, "drift": None}
         if a and b:
-            yield replace(
-                each, **judge(measure, a, b, _drifts(measure, key.peer, group), threshold)
-            )
-        elif problem := (a and problems[1]) or (b and problems[0]):
-            yield replace(each, verdict=WORKS if b else FAILS, reason=str(problem))
-        else:
-            continue
-        compared = True
-    if not compared and problems[0] != problems[1]:
-        yield Comparison(key, reason=f"no figures: {problems[0] or problems[1]}")
+            yield line | judge(measure, a, b, _drifts(measure, rows, turns), threshold)
+        elif (a or b) and (problem := rows[bool(a)].get("problem")):
+            verdict = FAILS if a else WORKS
+            yield line | {"corrected": 1.0, "verdict": verdict, "reason": f": {problem}"}
 
 
-def _drifts(measure: Measure, peer: str, group: Mapping[str, tuple[Row, Row]]) -> list[float]:
+def _drifts(measure: Measure, rows: Pair, turns: Sequence[Pair]) -> list[float]:
     """Estimates of the machine's drift, as cost of B over cost of A."""
-    if not measure.drifts:
-        return []
     figures = [
-        [measure.figures(row) for row in pair]
-        for name, pair in group.items()
-        if name != peer
-        and not selection.is_ours(str(name))
-        and not str(name).startswith(NOT_UNCHANGED)
-        and not differences(*pair)
+        (measure.figures(before), measure.figures(after))
+        for before, after in turns
+        if before is not rows[0]
+        and measure.drifts
+        and not str(before["peer"]).startswith(NOT_UNCHANGED)
+        and before.get("source") == after.get("source")
     ]
-    found = [measure.cost(b)[0] / measure.cost(a)[0] for a, b in figures if a and b]
-    rates = [_product(row) for row in group[peer]]
-    return found + ([rates[0] / rates[1]] if None not in rates else [])
-
-
-def _product(row: Row) -> float | None:
-    """The measured rate of the products of its dtype."""
-    kind = str(row.get("dtype", "")).partition("-")[0]
-    return selection.number((row.get("peaks") or {}).get(f"gemm_{kind}_gflops"))
+    return [measure.cost(b)[0] / measure.cost(a)[0] for a, b in figures if a and b]
 
 
 def judge(
-    measure: Measure, a: Figures, b: Figures, estimates: Sequence[float], threshold: float
-) -> dict[str, Any]:
-    """Ratio, drift, corrected ratio and verdict of one figure: fields of a `Comparison`.
+    measure: Measure, a: Figures, b: Figures, drifts: Sequence[float], threshold: float
+) -> Row:
+    """Ratio, drift, corrected ratio and verdict of one figure.
 
     Args:
         measure: what it is.
         a: before.
         b: after.
-        estimates: of the drift; none where nothing shows it.
+        drifts: estimates of the drift; none where nothing shows it.
         threshold: what counts as a difference, as a share.
     """
-    before, after = measure.cost(a), measure.cost(b)
-    logs = sorted(math.log(value) for value in estimates)
-    drift = math.exp(statistics.median(logs)) if logs else None
-    # The middle half of the estimates, or all of a few.
-    cut = len(logs) // 4
-    inner = logs[cut : len(logs) - cut] or [0.0]
-    ratio = after[0] / before[0]
-    corrected = ratio / (drift or 1.0)
-    low, high = after[1] / math.exp(inner[-1]), after[2] / math.exp(inner[0])
-    threshold, verdict = max(threshold, measure.share), SAME
-    if abs(b[0] - a[0]) >= measure.least:
-        if corrected > 1 + threshold and low > before[2]:
-            verdict = SLOWER
-        elif corrected < 1 / (1 + threshold) and high < before[1]:
-            verdict = FASTER
+    drift = statistics.median(drifts) if drifts else None
+    before, least, most = measure.cost(a)
+    after, low, high = (cost / (drift or 1.0) for cost in measure.cost(b))
+    corrected, verdict = after / before, SAME
+    if corrected > 1 + threshold and low > most:
+        verdict = SLOWER
+    elif corrected < 1 / (1 + threshold) and high < least:
+        verdict = FASTER
+    ratio = corrected * (drift or 1.0)
     return {"ratio": ratio, "drift": drift, "corrected": corrected, "verdict": verdict}
 
 
-def differences(a: Row, b: Row) -> list[str]:
-    """What makes two rows of one device incomparable: versions and settings, by name."""
-    before, after = (_versions(row) for row in (a, b))
-    return [
-        f"{name} {before[name]} → {after[name]}"
-        for name in before
-        if name in after and _counted(name, before[name]) != _counted(name, after[name])
-    ]
-
-
-def _counted(name: str, version: Any) -> Any:
-    """What counts of a version: of Python only the first two numbers."""
-    return version.split(".")[:2] if name == "Python" else version
-
-
-def _versions(row: Row) -> dict[str, Any]:
-    """Settings, versions, and what the peer consists of, such as 'lightly 1.6.0, torchvision
-    0.29.2'; our own version is what is compared."""
-    origin = row.get("provenance") or {}
-    found = {name: origin[name] for name in VERSIONS if origin.get(name) is not None}
-    found["Python"] = str(origin.get("python", ""))
-    packages = re.findall(r"([A-Za-z][\w-]*) (\d+(?:\.\d+)+)", str(row.get("source") or ""))
-    return found | {name: number for name, number in packages if name != "barlow_fast"}
-
-
-def show(found: Sequence[Comparison]) -> None:
-    """Print the table, slowdowns first, and what is not comparable."""
-    judged = [each for each in found if each.verdict != NOT]
-    if judged:
-        print("Ratios are cost of B over cost of A: above 1, B is slower")
-        lines = [cells(COLUMNS, each) for each in judged]
-        print(aligned([column.head for column in COLUMNS], lines))
-    reasons = Counter((each.reason, each.key.suite) for each in found if each.verdict == NOT)
-    for (reason, suite), number in reasons.items():
-        print(f"not comparable: {number} rows of {suite}: {reason}")
-
-
-def _what(each: Comparison) -> str:
-    key = each.key
-    shape = f"N = {key.n}" if key.d is None else f"{key.n} × {key.d}"
-    parts = (shape, key.dtype, key.ranks and f"{key.ranks} ranks", key.case)
+def _what(line: Row) -> str:
+    parts = (f"{line['n']} × {line['d']}", line["dtype"], line.get("ranks"), line.get("case"))
     return ", ".join(str(part) for part in parts if part is not None)
 
 
 def _range(side: str) -> Column:
-    def text(each: Comparison) -> str | None:
-        figures, measure = getattr(each, side), each.measure
-        if figures is None:
-            return None
+    def text(figures: Figures) -> str:
         # Four digits: ranges that differ should look different.
         median, low, high = (f"{v:,.0f}" if v >= 1000 else f"{v:.4g}" for v in figures)
-        spread = f" ({low}–{high})" if len(measure.keys) > 1 else ""
-        return f"{median}{spread} {measure.unit}".strip()
+        return median if low == high else f"{median} ({low}–{high})"
 
-    return Column(f"{side.upper()} (p20–p80)", text)
+    return Column(f"{side.upper()} (p20–p80)", side, text)
 
 
 COLUMNS = [
-    Column("device", attrgetter("key.device")),
-    Column("suite", attrgetter("key.suite")),
-    Column("what", _what),
-    Column("peer", attrgetter("key.peer")),
-    Column("measure", attrgetter("measure.name")),
+    Column("suite", "suite", left=True),
+    Column("what", _what, left=True),
+    titled({}, "peer"),
+    Column("measure", lambda line: f"{line['measure'].name} {line['measure'].unit}", left=True),
     _range("a"),
     _range("b"),
-    *(Column(name, attrgetter(name), ".3f") for name in ("ratio", "drift", "corrected")),
-    Column("verdict", lambda each: each.verdict + (f": {each.reason}" if each.reason else "")),
+    *(Column(name, name, ".3f") for name in ("ratio", "drift", "corrected")),
+    Column("verdict", lambda line: line["verdict"] + line.get("reason", ""), left=True),
 ]

@@ -41,34 +41,21 @@ def device(request: pytest.FixtureRequest) -> devices.Cpu | devices.Cuda:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every shape, dtype and peer."""
     if "peer" not in metafunc.fixturenames:
         return
+    option = metafunc.config.getoption
+    kind, text = option("--device"), option("--shapes")
     try:
-        cases = _cases(metafunc.config)
+        device = devices.choose(kind)
+        shapes = parse_shapes(text) if text else device.grid.quick
+        variants = parse_variants(option("--dtypes"), device.variants)
+        chosen = peers.choose(option("--peers"), kind, compiled=False)
     except (ValueError, RuntimeError) as error:
         raise pytest.UsageError(str(error)) from None
-    metafunc.parametrize(
-        ("shape", "variant", "peer"),
-        [
-            pytest.param(
-                (n, d),
-                variant,
-                peer,
-                id=f"{n}x{d}-{variant.name}-{peer.name}",
-                marks=pytest.mark.benchmark(group=f"{n} x {d} {variant.title}"),
-            )
-            for (n, d), variant, peer in cases
-        ],
-    )
-
-
-def _cases(config: pytest.Config) -> list[tuple]:
-    """Every shape, dtype and peer; ValueError for a name that is not known, RuntimeError where
-    there is no such device."""
-    option = config.getoption
-    kind = option("--device")
-    device = devices.choose(kind)
-    shapes = option("--shapes") and parse_shapes(option("--shapes"))
-    variants = parse_variants(option("--dtypes"), device.variants)
-    chosen = peers.choose(option("--peers"), kind, compiled=False)
-    return list(itertools.product(shapes or device.grid.quick, variants, chosen))
+    found = []
+    for (n, d), variant, peer in itertools.product(shapes, variants, chosen):
+        group = pytest.mark.benchmark(group=f"{n} x {d} {variant.title}")
+        name = f"{n}x{d}-{variant.name}-{peer.name}"
+        found.append(pytest.param((n, d), variant, peer, id=name, marks=group))
+    metafunc.parametrize(("shape", "variant", "peer"), found)

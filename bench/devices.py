@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench import floor, memory_limit, peak_memory, provenance
-from bench.grids import CPU_GRID, CUDA_GRID, Grid
+from bench import floor, peak_memory, provenance
+from bench.grids import CPU_GRID, CUDA_GRID
 from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
 from bench.timing import Budget, NoGraphError
 
@@ -53,8 +53,8 @@ class DeviceLostError(Exception):
     """The CUDA context is broken: whatever runs next in this process fails as well."""
 
 
-class Device:
-    """What both kinds have in common; a method that a kind has not is that of a CPU.
+class Cpu:
+    """This machine's processor; `Cuda` overrides what differs.
 
     Attributes:
         kind: 'cpu' or 'cuda': a key of tables, and nothing to branch on.
@@ -65,29 +65,26 @@ class Device:
         budget: of the calls of one peer.
         judges_others: whether another's wrong result makes a run fail, as one of ours does.
         first_call_compiles: whether the first call is not representative of later ones.
-        compile_seconds: that a peer has to compile; None for no limit.
         identity: fields of the provenance that rows share which need not be measured again.
         sources: files that rows depend on here, besides those of the suites.
         pins_memory: whether a DataLoader does, for quicker copies to the device.
         loader_workers: processes or threads that make views; None for one on each core.
-        group_seconds: a guess of what a group of the loss takes beyond its calls, without peers
-            that compile and with them; None where calls are nearly all of it.
     """
 
-    kind: str
-    torch: torch.device
-    variants: dict[str, Variant]
-    grid: Grid
-    measures: tuple[str, ...]
-    budget: Budget
-    identity: tuple[str, ...]
+    kind = "cpu"
+    variants = VARIANTS
+    grid = CPU_GRID
+    measures: tuple[str, ...] = (WHOLE, FORWARD)
+    budget = Budget(0.3, few_from=2.0)
     judges_others = True
     first_call_compiles = False
-    compile_seconds: float | None = None
-    sources: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ("sources", "torch", "cpu", "cores")
+    sources: tuple[str, ...] = ("kernels/cpu/*.cpp", "kernels/cpu/*.h")
     pins_memory = False
-    loader_workers: int | None = None
-    group_seconds: tuple[float, float] | None = None
+    loader_workers: int | None = 2
+
+    def __init__(self) -> None:
+        self.torch = torch.device("cpu")
 
     def cache_bytes(self) -> int:
         """The last-level cache."""
@@ -95,7 +92,7 @@ class Device:
 
     def slug(self) -> str:
         """The name of its file of results, without the suffix."""
-        raise NotImplementedError
+        return f"cpu-{provenance.slug(provenance.cpu_model())}"
 
     def origin(self) -> dict[str, Any]:
         """The provenance of its rows."""
@@ -127,7 +124,7 @@ class Device:
 
     def cores(self) -> set[int] | None:
         """Those that the processes of a comparison share; None for all."""
-        return None
+        return provenance.two_cores()
 
     def call_seconds(self, action: Action) -> float:
         """One call, as `timed` takes it."""
@@ -170,60 +167,29 @@ class Device:
         return False
 
     def memory_limit(self) -> AbstractContextManager:
-        """Inside, what does not fit raises, as it does anyway unless a system kills for it."""
-        return contextlib.nullcontext()
+        """Inside, what does not fit raises instead of waking a system that kills for it."""
+        return peak_memory.within()
 
     def problem(self, error: BaseException) -> str:
         """An exception in one line; that memory ran out, in the same words always."""
-        return brief(error)
-
-    def why_no_memory(self) -> str | None:
-        """None if it can measure the memory of a pass, else the reason."""
-        return None
-
-    def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:
-        """Fields of a row: bytes of one pass, or `problem`. May raise what the peer raises."""
-        raise NotImplementedError
-
-
-class Cpu(Device):
-    """This machine's processor."""
-
-    kind = "cpu"
-    variants = VARIANTS
-    grid = CPU_GRID
-    measures = (WHOLE, FORWARD)
-    budget = Budget(0.3, few_from=2.0)
-    identity = ("sources", "torch", "cpu", "cores")
-    sources = ("kernels/cpu/*.cpp", "kernels/cpu/*.h")
-    loader_workers = 2
-
-    def __init__(self) -> None:
-        self.torch = torch.device("cpu")
-
-    def slug(self) -> str:
-        return f"cpu-{provenance.slug(provenance.cpu_model())}"
-
-    def cores(self) -> set[int] | None:
-        return provenance.two_cores()
-
-    def memory_limit(self) -> AbstractContextManager:
-        return memory_limit.within()
-
-    def problem(self, error: BaseException) -> str:
-        if not isinstance(error, torch.OutOfMemoryError) and memory_limit.is_memory_error(error):
+        if not isinstance(error, torch.OutOfMemoryError) and peak_memory.is_memory_error(error):
             return f"{peak_memory.NO_MEMORY}: {next(iter(str(error).splitlines()), '')}"
         return brief(error)
 
     def why_no_memory(self) -> str | None:
-        known = memory_limit.STATUS.exists()
+        """None if it can measure the memory of a pass, else the reason."""
+        known = peak_memory.STATUS.exists()
         return None if known else "the memory of a pass is read from /proc, which this system lacks"
 
     def peak_memory(self, n: int, d: int, variant: Variant, peer: Any) -> dict[str, Any]:
+        """Fields of a row: bytes of one pass, or `problem`. May raise what the peer raises."""
         return peak_memory.in_child(n, d, variant.name, peer.name)
 
 
-class Cuda(Device):
+Device = Cpu  # of either kind
+
+
+class Cuda(Cpu):
     """One CUDA device. Nothing here changes a setting of the device."""
 
     kind = "cuda"
@@ -234,9 +200,9 @@ class Cuda(Device):
     identity = ("sources", "torch", "gpu")
     judges_others = False
     first_call_compiles = True
-    compile_seconds = 60.0
+    sources = ()
     pins_memory = True
-    group_seconds = (3.0, 60.0)
+    loader_workers = None
 
     def __init__(self, index: int = 0) -> None:
         """RuntimeError, with the reason, where torch cannot use one."""
@@ -272,6 +238,18 @@ class Cuda(Device):
 
     def row(self) -> dict[str, Any]:
         return {"device": self.properties.name}
+
+    def cores(self) -> set[int] | None:
+        return None
+
+    def memory_limit(self) -> AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def problem(self, error: BaseException) -> str:
+        return brief(error)
+
+    def why_no_memory(self) -> str | None:
+        return None
 
     def named(self) -> dict[str, str]:
         """Identifies the device in the state of `make gpu`."""

@@ -4,7 +4,7 @@ part."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,21 +56,20 @@ class Grid:
         waves = self.waves if shapes is None else ((shapes, None),)
         if full:
             waves = (*waves, (self.more, [variants[0].name]))
-        found = itertools.chain.from_iterable(_wave(*wave, variants) for wave in waves)
-        return list(dict.fromkeys(found))
+        known = {variant.name: variant for variant in variants}
+        found = {
+            Case(*shape, known[name]): None
+            for shapes, names in waves
+            for name in (known if names is None else names)
+            if name in known
+            for shape in shapes
+        }
+        return list(found)
 
     def compiles(self, case: Case) -> bool:
         """Whether peers that compile take part."""
         shapes, dtypes = self.compiled
         return (case.n, case.d) in shapes and case.variant.name in dtypes
-
-
-def _wave(
-    shapes: Iterable[Shape], dtypes: Sequence[str] | None, variants: Sequence[Variant]
-) -> Iterator[Case]:
-    order = [v.name for v in variants] if dtypes is None else dtypes
-    chosen = [v for name in order for v in variants if v.name == name]
-    return (Case(*shape, variant) for variant, shape in itertools.product(chosen, shapes))
 
 
 _MAIN = parse_shapes(

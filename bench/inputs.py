@@ -26,6 +26,7 @@ class Variant:
         gemm: which measured peak bounds the matrix products.
         tolerance: largest relative error that a result may have at a timed shape. Generous: it is
             there to catch a wrong result, not to rank accuracy.
+        noise: relative error that a result at a small shape may have beyond its definition's.
         half: the dtype of autocast.
         matmul: the float32 matmul precision of both passes; None leaves it as it is.
         loss_scale: factor on the gradients, as a GradScaler would apply; float16 needs one.
@@ -37,6 +38,7 @@ class Variant:
     autocast: bool
     gemm: str
     tolerance: float
+    noise: float = 1e-2
     half: torch.dtype = torch.bfloat16
     matmul: str | None = None
     loss_scale: float = 1.0
@@ -60,9 +62,11 @@ class Variant:
             torch.set_float32_matmul_precision(before)
 
 
-FP64 = Variant("fp64", "float64", torch.float64, False, "fp32", 1e-9)  # for checks, never timed
+FP64 = Variant(
+    "fp64", "float64", torch.float64, False, "fp32", 1e-9, 1e-11
+)  # for checks, never timed
 VARIANTS = {
-    "fp32": Variant("fp32", "float32", torch.float32, False, "fp32", 1e-3),
+    "fp32": Variant("fp32", "float32", torch.float32, False, "fp32", 1e-3, 1e-6),
     "bf16-autocast": Variant(
         "bf16-autocast", "float32 inputs under bfloat16 autocast", torch.float32, True, "bf16", 5e-2
     ),
@@ -75,7 +79,8 @@ VARIANTS = {
 CUDA_VARIANTS = {
     "fp32": replace(VARIANTS["fp32"], matmul="highest"),
     "tf32": Variant(
-        "tf32", "float32 inputs, TF32 products", torch.float32, False, "tf32", 2e-2, matmul="high"
+        "tf32", "float32 inputs, TF32 products", torch.float32, False, "tf32", 2e-2, 1e-3,
+        matmul="high",
     ),
     "bf16-autocast": VARIANTS["bf16-autocast"],
     "bf16-inputs": VARIANTS["bf16-inputs"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,9 @@ def cells(columns: Iterable[Column], row: Any) -> list[str]:
 
 def table_of(columns: Sequence[Column], rows: Iterable[Any]) -> str:
     """A table with a line for each row."""
-    left = [index for index, column in enumerate(columns) if column.left]
-    return table([c.head for c in columns], [cells(columns, row) for row in rows], left)
+    rule = ["---" if column.left else "---:" for column in columns]
+    lines = [[column.head for column in columns], rule, *(cells(columns, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def in_words(*columns: Column) -> Callable[[Any], str]:
@@ -82,15 +83,6 @@ def in_words(*columns: Column) -> Callable[[Any], str]:
         return f"{' '.join(words)}: {', '.join(figures)}"
 
     return line
-
-
-def table(
-    heads: Sequence[str], lines: Sequence[Sequence[str]], left: int | Collection[int] = 1
-) -> str:
-    """A table of text; to the left: the first columns, or those with these indices."""
-    words = range(left) if isinstance(left, int) else left
-    rule = ["---" if index in words else "---:" for index in range(len(heads))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
 
 
 def reading(name: str, **values: Any) -> str:

@@ -1,4 +1,5 @@
-"""Peak memory of one forward and backward pass beyond its inputs and gradients.
+"""Memory of this process, a limit on it, and the peak of one forward and backward pass beyond its
+inputs and gradients.
 
 On a CPU each pass is measured in a process of its own, as the highest resident memory (VmHWM)
 during it, less the resident memory just before it, when torch, its threads and both inputs are
@@ -14,22 +15,65 @@ keeps for good do not.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import agreement, lifetime, memory_limit
+from bench import agreement, lifetime
 from bench.inputs import VARIANTS, Pair, Variant, random_pair
 from bench.peers import Peer, discover
 
+STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
+MEMORY_WORDS = re.compile(r"alloc|memory", re.IGNORECASE)
 NO_MEMORY = "does not fit into memory"
 SECONDS = 180.0  # for one measurement
 
 Fields = dict[str, Any]
+
+
+def of_process(key: str) -> int:
+    """Bytes of a line of /proc/self/status, such as VmRSS, VmHWM or VmSize."""
+    return int(re.search(rf"^{key}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)[1]) << 10
+
+
+def available() -> int:
+    """Bytes that could be allocated now without swapping."""
+    return int(re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text())[1]) << 10
+
+
+@contextlib.contextmanager
+def within(size: int | None = None, share: float = 0.85) -> Iterator[None]:
+    """Allocations beyond `size` bytes more than now fail; without it, beyond `share` of the
+    available memory. The limit before is put back."""
+    if not STATUS.exists():
+        yield
+        return
+    import resource
+
+    limit = of_process("VmSize") + (int(share * available()) if size is None else size)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an exception reports that memory ran out, by its type or its text."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and MEMORY_WORDS.search(str(error)) is not None
+    )
 
 
 def in_child(
@@ -45,7 +89,7 @@ def in_child(
             ["-m", "bench.peak_memory", *arguments], seconds, {"BARLOW_FAST_CPU_POOL_MIB": "0"}
         )
     except lifetime.ChildError as error:
-        no_memory = memory_limit.MEMORY_WORDS.search(str(error))
+        no_memory = MEMORY_WORDS.search(str(error))
         return {"problem": f"{NO_MEMORY} ({error})" if no_memory else str(error)}
 
 
@@ -57,17 +101,17 @@ def resident(n: int, d: int, dtype: str, name: str, limit_bytes: int = 0) -> Fie
     agreement.run(
         peer.build(8, 16, variant.dtype), random_pair(8, 16, variant.dtype, generator), variant
     )
-    with memory_limit.within(limit_bytes or None):
+    with within(limit_bytes or None):
         pair = random_pair(n, d, variant.dtype, generator)
         loss = peer.build(n, d, variant.dtype)
         if peer.compiles:
             agreement.run(loss, pair, variant)
         _give_back_free_memory()
-        before = memory_limit.of_process("VmRSS")
+        before = of_process("VmRSS")
         # The kernel's documented way to reset the high-water mark.
         Path("/proc/self/clear_refs").write_text("5")
         outcome = agreement.run(loss, pair, variant)
-        peak = memory_limit.of_process("VmHWM")
+        peak = of_process("VmHWM")
     return _figures(pair, outcome, peak - before)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 import barlow_fast
+from barlow_fast.doctor import cpu_model_and_features
 from barlow_fast.kernels import why_unusable
 from bench.sources import ROOT as ROOT
 
@@ -33,13 +35,12 @@ def collect() -> dict[str, Any]:
     """The provenance that every row of results carries."""
     # They distinguish generations where a virtual machine hides the name.
     numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
-    present = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
+    model, present = cpu_model_and_features()
+    affinity = getattr(os, "sched_getaffinity", None)
     return {
-        "cpu": cpu_model(),
+        "cpu": model,
         "cpu_family_model": None if None in numbers else "/".join(numbers),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "flags": [flag for flag in KERNEL_FLAGS if flag in present],
         "last_level_cache_bytes": last_level_cache(),
@@ -78,7 +79,7 @@ def _cpuinfo(key: str) -> str | None:
 
 def cpu_model() -> str:
     """The CPU's name according to the system."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    return cpu_model_and_features()[0]
 
 
 def last_level_cache() -> int:
@@ -112,6 +113,12 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def missing(*modules: str) -> str | None:
+    """None if all modules can be imported, else which is not installed."""
+    lacking = (name for name in modules if importlib.util.find_spec(name) is None)
+    return next((f"{name} is not installed" for name in lacking), None)
 
 
 def versions(packages: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ code changed, which its mark shows; a new version of matplotlib alone makes no f
 from __future__ import annotations
 
 import importlib.util
+import operator
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,11 @@ def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
     ]
     ends = [f"- {data['machine']}, {data['dtype']}: {speedup.break_even(data)}" for data in shown]
     heads = ("machine", "dtype", "compared", "faster", "slower", "least", "most")
-    parts = ["## Speedup of the loss", markdown.table(heads, lines), "\n".join(ends)]
+    columns = [
+        markdown.Column(head, operator.itemgetter(place), left=place == 0)
+        for place, head in enumerate(heads)
+    ]
+    parts = ["## Speedup of the loss", markdown.table_of(columns, lines), "\n".join(ends)]
     return parts if lines else []
 
 
@@ -160,61 +165,36 @@ def machine(rows: list[Row], name: str) -> str:
 
 
 def _run(rows: list[Row], name: str) -> str:
+    """The sections `origin` and `peaks` of reading.md, of the kind of device."""
     origin = rows[0]["provenance"]
+    kind, model = ("gpu", None) if "gpu" in origin else ("cpu", origin["cpu_family_model"])
     dates = sorted({row["provenance"]["date"][:10] for row in rows})
-    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    lightly = f", lightly {origin['lightly']}" if origin["lightly"] else ""
-    where, kernels = (_gpu if "gpu" in origin else _cpu)(origin)
-    return (
-        f"Measured on {when} with `{origin['command']}` on {where}; barlow_fast "
-        f"{origin['barlow_fast']} at commit {origin['commit'] or 'unknown'}{kernels}{lightly}, "
-        f"Python {origin['python']}.{_peaks(rows)} Rows: `bench/results/{name}`."
-    )
+    values = origin | {"when": " to ".join(dict.fromkeys((dates[0], dates[-1]))), "file": name}
+    values |= {"model": f" (family/model/stepping {model})" if model else ""}
+    values |= {"with_lightly": f", lightly {origin['lightly']}" if origin["lightly"] else ""}
+    values |= {"commit": origin["commit"] or "unknown", "peaks": _peaks(rows, kind)}
+    values |= {"gibibytes": origin.get("memory_bytes", 0) / 2**30}
+    values |= {"mebibytes": origin.get("last_level_cache_bytes", 0) / 2**20}
+    return markdown.reading(f"origin {kind}", **values)
 
 
-def _cpu(origin: Row) -> tuple[str, str]:
-    """Describe the machine, and its kernels."""
-    model = origin["cpu_family_model"]
-    model = f" (family/model/stepping {model})" if model else ""
-    where = f"{origin['cpu']}{model}, {origin['cores']} cores, {origin['system']}"
-    return where, f", kernels for {origin['instruction_set']}, torch {origin['torch']}"
+# Scale and digits of peaks: TFLOP/s, TB/s, microseconds; a CPU's are GFLOP/s and GB/s.
+PEAKS = {
+    "gpu": {"gemm": (1e3, 0), "copy": (1e3, 2), "launch": (1.0, 1)},
+    "cpu": {"gemm": (1.0, 0), "copy": (1.0, 1), "launch": (1.0, 1)},
+}
 
 
-def _gpu(origin: Row) -> tuple[str, str]:
-    """The same of a GPU."""
-    where = (
-        f"{origin['gpu']} ({origin['multiprocessors']} multiprocessors, "
-        f"{origin['memory_bytes'] / 2**30:.0f} GiB, "
-        f"{origin['last_level_cache_bytes'] / 2**20:.0f} MiB of L2), driver {origin['driver']}, "
-        f"CUDA {origin['cuda']}"
-    )
-    kernels = f" (sources {origin['sources']}), torch {origin['torch']}, Triton {origin['triton']}"
-    return where, kernels
-
-
-def _peaks(rows: list[Row]) -> str:
+def _peaks(rows: list[Row], kind: str) -> str:
     """The peaks of a CPU; of a GPU their range over the runs, which each measured its own."""
     peaks = [row["peaks"] for row in rows if row.get("peaks")]
-    if not peaks:
-        return ""
-    if "gpu" not in rows[0]["provenance"]:
-        return (
-            f" Peaks in this run: fp32 GEMM {peaks[0]['gemm_fp32_gflops']:.0f} GFLOP/s, "
-            f"bf16 GEMM {peaks[0]['gemm_bf16_gflops']:.0f} GFLOP/s, "
-            f"copy {peaks[0]['copy_gbps']:.1f} GB/s (bytes read and written)."
-        )
-
-    def span(key: str, scale: float, digits: int) -> str:
-        values = sorted({f"{p[key] / scale:.{digits}f}" for p in peaks}, key=float)
-        return "–".join(dict.fromkeys((values[0], values[-1])))
-
-    kinds = ("fp32", "tf32", "bf16", "fp16")
-    rates = ", ".join(f"{kind} GEMM {span(f'gemm_{kind}_gflops', 1e3, 0)}" for kind in kinds)
-    return (
-        f" Peaks: {rates} TFLOP/s, copy {span('copy_gbps', 1e3, 2)} TB/s (bytes read and written), "
-        f"one launch {span('launch_eager_us', 1, 1)} us from Python, "
-        f"{span('launch_graph_us', 1, 1)} us in a graph."
-    )
+    ends = {}
+    for key in [key for key in peaks[0] if key != "fp32_floor_rate"] if peaks else ():
+        scale, digits = PEAKS[kind][key.partition("_")[0]]
+        some = peaks if kind == "gpu" else peaks[:1]
+        values = sorted({f"{each[key] / scale:.{digits}f}" for each in some}, key=float)
+        ends[key] = "–".join(dict.fromkeys((values[0], values[-1])))
+    return f" {markdown.reading(f'peaks {kind}', **ends)}" if peaks else ""
 
 
 def _differs(path: Path, text: str | None) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -121,21 +122,24 @@ class Session:
         return [case for case in cases if group(case) not in held]
 
     def in_time(
-        self, cases: Iterable[T], seconds: Callable[[T], float] = lambda case: 0.0
+        self,
+        cases: Iterable[T],
+        seconds: Callable[[T], float] = lambda case: 0.0,
+        alike: Callable[[T], Hashable] = str,
     ) -> Iterator[T]:
-        """The cases for which there is time, going by what each takes; the others are left."""
+        """The cases for which there is time, going by what each takes, or the longest so far of
+        those that are `alike`; the others are left."""
+        longest: dict[Hashable, float] = {}
         for case in cases:
-            spent = time.monotonic() - self.begun
-            if self.given.minutes is not None and not spent + seconds(case) <= self.most:
+            now, like = time.monotonic(), alike(case)
+            needed = max(seconds(case), longest.get(like, 0.0))
+            most = math.inf if self.given.minutes is None else 60 * self.given.minutes
+            if not now - self.begun + needed <= most:
                 self.left.append(str(case))
                 continue
             yield case
             self.measured += 1
-
-    @property
-    def most(self) -> float:
-        """Seconds of the run."""
-        return 60 * (self.given.minutes or 0.0)
+            longest[like] = max(needed, time.monotonic() - now)
 
     def keep(self, rows: Sequence[Row], line_of: Callable[[Row], str] | None = None) -> list[Row]:
         """Writes the rows of whole groups, with their provenance, and prints each by `line_of`."""

@@ -11,43 +11,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+
+def _bench(*names: str) -> list[str]:
+    return [f"bench/{name}.py" for name in names]
+
+
 CODE = ("kernels/**/*.py", "kernels/**/*.json", "barlow_fast/*.py")
 MEASURED = (
     *CODE,
-    "bench/peers/*.py",
-    "bench/agreement.py",
-    "bench/devices.py",
-    "bench/inputs.py",
-    "bench/timing.py",
-    "bench/truth.py",
-    "bench/loss/group.py",
-    "bench/suites/loss.py",
-    "bench/suites/memory.py",
-    "bench/peak_memory.py",
-    "bench/floor.py",
-    "bench/gpu/profile.py",
+    *_bench("peers/*", "agreement", "devices", "inputs", "timing", "truth", "loss/group"),
+    *_bench("suites/loss", "suites/memory", "peak_memory", "floor", "gpu/profile"),
 )
 VIEWED = (
-    "kernels/photometry.py",
-    "kernels/aten.py",
-    "kernels/triton/photometric.py",
-    "kernels/triton/launch.py",
-    "barlow_fast/data/**/*.py",
-    "bench/devices.py",
-    "bench/views/*.py",
-    "bench/suites/views.py",
-    "bench/floor.py",
-)
+    "kernels/photometry.py", "kernels/aten.py", "kernels/triton/photometric.py",
+    "kernels/triton/launch.py", "barlow_fast/data/**/*.py",
+    *_bench("devices", "views/*", "suites/views", "floor"),
+)  # fmt: skip
 TRAINED = (
-    *CODE,
-    "barlow_fast/data/**/*.py",
-    "barlow_fast/models/*.py",
-    "barlow_fast/training/**/*.py",
-    "bench/peers/*.py",
-    "bench/training/*.py",
-    "bench/views/*.py",
-    "bench/suites/train.py",
-)
+    *CODE, "barlow_fast/data/**/*.py", "barlow_fast/models/*.py", "barlow_fast/training/**/*.py",
+    *_bench("peers/*", "training/*", "views/*", "suites/train"),
+)  # fmt: skip
 # And the files that hold the tests, which `parts` finds.
 TESTED = (
     *CODE,

@@ -33,7 +33,7 @@ def _checked(device, n: int, d: int, variant: Variant, peer: Peer):
     pairs = rotation(n, d, variant.dtype, device.cache_bytes(), device.torch)
     loss = agreement.built(peer, n, d, variant, device.torch)
     if problem is None:
-        true = agreement.Truths(pairs[0]).of(peer.mathematics)
+        true = agreement.truth(pairs[0], peer.mathematics)
         problem = agreement.check_timed(agreement.run(loss, pairs[0], variant), true, variant)
     if problem is not None:
         pytest.fail(f"{peer.name} is not timed: {problem}", pytrace=False)

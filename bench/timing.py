@@ -8,9 +8,11 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bench.results import rounded
 
+T = TypeVar("T")
 FEWEST, MOST, FEW = 5, 100, 3
 WARM_UPS = 2  # after the first call, which may compile
 
@@ -59,14 +61,14 @@ def warm_up(action: Callable[[], float], enough: float) -> float:
     return elapsed
 
 
-def schedule(counts: dict[str, int], seed: int = 0) -> list[list[str]]:
+def schedule(counts: dict[T, int], seed: int = 0) -> list[list[T]]:
     """Rounds in which candidates take turns, in an order shuffled anew each round.
 
     The candidate with the largest count is in every round; one with fewer repeats is in evenly
     spaced rounds, so that whatever disturbs the machine for a while disturbs all of them alike.
     """
     generator = random.Random(seed)
-    rounds = max(counts.values())
+    rounds = max(counts.values(), default=0)
     result = []
     for index in range(rounds):
         names = [

@@ -124,22 +124,17 @@ def summary(parts: Sequence[Part], context: Context, seconds: float) -> str:
 
 def timings(rows: Path) -> list[str]:
     """The first groups of the file in milliseconds, replayed where a peer can be captured, else
-    called: ours, and the fastest of the others."""
+    called: the fastest first."""
     text = rows.read_text(encoding="utf-8") if rows.exists() else ""
     groups: dict[str, dict[str, float]] = {}
     for row in map(json.loads, text.splitlines()):
-        if row["suite"] == "loss":
-            group = f"{row['n']}x{row['d']} {row['dtype']}: floor {row['floor_ms']:.3g} ms"
-            times = groups.setdefault(group, {})
-            time = row["median_ms"] if row["graph_ms"] is None else row["graph_ms"]
-            times |= {} if time is None else {row["peer"]: time}
-    lines = []
-    for group, times in list(groups.items())[:MOST_TIMINGS]:
-        others = {name: time for name, time in times.items() if not name.startswith("ours")}
-        best = min(others, key=others.get, default=None)
-        line = f"  {group}, ours {times['ours']:.3g}" if "ours" in times else f"  {group}, ours –"
-        lines.append(line + (f", best other {best} {others[best]:.3g}" if best else ""))
-    return lines
+        if row["suite"] == "loss" and (time := row["graph_ms"] or row["median_ms"]):
+            group = f"  {row['n']}x{row['d']} {row['dtype']}: floor {row['floor_ms']:.3g} ms"
+            groups.setdefault(group, {})[row["peer"]] = time
+    return [
+        ", ".join([group, *(f"{name} {times[name]:.3g}" for name in sorted(times, key=times.get))])
+        for group, times in list(groups.items())[:MOST_TIMINGS]
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

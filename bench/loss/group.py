@@ -8,11 +8,8 @@ name in the journal so that the next process leaves it out.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +22,7 @@ from bench.inputs import Pair, rotation
 from bench.peers import Loss, Peer
 from bench.peers.mathematics import PAPER
 from bench.session import Session
-from bench.timing import Budget, percentile, schedule, warm_up, without_collections
+from bench.timing import Budget, schedule, warm_up, without_collections
 
 LONG = 1.0  # seconds; longer calls are not warmed up
 LONGEST = 15.0  # seconds of one call
@@ -105,10 +102,6 @@ class Candidate:
         for measure, seconds in times.items():
             self.samples.setdefault(measure, []).append(seconds)
 
-    def seconds(self) -> float:
-        """The median of its calls."""
-        return percentile(self.samples[WHOLE], 50)
-
 
 class Group:
     """Measures the candidates of one case."""
@@ -159,8 +152,7 @@ class Group:
         n, d, variant = self.case.n, self.case.d, self.case.variant
         try:
             pairs = rotation(n, d, variant.dtype, self.device.cache_bytes(), self.device.torch)
-            # Kept for the paper's mathematics alone: the memory is the peers' to be measured in.
-            truths = Truths(pairs[0], others=False)
+            truths = Truths(pairs[0])
             truths.of(PAPER)
             return pairs, truths
         except (RuntimeError, MemoryError) as error:
@@ -201,8 +193,7 @@ class Group:
         problem, first = self._small_check(peer), 0.0
         if problem is None:
             candidate.loss = agreement.built(peer, case.n, case.d, case.variant, self.device.torch)
-            with self._compiling(peer.compiles):
-                times, outcome = self._timed(candidate.loss, pair)
+            times, outcome = self._timed(candidate.loss, pair)
             first = times[WHOLE]
             problem = self._wrong(peer, outcome, truths)
             del outcome
@@ -285,13 +276,8 @@ class Group:
         if peer.build_for_graph is not None:
             with self.device.torch:
                 loss = peer.build_for_graph(case.n, case.d, case.variant.dtype)
-            with self._compiling(True):
-                agreement.run(loss, pair, case.variant)
+            agreement.run(loss, pair, case.variant)
         return lambda: agreement.run(loss, leaves(pair), case.variant)
-
-    def _compiling(self, compiles: bool) -> contextlib.AbstractContextManager:
-        seconds = self.device.compile_seconds if compiles else None
-        return time_limit(seconds, f"compilation took more than {seconds} s")
 
     def _sample(self, candidates: list[Candidate], take: Callable[[Candidate], Times]) -> None:
         """Takes turns in shuffled order and adds the times."""
@@ -328,26 +314,3 @@ def leaves(pair: Pair) -> Pair:
 def graph_key(candidate: Candidate) -> str:
     """What the journal calls the capture of a candidate."""
     return f"{candidate.key} graph"
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float | None, message: str) -> Iterator[None]:
-    """TimeoutError with `message` if the body takes longer; None and other threads: no limit.
-
-    The error comes when Python runs again in the main thread, so a body that waits in native code
-    is overdue until it returns.
-    """
-    if seconds is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(*_: object) -> None:
-        raise TimeoutError(message)
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -19,17 +19,9 @@ from bench.peers.peer import Peer
 
 # Time on GPU machines is short, and compilation takes most of it.
 DEFAULT_ON_CUDA = (
-    "ours",
-    "ours-aten",
-    "gram-compiled",
-    "gram-plain",
-    "lightly",
-    "lightly-formula",
-    "official",
-    "official-compiled",
-    "solo-learn",
-    "vissl",
-)
+    "ours", "ours-aten", "gram-compiled", "gram-plain", "lightly", "lightly-formula", "official",
+    "official-compiled", "solo-learn", "vissl",
+)  # fmt: skip
 ALL = "all"
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -111,15 +110,15 @@ def vissl_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
     return squared(hat_a.T @ hat_b / n)
 
 
-def is_installed(module: str) -> bool:
-    """Whether a module of this name can be found."""
-    return importlib.util.find_spec(module) is not None
-
-
 def build(path: str, options: Mapping[str, Any], n: int, d: int, dtype: torch.dtype) -> Loss:
     """The class at a dotted path."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)(**options)
+
+
+def _missing(module: str, command: str) -> str | None:
+    reason = provenance.missing(module)
+    return reason and f"{reason} ({command})"
 
 
 def library(
@@ -143,7 +142,7 @@ def library(
         command: that installs it, by default `pip install` of its name.
     """
     title, module = title or name, path.partition(".")[0]
-    missing = f"{module} is not installed ({command or f'pip install {name}'})"
+    command = command or f"pip install {name}"
     if options is not None:
         yield Peer(
             name=name,
@@ -151,7 +150,7 @@ def library(
             source=f"{title} {provenance.version(name) or '(not installed)'}, {path}",
             build=functools.partial(build, path, options),
             mathematics=mathematics,
-            unavailable=lambda: None if is_installed(module) else missing,
+            unavailable=lambda: _missing(module, command),
         )
     if formula is not None:
         measured = f"{title} itself is installed"
@@ -161,7 +160,7 @@ def library(
             source=f"the mathematics of {path} in plain torch, not {title} itself",
             build=stateless(formula),
             mathematics=mathematics,
-            unavailable=lambda: measured if options and is_installed(module) else None,
+            unavailable=lambda: measured if options and not provenance.missing(module) else None,
         )
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench import markdown
-from bench.plots import selection
-from bench.plots.drawing import Bar, Bars, Chart
+from bench.plots import drawing, selection
 from bench.plots.figure import Data, Figure
 from bench.results import Row
 from bench.suites import startup
@@ -59,29 +58,38 @@ def _figure(
     def caption(data: Data) -> str:
         return f"{headline(data)} ({data['machine']}{conditions})."
 
-    def chart(data: Data) -> Chart:
+    def draw(data: Data) -> Any:
         counts = [len(panel["bars"]) for panel in data["panels"]]
-        return Chart(
+        figure, panels = drawing.sheet(
             headline(data),
             f"{data['machine']}. {text}",
             0.36 * sum(counts) + 0.62 * len(counts) + 0.7,
-            [_bars(panel, unit[1]) for panel in data["panels"]],
-            layout={"gridspec_kw": {"height_ratios": counts}},
+            len(counts),
+            gridspec_kw={"height_ratios": counts},
         )
+        for axes, panel in zip(panels, data["panels"], strict=True):
+            _bars(axes, panel, unit[1])
+        return figure
 
-    return Figure(name, (suite,), select, caption, chart)
+    return Figure(name, (suite,), select, caption, draw)
 
 
-def _bars(panel: Data, unit: str) -> Bars:
-    """Ours is blue, the official one vermilion, others a light vermilion."""
-    bars = []
-    for peer, title, *values in panel["bars"]:
+def _bars(axes: Any, panel: Data, unit: str) -> None:
+    """From top to bottom, with lines from p20 to p80: ours is blue, the official one vermilion,
+    others a light vermilion."""
+    bars = panel["bars"][::-1]
+    most = max(bar[2] for bar in bars)
+    for y, (peer, _, value, low, high) in enumerate(bars):
         ours = selection.is_ours(peer)
         other = ONLY_CROPS if peer.startswith("crops-") else THEIRS
         colour = COLOURS.get(peer, selection.OURS if ours else other)
-        text = f"{markdown.rate(values[0])} {unit}"
-        bars.append(Bar(peer, title, *values, text, colour, ours))
-    return Bars(panel["title"], bars)
+        axes.barh(y, value, height=0.68, color=colour)
+        axes.hlines(y, low, high, color=drawing.INK, linewidth=1.4)
+        end, text = max(value, high) + 0.01 * most, f"{markdown.rate(value)} {unit}"
+        weight = "bold" if ours else "normal"
+        shown = axes.text(end, y, text, va="center", fontsize=9, fontweight=weight)
+        shown.set_gid(f"bar-{peer}")
+    drawing.finish_bars(axes, panel["title"], [bar[1] for bar in bars], most)
 
 
 def _case(known: Mapping[str, Any], row: Row) -> str:

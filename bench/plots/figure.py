@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import inspect
 import json
@@ -13,8 +12,7 @@ from typing import Any
 
 from bench import results
 from bench.inputs import CUDA_VARIANTS
-from bench.plots import drawing
-from bench.plots.drawing import Chart
+from bench.plots import drawing, selection
 from bench.results import Row
 
 Data = dict[str, Any]
@@ -28,28 +26,35 @@ class Picture:
     Attributes:
         name: of the file, without its suffix.
         suite: whose page shows it.
-        caption: the main result and its conditions; also the alternative text.
+        figure: that it is one of.
         data: what was selected from the rows.
-        chart: all that is drawn.
     """
 
     name: str
     suite: str
-    caption: str
+    figure: Figure
     data: Data
-    chart: Chart
+
+    @property
+    def caption(self) -> str:
+        """The main result and its conditions; also the alternative text."""
+        return self.figure.caption(self.data)
 
     @property
     def mark(self) -> str:
-        """The fingerprint of chart and code that the SVG carries: two that are drawn
-        from the same have the same, whatever the version of matplotlib."""
-        content = json.dumps(dataclasses.asdict(self.chart), sort_keys=True)
-        content += inspect.getsource(drawing)
+        """The fingerprint of data and code that the SVG carries: two that are drawn from the same
+        have the same, whatever the version of matplotlib."""
+        content = json.dumps(self.data, sort_keys=True)
+        for module in (drawing, selection, inspect.getmodule(self.figure.draw)):
+            content += inspect.getsource(module)
         return MARK + hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def svg(self) -> str:
         """The file as text. ImportError without matplotlib."""
-        return self.chart.svg(self.mark)
+        from matplotlib import style
+
+        with style.context(["default", drawing.SETTINGS]):
+            return drawing.svg(self.figure.draw(self.data), self.mark)
 
 
 def marked(svg: str) -> str | None:
@@ -67,7 +72,7 @@ class Figure:
         suites: whose rows it shows; the page of the first one with rows shows it.
         select: rows -> data, to which the machine is added; None where there is nothing to show.
         caption: data -> the main result and its conditions.
-        chart: data -> what is drawn.
+        draw: data -> a figure of matplotlib.
         by_dtype: whether each dtype has a picture of its own.
     """
 
@@ -75,7 +80,7 @@ class Figure:
     suites: tuple[str, ...]
     select: Callable[[list[Row]], Data | None]
     caption: Callable[[Data], str]
-    chart: Callable[[Data], Chart]
+    draw: Callable[[Data], Any]
     by_dtype: bool = False
 
     def pictures(self, files: Mapping[str, Sequence[Row]]) -> Iterator[Picture]:
@@ -91,4 +96,4 @@ class Figure:
                 if data is not None:
                     data["machine"] = results.machine(some)
                     name = f"{self.name}-{file.removesuffix('.jsonl')}{suffix}"
-                    yield Picture(name, suite, self.caption(data), data, self.chart(data))
+                    yield Picture(name, suite, self, data)

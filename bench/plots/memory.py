@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bench.plots import drawing, selection
-from bench.plots.drawing import Chart, Line, Lines, Note
 from bench.plots.figure import Data, Figure
 from bench.results import Row
 
@@ -88,7 +87,7 @@ def caption(data: Data) -> str:
     )
 
 
-def chart(data: Data) -> Chart:
+def draw(data: Data) -> Any:
     """A line for each implementation, in the legend by the largest D; × where it runs out of
     memory."""
     lines = data["lines"]
@@ -96,42 +95,44 @@ def chart(data: Data) -> Chart:
     ds = [d for line in lines.values() for d, _ in [*line["points"], [line["failed"], 0]] if d]
     least, most = min(ds), max(*ds, 2 * min(ds))
     top = (data["limit"] or max(used for line in lines.values() for _, used in line["points"])) / GB
-    floor = [(d, 4 * N * d * ELEMENT / GB) for d in (least, most)]
-    drawn = [Line(floor, {"color": drawing.SOFT, "linewidth": 1, "linestyle": ":", "zorder": 1})]
-    style = {"color": drawing.SOFT, "va": "top"}
-    notes = [Note("inputs and gradients alone", floor[0], (8, -7), style)]
-    if data["limit"]:
-        style = {"color": drawing.INK, "linewidth": 1.2}
-        drawn.append(Line([(least / 1.15, top), (most * 1.15, top)], style))
-        notes.append(Note(f"{top:.3g} GB", (least, top), (2, 3), {"fontsize": 9}))
-    styles = selection.styles(lines)
-    for peer in sorted(lines, key=lambda peer: -(lines[peer]["largest"] or 0)):
-        drawn += _lines(lines[peer], styles[peer], data["titles"][peer], top)
-    ticks = [2**k for k in range(64) if least / 1.1 <= 2**k <= most * 1.1]
-    ticks = ticks[:: -(-len(ticks) // MOST_TICKS)]
-    panel = Lines(
-        "", drawn, {tick: selection.size(tick) for tick in ticks}, ("D", "peak memory, GB"), notes,
-        {"xlim": (least / 1.15, most * 1.15), "ylim": (floor[0][1] / 2.2, top * 2.5)},
-    )  # fmt: skip
     text = (
         f"{data['machine']}, float32, N = {N}, forward + backward: inputs, gradients and "
         f"everything else.{' ×: does not fit.' if failing else ''}"
     )
-    return Chart(headline(data), text, 5.6, [panel])
+    figure, (axes,) = drawing.sheet(headline(data), text, 5.6, 1)
+    floor = [(d, 4 * N * d * ELEMENT / GB) for d in (least, most)]
+    drawing.line(
+        axes, floor, {"color": drawing.SOFT, "linewidth": 1, "linestyle": ":", "zorder": 1}
+    )
+    if data["limit"]:
+        limit = [(least / 1.15, top), (most * 1.15, top)]
+        drawing.line(axes, limit, {"color": drawing.INK, "linewidth": 1.2})
+    styles = selection.styles(lines)
+    for peer in sorted(lines, key=lambda peer: -(lines[peer]["largest"] or 0)):
+        _line(axes, lines[peer], styles[peer], data["titles"][peer], top)
+    words = "inputs and gradients alone"
+    drawing.note(axes, words, floor[0], (8, -7), color=drawing.SOFT, va="top")
+    if data["limit"]:
+        drawing.note(axes, f"{top:.3g} GB", (least, top), (2, 3), fontsize=9)
+    ticks = [2**k for k in range(64) if least / 1.1 <= 2**k <= most * 1.1]
+    names = {tick: selection.size(tick) for tick in ticks[:: -(-len(ticks) // MOST_TICKS)]}
+    limits = {"xlim": (least / 1.15, most * 1.15), "ylim": (floor[0][1] / 2.2, top * 2.5)}
+    drawing.logarithmic(axes, "", names, ("D", "peak memory, GB"), **limits)
+    drawing.legend(figure)
+    return figure
 
 
-def _lines(line: Data, style: Data, title: str, top: float) -> Iterator[Line]:
+def _line(axes: Any, line: Data, style: Data, title: str, top: float) -> None:
     points = [(d, used / GB) for d, used in line["points"]]
     if points:
         reached = f": {line['largest']:,.0f}" if line["failed"] else ""
-        yield Line(points, style, title + reached)
+        drawing.line(axes, points, style, title + reached)
     if line["failed"]:
         # How much it would have taken is not known: the cross is at the limit.
-        end = [(line["failed"], top)]
-        dotted = {"color": style["color"], "linestyle": ":", "linewidth": 1.2}
-        yield Line(points[-1:] + end, dotted)
+        end, colour = [(line["failed"], top)], {"color": style["color"]}
+        drawing.line(axes, points[-1:] + end, colour | {"linestyle": ":", "linewidth": 1.2})
         cross = {"marker": "x", "markersize": 9, "markeredgewidth": 2.4, "zorder": 6}
-        yield Line(end, {"color": style["color"], "linestyle": "none"} | cross)
+        drawing.line(axes, end, colour | {"linestyle": "none"} | cross)
 
 
-FIGURE = Figure("memory", ("largest", "memory"), select, caption, chart)
+FIGURE = Figure("memory", ("largest", "memory"), select, caption, draw)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from bench import markdown
 from bench.inputs import CUDA_VARIANTS
-from bench.plots import selection
-from bench.plots.drawing import Chart, Line, Lines
+from bench.plots import drawing, selection
 from bench.plots.figure import Data, Figure
 from bench.ranks import implementations
 from bench.results import Row
@@ -72,37 +73,37 @@ def caption(data: Data) -> str:
     ).strip()
 
 
-def chart(data: Data) -> Chart:
+def draw(data: Data) -> Any:
     """Two rows of panels, seconds and bytes; a column for each shape."""
     shapes = data["shapes"]
-    return Chart(
-        headline(data),
+    text = (
         f"{data['machine']}, {data['dtype']}, processes joined by gloo over the loopback; medians "
-        "of the slowest rank, bars from p20 to p80.",
-        5.6,
-        [_panel(shape, label, data) for label in (SECONDS, BYTES) for shape in shapes],
-        len(shapes),
-        {"sharex": True, "sharey": "row"},
+        "of the slowest rank, bars from p20 to p80."
     )
+    size = 2 * len(shapes), len(shapes)
+    figure, panels = drawing.sheet(headline(data), text, 5.6, *size, sharex=True, sharey="row")
+    kinds = itertools.product((SECONDS, BYTES), shapes)
+    for axes, (label, shape) in zip(panels, kinds, strict=True):
+        _panel(axes, shape, label, data["titles"])
+        axes.label_outer()
+    drawing.legend(figure)
+    return figure
 
 
-def _panel(shape: Data, label: str, data: Data) -> Lines:
-    styles = selection.styles(data["titles"])
-    lines = []
+def _panel(axes: Any, shape: Data, label: str, titles: Mapping[str, str]) -> None:
+    styles = selection.styles(titles)
     for peer, points in shape["lines"].items():
         style = styles[peer] | LAYOUTS.get(peer, {})
-        seconds = [(ranks, median) for ranks, median, *_ in points]
         sent = [(point[0], point[4] / 2**20) for point in points if point[4]]
         if label == SECONDS:
-            spread = [point[2:4] for point in points]
-            lines.append(Line(seconds, style, data["titles"][peer], spread))
+            drawing.line(axes, [point[:2] for point in points], style, titles[peer])
+            drawing.spread(axes, [(point[0], *point[2:4]) for point in points], style["color"])
         elif sent:
-            lines.append(Line(sent, style))
+            drawing.line(axes, sent, style)
     every = sorted({point[0] for points in shape["lines"].values() for point in points})
     title = f"N = {shape['n']}, D = {shape['d']}" if label == SECONDS else ""
-    limits = {"xlim": (every[0] / 1.25, every[-1] * 1.25)}
-    ticks = {count: str(count) for count in every}
-    return Lines(title, lines, ticks, ("ranks", label), limits=limits)
+    ticks, ends = {count: str(count) for count in every}, (every[0] / 1.25, every[-1] * 1.25)
+    drawing.logarithmic(axes, title, ticks, ("ranks", label), xlim=ends)
 
 
-FIGURE = Figure("ranks", ("distributed",), select, caption, chart, by_dtype=True)
+FIGURE = Figure("ranks", ("distributed",), select, caption, draw, by_dtype=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from bench import markdown
 from bench.floor import moved_bytes, operations
 from bench.inputs import CUDA_VARIANTS
 from bench.plots import drawing, selection
-from bench.plots.drawing import Chart, Line, Lines, Note
 from bench.plots.figure import Data, Figure
 from bench.results import Row
 
@@ -91,33 +91,31 @@ def caption(data: Data) -> str:
     return " ".join(parts)
 
 
-def chart(data: Data) -> Chart:
+def draw(data: Data) -> Any:
     """Ceilings as lines, implementations as points with the range over shapes."""
     panels, titles = data["panels"], data["titles"]
     columns = len(panels) if len(titles) <= selection.CROWD else 1
     share = max(map(_share, panels))
     title = "Operations that the loss needs, per second, under the measured ceilings"
     height = (3.5 if columns > 1 else 2.7) * len(panels) / columns
-    return Chart(
+    figure, axes = drawing.sheet(
         f"barlow_fast reaches up to {share:.0%} of its ceiling" if share else title,
         f"{data['machine']}. 6·N·D·min(N, D) operations over the time of forward + backward; "
         "marks: medians over shapes, bars: least to most.",
         height + 0.9 + 0.22 * -(-len(titles) // 4),
-        [_panel(panel, titles) for panel in panels],
+        len(panels),
         columns,
     )
+    for each, panel in zip(axes, panels, strict=True):
+        _panel(each, panel, titles)
+    drawing.legend(figure)
+    return figure
 
 
-def _panel(panel: Data, titles: Mapping[str, str]) -> Lines:
+def _panel(axes: Any, panel: Data, titles: Mapping[str, str]) -> None:
     xs = sorted({point[0] for points in panel["points"].values() for point in points})
     left, right = xs[0] / 1.6, xs[-1] * 1.6
-    most, fast = panel["products"][1], panel["copies"][1]
-    ridge = most / fast
-    roof = sorted({left, right, *([ridge] if left < ridge < right else [])})
-    # Where runs measured different peaks, the ceiling is as thick as they differ.
-    band = [(ceiling(panel, x, 0), ceiling(panel, x)) for x in roof]
-    style = {"color": drawing.INK, "linewidth": 1.6, "zorder": 2}
-    lines = [Line([(x, ceiling(panel, x)) for x in roof], style, "", band, band=True)]
+    _ceilings(axes, panel, left, right)
     for index, (peer, style) in enumerate(selection.styles(titles).items()):
         points = panel["points"].get(peer, ())
         spread = min(SPREAD * (len(titles) - 1), MOST_SPREAD)
@@ -125,18 +123,28 @@ def _panel(panel: Data, titles: Mapping[str, str]) -> Lines:
         joined = {"linewidth": 1.4} | ({} if selection.is_ours(peer) else {"linestyle": "none"})
         if points:
             medians = [(x * shift, middle) for x, _, middle, _ in points]
-            ranges = [(low, high) for _, low, _, high in points]
-            lines.append(Line(medians, style | joined, titles[peer], ranges))
-    notes = [
-        Note(f"{panel['gemm']} GEMM {markdown.rate(most)}", (right, most), (0, 3), {"ha": "right"})
-    ]
-    if left < ridge:
-        notes.append(Note(f"copy {markdown.rate(fast)} GB/s", (left, most), (2, 3)))
-    return Lines(
-        panel["title"].replace(" under bfloat16 autocast", ", autocast"), lines,
-        {x: f"{x:g}" for x in (xs if len(xs) < 7 else xs[::2])},
-        ("operations per byte", "useful GFLOP/s"), notes, {"xlim": (left, right)},
-    )  # fmt: skip
+            drawing.line(axes, medians, style | joined, titles[peer])
+            ranges = [(x * shift, low, high) for x, low, _, high in points]
+            drawing.spread(axes, ranges, style["color"])
+    most, fast = panel["products"][1], panel["copies"][1]
+    rate = f"{panel['gemm']} GEMM {markdown.rate(most)}"
+    drawing.note(axes, rate, (right, most), (0, 3), ha="right")
+    if left < most / fast:
+        drawing.note(axes, f"copy {markdown.rate(fast)} GB/s", (left, most), (2, 3))
+    title = panel["title"].replace(" under bfloat16 autocast", ", autocast")
+    ticks = {x: f"{x:g}" for x in (xs if len(xs) < 7 else xs[::2])}
+    labels = ("operations per byte", "useful GFLOP/s")
+    drawing.logarithmic(axes, title, ticks, labels, xlim=(left, right))
 
 
-FIGURE = Figure("roofline", ("loss",), select, caption, chart)
+def _ceilings(axes: Any, panel: Data, left: float, right: float) -> None:
+    """Where runs measured different peaks, the ceiling is as thick as they differ."""
+    ridge = panel["products"][1] / panel["copies"][1]
+    roof = sorted({left, right, *([ridge] if left < ridge < right else [])})
+    low, high = ([ceiling(panel, x, end) for x in roof] for end in (0, 1))
+    style = {"color": drawing.INK, "linewidth": 1.6, "zorder": 2}
+    drawing.line(axes, list(zip(roof, high, strict=True)), style)
+    axes.fill_between(roof, low, high, color=drawing.LINE, alpha=0.6, linewidth=0, zorder=1)
+
+
+FIGURE = Figure("roofline", ("loss",), select, caption, draw)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from bench import markdown, results
 from bench.inputs import CUDA_VARIANTS
-from bench.plots import selection
-from bench.plots.drawing import Cell, Chart, HeatMap
+from bench.plots import drawing, selection
 from bench.plots.figure import Data, Figure
 from bench.results import Row
 
@@ -140,36 +140,31 @@ def caption(data: Data) -> str:
     return " ".join(parts)
 
 
-def chart(data: Data) -> Chart:
+def draw(data: Data) -> Any:
     """One panel for each comparison, side by side while they are narrow."""
     columns = 2 if len(data["d"]) <= SIDE_BY_SIDE else 1
-    return Chart(
-        headline(data),
+    text = (
         f"{data['machine']}, {data['dtype']}, forward + backward. "
-        "Times as fast; framed: slower; hatched: not measured.",
-        2 / columns * (0.34 * len(data["n"]) + 0.85) + 0.75,
-        [_heat_map(data, against) for against in HEADINGS],
-        columns,
+        "Times as fast; framed: slower; hatched: not measured."
     )
+    height = 2 / columns * (0.34 * len(data["n"]) + 0.85) + 0.75
+    figure, panels = drawing.sheet(headline(data), text, height, len(HEADINGS), columns)
+    for axes, against in zip(panels, HEADINGS, strict=True):
+        _heat_map(axes, data, against)
+    return figure
 
 
-def _heat_map(data: Data, against: str) -> HeatMap:
+def _heat_map(axes: Any, data: Data, against: str) -> None:
     rows, columns, cells = data["n"], data["d"], data["panels"][against]
     ratios = [cell["ratio"] for cell in measured(cells)]
-    faster = sum(ratio >= 1 for ratio in ratios)
-    drawn = []
+    title = f"{HEADINGS[against]}: faster at {sum(r >= 1 for r in ratios)} of {len(ratios)}"
+    drawing.grid(axes, title, *(list(map(selection.size, axis)) for axis in (rows, columns)))
     for cell in cells:
         n, d, strength = cell["n"], cell["d"], _strength(cell)
-        style = (_colour(strength), strength > 0.55 or strength < -0.6, cell.get("ratio", 1) < 1)
-        name = f"{against}-{n}x{d}"
-        drawn.append(Cell(columns.index(d), rows.index(n), _label(cell), *style, name))
-    return HeatMap(
-        f"{HEADINGS[against]}: faster at {faster} of {len(ratios)}",
-        list(map(selection.size, rows)),
-        list(map(selection.size, columns)),
-        drawn,
-        ("D", "N"),
-    )
+        dark, framed = strength > 0.55 or strength < -0.6, cell.get("ratio", 1) < 1
+        place = columns.index(d), rows.index(n)
+        text = drawing.cell(axes, place, _label(cell), _colour(strength), dark, framed)
+        text.set_gid(f"{against}-{n}x{d}")
 
 
 def _label(cell: Data) -> str:
@@ -195,4 +190,4 @@ def _colour(strength: float) -> str:
     return "#" + "".join(f"{round(255 + abs(strength) * (part - 255)):02x}" for part in end)
 
 
-FIGURE = Figure("speedup", ("loss",), select, caption, chart, by_dtype=True)
+FIGURE = Figure("speedup", ("loss",), select, caption, draw, by_dtype=True)

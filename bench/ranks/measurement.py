@@ -1,4 +1,6 @@
-"""What each rank does: check, then measure in turns.
+"""Ranks as processes of this machine: what each does, check, then measure in turns.
+
+They meet on 127.0.0.1 and end in time, whatever happens.
 
 All ranks take the same decisions, as these depend only on what all know: the slowest
 rank's seconds, and any rank's problem.
@@ -6,32 +8,97 @@ rank's seconds, and any rank's problem.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import functools
 import json
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
+from barlow_fast.data.loader import cores_of_rank
 from barlow_fast.distributed import count_traffic
 from barlow_fast.files import write_whole
-from bench import agreement
+from bench import agreement, lifetime
 from bench.agreement import Outcome
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss
 from bench.peers.mathematics import PAPER
 from bench.ranks import implementations, official
 from bench.ranks.implementations import Implementation
-from bench.ranks.processes import LOOPBACK
 from bench.results import Row
 from bench.timing import Budget, columns, interleave, without_collections
 
+HOST = "127.0.0.1"
+LOOPBACK = Path("/sys/class/net/lo")
 COUNTER = LOOPBACK / "statistics" / "tx_bytes"
+POLL = 0.5  # seconds
 LONG = 5.0  # seconds; what takes longer gains nothing from warming up
+
+
+def threads_of_each(ranks: int) -> int:
+    """Equal shares of the cores, at least one thread each."""
+    return max(cores_of_rank() // ranks, 1)
+
+
+def run(entry: Callable[..., None], ranks: int, arguments: tuple[Any, ...], seconds: float) -> None:
+    """Calls `entry(*arguments)` in `ranks` new processes that form torch's default process group.
+
+    Raises:
+        TimeoutError: they did not end within `seconds`.
+        RuntimeError: one of them raised, with its traceback, or died.
+    """
+    end = time.monotonic() + seconds
+    # This process keeps the store, so the port is free when it is given out and stays taken.
+    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    context = mp.start_processes(
+        _rank, (entry, ranks, store.port, seconds, arguments), ranks, join=False, daemon=True,
+        start_method="spawn",
+    )  # fmt: skip
+    try:
+        while not context.join(timeout=POLL):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{ranks} ranks did not end within {seconds:.0f} s")
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+        raise RuntimeError(str(error).strip()) from error
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def _rank(
+    rank: int,
+    entry: Callable[..., None],
+    ranks: int,
+    port: int,
+    seconds: float,
+    arguments: tuple[Any, ...],
+) -> None:
+    lifetime.end_with_parent()
+    # And should an exchange never end:
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    torch.set_num_threads(threads_of_each(ranks))
+    if LOOPBACK.exists():
+        os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK.name
+    limit = timedelta(seconds=seconds)
+    store = dist.TCPStore(HOST, port, is_master=False, timeout=limit)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=limit)
+    try:
+        entry(*arguments)
+        dist.barrier()
+    finally:
+        with contextlib.suppress(RuntimeError):  # of what has failed already
+            dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a fresh process measures of itself: imports, then the first calls of one implementation.
 
-    python -m bench.startup.child '{"module": "barlow_fast", "peer": "ours", "n": 256, "d": 2048}'
+    python -m bench.startup.child '{"module": "barlow_fast", "peer": "ours", "n": 256, ...}'
 
 The last line printed is a JSON object of seconds. Nothing heavy is imported before its clock runs.
 """
@@ -14,24 +14,19 @@ import time
 from typing import Any
 
 COMPILED = "-compiled"  # after the name of a peer: the same under torch.compile
+ARCHITECTURE = "sm_"  # begins the dtype of a visit that compiles for one
 
 
-def main(task: dict[str, Any]) -> dict[str, Any]:
+def main(module: str | None, peer: str, n: int, d: int, dtype: str, kind: str) -> dict[str, Any]:
     """Seconds of `import torch` ('torch'), of the module beyond torch ('import'), of the first two
-    calls ('first', 'second') or of compiling kernels ('kernels'); 'problem' is the error, if any.
-
-    Args:
-        task: `module` to import after torch; `peer` to call, with `n`, `d`, `dtype` and `device`;
-            or `architecture`, for which the Triton kernels of a step are compiled. All optional.
-    """
+    calls of a peer on a kind of device ('first', 'second'), or, where the dtype is an architecture,
+    of compiling the Triton kernels of a step ('kernels'); 'problem' is the error, if any."""
     found: dict[str, Any] = {"torch": _seconds(lambda: importlib.import_module("torch"))}
-    if task.get("module"):
-        found["import"] = _seconds(lambda: importlib.import_module(task["module"]))
-    if "architecture" in task:
-        found |= compile_kernels(task["n"], task["d"], task["architecture"])
-    elif task.get("peer"):
-        found |= call(task["peer"], task["n"], task["d"], task["dtype"], task["device"])
-    return found
+    if dtype.startswith(ARCHITECTURE):
+        return found | compile_kernels(n, d, int(dtype.removeprefix(ARCHITECTURE)))
+    if module is not None:
+        found["import"] = _seconds(lambda: importlib.import_module(module))
+    return found | call(peer, n, d, dtype, kind)
 
 
 def _seconds(action) -> float:
@@ -94,4 +89,4 @@ def compile_kernels(n: int, d: int, architecture: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    print(json.dumps(main(**json.loads(sys.argv[1]))))

@@ -142,25 +142,19 @@ def _verdict(found: dict[str, Row]) -> str:
     for key, words in SCORES.items():
         if RANDOM in found:
             gain, target = ours[key] - found[RANDOM][key], TARGETS[key]
-            met = _met(gain >= target)
-            texts.append(
-                f"{words} is {gain:+.1f} points above random weights (target {target:g}: {met})"
-            )
+            text = f"{words} is {gain:+.1f} points above random weights (target {target:g}: "
+            texts.append(text + ("met)" if gain >= target else "missed)"))
         if PIXELS in found:
             gain = ours[key] - found[PIXELS][key]
-            texts.append(f"{gain:+.1f} above raw pixels (target 0: {_met(gain > 0)})")
+            met = "met" if gain > 0 else "missed"
+            texts.append(f"{gain:+.1f} above raw pixels (target 0: {met})")
     theirs = found.get(LIGHTLY, {})
     for key, words in SCORES.items():
-        spreads = [each.get(f"{key}_std") for each in (ours, theirs)]
-        if None not in spreads:
-            gap = ours[key] - theirs[key]
-            counts = ours["runs"], theirs["runs"]
-            error = math.sqrt(sum(s**2 / n for s, n in zip(spreads, counts, strict=True)))
+        variances = [each[f"{key}_std"] ** 2 / each["runs"] for each in (ours, theirs)
+                     if each.get(f"{key}_std") is not None]  # fmt: skip
+        if len(variances) == 2:
+            gap, error = ours[key] - theirs[key], math.sqrt(sum(variances))
             texts.append(
                 f"{words} differs from lightly's by {gap:+.2f} (standard error {error:.2f})"
             )
     return "; ".join(texts) + "."
-
-
-def _met(met: bool) -> str:
-    return "met" if met else "missed"

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, memory_limit, sources
+from bench import cli, devices, peak_memory, sources
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_shapes
 from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of
-from bench.ranks import implementations, measurement, official, processes
+from bench.ranks import implementations, measurement, official
 from bench.ranks.implementations import OFFICIAL, PRECISION, Implementation
 from bench.ranks.measurement import Task
 from bench.results import Row, grouped
@@ -88,7 +88,7 @@ def measure(task: Task, deadline: float) -> tuple[list[Row], dict[str, str]]:
     task.results.unlink(missing_ok=True)
     try:
         task.prepare()
-        processes.run(measurement.measure, task.ranks, (replace(task, peers=usable),), deadline)
+        measurement.run(measurement.measure, task.ranks, (replace(task, peers=usable),), deadline)
     except (RuntimeError, TimeoutError) as error:
         failures[str(task)] = str(error)
     if task.results.exists():
@@ -101,9 +101,9 @@ def measure(task: Task, deadline: float) -> tuple[list[Row], dict[str, str]]:
 def does_not_fit(peer: Implementation, task: Task) -> str | None:
     """Why the ranks would not fit into free memory together; None where they do, or where the
     system has no /proc."""
-    if not memory_limit.MEMINFO.exists():
+    if not peak_memory.MEMINFO.exists():
         return None
-    free = memory_limit.available()
+    free = peak_memory.available()
     needed = task.ranks * peer.working_bytes(task.n, task.d, task.ranks)
     if needed <= MEMORY_SHARE * free:
         return None

@@ -60,9 +60,8 @@ def command(
     batch: Annotated[int | None, Option("Samples; two views of each.", least=2)] = None,
 ) -> int:
     """Train lightly's example before and after the patch: losses, seconds, the loss's share."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"not installed: {', '.join(missing)} (pip install lightly ...)")
+    if missing := provenance.missing(*NEEDED):
+        print(f"{missing} (pip install lightly ...)")
         return exits.FAILED
     steps = steps or (QUICK_STEPS if given.quick else STEPS)
     batch = batch or (QUICK_BATCH if given.quick else BATCH)
@@ -204,9 +203,10 @@ def measure(steps: int, batch: int, variant: Variant) -> list[Row]:
     locked.check()
     head = {"suite": "dropin", "n": batch, "d": seen[0].shape[1], "dtype": variant.name}
     source = f"lightly {provenance.version('lightly')}"
+    same = {PATCHED: locked.columns()}
     return [
         {**head, "peer": each.name, "source": source, **each.columns()}
-        | {**each.differences(runs[0]), **locked.columns(each.name)}
+        | {**each.differences(runs[0]), **same.get(each.name, {})}
         for each in runs
     ]
 
@@ -249,16 +249,10 @@ class Locked:
                 f"{allowed.gradient:.1e})"
             )
 
-    def columns(self, name: str) -> Row:
-        """Of a row: the differences of the patched loss, and the errors of either."""
-        kinds = {"difference": self.difference if name == PATCHED else None}
-        kinds["error"] = self.errors.get(name)
-        return {
-            f"locked_{what}_{kind}": rounded(getattr(found, what))
-            for kind, found in kinds.items()
-            if found is not None
-            for what in ("loss", "gradient")
-        }
+    def columns(self) -> Row:
+        """Of the row of the patched run."""
+        found = vars(self.difference).items()
+        return {f"locked_{what}_difference": rounded(value) for what, value in found}
 
 
 PEER = titled(TITLES, "loss of")

@@ -9,11 +9,12 @@ worked.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Annotated
 
-from bench import agreement, cli, devices, memory_limit, peak_memory, peers, sources
+from bench import agreement, cli, devices, peak_memory, peers, sources
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_variants
 from bench.markdown import Column, details, joined, reading, table_of, titled
@@ -55,7 +56,7 @@ def command(
         chosen = peers.choose(names, compiled=False)
         if (reason := device.why_no_memory()) is not None:
             raise RuntimeError(reason)
-        free = memory_limit.available()
+        free = peak_memory.available()
         if free < HEADROOM * limit:
             raise RuntimeError(
                 f"--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine"
@@ -69,18 +70,19 @@ def command(
             if reason is not None:
                 session.failures[f"{variant.name} {peer.name}"] = reason
                 continue
-
-            def measure(d: int, dtype: str = variant.name, name: str = peer.name) -> Row:
-                found = peak_memory.in_child(n, d, dtype, name, limit)
-                size = found.get("problem") or f"{total(found) / 1e9:.2f} GB"
-                print(f"{name} {n} x {d}: {size}", flush=True)
-                return found
-
+            measure = functools.partial(_measure, n, variant.name, peer.name, limit)
             row = {"suite": "largest", "n": n, "dtype": variant.name, **peer.columns()}
             row |= {"exact": peer.exact, "limit_bytes": limit}
             rows.append(row | search(measure, limit, first))
         session.keep(rows)
     return session.end()
+
+
+def _measure(n: int, dtype: str, name: str, limit: int, d: int) -> Row:
+    found = peak_memory.in_child(n, d, dtype, name, limit)
+    size = found.get("problem") or f"{total(found) / 1e9:.2f} GB"
+    print(f"{name} {n} x {d}: {size}", flush=True)
+    return found
 
 
 def search(measure: Measure, limit: int, first: tuple[int, int]) -> Row:

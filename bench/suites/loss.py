@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -15,7 +14,6 @@ from bench.grids import Case, Grid
 from bench.inputs import parse_shapes, parse_variants
 from bench.loss import tables as loss_tables
 from bench.loss.group import LONGEST, Candidate, Group, Known, Settings
-from bench.loss.pace import Pace
 from bench.peers import Peer
 from bench.results import Row, rounded
 from bench.session import Chosen, Given, Session
@@ -89,15 +87,12 @@ def measure(
     device = session.device
     peaks = device.peaks()
     print("peaks:", ", ".join(f"{name} {value}" for name, value in peaks.as_fields().items()))
-    pace = Pace(settings.budget.count, device.group_seconds)
     kept = Known()
 
-    def predicted(case: Case) -> float:
-        some = settings.some(usable, case)
-        return pace.seconds(case, [peer for peer in some if not kept.reason(peer, case)])
+    def compiles(case: Case) -> bool:
+        return any(peer.compiles for peer in settings.some(usable, case))
 
-    for case in session.in_time(todo, predicted):
-        begun = time.monotonic()
+    for case in session.in_time(todo, alike=compiles):
         found = Group(case, session, settings, kept).measure(settings.some(usable, case))
         rows = [row(case, candidate, peaks, device) for candidate in found]
         session.keep(rows, loss_tables.printed(rows))
@@ -107,8 +102,6 @@ def measure(
             for each in found
             if each.wrong and (each.peer.ours or device.judges_others)
         }
-        timed = {each.peer: each.seconds() for each in found if each.problem is None}
-        pace.add(case, timed, time.monotonic() - begun)
 
 
 def row(case: Case, candidate: Candidate, peaks: Peaks, device: Device) -> Row:

@@ -18,7 +18,6 @@ from bench.session import Chosen, Given, Session
 
 SECTION = "Memory beyond inputs and gradients"
 QUICK_SHAPES, QUICK_PEERS = "256x4096", "ours,official,gram-plain"
-SECONDS = 10.0  # that a case takes
 
 
 def command(given: Given, chosen: Chosen) -> int:
@@ -45,7 +44,7 @@ def measure(session: Session, cases: Sequence[Case], known: Sequence[Peer]) -> N
     todo = session.todo(cases, lambda case: results.group({"suite": "memory", **case.columns()}))
     usable = peers.available(known) if todo else []
     shown = in_words(*columns(session.device.kind), Column("problem", "problem"))
-    for case in session.in_time(todo, lambda case: SECONDS):
+    for case in session.in_time(todo, alike=lambda case: case.variant):
         session.keep([_row(session, case, peer) for peer in usable], shown)
 
 

@@ -16,12 +16,12 @@ from bench.results import Row, chosen, grouped, listed, ratio
 from bench.session import Chosen, Output, Session
 from bench.startup import processes
 from bench.startup.child import COMPILED
-from bench.startup.processes import MODULES, TORCH, Key
+from bench.startup.processes import MODULES, STAGES, TORCH, Key
 from bench.timing import columns
 
 SECTION = "Startup: imports, first calls, compilers"
 SHAPES, DTYPES = "256x2048", "fp32"
-QUICK_REPEATS = 3
+QUICK_REPEATS = 2
 QUICK_PEERS = ("ours", "official")
 QUICK_CASES = ("import", "first-call", "second-call")
 
@@ -49,23 +49,20 @@ def command(
     repeats = QUICK_REPEATS if quick and repeats is None else repeats
     session = Session(device, given, sources.STARTED)
     session.announce()
-    end = None if given.minutes is None else session.begun + session.most
     shown = in_words(Column("", "case", left=True), titled({}), *_figures("ms"))
-    for samples, failed in processes.measure(
-        kind, chosen, names, grid, print, repeats, end, deadline, not quick
-    ):
+    for stage in session.in_time(stage for stage in STAGES if {*stage.cases} & {*chosen}):
+        samples, failed = stage.measure(stage.visits(kind, names, grid, print), repeats, deadline)
         session.failures |= failed
-        session.measured += 1
-        session.keep([row(key, each, kind) for key, each in samples.items()], shown)
+        rows = [row(key, each, kind) for key, each in samples.items() if key.case in chosen]
+        session.keep(rows, shown)
     return session.end()
 
 
 def row(key: Key, samples: Sequence[float], kind: str) -> Row:
     """A row of results without its provenance."""
-    found: Row = {"suite": "startup", "case": key.case, "device": kind, "n": key.n, "d": key.d}
-    found |= {"dtype": key.dtype, "peer": key.peer, "source": source(key.peer, kind)}
-    found |= {"repeats": len(samples), **columns(samples, "ms", 1e3)}
-    return found | ({"kernels": key.kernels} if key.case == "triton-kernels" else {})
+    found: Row = {"suite": "startup", "device": kind, "source": source(key.peer, kind)}
+    found |= key._asdict() | {"repeats": len(samples), **columns(samples, "ms", 1e3)}
+    return {name: value for name, value in found.items() if (name, value) != ("kernels", 0)}
 
 
 def source(peer: str, kind: str) -> str:
@@ -109,12 +106,8 @@ def tables(rows: list[Row]) -> str:
             parts += [f"**Calls at {n} × {d}, {dtype}**", table_of(heads, lines)]
             parts.append(_call_verdict(by_case.get("first-call", {})))
         if kernels is not None:
-            parts.append(
-                f"Triton compiles the {kernels['kernels']} kernels of one step at {n} × {d} for "
-                f"{dtype} in {rate(kernels['median_ms'])} ms ({rate(kernels['p20_ms'])} to "
-                f"{rate(kernels['p80_ms'])}, {kernels['repeats']} processes), one after the other, "
-                "with an empty cache and no GPU."
-            )
+            ends = {key: rate(kernels[f"{key}_ms"]) for key in ("median", "p20", "p80")}
+            parts.append(reading("startup kernels", **kernels | ends))
     return joined(*parts)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from barlow_fast.training import PretrainConfig, configure
-from bench import cli
+from bench import cli, provenance
 
 OURS, LIMIT, OFFICIAL, LIGHTLY = "ours", "limit", "official", "lightly"
 PEERS = (OURS, LIMIT, OFFICIAL, LIGHTLY)
@@ -64,7 +63,7 @@ class Case:
         """The settings of all runs of this case: views, optimizer, precision, widths."""
         changes = dict(self.changes)
         encoder = changes.get("encoder", "")
-        if encoder and importlib.util.find_spec("torchvision") is None:
+        if encoder and provenance.missing("torchvision"):
             changes["encoder"] = f"timm:{encoder}"
         return configure(self.preset, epochs=LONG, views=self.views, **changes)
 
@@ -123,5 +122,4 @@ def unavailable(peer: str, case: Case) -> str | None:
     packages += ["PIL"] if case.files else []
     packages += ["torchvision", "PIL"] if peer in (OFFICIAL, LIGHTLY) else []
     packages += ["lightly"] if peer == LIGHTLY else []
-    missing = (name for name in packages if importlib.util.find_spec(name) is None)
-    return next((f"{name} is not installed" for name in missing), None)
+    return provenance.missing(*packages)

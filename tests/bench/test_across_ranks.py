@@ -17,7 +17,7 @@ from invoked import invoke
 from barlow_fast.distributed import LAYOUTS, cost
 from bench import report, results
 from bench.inputs import VARIANTS
-from bench.ranks import implementations, measurement, official, processes
+from bench.ranks import implementations, measurement, official
 from bench.ranks.implementations import OFFICIAL, PRECISION
 from bench.ranks.measurement import Task
 from bench.suites import distributed
@@ -134,7 +134,7 @@ def check_wrong_ones(folder):
 
 @pytest.mark.slow
 def test_wrong_ones_are_named(tmp_path):
-    processes.run(check_wrong_ones, 2, (tmp_path,), SECONDS)
+    measurement.run(check_wrong_ones, 2, (tmp_path,), SECONDS)
     found = json.loads((tmp_path / "found").read_text())
     assert found["nothing"] is None
     for name in ("loss", "gradient"):
@@ -171,9 +171,9 @@ def test_processes_end_whatever_happens(tmp_path, monkeypatch, entry, error, tex
         return 2.0 * SECONDS if len(list(tmp_path.iterdir())) == 2 else 0.0
 
     if error is TimeoutError:
-        monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=clock))
+        monkeypatch.setattr(measurement, "time", SimpleNamespace(monotonic=clock))
     with pytest.raises(error, match=text):
-        processes.run(entry, 2, (tmp_path,), SECONDS)
+        measurement.run(entry, 2, (tmp_path,), SECONDS)
     assert len(list(tmp_path.iterdir())) == 2
     for each in tmp_path.iterdir():
         with pytest.raises(ProcessLookupError):
@@ -196,11 +196,11 @@ def task(tmp_path):
 def test_what_does_not_fit_is_a_row_with_its_reason(task, tmp_path, monkeypatch):
     memory = tmp_path / "meminfo"
     memory.write_text("MemTotal: 1 kB\nMemAvailable:    4194304 kB\n")
-    monkeypatch.setattr(distributed.memory_limit, "MEMINFO", memory)
+    monkeypatch.setattr(distributed.peak_memory, "MEMINFO", memory)
     small, large = task(2048, 8192, "ours-features"), task(2048, 32768, OFFICIAL)
     assert distributed.does_not_fit(small.peers[0], small) is None
     assert "4 GiB are free" in distributed.does_not_fit(large.peers[0], large)
-    monkeypatch.setattr(processes, "run", lambda entry, ranks, arguments, seconds: None)
+    monkeypatch.setattr(measurement, "run", lambda entry, ranks, arguments, seconds: None)
     rows, failures = distributed.measure(large, 1.0)
     assert failures == {}
     assert [(r["peer"], r["ranks"]) for r in rows] == [(OFFICIAL, 2)]
@@ -215,7 +215,7 @@ def test_what_was_finished_survives_a_failure(task, monkeypatch):
         arguments[0].results.write_text(json.dumps(finished))
         raise TimeoutError("time is up")
 
-    monkeypatch.setattr(processes, "run", break_off)
+    monkeypatch.setattr(measurement, "run", break_off)
     some = task(64, 256, "ours-rows")
     some.results.write_text("of an earlier run")
     rows, failures = distributed.measure(some, 1.0)

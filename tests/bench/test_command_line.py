@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from invoked import invoke
 
-from bench import memory_limit, peak_memory, results
+from bench import peak_memory, results
 from bench.session import Session
 
 
@@ -55,7 +55,7 @@ def test_bad_options_are_refused_before_anything_runs(arguments, message, monkey
     assert message in " ".join(result.output.split())
 
 
-@pytest.mark.skipif(not memory_limit.STATUS.exists(), reason="needs /proc")
+@pytest.mark.skipif(not peak_memory.STATUS.exists(), reason="needs /proc")
 def test_memory_of_a_peer_that_builds_c(tmp_path):
     measured = peak_memory.in_child(8, 2048, "fp32", "official")
     assert "problem" not in measured, measured

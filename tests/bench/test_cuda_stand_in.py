@@ -190,7 +190,7 @@ def test_the_loss_of_a_device_from_the_command_line(cuda, tmp_path):
     again = invoke([*options, "--resume"])
     assert again.exit_code == exits.COMPLETE
     assert "0 measured, 0 left" in again.output
-    assert invoke([*options, "--minutes", "0.01"]).exit_code == exits.UNFINISHED
+    assert invoke([*options, "--minutes", "0"]).exit_code == exits.UNFINISHED
     assert invoke(arguments("loss", tmp_path, "--peers", "nobody")).exit_code == exits.NO_DEVICE
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 from test_report import row as cpu_row
+from torch.profiler import ProfilerActivity
 
 from bench import report, results
+from bench.devices import Cpu
 from bench.gpu import profile
 from bench.gpu.__main__ import timings
+from bench.inputs import VARIANTS
 from bench.loss.tables import short_problem
+from bench.peers import choose
 
 ORIGIN = {
     "gpu": "Example GPU", "multiprocessors": 100, "memory_bytes": 80 << 30,
@@ -126,17 +133,18 @@ def test_problems_in_short(problem, short):
     assert short_problem(problem) == short
 
 
-def test_the_summary_of_a_run_compares_with_the_best_other(folder):
+def test_the_summary_of_a_run_has_the_peers_by_their_times(folder):
     assert timings(folder / "gpu-example-gpu.jsonl") == [
-        "  2048x8192 bf16-inputs: floor 0.4 ms, ours 0.5, best other gram-plain 0.55"
+        "  2048x8192 bf16-inputs: floor 0.4 ms, ours 0.5, gram-plain 0.55, official 2.5"
     ]
     assert timings(folder / "none.jsonl") == []
 
 
-def test_kernels_of_one_name_are_one_line_longest_first():
-    text = profile.table("peer 2 x 3 fp32", {"short": [1.0, 3.0], "long": [20.0]}, passes=1)
-    title, *lines = text.splitlines()
-    assert title == "peer 2 x 3 fp32: 3 launches, 24.0 us of kernels in one pass"
-    assert [line.split() for line in lines] == [
-        ["20.00", "us", "1", "x", "long"], ["4.00", "us", "2", "x", "short"],
-    ]  # fmt: skip
+def test_a_profile_is_a_table_under_its_title_and_what_fails_is_its_reason(monkeypatch):
+    monkeypatch.setattr(profile, "ProfilerActivity", SimpleNamespace(CUDA=ProfilerActivity.CPU))
+    (peer,), fp32 = choose("gram-plain"), VARIANTS["fp32"]
+    title, *lines = profile.text_of(peer, 16, 32, fp32, Cpu()).splitlines()
+    assert title == "Gram form, plain torch 16 x 32 fp32, 5 passes"
+    assert any(line.split()[:1] == ["aten::mm"] for line in lines)
+    broken = replace(peer, build=lambda n, d, dtype: None)
+    assert "fp32: TypeError: " in profile.text_of(broken, 16, 32, fp32, Cpu())

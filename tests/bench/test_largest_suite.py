@@ -7,7 +7,7 @@ import json
 import pytest
 from invoked import invoke
 
-from bench import memory_limit, results
+from bench import peak_memory, results
 from bench.suites import largest
 
 LIMIT = 20_000_000_000
@@ -86,7 +86,7 @@ def test_tables_rank_the_peers_and_compare_with_ours():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not memory_limit.STATUS.exists(), reason="needs /proc")
+@pytest.mark.skipif(not peak_memory.STATUS.exists(), reason="needs /proc")
 def test_a_real_peer_fails_with_its_own_error(tmp_path, monkeypatch):
     monkeypatch.setattr(largest, "QUICK_FIRST", (256, 3000))  # 3000 x 3000 x 4 x 4 > 0.06 GB
     out = tmp_path / "rows.jsonl"
@@ -100,7 +100,7 @@ def test_a_real_peer_fails_with_its_own_error(tmp_path, monkeypatch):
 
 
 def test_a_limit_beyond_the_machine_is_refused(monkeypatch):
-    monkeypatch.setattr(memory_limit, "available", lambda: 10**9)
+    monkeypatch.setattr(peak_memory, "available", lambda: 10**9)
     result = invoke(["largest"])
     assert result.exit_code == 2
     assert "1.0 GB are free" in result.output

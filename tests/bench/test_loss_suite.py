@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from invoked import invoke
 
-from bench import floor, memory_limit
+from bench import floor, peak_memory
+from bench import session as sessions
+from bench.devices import Cpu
 from bench.grids import CPU_GRID, Case
 from bench.inputs import VARIANTS
 from bench.loss import tables
-from bench.loss.pace import MARGIN, Pace
 from bench.peers import discover
+from bench.session import Given, Session
 from bench.suites import loss
 
 FP32 = VARIANTS["fp32"]
@@ -90,30 +93,18 @@ def test_when_time_is_up_the_rest_is_named(measure, capsys):
     assert "left out, as beyond 0 minutes: 16x32 fp32, 32x16 fp32" in said
 
 
-def test_a_group_that_would_not_be_done_in_time_is_not_begun(measure):
-    shapes = cases((16, 32), (16, 2**20), (16, 64))
-    session, rows, _ = measure([discover()["ours-aten"]], shapes, minutes=1.0)
-    assert [(row["n"], row["d"]) for row in rows] == [(16, 32), (16, 64)]
-    assert session.left == ["16x1048576 fp32"]
-
-
-def test_a_group_is_predicted_by_the_nearest_dimension():
-    ours, official = discover()["ours-aten"], discover()["official"]
-    pace = Pace(lambda seconds: 3, None)
-    (larger, first, second, between) = cases((512, 8192), (256, 1024), (256, 4096), (256, 2048))
-    assert pace.seconds(larger, [official]) == 0
-    pace.add(first, {official: 1.0, ours: 0.5}, whole=5.0)
-    pace.add(second, {official: 2.0}, whole=8.0)
-    assert pace.seconds(larger, [official]) == pytest.approx(MARGIN * 4 * 2.0 * 8)
-    both = pace.seconds(between, [official, ours])
-    assert both == pytest.approx(MARGIN * 4 * (1.0 * 4 + 0.5 * 4), rel=1e-9)
-    # With a guess, what is not calls is expected again; what compiles has one of its own.
-    pace = Pace(lambda seconds: 3, (1.0, 60.0))
-    assert pace.seconds(larger, [official]) == 1.0
-    pace.add(second, {official: 2.0}, whole=10.0)
-    assert pace.seconds(larger, [official]) == pytest.approx(MARGIN * 4 * 2.0 * 8 + 2.0)
-    compiled = replace(official, name="new", compiles=True)
-    assert pace.seconds(larger, [compiled]) == 60.0
+def test_a_group_as_long_as_the_longest_before_must_be_done_in_time(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(sessions, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    session = Session(Cpu(), Given(quick=True, minutes=1.0), ())
+    taken = {"short 1": 10.0, "long 1": 35.0, "long 2": 35.0, "short 2": 10.0, "short 3": 10.0}
+    begun = []
+    for case in session.in_time(taken, alike=lambda case: case.split()[0]):
+        begun.append(case)
+        clock.now += taken[case]
+    assert begun == ["short 1", "long 1", "short 2"]
+    assert session.left == ["long 2", "short 3"]
+    assert session.measured == 3
 
 
 def test_compiled_peers_take_part_where_the_options_say():
@@ -164,12 +155,12 @@ def test_quick_takes_the_quick_shapes_and_writes_nothing(monkeypatch, tmp_path):
     assert seen["minutes"] is None
 
 
-@pytest.mark.skipif(not memory_limit.STATUS.exists(), reason="needs /proc")
+@pytest.mark.skipif(not peak_memory.STATUS.exists(), reason="needs /proc")
 def test_the_limit_on_memory_ends_with_its_block():
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with memory_limit.within(64 << 20):
+    with peak_memory.within(64 << 20):
         assert resource.getrlimit(resource.RLIMIT_AS) != before
         with pytest.raises(MemoryError):
             bytearray(256 << 20)

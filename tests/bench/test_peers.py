@@ -215,7 +215,7 @@ def test_a_compiled_form_that_fails_is_named_and_stops_nothing(measure, monkeypa
 
 
 def test_reasons_name_what_is_missing(monkeypatch):
-    monkeypatch.setattr(libraries, "is_installed", lambda module: False)
+    monkeypatch.setattr(libraries.provenance, "missing", "{} is not installed".format)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     known = discover()
     assert known["monai"].unavailable() == "monai is not installed (pip install monai)"
@@ -229,7 +229,7 @@ def test_reasons_name_what_is_missing(monkeypatch):
     )
     for peer in FORMULAS:
         assert peer.unavailable() is None
-    monkeypatch.setattr(libraries, "is_installed", lambda module: True)
+    monkeypatch.setattr(libraries.provenance, "missing", lambda module: None)
     for peer in FORMULAS:
         assert "itself is installed" in peer.unavailable()
 

@@ -7,8 +7,7 @@ from invoked import invoke
 
 from bench import plots, report, results
 from bench.plots.figure import marked
-from bench.ranks import scaling
-from bench.suites import scaling as suite
+from bench.suites import scaling
 
 
 def without_provenance(rows):
@@ -17,7 +16,7 @@ def without_provenance(rows):
 
 @pytest.fixture(scope="module")
 def modelled():
-    return suite.modelled()
+    return scaling.modelled()
 
 
 def test_all_reduce_by_hand():
@@ -54,7 +53,7 @@ def test_ours_is_the_choice_of_the_package(modelled):
 
 
 def test_tables_state_modelled_and_where_ours_is_slower(modelled):
-    text = suite.tables(modelled)
+    text = scaling.tables(modelled)
     assert text.count(": modelled**") == len(scaling.GROUPS)
     for words in ("790 TFLOP/s", "data sheets, not measured", "does not fit", "SyncBatchNorm"):
         assert words in text
@@ -62,7 +61,7 @@ def test_tables_state_modelled_and_where_ours_is_slower(modelled):
     assert "nowhere slower" in text
     row = modelled[0]
     slower = dict(row, ours=dict(row["ours"], seconds=3 * row["all_reduce"]["seconds"]))
-    text = suite.tables([slower, *modelled[1:]])
+    text = scaling.tables([slower, *modelled[1:]])
     assert f"slower on {row['ranks']} GPUs at N = {row['n']}, D = {row['d']} (3.0× the" in text
 
 

@@ -17,12 +17,12 @@ from bench import peers, report, results
 from bench.inputs import VARIANTS
 from bench.lifetime import ChildError
 from bench.startup import child, processes
-from bench.startup.processes import COMPILED_OFFICIAL, TORCH, Key, Visit
+from bench.startup.processes import COMPILED_OFFICIAL, STAGES, TORCH, Key, Stage, Visit
 from bench.suites import startup as suite
 
 GRID = [((16, 32), VARIANTS["fp32"])]
 SHAPE = (16, 32, "fp32")
-ALL = ("import", "first-call", "second-call", "triton-kernels", "compiler-cold", "compiler-warm")
+CALLS, KERNELS, COMPILER = STAGES
 
 
 @pytest.fixture
@@ -30,29 +30,25 @@ def started(monkeypatch):
     """Every process that would have been started; each reports made-up seconds at once."""
     seen = []
 
-    def start(visit, kind, deadline, cache=None, calls=True):
+    def start(visit, deadline, cache=None):
         if cache is not None:
             assert Path(cache).is_dir()
-        seen.append((visit.stage, visit.peer, cache, calls))
+        seen.append((visit.peer, cache))
         number = float(len(seen))
         found = {"torch": 1.0, "first": number, "second": 0.5, "kernels": number, "count": 5}
         return found | ({"import": 0.25} if visit.peer in processes.MODULES else {})
 
-    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(Visit, "start", start)
+    monkeypatch.setattr(Stage, "unavailable", lambda stage, name, kind: None)
     return seen
 
 
-def measured(*arguments, **options):
-    say = options.pop("say", lambda text: None)
-    samples, failures = {}, {}
-    for found, failed in processes.measure("cpu", *arguments, GRID, say, **options):
-        samples |= found
-        failures |= failed
-    return samples, failures
+def measured(stage, *names, repeats=None):
+    return stage.measure(stage.visits("cpu", names, GRID, print), repeats, 1.0)
 
 
 def test_a_fresh_process_reports_its_imports_and_its_calls():
-    found = processes.start(Visit("process", "ours-aten", 16, 32, "fp32"), "cpu", 240.0)
+    found = Visit("ours-aten", *SHAPE, "cpu").start(240.0)
     assert found["problem"] is None
     assert "import" not in found
     # Whatever else this machine does, importing torch takes longer than any of these.
@@ -62,7 +58,7 @@ def test_a_fresh_process_reports_its_imports_and_its_calls():
 
 def test_a_process_that_fails_is_reported_by_its_last_line():
     with pytest.raises(ChildError, match="KeyError: 'nobody'"):
-        processes.start(Visit("process", "nobody", 16, 32, "fp32"), "cpu", 240.0)
+        Visit("nobody", *SHAPE, "cpu").start(240.0)
 
 
 def test_a_wrong_result_is_a_problem(monkeypatch):
@@ -82,7 +78,7 @@ def test_a_problem_of_a_process_is_raised(monkeypatch):
     done = subprocess.CompletedProcess([], 0, f"printed by a library\n{reported}\n", "")
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
     with pytest.raises(ChildError, match="off by 1"):
-        processes.start(Visit("process", "ours", *SHAPE), "cpu", 1.0)
+        Visit("ours", *SHAPE, "cpu").start(1.0)
 
 
 def test_caches_of_compilers_are_the_folders_that_are_given(monkeypatch, tmp_path):
@@ -93,67 +89,68 @@ def test_caches_of_compilers_are_the_folders_that_are_given(monkeypatch, tmp_pat
         return subprocess.CompletedProcess(command, 0, "{}", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    visit = Visit("compiler", COMPILED_OFFICIAL, *SHAPE)
-    processes.start(visit, "cpu", 1.0, str(tmp_path))
+    visit = Visit(COMPILED_OFFICIAL, *SHAPE, "cpu")
+    visit.start(1.0, str(tmp_path))
     assert seen["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
     assert seen["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
     seen.clear()
-    processes.start(visit, "cpu", 1.0)
+    visit.start(1.0)
     assert seen.get("TRITON_CACHE_DIR") == os.environ.get("TRITON_CACHE_DIR")
 
 
-def test_implementations_take_turns_after_a_process_that_does_not_count(started):
+def test_implementations_take_turns_after_a_round_that_does_not_count(started):
     names = ("ours", "official", "gram-plain")
-    samples, failures = measured(suite.QUICK_CASES, names)
+    samples, failures = measured(CALLS, *names)
     assert failures == {}
-    assert [(peer, calls) for _, peer, _, calls in started[:3]] == [(n, False) for n in names]
-    counted = [peer for _, peer, _, calls in started[3:] if calls]
-    rounds = [counted[i : i + 3] for i in range(0, len(counted), 3)]
-    assert len(rounds) == processes.REPEATS
+    peers = [peer for peer, _ in started]
+    rounds = [peers[i : i + 3] for i in range(0, len(peers), 3)]
+    assert len(rounds) == CALLS.repeats + 1
     assert all(set(each) == set(names) for each in rounds)
     assert len({tuple(each) for each in rounds}) > 1  # in an order shuffled anew
-    assert len(samples[Key("import", TORCH)]) == 3 * processes.REPEATS
-    assert samples[Key("import", "ours")] == [0.25] * processes.REPEATS
-    assert samples[Key("second-call", "official", *SHAPE)] == [0.5] * processes.REPEATS
+    assert len(samples[Key("import", TORCH)]) == 3 * CALLS.repeats
+    assert samples[Key("import", "ours")] == [0.25] * CALLS.repeats
+    assert samples[Key("second-call", "official", *SHAPE)] == [0.5] * CALLS.repeats
+    assert min(samples[Key("first-call", "ours", *SHAPE)]) > 3
     assert Key("import", "official") not in samples
 
 
-def test_a_compiler_starts_twice_with_one_folder_that_goes_away(started, monkeypatch):
-    monkeypatch.setattr(processes, "unavailable", lambda name, kind: None)
-    samples, _ = measured(("compiler-cold", "compiler-warm"), (COMPILED_OFFICIAL,), repeats=2)
-    folders = [cache for _, _, cache, _ in started]
+def test_a_compiler_starts_twice_with_one_folder_that_goes_away(started):
+    samples, _ = measured(COMPILER, "ours", COMPILED_OFFICIAL, repeats=2)
+    folders = [cache for _, cache in started]
     assert folders[0] == folders[1] != folders[2] == folders[3]
     assert not any(Path(folder).exists() for folder in folders)
-    assert samples[Key("compiler-cold", COMPILED_OFFICIAL, *SHAPE)] == [1.0, 3.0]
-    assert samples[Key("compiler-warm", COMPILED_OFFICIAL, *SHAPE)] == [2.0, 4.0]
+    assert samples == {
+        Key("compiler-cold", COMPILED_OFFICIAL, *SHAPE): [1.0, 3.0],
+        Key("compiler-warm", COMPILED_OFFICIAL, *SHAPE): [2.0, 4.0],
+    }
+
+
+def test_kernels_are_compiled_once_for_each_shape_where_there_is_no_gpu(started):
+    samples, _ = measured(KERNELS, "ours", "official", repeats=1)
+    assert samples == {Key("triton-kernels", "ours", 16, 32, "sm_90", 5): [1.0]}
+    assert KERNELS.visits("cuda", ["ours"], GRID, print) == []
+    assert measured(KERNELS, "official") == ({}, {})
 
 
 def test_one_that_fails_has_no_times_and_stops_no_other(started, monkeypatch):
-    plain = processes.start
+    plain = Visit.start
 
-    def start(visit, *arguments, **options):
+    def start(visit, *arguments):
         if visit.peer == "official":
             raise ChildError("off by 1")
-        return plain(visit, *arguments, **options)
+        return plain(visit, *arguments)
 
-    monkeypatch.setattr(processes, "start", start)
-    samples, failures = measured(suite.QUICK_CASES, ("ours", "official"))
+    monkeypatch.setattr(Visit, "start", start)
+    samples, failures = measured(CALLS, "ours", "official")
     assert failures == {"official": "off by 1"}
     assert {key.peer for key in samples} == {TORCH, "ours"}
 
 
-def test_little_time_means_few_samples_of_the_first_stage(started, monkeypatch):
-    monkeypatch.setattr(processes, "unavailable", lambda name, kind: None)
-    samples, _ = measured(suite.QUICK_CASES, ("ours",), end=0.0)
-    assert {len(each) for key, each in samples.items() if key.peer == "ours"} == {processes.FEWEST}
-
-
-def test_after_the_first_stage_what_does_not_fit_is_left_out_by_name(started, monkeypatch):
-    monkeypatch.setattr(processes, "unavailable", lambda name, kind: None)
+def test_what_cannot_run_here_is_left_out_by_name():
     said = []
-    samples, _ = measured(ALL, ("ours", COMPILED_OFFICIAL), end=0.0, say=said.append)
-    assert {key.case for key in samples} == {"import", "first-call", "second-call"}
-    assert any(COMPILED_OFFICIAL in text and "left out" in text for text in said)
+    nobody = CALLS._replace(peers={"cpu": ("nobody",)})
+    assert nobody.visits("cpu", ["ours", "nobody"], GRID, said.append) == []
+    assert said == [f"{CALLS}: nobody is left out: there is no such peer for cpu"]
 
 
 def test_kernels_of_a_step_are_compiled_once_each(monkeypatch):

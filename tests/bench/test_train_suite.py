@@ -131,9 +131,10 @@ def test_cases_of_gpus_have_the_stated_networks():
 
 
 def test_without_torchvision_the_encoder_is_timms(monkeypatch):
-    monkeypatch.setattr(
-        cases.importlib.util, "find_spec", lambda name: None if name == "torchvision" else name
-    )
+    def missing(*modules):
+        return "torchvision is not installed" if "torchvision" in modules else None
+
+    monkeypatch.setattr(cases.provenance, "missing", missing)
     case = CASES["resnet18-32-2048"]
     assert case.config().encoder == "timm:resnet18"
     assert cases.unavailable(OURS, case) is None
