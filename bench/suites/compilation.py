@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, provenance, results
+from bench import cli, launches, provenance, results
 from bench.cli import Option
 from bench.markdown import Column, details, joined, reading, table_of, unmeasured
 from bench.results import Row, listed
@@ -20,25 +20,6 @@ from bench.results import Row, listed
 SECTION = "Triton kernels as compiled"
 origin = functools.partial(unmeasured, "compilation")
 FILE = results.FOLDER / "compilation.jsonl"
-
-# Steps whose launches are listed one by one: small N, the paper's size, a graph encoder; what one
-# of eight GPUs does when each has a slice of the columns; both views of 256 photographs.
-STEPS = (
-    ("gram", 256, 8192),
-    ("gram", 2048, 8192),
-    ("correlation", 169343, 256),
-    ("tiles", 2048, 1024),
-    ("views", 512, 224),
-)
-TITLES = {
-    "tiles": "{n} × {d}, bfloat16 columns of one of eight GPUs: {count} forward and backward",
-    "views": "The photometric part of {n} views of {d} × {d} × 3, to bfloat16: {count}",
-}
-TITLE = "{n} × {d}, bfloat16 inputs: {count} forward and backward"
-
-# Rates of an H100 for the derived floor of a launch: an 8192^3 bf16 product on random data and a
-# device-to-device copy, as measured on such cards (shared figures, not from this suite).
-H100_FLOPS, H100_BYTES = 790e12, 3.0e12
 
 
 def command(
@@ -73,12 +54,13 @@ def command(
         found = inspection.survey(architecture, workers)
         longest = max(longest, time.monotonic() - start)
         rows += [_kernel_row(architecture, *each, origin) for each in found]
+        taken = {inspection.identity(launch): resources for _, launch, resources in found}
+        rows += launches.rows(architecture, taken, origin)
         spills = sum(r.spilled > 0 for _, _, r in found)
         print(f"sm_{architecture}: {len(found)} kernels, {spills} of them spill")
     if left:
         names = ", ".join(f"sm_{architecture}" for architecture in left)
         print(f"left out, as {minutes:g} minutes would not do: {names}")
-    rows += launch_rows(origin)
     # Rows of architectures that were left out stay as they are.
     results.merge(out, rows, whole=len(chosen) - len(left) == len(REFERENCE_DEVICES))
     print(f"rows are in {out}; `python -m bench report` makes the tables")
@@ -99,35 +81,16 @@ def _kernel_row(architecture: int, case, launch, resources, origin: Row) -> Row:
     return found | {**resources._asdict(), "provenance": origin}
 
 
-def launch_rows(origin: Row) -> list[Row]:
-    """The launches of whole steps in bfloat16 on the reference H100, in order."""
-    import torch
-
-    from barlow_fast.kernels.triton import inspection
-    from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
-
-    rows = []
-    for form, n, d in STEPS:
-        case = inspection.Case(form, n, d, torch.bfloat16, "bf16")
-        for index, launch in enumerate(inspection.record_step(case, REFERENCE_DEVICES[90])):
-            row = {"suite": "compilation", "form": form, "n": n, "d": d, "dtype": "launches"}
-            row |= {"index": index, "kernel": launch.name, "grid": list(launch.grid)}
-            row |= {"flops": launch.flops, "bytes": launch.bytes, "provenance": origin}
-            rows.append(row)
-    return rows
-
-
 def tables(rows: list[Row]) -> str:
     """Resources by kernel and architecture, and the launches of some steps."""
-    launches = [row for row in rows if row["dtype"] == "launches"]
-    kernels = [row for row in rows if row["dtype"] != "launches"]
+    steps = [row for row in rows if row["dtype"].endswith(launches.KIND)]
+    kernels = [row for row in rows if not row["dtype"].endswith(launches.KIND)]
     groups = sorted(listed(kernels, "kernel", "dtype").items())
     return joined(
         reading("compilation kernels"),
         table_of(SUMMARY, [variants for _, variants in groups]),
         details("Every variant", table_of(DETAILS, kernels)),
-        reading("compilation launches"),
-        *(_launches(step) for step in listed(launches, "form", "n", "d").values()),
+        launches.tables(steps),
     )
 
 
@@ -183,25 +146,3 @@ DETAILS = [
     Column("shared bytes", "shared"),
     Column("instruction", _instruction, left=True),
 ]
-LAUNCHES = [
-    Column("launch", "kernel", CODE, left=True),
-    Column("programs", lambda row: " × ".join(map(str, row["grid"]))),
-    Column("GFLOP", lambda row: row["flops"] / 1e9, ".4g"),
-    Column("MB", lambda row: row["bytes"] / 1e6, ".4g"),
-    Column("derived floor, µs", "floor", ".3g"),
-]
-
-
-def _launches(step: list[Row]) -> str:
-    """What each launch of a step computes and moves, with the floor that this implies."""
-    lines = [
-        row | {"floor": max(row["flops"] / H100_FLOPS, row["bytes"] / H100_BYTES) * 1e6}
-        for row in sorted(step, key=lambda row: row["index"])
-    ]
-    total = sum(line["floor"] for line in lines)
-    count = f"{len(step)} launch{'es' if len(step) > 1 else ''}"
-    title = TITLES.get(step[0].get("form"), TITLE)
-    return joined(
-        f"**{title.format(n=step[0]['n'], d=step[0]['d'], count=count)}**",
-        f"{table_of(LAUNCHES, lines)}\n| sum | | | | {total:.3g} |",
-    )

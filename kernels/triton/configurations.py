@@ -9,6 +9,7 @@ device.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ from .table import SUM_ALIGNMENT, TABLE, Key, Product, row_of
 
 # Rows that one program takes the moments of; the accuracy of its pivot rests on it (moments.py).
 MOST_PART_ROWS = 2048
+
+# Blocks of rows that the moments have loaded or are loading, 8 KiB each: enough bytes in flight on
+# an SM with one program.
+MOMENTS_STAGES = 4
 
 # Columns of up to so many rows are read by one program: their statistics take one launch.
 MOST_UNDIVIDED_ROWS = 512
@@ -39,7 +44,11 @@ FINISHES_ON_BLACKWELL = (3, 9)
 
 # Parts of split sums go through memory: at most this share of the inputs, or what never matters.
 WORKSPACE_SHARE = 0.5
+CORRELATION_WORKSPACE_SHARE = 1.0  # small beside what N > D samples take elsewhere in a model
 SMALL_WORKSPACE = 2 << 20
+
+# Programs of split-K tiles that keep so large a share of the SMs busy are enough.
+EVEN = 0.95
 
 
 class Moments(NamedTuple):
@@ -153,7 +162,7 @@ def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
     rows_per_part = round_up(cdiv(n, parts), rows)
     # With 4 warps float16 rows spill on Hopper under Triton 3.8.
     warps = 8 if dtype == torch.float16 else 4
-    return Moments(rows, columns, warps, 2, cdiv(n, rows_per_part), rows_per_part)
+    return Moments(rows, columns, warps, MOMENTS_STAGES, cdiv(n, rows_per_part), rows_per_part)
 
 
 @functools.lru_cache(maxsize=256)
@@ -190,6 +199,7 @@ def _plan(
     input_bytes: int,
     views: int = 1,
     split_all: bool = False,
+    workspace_share: float = WORKSPACE_SHARE,
 ) -> Plan:
     """How `tiles` tiles of each view's product, sums over `k` each, are cut."""
     sms = device.num_sms
@@ -197,15 +207,32 @@ def _plan(
     split = tiles - full
     if not split_all and (split == 0 or split > 0.75 * sms or full >= 4 * sms):
         return Plan(*row, row.block_m, tiles, 0, 1, cdiv(k, row.block_k))
-    room = max(int(WORKSPACE_SHARE * input_bytes), SMALL_WORKSPACE)
+    room = max(int(workspace_share * input_bytes), SMALL_WORKSPACE)
     most = min(k // (4 * row.block_k), room // (views * split * row.block_m * row.block_n * 4))
-    # Two programs share an SM; more parts than that only cost traffic.
-    splits = max(1, min(most, 2 * sms // (views * split)))
-    k_blocks = cdiv(cdiv(k, splits), row.block_k)
+    k_blocks = _k_blocks(row, sms, views * split, k, max(most, 1))
     strip = row.block_m
     while strip > 4 and split * (row.block_m // strip) < sms:
         strip //= 2
     return Plan(*row, strip, full, split, cdiv(k, k_blocks * row.block_k), k_blocks)
+
+
+def _k_blocks(row: Product, sms: int, tiles: int, k: int, most: int) -> int:
+    """Blocks of the sum over `k` that one program takes, where each of `tiles` is split in at most
+    `most`: the fewest splits whose programs fill the SMs about evenly, else those that do it best.
+
+    Two programs of 4 warps share an SM, one of 8 has it alone; more splits only cost traffic.
+    """
+    best, found = 0.0, 1
+    resident = max(8 // row.warps, 1)
+    for splits in range(1, most + 1):
+        k_blocks = cdiv(cdiv(k, splits), row.block_k)
+        each = tiles * cdiv(k, k_blocks * row.block_k) / sms
+        filled = min(each / resident, each / math.ceil(each))
+        if filled > best:
+            best, found = filled, k_blocks
+        if filled >= EVEN:
+            break
+    return found
 
 
 @functools.lru_cache(maxsize=256)
@@ -219,7 +246,10 @@ def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: s
     """Tiles of C; where they are few, they are split over N."""
     row = blocks("correlation", device, precision, dtype, d)
     tiles = cdiv(d, row.block_m) * cdiv(d, row.block_n)
-    plan = _plan(row, device, tiles, n, 2 * n * d * dtype.itemsize)
+    plan = _plan(
+        row, device, tiles, n, 2 * n * d * dtype.itemsize,
+        workspace_share=CORRELATION_WORKSPACE_SHARE,
+    )  # fmt: skip
     # Each strip has column sums of its own: few strips where columns are many.
     few = d > 2048 and plan.split_tiles > 0
     return plan._replace(strip=max(plan.strip, plan.block_m // 4)) if few else plan

@@ -44,7 +44,7 @@ from .arithmetic import (
 )
 from .gram import library_product
 from .launch import addressable, cdiv, device_of, launch, tma_descriptor
-from .standardise import operand
+from .standardise import operand, transposed_operand
 from .table import Product
 
 
@@ -210,7 +210,10 @@ def _tile(
     if TMA:
         for k in range(0, N, META.BLOCK_K):
             x = stored(gram_descriptor.load([row, k]))
-            y = stored(hat_descriptor.load([k, column]))
+            if META.PRECISION == "tf32":
+                y = tl.trans(stored(hat_descriptor.load([column, k])))
+            else:
+                y = stored(hat_descriptor.load([k, column]))
             product = multiply(x, y, product, META.PRECISION)
     elif META.CHUNK == 0:
         for k in range(0, N, META.BLOCK_K):
@@ -428,16 +431,16 @@ def _by_tiles(
     """Tiles of the product with all but q and c, then these."""
     z = gradient.own.ptr
     n, d = z.shape
-    hat = operand(z, gradient.own.statistics_ptr, precision)
+    tma = row.path in ("tma", "persistent")
+    make, block = operand, (row.block_k, row.block_n)
+    if tma and precision == "tf32":  # wgmma takes 32-bit operands along the summed index only
+        make, block = transposed_operand, block[::-1]
+    hat = make(z, gradient.own.statistics_ptr, precision)
     row_tiles = cdiv(n, row.block_m)
     sums = torch.empty((row_tiles, d), dtype=torch.float32, device=z.device)
-    tma = row.path in ("tma", "persistent")
     descriptors = (None, None)
     if tma:
-        descriptors = (
-            tma_descriptor(gram, row.block_m, row.block_k),
-            tma_descriptor(hat, row.block_k, row.block_n),
-        )
+        descriptors = (tma_descriptor(gram, row.block_m, row.block_k), tma_descriptor(hat, *block))
     tiles = row_tiles * cdiv(d, row.block_n)
     persistent = row.path == "persistent"
     values = n * d * z.element_size()

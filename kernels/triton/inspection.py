@@ -57,10 +57,15 @@ def resources(launch: Launch, capability: int) -> Resources:
     usage = _usage(compiled.asm["cubin"])
     instruction, operands = _tensor_core(compiled.asm["ptx"])
     asynchronous = instruction == "wgmma.mma_async"
-    found = hazards(_dump(compiled.asm["cubin"], "--dump-sass")) if asynchronous else ()
+    found = hazards(machine_code(compiled)) if asynchronous else ()
     return Resources(
         usage["REG"], usage["spilled"], compiled.metadata.shared, instruction, operands, found
     )
+
+
+def machine_code(compiled: Any) -> str:
+    """The SASS of a compiled kernel, as cuobjdump lists it."""
+    return _dump(compiled.asm["cubin"], "--dump-sass")
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
@@ -147,8 +152,11 @@ SHAPES = (
     ("gram", 256, 8192),
     ("gram", 512, 8192),
     ("gram", 2048, 8192),
+    ("gram", 1024, 65536),
     ("correlation", 169343, 256),
+    ("correlation", 65536, 128),
     ("correlation", 4096, 64),
+    ("correlation", 4096, 512),
     ("correlation", 8192, 4096),
 )
 OPERANDS = (

@@ -88,6 +88,7 @@ def moments_kernel(
     eps,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
     WIDE: tl.constexpr,
     FINISH: tl.constexpr,
 ):
@@ -124,7 +125,7 @@ def moments_kernel(
     squares_a = tl.zeros([ROWS, COLUMNS], accumulate)
     squares_b = tl.zeros([ROWS, COLUMNS], accumulate)
     products = tl.zeros([ROWS, COLUMNS], accumulate)
-    for start in range(first, last, ROWS):
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
         mask = (start + local < last) & inside[None, :]
         x = tl.load(at_a + offset_a, mask=mask, other=0.0).to(accumulate)
         y = tl.load(at_b + offset_b, mask=mask, other=0.0).to(accumulate)
@@ -272,8 +273,8 @@ def _launch_moments(
     launch(
         moments_kernel, (cdiv(d, config.columns), config.parts), z_a, z_b, outputs, n, d,
         z_a.stride(0), z_b.stride(0), rows_per_part, float(eps),
-        ROWS=config.rows, COLUMNS=config.columns, WIDE=z_a.dtype == torch.float64, FINISH=finish,
-        warps=config.warps, stages=config.stages,
+        ROWS=config.rows, COLUMNS=config.columns, STAGES=config.stages,
+        WIDE=z_a.dtype == torch.float64, FINISH=finish, warps=config.warps,
         moved=2 * n * d * z_a.element_size() + (28 if finish else 40 * config.parts) * d,
     )  # fmt: skip
 

@@ -27,10 +27,11 @@ def standardise_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROUND: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
 ):
     """out = (z - mean) * rstd - shift; columns from D to the padded width are zero.
 
-    norm: pointers to the vectors of a `Norm`.
+    norm: pointers to the vectors of a `Norm`. TRANSPOSED: out is (D, N), without padding.
     """
     # Rows on the first axis of the grid, the only one that may be longer than 65535.
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
@@ -46,32 +47,48 @@ def standardise_kernel(
     hat = standardised(x, loaded)
     if ROUND:
         hat = to_tf32(hat)
-    at = out_ptr + rows * stride_out + columns[None, :]
-    mask = (rows < N) & (columns < stride_out)[None, :]
-    tl.store(at, cast(hat, out_ptr.dtype.element_ty), mask=mask)
+    hat = cast(hat, out_ptr.dtype.element_ty)
+    if TRANSPOSED:
+        at = out_ptr + columns.to(tl.int64)[:, None] * stride_out + tl.trans(rows)
+        tl.store(at, tl.trans(hat), mask=tl.trans(valid))
+    else:
+        at = out_ptr + rows * stride_out + columns[None, :]
+        tl.store(at, hat, mask=(rows < N) & (columns < stride_out)[None, :])
 
 
 def standardise(z: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, precision: str) -> Tensor:
     """z_hat (N, D), contiguous; the contract's primitive."""
-    return _standardise(addressable(z), Norm(mean, rstd, shift), precision, z.shape[1])
+    z = addressable(z)
+    return _standardise(z, Norm(mean, rstd, shift), precision, z.shape)
 
 
 def operand(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
     """z_hat (N, W) with W = D rounded up to whole blocks of the product and zeros beyond D, so that
     products need no mask and rows are aligned for TMA. `statistics`: (3, D), of this view."""
-    return _standardise(
-        z, Norm(*statistics.unbind(0)), precision, round_up(z.shape[1], OPERAND_ALIGNMENT)
-    )
-
-
-def _standardise(z: Tensor, norm: Norm, precision: str, width: int) -> Tensor:
     n, d = z.shape
-    out = torch.empty((n, width), dtype=OPERAND_DTYPE[precision], device=z.device)
+    shape = (n, round_up(d, OPERAND_ALIGNMENT))
+    return _standardise(z, Norm(*statistics.unbind(0)), precision, shape)
+
+
+def transposed_operand(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+    """The transpose of z_hat, (D, N), its rows aligned for TMA: what a product of Hopper takes as
+    its right operand where a 32-bit type has to lie along the summed index."""
+    n, d = z.shape
+    shape = (d, round_up(n, OPERAND_ALIGNMENT))
+    return _standardise(z, Norm(*statistics.unbind(0)), precision, shape, transposed=True)[:, :n]
+
+
+def _standardise(
+    z: Tensor, norm: Norm, precision: str, shape: tuple[int, int], transposed: bool = False
+) -> Tensor:
+    n, d = z.shape
+    out = torch.empty(shape, dtype=OPERAND_DTYPE[precision], device=z.device)
     config = configurations.STANDARDISE
+    width = d if transposed else shape[1]
     launch(
         standardise_kernel, (cdiv(n, config.rows), cdiv(width, config.columns)),
-        z, norm, out, n, d, z.stride(0), width,
-        ROWS=config.rows, COLUMNS=config.columns, ROUND=precision == "tf32",
+        z, norm, out, n, d, z.stride(0), shape[1],
+        ROWS=config.rows, COLUMNS=config.columns, ROUND=precision == "tf32", TRANSPOSED=transposed,
         warps=config.warps, moved=n * d * (z.element_size() + out.element_size()),
     )  # fmt: skip
     return out

@@ -139,6 +139,20 @@ def test_paths_that_tuning_may_choose(kernel, row, tma, monkeypatch):
         assert launch.grid == (REFERENCE_DEVICES[90].num_sms,)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_moments_load_ahead(architecture, dtype):
+    """Triton pipelines a loop without a product only where its stages are requested."""
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
+    case = Case("gram", 256, 8192, dtype, precision)
+    launch = record_step(case, REFERENCE_DEVICES[architecture])[0]
+    assert launch.name == "moments_kernel"
+    kernel = inspection.compile_launch(launch, architecture)
+    assert "cp.async" in kernel.asm["ptx"]
+    assert kernel.metadata.shared >= (configurations.MOMENTS_STAGES - 1) * 8192
+    assert inspection.resources(launch, architecture).spilled == 0
+
+
 class NoDriver:
     """What Triton's run-time compiler asks of a driver, for a device that is not there."""
 

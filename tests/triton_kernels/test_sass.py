@@ -82,3 +82,28 @@ def test_the_kernel_that_has_one(monkeypatch):
     launch = next(x for x in launches if x.name == "correlation_gradients_kernel")
     found = inspection.resources(launch, 90).hazards
     assert bool(found) == triton.__version__.startswith("3.6.")
+
+
+@pytest.mark.skipif(
+    triton_kernels.INTERPRETED.value, reason="Triton's interpreter compiles nothing"
+)
+@pytest.mark.parametrize(
+    ("kernel", "form", "n", "d"),
+    [
+        ("gram_kernel", "gram", 2048, 8192),
+        ("gram_tiles_kernel", "gram", 2048, 8192),
+        ("correlation_gradients_kernel", "correlation", 4096, 512),
+    ],
+)
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_products_of_stored_operands_overlap_their_loads(kernel, form, n, d, precision):
+    """One product stays in flight: both operands come from shared memory as they were loaded. A
+    TF32 operand that does not lie along the summed index would pass through registers."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    launches = inspection.record_step(
+        inspection.Case(form, n, d, dtype, precision), REFERENCE_DEVICES[90]
+    )
+    for launch in (each for each in launches if each.name == kernel):
+        code = inspection.machine_code(inspection.compile_launch(launch, 90))
+        assert "HGMMA" in code
+        assert "WARPGROUP.DEPBAR.LE gsb0, 0x1" in code
