@@ -72,8 +72,8 @@ bench: install
 	$(BIN)/python -m bench report
 
 # Runs from the source tree on a machine without a network: nothing is installed, any Python that has torch will do.
-# Under ten minutes, and continues where it stopped when run again. PARTS, BUDGET and GPU_FLAGS: see bench/README.md.
-BUDGET ?= 540
+# At most eight minutes, and continues where it stopped when run again. PARTS, BUDGET and GPU_FLAGS: see bench/README.md.
+BUDGET ?= 480
 gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu --resume --budget-seconds $(BUDGET) \
 	    --parts "$(PARTS)" --out "$(OUT)" $(GPU_FLAGS)
