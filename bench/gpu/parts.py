@@ -174,7 +174,7 @@ WITHOUT_COMPILED = ("--compiled-shapes", "none")
 # compile come last: each takes up to a minute.
 PARTS = (
     # On all cores at once, so that later parts find the kernels on disk.
-    Part("compile", 60, Command(("-m", f"{TRITON}.inspection")), sources.CODE),
+    Part("compile", 60, Command(("-m", "bench.gpu.cache")), sources.CODE),
     Part("kernels", 90, kernel_tests, (*sources.TESTED, *gpu_test_files(kernels=True))),
     Part(
         "headline", 50, Suite("loss", (*CUDA, "--shapes", HEADLINE, *WITHOUT_COMPILED)),
