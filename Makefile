@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-all test-core test-training test-interpreter test-bench test-around test-versions mutants lint format bench gpu docs hub-kernel sdist wheel wheel-test release-check clean
+.PHONY: install demo test test-all test-core test-training test-interpreter test-bench test-around test-versions mutants lint format bench gpu gpu-cache docs hub-kernel sdist wheel wheel-test release-check clean
 
 install: $(STAMP)
 
@@ -72,11 +72,19 @@ bench: install
 	$(BIN)/python -m bench report
 
 # Runs from the source tree on a machine without a network: nothing is installed, any Python that has torch will do.
-# Under ten minutes, and continues where it stopped when run again. PARTS, BUDGET and GPU_FLAGS: see bench/README.md.
-BUDGET ?= 540
+# At most eight minutes, and continues where it stopped when run again. PARTS, BUDGET and GPU_FLAGS: see bench/README.md.
+BUDGET ?= 480
 gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu --resume --budget-seconds $(BUDGET) \
 	    --parts "$(PARTS)" --out "$(OUT)" $(GPU_FLAGS)
+
+# Compiles the kernels of a GPU on a machine without one, with the Triton of GPU_PYTHON, which should be that of the
+# other machine. `make gpu` begins with the archive where it finds it.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+CAPABILITY ?= 90
+gpu-cache:
+	PYTHONPATH=bench/gpu/startup:. $(GPU_PYTHON) -m bench.gpu.cache \
+	    --capability $(CAPABILITY) --pack build/gpu-kernels.tar.xz
 
 # Into build/site; warnings are errors. Building and reading it need no network.
 docs: install

@@ -137,7 +137,7 @@ class Suite:
                 "command": context.command or None,
                 "resume": "" if resume else None,
             }
-            options = [*self.arguments, *context.options.get(self.name, ())]
+            options = [*context.options.get(self.name, ()), *self.arguments]
             for name, value in given.items():
                 if name in self.takes and value is not None:
                     options += [f"--{name}", *([str(value)] if value != "" else [])]

@@ -110,16 +110,26 @@ class Session:
             flush=True,
         )
 
-    def todo(self, cases: Iterable[T], group: Callable[[T], tuple]) -> list[T]:
-        """The cases whose group of rows the file does not hold, if the run is resumed."""
-        held = set()
+    def todo(
+        self,
+        cases: Iterable[T],
+        group: Callable[[T], tuple],
+        peers: Callable[[T], Iterable[str]] = lambda case: (),
+    ) -> list[T]:
+        """The cases whose group of rows the file does not hold, or not of all `peers`, if the run
+        is resumed."""
+        held: dict[tuple, set[str | None]] = {}
         if self.given.resume and self.out is not None:
-            held = {
-                results.group(row)
-                for row in results.read(self.out)
-                if all(row["provenance"].get(k) == self.origin.get(k) for k in self.device.identity)
-            }
-        return [case for case in cases if group(case) not in held]
+            for row in results.read(self.out):
+                if all(
+                    row["provenance"].get(k) == self.origin.get(k) for k in self.device.identity
+                ):
+                    held.setdefault(results.group(row), set()).add(row.get("peer"))
+        return [
+            case
+            for case in cases
+            if group(case) not in held or not held[group(case)].issuperset(peers(case))
+        ]
 
     def in_time(
         self,

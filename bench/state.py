@@ -102,10 +102,15 @@ class State:
         return found
 
     def save(self, folder: Path) -> None:
-        """Writes gpu-state.json at once, so that a cut-off leaves the state before."""
-        temporary = folder / f".{FILE}.partial"
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / FILE)
+        """Writes gpu-state.json."""
+        write_at_once(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """Writes a file so that a cut-off leaves the one before."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def load(folder: Path, device: dict[str, str]) -> State | None:

@@ -36,7 +36,7 @@ def command(
     parts: Annotated[
         str, Option(f"Of {NAMES}; NAME=SECONDS sets a part's limit. Default: all.")
     ] = "",
-    budget_seconds: Annotated[float, Option("For all parts.")] = 540.0,
+    budget_seconds: Annotated[float, Option("For all parts.")] = 480.0,
     resume: Annotated[bool, Option("Leave out what is complete.")] = False,
     resume_from: Annotated[
         Path | None, Option("Like --resume, from results in this folder.")

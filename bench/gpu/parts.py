@@ -3,51 +3,77 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections import ChainMap
 from pathlib import Path
 
 from bench import exits, runner, sources
 from bench.runner import LATE, Command, Context, Part, Result, Suite, judge, python
-from bench.state import FAILED, SKIPPED, STOPPED, Progress
+from bench.state import FAILED, SKIPPED, STOPPED, Progress, write_at_once
 
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_ERRORS = 99
 CUDA = ("--device", "cuda")
 PASSED, NOT_RUN = "passed", "skipped"
-# Of the output of `pytest -v`: a test, then its outcome when it has ended; and what the plugin
-# adds of a test that failed, or a file that cannot be imported.
+# Of the output of `pytest -v`: a test, then its outcome when it has ended (pytest-xdist writes that
+# in a line of its own, before the name); and what the plugin adds of a test that failed or was
+# skipped, or a file that cannot be imported.
 NAME = r"(\S+\.py::[^\[\s]+(?:\[.*?\](?= |$))?)"
-TEST = re.compile(rf"^{NAME} ?(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)?(.*)$", re.MULTILINE)
-REASON = re.compile(rf"^FAILED (?:{NAME}|(\S+)) - (.*)$", re.MULTILINE)
+OUTCOME = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
+TEST = re.compile(rf"^(?:\[gw\d+\] \[ *\d+%\] {OUTCOME} )?{NAME} ?{OUTCOME}?.*$", re.MULTILINE)
+REASON = re.compile(rf"^(FAILED|SKIPPED) (?:{NAME}|(\S+)) - (.*)$", re.MULTILINE)
 ENDED = {"PASSED": PASSED, "XPASS": PASSED, "SKIPPED": NOT_RUN, "XFAIL": NOT_RUN}
 NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 NO_TESTS = 5  # pytest: nothing was left to run
+MOST_PROCESSES = 8  # of tests, which share the device
+KERNEL_TESTS = "tests/triton_kernels/"
 
 
-def gpu_test_files() -> list[str]:
-    """Test files that have tests for a GPU: no other is imported, whatever it may need."""
+def gpu_test_files(kernels: bool) -> list[str]:
+    """Test files that have tests for a GPU: no other is imported, whatever it may need. Those of
+    the kernels, or all others."""
     files = sorted((sources.ROOT / "tests").rglob("test_*.py"))
     marked = (path for path in files if re.search(r"mark\.gpu\b", path.read_text()))
-    return [path.relative_to(sources.ROOT).as_posix() for path in marked]
+    found = [path.relative_to(sources.ROOT).as_posix() for path in marked]
+    return [name for name in found if name.startswith(KERNEL_TESTS) == kernels]
+
+
+def kernel_tests(context: Context, progress: Progress, seconds: float) -> None:
+    """The tests of the kernels that are marked `gpu`."""
+    _tests(context, progress, seconds, "kernels", gpu_test_files(kernels=True))
 
 
 def tests(context: Context, progress: Progress, seconds: float) -> None:
-    """All tests marked `gpu`; those that passed in an earlier run, or ended an earlier process of
-    this one, are left out of the next process."""
-    output, finished = context.scratch / "tests.txt", context.scratch / "finished.txt"
+    """All other tests marked `gpu`."""
+    _tests(context, progress, seconds, "tests", gpu_test_files(kernels=False))
+
+
+def _tests(
+    context: Context, progress: Progress, seconds: float, name: str, files: list[str]
+) -> None:
+    """Runs tests, in several processes where pytest-xdist is installed; those that passed in an
+    earlier run, or ended an earlier process of this one, are left out of the next process."""
+    output, finished = context.scratch / f"{name}.txt", context.scratch / "finished.txt"
     earlier = {k: each for k, each in progress.finished.items() if each["outcome"] != "failed"}
 
     def collect() -> None:
-        progress.finished = earlier | outcomes(output)
+        keep(outcomes(output))
+
+    def keep(found: dict[str, dict[str, str]]) -> None:
+        progress.finished = earlier | found
         context.save()
+        parts = [context.state.parts.get(part) for part in ("kernels", "tests")]
+        known = [part.finished for part in parts if part is not None]
+        write_junit(dict(ChainMap(progress.finished, *known)), context.out / "gpu-tests.xml")
 
     def command(left: float) -> list[str]:
         finished.write_text("\n".join(earlier | outcomes(output)), encoding="utf-8")
         options = ["-m", "gpu", "-p", "bench.gpu.pytest_plugin", "-p", "no:cacheprovider"]
         options += ["-v", "--no-summary", "-o", "addopts=", "--continue-on-collection-errors"]
-        return python("-m", "pytest", *options, *gpu_test_files())
+        return python("-m", "pytest", *options, *in_parallel(), *files)
 
     environment = {"FINISHED_TESTS": str(finished), "COLUMNS": "400"}
     result = runner.persevere(command, output, seconds, output, environment, collect)
@@ -57,8 +83,7 @@ def tests(context: Context, progress: Progress, seconds: float) -> None:
     if context.log is not None and output.exists():
         with context.log.open("ab") as log:
             log.write(output.read_bytes())
-    progress.finished = earlier | found
-    write_junit(progress.finished, context.out / "gpu-tests.xml")
+    keep(found)
     ends = [each["outcome"] for each in progress.finished.values()]
     counts = {name: ends.count(name) for name in (PASSED, NOT_RUN, "failed")}
     if result == NO_TESTS or (result == exits.FAILED and not counts["failed"]):
@@ -68,20 +93,27 @@ def tests(context: Context, progress: Progress, seconds: float) -> None:
         progress.status = FAILED
 
 
+def in_parallel() -> list[str]:
+    """Options of pytest for several processes, each with a context on the device."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    processes = min(max((os.cpu_count() or 1) // 2, 1), MOST_PROCESSES)
+    return ["-n", str(processes), "--dist", "worksteal"]
+
+
 def outcomes(output: Path) -> dict[str, dict[str, str]]:
     """outcome and text of every test that the output of `pytest -v` names. One without an outcome
     ended its process; a file that needs a library which this machine lacks is skipped."""
     text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     found = {}
-    for name, outcome, rest in TEST.findall(text):
+    for first, name, last in TEST.findall(text):
+        outcome = first or last
         if outcome:
-            reason = re.sub(r"\s*\[ *\d+%\]$", "", rest).strip()
-            ended = ENDED.get(outcome, "failed")
-            found[name] = {"outcome": ended, "text": reason}
+            found[name] = {"outcome": ENDED.get(outcome, "failed"), "text": ""}
         else:
             found.setdefault(name, {"outcome": "failed", "text": STOPPED})
-    for test, file, reason in REASON.findall(text):
-        found[test or file] = {"outcome": "failed", "text": reason}
+    for outcome, test, file, reason in REASON.findall(text):
+        found[test or file] = {"outcome": ENDED.get(outcome, "failed"), "text": reason}
         missing = NO_MODULE.search(reason) if file else None
         if missing is not None and importlib.util.find_spec(missing[1]) is None:
             found[file] = {"outcome": NOT_RUN, "text": f"{missing[1]} is not installed"}
@@ -102,7 +134,7 @@ def write_junit(results: dict[str, dict[str, str]], path: Path) -> None:
     for attribute, outcome in {"failures": "failed", "skipped": NOT_RUN, "errors": "error"}.items():
         count = sum(entry["outcome"] == outcome for entry in results.values())
         suite.set(attribute, str(count))
-    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+    write_at_once(path, ElementTree.tostring(root, encoding="unicode", xml_declaration=True))
 
 
 def sanitizer(context: Context, progress: Progress, seconds: float) -> None:
@@ -135,25 +167,36 @@ def sanitizer_tool() -> str | None:
 
 
 TRITON = "barlow_fast.kernels.triton"
+HEADLINE = "2048x8192,256x8192,169343x256,4096x512"
+WITHOUT_COMPILED = ("--compiled-shapes", "none")
+# What is most worth knowing comes first: whether the kernels are right, then the headline rows. A
+# run of BUDGET seconds begins most parts, and the next run continues what is unfinished. Peers that
+# compile come last: each takes up to a minute.
 PARTS = (
     # On all cores at once, so that later parts find the kernels on disk.
-    Part("compile", 90, Command(("-m", f"{TRITON}.inspection")), sources.CODE),
-    Part("doctor", 60, Command(("-m", "barlow_fast.doctor"), "gpu-doctor.txt"), sources.CODE),
-    Part("tests", 220, tests, (*sources.TESTED, *gpu_test_files())),
-    Part("loss", 330, Suite("loss", CUDA), sources.MEASURED),
-    Part("memory", 60, Suite("memory", CUDA), sources.MEASURED),
-    Part("views", 100, Suite("views", CUDA), sources.VIEWED),
-    Part("train", 340, Suite("train", CUDA), sources.TRAINED),
+    Part("compile", 60, Command(("-m", "bench.gpu.cache")), sources.CODE),
+    Part("kernels", 90, kernel_tests, (*sources.TESTED, *gpu_test_files(kernels=True))),
     Part(
-        "profile", 60, Command(("-m", "bench.gpu.profile", "--out", "{out}/gpu-profile.txt")),
+        "headline", 50, Suite("loss", (*CUDA, "--shapes", HEADLINE, *WITHOUT_COMPILED)),
         sources.MEASURED,
     ),
-    Part("sanitizer", 150, sanitizer, sources.SANITIZED),
     Part(
-        "tuning", 150,
+        "profile", 30, Command(("-m", "bench.gpu.profile", "--out", "{out}/gpu-profile.txt")),
+        sources.MEASURED,
+    ),
+    Part("doctor", 30, Command(("-m", "barlow_fast.doctor"), "gpu-doctor.txt"), sources.CODE),
+    Part("tests", 90, tests, (*sources.TESTED, *gpu_test_files(kernels=False))),
+    Part("loss", 120, Suite("loss", (*CUDA, *WITHOUT_COMPILED)), sources.MEASURED),
+    Part(
+        "tuning", 60,
         Command(
             ("-m", f"{TRITON}.tuning", "--budget-seconds", "{seconds}", "--out",
-             "{out}/gpu-tuning.json"), spare=20,
+             "{out}/gpu-tuning.json"), spare=15,
         ), sources.CODE,
     ),
+    Part("memory", 30, Suite("memory", CUDA), sources.MEASURED),
+    Part("views", 60, Suite("views", CUDA), sources.VIEWED),
+    Part("train", 120, Suite("train", CUDA), sources.TRAINED),
+    Part("sanitizer", 150, sanitizer, sources.SANITIZED),
+    Part("compiled", 300, Suite("loss", CUDA), sources.MEASURED),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """A pytest plugin: leaves out tests that are listed in the file FINISHED_TESTS, shows failures at
 once, and ends the process when a test has broken the CUDA context, in which all later ones would
-fail."""
+fail. With pytest-xdist that process is a worker, which is replaced."""
 
 from __future__ import annotations
 
@@ -21,12 +21,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item.nodeid not in finished]
 
 
-def pytest_exception_interact(node: pytest.Item | pytest.Collector, report: Any) -> None:
-    """Shows a failure at once: a later test may end the process."""
-    lines = report.longreprtext.splitlines()
-    reason = next((line[1:].strip() for line in lines if line.startswith("E ")), "")
-    terminal = node.config.pluginmanager.get_plugin("terminalreporter")
-    terminal.write_line(f"\n{report.longreprtext}\nFAILED {node.nodeid} - {reason}")
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker has nowhere to show them
+        config.pluginmanager.register(Reasons(config))
+
+
+class Reasons:
+    """Shows why a test failed or was skipped, at once: a later test may end the process."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed:
+            lines = report.longreprtext.splitlines() or [""]
+            named = (line[1:].strip() for line in lines if line.startswith("E "))
+            reason = next(named, lines[-1].strip())
+            terminal.write_line(f"\n{report.longreprtext}\nFAILED {report.nodeid} - {reason}")
+        elif report.skipped and isinstance(report.longrepr, tuple):
+            terminal.write_line(f"\nSKIPPED {report.nodeid} - {report.longrepr[2]}")
+
+    pytest_collectreport = pytest_runtest_logreport
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
@@ -35,4 +51,6 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
         try:
             torch.cuda.synchronize()
         except RuntimeError as error:
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                os._exit(exits.RESTART)
             pytest.exit(f"the CUDA context is broken: {error}".splitlines()[0], exits.RESTART)

@@ -79,11 +79,15 @@ def measure(
     A peer that is wrong, raises, does not fit or takes too long is a row with a `problem`.
     DeviceLostError leaves the finished groups in the file.
     """
-    todo = session.todo(cases, lambda case: results.group({"suite": "loss", **case.columns()}))
+    usable = peers.available(known)
+    todo = session.todo(
+        cases,
+        lambda case: results.group({"suite": "loss", **case.columns()}),
+        lambda case: [peer.name for peer in settings.some(usable, case)],
+    )
     if not todo:
         return
     session.announce()
-    usable = peers.available(known)
     device = session.device
     peaks = device.peaks()
     print("peaks:", ", ".join(f"{name} {value}" for name, value in peaks.as_fields().items()))

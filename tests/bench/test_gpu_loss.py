@@ -159,6 +159,17 @@ def test_finished_groups_of_the_same_sources_are_not_measured_again(run, monkeyp
     assert run(choose("official"), resume=True)[0].measured == 2
 
 
+@pytest.mark.slow
+def test_a_group_that_lacks_a_peer_is_measured_again(run):
+    run(choose("official"), cases=CASES[:1])
+    both = choose("gram-plain,official")
+    summary, rows, _ = run(both, cases=CASES[:1], resume=True)
+    assert summary.measured == 1
+    assert [row["peer"] for row in rows] == ["gram-plain", "official"]
+    assert run(both, cases=CASES[:1], resume=True)[0].measured == 0
+    assert run(choose("official"), cases=CASES[:1], resume=True)[0].measured == 0
+
+
 def test_compiled_peers_take_part_at_their_shapes_only(run):
     peers = [peer("slow", gram_loss, compiles=True), *choose("official")]
     grid = replace(CUDA_GRID, compiled=([(32, 16)], ("fp32",)))
