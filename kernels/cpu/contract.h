@@ -11,7 +11,8 @@
 
 namespace barlow_fast {
 
-enum class Element : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
+// tf32 is a type of operands alone: float32 values whose products may lose what lies below 2^-11 of them.
+enum class Element : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3, tf32 = 4 };
 
 // An (N, D) matrix in memory; both views of a task have the same element type: rows `stride` elements apart, columns contiguous.
 struct View {

@@ -8,7 +8,7 @@
 template <class Op>
 int64_t gram_depth(const GramTask& task) {
   const int64_t rows = task.i_end - task.i_begin + (task.i_begin == task.j_begin ? 0 : task.j_end - task.j_begin);
-  const int64_t fitting = (512 << 10) / (larger(rows, 1) * static_cast<int64_t>(sizeof(Unit<Op>))) * Op::kDepth;
+  const int64_t fitting = (512 << 10) / (larger(rows, 1) * units_of_whole<Op>(Op::kDepth) * static_cast<int64_t>(sizeof(Unit<Op>))) * Op::kDepth;
   const int64_t depth = smaller(larger(fitting, 64), 1024);
   return smaller(depth / kDepthStep<Op> * kDepthStep<Op>, round_up(task.column_end - task.column_begin, kDepthStep<Op>));
 }
@@ -20,10 +20,10 @@ struct GramScratch {
 
   GramScratch(Arena& arena, const GramTask& task) {
     depth = gram_depth<Op>(task);
-    left = arena.template take<Unit<Op>>(round_up(task.i_end - task.i_begin, kPanel<Op>) * depth / Op::kDepth);
+    left = arena.template take<Unit<Op>>(round_up(task.i_end - task.i_begin, kPanel<Op>) * units_of_whole<Op>(depth));
     right = task.i_begin == task.j_begin && !kTiled<Op>
                 ? left
-                : arena.template take<Unit<Op>>(round_up(task.j_end - task.j_begin, kPanel<Op>) * depth / Op::kDepth);
+                : arena.template take<Unit<Op>>(round_up(task.j_end - task.j_begin, kPanel<Op>) * units_of_whole<Op>(depth));
   }
 };
 
@@ -39,9 +39,9 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
   const A* rstd = static_cast<const A*>(task.norm.rstd) + column;
   const A* shift = static_cast<const A*>(task.norm.shift) + column;
   for (int64_t row = row_begin; row < row_end; row += kPanel<Op>) {
-    const int64_t at = (row - row_begin) * (depth / Op::kDepth);
+    const int64_t at = (row - row_begin) * units_of_whole<Op>(depth);
     Unit<Op>*const panel = right == nullptr ? nullptr : right + at, *const blocks = left == nullptr ? nullptr : left + at;
-    pack_transposed<Op>(depth, panel, blocks, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
+    pack_transposed<Op>(depth, panel, blocks, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[kPieces<Op>][lanes]) {
       Vector<A> m[2] = {}, s[2] = {}, t[2] = {};
       for (int v = 0; v < Op::kDepth; ++v) {
         m[v] = load_some(mean + k + v * lanes, count - k - v * lanes);
@@ -51,7 +51,7 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
       BARLOW_FAST_UNROLL
       for (int r = 0; r < lanes; ++r) {
         if (row + first + r >= row_end) {
-          square[r] = Vector<Unit<Op>>{};
+          for (int p = 0; p < kPieces<Op>; ++p) square[p][r] = Vector<Unit<Op>>{};
           continue;
         }
         const auto* from = row_of<E>(task.z, row + first + r) + column + k;
@@ -61,7 +61,7 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
           const Vector<A> x = load_some<A, E>(from + v * lanes, count - k - v * lanes);
           hat[v] = rounded<Op>(standardised<A>(x, m[v], s[v], t[v]), task.operand);
         }
-        square[r] = units_of<Op>(hat[0], hat[1]);
+        for (int p = 0; p < kPieces<Op>; ++p) square[p][r] = units_of<Op>(piece_of<Op>(hat[0], p), piece_of<Op>(hat[1], p));
       }
     });
   }
@@ -86,7 +86,7 @@ void gram_in(const GramTask& task, void* scratch) {
   A* out = static_cast<A*>(task.out);
   for (int64_t column = task.column_begin; column < task.column_end; column += s.depth) {
     const int64_t count = smaller(s.depth, task.column_end - column);
-    const int64_t units = round_up(count, kDepthStep<Op>) / Op::kDepth;
+    const int64_t units = units_of_whole<Op>(round_up(count, kDepthStep<Op>));
     if constexpr (kTiled<Op>) {
       pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, diagonal ? s.right : nullptr, s.left);
     } else {
@@ -211,6 +211,7 @@ void unpack_tile_from(const UnpackTileTask& task) {
 void unpack_tile(const UnpackTileTask& task) {
   switch (task.type) {
     case Element::f64: return unpack_tile_from<Element::f64>(task);
+    case Element::tf32:
     case Element::f32: return unpack_tile_from<Element::f32>(task);
     case Element::bf16: return unpack_tile_from<Element::bf16>(task);
     case Element::f16: return unpack_tile_from<Element::f16>(task);
@@ -276,12 +277,14 @@ void pack_gram_blocks(const PackGramTask& task) {
     for (int r = 0; r < rows; ++r) {
       const int64_t row = p * rows + r;
       Unit<Op>* to = panel + r / lanes * units * lanes + r % lanes * lanes;
-      for (int64_t k = 0; k < units * Op::kDepth; k += kDepthStep<Op>, to += lanes * lanes) {
+      for (int64_t k = 0; k < n; k += kDepthStep<Op>) {
         Vector<float> x[2] = {};
         for (int v = 0; v < 2 && row < n; ++v) x[v] = load_some(gram + row * n + k + v * lanes, n - k - v * lanes);
         const int64_t at = row - k;
         if (row < n && at >= 0 && at < 2 * lanes) x[at / lanes][at % lanes] -= static_cast<float>(task.centre);
-        store(to, units_of<Op>(x[0], x[1]));
+        for (int p = 0; p < kPieces<Op>; ++p, to += lanes * lanes) {
+          store(to, units_of<Op>(piece_of<Op>(x[0], p), piece_of<Op>(x[1], p)));
+        }
       }
     }
   }
@@ -336,7 +339,7 @@ struct GramGradientScratch {
     product = arena.template take<Acc<Op>>(samples * width);
     for (int view = 0; view < 2; ++view) {
       hat[view] = arena.template take<Acc<Op>>(samples * width);
-      right[view] = separate ? arena.template take<Unit<Op>>(samples * width / Op::kDepth)
+      right[view] = separate ? arena.template take<Unit<Op>>(units_of_whole<Op>(samples) * width)
                              : reinterpret_cast<Unit<Op>*>(hat[view]);
     }
   }
@@ -358,7 +361,7 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
       shift[v] = load_some(static_cast<const A*>(norm.shift) + column + v * lanes, count - v * lanes);
     }
     A* to = s.hat[view] + p * s.samples * panel;
-    Unit<Op>* right = s.right[view] + p * (s.samples / Op::kDepth) * panel;
+    Unit<Op>* right = s.right[view] + p * units_of_whole<Op>(s.samples) * panel;
     for (int64_t n = 0; n < s.samples; n += Op::kDepth) {
       Vector<A> hat[2][2] = {};
       BARLOW_FAST_UNROLL
@@ -376,8 +379,11 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
       }
       if (!s.separate) continue;
       for (int v = 0; v < 2; ++v) {
-        store(right + n / Op::kDepth * panel + v * lanes,
-              units_across<Op>(rounded<Op>(hat[0][v], task.operand), rounded<Op>(hat[1][v], task.operand)));
+        for (int p = 0; p < kPieces<Op>; ++p) {
+          store(right + (place_of<Op>(n / Op::kDepth) + p * lanes) * panel + v * lanes,
+                units_across<Op>(piece_of<Op>(rounded<Op>(hat[0][v], task.operand), p),
+                                 piece_of<Op>(rounded<Op>(hat[1][v], task.operand), p)));
+        }
       }
     }
   }
@@ -455,7 +461,7 @@ void gram_gradient_in(const GramGradientTask& task, void* scratch) {
       Left<Op> left{packed + n * units, 1, kTileRows<Op>};
       if constexpr (kTiled<Op>) left = left_of_panels<Op>(packed, n, units);
       for (int64_t p = 0; p < s.panels; ++p) {
-        multiply_to<Op>(units, left, s.right[view] + p * (s.samples / Op::kDepth) * panel, kTileRows<Op>, panel, false,
+        multiply_to<Op>(units, left, s.right[view] + p * units_of_whole<Op>(s.samples) * panel, kTileRows<Op>, panel, false,
                         s.product + (p * s.samples + n) * panel, panel);
       }
     }

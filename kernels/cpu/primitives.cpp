@@ -36,10 +36,11 @@ void resize(const ResizeTask& t, void* scratch) { primitives_baseline()->resize(
 #endif
 
 // Calls function<Op>(arguments) for the operand type: bf16 as tiles or pairs where the CPU multiplies them, else, like
-// f16, as float32 values rounded to it.
+// f16, as float32 values rounded to it; tf32 as two pieces of bf16 where there are tiles, else as float32.
 #if defined(BARLOW_FAST_AMX) || defined(BARLOW_FAST_AMX_EMULATED)
 #define BARLOW_FAST_PAIRS(operand, call) \
-  if ((operand) == Element::bf16) { using Op = Tiles; return call; }
+  if ((operand) == Element::bf16) { using Op = Tiles; return call; } \
+  if ((operand) == Element::tf32) { using Op = SplitTiles; return call; }
 #elif defined(__AVX512BF16__)
 #define BARLOW_FAST_PAIRS(operand, call) \
   if ((operand) == Element::bf16) { using Op = Pairs; return call; }
@@ -58,6 +59,7 @@ void resize(const ResizeTask& t, void* scratch) { primitives_baseline()->resize(
   do {                                                                                          \
     switch (element) {                                                                          \
       case Element::f64: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f64>(__VA_ARGS__)));  \
+      case Element::tf32:                                                                          \
       case Element::f32: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f32>(__VA_ARGS__)));  \
       case Element::bf16: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::bf16>(__VA_ARGS__))); \
       case Element::f16: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f16>(__VA_ARGS__)));  \

@@ -290,6 +290,9 @@ constexpr int kPanel = 2 * kLanes<typename Op::Accumulator>;
 // Whether products are those of matrix tiles (tiles.h), and the rows of what one product yields.
 template <class Op>
 constexpr bool kTiled = false;
+// Units that a value is spread over: one, or of matrix tiles two.
+template <class Op>
+constexpr int kPieces = 1;
 template <class Op>
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;  // 8 x 2 accumulators; 32 registers, two loads and eight broadcasts per 16 products
@@ -334,6 +337,17 @@ BARLOW_FAST_INLINE void multiply(int64_t depth, const Left<Op>& left, const type
 template <class Op>
 BARLOW_FAST_INLINE bool rounds_operand(Element operand) {
   return Op::kDepth > 1 || operand == Element::bf16 || operand == Element::f16;
+}
+
+// A piece of values: themselves, or what the upper 16 bits hold of them, rounded, and the rest.
+template <class Op>
+BARLOW_FAST_INLINE Vector<typename Op::Accumulator> piece_of(Vector<typename Op::Accumulator> x, int piece) {
+  if constexpr (kPieces<Op> == 2) {
+    const Vector<float> upper = (Vector<float>)(((Vector<uint32_t>)x + 0x8000) & 0xffff0000);
+    return piece == 0 ? upper : x - upper;
+  }
+  (void)piece;
+  return x;
 }
 
 // A value as the operand type would hold it; what is a unit of its own (Pairs) is rounded when the unit is made.
