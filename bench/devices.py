@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench import floor, memory_limit, peak_memory, provenance
+from bench import floor, memory_limit, peak_memory, provenance, tile_rate
 from bench.grids import CPU_GRID, CUDA_GRID, Grid
 from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
 from bench.timing import Budget, NoGraphError
@@ -113,6 +113,10 @@ class Device:
         """(M, N, K) of the products whose best rate is the peak."""
         return GEMM_SHAPES
 
+    def tile_rate(self, seconds: float) -> float | None:
+        """GFLOP/s of bfloat16 products by matrix tiles alone; None where a GEMM is no slower."""
+        return None
+
     def copy_sizes(self) -> Sequence[int]:
         """Bytes of the copies whose best rate is the peak."""
         return [mib << 20 for mib in COPY_MIB]
@@ -203,6 +207,9 @@ class Cpu(Device):
 
     def slug(self) -> str:
         return f"cpu-{provenance.slug(provenance.cpu_model())}"
+
+    def tile_rate(self, seconds: float) -> float | None:
+        return tile_rate.measure(seconds)
 
     def cores(self) -> set[int] | None:
         return provenance.two_cores()

@@ -198,10 +198,12 @@ def _peaks(rows: list[Row]) -> str:
     if not peaks:
         return ""
     if "gpu" not in rows[0]["provenance"]:
+        tiles = peaks[0].get("tiles_bf16_gflops")
         return (
             f" Peaks in this run: fp32 GEMM {peaks[0]['gemm_fp32_gflops']:.0f} GFLOP/s, "
             f"bf16 GEMM {peaks[0]['gemm_bf16_gflops']:.0f} GFLOP/s, "
-            f"copy {peaks[0]['copy_gbps']:.1f} GB/s (bytes read and written)."
+            + (f"AMX tiles alone {tiles:.0f} GFLOP/s, " if tiles else "")
+            + f"copy {peaks[0]['copy_gbps']:.1f} GB/s (bytes read and written)."
         )
 
     def span(key: str, scale: float, digits: int) -> str:

@@ -10,26 +10,25 @@ struct CorrelationScratch {
   CorrelationScratch(Arena& arena, const CorrelationTask& task) {
     const int64_t i_width = round_up(task.i_end - task.i_begin, kPanel<Op>);
     const int64_t j_width = round_up(task.j_end - task.j_begin, kPanel<Op>);
-    const int64_t bytes = (i_width + j_width) * kPieces<Op> * static_cast<int64_t>(sizeof(Unit<Op>));
+    const int64_t bytes = (i_width + j_width) * static_cast<int64_t>(sizeof(Unit<Op>));
     depth = smaller(larger((512 << 10) / bytes * Op::kDepth / 32 * 32, 32), 512);
-    left = arena.template take<Unit<Op>>(i_width * units_of_whole<Op>(depth));
-    right = arena.template take<Unit<Op>>(j_width * units_of_whole<Op>(depth));
+    left = arena.template take<Unit<Op>>(i_width * depth / Op::kDepth);
+    right = arena.template take<Unit<Op>>(j_width * depth / Op::kDepth);
   }
 };
 
-// Panels of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole units with zeros; of
-// matrix tiles with `as_left` the left operand.
+// Panels of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole units with zeros.
 template <class Op, Element E>
 void pack_features(const View& z, const Norm& norm, Element operand, int64_t row_begin, int64_t rows, int64_t begin,
-                   int64_t end, Unit<Op>* out, bool as_left = false) {
+                   int64_t end, Unit<Op>* out) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
   const int64_t units = units_for<Op>(rows);
   const A* mean = static_cast<const A*>(norm.mean);
   const A* rstd = static_cast<const A*>(norm.rstd);
   const A* shift = static_cast<const A*>(norm.shift);
-  // Unit k of columns c, c + 1, ..., each piece `distance` vectors behind the one before.
-  const auto units_at = [&](int64_t k, int64_t c, Vector<Unit<Op>>* to, int64_t distance) __attribute__((always_inline)) {
+  // Unit k of columns c, c + 1, ...
+  const auto units_at = [&](int64_t k, int64_t c) __attribute__((always_inline)) {
     const int64_t count = end - c;
     const Vector<A> m = load_some(mean + c, count), s = load_some(rstd + c, count), t = load_some(shift + c, count);
     Vector<A> hat[2] = {};
@@ -40,36 +39,16 @@ void pack_features(const View& z, const Norm& norm, Element operand, int64_t row
       const Vector<A> x = load_some<A, E>(row_of<E>(z, row_begin + row) + c, count);
       hat[e] = rounded<Op>(standardised<A>(x, m, s, t), operand);
     }
-    for (int p = 0; p < kPieces<Op>; ++p) {
-      store(reinterpret_cast<Unit<Op>*>(to + p * distance),
-            units_across<Op>(piece_of<Op>(hat[0], p), piece_of<Op>(hat[1], p)));
-    }
+    return units_across<Op>(hat[0], hat[1]);
   };
-  if (as_left) {
-    for (int64_t c = begin; c < begin + round_up(end - begin, panel); c += lanes) {
-      for (int64_t k = 0; k < units / kPieces<Op>; k += lanes) {
-        Vector<Unit<Op>> squares[kPieces<Op>][lanes] = {};
-        for (int u = 0; u < lanes && c < end; ++u) units_at(k + u, c, squares[0] + u, lanes);
-        for (int p = 0; p < kPieces<Op>; ++p) {
-          transpose<Unit<Op>>(squares[p]);
-          Unit<Op>* block = out + (c - begin) * units + (k * kPieces<Op> + p * lanes) * lanes;
-          BARLOW_FAST_UNROLL
-          for (int r = 0; r < lanes; ++r) store(block + r * lanes, squares[p][r]);
-        }
-      }
-    }
-    return;
-  }
-  // The last panel's second half is zero where no column reaches it.
-  for (int64_t k = 0; k < units / kPieces<Op>; ++k) {
-    for (int64_t c = begin; c < begin + round_up(end - begin, panel); c += lanes) {
+  for (int64_t k = 0; k < units; ++k) {
+    for (int64_t c = begin; c < end; c += lanes) {
       const int64_t at = c - begin;
-      Vector<Unit<Op>> pieces[kPieces<Op>] = {};
-      if (c < end) units_at(k, c, pieces, 1);
-      for (int p = 0; p < kPieces<Op>; ++p) {
-        store(out + at / panel * panel * units + (place_of<Op>(k) + p * lanes) * panel + at % panel, pieces[p]);
-      }
+      store(out + at / panel * panel * units + k * panel + at % panel, units_at(k, c));
     }
+    // The last panel's second half, where no column reaches it.
+    const int64_t used = round_up(end - begin, lanes);
+    if (used % panel) store(out + used / panel * panel * units + k * panel + lanes, Vector<Unit<Op>>{});
   }
 }
 
@@ -77,14 +56,13 @@ template <class Op, Element E>
 void correlation_in(const CorrelationTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>;
-  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const CorrelationScratch<Op> s(arena, task);
   const int64_t height = task.i_end - task.i_begin, width = task.j_end - task.j_begin;
   A* out = static_cast<A*>(task.out) + task.i_begin * task.out_stride + task.j_begin;
   for (int64_t row = task.row_begin; row < task.row_end; row += s.depth) {
     const int64_t rows = smaller(s.depth, task.row_end - row), units = units_for<Op>(rows);
-    pack_features<Op, E>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left, kTiled<Op>);
+    pack_features<Op, E>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left);
     pack_features<Op, E>(task.b, task.norm_b, task.operand, row, rows, task.j_begin, task.j_end, s.right);
     for (int64_t j = 0; j < width; j += panel) {
       for (int64_t i = 0; i < height; i += kTileRows<Op>) {
@@ -143,7 +121,7 @@ void pack_matrix_in(const PackMatrixTask& task) {
     Unit<Op>* out = static_cast<Unit<Op>*>(task.out) + p * units_of_whole<Op>(depth) * panel;
     const int64_t column = p * panel;
     if (task.transpose) {
-      pack_transposed<Op>(depth, out, nullptr, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[kPieces<Op>][lanes]) {
+      pack_transposed<Op>(depth, out, [&](int first, int64_t k, int piece, Vector<Unit<Op>>(&square)[lanes]) {
         BARLOW_FAST_UNROLL
         for (int r = 0; r < lanes; ++r) {
           const int64_t row = column + first + r;
@@ -151,7 +129,7 @@ void pack_matrix_in(const PackMatrixTask& task) {
           for (int v = 0; v < Op::kDepth && row < d; ++v) {
             x[v] = rounded<Op>(load_some(matrix + row * d + k + v * lanes, d - k - v * lanes), task.operand);
           }
-          for (int e = 0; e < kPieces<Op>; ++e) square[e][r] = units_of<Op>(piece_of<Op>(x[0], e), piece_of<Op>(x[1], e));
+          square[r] = units_of<Op>(piece_of<Op>(x[0], piece), piece_of<Op>(x[1], piece));
         }
       });
       continue;
@@ -163,9 +141,9 @@ void pack_matrix_in(const PackMatrixTask& task) {
           const int64_t at = column + v * lanes;
           x[e] = rounded<Op>(load_some(matrix + (k + e) * d + at, d - at), task.operand);
         }
-        for (int e = 0; e < kPieces<Op>; ++e) {
-          store(out + (place_of<Op>(k / Op::kDepth) + e * lanes) * panel + v * lanes,
-                units_across<Op>(piece_of<Op>(x[0], e), piece_of<Op>(x[1], e)));
+        for (int piece = 0; piece < kPieces<Op>; ++piece) {
+          store(out + (place_of<Op>(k / Op::kDepth) + piece * lanes) * panel + v * lanes,
+                units_across<Op>(piece_of<Op>(x[0], piece), piece_of<Op>(x[1], piece)));
         }
       }
     }
@@ -186,9 +164,7 @@ struct CorrelationGradientScratch {
     width = round_up(task.d, larger(kPanel<Op>, kDepthStep<Op>));
     // Rows a power of two apart would fall into the same cache sets.
     stride = width + kLanes<Acc<Op>>;
-    left_stride = units_of_whole<Op>(stride);
-    // Rows of matrix tiles fill whole cache lines, an odd number of lines apart.
-    if (kTiled<Op>) left_stride = (units_of_whole<Op>(width) / kLanes<Acc<Op>> | 1) * kLanes<Acc<Op>>;
+    left_stride = stride / Op::kDepth;
     separate = rounds_operand<Op>(task.operand);
     weight = arena.template take<Acc<Op>>(width);
     for (int view = 0; view < 2; ++view) {
@@ -225,11 +201,8 @@ void stage_rows(const CorrelationGradientTask& task, const CorrelationGradientSc
         store(to + column, hat[v]);
       }
       if (s.separate) {
-        for (int p = 0; p < kPieces<Op>; ++p) {
-          store(units + units_of_whole<Op>(c) + p * lanes,
-                units_of<Op>(piece_of<Op>(rounded<Op>(hat[0], task.operand), p),
-                             piece_of<Op>(rounded<Op>(hat[1], task.operand), p)));
-        }
+        store(units + c / Op::kDepth,
+              units_of<Op>(rounded<Op>(hat[0], task.operand), rounded<Op>(hat[1], task.operand)));
       }
     }
   }
@@ -239,7 +212,6 @@ template <class Op, Element E>
 void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
-  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const CorrelationGradientScratch<Op> s(arena, task);
   for (int64_t c = 0; c < s.width; ++c) {
@@ -256,7 +228,7 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
   }
   stage_rows<Op, E>(task, s, 0);
   stage_rows<Op, E>(task, s, 1);
-  const int64_t units = units_of_whole<Op>(matrix_depth<Op>(task.d));
+  const int64_t units = matrix_depth<Op>(task.d) / Op::kDepth;
   const A coefficient = static_cast<A>(task.coefficient);
   for (int view = 0; view < 2; ++view) {
     const Output& out = view ? task.grad_b : task.grad_a;
@@ -267,9 +239,8 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
     for (int64_t c = 0; c < task.d; c += panel) {
       for (int64_t r = 0; r < s.rows; r += kTileRows<Op>) {
         Vector<A> tile[kTileRows<Op>][2];
-        const Left<Op> left{s.left[1 - view] + r * s.left_stride, s.left_stride, kTiled<Op> ? lanes : 1,
-                            lanes * s.left_stride};
-        multiply_tile<Op>(units, left, packed + c * units, tile);
+        const Left<Op> left{s.left[1 - view] + r * s.left_stride, s.left_stride, 1};
+        multiply<Op, kTileRows<Op>, 2>(units, left, packed + c * units, tile);
         for (int64_t i = 0; i < smaller(kTileRows<Op>, task.row_end - task.row_begin - r); ++i) {
           auto* to = row_of<E>(out, task.row_begin + r + i);
           BARLOW_FAST_UNROLL

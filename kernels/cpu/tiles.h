@@ -2,7 +2,7 @@
 // tiles of 16 x 16 and 32 values (16 units) of the summed index at a time. Included by primitives.cpp only.
 //
 // The right operand is a panel (pack.h): one tile is 16 of its units by 16 columns. The left operand keeps the units of
-// a row together. Panels of it consist of blocks of 16 rows x 16 units, contiguous: [half][block][row][unit].
+// a row together, in blocks of 16 rows x 16 units: [row / 32][half][block][row][unit].
 //
 // BARLOW_FAST_AMX: the tile registers of AMX. BARLOW_FAST_AMX_EMULATED: the same operations in plain C++, so that
 // every machine can test the layouts.
@@ -52,13 +52,14 @@ struct TileRegisters {
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
-// out (+)= left * right: 32 rows, `stride` floats apart, of 32 columns.
+// out (+)= left * right of `units` units: 32 rows, `stride` floats apart, of 32 columns.
 template <class Op>
-BARLOW_FAST_INLINE void multiply_tiles(int64_t units, const Left<Op>& left, const uint32_t* right, bool accumulate,
+BARLOW_FAST_INLINE void multiply_tiles(int64_t units, const uint32_t* left, const uint32_t* right, bool accumulate,
                                        float* out, int64_t stride) {
   read_memory(right);
-  constexpr int64_t panel = kPanel<Op>, panel_bytes = panel * 4;
-  const int64_t row_bytes = left.row * 4, out_bytes = stride * 4;
+  constexpr int64_t panel = kPanel<Op>, row_bytes = kTileSide * 4, panel_bytes = panel * 4;
+  constexpr int64_t block = kTileSide * kTileSide;
+  const int64_t half = kTileSide * units, out_bytes = stride * 4;
   float *const right_out = out + kTileSide, *const lower = out + kTileSide * stride;
   if (accumulate) {
     _tile_loadd(0, out, out_bytes);
@@ -71,23 +72,21 @@ BARLOW_FAST_INLINE void multiply_tiles(int64_t units, const Left<Op>& left, cons
     _tile_zero(2);
     _tile_zero(3);
   }
-  const uint32_t* x = left.data;
   for (int64_t k = 0; k < units; k += kTileSide * kPieces<Op>) {
-    const uint32_t* first = x;
-    if constexpr (kPieces<Op> == 2) first += left.step;  // lo * hi, hi * hi, hi * lo: 8 loads for 12 products
+    const uint32_t* first = left + (kPieces<Op> - 1) * block;  // lo * hi, hi * hi, hi * lo: 8 loads for 12 products
     _tile_loadd(4, first, row_bytes);
     _tile_loadd(6, right, panel_bytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, right + kTileSide, panel_bytes);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, first + left.half, row_bytes);
+    _tile_loadd(5, first + half, row_bytes);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
     if constexpr (kPieces<Op> == 2) {
-      _tile_loadd(4, x, row_bytes);
+      _tile_loadd(4, left, row_bytes);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, x + left.half, row_bytes);
+      _tile_loadd(5, left + half, row_bytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
       right += kTileSide * panel;
@@ -98,7 +97,7 @@ BARLOW_FAST_INLINE void multiply_tiles(int64_t units, const Left<Op>& left, cons
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
-    x += left.step * kPieces<Op>;
+    left += block * kPieces<Op>;
     right += kTileSide * panel;
   }
   _tile_stored(0, out, out_bytes);
@@ -111,7 +110,7 @@ struct TileRegisters {};
 
 // As AMX does it: subnormal operands count as zero, the even and the odd values of a product add up by themselves.
 template <class Op>
-void multiply_tiles(int64_t units, const Left<Op>& left, const uint32_t* right, bool accumulate, float* out,
+void multiply_tiles(int64_t units, const uint32_t* left, const uint32_t* right, bool accumulate, float* out,
                     int64_t stride) {
   constexpr int panel = kPanel<Op>, pieces = kPieces<Op>;
   constexpr int of_left[] = {pieces - 1, 0, 0}, of_right[] = {0, 0, 1};
@@ -121,12 +120,12 @@ void multiply_tiles(int64_t units, const Left<Op>& left, const uint32_t* right, 
   for (int row = 0; row < kTileRows<Op>; ++row) {
     Vector<float> sum[2];
     for (int v = 0; v < 2; ++v) sum[v] = accumulate ? load(out + row * stride + v * kTileSide) : Vector<float>{};
-    const uint32_t* x = left.data + row / kTileSide * left.half + row % kTileSide * left.row;
+    const uint32_t* x = left + (row / kTileSide * units + row % kTileSide) * kTileSide;
     for (int64_t product = 0; product < units / kTileSide / pieces * (2 * pieces - 1); ++product) {
       const int64_t k = product / (2 * pieces - 1) * pieces, which = product % (2 * pieces - 1);
       Vector<float> even[2] = {}, odd[2] = {};
       for (int unit = 0; unit < kTileSide; ++unit) {
-        const uint32_t pair = x[(k + of_left[which]) * left.step + unit];
+        const uint32_t pair = x[(k + of_left[which]) * kTileSide * kTileSide + unit];
         const uint32_t* y = right + ((k + of_right[which]) * kTileSide + unit) * panel;
         for (int column = 0; column < panel; ++column) {
           const int v = column / kTileSide, lane = column % kTileSide;
