@@ -1,4 +1,4 @@
-// Products by matrix tiles (tiles.h). They take so little time that what surrounds them decides: sums stay in whole
+// Products by matrix tiles (tiles.h). They take so little time that what surrounds them decides: sums stay in full
 // tiles of scratch memory until they are complete, and z_hat is kept as operand only; where a gradient needs it in full
 // precision, it is standardised once more from z, which costs less than to write and to read it. Included by
 // primitives.cpp only, instantiated for matrix tiles alone.
@@ -152,11 +152,11 @@ void pack_tiled_right_features(const View& z, const Norm& norm, int64_t row_begi
   }
 }
 
-// ---- products with sums in whole tiles ------------------------------------------------------------------------------
+// ---- products with sums in full tiles ------------------------------------------------------------------------------
 
 template <class Op>
 struct TiledScratch {
-  int64_t depth, height, width;  // values of the summed index per step; rows and columns in whole tiles
+  int64_t depth, height, width;  // values of the summed index per step; rows and columns in full tiles
   Unit<Op>*left, *right;
   float* sums;  // [panel][tile][row][column]
 
