@@ -128,7 +128,9 @@ def explain(
     Options(precision=precision, form=form, backend=backend, layout=layout).check()
     device = torch.device(device)
     chosen_backend = choose_backend(backend, device)
-    executed, why_precision = choose_precision(precision, dtype, device.type, autocast)
+    executed, why_precision = choose_precision(
+        precision, dtype, device.type, autocast, chosen_backend
+    )
     chosen_form = choose_form(form, n, d, chosen_backend)
     costs = {f: cost(f, n, d, chosen_backend, executed, dtype.itemsize) for f in FORMS}
     other = next(f for f in FORMS if f != chosen_form)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_choice
-from .kernels import KERNEL_SETS, why_unusable
+from .kernels import KERNEL_SETS, load, why_unusable
 from .kernels.precision import float32_matmul_precision
 
 AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -96,7 +96,24 @@ def without_autocast(device_type: str) -> AbstractContextManager:
 
 
 def choose_precision(
-    precision: str, dtype: torch.dtype, device_type: str, autocast: torch.dtype | None = None
+    precision: str,
+    dtype: torch.dtype,
+    device_type: str,
+    autocast: torch.dtype | None = None,
+    backend: str = "aten",
+) -> tuple[str, str]:
+    """(precision, reason) that a kernel set executes: what is wanted, but 'fp32' for 'tf32' where
+    the set has no faster products than float32's."""
+    chosen, reason = _wanted_precision(precision, dtype, device_type, autocast)
+    if chosen != "tf32" or device_type != "cpu":
+        return chosen, reason
+    if backend == "cpu" and load(backend).multiplies_tf32():
+        return chosen, f"{reason}; float32 as two pieces of bfloat16, by AMX"
+    return "fp32", f"{reason}; tf32 is computed as fp32 on a CPU without AMX or the cpu kernels"
+
+
+def _wanted_precision(
+    precision: str, dtype: torch.dtype, device_type: str, autocast: torch.dtype | None
 ) -> tuple[str, str]:
     """(precision, reason): an explicit choice, else autocast, else what the inputs' dtype implies;
     of float32 inputs what torch is set to for float32 matrix products on the device."""
@@ -112,8 +129,6 @@ def choose_precision(
         setting = float32_matmul_precision(device_type)
         chosen = MATMUL_PRECISION[setting]
         reason = f"float32 inputs, the float32 matmul precision is {setting!r}"
-    if chosen == "tf32" and device_type == "cpu":
-        return "fp32", f"{reason}; tf32 is computed as fp32 on a CPU"
     return chosen, reason
 
 
@@ -126,14 +141,15 @@ def precision_under_autocast(z: Tensor, precision: str) -> str:
     autocast = autocast_dtype(z.device.type)
     if precision != "auto" or (autocast is None and torch.compiler.is_compiling()):
         return precision
-    return choose_precision("auto", z.dtype, z.device.type, autocast)[0]
+    return _wanted_precision("auto", z.dtype, z.device.type, autocast)[0]
 
 
 def resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, str, str]:
     """(form, precision, backend) for embeddings z (N, D), with nothing left to 'auto'."""
     backend = choose_backend(backend, z.device)
     form = choose_form(form, z.shape[0], z.shape[1], backend)
-    return form, choose_precision(precision, z.dtype, z.device.type)[0], backend
+    chosen, _ = choose_precision(precision, z.dtype, z.device.type, backend=backend)
+    return form, chosen, backend
 
 
 def resolved(z: Tensor, options: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench import floor, peak_memory, provenance
+from bench import floor, peak_memory, provenance, tile_rate
 from bench.grids import CPU_GRID, CUDA_GRID
 from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
 from bench.timing import Budget, NoGraphError
@@ -109,6 +109,10 @@ class Cpu:
     def gemm_shapes(self) -> Sequence[tuple[int, int, int]]:
         """(M, N, K) of the products whose best rate is the peak."""
         return GEMM_SHAPES
+
+    def tile_rate(self, seconds: float) -> float | None:
+        """GFLOP/s of bfloat16 products by matrix tiles alone; None where a GEMM is no slower."""
+        return tile_rate.measure(seconds)
 
     def copy_sizes(self) -> Sequence[int]:
         """Bytes of the copies whose best rate is the peak."""
@@ -261,6 +265,9 @@ class Cuda(Cpu):
         while 3 * 4 * size**2 > GEMM_SHARE * self.properties.total_memory:
             size //= 2
         return [(size, size, size)]
+
+    def tile_rate(self, seconds: float) -> float | None:
+        return None
 
     def copy_sizes(self) -> Sequence[int]:
         return [int(min(COPY_BYTES, COPY_SHARE * self.properties.total_memory))]

@@ -28,8 +28,8 @@ LAUNCHES = 200
 @dataclass(frozen=True)
 class Peaks:
     """Measured rates: GEMM in GFLOP/s; copy in GB/s, bytes read and bytes written both counted; one
-    operation on one element in microseconds, called from Python and within a captured graph. None
-    where the device has none."""
+    operation on one element in microseconds, called from Python and within a captured graph;
+    bfloat16 products by a CPU's matrix tiles alone in GFLOP/s. None where the device has none."""
 
     gemm_fp32: float
     gemm_bf16: float
@@ -38,20 +38,24 @@ class Peaks:
     gemm_tf32: float | None = None
     gemm_fp16: float | None = None
     launch_graph_us: float | None = None
+    tiles_bf16: float | None = None
 
     def gemm(self, name: str) -> float:
         """The rate that bounds products of 'fp32', 'tf32', 'bf16' or 'fp16'.
 
         Three TF32 products give float32 quality, so float32 is bounded by the better of the float32
-        units and a third of the TF32 rate.
+        units and a third of the TF32 rate. Three bfloat16 products give more than TF32 quality.
         """
+        bf16 = max(self.gemm_bf16, self.tiles_bf16 or 0.0)
         if name == "fp32":
             return max(self.gemm_fp32, (self.gemm_tf32 or 0.0) / 3)
-        return getattr(self, f"gemm_{name}")
+        if name == "tf32":
+            return max(self.gemm_tf32 or 0.0, bf16 / 3)
+        return bf16 if name == "bf16" else getattr(self, f"gemm_{name}")
 
     def as_fields(self) -> dict[str, Any]:
         """For a row of results."""
-        units = {"gemm": "_gflops", "copy": "_gbps", "launch": ""}
+        units = {"gemm": "_gflops", "tiles": "_gflops", "copy": "_gbps", "launch": ""}
         fields: dict[str, Any] = {
             f"{name}{units[name.partition('_')[0]]}": round(value, 3)
             for name, value in asdict(self).items()
@@ -87,8 +91,9 @@ def measure(device: Any) -> Peaks:
         rates[name] = rates.get(name) or _gemm_rate(device, variant)
     copy = max(_copy_rate(device, size) for size in device.copy_sizes())
     eager, graph = _launch_microseconds(device)
+    tiles = device.tile_rate(SECONDS)
     device.release()
-    return Peaks(**rates, copy=copy, launch_eager_us=eager, launch_graph_us=graph)
+    return Peaks(**rates, copy=copy, launch_eager_us=eager, launch_graph_us=graph, tiles_bf16=tiles)
 
 
 def _gemm_rate(device: Any, variant: Variant) -> float:

@@ -76,12 +76,14 @@ _MAIN = parse_shapes(
     "256x1024,256x2048,256x4096,256x8192,1024x1024,4096x512,1024x4096,512x8192,"
     "16384x256,65536x128,128x16384"
 )
+# Where products take most of the time: float32 matmul precision 'high' changes nothing else.
+_MATRIX = parse_shapes("256x8192,512x8192,1024x1024,1024x4096,2048x2048,4096x512")
 _BATCHES = (32, 128, 512, 2048, 8192, 65536)
 _DIMENSIONS = (64, 256, 1024, 4096, 16384, 65536, 131072)
 _MOST_ELEMENTS = 2**26  # of one input
 _MOST_OPERATIONS = 5e11  # of one forward and backward pass: a few seconds on two cores
 CPU_GRID = Grid(
-    waves=((_MAIN, None),),
+    waves=((_MAIN, ("fp32", "bf16-autocast", "bf16-inputs")), (_MATRIX, ("tf32",))),
     quick=parse_shapes("256x1024,256x2048,1024x1024,4096x512"),
     more=[
         (n, d)

@@ -73,7 +73,11 @@ VARIANTS = {
     "bf16-inputs": Variant(
         "bf16-inputs", "bfloat16 inputs under bfloat16 autocast", torch.bfloat16, True, "bf16", 5e-2
     ),
-}
+    "tf32": Variant(
+        "tf32", "float32 inputs, float32 matmul precision 'high'", torch.float32, False, "tf32",
+        2e-2, matmul="high",
+    ),
+}  # fmt: skip
 # What is timed on CUDA devices. 4096 keeps the small off-diagonal gradients of float16 out of the
 # subnormals and its diagonal ones, up to 2 times the scale, away from overflow.
 CUDA_VARIANTS = {

@@ -181,7 +181,7 @@ def _run(rows: list[Row], name: str) -> str:
 # Scale and digits of peaks: TFLOP/s, TB/s, microseconds; a CPU's are GFLOP/s and GB/s.
 PEAKS = {
     "gpu": {"gemm": (1e3, 0), "copy": (1e3, 2), "launch": (1.0, 1)},
-    "cpu": {"gemm": (1.0, 0), "copy": (1.0, 1), "launch": (1.0, 1)},
+    "cpu": {"gemm": (1.0, 0), "tiles": (1.0, 0), "copy": (1.0, 1), "launch": (1.0, 1)},
 }
 
 
@@ -194,6 +194,8 @@ def _peaks(rows: list[Row], kind: str) -> str:
         some = peaks if kind == "gpu" else peaks[:1]
         values = sorted({f"{each[key] / scale:.{digits}f}" for each in some}, key=float)
         ends[key] = "–".join(dict.fromkeys((values[0], values[-1])))
+    tiles = ends.get("tiles_bf16_gflops")
+    ends["tiles"] = f"AMX tiles alone {tiles} GFLOP/s, " if tiles else ""
     return f" {markdown.reading(f'peaks {kind}', **ends)}" if peaks else ""
 
 

@@ -56,7 +56,7 @@ class Chosen:
     dtypes: Annotated[
         str | None,
         Option(
-            "Of fp32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also tf32 and "
+            "Of fp32, tf32, bf16-autocast, bf16-inputs; bf16 stands for both. On cuda also "
             "fp16-inputs."
         ),
     ] = None

@@ -22,8 +22,10 @@ from barlow_fast.kernels import Coefficients, GradientInputs, aten, cpu, tiles, 
 from barlow_fast.kernels.precision import OPERAND_DTYPE, accumulation_dtype
 
 EPS = 1e-5
-# TF32 operands keep ten bits; on a CPU the plain-torch set computes tf32 as fp32.
+# TF32 operands keep ten bits, the native set's two pieces sixteen; on a CPU the plain-torch set
+# computes tf32 as fp32.
 BOUND = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-5, "fp16": 1e-5}
+PIECES = 2.0**-15
 PROBLEM = why_unusable("cpu", torch.device("cpu"))
 native = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 
@@ -74,10 +76,14 @@ def assert_close(got: Tensor, want: Tensor, bound: float) -> None:
     assert error <= bound * max(float(want.double().norm()), 1e-30)
 
 
-def bound_of(precision: str, z: Tensor) -> float:
+def bound_of(kernels: ModuleType, precision: str, z: Tensor) -> float:
     """`BOUND`; on devices that have TF32, both operands may be rounded to it or cut off,
     and squares double that."""
-    return 2.0**-8 if precision == "tf32" and z.is_cuda else BOUND[precision]
+    if precision != "tf32":
+        return BOUND[precision]
+    if kernels is cpu:
+        return PIECES if cpu.multiplies_tf32() else BOUND["fp32"]
+    return 2.0**-8 if z.is_cuda else BOUND["tf32"]
 
 
 def assert_symmetric(matrix: Tensor, precision: str) -> None:
@@ -140,7 +146,7 @@ def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1
     """gram_pair, gram_gradients and terms; `scale` is the factor that the set stores K with."""
     z_a, z_b, _, statistics, _ = case
     n = z_a.shape[0]
-    bound = bound_of(precision, z_a)
+    bound = bound_of(kernels, precision, z_a)
     # The same statistics for both: operands round alike. The sums have the set's own columns.
     sums = kernels.statistics(z_a, z_b, EPS, precision)[1]
     grams, centres, inner = kernels.gram_pair(z_a, z_b, statistics, sums, precision)
@@ -175,7 +181,7 @@ def check_tiles(kernels: ModuleType, case: Case, precision: str, scale: float = 
     n, d = z_a.shape
     # An operand at the border of two half-precision numbers may round either way: a row of K.
     operand = float(torch.finfo(OPERAND_DTYPE[precision]).eps)
-    bound = max(bound_of(precision, z_a), operand / max(d, 16))
+    bound = max(bound_of(kernels, precision, z_a), operand / max(d, 16))
     rows = (statistics[0:3], statistics[3:6])
     packed = torch.stack(
         [kernels.gram_tiles(z, s, precision) for z, s in zip((z_a, z_b), rows, strict=True)]
@@ -281,7 +287,7 @@ def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
     z_a, z_b, _, statistics, _ = case
     d = z_a.shape[1]
     sums = kernels.statistics(z_a, z_b, EPS, precision)[1]
-    bound = bound_of(precision, z_a)
+    bound = bound_of(kernels, precision, z_a)
     matrix, squares = kernels.correlation(z_a, z_b, statistics, precision)
     want, want_squares = aten.correlation(z_a, z_b, statistics, precision)
     shape, dtype = kernels.correlation_layout(d, precision)
@@ -320,7 +326,7 @@ def compare_gradients(
     operand = float(torch.finfo(OPERAND_DTYPE[precision]).eps) / 16
     for x, y in zip(got, want, strict=True):
         assert x.dtype == y.dtype
-        bound = max(bound_of(precision, x), operand, 2 * torch.finfo(y.dtype).eps)
+        bound = max(bound_of(kernels, precision, x), operand, 2 * torch.finfo(y.dtype).eps)
         size = max(float(y.double().norm()), typical)
         assert float((x.double() - y.double()).norm()) <= bound * size
     for need in ((True, False), (False, True), (False, False)):

@@ -70,9 +70,14 @@ def plain(z_a: Tensor, z_b: Tensor, precision: str, form: str) -> Result:
     Statistics and sums are taken in the accumulation type, the matrix product in the operand type,
     which also rounds its result, as autocast does.
     """
-    # CPUs have no TF32, and the loss computes it as float32 there.
     with _float32_products("high" if precision == "tf32" and z_a.is_cuda else "highest"):
         return _plain(z_a, z_b, precision, form)
+
+
+def _rounded_to_tf32(x: Tensor) -> Tensor:
+    """To the nearest number with ten bits of mantissa: the operands of devices that have TF32."""
+    bits = x.detach().view(torch.int32)
+    return x + (((bits + 0x1000) & ~0x1FFF).view(torch.float32) - x.detach())
 
 
 def _plain(z_a: Tensor, z_b: Tensor, precision: str, form: str) -> Result:
@@ -86,6 +91,8 @@ def _plain(z_a: Tensor, z_b: Tensor, precision: str, form: str) -> Result:
             precision == "fp16"
         ):  # torch's own half product takes minutes on a CPU: same operands, same rounding
             return (x.float() @ y.float()).half().to(wide)
+        if precision == "tf32" and not x.is_cuda:
+            x, y = _rounded_to_tf32(x), _rounded_to_tf32(y)
         return (x @ y).to(wide)
 
     if form == "correlation":

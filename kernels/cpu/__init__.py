@@ -31,16 +31,22 @@ from .memory import POOL
 __all__ = ["correlation_layout", "gram_layout"]
 
 NAME = "cpu"
-# AMX in plain C++, for tests on every machine: never chosen. Products of bf16 alone differ from
-# `baseline`.
+# AMX in plain C++, for tests on every machine: never chosen. Products of bf16 and tf32 alone differ
+# from `baseline`.
 EMULATED = "amx_bf16_emulated"
 # Least first: the order of bindings.cpp.
 INSTRUCTION_SETS = (EMULATED, "baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
+# What multiplies, by instruction set and precision, where it is not the float32 units.
+_TILES = {"bf16": "matrix tiles", "tf32": "matrix tiles, of two bfloat16 pieces"}
+_PRODUCTS = {
+    EMULATED: _TILES, "avx512_bf16": {"bf16": "bfloat16 dot products"}, "amx_bf16": _TILES
+}  # fmt: skip
+
 FOLDER = Path(__file__).parent
 
 # Codes of `enum class Element` in contract.h.
-_OPERAND = {"fp64": 0, "fp32": 1, "tf32": 1, "bf16": 2, "fp16": 3}
+_OPERAND = {"fp64": 0, "fp32": 1, "tf32": 4, "bf16": 2, "fp16": 3}
 # Codes of `enum class Filter`.
 _FILTERS = {"bilinear": 0, "bicubic": 1}
 
@@ -98,6 +104,19 @@ def use_instruction_set(name: str) -> None:
         raise ValueError(f"the instruction set must be one of {INSTRUCTION_SETS}, got {name!r}")
     if torch.ops.barlow_fast_cpu.instruction_set(INSTRUCTION_SETS.index(name)) < 0:
         raise ValueError(f"this CPU does not have {name!r}")
+
+
+def multiplies_tf32() -> bool:
+    """Whether 'tf32' is faster than 'fp32': as two pieces of bfloat16 by matrix tiles."""
+    return "tf32" in _PRODUCTS.get(instruction_set(), {})
+
+
+def products(precision: str) -> str:
+    """What multiplies operands of a precision on the instruction set in use."""
+    units = "float64 units" if precision == "fp64" else "float32 units"
+    if OPERAND_DTYPE[precision].itemsize == 2:
+        units += ", of rounded operands"
+    return _PRODUCTS.get(instruction_set(), {}).get(precision, units)
 
 
 def _rows(z: Tensor) -> Tensor:

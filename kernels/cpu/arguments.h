@@ -166,8 +166,8 @@ class Arguments {
     STD_TORCH_CHECK(value >= 1, "barlow_fast: ", name, " must be at least 1, got ", value);
   }
   static Element operand(int64_t code) {
-    STD_TORCH_CHECK(code >= 0 && code <= 3, "barlow_fast: operand must be 0 (float64), 1 (float32), 2 (bfloat16) or "
-                    "3 (float16), got ", code);
+    STD_TORCH_CHECK(code >= 0 && code <= 4, "barlow_fast: operand must be 0 (float64), 1 (float32), 2 (bfloat16), "
+                    "3 (float16) or 4 (tf32), got ", code);
     return static_cast<Element>(code);
   }
 

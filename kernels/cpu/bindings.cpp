@@ -544,6 +544,9 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
   int64_t columns = 2 * geometry.panel;
   if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
+  if (const int64_t tiled = primitives().tiled_cut(n, d, operand).columns; tiled > 0) {
+    columns = std::min(tiled, std::max(geometry.panel, d / (4 * threads()) / geometry.panel * geometry.panel));
+  }
   const GramGradientTask base{gradients, nullptr, nullptr, n, 0, 0, eps, centre[0], centre[1], projected};
   TrimOnExit trim;
   for (const Turn& turn : turns(gradients, 2 * n > d)) {
@@ -634,7 +637,8 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   const int64_t panels = ceil_div(d, geometry.panel);
   const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, d, 0, 0};
   // Rows whose standardised copies of both views fit the second-level cache.
-  const int64_t rows = std::clamp<int64_t>((512 << 10) / (8 * d) / 32 * 32, 32, 128);
+  int64_t rows = std::clamp<int64_t>((512 << 10) / (8 * d) / 32 * 32, 32, 128);
+  if (const int64_t tiled = primitives().tiled_cut(n, d, operand).rows; tiled > 0) rows = tiled;
   TrimOnExit trim;
   for (const Turn& turn : turns(gradients, 2 * d > n)) {
     char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));

@@ -11,7 +11,8 @@
 
 namespace barlow_fast {
 
-enum class Element : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
+// tf32 is a type of operands alone: float32 values whose products may lose what lies below 2^-11 of them.
+enum class Element : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3, tf32 = 4 };
 
 // An (N, D) matrix in memory; both views of a task have the same element type: rows `stride` elements apart, columns contiguous.
 struct View {
@@ -215,6 +216,11 @@ struct Geometry {
   int64_t tile_rows;  // rows of a register tile
 };
 
+// By matrix tiles: columns of a task of gram_gradient, rows of one of correlation_gradient; else zeros.
+struct TiledCut {
+  int64_t columns, rows;
+};
+
 struct Primitives {
   Geometry (*geometry)(Element operand);
   size_t (*packed_gram_bytes)(int64_t n, Element operand);
@@ -243,6 +249,7 @@ struct Primitives {
   void (*photometric)(const PhotometricTask&, void* scratch);
   size_t (*resize_scratch)(const ResizeTask&);
   void (*resize)(const ResizeTask&, void* scratch);
+  TiledCut (*tiled_cut)(int64_t n, int64_t d, Element operand);
 };
 
 const Primitives* primitives_baseline();

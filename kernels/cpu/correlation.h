@@ -17,11 +17,10 @@ struct CorrelationScratch {
   }
 };
 
-// Panels of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole units with zeros; of
-// matrix tiles with `as_left` the left operand.
+// Panels of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole units with zeros.
 template <class Op, Element E>
 void pack_features(const View& z, const Norm& norm, Element operand, int64_t row_begin, int64_t rows, int64_t begin,
-                   int64_t end, Unit<Op>* out, bool as_left = false) {
+                   int64_t end, Unit<Op>* out) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
   const int64_t units = units_for<Op>(rows);
@@ -42,19 +41,6 @@ void pack_features(const View& z, const Norm& norm, Element operand, int64_t row
     }
     return units_across<Op>(hat[0], hat[1]);
   };
-  if (as_left) {
-    for (int64_t c = begin; c < begin + round_up(end - begin, panel); c += lanes) {
-      for (int64_t k = 0; k < units; k += lanes) {
-        Vector<Unit<Op>> square[lanes] = {};
-        for (int u = 0; u < lanes && c < end; ++u) square[u] = units_at(k + u, c);
-        transpose<Unit<Op>>(square);
-        Unit<Op>* block = out + (c - begin) * units + k * lanes;
-        BARLOW_FAST_UNROLL
-        for (int r = 0; r < lanes; ++r) store(block + r * lanes, square[r]);
-      }
-    }
-    return;
-  }
   for (int64_t k = 0; k < units; ++k) {
     for (int64_t c = begin; c < end; c += lanes) {
       const int64_t at = c - begin;
@@ -70,14 +56,13 @@ template <class Op, Element E>
 void correlation_in(const CorrelationTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>;
-  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const CorrelationScratch<Op> s(arena, task);
   const int64_t height = task.i_end - task.i_begin, width = task.j_end - task.j_begin;
   A* out = static_cast<A*>(task.out) + task.i_begin * task.out_stride + task.j_begin;
   for (int64_t row = task.row_begin; row < task.row_end; row += s.depth) {
     const int64_t rows = smaller(s.depth, task.row_end - row), units = units_for<Op>(rows);
-    pack_features<Op, E>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left, kTiled<Op>);
+    pack_features<Op, E>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left);
     pack_features<Op, E>(task.b, task.norm_b, task.operand, row, rows, task.j_begin, task.j_end, s.right);
     for (int64_t j = 0; j < width; j += panel) {
       for (int64_t i = 0; i < height; i += kTileRows<Op>) {
@@ -122,7 +107,7 @@ int64_t matrix_depth(int64_t d) {
 
 template <class Op>
 size_t packed_matrix_bytes_in(int64_t d) {
-  return static_cast<size_t>(round_up(d, kPanel<Op>) * (matrix_depth<Op>(d) / Op::kDepth)) * sizeof(Unit<Op>);
+  return static_cast<size_t>(round_up(d, kPanel<Op>) * units_of_whole<Op>(matrix_depth<Op>(d))) * sizeof(Unit<Op>);
 }
 
 // Transposed: panel[k][c] = C[column + c][k]; otherwise panel[k][c] = C[k][column + c].
@@ -133,10 +118,10 @@ void pack_matrix_in(const PackMatrixTask& task) {
   const A* matrix = static_cast<const A*>(task.matrix);
   const int64_t d = task.d, depth = matrix_depth<Op>(d);
   for (int64_t p = task.panel_begin; p < task.panel_end; ++p) {
-    Unit<Op>* out = static_cast<Unit<Op>*>(task.out) + p * (depth / Op::kDepth) * panel;
+    Unit<Op>* out = static_cast<Unit<Op>*>(task.out) + p * units_of_whole<Op>(depth) * panel;
     const int64_t column = p * panel;
     if (task.transpose) {
-      pack_transposed<Op>(depth, out, nullptr, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
+      pack_transposed<Op>(depth, out, [&](int first, int64_t k, int piece, Vector<Unit<Op>>(&square)[lanes]) {
         BARLOW_FAST_UNROLL
         for (int r = 0; r < lanes; ++r) {
           const int64_t row = column + first + r;
@@ -144,7 +129,7 @@ void pack_matrix_in(const PackMatrixTask& task) {
           for (int v = 0; v < Op::kDepth && row < d; ++v) {
             x[v] = rounded<Op>(load_some(matrix + row * d + k + v * lanes, d - k - v * lanes), task.operand);
           }
-          square[r] = units_of<Op>(x[0], x[1]);
+          square[r] = units_of<Op>(piece_of<Op>(x[0], piece), piece_of<Op>(x[1], piece));
         }
       });
       continue;
@@ -156,7 +141,10 @@ void pack_matrix_in(const PackMatrixTask& task) {
           const int64_t at = column + v * lanes;
           x[e] = rounded<Op>(load_some(matrix + (k + e) * d + at, d - at), task.operand);
         }
-        store(out + k / Op::kDepth * panel + v * lanes, units_across<Op>(x[0], x[1]));
+        for (int piece = 0; piece < kPieces<Op>; ++piece) {
+          store(out + (place_of<Op>(k / Op::kDepth) + piece * lanes) * panel + v * lanes,
+                units_across<Op>(piece_of<Op>(x[0], piece), piece_of<Op>(x[1], piece)));
+        }
       }
     }
   }
@@ -177,8 +165,6 @@ struct CorrelationGradientScratch {
     // Rows a power of two apart would fall into the same cache sets.
     stride = width + kLanes<Acc<Op>>;
     left_stride = stride / Op::kDepth;
-    // Rows of matrix tiles fill whole cache lines, an odd number of lines apart.
-    if (kTiled<Op>) left_stride = (width / Op::kDepth / kLanes<Acc<Op>> | 1) * kLanes<Acc<Op>>;
     separate = rounds_operand<Op>(task.operand);
     weight = arena.template take<Acc<Op>>(width);
     for (int view = 0; view < 2; ++view) {
@@ -226,7 +212,6 @@ template <class Op, Element E>
 void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
-  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const CorrelationGradientScratch<Op> s(arena, task);
   for (int64_t c = 0; c < s.width; ++c) {
@@ -254,8 +239,7 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
     for (int64_t c = 0; c < task.d; c += panel) {
       for (int64_t r = 0; r < s.rows; r += kTileRows<Op>) {
         Vector<A> tile[kTileRows<Op>][2];
-        const Left<Op> left{s.left[1 - view] + r * s.left_stride, s.left_stride, kTiled<Op> ? lanes : 1,
-                            lanes * s.left_stride};
+        const Left<Op> left{s.left[1 - view] + r * s.left_stride, s.left_stride, 1};
         multiply<Op, kTileRows<Op>, 2>(units, left, packed + c * units, tile);
         for (int64_t i = 0; i < smaller(kTileRows<Op>, task.row_end - task.row_begin - r); ++i) {
           auto* to = row_of<E>(out, task.row_begin + r + i);

@@ -21,17 +21,16 @@ struct GramScratch {
   GramScratch(Arena& arena, const GramTask& task) {
     depth = gram_depth<Op>(task);
     left = arena.template take<Unit<Op>>(round_up(task.i_end - task.i_begin, kPanel<Op>) * depth / Op::kDepth);
-    right = task.i_begin == task.j_begin && !kTiled<Op>
+    right = task.i_begin == task.j_begin
                 ? left
                 : arena.template take<Unit<Op>>(round_up(task.j_end - task.j_begin, kPanel<Op>) * depth / Op::kDepth);
   }
 };
 
-// Panels of samples [row_begin, row_end) with `count` columns from `column` as summed index, as the right operand and
-// (of matrix tiles) the left one; either may be null.
+// Panels of samples [row_begin, row_end) with `count` columns from `column` as summed index.
 template <class Op, Element E>
 void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int64_t column, int64_t count,
-                  Unit<Op>* right, Unit<Op>* left = nullptr) {
+                  Unit<Op>* out) {
   using A = Acc<Op>;
   constexpr int lanes = kLanes<A>;
   const int64_t depth = round_up(count, kDepthStep<Op>);
@@ -39,9 +38,8 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
   const A* rstd = static_cast<const A*>(task.norm.rstd) + column;
   const A* shift = static_cast<const A*>(task.norm.shift) + column;
   for (int64_t row = row_begin; row < row_end; row += kPanel<Op>) {
-    const int64_t at = (row - row_begin) * (depth / Op::kDepth);
-    Unit<Op>*const panel = right == nullptr ? nullptr : right + at, *const blocks = left == nullptr ? nullptr : left + at;
-    pack_transposed<Op>(depth, panel, blocks, [&](int first, int64_t k, Vector<Unit<Op>>(&square)[lanes]) {
+    Unit<Op>* panel = out + (row - row_begin) * (depth / Op::kDepth);
+    pack_transposed<Op>(depth, panel, [&](int first, int64_t k, int, Vector<Unit<Op>>(&square)[lanes]) {
       Vector<A> m[2] = {}, s[2] = {}, t[2] = {};
       for (int v = 0; v < Op::kDepth; ++v) {
         m[v] = load_some(mean + k + v * lanes, count - k - v * lanes);
@@ -78,7 +76,6 @@ template <class Op, Element E>
 void gram_in(const GramTask& task, void* scratch) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
-  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const GramScratch<Op> s(arena, task);
   const int64_t rows = task.i_end - task.i_begin, columns = task.j_end - task.j_begin;
@@ -87,11 +84,7 @@ void gram_in(const GramTask& task, void* scratch) {
   for (int64_t column = task.column_begin; column < task.column_end; column += s.depth) {
     const int64_t count = smaller(s.depth, task.column_end - column);
     const int64_t units = round_up(count, kDepthStep<Op>) / Op::kDepth;
-    if constexpr (kTiled<Op>) {
-      pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, diagonal ? s.right : nullptr, s.left);
-    } else {
-      pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, s.left);
-    }
+    pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, s.left);
     if (!diagonal) pack_samples<Op, E>(task, task.j_begin, task.j_end, column, count, s.right);
     const bool accumulate = column > task.column_begin;
     for (int64_t j = 0; j < columns; j += panel) {
@@ -99,14 +92,12 @@ void gram_in(const GramTask& task, void* scratch) {
       for (int64_t i = diagonal ? j : 0; i < rows; i += kTileRows<Op>) {
         const Left<Op> left = left_of_panels<Op>(s.left, i, units);
         A* to = in_tiles(out, task.side, task.i_begin + i, task.j_begin + j);
-        if constexpr (!kTiled<Op>) {
-          if (diagonal && i + kTileRows<Op> <= j + lanes) {
-            // This tile's right half lies above the diagonal.
-            Vector<A> tile[kTileRows<Op>][1];
-            multiply<Op, kTileRows<Op>, 1>(units, left, right, tile);
-            store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.side);
-            continue;
-          }
+        if (diagonal && i + kTileRows<Op> <= j + lanes) {
+          // This tile's right half lies above the diagonal.
+          Vector<A> tile[kTileRows<Op>][1];
+          multiply<Op, kTileRows<Op>, 1>(units, left, right, tile);
+          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.side);
+          continue;
         }
         multiply_to<Op>(units, left, right, rows - i, columns - j, accumulate, to, task.side);
       }
@@ -211,6 +202,7 @@ void unpack_tile_from(const UnpackTileTask& task) {
 void unpack_tile(const UnpackTileTask& task) {
   switch (task.type) {
     case Element::f64: return unpack_tile_from<Element::f64>(task);
+    case Element::tf32:
     case Element::f32: return unpack_tile_from<Element::f32>(task);
     case Element::bf16: return unpack_tile_from<Element::bf16>(task);
     case Element::f16: return unpack_tile_from<Element::f16>(task);
@@ -276,12 +268,14 @@ void pack_gram_blocks(const PackGramTask& task) {
     for (int r = 0; r < rows; ++r) {
       const int64_t row = p * rows + r;
       Unit<Op>* to = panel + r / lanes * units * lanes + r % lanes * lanes;
-      for (int64_t k = 0; k < units * Op::kDepth; k += kDepthStep<Op>, to += lanes * lanes) {
+      for (int64_t k = 0; k < n; k += kDepthStep<Op>) {
         Vector<float> x[2] = {};
         for (int v = 0; v < 2 && row < n; ++v) x[v] = load_some(gram + row * n + k + v * lanes, n - k - v * lanes);
         const int64_t at = row - k;
         if (row < n && at >= 0 && at < 2 * lanes) x[at / lanes][at % lanes] -= static_cast<float>(task.centre);
-        store(to, units_of<Op>(x[0], x[1]));
+        for (int piece = 0; piece < kPieces<Op>; ++piece, to += lanes * lanes) {
+          store(to, units_of<Op>(piece_of<Op>(x[0], piece), piece_of<Op>(x[1], piece)));
+        }
       }
     }
   }
@@ -442,7 +436,6 @@ void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<O
 template <class Op, Element E>
 void gram_gradient_in(const GramGradientTask& task, void* scratch) {
   constexpr int panel = kPanel<Op>;
-  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const GramGradientScratch<Op> s(arena, task);
   stage_columns<Op, E>(task, s, 0);
@@ -452,8 +445,7 @@ void gram_gradient_in(const GramGradientTask& task, void* scratch) {
     if ((view ? task.grad_b : task.grad_a).data == nullptr) continue;
     const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_a : task.packed_b);
     for (int64_t n = 0; n < task.n; n += kTileRows<Op>) {
-      Left<Op> left{packed + n * units, 1, kTileRows<Op>};
-      if constexpr (kTiled<Op>) left = left_of_panels<Op>(packed, n, units);
+      const Left<Op> left{packed + n * units, 1, kTileRows<Op>};
       for (int64_t p = 0; p < s.panels; ++p) {
         multiply_to<Op>(units, left, s.right[view] + p * (s.samples / Op::kDepth) * panel, kTileRows<Op>, panel, false,
                         s.product + (p * s.samples + n) * panel, panel);

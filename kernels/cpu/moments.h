@@ -82,6 +82,7 @@ void moments_from(const MomentsTask& task) {
 void moments(const MomentsTask& task) {
   switch (task.a.type) {
     case Element::f64: return moments_from<Element::f64>(task);
+    case Element::tf32:
     case Element::f32: return moments_from<Element::f32>(task);
     case Element::bf16: return moments_from<Element::bf16>(task);
     case Element::f16: return moments_from<Element::f16>(task);
@@ -156,6 +157,7 @@ template <Element E>
 void standardise_from(const StandardiseTask& task) {
   switch (task.out.type) {
     case Element::f64: return standardise_in<double, E, Element::f64>(task);
+    case Element::tf32:
     case Element::f32: return standardise_in<float, E, Element::f32>(task);
     case Element::bf16: return standardise_in<float, E, Element::bf16>(task);
     case Element::f16: return standardise_in<float, E, Element::f16>(task);
@@ -165,6 +167,7 @@ void standardise_from(const StandardiseTask& task) {
 void standardise(const StandardiseTask& task) {
   switch (task.z.type) {
     case Element::f64: return standardise_from<Element::f64>(task);
+    case Element::tf32:
     case Element::f32: return standardise_from<Element::f32>(task);
     case Element::bf16: return standardise_from<Element::bf16>(task);
     case Element::f16: return standardise_from<Element::f16>(task);

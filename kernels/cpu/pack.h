@@ -11,10 +11,22 @@ using Acc = typename Op::Accumulator;
 template <class Op>
 constexpr int kDepthStep = kLanes<Unit<Op>> * Op::kDepth;
 
-// Units that hold `depth` values of the summed index; whole matrix tiles of them.
+// Units that hold `depth` values of the summed index, which is a multiple of what a unit holds.
+template <class Op>
+BARLOW_FAST_INLINE int64_t units_of_whole(int64_t depth) {
+  return depth / Op::kDepth * kPieces<Op>;
+}
+// The same of any depth; whole matrix tiles of them.
 template <class Op>
 BARLOW_FAST_INLINE int64_t units_for(int64_t depth) {
-  return kTiled<Op> ? round_up(depth, kDepthStep<Op>) / Op::kDepth : (depth + Op::kDepth - 1) / Op::kDepth;
+  return units_of_whole<Op>(round_up(depth, kTiled<Op> ? kDepthStep<Op> : Op::kDepth));
+}
+
+// Where unit k of panels lies; its piece p lies p * kLanes units behind.
+template <class Op>
+BARLOW_FAST_INLINE int64_t place_of(int64_t k) {
+  constexpr int lanes = kLanes<Unit<Op>>;
+  return kPieces<Op> == 1 ? k : k / lanes * lanes * kPieces<Op> + k % lanes;
 }
 
 // Registers of the matrix tiles that a task uses, if any.
@@ -25,30 +37,24 @@ using Registers = typename std::conditional<kTiled<Op>, TileRegisters, int>::typ
 template <class Op>
 BARLOW_FAST_INLINE Left<Op> left_of_panels(const Unit<Op>* packed, int64_t i, int64_t units) {
   constexpr int panel = kPanel<Op>;
-  if constexpr (kTiled<Op>) {
-    return {packed + i * units, kLanes<Unit<Op>>, kLanes<Unit<Op>> * kLanes<Unit<Op>>, kLanes<Unit<Op>> * units};
-  }
   return {packed + i / panel * panel * units + i % panel, 1, panel};
 }
 
-// panel[k][r] = value(r, k) for the kPanel rows r and `depth` values k, where value(r, k) yields the vector of values
-// k, k + 1, ... of row r. `blocks`: the same as the left operand of matrix tiles. Either may be null.
+// panel[k][r] = value(r, k) for the kPanel rows r and `depth` values k, where value(r, k, piece) yields the vector of
+// values k, k + 1, ... of row r.
 template <class Op, class Value>
-BARLOW_FAST_INLINE void pack_transposed(int64_t depth, Unit<Op>* panel, Unit<Op>* blocks, const Value& value) {
+BARLOW_FAST_INLINE void pack_transposed(int64_t depth, Unit<Op>* panel, const Value& value) {
   constexpr int lanes = kLanes<Unit<Op>>;
   for (int half = 0; half < 2; ++half) {
     for (int64_t k = 0; k < depth; k += kDepthStep<Op>) {
-      Vector<Unit<Op>> square[lanes];
-      value(half * lanes, k, square);
-      if (blocks != nullptr) {
-        Unit<Op>* block = blocks + (half * depth + k) / kDepthStep<Op> * lanes * lanes;
+      for (int piece = 0; piece < kPieces<Op>; ++piece) {
+        Vector<Unit<Op>> square[lanes];
+        value(half * lanes, k, piece, square);
+        transpose<Unit<Op>>(square);
+        Unit<Op>* to = panel + (units_of_whole<Op>(k) + piece * lanes) * kPanel<Op> + half * lanes;
         BARLOW_FAST_UNROLL
-        for (int r = 0; r < lanes; ++r) store(block + r * lanes, square[r]);
+        for (int r = 0; r < lanes; ++r) store(to + r * kPanel<Op>, square[r]);
       }
-      if (panel == nullptr) continue;
-      transpose<Unit<Op>>(square);
-      BARLOW_FAST_UNROLL
-      for (int r = 0; r < lanes; ++r) store(panel + (k / Op::kDepth + r) * kPanel<Op> + half * lanes, square[r]);
     }
   }
 }
@@ -81,12 +87,6 @@ BARLOW_FAST_INLINE void store_tile(const Vector<A> (&tile)[Rows][Vectors], int64
 template <class Op>
 BARLOW_FAST_INLINE void multiply_to(int64_t units, const Left<Op>& left, const Unit<Op>* right, int64_t rows,
                                     int64_t columns, bool accumulate, Acc<Op>* out, int64_t stride) {
-  if constexpr (kTiled<Op>) {
-    if (rows >= kTileRows<Op> && columns >= kPanel<Op>) {
-      multiply_tiles(units, left, right, accumulate, out, stride);
-      return;
-    }
-  }
   Vector<Acc<Op>> tile[kTileRows<Op>][2];
   multiply<Op, kTileRows<Op>, 2>(units, left, right, tile);
   store_tile<Acc<Op>>(tile, rows, columns, accumulate, out, stride);

@@ -20,11 +20,14 @@ namespace {
 #include "tiles.h"
 #else
 struct TileRegisters {};
+template <class Op>
+void multiply_tiles(int64_t, const uint32_t*, const uint32_t*, bool, float*, int64_t);
 #endif
 #include "pack.h"
 #include "moments.h"
 #include "gram.h"
 #include "correlation.h"
+#include "tiled.h"
 #if defined(BARLOW_FAST_AMX_EMULATED)
 size_t photometric_scratch(const PhotometricTask& t) { return primitives_baseline()->photometric_scratch(t); }
 void photometric(const PhotometricTask& t, void* scratch) { primitives_baseline()->photometric(t, scratch); }
@@ -36,10 +39,11 @@ void resize(const ResizeTask& t, void* scratch) { primitives_baseline()->resize(
 #endif
 
 // Calls function<Op>(arguments) for the operand type: bf16 as tiles or pairs where the CPU multiplies them, else, like
-// f16, as float32 values rounded to it.
+// f16, as float32 values rounded to it; tf32 as two pieces of bf16 where there are tiles, else as float32.
 #if defined(BARLOW_FAST_AMX) || defined(BARLOW_FAST_AMX_EMULATED)
 #define BARLOW_FAST_PAIRS(operand, call) \
-  if ((operand) == Element::bf16) { using Op = Tiles; return call; }
+  if ((operand) == Element::bf16) { using Op = Tiles; return call; } \
+  if ((operand) == Element::tf32) { using Op = SplitTiles; return call; }
 #elif defined(__AVX512BF16__)
 #define BARLOW_FAST_PAIRS(operand, call) \
   if ((operand) == Element::bf16) { using Op = Pairs; return call; }
@@ -58,6 +62,7 @@ void resize(const ResizeTask& t, void* scratch) { primitives_baseline()->resize(
   do {                                                                                          \
     switch (element) {                                                                          \
       case Element::f64: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f64>(__VA_ARGS__)));  \
+      case Element::tf32:                                                                          \
       case Element::f32: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f32>(__VA_ARGS__)));  \
       case Element::bf16: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::bf16>(__VA_ARGS__))); \
       case Element::f16: BARLOW_FAST_DISPATCH(operand, (function<Op, Element::f16>(__VA_ARGS__)));  \
@@ -80,32 +85,45 @@ size_t bytes_of(const Task& task) {
 }
 
 Geometry geometry(Element operand) { BARLOW_FAST_DISPATCH(operand, geometry_in<Op>()); }
+template <class Op>
+TiledCut tiled_cut_in(int64_t n, int64_t d) {
+  return kTiled<Op> ? TiledCut{tiled_gram_columns(n), tiled_correlation_rows(d)} : TiledCut{};
+}
+TiledCut tiled_cut(int64_t n, int64_t d, Element operand) { BARLOW_FAST_DISPATCH(operand, tiled_cut_in<Op>(n, d)); }
 size_t packed_gram_bytes(int64_t n, Element operand) { BARLOW_FAST_DISPATCH(operand, packed_gram_bytes_in<Op>(n)); }
 size_t packed_matrix_bytes(int64_t d, Element operand) {
   BARLOW_FAST_DISPATCH(operand, packed_matrix_bytes_in<Op>(d));
 }
 
-size_t gram_scratch(const GramTask& t) { BARLOW_FAST_DISPATCH(t.operand, bytes_of<GramScratch<Op>>(t)); }
-void gram(const GramTask& t, void* scratch) { BARLOW_FAST_DISPATCH_ELEMENT(t.z.type, t.operand, gram_in, t, scratch); }
+// The scratch memory and the function of a task: by matrix tiles or by vectors.
+#define BARLOW_FAST_TASK(Name, name)                                                                                 \
+  template <class Op>                                                                                                \
+  using Name##ScratchOf = typename std::conditional<kTiled<Op>, Tiled##Name##Scratch<Op>, Name##Scratch<Op>>::type;  \
+  template <class Op, Element E>                                                                                     \
+  void name##_of(const Name##Task& task, void* scratch) {                                                            \
+    if constexpr (kTiled<Op>) {                                                                                      \
+      tiled_##name<Op, E>(task, scratch);                                                                            \
+    } else {                                                                                                         \
+      name##_in<Op, E>(task, scratch);                                                                               \
+    }                                                                                                                \
+  }                                                                                                                  \
+  size_t name##_scratch(const Name##Task& t) { BARLOW_FAST_DISPATCH(t.operand, bytes_of<Name##ScratchOf<Op>>(t)); }
+BARLOW_FAST_TASK(Gram, gram)
+BARLOW_FAST_TASK(GramGradient, gram_gradient)
+BARLOW_FAST_TASK(Correlation, correlation)
+BARLOW_FAST_TASK(CorrelationGradient, correlation_gradient)
+
+void gram(const GramTask& t, void* scratch) { BARLOW_FAST_DISPATCH_ELEMENT(t.z.type, t.operand, gram_of, t, scratch); }
 void pack_gram(const PackGramTask& t) { BARLOW_FAST_DISPATCH(t.operand, pack_gram_in<Op>(t)); }
-size_t gram_gradient_scratch(const GramGradientTask& t) {
-  BARLOW_FAST_DISPATCH(t.operand, bytes_of<GramGradientScratch<Op>>(t));
-}
 void gram_gradient(const GramGradientTask& t, void* scratch) {
-  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, gram_gradient_in, t, scratch);
-}
-size_t correlation_scratch(const CorrelationTask& t) {
-  BARLOW_FAST_DISPATCH(t.operand, bytes_of<CorrelationScratch<Op>>(t));
+  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, gram_gradient_of, t, scratch);
 }
 void correlation(const CorrelationTask& t, void* scratch) {
-  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, correlation_in, t, scratch);
+  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, correlation_of, t, scratch);
 }
 void pack_matrix(const PackMatrixTask& t) { BARLOW_FAST_DISPATCH(t.operand, pack_matrix_in<Op>(t)); }
-size_t correlation_gradient_scratch(const CorrelationGradientTask& t) {
-  BARLOW_FAST_DISPATCH(t.operand, bytes_of<CorrelationGradientScratch<Op>>(t));
-}
 void correlation_gradient(const CorrelationGradientTask& t, void* scratch) {
-  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, correlation_gradient_in, t, scratch);
+  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, correlation_gradient_of, t, scratch);
 }
 
 constexpr Primitives kTable = {
@@ -134,6 +152,7 @@ constexpr Primitives kTable = {
     photometric,
     resize_scratch,
     resize,
+    tiled_cut,
 };
 
 }  // namespace

@@ -131,6 +131,9 @@ BARLOW_FAST_INLINE Vector<A> load_elements(const typename ElementOf<E>::type* p)
     using Bits = typename NarrowVector<uint32_t, kLanes<A>>::type;
     using Floats = typename NarrowVector<float, kLanes<A>>::type;
     if constexpr (E == Element::bf16) {
+#if defined(__AVX512F__)
+      if constexpr (kLanes<A> == 16) return (Vector<A>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)from), 16);
+#endif
       const Bits bits = __builtin_convertvector(from, Bits) << 16;
       return __builtin_convertvector((Floats)bits, Vector<A>);
     }
@@ -290,6 +293,9 @@ constexpr int kPanel = 2 * kLanes<typename Op::Accumulator>;
 // Whether products are those of matrix tiles (tiles.h), and the rows of what one product yields.
 template <class Op>
 constexpr bool kTiled = false;
+// Units that a value is spread over: one, or of matrix tiles two.
+template <class Op>
+constexpr int kPieces = 1;
 template <class Op>
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;  // 8 x 2 accumulators; 32 registers, two loads and eight broadcasts per 16 products
@@ -298,11 +304,11 @@ constexpr int kTileRows = 4;  // 16 registers
 #endif
 
 // Where the left operand of a product lies: its first unit, the distance of rows and that of units along the summed
-// index. Of matrix tiles `step` is the distance of blocks of 16 units, and `half` that of the second 16 rows.
+// index.
 template <class Op>
 struct Left {
   const typename Op::Unit* data;
-  int64_t row, step, half = 0;
+  int64_t row, step;
 };
 
 // sum[r][v] = over k of left[r][k] * right[k * kPanel + v * lanes + lane].
@@ -334,6 +340,17 @@ BARLOW_FAST_INLINE void multiply(int64_t depth, const Left<Op>& left, const type
 template <class Op>
 BARLOW_FAST_INLINE bool rounds_operand(Element operand) {
   return Op::kDepth > 1 || operand == Element::bf16 || operand == Element::f16;
+}
+
+// A piece of values: themselves, or what the upper 16 bits hold of them, rounded, and the rest.
+template <class Op>
+BARLOW_FAST_INLINE Vector<typename Op::Accumulator> piece_of(Vector<typename Op::Accumulator> x, int piece) {
+  if constexpr (kPieces<Op> == 2) {
+    const Vector<float> upper = (Vector<float>)(((Vector<uint32_t>)x + 0x8000) & 0xffff0000);
+    return piece == 0 ? upper : x - upper;
+  }
+  (void)piece;
+  return x;
 }
 
 // A value as the operand type would hold it; what is a unit of its own (Pairs) is rounded when the unit is made.
@@ -379,9 +396,11 @@ BARLOW_FAST_INLINE Vector<typename Op::Unit> units_across(Vector<typename Op::Ac
                                                           Vector<typename Op::Accumulator> y) {
   if constexpr (Op::kDepth == 2) {
 #if defined(__AVX512BF16__)
-    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
-    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)y));
-    return (Vector<uint32_t>)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    // Word 2 i is x[i], word 2 i + 1 is y[i].
+    const __m512i order = _mm512_add_epi32(_mm512_set1_epi32(0x00100000), (__m512i)(Vector<uint32_t>{
+        0, 0x10001, 0x20002, 0x30003, 0x40004, 0x50005, 0x60006, 0x70007, 0x80008, 0x90009, 0xa000a, 0xb000b, 0xc000c,
+        0xd000d, 0xe000e, 0xf000f}));
+    return (Vector<uint32_t>)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x));
 #else
     Vector<uint32_t> units;
     for (int i = 0; i < kLanes<float>; ++i) {

@@ -82,7 +82,7 @@ def test_an_unavailable_peer_is_left_out_with_its_reason(measure):
 
 
 def test_names_and_shapes_are_checked():
-    assert [variant.name for variant in parse_variants("bf16,fp32")] == list(VARIANTS)
+    assert [variant.name for variant in parse_variants("bf16,fp32,tf32")] == list(VARIANTS)
     assert parse_shapes("256x8192, 8x4") == [(256, 8192), (8, 4)]
     for call, text in ((parse_variants, "fp8"), (parse_shapes, "256"), (choose, "nobody")):
         with pytest.raises(ValueError, match=text):

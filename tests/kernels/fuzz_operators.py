@@ -62,7 +62,7 @@ class Recorder(TorchDispatchMode):
 def recorded() -> list[Call]:
     """Small calls of every operator, in every precision, of every shape of work."""
     with Recorder() as recorder:
-        for precision in ("fp64", "fp32", "bf16", "fp16"):
+        for precision in ("fp64", "fp32", "tf32", "bf16", "fp16"):
             for shape in ((2, 1), (5, 9), (9, 5), (17, 33)):
                 case = prepared(shape, precision)
                 check_moments(cpu, case, precision)

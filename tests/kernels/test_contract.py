@@ -26,8 +26,8 @@ def kernels(request):
     """The contract.native set, on each instruction set that this CPU has."""
     if request.param == cpu_kernels.EMULATED:
         parameters = request.node.callspec.params
-        if parameters.get("precision", parameters.get("operand")) != "bf16":
-            pytest.skip("what is emulated are products of bf16")
+        if parameters.get("precision", parameters.get("operand")) not in ("bf16", "tf32"):
+            pytest.skip("what is emulated are products of bf16 and tf32")
     with contract.using(request.param) as kernels:
         yield kernels
 
@@ -51,7 +51,7 @@ def test_moments_of_long_columns_merge_over_row_blocks(kernels):
 
 
 @every_dtype
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
 @poisoned
 def test_every_input_type_with_every_operand_type(kernels, dtype, precision):
     for shape in ((19, 45), (45, 19)):
@@ -62,7 +62,7 @@ def test_every_input_type_with_every_operand_type(kernels, dtype, precision):
 
 @pytest.mark.parametrize("check", [contract.check_gram, contract.check_correlation])
 @every_shape
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16"])
 @poisoned
 def test_forms(kernels, shape, precision, check):
     check(kernels, contract.prepared(shape, precision), precision)
@@ -84,13 +84,13 @@ def test_tiles(kernels, shape, precision):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
 @poisoned
 def test_tiles_of_every_input_type(kernels, dtype, precision):
     contract.check_tiles(kernels, contract.prepared((70, 45), precision, dtype), precision)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @poisoned
 def test_tiles_of_more_than_one_block(kernels, precision):
     """Several square blocks, or several parts of the summed index, with remainders."""
@@ -98,7 +98,7 @@ def test_tiles_of_more_than_one_block(kernels, precision):
         contract.check_tiles(kernels, contract.prepared(shape, precision), precision)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @poisoned
 def test_one_sample_that_dominates(kernels, precision):
     contract.check_dominating_sample(kernels, precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contract
 import pytest
 import torch
 from embeddings import AWKWARD_SHAPES, KINDS, draw
@@ -9,6 +10,7 @@ from gate import assert_within_gate, ours, relative_error, truth
 
 from barlow_fast import barlow_twins_loss
 from barlow_fast.adapters.standardised import deviation_loss, shared_norm_loss
+from barlow_fast.kernels import cpu
 
 # Each form on its own side of N = D, and a little beyond.
 GATE_SHAPES = {
@@ -17,12 +19,52 @@ GATE_SHAPES = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gate(kind, form, precision, backend):
     for n, d in GATE_SHAPES[form]:
         dtype = torch.float64 if precision == "fp64" else torch.float32
         assert_within_gate(lambda s: draw(kind, n, d, s, dtype), precision, form, backend)  # noqa: B023
+
+
+tiled = pytest.mark.parametrize("instruction_set", [cpu.EMULATED, "amx_bf16"])
+
+
+@tiled
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gate_of_matrix_tiles(kind, precision, form, instruction_set):
+    with contract.using(instruction_set):
+        for n, d in GATE_SHAPES[form]:
+            assert_within_gate(lambda s: draw(kind, n, d, s), precision, form, "cpu")  # noqa: B023
+
+
+@tiled
+def test_two_pieces_keep_sixteen_bits(form, instruction_set):
+    z_a, z_b = draw("random", 96, 160, seed=3)
+    exact = truth(z_a, z_b)
+    with contract.using(instruction_set):
+        got = ours(z_a, z_b, form=form, precision="tf32", backend="cpu")
+    for x, y in zip(got, exact, strict=True):
+        assert relative_error(x, y) < 2.0**-16
+
+
+@tiled
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_runs_of_matrix_tiles_are_bitwise_equal(precision, threads, form, instruction_set):
+    z_a, z_b = draw("random", 150, 333, seed=1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with contract.using(instruction_set):
+            first, *more = (
+                ours(z_a, z_b, form=form, precision=precision, backend="cpu") for _ in range(4)
+            )
+    finally:
+        torch.set_num_threads(before)
+    for other in more:
+        assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contract
 import pytest
 import torch
+from embeddings import draw
 
-from barlow_fast import explain, plan
+from barlow_fast import barlow_twins_loss, explain, plan
 from barlow_fast.explain import cost
 from barlow_fast.plan import choose_form, choose_precision
 
@@ -49,9 +51,31 @@ def test_precision(precision, dtype, autocast, setting, expected, monkeypatch):
     assert choose_precision(precision, dtype, "cuda", autocast)[0] == expected
 
 
-def test_tf32_is_float32_on_a_cpu():
-    chosen, reason = choose_precision("tf32", torch.float32, "cpu")
-    assert (chosen, reason) == ("fp32", "requested; tf32 is computed as fp32 on a CPU")
+@pytest.mark.parametrize(
+    ("instruction_set", "executed"),
+    [("amx_bf16_emulated", "tf32"), ("amx_bf16", "tf32"), ("avx512_bf16", "fp32"),
+     ("baseline", "fp32")],
+)  # fmt: skip
+def test_tf32_on_a_cpu_is_what_matrix_tiles_compute(instruction_set, executed):
+    with contract.using(instruction_set):
+        chosen, reason = choose_precision("tf32", torch.float32, "cpu", backend="cpu")
+        assert chosen == executed
+        assert reason.startswith("requested; ")
+        assert ("two pieces of bfloat16" in reason) == (executed == "tf32")
+        explained = explain(16, 24, precision="tf32", backend="cpu")
+        assert (explained.precision, explained.reasons["precision"]) == (chosen, reason)
+        z_a, z_b = draw("random", 40, 90)
+        same = torch.equal(
+            barlow_twins_loss(z_a, z_b, precision="tf32", backend="cpu"),
+            barlow_twins_loss(z_a, z_b, precision="fp32", backend="cpu"),
+        )
+        assert same == (executed == "fp32")
+
+
+def test_tf32_is_float32_in_plain_torch_on_a_cpu():
+    chosen, reason = choose_precision("tf32", torch.float32, "cpu", backend="aten")
+    assert chosen == "fp32"
+    assert reason == "requested; tf32 is computed as fp32 on a CPU without AMX or the cpu kernels"
     assert choose_precision("tf32", torch.float32, "cuda") == ("tf32", "requested")
 
 
