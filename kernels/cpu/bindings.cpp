@@ -167,7 +167,8 @@ struct TrimOnExit {
 int64_t threads() { return std::max<int64_t>(1, torch::stable::get_num_threads()); }
 
 int64_t nanoseconds() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  const auto time = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
 }
 
 // That this thread has run, where the system counts them.
@@ -207,8 +208,8 @@ class Steps {
  private:
   // What a thread does in about 20 microseconds.
   static constexpr double kOperationsPerThread = 2e6;
-  // Where a region took longer, by this, than all its tasks take one thread, other processes run on the cores: the caller
-  // computes so many of the next regions alone. Bits do not depend on which thread computes.
+  // Where a region took longer, by this, than all its tasks take one thread, other processes run on the cores: the
+  // caller computes so many of the next regions alone. Bits do not depend on which thread computes.
   static constexpr int64_t kLongWait = 1000000;  // nanoseconds
   static constexpr int kRegionsAlone = 32;
   static inline std::atomic<int> regions_alone{0};
@@ -311,7 +312,7 @@ bool too_large_to_keep(const Output& out, int64_t count) {
 
 // ---- moments and standardisation ----------------------------------------------------------------------------------
 
-// Adds up the moments of parts of `rows` rows, laid out one (5, D) after the other, of columns [begin, end) in the first.
+// Adds up the moments of parts of `rows` rows, one (5, D) after the other, of columns [begin, end) in the first.
 void merge_moments(double* parts, int64_t rows, int64_t n, int64_t d, int64_t begin, int64_t end) {
   for (int64_t row = rows; row < n; row += rows) {
     const double* next = parts + row / rows * 5 * d;
@@ -330,8 +331,8 @@ void merge_moments(double* parts, int64_t rows, int64_t n, int64_t d, int64_t be
 
 constexpr int64_t kMergedColumns = 512;
 
-// Steps to the (5, D) moments of the pair, in the calling thread's scratch memory; `finish(moments, begin, end)` follows
-// for each kMergedColumns of them.
+// Steps to the (5, D) moments of the pair, in the calling thread's scratch memory; `finish(moments, begin, end)`
+// follows for each kMergedColumns of them.
 template <class Finish>
 void add_moments(Steps& steps, const View& a, const View& b, int64_t n, int64_t d, Element accumulation,
                  const Finish& finish) {
@@ -521,8 +522,8 @@ struct PartialGram {
   std::vector<void*> parts;
 };
 
-// A step to the lower triangles of every view's K, in parts still to be added up: `elements` values each, in tiles of `side`
-// (contract.h, GramTask). Parts beyond the first live in call_scratch.
+// A step to the lower triangles of every view's K, in parts still to be added up: `elements` values each, in tiles of
+// `side` (contract.h, GramTask). Parts beyond the first live in call_scratch.
 void add_grams(Steps& steps, std::vector<PartialGram>& grams, int64_t n, int64_t d, int64_t side, int64_t elements,
                Element operand) {
   const int64_t views = static_cast<int64_t>(grams.size());
@@ -798,7 +799,7 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   const size_t bytes = primitives().packed_matrix_bytes(d, operand);
   const int64_t panels = ceil_div(d, geometry.panel);
   const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, d, 0, 0};
-  // Rows whose standardised copies of both views stay in a quarter of the second-level cache: panels pass through the rest.
+  // Rows whose standardised copies of both views stay in a quarter of the second-level cache: panels pass through it.
   const int64_t rows = std::clamp<int64_t>(caches().second / 4 / (8 * d) / 32 * 32, 32, 128);
   TrimOnExit trim;
   for (const Turn& turn : turns(gradients, 2 * d > n)) {
