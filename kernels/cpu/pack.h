@@ -21,8 +21,8 @@ BARLOW_FAST_INLINE int64_t units_for(int64_t depth) {
 template <class Op>
 using Registers = typename std::conditional<kTiled<Op>, TileRegisters, int>::type;
 
-// Values of the summed index whose right panel takes two thirds of the first-level cache, rounded to `kDepthStep`: while
-// it is multiplied with many left panels it stays there.
+// Values of the summed index whose right panel takes two thirds of the first-level cache, rounded to `kDepthStep`:
+// while it is multiplied with many left panels it stays there.
 template <class Op>
 int64_t depth_within(const Caches& caches) {
   const int64_t units = caches.first * 2 / 3 / (kPanel<Op> * static_cast<int64_t>(sizeof(Unit<Op>)));
