@@ -11,11 +11,18 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "arguments.h"
@@ -24,6 +31,8 @@
 #if defined(BARLOW_FAST_AMX_BUILT)
 #include <cpuid.h>
 #include <sys/syscall.h>
+#endif
+#if __has_include(<unistd.h>)
 #include <unistd.h>
 #endif
 
@@ -95,6 +104,23 @@ int64_t instruction_set(int64_t index) {
 
 int64_t instruction_set_count() { return static_cast<int64_t>(supported_sets().size()); }
 
+// ---- caches -------------------------------------------------------------------------------------------------------
+
+// As the system reports them; those of small cores where it does not.
+Caches find_caches() {
+  Caches caches{32 << 10, 512 << 10};
+#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
+  if (const long size = sysconf(_SC_LEVEL1_DCACHE_SIZE); size > 0) caches.first = size;
+  if (const long size = sysconf(_SC_LEVEL2_CACHE_SIZE); size > 0) caches.second = size;
+#endif
+  return caches;
+}
+
+const Caches& caches() {
+  static const Caches found = find_caches();
+  return found;
+}
+
 // ---- memory and threads -------------------------------------------------------------------------------------------
 
 // Memory that a thread keeps between calls: fresh pages would cost more than what is computed in them.
@@ -140,20 +166,113 @@ struct TrimOnExit {
 
 int64_t threads() { return std::max<int64_t>(1, torch::stable::get_num_threads()); }
 
-// Runs function(0..count-1), each once, on whichever thread is free next.
+int64_t nanoseconds() {
+  const auto time = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
+}
+
+// That this thread has run, where the system counts them.
+int64_t thread_nanoseconds() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+  timespec time;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
+#endif
+  return nanoseconds();
+}
+
+// Steps of independent tasks; a step begins when all tasks of the one before it are done. All steps together are one
+// parallel region, which costs a wait for the last thread to arrive: where another process runs on its core, until the
+// system gives it a turn. Within the region nobody waits for threads, but for tasks that have been begun.
+class Steps {
+ public:
+  // function(0..count-1), each once, on whichever thread is free next.
+  template <class Function>
+  void add(int64_t count, const Function& function) {
+    steps_.emplace_back(count, function);
+  }
+
+  // `operations`: floating-point operations of all steps, roughly. Few of them do not pay for a second thread.
+  void run(double operations) {
+    int64_t most = 1;
+    for (const Step& step : steps_) most = std::max(most, step.count);
+    const double worth = std::min<double>(1 + operations / kOperationsPerThread, static_cast<double>(threads()));
+    const int64_t workers = std::min(most, static_cast<int64_t>(worth));
+    if (workers == 1 || runs_alone()) {
+      work();
+    } else {
+      run_on(workers);
+    }
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  // What a thread does in about 20 microseconds.
+  static constexpr double kOperationsPerThread = 2e6;
+  // Where a region took longer, by this, than all its tasks take one thread, other processes run on the cores: the
+  // caller computes so many of the next regions alone. Bits do not depend on which thread computes.
+  static constexpr int64_t kLongWait = 1000000;  // nanoseconds
+  static constexpr int kRegionsAlone = 32;
+  static inline std::atomic<int> regions_alone{0};
+
+  static bool runs_alone() {
+    const int left = regions_alone.load(std::memory_order_relaxed);
+    if (left > 0) regions_alone.store(left - 1, std::memory_order_relaxed);
+    return left > 0;
+  }
+
+  void run_on(int64_t workers) {
+    timed_ = true;
+    const int64_t begin = nanoseconds();
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+      for (int64_t worker = first; worker < last; ++worker) work();
+    });
+    if (nanoseconds() - begin > busy_ + kLongWait) regions_alone.store(kRegionsAlone, std::memory_order_relaxed);
+  }
+
+  struct Step {
+    Step(int64_t tasks, std::function<void(int64_t)> task) : count(tasks), function(std::move(task)) {}
+    const int64_t count;
+    const std::function<void(int64_t)> function;
+    std::atomic<int64_t> next{0}, done{0};
+  };
+
+  void work() {
+    for (Step& step : steps_) {
+      const int64_t begin = timed_ ? thread_nanoseconds() : 0;
+      for (int64_t i = step.next.fetch_add(1); i < step.count; i = step.next.fetch_add(1)) {
+        perform(step, i);
+        step.done.fetch_add(1, std::memory_order_release);
+      }
+      if (timed_) busy_.fetch_add(thread_nanoseconds() - begin, std::memory_order_relaxed);
+      for (int64_t tries = 0; step.done.load(std::memory_order_acquire) < step.count; ++tries) {
+        if (tries >= 1000) std::this_thread::yield();
+      }
+    }
+  }
+
+  // Whatever a task throws, it counts as done: the other threads wait for it.
+  void perform(const Step& step, int64_t i) {
+    try {
+      step.function(i);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  std::deque<Step> steps_;  // its elements stay where they are
+  bool timed_ = false;
+  std::atomic<int64_t> busy_{0};  // nanoseconds that all threads have worked on tasks
+  std::mutex mutex_;
+  std::exception_ptr failure_;
+};
+
+// function(0..count-1), each once and of any cost, on whichever thread is free next.
 template <class Function>
 void run_tasks(int64_t count, const Function& function) {
-  const int64_t workers = std::min(threads(), count);
-  if (workers <= 1) {
-    for (int64_t i = 0; i < count; ++i) function(i);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) function(i);
-    }
-  });
+  Steps steps;
+  steps.add(count, function);
+  steps.run(HUGE_VAL);
 }
 
 int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
@@ -193,37 +312,50 @@ bool too_large_to_keep(const Output& out, int64_t count) {
 
 // ---- moments and standardisation ----------------------------------------------------------------------------------
 
-// (5, D) moments of the pair in the calling thread's scratch memory: until its next use.
-double* moments_in_scratch(const View& a, const View& b, int64_t n, int64_t d, Element accumulation) {
+// Adds up the moments of parts of `rows` rows, one (5, D) after the other, of columns [begin, end) in the first.
+void merge_moments(double* parts, int64_t rows, int64_t n, int64_t d, int64_t begin, int64_t end) {
+  for (int64_t row = rows; row < n; row += rows) {
+    const double* next = parts + row / rows * 5 * d;
+    const double before = static_cast<double>(row), count = static_cast<double>(std::min(n - row, rows));
+    const double share = count / (before + count), both = before * share;
+    for (int64_t c = begin; c < end; ++c) {
+      const double delta_a = next[c] - parts[c], delta_b = next[d + c] - parts[d + c];
+      parts[c] += delta_a * share;
+      parts[d + c] += delta_b * share;
+      parts[2 * d + c] += next[2 * d + c] + delta_a * delta_a * both;
+      parts[3 * d + c] += next[3 * d + c] + delta_b * delta_b * both;
+      parts[4 * d + c] += next[4 * d + c] + delta_a * delta_b * both;
+    }
+  }
+}
+
+constexpr int64_t kMergedColumns = 512;
+
+// Steps to the (5, D) moments of the pair, in the calling thread's scratch memory; `finish(moments, begin, end)`
+// follows for each kMergedColumns of them.
+template <class Finish>
+void add_moments(Steps& steps, const View& a, const View& b, int64_t n, int64_t d, Element accumulation,
+                 const Finish& finish) {
   // The cuts depend on the shape alone where they change the sums.
   const int64_t rows = n >= 4096 && d <= 4096 ? 2048 : std::max<int64_t>(n, 1);
   const int64_t row_parts = ceil_div(n, rows);
   const int64_t columns = std::min<int64_t>(512, std::max<int64_t>(64, round_up(ceil_div(d, 4 * threads()), 64)));
   const int64_t column_parts = ceil_div(d, columns);
   double* parts = static_cast<double*>(call_scratch.get(static_cast<size_t>(row_parts * 5 * d) * sizeof(double)));
-  run_tasks(row_parts * column_parts, [&](int64_t i) {
+  steps.add(row_parts * column_parts, [=](int64_t i) {
     const int64_t part = i / column_parts, column = i % column_parts * columns;
     const MomentsTask task{a, b, part * rows, std::min(n, (part + 1) * rows), column, std::min(d, column + columns),
                            parts + part * 5 * d, d, accumulation};
     primitives().moments(task);
   });
-  double* total = parts;
-  for (int64_t part = 1; part < row_parts; ++part) {
-    const double* next = parts + part * 5 * d;
-    const double before = static_cast<double>(part * rows);
-    const double count = static_cast<double>(std::min(n, (part + 1) * rows) - part * rows);
-    const double share = count / (before + count), both = before * share;
-    for (int64_t c = 0; c < d; ++c) {
-      const double delta_a = next[c] - total[c], delta_b = next[d + c] - total[d + c];
-      total[c] += delta_a * share;
-      total[d + c] += delta_b * share;
-      total[2 * d + c] += next[2 * d + c] + delta_a * delta_a * both;
-      total[3 * d + c] += next[3 * d + c] + delta_b * delta_b * both;
-      total[4 * d + c] += next[4 * d + c] + delta_a * delta_b * both;
-    }
-  }
-  return total;
+  steps.add(ceil_div(d, kMergedColumns), [=](int64_t i) {
+    const int64_t begin = i * kMergedColumns, end = std::min(d, begin + kMergedColumns);
+    merge_moments(parts, rows, n, d, begin, end);
+    finish(parts, begin, end);
+  });
 }
+
+double operations_of_moments(int64_t n, int64_t d) { return 16 * static_cast<double>(n) * static_cast<double>(d); }
 
 void column_moments(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, Tensor out) {
   const Element accumulation = accumulation_of(Arguments::operand(operand_code));
@@ -234,17 +366,23 @@ void column_moments(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, 
   void* to = arguments.output(out, "out", {5, d}, Element::f64);
   arguments.done();
   TrimOnExit trim;
-  std::memcpy(to, moments_in_scratch(a, b, n, d, accumulation), static_cast<size_t>(5 * d) * sizeof(double));
+  Steps steps;
+  add_moments(steps, a, b, n, d, accumulation, [to, d](const double* moments, int64_t begin, int64_t end) {
+    for (int64_t row = 0; row < 5; ++row) {
+      std::copy(moments + row * d + begin, moments + row * d + end, static_cast<double*>(to) + row * d + begin);
+    }
+  });
+  steps.run(operations_of_moments(n, d));
 }
 
-void standardise_moments(const double* moments, int64_t d, int64_t count, double eps, const Output& statistics,
-                         double* sums) {
-  const int64_t columns = 2048, parts = ceil_div(d, columns);
-  std::vector<double> partial(static_cast<size_t>(2 * parts));
-  run_tasks(parts, [&](int64_t i) {
-    primitives().standardisation({moments, statistics.data, &partial[static_cast<size_t>(2 * i)], d, i * columns,
-                                  std::min(d, (i + 1) * columns), static_cast<double>(count), eps, statistics.type});
-  });
+// Statistics of columns [begin, end) of (5, D) moments of `count` rows, and two sums over these columns.
+void standardise_columns(const double* moments, int64_t d, int64_t begin, int64_t end, int64_t count, double eps,
+                         const Output& statistics, double* sums) {
+  primitives().standardisation({moments, statistics.data, sums, d, begin, end, static_cast<double>(count), eps,
+                                statistics.type});
+}
+
+void add_up(const std::vector<double>& partial, double* sums) {
   sums[0] = sums[1] = 0;
   for (size_t i = 0; i < partial.size(); ++i) sums[i % 2] += partial[i];
 }
@@ -260,7 +398,15 @@ void standardisation(const Tensor& moments, int64_t count, double eps, Tensor st
   const Output to{arguments.output(statistics, "statistics", {7, d}, type), d, type};
   double* pair = arguments.sums(sums, "sums", 2);
   arguments.done();
-  standardise_moments(static_cast<const double*>(from), d, count, eps, to, pair);
+  std::vector<double> partial(static_cast<size_t>(2 * ceil_div(d, kMergedColumns)));
+  Steps steps;
+  steps.add(ceil_div(d, kMergedColumns), [&](int64_t i) {
+    const int64_t begin = i * kMergedColumns, end = std::min(d, begin + kMergedColumns);
+    standardise_columns(static_cast<const double*>(from), d, begin, end, count, eps, to,
+                        &partial[static_cast<size_t>(2 * i)]);
+  });
+  steps.run(operations_of_moments(4, d));
+  add_up(partial, pair);
 }
 
 // Both of the above for rows that are all here, without a tensor between them.
@@ -276,7 +422,13 @@ void statistics(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, doub
   double* pair = arguments.sums(sums, "sums", 2);
   arguments.done();
   TrimOnExit trim;
-  standardise_moments(moments_in_scratch(a, b, n, d, accumulation), d, n, eps, to, pair);
+  std::vector<double> partial(static_cast<size_t>(2 * ceil_div(d, kMergedColumns)));
+  Steps steps;
+  add_moments(steps, a, b, n, d, accumulation, [&, n, d, eps](const double* moments, int64_t begin, int64_t end) {
+    standardise_columns(moments, d, begin, end, n, eps, to, &partial[static_cast<size_t>(begin / kMergedColumns * 2)]);
+  });
+  steps.run(operations_of_moments(n, d));
+  add_up(partial, pair);
 }
 
 // Of no rows as well.
@@ -327,7 +479,7 @@ GradientTask gradient_task(Arguments& arguments, const Tensor& z_a, const Tensor
   const double scale = arguments.scalar(grad_scale, "grad_scale");
   const bool stream = too_large_to_keep(out_a, n * d);
   return {views[0], views[1], s.norm_a, s.norm_b, s.diagonal, out_a,  out_b,
-          coefficient, slope, offset, scale, operand, stream};
+          coefficient, slope, offset, scale, operand, stream, caches()};
 }
 
 // Leaves only the gradients of a turn.
@@ -358,6 +510,11 @@ struct GramCut {
   int64_t pairs_of(int64_t n) const { return ceil_div(n, block) * (ceil_div(n, block) + 1) / 2; }
 };
 
+// Of `views` triangles of a symmetric product of N rows and D summed columns; a whole product is two of them.
+double operations_of_gram(int64_t views, int64_t n, int64_t d) {
+  return static_cast<double>(views * n) * static_cast<double>(n) * static_cast<double>(d);
+}
+
 // K of one view: the memory of its parts, the first of which is the output.
 struct PartialGram {
   View z;
@@ -365,10 +522,10 @@ struct PartialGram {
   std::vector<void*> parts;
 };
 
-// The lower triangles of every view's K, in parts still to be added up: `elements` values each, in tiles of `side`
-// (contract.h, GramTask). Parts beyond the first live in call_scratch.
-void multiply_grams(std::vector<PartialGram>& grams, int64_t n, int64_t d, int64_t side, int64_t elements,
-                    Element operand) {
+// A step to the lower triangles of every view's K, in parts still to be added up: `elements` values each, in tiles of
+// `side` (contract.h, GramTask). Parts beyond the first live in call_scratch.
+void add_grams(Steps& steps, std::vector<PartialGram>& grams, int64_t n, int64_t d, int64_t side, int64_t elements,
+               Element operand) {
   const int64_t views = static_cast<int64_t>(grams.size());
   const GramCut cut(views, n, d);
   const size_t bytes = static_cast<size_t>(elements) * bytes_of(accumulation_of(operand));
@@ -382,7 +539,7 @@ void multiply_grams(std::vector<PartialGram>& grams, int64_t n, int64_t d, int64
     for (int64_t j = 0; j < i; ++j) pairs.emplace_back(i, j);
   }
   for (int64_t i = 0; i < cut.blocks; ++i) pairs.emplace_back(i, i);
-  run_tasks(cut.pairs * views * cut.parts, [&](int64_t index) {
+  steps.add(cut.pairs * views * cut.parts, [=, &grams](int64_t index) {
     const auto [i, j] = pairs[static_cast<size_t>(index / (views * cut.parts))];
     const PartialGram& gram = grams[static_cast<size_t>(index / cut.parts % views)];
     const int64_t part = index % cut.parts;
@@ -396,7 +553,8 @@ void multiply_grams(std::vector<PartialGram>& grams, int64_t n, int64_t d, int64
                         std::min(d, (part + 1) * cut.columns),
                         gram.parts[static_cast<size_t>(part)],
                         side,
-                        operand};
+                        operand,
+                        caches()};
     primitives().gram(task, task_scratch.get(primitives().gram_scratch(task)));
   });
 }
@@ -414,22 +572,20 @@ void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, i
   double* total = arguments.sums(inner, "inner", 1);
   arguments.done();
   TrimOnExit trim;
-  multiply_grams(grams, n, d, n, n * n, operand);
-  const int64_t rows = 64, row_blocks = ceil_div(n, rows);
-  run_tasks(2 * row_blocks, [&](int64_t index) {
-    const int64_t view = index % 2, row = (row_blocks - 1 - index / 2) * rows;  // the long rows first
-    const std::vector<void*>& parts = grams[static_cast<size_t>(view)].parts;
-    primitives().symmetrise({parts.data(), static_cast<int64_t>(parts.size()), n, row, std::min(n, row + rows), parts[0],
-                             accumulation});
-  });
+  Steps steps;
+  add_grams(steps, grams, n, d, n, n * n, operand);
+  const int64_t rows = 32, row_blocks = ceil_div(n, rows);
   std::vector<double> sums(static_cast<size_t>(row_blocks));
-  run_tasks(row_blocks, [&](int64_t i) {
-    const int64_t row = i * rows, count = (std::min(n, row + rows) - row) * n;
-    const size_t at = static_cast<size_t>(row * n) * bytes_of(accumulation);
-    sums[static_cast<size_t>(i)] = primitives().inner(static_cast<const char*>(grams[0].parts[0]) + at,
-                                                      static_cast<const char*>(grams[1].parts[0]) + at, count,
-                                                      accumulation);
+  steps.add(row_blocks, [&](int64_t index) {
+    const int64_t block = row_blocks - 1 - index, row = block * rows, end = std::min(n, row + rows);  // long rows first
+    for (const PartialGram& gram : grams) {
+      const std::vector<void*>& parts = gram.parts;
+      primitives().symmetrise({parts.data(), static_cast<int64_t>(parts.size()), n, row, end, parts[0], accumulation});
+    }
+    sums[static_cast<size_t>(block)] = primitives().inner({grams[0].parts[0], grams[1].parts[0], n, row, end,
+                                                           accumulation});
   });
+  steps.run(operations_of_gram(2, n, d));
   *total = 0;
   for (const double sum : sums) *total += sum;
 }
@@ -449,13 +605,13 @@ struct Tiles {
 
 // function(number over all views, view, first row, first column) for every tile.
 template <class Function>
-void run_tiles(int64_t views, int64_t n, int64_t side, const Function& function) {
+void add_tiles(Steps& steps, int64_t views, int64_t n, int64_t side, const Function& function) {
   const int64_t blocks = ceil_div(n, side), count = blocks * (blocks + 1) / 2;
   std::vector<std::pair<int64_t, int64_t>> places;
   for (int64_t i = 0; i < blocks; ++i) {
     for (int64_t j = 0; j <= i; ++j) places.emplace_back(i * side, j * side);
   }
-  run_tasks(views * count, [&](int64_t index) {
+  steps.add(views * count, [=](int64_t index) {
     const auto [row, column] = places[static_cast<size_t>(index % count)];
     function(index, index / count, row, column);
   });
@@ -472,16 +628,18 @@ void gram_tiles(const Tensor& z, const Tensor& statistics, int64_t operand_code,
       {view, norm, {arguments.output(tiles, "tiles", {count, side, side}, accumulation)}}};
   arguments.done();
   TrimOnExit trim;
-  multiply_grams(grams, n, d, side, tiles.numel(), operand);
+  Steps steps;
+  add_grams(steps, grams, n, d, side, tiles.numel(), operand);
   const std::vector<void*>& parts = grams[0].parts;
   const size_t bytes = static_cast<size_t>(side * side) * bytes_of(accumulation);
-  run_tiles(1, n, side, [&, side = side](int64_t index, int64_t, int64_t row, int64_t column) {
+  add_tiles(steps, 1, n, side, [&, side = side](int64_t index, int64_t, int64_t row, int64_t column) {
     std::vector<const void*> tile;
     for (const void* part : parts) tile.push_back(static_cast<const char*>(part) + static_cast<size_t>(index) * bytes);
     char* out = static_cast<char*>(parts[0]) + static_cast<size_t>(index) * bytes;
     primitives().finish_tile({tile.data(), static_cast<int64_t>(tile.size()), side, std::min(side, n - row),
                               row == column, out, accumulation});
   });
+  steps.run(operations_of_gram(1, n, d));
 }
 
 void gram_from_tiles(const Tensor& packed, const Tensor& centres, int64_t operand_code, Tensor grams) {
@@ -501,10 +659,12 @@ void gram_from_tiles(const Tensor& packed, const Tensor& centres, int64_t operan
                                                          : static_cast<const float*>(from)[0],
                             accumulation == Element::f64 ? static_cast<const double*>(from)[1]
                                                          : static_cast<const float*>(from)[1]};
-  run_tiles(2, n, side, [&, side = side](int64_t index, int64_t view, int64_t row, int64_t column) {
+  Steps steps;
+  add_tiles(steps, 2, n, side, [&, side = side](int64_t index, int64_t view, int64_t row, int64_t column) {
     primitives().unpack_tile({tiles + static_cast<size_t>(index) * tile_bytes, type, side, n, row, column, centre[view],
                               out + static_cast<size_t>(view) * gram_bytes, accumulation});
   });
+  steps.run(operations_of_moments(n, n));
 }
 
 template <class A>
@@ -542,24 +702,27 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   float half_scale = 1;
   for (double largest = static_cast<double>(n) * dimensions; largest > 32768; largest /= 2) half_scale /= 2;
   const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
-  int64_t columns = 2 * geometry.panel;
-  if (ceil_div(d, columns) < 4 * threads()) columns = geometry.panel;
+  // Columns of which both standardised copies and the product stay in half of the second-level cache.
+  const int64_t fitting = caches().second / 2 / (3 * n * static_cast<int64_t>(bytes_of(accumulation)));
+  const int64_t shared = d / (4 * threads());
+  int64_t columns = std::clamp<int64_t>(std::min(fitting, shared) / geometry.panel, 1, 8) * geometry.panel;
   if (const int64_t tiled = primitives().tiled_cut(n, d, operand).columns; tiled > 0) {
-    columns = std::min(tiled, std::max(geometry.panel, d / (4 * threads()) / geometry.panel * geometry.panel));
+    columns = std::min(tiled, std::max(geometry.panel, shared / geometry.panel * geometry.panel));
   }
   const GramGradientTask base{gradients, nullptr, nullptr, n, 0, 0, eps, centre[0], centre[1], projected};
   TrimOnExit trim;
   for (const Turn& turn : turns(gradients, 2 * n > d)) {
     char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
     // K_b serves the gradient of a, and K_a that of b.
-    run_tasks(turn.count * chunks, [&](int64_t index) {
+    Steps steps;
+    steps.add(turn.count * chunks, [&](int64_t index) {
       const int64_t which = turn.first + index / chunks, first = index % chunks * chunk;
       const void* gram = grams[1 - which];
       char* to = packed + static_cast<size_t>(index / chunks) * bytes;
       const int64_t last = std::min(panels, first + chunk);
       primitives().pack_gram({gram, n, first, last, centre[1 - which], half_scale, to, operand});
     });
-    run_tasks(ceil_div(d, columns), [&](int64_t i) {
+    steps.add(ceil_div(d, columns), [&](int64_t i) {
       GramGradientTask task = base;
       task.column_begin = i * columns;
       task.column_end = std::min(d, task.column_begin + columns);
@@ -568,6 +731,7 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
       restrict_to(turn, task);
       primitives().gram_gradient(task, task_scratch.get(primitives().gram_gradient_scratch(task)));
     });
+    steps.run(operations_of_gram(2 * turn.count, n, d));
   }
 }
 
@@ -603,17 +767,19 @@ void correlation(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics,
   extra += static_cast<size_t>(sums * d) * sizeof(double);
   std::vector<void*> parts{whole};
   for (int64_t p = 1; p < part_count; ++p) parts.push_back(extra + static_cast<size_t>(p - 1) * bytes);
-  run_tasks(part_count * blocks * blocks, [&](int64_t index) {
+  Steps steps;
+  steps.add(part_count * blocks * blocks, [&](int64_t index) {
     const int64_t part = index / (blocks * blocks), i = index / blocks % blocks * block, j = index % blocks * block;
     const CorrelationTask task{a, b, s.norm_a, s.norm_b, part * rows, std::min(n, (part + 1) * rows), i,
                                std::min(d, i + block), j, std::min(d, j + block), parts[static_cast<size_t>(part)], d,
-                               operand};
+                               operand, caches()};
     primitives().correlation(task, task_scratch.get(primitives().correlation_scratch(task)));
   });
-  run_tasks(sums, [&](int64_t i) {
+  steps.add(sums, [&](int64_t i) {
     primitives().correlation_sum({parts.data(), part_count, n, d, i * sum_rows, std::min(d, (i + 1) * sum_rows),
                                   whole, row_squares, column_sums + i * d, accumulation});
   });
+  steps.run(operations_of_gram(2, d, n));
   double* column_squares = row_squares + d;
   std::fill(column_squares, column_squares + d, 0.0);
   for (int64_t i = 0; i < sums; ++i) {
@@ -636,18 +802,19 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   const size_t bytes = primitives().packed_matrix_bytes(d, operand);
   const int64_t panels = ceil_div(d, geometry.panel);
   const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, d, 0, 0};
-  // Rows whose standardised copies of both views fit the second-level cache.
-  int64_t rows = std::clamp<int64_t>((512 << 10) / (8 * d) / 32 * 32, 32, 128);
+  // Rows whose standardised copies of both views stay in a quarter of the second-level cache: panels pass through it.
+  int64_t rows = std::clamp<int64_t>(caches().second / 4 / (8 * d) / 32 * 32, 32, 128);
   if (const int64_t tiled = primitives().tiled_cut(n, d, operand).rows; tiled > 0) rows = tiled;
   TrimOnExit trim;
   for (const Turn& turn : turns(gradients, 2 * d > n)) {
     char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
-    run_tasks(turn.count * panels, [&](int64_t index) {
+    Steps steps;
+    steps.add(turn.count * panels, [&](int64_t index) {
       const int64_t which = turn.first + index / panels, panel = index % panels;
       char* to = packed + static_cast<size_t>(index / panels) * bytes;
       primitives().pack_matrix({whole, d, panel, panel + 1, which == 0, to, operand});
     });
-    run_tasks(ceil_div(n, rows), [&](int64_t i) {
+    steps.add(ceil_div(n, rows), [&](int64_t i) {
       CorrelationGradientTask task = base;
       task.row_begin = i * rows;
       task.row_end = std::min(n, task.row_begin + rows);
@@ -656,6 +823,7 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
       restrict_to(turn, task);
       primitives().correlation_gradient(task, task_scratch.get(primitives().correlation_gradient_scratch(task)));
     });
+    steps.run(operations_of_gram(2 * turn.count, d, n));
   }
 }
 

@@ -34,6 +34,11 @@ struct Norm {
   const void* shift;
 };
 
+// Bytes of a core's own caches: what products are cut for.
+struct Caches {
+  int64_t first, second;
+};
+
 // Moments of rows [row_begin, row_end) and columns [column_begin, column_end) of both views, in double:
 // out[k * out_stride + column] with k = mean_a, mean_b, m2_a, m2_b, comoment.
 struct MomentsTask {
@@ -75,6 +80,7 @@ struct GramTask {
   void* out;
   int64_t side;
   Element operand;
+  Caches caches;
 };
 
 // Sums `parts` lower triangles into the full symmetric matrix, for one block of rows.
@@ -82,6 +88,13 @@ struct SymmetriseTask {
   const void* const* parts;
   int64_t part_count, n, row_begin, row_end;
   void* out;
+  Element accumulation;
+};
+
+// <K_a, K_b> of rows [row_begin, row_end) and of the columns that mirror them: their lower triangles are read.
+struct InnerTask {
+  const void *a, *b;
+  int64_t n, row_begin, row_end;
   Element accumulation;
 };
 
@@ -125,6 +138,7 @@ struct GradientTask {
   double coefficient, slope, offset, grad_scale;
   Element operand;
   bool stream;  // write the gradients past the caches
+  Caches caches;
 };
 
 // Both gradients in the Gram form, for columns [column_begin, column_end).
@@ -144,6 +158,7 @@ struct CorrelationTask {
   void* out;
   int64_t out_stride;
   Element operand;
+  Caches caches;
 };
 
 // C = (sum of parts) / n with a zeroed diagonal, for one block of rows; squares of each row to row_squares, of each
@@ -235,7 +250,7 @@ struct Primitives {
   void (*symmetrise)(const SymmetriseTask&);
   void (*finish_tile)(const FinishTileTask&);
   void (*unpack_tile)(const UnpackTileTask&);
-  double (*inner)(const void* x, const void* y, int64_t n, Element accumulation);
+  double (*inner)(const InnerTask&);
   void (*pack_gram)(const PackGramTask&);
   size_t (*gram_gradient_scratch)(const GramGradientTask&);
   void (*gram_gradient)(const GramGradientTask&, void* scratch);

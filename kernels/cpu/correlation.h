@@ -10,8 +10,7 @@ struct CorrelationScratch {
   CorrelationScratch(Arena& arena, const CorrelationTask& task) {
     const int64_t i_width = round_up(task.i_end - task.i_begin, kPanel<Op>);
     const int64_t j_width = round_up(task.j_end - task.j_begin, kPanel<Op>);
-    const int64_t bytes = (i_width + j_width) * static_cast<int64_t>(sizeof(Unit<Op>));
-    depth = smaller(larger((512 << 10) / bytes * Op::kDepth / 32 * 32, 32), 512);
+    depth = depth_of_blocks<Op>(task.caches, i_width + j_width);
     left = arena.template take<Unit<Op>>(i_width * depth / Op::kDepth);
     right = arena.template take<Unit<Op>>(j_width * depth / Op::kDepth);
   }

@@ -4,24 +4,18 @@
 
 // ---- K ------------------------------------------------------------------------------------------------------------
 
-// Values of the summed index per step: as many as keep both sides' panels within half a mebibyte.
-template <class Op>
-int64_t gram_depth(const GramTask& task) {
-  const int64_t rows = task.i_end - task.i_begin + (task.i_begin == task.j_begin ? 0 : task.j_end - task.j_begin);
-  const int64_t fitting = (512 << 10) / (larger(rows, 1) * static_cast<int64_t>(sizeof(Unit<Op>))) * Op::kDepth;
-  const int64_t depth = smaller(larger(fitting, 64), 1024);
-  return smaller(depth / kDepthStep<Op> * kDepthStep<Op>, round_up(task.column_end - task.column_begin, kDepthStep<Op>));
-}
-
 template <class Op>
 struct GramScratch {
   int64_t depth;
   Unit<Op>*left, *right;
 
   GramScratch(Arena& arena, const GramTask& task) {
-    depth = gram_depth<Op>(task);
+    const bool diagonal = task.i_begin == task.j_begin;
+    const int64_t rows = task.i_end - task.i_begin + (diagonal ? 0 : task.j_end - task.j_begin);
+    depth = smaller(depth_of_blocks<Op>(task.caches, rows),
+                    round_up(task.column_end - task.column_begin, kDepthStep<Op>));
     left = arena.template take<Unit<Op>>(round_up(task.i_end - task.i_begin, kPanel<Op>) * depth / Op::kDepth);
-    right = task.i_begin == task.j_begin
+    right = diagonal
                 ? left
                 : arena.template take<Unit<Op>>(round_up(task.j_end - task.j_begin, kPanel<Op>) * depth / Op::kDepth);
   }
@@ -225,14 +219,26 @@ double inner_in(const A* x, const A* y, int64_t count) {
     }
     total += sum_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
+  Vector<A> sum{};
+  for (; i + lanes <= count; i += lanes) sum += load(x + i) * load(y + i);
+  total += sum_lanes<A>(sum);
   for (; i < count; ++i) total += static_cast<double>(x[i]) * y[i];
   return total;
 }
 
-double inner(const void* x, const void* y, int64_t count, Element accumulation) {
-  return accumulation == Element::f64
-             ? inner_in(static_cast<const double*>(x), static_cast<const double*>(y), count)
-             : inner_in(static_cast<const float*>(x), static_cast<const float*>(y), count);
+template <class A>
+double inner_of_rows(const InnerTask& task) {
+  double below = 0, diagonal = 0;
+  for (int64_t i = task.row_begin; i < task.row_end; ++i) {
+    const A *x = static_cast<const A*>(task.a) + i * task.n, *y = static_cast<const A*>(task.b) + i * task.n;
+    below += inner_in(x, y, i);
+    diagonal += static_cast<double>(x[i]) * y[i];
+  }
+  return 2 * below + diagonal;
+}
+
+double inner(const InnerTask& task) {
+  return task.accumulation == Element::f64 ? inner_of_rows<double>(task) : inner_of_rows<float>(task);
 }
 
 // ---- the left operand of the gradient product ---------------------------------------------------------------------
@@ -433,6 +439,27 @@ void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<O
   }
 }
 
+// product = K' z_hat: blocks of K' that stay in the second-level cache, times all panels.
+template <class Op>
+void multiply_gram(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view) {
+  constexpr int panel = kPanel<Op>, tile_rows = kTileRows<Op>;
+  const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_a : task.packed_b);
+  const int64_t units = units_for<Op>(task.n), step = depth_within<Op>(task.caches) / Op::kDepth;
+  const int64_t bytes = step * static_cast<int64_t>(sizeof(Unit<Op>));
+  const int64_t rows = larger(task.caches.second / 4 / bytes / tile_rows, 1) * tile_rows;
+  for (int64_t k = 0; k < units; k += step) {
+    for (int64_t begin = 0; begin < task.n; begin += rows) {
+      for (int64_t p = 0; p < s.panels; ++p) {
+        const Unit<Op>* right = s.right[view] + (p * (s.samples / Op::kDepth) + k) * panel;
+        for (int64_t n = begin; n < smaller(begin + rows, task.n); n += tile_rows) {
+          multiply_to<Op>(smaller(step, units - k), {packed + n * units + k * tile_rows, 1, tile_rows}, right,
+                          task.n - n, panel, k > 0, s.product + (p * s.samples + n) * panel, panel);
+        }
+      }
+    }
+  }
+}
+
 template <class Op, Element E>
 void gram_gradient_in(const GramGradientTask& task, void* scratch) {
   constexpr int panel = kPanel<Op>;
@@ -440,17 +467,9 @@ void gram_gradient_in(const GramGradientTask& task, void* scratch) {
   const GramGradientScratch<Op> s(arena, task);
   stage_columns<Op, E>(task, s, 0);
   stage_columns<Op, E>(task, s, 1);
-  const int64_t units = units_for<Op>(task.n);
   for (int view = 0; view < 2; ++view) {
     if ((view ? task.grad_b : task.grad_a).data == nullptr) continue;
-    const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_a : task.packed_b);
-    for (int64_t n = 0; n < task.n; n += kTileRows<Op>) {
-      const Left<Op> left{packed + n * units, 1, kTileRows<Op>};
-      for (int64_t p = 0; p < s.panels; ++p) {
-        multiply_to<Op>(units, left, s.right[view] + p * (s.samples / Op::kDepth) * panel, kTileRows<Op>, panel, false,
-                        s.product + (p * s.samples + n) * panel, panel);
-      }
-    }
+    multiply_gram(task, s, view);
     for (int64_t p = 0; p < s.panels; ++p) finish_gram_panel<Op, E>(task, s, view, p);
   }
   finish_streams(task.stream);

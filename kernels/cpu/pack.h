@@ -33,6 +33,22 @@ BARLOW_FAST_INLINE int64_t place_of(int64_t k) {
 template <class Op>
 using Registers = typename std::conditional<kTiled<Op>, TileRegisters, int>::type;
 
+// Values of the summed index whose right panel takes two thirds of the first-level cache, rounded to `kDepthStep`:
+// while it is multiplied with many left panels it stays there.
+template <class Op>
+int64_t depth_within(const Caches& caches) {
+  const int64_t units = caches.first * 2 / 3 / (kPanel<Op> * static_cast<int64_t>(sizeof(Unit<Op>)));
+  return larger(units * Op::kDepth / kDepthStep<Op>, 1) * kDepthStep<Op>;
+}
+
+// The same for blocks of both operands with `rows` rows and columns together, which are to stay in half of the
+// second-level cache.
+template <class Op>
+int64_t depth_of_blocks(const Caches& caches, int64_t rows) {
+  const int64_t units = caches.second / 2 / (larger(rows, 1) * static_cast<int64_t>(sizeof(Unit<Op>)));
+  return smaller(larger(units * Op::kDepth / kDepthStep<Op>, 1) * kDepthStep<Op>, depth_within<Op>(caches));
+}
+
 // Rows i, i + 1, ... of a left operand packed as panels of `units` units; i is a multiple of kTileRows.
 template <class Op>
 BARLOW_FAST_INLINE Left<Op> left_of_panels(const Unit<Op>* packed, int64_t i, int64_t units) {
@@ -75,18 +91,30 @@ BARLOW_FAST_INLINE void store_tile(const Vector<A> (&tile)[Rows][Vectors], int64
     }
     return;
   }
+  // A tile that is indexed by variables would not stay in registers.
+  A buffer[Rows][Vectors * lanes];
+  BARLOW_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    BARLOW_FAST_UNROLL
+    for (int v = 0; v < Vectors; ++v) store(buffer[r] + v * lanes, tile[r][v]);
+  }
   for (int r = 0; r < smaller(rows, Rows); ++r) {
-    A buffer[Vectors * lanes];
-    for (int v = 0; v < Vectors; ++v) store(buffer + v * lanes, tile[r][v]);
     A* to = out + r * stride;
-    for (int c = 0; c < smaller(columns, Vectors * lanes); ++c) to[c] = accumulate ? to[c] + buffer[c] : buffer[c];
+    for (int c = 0; c < smaller(columns, Vectors * lanes); ++c) to[c] = buffer[r][c] + (accumulate ? to[c] : 0);
   }
 }
 
 // out (+)= left * right, clipped to `rows` x `columns`.
 template <class Op>
-BARLOW_FAST_INLINE void multiply_to(int64_t units, const Left<Op>& left, const Unit<Op>* right, int64_t rows,
-                                    int64_t columns, bool accumulate, Acc<Op>* out, int64_t stride) {
+void multiply_to(int64_t units, const Left<Op>& left, const Unit<Op>* right, int64_t rows, int64_t columns,
+                 bool accumulate, Acc<Op>* out, int64_t stride) {
+  if (accumulate) {
+    // The hardware does not foresee them, and they are needed all at once.
+    for (int64_t r = 0; r < smaller(kTileRows<Op>, rows); ++r) {
+      __builtin_prefetch(out + r * stride, 1);
+      __builtin_prefetch(out + r * stride + kLanes<Acc<Op>>, 1);
+    }
+  }
   Vector<Acc<Op>> tile[kTileRows<Op>][2];
   multiply<Op, kTileRows<Op>, 2>(units, left, right, tile);
   store_tile<Acc<Op>>(tile, rows, columns, accumulate, out, stride);
