@@ -26,6 +26,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(BARLOW_FAST_NEON_BF16_BUILT)
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#else
+#include <sys/auxv.h>
+#endif
+#endif
 
 namespace barlow_fast {
 namespace {
@@ -42,6 +49,20 @@ bool may_use_amx() {
   // Linux saves the registers' 8 KiB only for processes that request them (arch_prctl(2)); threads and forks inherit it.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+#if defined(BARLOW_FAST_NEON_BF16_BUILT)
+// Whether the CPU multiplies bfloat16, and the system says so.
+bool has_neon_bf16() {
+#if defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, nullptr, 0) == 0 && found != 0;
+#else
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
+#endif
 }
 #endif
 
@@ -63,6 +84,9 @@ std::vector<const Primitives*> find_sets() {
       }
     }
   }
+#endif
+#if defined(BARLOW_FAST_NEON_BF16_BUILT)
+  if (has_neon_bf16()) sets.push_back(primitives_neon_bf16());
 #endif
   return sets;
 }

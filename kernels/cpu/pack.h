@@ -14,7 +14,13 @@ constexpr int kDepthStep = kLanes<Unit<Op>> * Op::kDepth;
 // Units that hold `depth` values of the summed index; whole matrix tiles of them.
 template <class Op>
 BARLOW_FAST_INLINE int64_t units_for(int64_t depth) {
-  return kTiled<Op> ? round_up(depth, kDepthStep<Op>) / Op::kDepth : (depth + Op::kDepth - 1) / Op::kDepth;
+  return round_up(depth, kTiled<Op> ? kDepthStep<Op> : kUnitStep<Op> * Op::kDepth) / Op::kDepth;
+}
+
+// Panels of `units` units that hold `columns` columns, from the order that they are packed in to that of the products.
+template <class Op>
+BARLOW_FAST_INLINE void finish_panels(Unit<Op>* packed, int64_t columns, int64_t units) {
+  if constexpr (kUnitStep<Op> == 2) pair_units(packed, (columns + kPanel<Op> - 1) / kPanel<Op> * units);
 }
 
 // Registers of the matrix tiles that a task uses, if any.
@@ -51,6 +57,7 @@ BARLOW_FAST_INLINE void pack_transposed(int64_t depth, Unit<Op>* panel, Unit<Op>
       for (int r = 0; r < lanes; ++r) store(panel + (k / Op::kDepth + r) * kPanel<Op> + half * lanes, square[r]);
     }
   }
+  finish_panels<Op>(panel, kPanel<Op>, depth / Op::kDepth);
 }
 
 // out (+)= tile, clipped to `rows` x `columns`.
