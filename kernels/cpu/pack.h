@@ -20,7 +20,7 @@ BARLOW_FAST_INLINE int64_t units_for(int64_t depth) {
 // Panels of `units` units that hold `columns` columns, from the order that they are packed in to that of the products.
 template <class Op>
 BARLOW_FAST_INLINE void finish_panels(Unit<Op>* packed, int64_t columns, int64_t units) {
-  if constexpr (kUnitStep<Op> == 2) pair_units(packed, (columns + kPanel<Op> - 1) / kPanel<Op> * units);
+  if constexpr (kUnitStep<Op> == 2) pair_units(packed, round_up(columns, kPanel<Op>) / kPanel<Op> * units);
 }
 
 // Registers of the matrix tiles that a task uses, if any.
