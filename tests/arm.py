@@ -46,20 +46,26 @@ SOURCES = ("barlow_fast", "kernels", "tests", "bench/gpu/startup", "pyproject.to
 
 # What an emulator runs in minutes: no plain torch, no emulation of x86 tiles, no shape that takes
 # long, and of the set that differs in products of bfloat16 alone only those.
-LARGE = "127x255 or 257x130 or 100x521 or 521x100 or 33x1025 or 1025x33 or more_than_one or 40x224"
-SELECTED = (
-    f"not aten and not emulated and not neon_bf16-fp and not neon_bf16-tf32 and not ({LARGE})"
-)
+LARGE = "127x255 or 257x130 or 100x521 or 521x100 or 33x1025 or 1025x33 or more_than_one"
+SELECTED = f"not aten and not emulated and not ({LARGE})"
 # The loss runs on the best set. Of its gate two kinds of embeddings and two precisions.
 GATE = "not (test_gate and (heavy or constant or random or fp64 or fp16))"
+IMAGES = "not neon_bf16 and not (900 or 40x224 or 3x257) and not (every_width or any_window)"
 TIERS = (
-    Tier("contract", ("-k", SELECTED, "tests/kernels/test_contract.py"), ONE_THREAD),
+    Tier(
+        "contract",
+        (
+            "-k", f"{SELECTED} and not neon_bf16-fp and not neon_bf16-tf32",
+            "tests/kernels/test_contract.py",
+        ),
+        ONE_THREAD,
+    ),
     Tier(
         "loss, views, crops",
         (
-            "-k", f"{SELECTED} and {GATE}",
-            "tests/loss/test_numerics.py", "tests/loss/test_interface.py",
+            "-k", f"{SELECTED} and {GATE} and {IMAGES}",
             "tests/kernels/test_photometric.py", "tests/kernels/test_resize.py",
+            "tests/loss/test_numerics.py", "tests/loss/test_interface.py",
         ),
         ONE_THREAD,
     ),
