@@ -45,9 +45,9 @@ WHEEL_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinu
 SOURCES = ("barlow_fast", "kernels", "tests", "bench/gpu/startup", "pyproject.toml")
 
 # What an emulator runs in minutes: no plain torch, no emulation of x86 tiles, no shape that takes
-# long, and of the set that differs in products of bfloat16 alone only those.
+# long, and of the set that differs in products of bfloat16 alone only those; nor what needs Triton.
 LARGE = "127x255 or 257x130 or 100x521 or 521x100 or 33x1025 or 1025x33 or more_than_one"
-SELECTED = f"not aten and not emulated and not ({LARGE})"
+SELECTED = f"not aten and not emulated and not named_and_refused and not ({LARGE})"
 # The loss runs on the best set. Of its gate two kinds of embeddings and two precisions.
 GATE = "not (test_gate and (heavy or constant or random or fp64 or fp16))"
 IMAGES = "not neon_bf16 and not (900 or 40x224 or 3x257) and not (every_width or any_window)"
