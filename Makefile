@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 OUT ?= bench/results
 
-.PHONY: install demo test test-all test-core test-training test-interpreter test-bench test-around test-versions mutants lint format bench gpu gpu-cache docs hub-kernel sdist wheel wheel-test release-check clean
+.PHONY: install demo test test-all test-core test-training test-interpreter test-bench test-around test-versions test-arm mutants lint format bench gpu gpu-cache docs hub-kernel sdist wheel wheel-test release-check clean
 
 install: $(STAMP)
 
@@ -33,9 +33,10 @@ PYTEST = $(BIN)/python -m pytest $(SELECT)
 test: install
 	$(MAKE) --no-print-directory -j2 --output-sync=target $(PARTS_OF_TEST)
 
-# All tests, as CI runs them.
+# All tests, as CI runs them; those for ARM where their environment can be made.
 test-all:
 	$(MAKE) --no-print-directory test SELECT=
+	$(MAKE) --no-print-directory test-arm ARM_FLAGS=--or-skip
 
 test-core: install
 	$(if $(SELECT),OMP_NUM_THREADS=1) $(PYTEST) $(addprefix --ignore=,$(TRAINING) $(AROUND) tests/bench)
@@ -56,6 +57,10 @@ test-around: install
 VERSIONS ?=
 test-versions: install
 	$(BIN)/python tests/versions.py $(VERSIONS)
+
+# On ARM: under an emulator where this machine is none. See tests/arm.py.
+test-arm: install
+	$(BIN)/python tests/arm.py $(ARM_FLAGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -190,5 +190,5 @@ def test_a_tier_that_fails_or_runs_nothing_is_a_failure(tmp_path, body, outcome,
     (tmp_path / "pytest.ini").touch()
     arguments = (str(test), "--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"))
     tier = versions.Tier("loss", arguments, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
-    (result,) = versions.run_tiers([(OLDEST, MINOR, Path(sys.executable), tier)], 1)
+    (result,) = versions.run_tiers([(OLDEST, MINOR, [sys.executable], tier)], 1)
     assert (result.outcome, result.failed) == (outcome, failed)

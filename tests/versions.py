@@ -108,10 +108,10 @@ class Result(NamedTuple):
     failed: bool
 
 
-def cache() -> Path:
+def cache(name: str = "versions") -> Path:
     """Where the environments are."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "barlow_fast" / "versions"
+    return Path(base) / "barlow_fast" / name
 
 
 def selected(names: Sequence[str]) -> list[Row]:
@@ -237,7 +237,7 @@ def counts(report: Path) -> dict[str, int]:
     return {"passed": passed, "failed": failed, "skipped": found["skipped"]}
 
 
-def run_tiers(work: Sequence[tuple[Row, str, Path, Tier]], jobs: int) -> Iterator[Result]:
+def run_tiers(work: Sequence[tuple[Row, str, Sequence[str], Tier]], jobs: int) -> Iterator[Result]:
     """Runs tiers of rows, `jobs` at a time; what each has to say is printed when it is done."""
     waiting, running = list(work), []
     try:
@@ -257,7 +257,7 @@ def run_tiers(work: Sequence[tuple[Row, str, Path, Tier]], jobs: int) -> Iterato
 class Run:
     """One tier on one row, in a process group of its own."""
 
-    def __init__(self, row: Row, version: str, python: Path, tier: Tier) -> None:
+    def __init__(self, row: Row, version: str, python: Sequence[str], tier: Tier) -> None:
         self.row, self.version, self.tier = row, version, tier
         self.name = f"torch {row.torch}, Python {version}: {tier.name}"
         self.folder = tempfile.TemporaryDirectory()
@@ -267,7 +267,7 @@ class Run:
         print(f"begun: {self.name}", flush=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [python, *PYTEST, f"--junitxml={self.report}", *tier.paths],
+                [*python, *PYTEST, f"--junitxml={self.report}", *tier.paths],
                 cwd=ROOT,
                 env=os.environ | from_the_clone() | tier.environment,
                 stdin=subprocess.DEVNULL,
@@ -297,12 +297,12 @@ class Run:
         self.folder.cleanup()
 
 
-def prepared(row: Row) -> tuple[str, Path]:
-    """(version of Python, Python of the environment), checked."""
+def prepared(row: Row) -> tuple[str, list[str]]:
+    """(version of Python, command of the environment's), checked."""
     python, version = find_python(row)
     interpreter = environment_of(row, python, version)
     check(probe(interpreter), row, version)
-    return version, interpreter
+    return version, [str(interpreter)]
 
 
 def run_rows(rows: Sequence[Row], tiers: Sequence[Tier], jobs: int) -> list[Result]:

@@ -5,7 +5,8 @@ z_hat is never stored: rows are standardised while they are packed into cache-re
 symmetric products compute half of their tiles, and the norm's backward runs on gradient panels
 before they leave the cache. Each input is read once per primitive, each gradient is written once.
 The sources beside this file are compiled once per instruction set (baseline, AVX2, AVX-512, AVX-512
-BF16, AMX) and the best one that CPU and system allow is chosen when the library is loaded.
+BF16, AMX; NEON and NEON BF16 on ARM) and the best one that CPU and system allow is chosen when the
+library is loaded.
 
 Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces a lesser one (tests,
     bug reports).
@@ -14,6 +15,7 @@ Environment: BARLOW_FAST_CPU_INSTRUCTION_SET = one of `INSTRUCTION_SETS` forces 
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +37,11 @@ NAME = "cpu"
 # from `baseline`.
 EMULATED = "amx_bf16_emulated"
 # Least first: the order of bindings.cpp.
-INSTRUCTION_SETS = (EMULATED, "baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+INSTRUCTION_SETS = (
+    (EMULATED, "neon", "neon_bf16")
+    if platform.machine() in ("aarch64", "arm64")
+    else (EMULATED, "baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+)
 
 # What multiplies, by instruction set and precision, where it is not the float32 units.
 _TILES = {"bf16": "matrix tiles", "tf32": "matrix tiles, of two bfloat16 pieces"}

@@ -35,6 +35,13 @@
 #if __has_include(<unistd.h>)
 #include <unistd.h>
 #endif
+#if defined(BARLOW_FAST_NEON_BF16_BUILT)
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#else
+#include <sys/auxv.h>
+#endif
+#endif
 
 namespace barlow_fast {
 namespace {
@@ -51,6 +58,20 @@ bool may_use_amx() {
   // Linux saves the registers' 8 KiB only for processes that request them (arch_prctl(2)); threads and forks inherit it.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+#if defined(BARLOW_FAST_NEON_BF16_BUILT)
+// Whether the CPU multiplies bfloat16, and the system says so.
+bool has_neon_bf16() {
+#if defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, nullptr, 0) == 0 && found != 0;
+#else
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
+#endif
 }
 #endif
 
@@ -72,6 +93,9 @@ std::vector<const Primitives*> find_sets() {
       }
     }
   }
+#endif
+#if defined(BARLOW_FAST_NEON_BF16_BUILT)
+  if (has_neon_bf16()) sets.push_back(primitives_neon_bf16());
 #endif
   return sets;
 }
@@ -197,7 +221,7 @@ class Steps {
     for (const Step& step : steps_) most = std::max(most, step.count);
     const double worth = std::min<double>(1 + operations / kOperationsPerThread, static_cast<double>(threads()));
     const int64_t workers = std::min(most, static_cast<int64_t>(worth));
-    if (workers == 1 || runs_alone()) {
+    if (workers == 1 || (operations < kOperationsOfShort && runs_alone())) {
       work();
     } else {
       run_on(workers);
@@ -207,12 +231,13 @@ class Steps {
 
  private:
   // What a thread does in about 20 microseconds.
-  static constexpr double kOperationsPerThread = 2e6;
-  // Where a region took longer, by this, than all its tasks take one thread, other processes run on the cores: the
-  // caller computes so many of the next regions alone. Bits do not depend on which thread computes.
-  static constexpr int64_t kLongWait = 1000000;  // nanoseconds
-  static constexpr int kRegionsAlone = 32;
-  static inline std::atomic<int> regions_alone{0};
+  static constexpr double kOperationsPerThread = 2e6, kOperationsOfShort = 4e8;
+  // Where a short region took longer, by this, than all its tasks take one thread, it waited for a thread that another
+  // process kept from its core: the caller computes the next regions alone, one at first, twice as many each time that it
+  // happens again. Long ones gain from every thread that gets a share of a core. Bits do not depend on who computes.
+  static constexpr int64_t kLongWait = 1000000, kShort = 4000000;  // nanoseconds; a turn of the scheduler takes that
+  static constexpr int kMostAlone = 32;
+  static inline std::atomic<int> regions_alone{0}, next_alone{1};
 
   static bool runs_alone() {
     const int left = regions_alone.load(std::memory_order_relaxed);
@@ -226,7 +251,11 @@ class Steps {
     torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
       for (int64_t worker = first; worker < last; ++worker) work();
     });
-    if (nanoseconds() - begin > busy_ + kLongWait) regions_alone.store(kRegionsAlone, std::memory_order_relaxed);
+    const int64_t busy = busy_, waited = nanoseconds() - begin - busy;
+    if (busy >= kShort) return;
+    const int next = next_alone.load(std::memory_order_relaxed);
+    if (waited > kLongWait) regions_alone.store(next, std::memory_order_relaxed);
+    next_alone.store(waited > kLongWait ? std::min(2 * next, kMostAlone) : 1, std::memory_order_relaxed);
   }
 
   struct Step {

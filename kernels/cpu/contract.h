@@ -277,5 +277,8 @@ const Primitives* primitives_avx512_bf16();
 #if defined(BARLOW_FAST_AMX_BUILT)
 const Primitives* primitives_amx_bf16();
 #endif
+#if defined(BARLOW_FAST_NEON_BF16_BUILT)
+const Primitives* primitives_neon_bf16();
+#endif
 
 }  // namespace barlow_fast

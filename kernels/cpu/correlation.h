@@ -49,6 +49,7 @@ void pack_features(const View& z, const Norm& norm, Element operand, int64_t row
     const int64_t used = round_up(end - begin, lanes);
     if (used % panel) store(out + used / panel * panel * units + k * panel + lanes, Vector<Unit<Op>>{});
   }
+  finish_panels<Op>(out, end - begin, units);
 }
 
 template <class Op, Element E>
@@ -146,6 +147,7 @@ void pack_matrix_in(const PackMatrixTask& task) {
         }
       }
     }
+    finish_panels<Op>(out, panel, depth / Op::kDepth);
   }
 }
 

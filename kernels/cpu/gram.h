@@ -314,6 +314,7 @@ void pack_gram_in(const PackGramTask& task) {
       }
       store_left<Op>(value[0], value[1], task.operand, task.half_scale, to);
     }
+    finish_panels<Op>(to - units * kTileRows<Op>, kTileRows<Op>, units);
   }
 }
 
@@ -380,6 +381,7 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
               units_across<Op>(rounded<Op>(hat[0][v], task.operand), rounded<Op>(hat[1][v], task.operand)));
       }
     }
+    if (s.separate) finish_panels<Op>(right, panel, s.samples / Op::kDepth);
   }
 }
 

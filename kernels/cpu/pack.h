@@ -19,7 +19,7 @@ BARLOW_FAST_INLINE int64_t units_of_whole(int64_t depth) {
 // The same of any depth; whole matrix tiles of them.
 template <class Op>
 BARLOW_FAST_INLINE int64_t units_for(int64_t depth) {
-  return units_of_whole<Op>(round_up(depth, kTiled<Op> ? kDepthStep<Op> : Op::kDepth));
+  return units_of_whole<Op>(round_up(depth, kTiled<Op> ? kDepthStep<Op> : kUnitStep<Op> * Op::kDepth));
 }
 
 // Where unit k of panels lies; its piece p lies p * kLanes units behind.
@@ -27,6 +27,12 @@ template <class Op>
 BARLOW_FAST_INLINE int64_t place_of(int64_t k) {
   constexpr int lanes = kLanes<Unit<Op>>;
   return kPieces<Op> == 1 ? k : k / lanes * lanes * kPieces<Op> + k % lanes;
+}
+
+// Panels of `units` units that hold `columns` columns, from the order that they are packed in to that of the products.
+template <class Op>
+BARLOW_FAST_INLINE void finish_panels(Unit<Op>* packed, int64_t columns, int64_t units) {
+  if constexpr (kUnitStep<Op> == 2) pair_units(packed, round_up(columns, kPanel<Op>) / kPanel<Op> * units);
 }
 
 // Registers of the matrix tiles that a task uses, if any.
@@ -73,6 +79,7 @@ BARLOW_FAST_INLINE void pack_transposed(int64_t depth, Unit<Op>* panel, const Va
       }
     }
   }
+  finish_panels<Op>(panel, kPanel<Op>, units_of_whole<Op>(depth));
 }
 
 // out (+)= tile, clipped to `rows` x `columns`.

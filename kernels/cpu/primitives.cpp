@@ -8,6 +8,8 @@
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "contract.h"
@@ -44,7 +46,7 @@ void resize(const ResizeTask& t, void* scratch) { primitives_baseline()->resize(
 #define BARLOW_FAST_PAIRS(operand, call) \
   if ((operand) == Element::bf16) { using Op = Tiles; return call; } \
   if ((operand) == Element::tf32) { using Op = SplitTiles; return call; }
-#elif defined(__AVX512BF16__)
+#elif defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define BARLOW_FAST_PAIRS(operand, call) \
   if ((operand) == Element::bf16) { using Op = Pairs; return call; }
 #else

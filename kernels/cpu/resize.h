@@ -151,6 +151,26 @@ BARLOW_FAST_INLINE Lanes32 add_products(Lanes32 sum, Lanes32 x, Lanes32 y) {
 }
 
 // The sums of both parts of the weights, for one vector of results.
+#if defined(BARLOW_FAST_NEON)
+// The products of a pair add up when the sums are done.
+struct Sum {
+  static constexpr int32_t kHalf = 1 << (kWeightBits - 1);  // halves are rounded up
+  int32x4_t upper[2]{}, lower[2] = {{kHalf, 0, kHalf, 0}, {kHalf, 0, kHalf, 0}};
+
+  static BARLOW_FAST_INLINE void add_products(int32x4_t (&sum)[2], Lanes32 x, Lanes32 y) {
+    sum[0] = vmlal_s16(sum[0], vget_low_s16((int16x8_t)x), vget_low_s16((int16x8_t)y));
+    sum[1] = vmlal_high_s16(sum[1], (int16x8_t)x, (int16x8_t)y);
+  }
+  BARLOW_FAST_INLINE void add(Lanes32 pairs, Lanes32 upper_weights, Lanes32 lower_weights) {
+    add_products(upper, pairs, upper_weights);
+    add_products(lower, pairs, lower_weights);
+  }
+  BARLOW_FAST_INLINE Lanes32 whole() const {
+    const int32x4_t high = vshlq_n_s32(vpaddq_s32(upper[0], upper[1]), kPartBits);
+    return (Lanes32)vaddq_s32(high, vpaddq_s32(lower[0], lower[1]));
+  }
+};
+#else
 struct Sum {
   Lanes32 upper{}, lower = broadcast<int32_t>(1 << (kWeightBits - 1));  // halves are rounded up
 
@@ -163,6 +183,7 @@ struct Sum {
     return (Lanes32)(((Vector<uint32_t>)upper << kPartBits) + (Vector<uint32_t>)lower);
   }
 };
+#endif
 
 // Signed 16-bit values cut to bytes.
 BARLOW_FAST_INLINE Lanes32 halves_within_bytes(Lanes32 x) {
@@ -174,6 +195,8 @@ BARLOW_FAST_INLINE Lanes32 halves_within_bytes(Lanes32 x) {
   return (Lanes32)_mm256_min_epi16(positive, _mm256_set1_epi16(255));
 #elif defined(__SSE2__)
   return (Lanes32)_mm_min_epi16(_mm_max_epi16((__m128i)x, _mm_setzero_si128()), _mm_set1_epi16(255));
+#elif defined(BARLOW_FAST_NEON)
+  return (Lanes32)vminq_s16(vmaxq_s16((int16x8_t)x, vdupq_n_s16(0)), vdupq_n_s16(255));
 #else
   using Halves = Vector<int16_t>;
   const Halves halves = (Halves)x, positive = halves < 0 ? Halves{} : halves;
@@ -211,6 +234,11 @@ BARLOW_FAST_INLINE Vector<uint8_t> bytes_of(const Sum (&sums)[4]) {
   const __m128i low = _mm_packs_epi32((__m128i)x[0], (__m128i)x[1]);
   const __m128i high = _mm_packs_epi32((__m128i)x[2], (__m128i)x[3]);
   return (Vector<uint8_t>)_mm_packus_epi16(low, high);
+#elif defined(BARLOW_FAST_NEON)
+  const auto packed = [&](int v) __attribute__((always_inline)) {
+    return vqmovun_s16(vqmovn_high_s32(vqmovn_s32((int32x4_t)x[v]), (int32x4_t)x[v + 1]));
+  };
+  return (Vector<uint8_t>)vcombine_u8(packed(0), packed(2));
 #else
   using Narrow = typename NarrowVector<uint8_t, kLanes<int32_t>>::type;
   Vector<uint8_t> all;
@@ -267,6 +295,12 @@ BARLOW_FAST_INLINE TwoPairs pairs_at(const uint8_t* row, const int32_t* offsets)
     return {(Lanes32)_mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(first)),
             (Lanes32)_mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(second))};
 #endif
+#elif defined(BARLOW_FAST_NEON)
+    const auto pair = [&](int at) __attribute__((always_inline)) {
+      const uint8_t* pixel = row + offsets[0] + at;
+      return (Lanes32)vmovl_u8(vzip1_u8(vld1_u8(pixel), vld1_u8(pixel + 3)));
+    };
+    return {pair(0), pair(6)};
 #else
     using Bytes = NarrowVector<uint8_t, 8>::type;
     const auto pair = [&](int at) {

@@ -316,11 +316,14 @@ inline int64_t tiled_gram_columns(int64_t n) {
   return smaller(larger((3 << 19) / (8 * larger(n, 1)) / 32, 2), 6) * 32;
 }
 
+constexpr int64_t size_of(Element type) { return type == Element::f64 ? 8 : type == Element::f32 ? 4 : 2; }
+
 template <class Op>
 struct TiledGramGradientScratch {
   int64_t width, samples, stride;
   Unit<Op>* right[2];  // [panel][unit][kPanel]
   float* product;      // [sample][stride]
+  char* copy[2];       // [sample][stride] of both views: their own rows may share few cache sets
   float* cross;        // sums of z_hat_a * z_hat_b
   double* total;       // sums of product * z_hat
   GradientColumns columns;
@@ -332,6 +335,7 @@ struct TiledGramGradientScratch {
         columns(arena, width) {
     for (Unit<Op>*& view : right) view = arena.template take<Unit<Op>>(units_of_whole<Op>(samples) * width);
     product = arena.template take<float>(samples * stride);
+    for (char*& view : copy) view = arena.template take<char>(samples * stride * size_of(task.a.type));
     cross = arena.template take<float>(width);
     total = arena.template take<double>(width);
   }
@@ -340,21 +344,17 @@ struct TiledGramGradientScratch {
 // One vector of columns of two rows of both views (the second row may be missing) as right operands, and what their
 // products add to `cross`.
 template <bool Whole, class Op, Element E>
-BARLOW_FAST_INLINE void pack_pair(const GramGradientTask& task, int64_t n, int64_t column, int64_t count,
-                                  Unit<Op>* const (&to)[2], float* cross) {
-  constexpr int64_t ahead = 8;  // rows of lead for prefetching: they are too far apart for the hardware to foresee
+BARLOW_FAST_INLINE void pack_pair(const GramGradientTask& task, const View (&copies)[2], int64_t n, int64_t c,
+                                  int64_t count, Unit<Op>* const (&to)[2], float* cross) {
   constexpr int lanes = kLanes<float>;
   Vector<float> hat[2][2] = {};
   BARLOW_FAST_UNROLL
   for (int view = 0; view < 2; ++view) {
-    const View& z = view ? task.b : task.a;
-    const ColumnNorm<Whole> norm(view ? task.norm_b : task.norm_a, column, count);
+    const ColumnNorm<Whole> norm(view ? task.norm_b : task.norm_a, task.column_begin + c, count);
     BARLOW_FAST_UNROLL
     for (int e = 0; e < 2; ++e) {
       if (!Whole && n + e >= task.n) continue;
-      const auto* from = row_of<E>(z, n + e) + column;
-      __builtin_prefetch(from + ahead * z.stride);
-      hat[view][e] = norm.hat(load_lanes<Whole, E>(from, count));
+      hat[view][e] = norm.hat(load_lanes<Whole, E>(row_of<E>(copies[view], n + e) + c, count));
     }
     BARLOW_FAST_UNROLL
     for (int p = 0; p < kPieces<Op>; ++p) {
@@ -365,20 +365,36 @@ BARLOW_FAST_INLINE void pack_pair(const GramGradientTask& task, int64_t n, int64
   store(cross, load(cross) + hat[0][0] * hat[1][0] + hat[0][1] * hat[1][1]);
 }
 
-// Both views' columns as right operands, and the sums of their products.
+// Copies the columns of a task of one row.
+template <Element E>
+BARLOW_FAST_INLINE void copy_row(const GramGradientTask& task, const View& z, const View& copy, int64_t n) {
+  using Value = typename ElementOf<E>::type;
+  constexpr int64_t ahead = 8;  // rows of lead for prefetching: they are too far apart for the hardware to foresee
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(Value));
+  const Value* from = row_of<E>(z, n) + task.column_begin;
+  const int64_t count = task.column_end - task.column_begin;
+  for (int64_t c = 0; c < count; c += line) __builtin_prefetch(from + ahead * z.stride + c);
+  __builtin_memcpy(const_cast<Value*>(row_of<E>(copy, n)), from, static_cast<size_t>(count) * sizeof(Value));
+}
+
+// Both views' columns as right operands and as copies, and the sums of their products.
 template <class Op, Element E>
-void pack_columns(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s) {
+void pack_columns(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, const View (&copies)[2]) {
   constexpr int panel = kPanel<Op>, lanes = kLanes<float>;
   const int64_t columns = task.column_end - task.column_begin, units = units_of_whole<Op>(s.samples);
   for (int64_t c = 0; c < s.width; c += lanes) store(s.cross + c, Vector<float>{});
   for (int64_t n = 0; n < s.samples; n += 2) {
+    for (int64_t row = n; row < smaller(n + 2, task.n); ++row) {
+      copy_row<E>(task, task.a, copies[0], row);
+      copy_row<E>(task, task.b, copies[1], row);
+    }
     for (int64_t c = 0; c < s.width; c += lanes) {
       const int64_t count = columns - c, place = c / panel * units * panel + place_of<Op>(n / 2) * panel + c % panel;
       Unit<Op>* const to[2] = {s.right[0] + place, s.right[1] + place};
       if (count >= lanes && n + 1 < task.n) {
-        pack_pair<true, Op, E>(task, n, task.column_begin + c, count, to, s.cross + c);
+        pack_pair<true, Op, E>(task, copies, n, c, count, to, s.cross + c);
       } else {
-        pack_pair<false, Op, E>(task, n, task.column_begin + c, count, to, s.cross + c);
+        pack_pair<false, Op, E>(task, copies, n, c, count, to, s.cross + c);
       }
     }
   }
@@ -386,13 +402,13 @@ void pack_columns(const GramGradientTask& task, const TiledGramGradientScratch<O
 
 // Adds product * z_hat of one tile, two vectors wide, to the sums of its columns.
 template <bool Whole, Element E>
-BARLOW_FAST_INLINE void add_to_total(const View& z, const Norm& norm, int64_t row, int64_t rows, int64_t column,
-                                     int64_t count, const float* product, int64_t stride, double* total) {
+BARLOW_FAST_INLINE void add_to_total(const typename ElementOf<E>::type* from, const Norm& norm, int64_t rows,
+                                     int64_t column, int64_t count, const float* product, int64_t stride,
+                                     double* total) {
   constexpr int lanes = kLanes<float>;
   const ColumnNorm<Whole> norms[2] = {{norm, column, count}, {norm, column + lanes, count - lanes}};
   Vector<float> sum[2] = {};
-  const auto* from = row_of<E>(z, row) + column;
-  for (int64_t r = 0; r < rows; ++r, from += z.stride, product += stride) {
+  for (int64_t r = 0; r < rows; ++r, from += stride, product += stride) {
     BARLOW_FAST_UNROLL
     for (int v = 0; v < 2; ++v) {
       sum[v] += load(product + v * lanes) * norms[v].hat(load_lanes<Whole, E>(from + v * lanes, count - v * lanes));
@@ -410,12 +426,13 @@ void tiled_gram_gradient(const GramGradientTask& task, void* scratch) {
   Arena arena{static_cast<char*>(scratch)};
   const TiledGramGradientScratch<Op> s(arena, task);
   GradientColumns columns = s.columns;
-  pack_columns<Op, E>(task, s);
+  const View copies[2] = {{s.copy[0], s.stride, task.a.type}, {s.copy[1], s.stride, task.b.type}};
+  pack_columns<Op, E>(task, s, copies);
   const int64_t units = units_of_whole<Op>(s.samples), count = task.column_end - task.column_begin;
   for (int view = 0; view < 2; ++view) {
     const Output& out = view ? task.grad_b : task.grad_a;
     if (out.data == nullptr) continue;
-    const View &own = view ? task.b : task.a, &other = view ? task.a : task.b;
+    const View &own = copies[view], &other = copies[1 - view];
     const Norm& norm = view ? task.norm_b : task.norm_a;
     const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_a : task.packed_b);
     for (int64_t c = 0; c < s.width; ++c) s.total[c] = 0;
@@ -427,7 +444,7 @@ void tiled_gram_gradient(const GramGradientTask& task, void* scratch) {
         if (!task.projected) continue;
         const int64_t rows = smaller(kTileRows<Op>, task.n - n), column = task.column_begin + c;
         const auto add = count - c >= panel ? add_to_total<true, E> : add_to_total<false, E>;
-        add(own, norm, n, rows, column, count - c, product, s.stride, s.total + c);
+        add(row_of<E>(own, n) + c, norm, rows, column, count - c, product, s.stride, s.total + c);
       }
     }
     for (int64_t c = 0; c < count; ++c) {
@@ -439,7 +456,7 @@ void tiled_gram_gradient(const GramGradientTask& task, void* scratch) {
       columns.set(c, task, view, column, weight, task.projected ? whole - taken * task.eps * rstd * rstd : -taken);
     }
     for (int64_t n = 0; n < task.n; ++n) {
-      const auto *x = row_of<E>(own, n) + task.column_begin, *y = row_of<E>(other, n) + task.column_begin;
+      const auto *x = row_of<E>(own, n), *y = row_of<E>(other, n);
       auto* to = row_of<E>(out, n) + task.column_begin;
       const float* product = s.product + n * s.stride;
       int64_t c = 0;

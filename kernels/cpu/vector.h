@@ -4,6 +4,10 @@
 // Written with the vector extensions of GCC and Clang, so that one source serves SSE2, AVX2, AVX-512 and NEON;
 // intrinsics appear only where an instruction has no expression in them (bf16 dot products, half conversions).
 
+#if defined(__aarch64__) && !defined(BARLOW_FAST_AMX_EMULATED)
+#define BARLOW_FAST_NEON
+#endif
+
 #if defined(__AVX512F__) || defined(BARLOW_FAST_AMX_EMULATED)
 constexpr int kVectorBytes = 64;  // where no such vector exists, the compiler splits it
 #elif defined(__AVX2__)
@@ -101,6 +105,19 @@ BARLOW_FAST_INLINE uint16_t float_to_half(float x) {
   return sign | static_cast<uint16_t>((magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13);
 }
 
+#if defined(BARLOW_FAST_NEON)
+BARLOW_FAST_INLINE uint16x4_t neon_bf16(float32x4_t x) {
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  return vreinterpret_u16_bf16(vcvt_bf16_f32(x));
+#else
+  const uint32x4_t bits = vreinterpretq_u32_f32(x), high = vshrq_n_u32(bits, 16);
+  const uint32x4_t even = vandq_u32(high, vdupq_n_u32(1));
+  const uint32x4_t nearest = vshrq_n_u32(vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), even), 16);
+  return vmovn_u32(vbslq_u32(vceqq_f32(x, x), nearest, vorrq_u32(high, vdupq_n_u32(0x40))));
+#endif
+}
+#endif
+
 // ---- vectors of any element type to the accumulation type and back --------------------------------------------------
 
 template <class T, int Lanes>
@@ -146,6 +163,8 @@ BARLOW_FAST_INLINE Vector<A> load_elements(const typename ElementOf<E>::type* p)
     if constexpr (kLanes<A> == 8) {
       return __builtin_convertvector((Floats)_mm256_cvtph_ps((__m128i)from), Vector<A>);
     }
+#elif defined(BARLOW_FAST_NEON)
+    if constexpr (kLanes<A> == 4) return (Vector<A>)vcvt_f32_f16((float16x4_t)from);
 #endif
     for (int i = 0; i < kLanes<A>; ++i) wide[i] = half_to_float(from[i]);
     return __builtin_convertvector(wide, Vector<A>);
@@ -178,6 +197,10 @@ BARLOW_FAST_INLINE void store_elements(typename ElementOf<E>::type* p, Vector<A>
     if constexpr (kLanes<A> == 16) {
       to = (To)_mm512_cvtneps_pbh((__m512)x);
     } else
+#elif defined(BARLOW_FAST_NEON)
+    if constexpr (kLanes<A> == 4) {
+      to = (To)neon_bf16((float32x4_t)x);
+    } else
 #endif
     {
       const Floats wide = __builtin_convertvector(x, Floats);
@@ -192,6 +215,10 @@ BARLOW_FAST_INLINE void store_elements(typename ElementOf<E>::type* p, Vector<A>
 #elif defined(__F16C__)
     if constexpr (kLanes<A> == 8) {
       to = (To)_mm256_cvtps_ph((__m256)wide, _MM_FROUND_TO_NEAREST_INT);
+    } else
+#elif defined(BARLOW_FAST_NEON)
+    if constexpr (kLanes<A> == 4) {
+      to = (To)vcvt_f16_f32((float32x4_t)wide);
     } else
 #endif
     {
@@ -277,7 +304,13 @@ struct Single {
   }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && defined(BARLOW_FAST_NEON)
+struct Pairs {
+  using Accumulator = float;
+  using Unit = uint32_t;
+  static constexpr int kDepth = 2;
+};
+#elif defined(__AVX512BF16__)
 struct Pairs {
   using Accumulator = float;
   using Unit = uint32_t;
@@ -296,12 +329,9 @@ constexpr bool kTiled = false;
 // Units that a value is spread over: one, or of matrix tiles two.
 template <class Op>
 constexpr int kPieces = 1;
+// Units of the summed index that a product takes at a time.
 template <class Op>
-#if defined(__AVX512F__)
-constexpr int kTileRows = 8;  // 8 x 2 accumulators; 32 registers, two loads and eight broadcasts per 16 products
-#else
-constexpr int kTileRows = 4;  // 16 registers
-#endif
+constexpr int kUnitStep = 1;
 
 // Where the left operand of a product lies: its first unit, the distance of rows and that of units along the summed
 // index.
@@ -312,6 +342,16 @@ struct Left {
 };
 
 // sum[r][v] = over k of left[r][k] * right[k * kPanel + v * lanes + lane].
+#if defined(BARLOW_FAST_NEON)
+#include "neon.h"
+#else
+template <class Op>
+#if defined(__AVX512F__)
+constexpr int kTileRows = 8;  // 8 x 2 accumulators; 32 registers, two loads and eight broadcasts per 16 products
+#else
+constexpr int kTileRows = 4;  // 16 registers
+#endif
+
 template <class Op, int Rows, int Vectors>
 BARLOW_FAST_INLINE void multiply(int64_t depth, const Left<Op>& left, const typename Op::Unit* right,
                                  Vector<typename Op::Accumulator> (&sum)[Rows][Vectors]) {
@@ -333,6 +373,7 @@ BARLOW_FAST_INLINE void multiply(int64_t depth, const Left<Op>& left, const type
     }
   }
 }
+#endif
 
 // ---- standardised values as operands ----------------------------------------------------------------------------------
 
@@ -377,6 +418,8 @@ BARLOW_FAST_INLINE Vector<typename Op::Unit> units_of(Vector<typename Op::Accumu
   if constexpr (Op::kDepth == 2) {
 #if defined(__AVX512BF16__)
     return (Vector<uint32_t>)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+#elif defined(BARLOW_FAST_NEON)
+    return (Vector<uint32_t>)vcombine_u16(neon_bf16((float32x4_t)x), neon_bf16((float32x4_t)y));
 #else
     constexpr int lanes = kLanes<float>;
     uint16_t values[2 * lanes];
@@ -401,6 +444,9 @@ BARLOW_FAST_INLINE Vector<typename Op::Unit> units_across(Vector<typename Op::Ac
         0, 0x10001, 0x20002, 0x30003, 0x40004, 0x50005, 0x60006, 0x70007, 0x80008, 0x90009, 0xa000a, 0xb000b, 0xc000c,
         0xd000d, 0xe000e, 0xf000f}));
     return (Vector<uint32_t>)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x));
+#elif defined(BARLOW_FAST_NEON)
+    const uint16x4_t low = neon_bf16((float32x4_t)x), high = neon_bf16((float32x4_t)y);
+    return (Vector<uint32_t>)vcombine_u16(vzip1_u16(low, high), vzip2_u16(low, high));
 #else
     Vector<uint32_t> units;
     for (int i = 0; i < kLanes<float>; ++i) {

@@ -1,0 +1,277 @@
+"""The tests of kernels and loss on ARM: on an x86 machine under an emulator, on an ARM machine as
+they are.
+
+    make test-arm
+
+On x86 an environment is made in the user's cache (~/.cache/barlow_fast/arm, or below
+XDG_CACHE_HOME; 2 GB, two minutes, used again by later runs, may be deleted at any time): the
+distribution's own Python, emulator (QEMU in user mode) and cross compiler, as apt downloads them
+from the machine's own sources, and torch's wheel for ARM, as pip does. They are unpacked there;
+nothing is installed, and no rights are needed. The CPU kernels of this clone are then compiled
+with the flags of CMakeLists.txt, and the tests run with them, two processes at a time.
+
+Emulated times mean nothing: what is held is that results are right. Ends with a table, and with
+status 1 when a test failed or the environment cannot be made; with --or-skip the latter is said
+and is no failure. Needs nothing beyond the standard library, apt and CMake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import versions
+from versions import MATRIX, ONE_THREAD, ROOT, Failure, Tier
+
+MACHINES = ("aarch64", "arm64")
+ROW = MATRIX[0]._replace(triton="none")
+TOOLS = ("qemu-user-static", "g++-aarch64-linux-gnu")
+SYSTEM = ("python3", "libgomp1", "libstdc++6")
+# All that torch's wheel and the tests import; pip would add what torch needs on x86.
+WHEELS = (
+    f"torch=={ROW.torch}", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx",
+    "sympy", "typing_extensions", "numpy", "pytest", "iniconfig", "packaging", "pluggy", "pygments",
+)  # fmt: skip
+WHEEL_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+# What the copy of the clone holds beside the library for ARM.
+SOURCES = ("barlow_fast", "kernels", "tests", "bench/gpu/startup", "pyproject.toml")
+
+# What an emulator runs in minutes: no plain torch, no emulation of x86 tiles, no shape that takes
+# long, and of the set that differs in products of bfloat16 alone only those; nor what needs Triton.
+LARGE = "127x255 or 257x130 or 100x521 or 521x100 or 33x1025 or 1025x33 or more_than_one"
+SELECTED = f"not aten and not emulated and not named_and_refused and not ({LARGE})"
+# The loss runs on the best set. Of its gate two kinds of embeddings and two precisions.
+GATE = "not (test_gate and (heavy or constant or random or fp64 or fp16))"
+IMAGES = "not neon_bf16 and not (900 or 40x224 or 3x257) and not (every_width or any_window)"
+TIERS = (
+    Tier(
+        "contract",
+        (
+            "-k", f"{SELECTED} and not neon_bf16-fp and not neon_bf16-tf32",
+            "tests/kernels/test_contract.py",
+        ),
+        ONE_THREAD,
+    ),
+    Tier(
+        "loss, views, crops",
+        (
+            "-k", f"{SELECTED} and {GATE} and {IMAGES}",
+            "tests/kernels/test_photometric.py", "tests/kernels/test_resize.py",
+            "tests/loss/test_numerics.py", "tests/loss/test_interface.py",
+        ),
+        ONE_THREAD,
+    ),
+)  # fmt: skip
+# `arm` is this file, whose hook below refuses a run without the kernels.
+PYTEST = ("-o", "addopts=", "-p", "arm")
+
+
+def pytest_configure() -> None:
+    """Ends pytest where the native kernels cannot run: their tests would be skipped."""
+    import torch
+
+    from barlow_fast.kernels import why_unusable
+
+    problem = why_unusable("cpu", torch.device("cpu"))
+    if problem or platform.machine() not in MACHINES:
+        raise SystemExit(problem or f"the machine is {platform.machine()}, not {MACHINES[0]}")
+
+
+def unpack(folder: Path, packages: Sequence[str], *options: str) -> None:
+    """Unpacks Debian packages, with those that they need, into a folder."""
+    state = folder / "apt"
+    for part in ("lists/partial", "archives/partial"):
+        (state / part).mkdir(parents=True)
+    (state / "nothing").touch()
+    places = (f"Dir::State={state}", f"Dir::Cache={state}", "Debug::NoLocking=1")
+    apt = ["apt-get", "-qq"]
+    for option in (
+        *places,
+        "APT::Sandbox::User=root",
+        *(option.format(state) for option in options),
+    ):
+        apt += ["-o", option]
+    versions.run([*apt, "update"], {})
+    download = ("install", "--yes", "--download-only", "--no-install-recommends")
+    versions.run([*apt, *download, *packages], {})
+    for package in sorted(state.glob("archives/*.deb")):
+        versions.run(["dpkg", "-x", package, folder], {})
+    shutil.rmtree(state)
+
+
+class Environment:
+    """Compiler, emulator and Python for ARM, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tools, self.system, self.site = (folder / n for n in ("tools", "system", "site"))
+
+    @property
+    def path(self) -> str:
+        """PATH with the tools that the machine lacks."""
+        return f"{self.tools / 'usr' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+    @property
+    def libraries(self) -> dict[str, str]:
+        """Environment variables with which the tools find their libraries."""
+        found = (self.tools / "usr" / "lib").glob(f"{platform.machine()}-*")
+        return {"LD_LIBRARY_PATH": os.pathsep.join(map(str, found))}
+
+    def make(self) -> None:
+        """Downloads all of it.
+
+        Raises:
+            Failure: a download or an unpacking that did not succeed.
+        """
+        unpack(self.tools, TOOLS)
+        native = ("APT::Architecture=arm64", "APT::Architectures=arm64")
+        unpack(self.system, SYSTEM, *native, "Dir::State::status={}/nothing")
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-cache-dir", "--no-compile"]
+        pip += ["--no-deps", "--only-binary=:all:", "--target", str(self.site)]
+        pip += ["--python-version", self.version, "--implementation", "cp"]
+        for name in WHEEL_PLATFORMS:
+            pip += ["--platform", name]
+        settings = {"PIP_CONSTRAINT": os.devnull, "TMPDIR": str(self.folder)}
+        versions.run([*pip, *WHEELS], settings)
+
+    @property
+    def interpreter(self) -> Path:
+        """The one Python of the unpacked system."""
+        (found,) = self.system.glob("usr/bin/python3.*[0-9]")
+        return found
+
+    @property
+    def version(self) -> str:
+        return self.interpreter.name.removeprefix("python")
+
+    def tool(self, name: str) -> str:
+        """The path of a tool.
+
+        Raises:
+            Failure: it is neither here nor on PATH.
+        """
+        found = shutil.which(name, path=self.path)
+        if found is None:
+            raise Failure(f"no {name} here: delete {self.folder}")
+        return found
+
+    def build(self, clone: Path) -> None:
+        """Compiles the CPU kernels of a clone and leaves the library among them."""
+        system = f"-Wl,--sysroot={self.tools}" if (self.tools / "usr").exists() else ""
+        settings = {
+            "CMAKE_SYSTEM_NAME": "Linux",
+            "CMAKE_SYSTEM_PROCESSOR": MACHINES[0],
+            "CMAKE_CXX_COMPILER": self.tool("aarch64-linux-gnu-g++"),
+            "CMAKE_EXE_LINKER_FLAGS": system,
+            # torch's own dependencies are found when the library is loaded.
+            "CMAKE_SHARED_LINKER_FLAGS": f"{system} -Wl,--unresolved-symbols=ignore-all",
+            "TORCH_FOLDER": self.site / "torch",
+            "OUTPUT_FOLDER": clone / "kernels" / "cpu",
+        }
+        beside = Path(sys.executable).parent
+        cmake = shutil.which("cmake", path=f"{beside}{os.pathsep}{os.environ['PATH']}") or "cmake"
+        with tempfile.TemporaryDirectory() as work:
+            define = [f"-D{name}={value}" for name, value in settings.items()]
+            quiet = ["--log-level=WARNING"]
+            versions.run([cmake, *quiet, "-S", ROOT, "-B", work, *define], self.libraries)
+            versions.run([cmake, "--build", work, "--parallel", "2"], self.libraries)
+
+    def python(self) -> list[str]:
+        """The command of the emulated Python."""
+        libraries = f"{self.site}/torch/lib:{self.site}/torch.libs"
+        qemu = [self.tool("qemu-aarch64-static"), "-cpu", "max", "-L", str(self.system)]
+        return [*qemu, "-E", f"LD_LIBRARY_PATH={libraries}", str(self.interpreter)]
+
+
+def environment() -> Environment:
+    """The environment of the cache, made when there is none for these requirements.
+
+    Raises:
+        Failure: it cannot be made here.
+    """
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise Failure("ARM is emulated on Linux on x86-64 alone")
+    for name in ("apt-get", "dpkg"):
+        if shutil.which(name) is None:
+            raise Failure(f"no {name} here: the environment is made of Debian packages")
+    release = Path("/etc/os-release").read_text(encoding="utf-8")
+    requirements = (*TOOLS, *SYSTEM, *WHEELS, release)
+    key = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:8]
+    cache = versions.cache("arm")
+    folder = cache / f"torch{ROW.torch}-{key}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        print(f"making an ARM environment in {folder}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="incomplete-", dir=cache) as work:
+            # Renamed when complete, so that an interrupted one is never used.
+            made = Environment(Path(work) / "environment")
+            made.make()
+            made.folder.rename(folder)
+    return Environment(folder)
+
+
+def copied(folder: Path) -> Path:
+    """A copy of what the tests need of this clone, without what was built in it."""
+    built = shutil.ignore_patterns("*.so", "native_build.txt", "__pycache__")
+    for name in SOURCES:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=built)
+        else:
+            shutil.copyfile(ROOT / name, target)
+    return folder
+
+
+def run_tests(python: Sequence[str], version: str, clone: Path, path: Sequence[Path]) -> int:
+    """Exit status 0 when every tier passed with the library of that copy or clone."""
+    startup = clone / "bench" / "gpu" / "startup"
+    found = os.pathsep.join(map(str, (startup, clone / "tests", *path)))
+    variables = {"PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"}
+    work = []
+    for tier in TIERS:
+        paths = (str(clone / part) if part.startswith("tests/") else part for part in tier.paths)
+        work.append((ROW, version, python, tier._replace(
+            paths=(*PYTEST, *paths), environment=tier.environment | variables
+        )))  # fmt: skip
+    results = list(versions.run_tiers(work, 2))
+    print(f"\n{versions.table(results)}")
+    return int(any(result.failed for result in results))
+
+
+def main() -> int:
+    """Exit status 0 when the tests passed, or with --or-skip cannot run here."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--or-skip", action="store_true", help="status 0 without an environment")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    if platform.machine() in MACHINES:
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        return run_tests([sys.executable], version, ROOT, ())
+    try:
+        emulated = environment()
+    except Failure as failure:
+        print(f"ARM is not tested: {failure}")
+        return 0 if arguments.or_skip else 1
+    with tempfile.TemporaryDirectory() as work:
+        clone = copied(Path(work))
+        try:
+            emulated.build(clone)
+        except Failure as failure:
+            print(f"the CPU kernels do not compile for ARM: {failure}")
+            return 1
+        return run_tests(emulated.python(), emulated.version, clone, (emulated.site,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
