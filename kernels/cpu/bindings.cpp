@@ -204,12 +204,13 @@ int64_t thread_nanoseconds() {
   return nanoseconds();
 }
 
-// Steps of independent tasks; a step begins when all tasks of the one before it are done. All steps together are one
-// parallel region, which costs a wait for the last thread to arrive: where another process runs on its core, until the
+// Steps of independent tasks; a step begins when all tasks of the one before it are done. A thread takes the tasks of its
+// share, as in the steps before, so that what it read is in its cache, then those that are left of other shares. All steps
+// together are one parallel region, which costs a wait for the last thread to arrive: where another process runs on its core, until the
 // system gives it a turn. Within the region nobody waits for threads, but for tasks that have been begun.
 class Steps {
  public:
-  // function(0..count-1), each once, on whichever thread is free next.
+  // function(0..count-1), each once.
   template <class Function>
   void add(int64_t count, const Function& function) {
     steps_.emplace_back(count, function);
@@ -221,8 +222,10 @@ class Steps {
     for (const Step& step : steps_) most = std::max(most, step.count);
     const double worth = std::min<double>(1 + operations / kOperationsPerThread, static_cast<double>(threads()));
     const int64_t workers = std::min(most, static_cast<int64_t>(worth));
-    if (workers == 1 || (operations < kOperationsOfShort && runs_alone())) {
-      work();
+    const bool alone = workers == 1 || (operations < kOperationsOfShort && runs_alone());
+    for (Step& step : steps_) step.share(alone ? 1 : workers);
+    if (alone) {
+      work(0);
     } else {
       run_on(workers);
     }
@@ -249,7 +252,7 @@ class Steps {
     timed_ = true;
     const int64_t begin = nanoseconds();
     torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
-      for (int64_t worker = first; worker < last; ++worker) work();
+      for (int64_t worker = first; worker < last; ++worker) work(worker);
     });
     const int64_t busy = busy_, waited = nanoseconds() - begin - busy;
     if (busy >= kShort) return;
@@ -260,17 +263,34 @@ class Steps {
 
   struct Step {
     Step(int64_t tasks, std::function<void(int64_t)> task) : count(tasks), function(std::move(task)) {}
+    void share(int64_t workers) {
+      shares = std::vector<Share>(static_cast<size_t>(workers));
+      for (int64_t w = 0; w < workers; ++w) {
+        shares[static_cast<size_t>(w)].next = count * w / workers;
+        shares[static_cast<size_t>(w)].end = count * (w + 1) / workers;
+      }
+    }
+
+    struct alignas(64) Share {
+      std::atomic<int64_t> next{0};
+      int64_t end = 0;
+    };
     const int64_t count;
     const std::function<void(int64_t)> function;
-    std::atomic<int64_t> next{0}, done{0};
+    std::vector<Share> shares;
+    std::atomic<int64_t> done{0};
   };
 
-  void work() {
+  void work(int64_t worker) {
     for (Step& step : steps_) {
       const int64_t begin = timed_ ? thread_nanoseconds() : 0;
-      for (int64_t i = step.next.fetch_add(1); i < step.count; i = step.next.fetch_add(1)) {
-        perform(step, i);
-        step.done.fetch_add(1, std::memory_order_release);
+      const size_t workers = step.shares.size();
+      for (size_t w = 0; w < workers; ++w) {
+        Step::Share& share = step.shares[(static_cast<size_t>(worker) + w) % workers];
+        for (int64_t i = share.next.fetch_add(1); i < share.end; i = share.next.fetch_add(1)) {
+          perform(step, i);
+          step.done.fetch_add(1, std::memory_order_release);
+        }
       }
       if (timed_) busy_.fetch_add(thread_nanoseconds() - begin, std::memory_order_relaxed);
       for (int64_t tries = 0; step.done.load(std::memory_order_acquire) < step.count; ++tries) {
