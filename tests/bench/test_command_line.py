@@ -16,7 +16,7 @@ def test_quick_run_on_a_tiny_shape(tmp_path):
     result = invoke([*arguments, "--peers", peers, "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = results.read(out)
-    assert {row["dtype"] for row in rows} == {"fp32", "bf16-autocast", "bf16-inputs"}
+    assert {row["dtype"] for row in rows} == {"fp32", "tf32", "bf16-autocast", "bf16-inputs"}
     for row in rows:
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert row["fraction_of_floor"] == pytest.approx(

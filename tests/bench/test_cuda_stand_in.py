@@ -134,7 +134,9 @@ def test_the_device_is_named_in_files_and_rows(cuda):
 def test_all_peaks_are_measured_and_the_precision_is_put_back(cuda):
     before = torch.get_float32_matmul_precision()
     found = cuda.peaks()
-    assert min(vars(found).values()) > 0
+    measured = {name: rate for name, rate in vars(found).items() if name != "tiles_bf16"}
+    assert min(measured.values()) > 0
+    assert found.tiles_bf16 is None  # of a CPU
     assert torch.get_float32_matmul_precision() == before
     assert found.launch_graph_us == pytest.approx(2000 / floor.LAUNCHES, rel=1)
 

@@ -381,7 +381,7 @@ def test_a_suite_is_resumed_after_a_restart_and_judged_by_its_exit(tmp_path, mon
     Suite("loss", ("--device", "cuda"))(where, progress, 100.0)
     assert ["--resume" in command for command in commands] == [False, True]
     text = " ".join(commands[0])
-    assert "-m bench loss --device cuda --compiled-shapes none --minutes 1.5 --out" in text
+    assert "-m bench loss --compiled-shapes none --device cuda --minutes 1.5 --out" in text
     assert "--command make gpu" in text
     assert f"--journal {where.scratch / 'loss.jsonl'}" in text
     assert (progress.status, progress.detail) == (PARTIAL, "2 rows, 1 with a problem")
@@ -432,7 +432,8 @@ def test_every_part_that_is_a_suite_takes_its_arguments(tmp_path, suites_run):
     suites_of = [part for part in parts.PARTS if isinstance(part.run, Suite)]
     known = State(DEVICE)
     assert run(suites_of, context(tmp_path, known), 1000.0) == exits.COMPLETE
-    assert [given[0] for given in suites_run.commands] == ["loss", "memory", "views", "train"]
+    names = [given[0] for given in suites_run.commands]
+    assert names == ["loss", "loss", "memory", "views", "train", "loss"]
     for name, *given in suites_run.commands:
         parser = argparse.ArgumentParser()
         cli.add(parser, suites.discover()[name].command)

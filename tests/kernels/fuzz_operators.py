@@ -189,7 +189,8 @@ def fuzz(calls: Iterable[Call], count: int, seed: int) -> Counter[str]:
     draw = random.Random(seed)
     of_operator: dict[Any, list[Call]] = {}
     for call in calls:
-        of_operator.setdefault(call.operator, []).append(call)
+        if any(isinstance(argument, Tensor) for argument in call.arguments):
+            of_operator.setdefault(call.operator, []).append(call)
     # The registered ones run through Python: fewer of them in the same time.
     native = [o for o in of_operator if o.namespace == NATIVE]
     weights = [20 if operator in native else 1 for operator in of_operator]

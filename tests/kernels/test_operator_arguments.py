@@ -70,7 +70,7 @@ NATIVE_CALLS = {
     "no rows": ("column_moments", z(0), z(0), 1, SHARED),
     "no columns": ("column_moments", z(N, 0), z(N, 0), 1, zeros(5, 0, dtype=DOUBLE)),
     "one view is longer": ("column_moments", z(), z(N + 1), 1, SHARED),
-    "an unknown operand": ("column_moments", z(), z(), 4, SHARED),
+    "an unknown operand": ("column_moments", z(), z(), 5, SHARED),
     "count 0": (
         "standardisation", SHARED, 0, 1e-5, zeros(7, D), zeros(2, dtype=DOUBLE),
     ),
