@@ -36,7 +36,7 @@ test: install
 # All tests, as CI runs them; those for ARM where their environment can be made.
 test-all:
 	$(MAKE) --no-print-directory test SELECT=
-	$(MAKE) --no-print-directory test-arm ARM_FLAGS=--or-skip
+	$(MAKE) --no-print-directory test-arm ARM_FLAGS="--quick --or-skip"
 
 test-core: install
 	$(if $(SELECT),OMP_NUM_THREADS=1) $(PYTEST) $(addprefix --ignore=,$(TRAINING) $(AROUND) tests/bench)

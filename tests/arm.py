@@ -10,9 +10,10 @@ from the machine's own sources, and torch's wheel for ARM, as pip does. They are
 nothing is installed, and no rights are needed. The CPU kernels of this clone are then compiled
 with the flags of CMakeLists.txt, and the tests run with them, two processes at a time.
 
-Emulated times mean nothing: what is held is that results are right. Ends with a table, and with
-status 1 when a test failed or the environment cannot be made; with --or-skip the latter is said
-and is no failure. Needs nothing beyond the standard library, apt and CMake.
+With --quick, as `make test-all` runs it, the contract of the kernels alone: minutes; loss, views
+and crops take longer. Emulated times mean nothing: what is held is that results are right. Ends
+with a table, and with status 1 when a test failed or the environment cannot be made; the latter is
+no failure with --or-skip. Needs nothing beyond the standard library, apt and CMake.
 """
 
 from __future__ import annotations
@@ -51,13 +52,14 @@ SELECTED = f"not aten and not emulated and not named_and_refused and not ({LARGE
 # The loss runs on the best set. Of its gate two kinds of embeddings and two precisions.
 GATE = "not (test_gate and (heavy or constant or random or fp64 or fp16))"
 IMAGES = "not neon_bf16 and not (900 or 40x224 or 3x257) and not (every_width or any_window)"
+CONTRACT = f"{SELECTED} and not neon_bf16-fp and not neon_bf16-tf32"
 TIERS = (
     Tier(
-        "contract",
-        (
-            "-k", f"{SELECTED} and not neon_bf16-fp and not neon_bf16-tf32",
-            "tests/kernels/test_contract.py",
-        ),
+        "contract", ("-k", f"{CONTRACT} and not neon_bf16", "tests/kernels/test_contract.py"),
+        ONE_THREAD,
+    ),
+    Tier(
+        "contract, bfloat16", ("-k", f"{CONTRACT} and neon_bf16", "tests/kernels/test_contract.py"),
         ONE_THREAD,
     ),
     Tier(
@@ -231,13 +233,15 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def run_tests(python: Sequence[str], version: str, clone: Path, path: Sequence[Path]) -> int:
+def run_tests(
+    python: Sequence[str], version: str, clone: Path, path: Sequence[Path], quick: bool
+) -> int:
     """Exit status 0 when every tier passed with the library of that copy or clone."""
     startup = clone / "bench" / "gpu" / "startup"
     found = os.pathsep.join(map(str, (startup, clone / "tests", *path)))
     variables = {"PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"}
     work = []
-    for tier in TIERS:
+    for tier in TIERS[: 2 if quick else None]:
         paths = (str(clone / part) if part.startswith("tests/") else part for part in tier.paths)
         work.append((ROW, version, python, tier._replace(
             paths=(*PYTEST, *paths), environment=tier.environment | variables
@@ -252,12 +256,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--quick", action="store_true", help="the kernels' contract alone")
     parser.add_argument("--or-skip", action="store_true", help="status 0 without an environment")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     if platform.machine() in MACHINES:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        return run_tests([sys.executable], version, ROOT, ())
+        return run_tests([sys.executable], version, ROOT, (), arguments.quick)
     try:
         emulated = environment()
     except Failure as failure:
@@ -270,7 +275,8 @@ def main() -> int:
         except Failure as failure:
             print(f"the CPU kernels do not compile for ARM: {failure}")
             return 1
-        return run_tests(emulated.python(), emulated.version, clone, (emulated.site,))
+        path, python = (emulated.site,), emulated.python()
+        return run_tests(python, emulated.version, clone, path, arguments.quick)
 
 
 if __name__ == "__main__":

@@ -464,7 +464,6 @@ void multiply_gram(const GramGradientTask& task, const GramGradientScratch<Op>& 
 
 template <class Op, Element E>
 void gram_gradient_in(const GramGradientTask& task, void* scratch) {
-  constexpr int panel = kPanel<Op>;
   Arena arena{static_cast<char*>(scratch)};
   const GramGradientScratch<Op> s(arena, task);
   stage_columns<Op, E>(task, s, 0);
