@@ -174,12 +174,11 @@ class CentreCrop:
         longest = LONGEST * min(sides) * max(self.size) // min(self.size)
         image = _middle(image, *(min(side, longest) for side in sides))
         height, width = image.shape[:2]
-        resized = torch.empty(
-            *self._resized(height, width), self.channels, dtype=torch.uint8, device="cpu"
-        )
-        window = (0, 0, height, width)
-        (native_crop() or by_pillow)(torch.from_numpy(image), window, "bilinear", resized)
-        return _middle(resized.numpy(), *self.size).copy()
+        # NumPy refuses a size that is too large with errors that commands expect.
+        resized = np.empty((*self._resized(height, width), self.channels), np.uint8)
+        window, out = (0, 0, height, width), torch.from_numpy(resized)
+        (native_crop() or by_pillow)(torch.from_numpy(image), window, "bilinear", out)
+        return _middle(resized, *self.size).copy()
 
 
 def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
