@@ -19,6 +19,7 @@ from . import __version__, barlow_twins_loss, reference
 from .arguments import FORMS
 from .kernels import KERNEL_SETS, load, why_unusable
 from .kernels.precision import PRECISIONS, float32_matmul_precision
+from .plan import choose_precision
 from .terminal import say
 
 # Libraries that not everybody needs, by what `pip install` takes: what is lost without them.
@@ -241,11 +242,6 @@ def _native_detail() -> str:
     return detail
 
 
-def _multiplies_tf32(name: str) -> bool:
-    """Whether a kernel set computes tf32 on a CPU in another way than fp32."""
-    return name == "cpu" and load(name).multiplies_tf32()
-
-
 def print_self_test(name: str, device: torch.device) -> bool:
     """Runs one kernel set in both forms and every precision; True when all errors are in bounds."""
     generator = torch.Generator().manual_seed(0)
@@ -259,7 +255,8 @@ def print_self_test(name: str, device: torch.device) -> bool:
         z_b = 0.7 * z_a + z_b
         results = []
         for precision, bound in BOUND.items():
-            if precision == "tf32" and device.type == "cpu" and not _multiplies_tf32(name):
+            executed, _ = choose_precision(precision, torch.float32, device.type, backend=name)
+            if executed != precision:
                 continue
             errors = _errors(z_a, z_b, name, form, precision, device)
             fine = max(errors) <= bound

@@ -10,16 +10,13 @@ An archive is code that the device runs: unpack only what was packed from this s
 
 from __future__ import annotations
 
-import io
 import json
-import multiprocessing
 import os
 import re
 import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -54,25 +51,13 @@ def cases() -> list:
 def compile_all(capability: int, workers: int) -> int:
     """Compiles what is not in the cache; the number of distinct kernels."""
     from barlow_fast.kernels.triton import inspection
-    from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
 
-    distinct = {}
-    for case in cases():
-        launches = inspection.record_step(case, REFERENCE_DEVICES[capability])
-        for index, launch in enumerate(launches):
-            distinct.setdefault(inspection.identity(launch), (capability, case, index))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for _ in pool.map(_compile, *zip(*distinct.values(), strict=True)):
-            pass
-    return len(distinct)
+    return len(inspection.for_each(_compile, cases(), capability, workers))
 
 
-def _compile(capability: int, case, index: int) -> None:
+def _compile(launch, capability: int) -> None:
     from barlow_fast.kernels.triton import inspection
-    from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
 
-    launch = inspection.record_step(case, REFERENCE_DEVICES[capability])[index]
     inspection.compile_launch(launch, capability)
 
 
@@ -128,7 +113,7 @@ def unpack(archive: Path, cache: Path) -> int:
 
 def _relocated(listing: bytes, place: Path) -> bytes:
     """The list of an entry's files, of those that an archive holds, at their paths in `place`."""
-    files = [Path(name).name for name in json.load(io.BytesIO(listing))["child_paths"]]
+    files = [Path(name).name for name in json.loads(listing)["child_paths"]]
     kept = [name for name in files if MEMBER.fullmatch(f"{place.name}/{name}")]
     return json.dumps({"child_paths": {name: str(place / name) for name in kept}}).encode()
 
@@ -168,16 +153,12 @@ def command(
 
 
 def _capability(given: int | None) -> int:
-    import torch
+    from barlow_fast.kernels.triton import inspection
+    from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES
 
-    from barlow_fast.kernels.triton.launch import REFERENCE_DEVICES, Device
-
+    given = inspection.capability_here() if given is None else given
     if given is None:
-        if not torch.cuda.is_available():
-            raise cli.Refused("without a CUDA device, --capability is required")
-        major, minor = torch.cuda.get_device_capability()
-        given = 10 * major + minor
-        given = given if given in REFERENCE_DEVICES else Device("", given, 1, 0).architecture
+        raise cli.Refused("without a CUDA device, --capability is required")
     if given not in REFERENCE_DEVICES:
         known = ", ".join(map(str, sorted(REFERENCE_DEVICES)))
         raise cli.Refused(f"unknown capability {given}; known are {known}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -35,10 +36,14 @@ KERNEL_TESTS = "tests/triton_kernels/"
 def gpu_test_files(kernels: bool) -> list[str]:
     """Test files that have tests for a GPU: no other is imported, whatever it may need. Those of
     the kernels, or all others."""
+    return [name for name in _marked_files() if name.startswith(KERNEL_TESTS) == kernels]
+
+
+@functools.cache
+def _marked_files() -> list[str]:
     files = sorted((sources.ROOT / "tests").rglob("test_*.py"))
     marked = (path for path in files if re.search(r"mark\.gpu\b", path.read_text()))
-    found = [path.relative_to(sources.ROOT).as_posix() for path in marked]
-    return [name for name in found if name.startswith(KERNEL_TESTS) == kernels]
+    return [path.relative_to(sources.ROOT).as_posix() for path in marked]
 
 
 def kernel_tests(context: Context, progress: Progress, seconds: float) -> None:

@@ -57,7 +57,7 @@ class Arguments {
                     " must be contiguous, got ", described(z));
     const Element type = floating(z, name);
     const int64_t n = z.size(0), d = z.size(1);
-    hold(z, name, n == 0 ? 0 : (n - 1) * z.stride(0) + d, bytes(type), false);
+    hold(z, name, n == 0 ? 0 : (n - 1) * z.stride(0) + d, element_bytes(type), false);
     return View{z.const_data_ptr(), z.stride(0), type};
   }
 
@@ -81,7 +81,7 @@ class Arguments {
   }
   void* output(const Tensor& x, const char* name, std::initializer_list<int64_t> sizes, Element type) {
     check(x, name, sizes, scalar_type_of(type));
-    hold(x, name, x.numel(), bytes(type), true);
+    hold(x, name, x.numel(), element_bytes(type), true);
     return x.mutable_data_ptr();
   }
 
@@ -99,7 +99,7 @@ class Arguments {
     STD_TORCH_CHECK(fits, "barlow_fast: ", name, " must be a contiguous CPU tensor of ", count,
                     " float32 or float64 elements, got ", described(x));
     const Element type = x.scalar_type() == ScalarType::Double ? Element::f64 : Element::f32;
-    hold(x, name, count, bytes(type), true);
+    hold(x, name, count, element_bytes(type), true);
     return Output{x.mutable_data_ptr(), count, type};
   }
   double* sums(const Tensor& x, const char* name, int64_t count) {
@@ -169,11 +169,6 @@ class Arguments {
     STD_TORCH_CHECK(code >= 0 && code <= 4, "barlow_fast: operand must be 0 (float64), 1 (float32), 2 (bfloat16), "
                     "3 (float16) or 4 (tf32), got ", code);
     return static_cast<Element>(code);
-  }
-
-  static int64_t bytes(Element type) {
-    constexpr int64_t sizes[] = {8, 4, 2, 2};
-    return sizes[static_cast<int>(type)];
   }
 
   static Element floating(const Tensor& x, const char* name) {

@@ -204,10 +204,11 @@ int64_t thread_nanoseconds() {
   return nanoseconds();
 }
 
-// Steps of independent tasks; a step begins when all tasks of the one before it are done. A thread takes the tasks of its
-// share, as in the steps before, so that what it read is in its cache, then those that are left of other shares. All steps
-// together are one parallel region, which costs a wait for the last thread to arrive: where another process runs on its core, until the
-// system gives it a turn. Within the region nobody waits for threads, but for tasks that have been begun.
+// Steps of independent tasks; a step begins when all tasks of the one before it are done. A thread takes the tasks of
+// its share, as in the steps before, so that what it read is in its cache, then those that are left of other shares. All
+// steps together are one parallel region, which costs a wait for the last thread to arrive: where another process runs
+// on its core, until the system gives it a turn. Within the region nobody waits for threads, but for tasks that have
+// been begun.
 class Steps {
  public:
   // function(0..count-1), each once.
@@ -316,7 +317,7 @@ class Steps {
   std::exception_ptr failure_;
 };
 
-// function(0..count-1), each once and of any cost, on whichever thread is free next.
+// function(0..count-1), each once and of any cost, as one step.
 template <class Function>
 void run_tasks(int64_t count, const Function& function) {
   Steps steps;
@@ -330,7 +331,7 @@ int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * m
 // ---- tensors ------------------------------------------------------------------------------------------------------
 
 Element accumulation_of(Element operand) { return operand == Element::f64 ? Element::f64 : Element::f32; }
-size_t bytes_of(Element type) { return static_cast<size_t>(Arguments::bytes(type)); }
+size_t bytes_of(Element type) { return static_cast<size_t>(element_bytes(type)); }
 
 // mean, rstd and shift in the first rows of statistics of D columns.
 Norm norm_of(const void* statistics, int64_t d, Element accumulation) {
@@ -356,7 +357,7 @@ struct Statistics {
 // Outputs larger than a core's own cache are written past it: they would be evicted before they are read, and a plain
 // store first reads the line that it overwrites.
 bool too_large_to_keep(const Output& out, int64_t count) {
-  return count * Arguments::bytes(out.type) >= (int64_t{1} << 20);
+  return count * element_bytes(out.type) >= (int64_t{1} << 20);
 }
 
 // ---- moments and standardisation ----------------------------------------------------------------------------------

@@ -14,6 +14,12 @@ namespace barlow_fast {
 // tf32 is a type of operands alone: float32 values whose products may lose what lies below 2^-11 of them.
 enum class Element : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3, tf32 = 4 };
 
+// Bytes of an element in memory.
+inline int64_t element_bytes(Element type) {
+  constexpr int64_t sizes[] = {8, 4, 2, 2, 4};
+  return sizes[static_cast<int>(type)];
+}
+
 // An (N, D) matrix in memory; both views of a task have the same element type: rows `stride` elements apart, columns contiguous.
 struct View {
   const void* data;

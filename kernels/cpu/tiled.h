@@ -1,7 +1,7 @@
 // Products by matrix tiles (tiles.h). They take so little time that what surrounds them decides: sums stay in full
 // tiles of scratch memory until they are complete, and z_hat is kept as operand only; where a gradient needs it in full
-// precision, it is standardised once more from z, which costs less than to write and to read it. Included by
-// primitives.cpp only, instantiated for matrix tiles alone.
+// precision, it is standardised once more from z or from a copy of its columns. Included by primitives.cpp only,
+// instantiated for matrix tiles alone.
 
 // kLanes elements, of which only `count` are there unless `Whole`: the other lanes are zero.
 template <bool Whole, Element E>
@@ -160,8 +160,10 @@ struct TiledScratch {
   Unit<Op>*left, *right;
   float* sums;  // [panel][tile][row][column]
 
-  TiledScratch(Arena& arena, int64_t rows, int64_t columns)
-      : height(round_up(rows, kTileRows<Op>)), width(round_up(columns, kPanel<Op>)) {
+  template <class Task>
+  TiledScratch(Arena& arena, const Task& task)
+      : height(round_up(task.i_end - task.i_begin, kTileRows<Op>)),
+        width(round_up(task.j_end - task.j_begin, kPanel<Op>)) {
     // Both operands of a step within half a mebibyte.
     const int64_t fitting = (512 << 10) / ((height + width) * kPieces<Op> * 2);
     depth = smaller(larger(fitting / kDepthStep<Op>, 4), 32) * kDepthStep<Op>;
@@ -193,10 +195,7 @@ void put_tile(const float* sums, int64_t rows, int64_t columns, float* out, int6
 }
 
 template <class Op>
-struct TiledGramScratch : TiledScratch<Op> {
-  TiledGramScratch(Arena& arena, const GramTask& task)
-      : TiledScratch<Op>(arena, task.i_end - task.i_begin, task.j_end - task.j_begin) {}
-};
+using TiledGramScratch = TiledScratch<Op>;
 
 template <class Op, Element E>
 void tiled_gram(const GramTask& task, void* scratch) {
@@ -223,10 +222,7 @@ void tiled_gram(const GramTask& task, void* scratch) {
 }
 
 template <class Op>
-struct TiledCorrelationScratch : TiledScratch<Op> {
-  TiledCorrelationScratch(Arena& arena, const CorrelationTask& task)
-      : TiledScratch<Op>(arena, task.i_end - task.i_begin, task.j_end - task.j_begin) {}
-};
+using TiledCorrelationScratch = TiledScratch<Op>;
 
 template <class Op, Element E>
 void tiled_correlation(const CorrelationTask& task, void* scratch) {
@@ -316,8 +312,6 @@ inline int64_t tiled_gram_columns(int64_t n) {
   return smaller(larger((3 << 19) / (8 * larger(n, 1)) / 32, 2), 6) * 32;
 }
 
-constexpr int64_t size_of(Element type) { return type == Element::f64 ? 8 : type == Element::f32 ? 4 : 2; }
-
 template <class Op>
 struct TiledGramGradientScratch {
   int64_t width, samples, stride;
@@ -335,7 +329,7 @@ struct TiledGramGradientScratch {
         columns(arena, width) {
     for (Unit<Op>*& view : right) view = arena.template take<Unit<Op>>(units_of_whole<Op>(samples) * width);
     product = arena.template take<float>(samples * stride);
-    for (char*& view : copy) view = arena.template take<char>(samples * stride * size_of(task.a.type));
+    for (char*& view : copy) view = arena.template take<char>(samples * stride * element_bytes(task.a.type));
     cross = arena.template take<float>(width);
     total = arena.template take<double>(width);
   }

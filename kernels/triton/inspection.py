@@ -20,9 +20,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -35,6 +36,8 @@ from ..contract import Coefficients, GradientInputs
 from ..photometry import PARAMETERS
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 from .sass import hazards
+
+Result = TypeVar("Result")
 
 # The instruction of a product on each architecture, most specific first.
 _INSTRUCTIONS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
@@ -198,33 +201,47 @@ def cases() -> list[Case]:
 
 
 def survey(capability: int, workers: int = 1) -> list[tuple[Case, Launch, Resources]]:
-    """Compiles every distinct kernel that `cases` launch on the reference device of a capability.
+    """Resources of every distinct kernel of `cases`, as `for_each`."""
+    return for_each(resources, cases(), capability, workers)
 
-    A kernel is listed with the first case that needs it. `workers` processes compile in parallel.
+
+def for_each(
+    function: Callable[[Launch, int], Result], some: Iterable[Case], capability: int, workers: int
+) -> list[tuple[Case, Launch, Result]]:
+    """`function(launch, capability)` of every distinct kernel that these cases launch on the
+    reference device of a capability.
+
+    A kernel is listed with the first case that needs it. `workers` processes compile in parallel;
+    then the function has to be one of a module.
     """
-    distinct = _distinct(capability)
+    seen: dict[tuple, tuple[Case, int, Launch]] = {}
+    for case in some:
+        for index, launch in enumerate(record_step(case, REFERENCE_DEVICES[capability])):
+            seen.setdefault(identity(launch), (case, index, launch))
     if workers == 1:
-        found = [resources(launch, capability) for _, launch in distinct]
+        found = [function(launch, capability) for _, _, launch in seen.values()]
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            found = list(
-                pool.map(_resources_of, [capability] * len(distinct), range(len(distinct)))
-            )
-    return [(case, launch, r) for (case, launch), r in zip(distinct, found, strict=True)]
+            futures = [
+                pool.submit(_recorded, function, case, index, capability)
+                for case, index, _ in seen.values()
+            ]
+            found = [future.result() for future in futures]
+    return [
+        (case, launch, each) for (case, _, launch), each in zip(seen.values(), found, strict=True)
+    ]
+
+
+def _recorded(
+    function: Callable[[Launch, int], Result], case: Case, index: int, capability: int
+) -> Result:
+    return function(_launches(case, capability)[index], capability)
 
 
 @functools.cache
-def _distinct(capability: int) -> list[tuple[Case, Launch]]:
-    seen = {}
-    for case in cases():
-        for launch in record_step(case, REFERENCE_DEVICES[capability]):
-            seen.setdefault(identity(launch), (case, launch))
-    return list(seen.values())
-
-
-def _resources_of(capability: int, index: int) -> Resources:
-    return resources(_distinct(capability)[index][1], capability)
+def _launches(case: Case, capability: int) -> list[Launch]:
+    return record_step(case, REFERENCE_DEVICES[capability])
 
 
 def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, True)) -> list[Launch]:
@@ -279,6 +296,17 @@ def identity(launch: Launch) -> tuple:
     )
 
 
+def capability_here() -> int | None:
+    """The capability of `REFERENCE_DEVICES` that stands for this machine's device; None without a
+    CUDA device."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    capability = 10 * major + minor
+    known = capability in REFERENCE_DEVICES
+    return capability if known else Device("", capability, 1, 0).architecture
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Compiles everything for one capability, by default this machine's device; 1 if a kernel has a
     hazard, or spills though its inputs are aligned."""
@@ -288,12 +316,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     capability = options.capability
     if capability is None:
-        if not torch.cuda.is_available():
+        capability = capability_here()
+        if capability is None:
             parser.error("without a CUDA device, --capability is required")
-        major, minor = torch.cuda.get_device_capability()
-        capability = 10 * major + minor
-        if capability not in REFERENCE_DEVICES:
-            capability = Device("", capability, 1, 0).architecture
     found = survey(capability, options.workers)
     spilling = [x for x in found if x[2].spilled and x[0] not in UNALIGNED]
     hazardous = [x for x in found if x[2].hazards]
