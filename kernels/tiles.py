@@ -34,6 +34,24 @@ def positions(blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
+@functools.lru_cache(maxsize=32)
+def diagonal(n: int, precision: str, device: torch.device) -> Tensor:
+    """Positions of the N diagonal elements in flattened (T, B, B) tiles."""
+    b = side(n, precision)
+    sample = torch.arange(n, device=device)
+    block, within = sample // b, sample % b
+    return ((block * (block + 3) // 2) * b + within) * b + within
+
+
+def take_centres(tiles: Tensor, n: int, precision: str) -> Tensor:
+    """Subtracts from each of the (M, T, B, B) symmetric matrices the mean of its diagonal times the
+    identity, in place; returns the (M,) means. What is left of it can be rounded to operands."""
+    flat, at = tiles.flatten(1), diagonal(n, precision, tiles.device)
+    centres = flat[:, at].mean(1)
+    flat[:, at] -= centres[:, None]
+    return centres
+
+
 def pack(matrix: Tensor, precision: str) -> Tensor:
     """The (T, B, B) tiles of a symmetric (N, N) matrix."""
     n = matrix.shape[0]

@@ -183,3 +183,12 @@ def test_plain_products_of_float32_ask_for_their_precision(precision, setting, m
     monkeypatch.setattr(aten, "float32_products", record)
     aten.product(torch.ones(2, 3), torch.ones(3, 2), precision)
     assert seen == [(setting, "cpu")]
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", [(2, 1), (3, 40), (70, 45), (33, 300), (260, 130)], ids=str)
+def test_views(kernels, shape, count, precision):
+    views, statistics = contract.prepared_views(shape, precision, count)
+    contract.check_view_moments(kernels, views, precision)
+    contract.check_view_gradients(kernels, views, statistics, precision)
