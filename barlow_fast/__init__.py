@@ -1,5 +1,6 @@
 """barlow_fast: the exact Barlow Twins loss at the cost of its smallest matrix."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from .explain import Plan, explain
@@ -8,6 +9,7 @@ from .microbatch import backward_in_microbatches
 from .warming import warmup
 
 if TYPE_CHECKING:
+    from . import statistics
     from .adapters.patching import patch, unpatch
 
 __version__ = "0.1.0"
@@ -21,6 +23,7 @@ __all__ = [
     "barlow_twins_loss",
     "explain",
     "patch",
+    "statistics",
     "unpatch",
     "warmup",
 ]
@@ -35,4 +38,6 @@ def __getattr__(name: str) -> object:
         from .adapters import patching
 
         return getattr(patching, name)
+    if name == "statistics":
+        return importlib.import_module(f"{__name__}.statistics")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

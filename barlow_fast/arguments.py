@@ -201,7 +201,7 @@ def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor
         ValueError: mismatched shapes or devices, N < at_least, D < 1.
     """
     for name, z in (("z_a", z_a), ("z_b", z_b)):
-        _check_view(name, z)
+        check_view(name, z)
     if z_a.shape != z_b.shape:
         raise ValueError(
             f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}"
@@ -227,7 +227,7 @@ def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor
     return z_a, z_b
 
 
-def _check_view(name: str, z: Any) -> None:
+def check_view(name: str, z: Any) -> None:
     """TypeError unless z is a dense tensor of a floating dtype that kernels take."""
     if not isinstance(z, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")

@@ -24,8 +24,9 @@ from ..evaluation import (
 )
 from ..evaluation.splits import subset
 from ..models import BarlowTwinsModel
+from ..statistics import singular_values
 from .config import PretrainConfig
-from .monitors import collapse_monitors, singular_values
+from .monitors import collapse_monitors
 
 # Views for measuring C are drawn from an epoch that no training reaches, with one after it.
 MEASURED_EPOCH = 2**32 - 2
