@@ -584,8 +584,8 @@ def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
         if "modified by an inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            "barlow_fast: z_a or z_b was changed in place after the loss was computed and before "
-            "its backward pass, which reads both; change a copy instead (z.clone()). "
+            "barlow_fast: an embedding was changed in place after the loss was computed and before "
+            "its backward pass, which reads it; change a copy instead (z.clone()). "
             f"[{error}]"
         ) from error
 

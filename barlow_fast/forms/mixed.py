@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..kernels import Coefficients, GradientInputs, ViewGradients, tiles
 from .objectives import BarlowTwins
-from .views import Run, identity_statistics
+from .views import Run, column_products, identity_statistics
 
 
 class Kept(NamedTuple):
@@ -56,7 +56,7 @@ def _combination(
     count, d = len(views), views[0].shape[1]
     weights = torch.tensor(factors, dtype=statistics.dtype, device="cpu").to(statistics.device)
     rows = torch.cat((identity_statistics(statistics)[None], statistics))
-    (out,) = run.kernels.view_gradients(
+    (out,) = run.view_gradients(
         ViewGradients(
             (views[0], *views), rows, None,
             weights.new_empty(0, dtype=torch.float64),
@@ -84,9 +84,9 @@ def forward(
     terms: the sums on and off the diagonal, and (||R^T z_hat_a||^2 + ||R^T z_hat_b||^2) / N^2.
     """
     lambd, mixing, alpha = weights
-    n = views[0].shape[0]
     moments = run.moments(views)
-    statistics, diagonals = BarlowTwins().standardised(moments, eps, run.dtype, run)
+    n = moments.n
+    statistics, diagonals, _ = BarlowTwins().standardised(moments, eps, run.dtype, run)
     z_a, z_b, z_m = views
     sources = (z_m, z_a, z_b.index_select(0, permutation))
     difference = _combination(run, sources, statistics[[2, 0, 1]], (1.0, -alpha, alpha - 1.0))
@@ -141,26 +141,23 @@ def backward(
 
 
 def _linear(
-    run: Run,
-    views: Sequence[Tensor],
-    permutation: Tensor,
-    kept: Kept,
-    alpha: float,
-    pulled: Tensor,
-    step: float,
-    weight: Tensor,
-) -> tuple[tuple[Tensor, ...], Tensor, tuple[tuple[int, int], ...], Tensor]:
-    """(views, statistics, links, weights) of what no product is needed for: step * `pulled` is
-    dL/dR, weight (D,) is w."""
+    views: Sequence[Tensor], permutation: Tensor, kept: Kept, pulled: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The views with dL/dR, as far as `pulled` is that, and with it scattered to the rows that z_b
+    had; and the statistics of all five."""
     scattered = torch.zeros_like(pulled).index_add_(0, permutation, pulled)
     identity = identity_statistics(kept.statistics)[None]
-    links = ((0, 1), (0, 3), (1, 0), (1, 4), (2, 3))
-    ones = torch.ones_like(weight)
-    factors = torch.stack(
-        (weight, -alpha * step * ones, weight, (alpha - 1) * step * ones, step * ones)
-    )
-    statistics = torch.cat((kept.statistics, identity, identity))
-    return (*views, pulled, scattered), statistics, links, factors
+    return (*views, pulled, scattered), torch.cat((kept.statistics, identity, identity))
+
+
+# Of those five: z_a takes w times z_b and dL/dR, z_b w times z_a and the scattered one, z_m dL/dR.
+_LINKS = ((0, 1), (0, 3), (1, 0), (1, 4), (2, 3))
+
+
+def _link_weights(weight: Tensor, alpha: float, step: float) -> Tensor:
+    """(5, D) of `_LINKS`; weight (D,) is w, and `step` what dL/dR is of what stands for it."""
+    ones = step * torch.ones_like(weight)
+    return torch.stack((weight, -alpha * ones, weight, (alpha - 1) * ones, ones))
 
 
 def _by_gram(
@@ -177,11 +174,10 @@ def _by_gram(
     lambd, mixing, alpha = weights
     k_a, k_b, t = kept.matrices
     one = kept.statistics.new_ones(())
-    factors = grad_scale.new_tensor
     both = (k_a + k_b)[None]
     centres = tiles.take_centres(both, n, run.precision)
     # Divided by D, so that it is neither large nor small in half precision.
-    (pulled,) = run.kernels.view_gradients(
+    (pulled,) = run.view_gradients(
         ViewGradients(
             (kept.difference,), identity_statistics(kept.statistics)[None],
             run.kernels.gram_from_tiles(both, centres, n, 2 * run.d, run.precision),
@@ -192,18 +188,17 @@ def _by_gram(
     )  # fmt: skip
     weight = (2 - 2 * lambd) / n * kept.diagonals[0] - 2 / n
     step = 2 * mixing * lambd * run.d / n**2
-    linear = _linear(run, views, permutation, kept, alpha, pulled, step, weight)
+    every, statistics = _linear(views, permutation, kept, pulled)
     packed = torch.stack((k_b, k_a)).add_(t, alpha=mixing)
     centres = tiles.take_centres(packed, n, run.precision)
     # No row of R is longer than 1 + |alpha| + |1 - alpha| rows of a view.
     most = math.ceil(run.d * (1 + abs(mixing) * (1 + abs(alpha) + abs(1 - alpha)) ** 2))
     matrices = run.kernels.gram_from_tiles(packed, centres, n, most, run.precision)
     products = torch.full((2,), 2 * lambd / n**2, dtype=torch.float64, device=packed.device)
-    every, statistics, links, factors = linear
-    return run.kernels.view_gradients(
+    return run.view_gradients(
         ViewGradients(
-            every, statistics, matrices, products, links, factors, None, grad_scale, most, eps,
-            True, run.precision, tuple(need),
+            every, statistics, matrices, products, _LINKS, _link_weights(weight, alpha, step),
+            None, grad_scale, most, eps, True, run.precision, tuple(need),
         )
     )  # fmt: skip
 
@@ -245,7 +240,7 @@ def _by_correlation(
             squares = torch.stack((-diagonal.double().square(), squares[1]))
         rows = torch.cat((*rows, diagonal[None]))
         coefficients = Coefficients(2 / n, 2 / n if full else 0.0, 0.0)
-        return run.kernels.correlation_gradients(
+        return run.correlation_gradients(
             GradientInputs(
                 first, second, rows, (matrix, squares), scale, coefficients, run.precision, wanted
             )
@@ -264,14 +259,23 @@ def _by_correlation(
         pulled += by_difference
         if need[i]:
             sums[i] += by_view.to(wide) * (step * grad_scale)
+    every, statistics = _linear(views, permutation, kept, pulled.to(z_a.dtype))
     weight = 2 / n * kept.diagonals[0] - 2 / n
-    every, statistics, links, factors = _linear(
-        run, views, permutation, kept, alpha, pulled.to(z_a.dtype), step, weight
-    )
-    grads = run.kernels.view_gradients(
+    weights = _link_weights(weight, alpha, step)
+    # What the norm's backward takes out: where ranks have some of the samples, kernels do not know
+    # the means over all.
+    products = [
+        column_products(every[other], z, rows)
+        for other, z, rows in zip((3, 4, 3), views, kept.statistics, strict=True)
+    ]
+    taken = run.total_of_samples(torch.stack(products)).to(run.dtype) / n * weights[[1, 3, 4]]
+    taken[:2] += weight * kept.diagonals[0]
+    grads = run.view_gradients(
         ViewGradients(
-            every, statistics, None, statistics.new_empty(0, dtype=torch.float64), links, factors,
-            None, grad_scale, run.d, eps, True, run.precision, tuple(need),
+            every, statistics, None, statistics.new_empty(0, dtype=torch.float64),
+            (*_LINKS[:2], (0, 0), *_LINKS[2:4], (1, 1), _LINKS[4], (2, 2)),
+            torch.stack((*weights[:2], -taken[0], *weights[2:4], -taken[1], weights[4], -taken[2])),
+            None, grad_scale, run.d, eps, False, run.precision, tuple(need),
         )
     )  # fmt: skip
     return tuple(

@@ -129,10 +129,13 @@ class VICReg:
     ) -> Standardised:
         variances = moments.comoments.diagonal().T / moments.n
         scale = (run.total(variances.sum(1)) / run.d).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)[:, None].expand_as(moments.means)
-        rstd = reciprocal(scale, dtype)
+        # Rounded, as the kernels read it.
+        shared = reciprocal(torch.where(scale > 0, scale, 1.0), dtype).to(dtype).double()
+        rstd = shared[:, None].expand_as(moments.means)
         return Standardised(
-            _statistics(moments.means, rstd, dtype), _products(moments.comoments, rstd, moments.n)
+            _statistics(moments.means, rstd, dtype),
+            _products(moments.comoments, rstd, moments.n),
+            shared.reciprocal(),
         )
 
     def value(
@@ -147,8 +150,7 @@ class VICReg:
     ) -> Value:
         pull, spread, decorrelate = weights
         n, d, count = moments.n, run.d, len(views)
-        rstd = standardised.statistics[:, 1].double()
-        scale = rstd[:, :1].reciprocal()
+        scale = standardised.scales[:, None]
         variances = moments.comoments.diagonal().T / (n - 1)
         deviations = (variances + eps).sqrt()
         hinges = (self.gamma - deviations).clamp_min(0)
@@ -252,6 +254,5 @@ def squared_differences(views: Sequence[Tensor], run: Run) -> Tensor:
             for u in range(v):
                 difference = block[v] - block[u]
                 sums.append(torch.linalg.vecdot(difference, difference).sum(dtype=torch.float64))
-    if not sums:
-        return run.total(torch.zeros((), dtype=torch.float64, device=views[0].device))
-    return run.total(torch.stack(sums).sum())
+    nothing = torch.zeros((), dtype=torch.float64, device=views[0].device)
+    return run.total_of_samples(run.total(sum(sums, start=nothing)))

@@ -54,6 +54,7 @@ class Standardised(NamedTuple):
 
     statistics: Tensor  # (V, 3, D) in the accumulation type: mean, rstd, shift
     diagonals: Tensor  # (V, V, D) float64: mean over samples of z_hat_v z_hat_u
+    scales: Tensor | None = None  # (V,) float64: 1 / rstd where all columns of a view share it
 
 
 class Value(NamedTuple):
@@ -155,6 +156,23 @@ class Run:
         """(matrix, squares) over the samples of all ranks."""
         return self.kernels.correlation(z_v, z_u, statistics, self.precision)
 
+    def view_gradients(self, inputs: ViewGradients) -> tuple[Tensor, ...]:
+        """That of the kernels; a rank may have no samples or no columns."""
+        if inputs.views[0].numel():
+            return self.kernels.view_gradients(inputs)
+        return _empty(inputs.views, inputs.need)
+
+    def correlation_gradients(self, inputs: GradientInputs) -> tuple[Tensor, ...]:
+        """As `view_gradients`."""
+        if inputs.z_a.numel():
+            return self.kernels.correlation_gradients(inputs)
+        return _empty((inputs.z_a, inputs.z_b), inputs.need)
+
+
+def _empty(views: Sequence[Tensor], need: Sequence[bool]) -> tuple[Tensor, ...]:
+    pairs = zip(views[: len(need)], need, strict=True)
+    return tuple(z.new_empty(z.shape if needed else 0) for z, needed in pairs)
+
 
 class Kept(NamedTuple):
     """What the backward pass needs.
@@ -190,7 +208,7 @@ def forward(
     """(loss, terms, what `backward` needs); loss in the accumulation type, terms (T,) in it."""
     moments = run.moments(views)
     norm = objective.standardised(moments, eps, run.dtype, run)
-    statistics, diagonals = norm
+    statistics, diagonals = norm.statistics, norm.diagonals
     chosen = pairs(objective.squares, len(views))
     if run.form == "gram":
         matrices = tuple(run.gram_tiles(*x) for x in zip(views, statistics, strict=True))
@@ -214,6 +232,8 @@ def forward(
         elements = elements / 2 / moments.n
     sums = Sums(squares, elements)
     value = objective.value(views, moments, norm, sums, weights, eps, run)
+    if run.form == "correlation" and objective.projected:
+        _project(run, views, norm, value, rows)
     empty = statistics.new_empty(0)
     kept = Kept(
         statistics, value.factors, value.weights.to(run.dtype),
@@ -223,10 +243,36 @@ def forward(
     return value.loss.to(run.dtype), value.terms.to(run.dtype), kept
 
 
+def _project(
+    run: Run, views: Sequence[Tensor], norm: Standardised, value: Value, rows: Tensor
+) -> None:
+    """Takes mean_n(G z_hat) of all but the products out of the weights of each view's own z_hat:
+    where ranks have some of the samples, kernels do not know it."""
+    taken = (value.weights * norm.diagonals).sum(1)
+    if value.rows:
+        n = run.total_of_samples(torch.full_like(rows[0, :1], rows.shape[1]).sum())
+        products = [
+            column_products(x, z, s) for x, z, s in zip(rows, views, norm.statistics, strict=True)
+        ]
+        taken = taken + value.rows * run.total_of_samples(torch.stack(products)) / n
+    value.weights.diagonal().sub_(taken.T)
+
+
+def column_products(x: Tensor, z: Tensor, statistics: Tensor) -> Tensor:
+    """(D,) float64: the sum over samples of x z_hat, x (N,) or (N, D)."""
+    total = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
+    rows = max(BLOCK // max(z.shape[1], 1), 1)
+    for part, block in zip(x.split(rows), z.split(rows), strict=True):
+        hat = standardised(block, statistics)
+        part = part.to(hat.dtype)
+        total += part @ hat if part.dim() == 1 else torch.linalg.vecdot(part, hat, dim=0)
+    return total
+
+
 def _row_sums(z: Tensor, statistics: Tensor) -> Tensor:
     """(N,) float64: the sum of each row of z_hat over this process's columns."""
     # Not from sums of z: those of columns with large means would cancel.
-    blocks = z.split(max(BLOCK // z.shape[1], 1))
+    blocks = z.split(max(BLOCK // max(z.shape[1], 1), 1))
     return torch.cat([standardised(x, statistics).sum(1, dtype=torch.float64) for x in blocks])
 
 
@@ -283,11 +329,12 @@ def backward(
     if kept.rows.numel():
         statistics = torch.cat((statistics, identity_statistics(statistics).expand(count, -1, -1)))
     offsets = kept.offsets if kept.offsets.numel() else None
-    grads = run.kernels.view_gradients(
+    projected = objective.projected and run.form == "gram"
+    grads = run.view_gradients(
         ViewGradients(
             every, statistics, matrices, products, tuple(links), torch.stack(weights),
             offsets, grad_scale, run.d * max(count - 1, 1), objective.kernel_eps(eps),
-            objective.projected, run.precision, tuple(need),
+            projected, run.precision, tuple(need),
         )
     )  # fmt: skip
     if run.form == "gram":
@@ -336,7 +383,7 @@ def _add_correlation_gradients(
         rows = torch.cat((*kept.statistics[[v, u]], kept.diagonals[v, u][None]))
         scale = grad_scale * kept.factors[0 if between else v].to(grad_scale.dtype)
         coefficients = Coefficients((2 if between else 4) / n, 0.0, 0.0)
-        found = run.kernels.correlation_gradients(
+        found = run.correlation_gradients(
             GradientInputs(
                 views[v], views[u], rows, (matrix, squares), scale, coefficients, run.precision,
                 wanted,

@@ -23,6 +23,7 @@ from ..arguments import (
     as_number,
     as_views,
 )
+from ..forms.family import BARLOW_TWINS
 from . import family
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _of_views(
             "more than two views, or an off_diagonal_target, take statistics='global' alone, got "
             f"{options.statistics!r}"
         )
-    call = family.Call(ops.BARLOW_TWINS, {"lambd": options.lambd}, options)
+    call = family.Call(BARLOW_TWINS, {"lambd": options.lambd}, options)
     loss, terms = family.compute(call, lambda needed: (as_views(z_a, z_b, needed, fewest=2), None))
     if not return_terms:
         return loss

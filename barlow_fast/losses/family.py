@@ -10,6 +10,7 @@ from torch import Tensor, compiler, nn
 
 from .. import ops, plan
 from ..arguments import Options, as_number, check_number, check_weight
+from ..forms.family import ViewOptions
 
 
 class Call(NamedTuple):
@@ -57,7 +58,7 @@ def _compute(
         if not compiler.is_compiling():
             check(call)
         precision = plan.precision_under_autocast(views[0], options.precision)
-    given = ops.ViewOptions(
+    given = ViewOptions(
         call.loss, float(call.gamma), float(options.off_diagonal_target), float(options.eps),
         options.form, precision, options.backend,
     )  # fmt: skip

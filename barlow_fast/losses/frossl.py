@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .. import ops
 from ..arguments import Backend, Form, Gradient, Layout, Options, Precision, Ranks, Views, as_views
+from ..forms.family import FROSSL
 from .family import Call, FamilyLoss, check, compute
 
 
@@ -64,7 +64,7 @@ def frossl_loss(
         scale=scale, precision=precision, form=form, backend=backend,
         process_group=process_group, gradient=gradient, layout=layout,
     )  # fmt: skip
-    call = Call(ops.FROSSL, {"invariance": invariance}, options)
+    call = Call(FROSSL, {"invariance": invariance}, options)
     loss, terms = compute(call, lambda needed: (as_views(views, z_b, needed, fewest=2), None))
     return (loss, FroSSLTerms(*terms.unbind())) if return_terms else loss
 
@@ -95,7 +95,7 @@ class FroSSLLoss(FamilyLoss):
             scale=scale, precision=precision, form=form, backend=backend,
             process_group=process_group, gradient=gradient, layout=layout,
         )  # fmt: skip
-        check(Call(ops.FROSSL, {"invariance": invariance}, options))
+        check(Call(FROSSL, {"invariance": invariance}, options))
         self.keep(
             invariance=invariance, scale=scale, precision=precision, form=form, backend=backend,
             process_group=process_group, gradient=gradient, layout=layout,

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, compiler
 
-from .. import ops
 from ..arguments import (
     Backend,
     Form,
@@ -20,6 +19,7 @@ from ..arguments import (
     check_number,
     described,
 )
+from ..forms.family import MIXED
 from .family import Call, FamilyLoss, check, compute
 
 
@@ -128,7 +128,7 @@ def mixed_barlow_twins_loss(
         scale=scale, eps=eps, precision=precision, form=form, backend=backend,
         process_group=process_group, gradient=gradient, layout=layout,
     )  # fmt: skip
-    call = Call(ops.MIXED, {"lambd": lambd, "mixing": mixing, "alpha": alpha}, options)
+    call = Call(MIXED, {"lambd": lambd, "mixing": mixing, "alpha": alpha}, options)
 
     def checked(needed: int) -> tuple[tuple[Tensor, ...], Tensor]:
         views = as_views([z_a, z_b, z_mixed], None, needed, fewest=3)
@@ -192,7 +192,7 @@ class MixedBarlowTwinsLoss(FamilyLoss):
             scale=scale, eps=eps, precision=precision, form=form, backend=backend,
             process_group=process_group, gradient=gradient, layout=layout,
         )  # fmt: skip
-        check(Call(ops.MIXED, {"lambd": lambd, "mixing": mixing}, options))
+        check(Call(MIXED, {"lambd": lambd, "mixing": mixing}, options))
         self.keep(
             lambd=lambd, mixing=mixing, eps=eps, scale=scale, precision=precision, form=form,
             backend=backend, process_group=process_group, gradient=gradient, layout=layout,

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .. import ops
 from ..arguments import (
     Backend,
     Form,
@@ -18,6 +17,7 @@ from ..arguments import (
     Views,
     as_views,
 )
+from ..forms.family import VICREG
 from .family import Call, FamilyLoss, check, compute
 
 
@@ -92,7 +92,7 @@ def vicreg_loss(
         process_group=process_group, gradient=gradient, layout=layout,
     )  # fmt: skip
     weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
-    call = Call(ops.VICREG, weights, options, gamma)
+    call = Call(VICREG, weights, options, gamma)
     loss, terms = compute(call, lambda needed: (as_views(z_a, z_b, needed, fewest=1), None))
     if not return_terms:
         return loss
@@ -132,7 +132,7 @@ class VICRegLoss(FamilyLoss):
             process_group=process_group, gradient=gradient, layout=layout,
         )  # fmt: skip
         weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        check(Call(ops.VICREG, weights, options, gamma))
+        check(Call(VICREG, weights, options, gamma))
         self.keep(
             **weights, gamma=gamma, eps=eps, scale=scale, precision=precision, form=form,
             backend=backend, process_group=process_group, gradient=gradient, layout=layout,
