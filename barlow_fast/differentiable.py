@@ -236,8 +236,9 @@ class ViewsOperator:
 
         def check(views, permutation, given, chosen) -> Sequence[Layout]:
             check_view_list(views)
+            found = layouts(views, permutation, chosen)
             check_weights(given, weights(chosen))
-            return layouts(views, permutation, chosen)
+            return found
 
         def check_kept(grad, views, permutation, kept, given, chosen) -> None:
             loss, _, *expected = check(views, permutation, given, chosen)

@@ -54,6 +54,7 @@ class BarlowTwins:
 
     squares = BETWEEN
     projected = True
+    scaled = True
     terms = 2
 
     def kernel_eps(self, eps: float) -> float:
@@ -119,6 +120,7 @@ class VICReg:
     squares = EACH
     target = 0.0
     projected = False
+    scaled = False
     terms = 3
 
     def kernel_eps(self, eps: float) -> float:
@@ -196,6 +198,7 @@ class FroSSL:
     squares = EACH
     target = 0.0
     projected = True
+    scaled = True
     terms = 2
 
     def kernel_eps(self, eps: float) -> float:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import Coefficients, GradientInputs, KernelSet, Layout, ViewGradients, tiles
-from ..kernels.precision import accumulation_dtype
+from ..kernels.precision import OPERAND_DTYPE, accumulation_dtype
 from .norms import standardised
 
 EACH, BETWEEN = "each", "between"
@@ -97,12 +97,14 @@ class Objective(Protocol):
         projected: whether the norm's backward applies.
         terms: how many terms it returns.
         target: of the elements of C off the diagonal.
+        scaled: whether the norm makes all columns equally long.
     """
 
     squares: str
     projected: bool
     terms: int
     target: float
+    scaled: bool
 
     def standardised(
         self, moments: Moments, eps: float, dtype: torch.dtype, run: Run
@@ -213,7 +215,12 @@ def forward(
     if run.form == "gram":
         matrices = tuple(run.gram_tiles(*x) for x in zip(views, statistics, strict=True))
         inner = gram_products(matrices, moments.n, objective.squares)
-        own = torch.stack([diagonals[v, u].square().sum() for v, u in chosen])
+        taken = diagonals
+        if not objective.scaled and OPERAND_DTYPE[run.precision].itemsize == 2:
+            # Of the rounded operands that K is of: one long column would not cancel otherwise.
+            rounded = [_rounded_products(run, *x) for x in zip(views, statistics, strict=True)]
+            taken = torch.diag_embed(torch.stack(rounded, 1) / moments.n).movedim(0, -1)
+        own = torch.stack([taken[v, u].square().sum() for v, u in chosen])
         own = run.total(own if objective.squares == EACH else own.sum()[None])
         squares = inner / moments.n**2 - own
     else:
@@ -234,11 +241,13 @@ def forward(
     value = objective.value(views, moments, norm, sums, weights, eps, run)
     if run.form == "correlation" and objective.projected:
         _project(run, views, norm, value, rows)
-    empty = statistics.new_empty(0)
+    offsets, rows = (
+        statistics.new_empty(0) if x is None else x.to(run.dtype)
+        for x in (value.offsets, value.rows * rows if objective.target else None)
+    )
     kept = Kept(
-        statistics, value.factors, value.weights.to(run.dtype),
-        empty if value.offsets is None else value.offsets.to(run.dtype), diagonals.to(run.dtype),
-        (value.rows * rows).to(run.dtype) if objective.target else empty, matrices,
+        statistics, value.factors, value.weights.to(run.dtype), offsets, diagonals.to(run.dtype),
+        rows, matrices,
     )  # fmt: skip
     return value.loss.to(run.dtype), value.terms.to(run.dtype), kept
 
@@ -266,6 +275,16 @@ def column_products(x: Tensor, z: Tensor, statistics: Tensor) -> Tensor:
         hat = standardised(block, statistics)
         part = part.to(hat.dtype)
         total += part @ hat if part.dim() == 1 else torch.linalg.vecdot(part, hat, dim=0)
+    return total
+
+
+def _rounded_products(run: Run, z: Tensor, statistics: Tensor) -> Tensor:
+    """(D,) float64: the sum over samples of z_hat^2, z_hat rounded to the operand type."""
+    total = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
+    for block in z.split(max(BLOCK // max(z.shape[1], 1), 1)):
+        if block.numel():
+            hat = run.kernels.standardise(block, *statistics, run.precision).to(run.dtype)
+            total += torch.linalg.vecdot(hat, hat, dim=0)
     return total
 
 
