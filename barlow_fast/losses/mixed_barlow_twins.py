@@ -64,10 +64,10 @@ def mix_inputs(
     if beta <= 0:
         raise ValueError(f"beta must be more than 0, got {beta}")
     # Two gamma variables: torch's Beta distribution takes no generator.
-    shape = torch.full((2,), float(beta), dtype=torch.float64)
+    shape = torch.full((2,), float(beta), dtype=torch.float64, device="cpu")
     gammas = torch._standard_gamma(shape, generator=generator)
     alpha = float(gammas[0] / gammas.sum())
-    permutation = torch.randperm(x_a.shape[0], generator=generator).to(x_a.device)
+    permutation = torch.randperm(x_a.shape[0], generator=generator, device="cpu").to(x_a.device)
     return torch.lerp(x_b.index_select(0, permutation), x_a, alpha), permutation, alpha
 
 

@@ -72,7 +72,7 @@ def vicreg_loss(
             z_a is a sequence of V >= 1 views, one (V, N, D) tensor, or one (N, D) view.
         invariance, variance, covariance: weights of the terms, numbers or tensors of one element
             without gradient, which the host reads.
-        gamma: the standard deviation that the variance term asks for.
+        gamma: the least standard deviation without a loss.
         eps: added to the variance, inside the root.
         scale, precision, form, backend, gradient: as `barlow_twins_loss`.
         process_group: as `barlow_twins_loss`: all statistics are those of the samples of all
