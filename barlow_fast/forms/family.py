@@ -22,7 +22,8 @@ WEIGHTS = {BARLOW_TWINS: 1, MIXED: 3, VICREG: 3, FROSSL: 1}  # how many each los
 class ViewOptions(NamedTuple):
     """The arguments of the operator of the family behind its weights.
 
-    loss: one of the names above. gamma: of the variance term of VICReg. target: of the elements off
+    loss: one of the names above. gamma: of the variance term of VICReg; what the diagonal
+    of Mixed Barlow Twins is drawn to. target: of the elements off
     the diagonal of Barlow Twins.
     """
 
@@ -89,7 +90,9 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """(loss, terms, *what `backward` needs)."""
     if options.loss == MIXED:
-        loss, terms, kept = mixed.forward(run, given, permutation, weights, options.eps)
+        loss, terms, kept = mixed.forward(
+            run, given, permutation, weights, options.eps, options.gamma
+        )
     else:
         loss, terms, kept = views.forward(run, options.objective, given, weights, options.eps)
     return loss, terms, *kept[:-1], *kept[-1]
@@ -112,7 +115,9 @@ def backward(
     """
     if options.loss == MIXED:
         fields = mixed.Kept(*kept[:3], tuple(kept[3:]))
-        return mixed.backward(run, given, permutation, fields, weights, options.eps, n, grad, need)
+        return mixed.backward(
+            run, given, permutation, fields, weights, options.eps, options.gamma, n, grad, need
+        )
     fields = views.Kept(*kept[:6], tuple(kept[6:]))
     return views.backward(run, options.objective, given, fields, options.eps, n, grad, need)
 

@@ -6,8 +6,10 @@
 
 which is the squared distance of two cross-correlation matrices of the mixed view from the mixtures
 of the others'. Source: Bandara, De Melo, Patel, *Guarding Barlow Twins Against Overfitting with
-Mixed Samples* (2023), eq. 4 to 7. With T = R R^T the sum is <T, K_a + K_b> / N^2, and with
-mu = mixing lambd
+Mixed Samples* (2023), eq. 4 to 7. The diagonal of C is drawn to g = 1, or to another number for
+views whose deviation has another divisor (adapters/mix_bt.py): sum_i (C_ii - g)^2.
+
+With T = R R^T the mixed term is mixing lambd <T, K_a + K_b> / N^2, and with mu = mixing lambd
 
     dL/dR = 2 mu / N^2 (K_a + K_b) R
     dL/dz_hat_a = 2 lambd / N^2 (K_b + mixing T) z_hat_a + w z_hat_b - alpha dL/dR
@@ -73,6 +75,7 @@ def forward(
     permutation: Tensor,
     weights: Sequence[float],
     eps: float,
+    goal: float,
 ) -> tuple[Tensor, Tensor, Kept]:
     """(loss, terms, what `backward` needs).
 
@@ -80,6 +83,7 @@ def forward(
         views: z_a, z_b, z_m.
         permutation: (N,) int64.
         weights: (lambd, mixing, alpha).
+        goal: g, what the diagonal of C is drawn to.
 
     terms: the sums on and off the diagonal, and (||R^T z_hat_a||^2 + ||R^T z_hat_b||^2) / N^2.
     """
@@ -96,7 +100,7 @@ def forward(
     diagonal = diagonals[0, 1]
     with_difference = together.comoments[0, 1:] * rstd / n
     every = torch.cat((diagonal[None], with_difference))
-    on_diagonal = run.total((diagonal - 1).square().sum())
+    on_diagonal = run.total((diagonal - goal).square().sum())
     if run.form == "gram":
         matrices = (
             run.gram_tiles(z_a, statistics[0]),
@@ -130,6 +134,7 @@ def backward(
     kept: Kept,
     weights: Sequence[float],
     eps: float,
+    goal: float,
     n: int,
     grad_scale: Tensor,
     need: Sequence[bool],
@@ -137,7 +142,7 @@ def backward(
     """dL/dz of z_a, z_b and z_m times the one-element `grad_scale`; one that is not needed is
     empty."""
     by_form = _by_gram if run.form == "gram" else _by_correlation
-    return by_form(run, views, permutation, kept, weights, eps, n, grad_scale, need)
+    return by_form(run, views, permutation, kept, weights, eps, goal, n, grad_scale, need)
 
 
 def _linear(
@@ -167,6 +172,7 @@ def _by_gram(
     kept: Kept,
     weights: Sequence[float],
     eps: float,
+    goal: float,
     n: int,
     grad_scale: Tensor,
     need: Sequence[bool],
@@ -186,7 +192,7 @@ def _by_gram(
             False, run.precision, (True,),
         )
     )  # fmt: skip
-    weight = (2 - 2 * lambd) / n * kept.diagonals[0] - 2 / n
+    weight = (2 - 2 * lambd) / n * kept.diagonals[0] - 2 * goal / n
     step = 2 * mixing * lambd * run.d / n**2
     every, statistics = _linear(views, permutation, kept, pulled)
     packed = torch.stack((k_b, k_a)).add_(t, alpha=mixing)
@@ -210,6 +216,7 @@ def _by_correlation(
     kept: Kept,
     weights: Sequence[float],
     eps: float,
+    goal: float,
     n: int,
     grad_scale: Tensor,
     need: Sequence[bool],
@@ -260,7 +267,7 @@ def _by_correlation(
         if need[i]:
             sums[i] += by_view.to(wide) * (step * grad_scale)
     every, statistics = _linear(views, permutation, kept, pulled.to(z_a.dtype))
-    weight = 2 / n * kept.diagonals[0] - 2 / n
+    weight = 2 / n * kept.diagonals[0] - 2 * goal / n
     weights = _link_weights(weight, alpha, step)
     # What the norm's backward takes out: where ranks have some of the samples, kernels do not know
     # the means over all.
