@@ -11,13 +11,13 @@ exact one (`gradient="exact"` for that one). Without more than one process both 
 
 `vicreg_loss_func` is sim_loss_weight * i + var_loss_weight * (v(z1) + v(z2)) + cov_loss_weight * c
 of `adapters/variance_covariance.py`: the variance terms of both views are added up, not averaged as
-the authors do. Variances and covariances are gathered from all ranks, as solo-learn does since it
-has `gather`; in 1.0.2 each rank has its own (`gather_distributed=False`).
+the authors do. Variances and covariances are gathered from all ranks, as in 9187ea3; in 1.0.2, the
+release of the package index, each rank has its own (`gather_distributed=False`).
 
 `frossl_loss_func` is `frossl_loss` of (V, N, D) views.
 
 Differs: where ranks have different numbers of samples, samples count alike; solo-learn takes the
-plain mean of the ranks' matrices. FroSSL's `logger` gets no numbers. The loss of half-precision
+plain mean of the ranks' matrices, and cannot gather for VICReg. FroSSL's `logger` gets no numbers. The loss of half-precision
 embeddings is float32.
 """
 
