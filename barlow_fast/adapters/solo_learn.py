@@ -17,8 +17,8 @@ release of the package index, each rank has its own (`gather_distributed=False`)
 `frossl_loss_func` is `frossl_loss` of (V, N, D) views.
 
 Differs: where ranks have different numbers of samples, samples count alike; solo-learn takes the
-plain mean of the ranks' matrices, and cannot gather for VICReg. FroSSL's `logger` gets no numbers. The loss of half-precision
-embeddings is float32.
+plain mean of the ranks' matrices, and cannot gather for VICReg. FroSSL's `logger` gets no numbers.
+The loss of half-precision embeddings is float32.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import plan
 from ..arguments import check_number
 from .columns import MEMORY, Columns, Matrix, check_memory, measure
 from .products import feature_tiles, gram_products
@@ -37,11 +36,12 @@ class CrossCorrelationSummary(NamedTuple):
 def cross_correlation_summary(
     z_a: Matrix, z_b: Matrix, *, eps: float = 1e-5, largest: bool = False, memory: int = MEMORY
 ) -> CrossCorrelationSummary:
-    """The summary of C, of which neither D x D nor N x N values are ever stored.
+    """The summary of C, in bounded memory.
 
-    For N <= D the squares are summed by products of N x N tiles: 2 N^2 D operations, half of it for
-    one tile. Otherwise, and with `largest`, C is computed tile by tile: 2 N D^2. Inputs are read
-    once more than there are tiles of samples or blocks of features.
+    For N <= D the sum of squares is an inner product of N x N matrices, and no element of C is
+    computed: 2 N^2 D operations. Otherwise, and with `largest`, C is computed tile by tile, 2 N
+    D^2. Both inputs are read once for their moments, and once for every pair of tiles of samples, or
+    z_b for every block of columns of z_a.
 
     Args:
         z_a, z_b: embeddings of the two views, of one shape: see `barlow_fast.statistics`. Blocks of
@@ -65,9 +65,8 @@ def cross_correlation_summary(
     moments, resolution = measure(a, b, memory)
     dead = _standardise(a, b, moments, eps, min(resolution, torch.finfo(torch.float32).eps))
     diagonal = moments[4] / a.n * a.statistics[1] * b.statistics[1]
-    form = plan.choose_form("auto", a.n, a.d, "aten")
     extreme: tuple[float | None, tuple[int, int] | None] = None, None
-    if largest or form == "correlation":
+    if largest or a.n > a.d:
         squares, extreme = _by_tiles(a, b, memory, largest)
     else:
         squares = gram_products(a, b, memory)[1] / a.n**2 - diagonal.square().sum()
