@@ -40,7 +40,6 @@ __all__ = [
     "mix_inputs",
     "mixed_barlow_twins_loss",
     "patch",
-    "statistics",
     "unpatch",
     "vicreg_loss",
     "warmup",

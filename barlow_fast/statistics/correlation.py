@@ -39,9 +39,9 @@ def cross_correlation_summary(
     """The summary of C, in bounded memory.
 
     For N <= D the sum of squares is an inner product of N x N matrices, and no element of C is
-    computed: 2 N^2 D operations. Otherwise, and with `largest`, C is computed tile by tile, 2 N
-    D^2. Both inputs are read once for their moments, and once for every pair of tiles of samples, or
-    z_b for every block of columns of z_a.
+    computed: 2 N^2 D operations. Otherwise, and with `largest`, C is computed tile by tile, 2 N D^2
+    operations. Both inputs are read once for their moments, and once for every pair of tiles of
+    samples, or z_b for every block of columns of z_a.
 
     Args:
         z_a, z_b: embeddings of the two views, of one shape: see `barlow_fast.statistics`. Blocks of
