@@ -17,7 +17,7 @@ from .microbatch import backward_in_microbatches
 from .warming import warmup
 
 if TYPE_CHECKING:
-    from . import statistics
+    from . import statistics as statistics
     from .adapters.patching import patch, unpatch
 
 __version__ = "0.1.0"
