@@ -52,7 +52,7 @@ def accuracy(encoder: nn.Module, data, views) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", type=int, default=FEATURES, help="of the projector")
     options = parser.parse_args(arguments)
