@@ -22,9 +22,8 @@ WEIGHTS = {BARLOW_TWINS: 1, MIXED: 3, VICREG: 3, FROSSL: 1}  # how many each los
 class ViewOptions(NamedTuple):
     """The arguments of the operator of the family behind its weights.
 
-    loss: one of the names above. gamma: of the variance term of VICReg; what the diagonal
-    of Mixed Barlow Twins is drawn to. target: of the elements off
-    the diagonal of Barlow Twins.
+    loss: one of the names above. gamma: of the variance term of VICReg; of Mixed Barlow Twins what
+    the diagonal is drawn to. target: of the elements off the diagonal of Barlow Twins.
     """
 
     loss: str
