@@ -72,6 +72,21 @@ class Keywords(TypedDict, total=False):
     off_diagonal_target: float
 
 
+class FamilyKeywords(TypedDict, total=False):
+    """What the losses of any number of views take by keyword, for type checkers."""
+
+    gamma: float
+    mixing: float | Tensor
+    eps: float
+    scale: float
+    precision: Precision
+    form: Form
+    backend: Backend
+    process_group: Ranks
+    gradient: Gradient
+    layout: Layout
+
+
 class Options(NamedTuple):
     """The options of the loss: names, types, defaults, and one check of all.
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from torch import Tensor
 
-from ..arguments import Backend, Form, Gradient, Layout, Options, Precision, Ranks, Views, as_views
+from ..arguments import (
+    Backend,
+    FamilyKeywords,
+    Form,
+    Gradient,
+    Layout,
+    Options,
+    Precision,
+    Ranks,
+    Views,
+    as_views,
+)
 from ..forms.family import FROSSL
 from .family import Call, FamilyLoss, check, compute
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class FroSSLTerms(NamedTuple):
@@ -20,6 +34,35 @@ class FroSSLTerms(NamedTuple):
 
     invariance: Tensor  # i: squared distances of u from its mean over views, divided by N
     regularisation: Tensor  # sum over views of 2 log(||u u^T||_F / tr(u u^T))
+
+
+@overload
+def frossl_loss(
+    views: Views,
+    z_b: Tensor | None = ...,
+    invariance: float | Tensor = ...,
+    *,
+    return_terms: Literal[False] = ...,
+    **options: Unpack[FamilyKeywords],
+) -> Tensor: ...
+@overload
+def frossl_loss(
+    views: Views,
+    z_b: Tensor | None = ...,
+    invariance: float | Tensor = ...,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[FamilyKeywords],
+) -> tuple[Tensor, FroSSLTerms]: ...
+@overload
+def frossl_loss(
+    views: Views,
+    z_b: Tensor | None = ...,
+    invariance: float | Tensor = ...,
+    *,
+    return_terms: bool,
+    **options: Unpack[FamilyKeywords],
+) -> Tensor | tuple[Tensor, FroSSLTerms]: ...
 
 
 def frossl_loss(
@@ -106,3 +149,19 @@ class FroSSLLoss(FamilyLoss):
     ) -> Tensor | tuple[Tensor, FroSSLTerms]:
         """The loss of two or more views, or (loss, terms): see `frossl_loss`."""
         return frossl_loss(views, z_b, return_terms=return_terms, **self.options)
+
+    if TYPE_CHECKING:  # they take what a module's call returns for Any
+
+        @overload
+        def __call__(
+            self, views: Views, z_b: Tensor | None = ..., return_terms: Literal[False] = ...
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self, views: Views, z_b: Tensor | None = ..., *, return_terms: Literal[True]
+        ) -> tuple[Tensor, FroSSLTerms]: ...
+        @overload
+        def __call__(
+            self, views: Views, z_b: Tensor | None = ..., *, return_terms: bool
+        ) -> Tensor | tuple[Tensor, FroSSLTerms]: ...
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...

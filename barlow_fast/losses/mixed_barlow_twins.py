@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, compiler
 
 from ..arguments import (
     Backend,
+    FamilyKeywords,
     Form,
     Gradient,
     Layout,
@@ -21,6 +22,9 @@ from ..arguments import (
 )
 from ..forms.family import MIXED
 from .family import Call, FamilyLoss, check, compute
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class MixedTerms(NamedTuple):
@@ -64,11 +68,49 @@ def mix_inputs(
     if beta <= 0:
         raise ValueError(f"beta must be more than 0, got {beta}")
     # Two gamma variables: torch's Beta distribution takes no generator.
-    shape = torch.full((2,), float(beta), dtype=torch.float64)
+    shape = torch.full((2,), float(beta), dtype=torch.float64, device="cpu")
     gammas = torch._standard_gamma(shape, generator=generator)
     alpha = float(gammas[0] / gammas.sum())
-    permutation = torch.randperm(x_a.shape[0], generator=generator).to(x_a.device)
+    permutation = torch.randperm(x_a.shape[0], generator=generator, device="cpu").to(x_a.device)
     return torch.lerp(x_b.index_select(0, permutation), x_a, alpha), permutation, alpha
+
+
+@overload
+def mixed_barlow_twins_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    z_mixed: Tensor,
+    permutation: Tensor,
+    alpha: float | Tensor,
+    lambd: float | Tensor = ...,
+    *,
+    return_terms: Literal[False] = ...,
+    **options: Unpack[FamilyKeywords],
+) -> Tensor: ...
+@overload
+def mixed_barlow_twins_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    z_mixed: Tensor,
+    permutation: Tensor,
+    alpha: float | Tensor,
+    lambd: float | Tensor = ...,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[FamilyKeywords],
+) -> tuple[Tensor, MixedTerms]: ...
+@overload
+def mixed_barlow_twins_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    z_mixed: Tensor,
+    permutation: Tensor,
+    alpha: float | Tensor,
+    lambd: float | Tensor = ...,
+    *,
+    return_terms: bool,
+    **options: Unpack[FamilyKeywords],
+) -> Tensor | tuple[Tensor, MixedTerms]: ...
 
 
 def mixed_barlow_twins_loss(
@@ -211,3 +253,39 @@ class MixedBarlowTwinsLoss(FamilyLoss):
         return mixed_barlow_twins_loss(
             z_a, z_b, z_mixed, permutation, alpha, return_terms=return_terms, **self.options
         )
+
+    if TYPE_CHECKING:  # they take what a module's call returns for Any
+
+        @overload
+        def __call__(
+            self,
+            z_a: Tensor,
+            z_b: Tensor,
+            z_mixed: Tensor,
+            permutation: Tensor,
+            alpha: float | Tensor,
+            return_terms: Literal[False] = ...,
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self,
+            z_a: Tensor,
+            z_b: Tensor,
+            z_mixed: Tensor,
+            permutation: Tensor,
+            alpha: float | Tensor,
+            *,
+            return_terms: Literal[True],
+        ) -> tuple[Tensor, MixedTerms]: ...
+        @overload
+        def __call__(
+            self,
+            z_a: Tensor,
+            z_b: Tensor,
+            z_mixed: Tensor,
+            permutation: Tensor,
+            alpha: float | Tensor,
+            *,
+            return_terms: bool,
+        ) -> Tensor | tuple[Tensor, MixedTerms]: ...
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...

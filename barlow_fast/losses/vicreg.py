@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from torch import Tensor
 
 from ..arguments import (
     Backend,
+    FamilyKeywords,
     Form,
     Gradient,
     Layout,
@@ -19,6 +20,9 @@ from ..arguments import (
 )
 from ..forms.family import VICREG
 from .family import Call, FamilyLoss, check, compute
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class VICRegTerms(NamedTuple):
@@ -32,6 +36,41 @@ class VICRegTerms(NamedTuple):
     variance: Tensor  # v: mean of relu(gamma - standard deviation)
     covariance: Tensor  # c: squared covariances off the diagonal, divided by D
     covariance_mean: Tensor  # c / (D - 1): readable whatever D is; 0 for D = 1
+
+
+@overload
+def vicreg_loss(
+    z_a: Views,
+    z_b: Tensor | None = ...,
+    invariance: float | Tensor = ...,
+    variance: float | Tensor = ...,
+    covariance: float | Tensor = ...,
+    *,
+    return_terms: Literal[False] = ...,
+    **options: Unpack[FamilyKeywords],
+) -> Tensor: ...
+@overload
+def vicreg_loss(
+    z_a: Views,
+    z_b: Tensor | None = ...,
+    invariance: float | Tensor = ...,
+    variance: float | Tensor = ...,
+    covariance: float | Tensor = ...,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[FamilyKeywords],
+) -> tuple[Tensor, VICRegTerms]: ...
+@overload
+def vicreg_loss(
+    z_a: Views,
+    z_b: Tensor | None = ...,
+    invariance: float | Tensor = ...,
+    variance: float | Tensor = ...,
+    covariance: float | Tensor = ...,
+    *,
+    return_terms: bool,
+    **options: Unpack[FamilyKeywords],
+) -> Tensor | tuple[Tensor, VICRegTerms]: ...
 
 
 def vicreg_loss(
@@ -72,7 +111,7 @@ def vicreg_loss(
             z_a is a sequence of V >= 1 views, one (V, N, D) tensor, or one (N, D) view.
         invariance, variance, covariance: weights of the terms, numbers or tensors of one element
             without gradient, which the host reads.
-        gamma: the standard deviation that the variance term asks for.
+        gamma: the least standard deviation without a loss.
         eps: added to the variance, inside the root.
         scale, precision, form, backend, gradient: as `barlow_twins_loss`.
         process_group: as `barlow_twins_loss`: all statistics are those of the samples of all
@@ -143,3 +182,19 @@ class VICRegLoss(FamilyLoss):
     ) -> Tensor | tuple[Tensor, VICRegTerms]:
         """The loss of two views, or of those of z_a, or (loss, terms): see `vicreg_loss`."""
         return vicreg_loss(z_a, z_b, return_terms=return_terms, **self.options)
+
+    if TYPE_CHECKING:  # they take what a module's call returns for Any
+
+        @overload
+        def __call__(
+            self, z_a: Views, z_b: Tensor | None = ..., return_terms: Literal[False] = ...
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self, z_a: Views, z_b: Tensor | None = ..., *, return_terms: Literal[True]
+        ) -> tuple[Tensor, VICRegTerms]: ...
+        @overload
+        def __call__(
+            self, z_a: Views, z_b: Tensor | None = ..., *, return_terms: bool
+        ) -> Tensor | tuple[Tensor, VICRegTerms]: ...
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...
