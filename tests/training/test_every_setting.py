@@ -681,6 +681,39 @@ def test_the_numbers_of_the_presets():
     assert PRESETS["imagenet-100ep"] == replace(
         paper, epochs=100, batch_size=256, weight_decay=1.5e-6
     )
+    vicreg = replace(paper, loss="vicreg", bias_learning_rate=None)
+    assert PRESETS["vicreg-imagenet-1000ep"] == vicreg
+    assert vicreg.learning_rates == pytest.approx((1.6, 1.6))
+    assert PRESETS["vicreg-imagenet-100ep"] == replace(
+        vicreg, epochs=100, batch_size=512, learning_rate=0.3
+    )
+    small_vicreg = replace(small, loss="vicreg", bias_learning_rate=None)
+    assert PRESETS["vicreg-cifar10"] == small_vicreg
+    assert PRESETS["vicreg-cifar100"] == replace(small_vicreg, dataset="cifar100")
+    assert PRESETS["vicreg-imagenet100"] == replace(
+        PRESETS["imagenet100"], loss="vicreg", bias_learning_rate=None
+    )
+    mixed = replace(
+        digits, dataset="cifar10", encoder="resnet18", projector=(512, 1024), epochs=2000,
+        loss="mixed-barlow-twins", lambd=1 / 128, mixing=4.0, batch_size=256, learning_rate=0.01,
+        reference_batch_size=256, weight_decay=1e-6, warmup_epochs=10, neighbours=20,
+        checkpoint_every=1,
+    )  # fmt: skip
+    assert PRESETS["mixed-barlow-twins-cifar10"] == mixed
+    assert PRESETS["mixed-barlow-twins-cifar100"] == replace(
+        mixed, dataset="cifar100", projector=(512, 2048)
+    )
+    assert PRESETS["mixed-barlow-twins-stl10"] == replace(mixed, dataset="stl10", mixing=2.0)
+    assert PRESETS["mixed-barlow-twins-imagenet-300ep"] == replace(
+        paper, loss="mixed-barlow-twins", mixing=0.5, epochs=300, batch_size=1024
+    )
+    frossl = replace(small, loss="frossl", projector=(2048, 2048, 1024), invariance=1.4)
+    assert PRESETS["frossl-cifar10"] == frossl
+    assert PRESETS["frossl-cifar100"] == replace(frossl, dataset="cifar100")
+    assert PRESETS["frossl-stl10"] == replace(frossl, dataset="stl10", invariance=1.0, epochs=500)
+    assert PRESETS["frossl-imagenet100"] == replace(
+        frossl, dataset="files", views="imagenet", invariance=1.0, epochs=400, batch_size=512
+    )
     assert [view.size for view in VIEWS_OF["stl10"].views] == [96, 96]
     assert (watching.MEASURED_SAMPLES, watching.MEASURED_DIMENSIONS) == (512, 64)
     assert (watching.MAPPED_IMAGES, watching.MEASURED_EPOCH) == (400, 2**32 - 2)
