@@ -11,6 +11,7 @@ from .distributed import cost as distribution
 from .forms.family import BARLOW_TWINS, FROSSL, MIXED, VICREG, work_of
 from .kernels import KERNEL_SETS, why_unusable
 from .kernels.precision import OPERAND_DTYPE, accumulation_dtype
+from .losses import catalogue
 from .plan import (
     AUTOCAST_PRECISION,
     PAIR,
@@ -106,12 +107,12 @@ def cost(
     return Cost(forward + views * gradient, float(moved), float(extra * kept.itemsize))
 
 
-# Names of the losses, with the views that they take at least and without a choice.
+# Of each loss its operator's name, and how many views it takes at least.
 _LOSSES = {
-    "barlow-twins": ("Barlow Twins", BARLOW_TWINS, 2),
-    "mixed-barlow-twins": ("Mixed Barlow Twins", MIXED, 3),
-    "vicreg": ("VICReg", VICREG, 1),
-    "frossl": ("FroSSL", FROSSL, 2),
+    catalogue.BARLOW_TWINS: (BARLOW_TWINS, 2),
+    catalogue.MIXED: (MIXED, 3),
+    catalogue.VICREG: (VICREG, 1),
+    catalogue.FROSSL: (FROSSL, 2),
 }
 
 
@@ -156,7 +157,7 @@ def explain(
     """
     if loss not in _LOSSES:
         raise ValueError(f"loss must be one of {tuple(_LOSSES)}, got {loss!r}")
-    title, name, least = _LOSSES[loss]
+    name, least = _LOSSES[loss]
     views = max(2, least) if views is None else views
     sizes = {"n": n, "d": d, "views": views, "world_size": world_size, "nodes": nodes}
     for name_of_size, size in sizes.items():
@@ -190,18 +191,9 @@ def explain(
         "backend": "requested" if backend != "auto" else _backend_reason(chosen_backend, device),
     }
     plan = Plan(
-        n,
-        d,
-        dtype,
-        str(device),
-        chosen_form,
-        executed,
-        chosen_backend,
-        costs,
-        reasons,
-        title,
-        views,
-    )
+        n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons,
+        catalogue.LOSSES[loss].title, views,
+    )  # fmt: skip
     if world_size == 1:
         return plan
     if not pair:
