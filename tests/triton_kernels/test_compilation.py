@@ -75,6 +75,8 @@ def test_resources_of_every_kernel(compiled):
         Case("tiles", 300, 1, torch.float32, "bf16"),
         Case("gram", 2, 1, torch.bfloat16, "bf16"),
         Case("correlation", 3000, 1, torch.float32, "fp32"),
+        Case("vicreg", 2, 1, torch.bfloat16, "bf16"),
+        Case("multiview", 300, 1, torch.float32, "fp32"),
         Case("views", 1, 1, torch.float32, "fp32"),
         Case("gray views", 1, 1, torch.bfloat16, "bf16"),
     ],
@@ -211,6 +213,8 @@ def kernels_as_launched(monkeypatch):
         Case("gram", 2048, 4096, torch.float32, "tf32"),
         Case("gram", 520, 700, torch.float32, "fp32"),
         Case("correlation", 4096, 64, torch.float16, "fp16"),
+        Case("vicreg", 256, 8192, torch.bfloat16, "bf16"),
+        Case("multiview", 520, 700, torch.float32, "tf32"),
         Case("views", 2, 64, torch.bfloat16, "bf16"),
         Case("gray views", 1, 5, torch.float32, "fp32"),
     ],
@@ -235,6 +239,9 @@ def run_step(case):
         crops = torch.zeros(case.n, case.d, case.d, channels, dtype=torch.uint8)
         parameters, one = torch.zeros(case.n, PARAMETERS), torch.ones(channels)
         triton_kernels.photometric(crops, parameters, one, one, case.dtype)
+        return
+    if case.form in ("vicreg", "multiview"):
+        inspection.run_family(case, "cpu")
         return
     z = torch.zeros(case.n, case.d, dtype=case.dtype)
     one, precision = torch.ones(()), case.precision
