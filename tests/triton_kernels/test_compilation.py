@@ -172,6 +172,17 @@ def test_moments_load_ahead(architecture, dtype):
     assert inspection.resources(launch, architecture).spilled == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_moments_of_many_views_load_ahead(dtype):
+    case = Case("multiview", 256, 8192, dtype, "bf16")
+    launch = record_step(case, REFERENCE_DEVICES[90])[0]
+    assert launch.name == "view_moments_kernel"
+    kernel = inspection.compile_launch(launch, 90)
+    assert "cp.async" in kernel.asm["ptx"]
+    block = launch.constants["ROWS"] * launch.constants["COLUMNS"] * dtype.itemsize
+    assert kernel.metadata.shared >= 8 * (configurations.MOMENTS_STAGES - 1) * block
+
+
 class NoDriver:
     """What Triton's run-time compiler asks of a driver, for a device that is not there."""
 
