@@ -266,6 +266,16 @@ def gram_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -
     return blocks("gram_gradients", device, precision, dtype, n)
 
 
+def view_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -> Product:
+    """The row of `gram_gradients`. At N = 128 ptxas wants 168 registers on Ampere, and spills to
+    get there: half as many columns need fewer."""
+    row = gram_gradients(device, n, dtype, precision)
+    half = OPERAND_DTYPE[precision].itemsize == 2
+    if device.architecture == 80 and half and row.path == "owned" and row.block_m == 128:
+        row = row._replace(block_n=32)
+    return row
+
+
 @functools.lru_cache(maxsize=256)
 def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: str) -> Plan:
     """Tiles of C; where they are few, they are split over N."""

@@ -47,7 +47,7 @@ from .launch import addressable, cdiv, device_of, launch
 from .table import Product
 from .view_moments import view_moments
 
-MOST_VIEWS = 63  # links are bits of an int64
+MOST_VIEWS = 31  # links are bits of an int32
 NO_PROJECTION = Projection(0.0, 0.0, 0.0)
 
 
@@ -123,15 +123,15 @@ def _linear_parts(
             offset = tl.load(offsets_ptr + columns, mask=columns < D, other=0.0)
             summed += (blocks[index] + offset[None, :],)
         blocks = summed
-    mask = _entry(MASKS, position, tl.int64)
-    link = _entry(STARTS, position, tl.int64)
+    mask = _entry(MASKS, position, tl.int32)
+    link = _entry(STARTS, position, tl.int32)
     for number in range(len(views)):
         if (mask >> number) & 1:
             view = _view(views, strides, linear, number, D)
             summed = ()
             for index in tl.static_range(len(blocks)):
                 at = column + index * COLUMNS
-                weights_ptr = linear.weights_ptr + link * D + at
+                weights_ptr = linear.weights_ptr + link.to(tl.int64) * D + at
                 weight = tl.load(weights_ptr + local, mask=at + local < D, other=0.0)
                 hat = load_block(view, row, at, N, D, ROWS, COLUMNS)
                 summed += (blocks[index] + weight[None, :] * hat,)
@@ -196,15 +196,15 @@ def view_columns_kernel(
         product = multiply(stored(x), to_operand(y, META.PRECISION), product, META.PRECISION)
 
     factor = tl.load(matrices.products_ptr + number).to(tl.float32)
-    centre = factor * tl.load(matrices.centres_ptr + number)
-    out_ptr = _output(grads, position)
     row = tl.zeros([], tl.int32)
-    height = (rows < N)[:, None]
     left_half, right_half = halves((factor * inverse_scale) * product, ROWS, COLUMNS)
     blocks = _linear_parts(
         (left_half, right_half), views, strides, linear, position, row, column, N, D, ROWS, HALF,
         OUTPUTS, MASKS, STARTS,
     )  # fmt: skip
+    centre = factor * tl.load(matrices.centres_ptr + number)
+    out_ptr = _output(grads, position)
+    height = (rows < N)[:, None]
     for half in tl.static_range(2):
         at = column + half * HALF
         columns = at + tl.arange(0, HALF)
@@ -242,8 +242,9 @@ def view_means_kernel(
     mine = norm_of(linear.statistics_ptr + o * 3 * D, columns, D, False)
     my_mean = tl.load(moments.means_ptr + o * D + columns, mask=inside, other=0.0)
     my_rest = (my_mean - mine.mean) * mine.rstd - mine.shift
-    mask = _entry(MASKS, position, tl.int64)
-    weights_ptr = linear.weights_ptr + _entry(STARTS, position, tl.int64) * D + columns
+    mask = _entry(MASKS, position, tl.int32)
+    start = _entry(STARTS, position, tl.int32)
+    weights_ptr = linear.weights_ptr + start.to(tl.int64) * D + columns
     comoments_ptr = moments.comoments_ptr + (o * TOTAL).to(tl.int64) * D + columns
     mean = tl.zeros([COLUMNS], tl.float64)
     for v in range(TOTAL):
@@ -338,7 +339,7 @@ def view_gradients(inputs: ViewGradients) -> tuple[Tensor, ...]:
     needed = [output for output, wanted in enumerate(inputs.need) if wanted]
     multiplied = tuple(output for output in needed if output < matrices)
     others = tuple(output for output in needed if output >= matrices)
-    row = configurations.gram_gradients(device_of(z), z.shape[0], z.dtype, inputs.precision)
+    row = configurations.view_gradients(device_of(z), z.shape[0], z.dtype, inputs.precision)
     if multiplied and row.path == "owned":
         _by_columns(row, inputs, multiplied, grads)
         multiplied = ()
