@@ -1,4 +1,4 @@
-// Column moments of both views in one read, and z_hat itself for those who need it in memory.
+// Column moments of both views, or of any number, in one read, and z_hat itself for those who need it in memory.
 //
 // Strips of two vectors of columns and 64 rows stay in the first-level cache while they are passed over twice: once for
 // their mean, once for the squares about it, with the residual sum(x - mean) correcting the mean's rounding. Strips then
@@ -73,9 +73,14 @@ void moments_in(const MomentsTask& task) {
   }
 }
 
+// Whether moments are taken in double: in the wider of the inputs' and the accumulation type.
+BARLOW_FAST_INLINE bool wide_moments(Element type, Element accumulation) {
+  return type == Element::f64 || accumulation == Element::f64;
+}
+
 template <Element E>
 void moments_from(const MomentsTask& task) {
-  if (E == Element::f64 || task.accumulation == Element::f64) return moments_in<double, E>(task);
+  if (wide_moments(E, task.accumulation)) return moments_in<double, E>(task);
   moments_in<float, E>(task);
 }
 
@@ -86,6 +91,135 @@ void moments(const MomentsTask& task) {
     case Element::f32: return moments_from<Element::f32>(task);
     case Element::bf16: return moments_from<Element::bf16>(task);
     case Element::f16: return moments_from<Element::f16>(task);
+  }
+}
+
+// ---- moments of any number of views --------------------------------------------------------------------------------
+
+// Views whose co-moments with as many others are summed in registers.
+#if defined(__AVX512F__) || defined(BARLOW_FAST_NEON)
+constexpr int kMomentViews = 4;
+#else
+constexpr int kMomentViews = 2;
+#endif
+
+// What is known of one vector of columns of a block of rows, by view.
+template <class A>
+struct ViewMomentsScratch {
+  static constexpr int64_t kValues = kMomentRows * kLanes<A>;
+  A* centred;      // [view][row][column]: z less its rounded mean; zero for views that fill the last group
+  double* off;     // [view][column]: what the mean of the block lacks
+  double* delta;   // the mean of the block less that of the rows before
+
+  ViewMomentsScratch(Arena& arena, const ViewMomentsTask& task) {
+    const int64_t views = round_up(task.view_count, kMomentViews);
+    centred = arena.template take<A>(views * kValues);
+    off = arena.template take<double>(views * kLanes<A>);
+    delta = arena.template take<double>(views * kLanes<A>);
+  }
+};
+
+// Centres `width` columns of rows [begin, end) of one view and merges their mean.
+template <class A, Element E>
+void centre_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, int64_t view, int64_t begin, int64_t end,
+                  int64_t column, int64_t width) {
+  constexpr int lanes = kLanes<A>;
+  const View& z = task.views[view];
+  Vector<A> mean{}, rest{};
+  for (int64_t row = begin; row < end; ++row) {
+    const auto* from = row_of<E>(z, row) + column;
+    __builtin_prefetch(from + lanes);  // rows are too far apart for the hardware to foresee
+    mean += load_some<A, E>(from, width);
+  }
+  mean *= broadcast(static_cast<A>(1) / static_cast<A>(end - begin));
+  A* to = s.centred + view * s.kValues;
+  for (int64_t row = begin; row < end; ++row, to += lanes) {
+    const Vector<A> x = load_some<A, E>(row_of<E>(z, row) + column, width) - mean;
+    rest += x;
+    store(to, x);
+  }
+  const double count = static_cast<double>(end - begin), before = static_cast<double>(begin - task.row_begin);
+  double* means = task.means + view * task.stride + column;
+  for (int64_t c = 0; c < width; ++c) {
+    const double off = rest[c] / count, total = before > 0 ? means[c] : 0, delta = mean[c] + off - total;
+    s.off[view * lanes + c] = off;
+    s.delta[view * lanes + c] = delta;
+    means[c] = total + delta * (count / (before + count));
+  }
+}
+
+// Merges the co-moments of a group of views, beginning with view v, with another one, beginning with u <= v; of the
+// same group (`Diagonal`) half of them.
+template <class A, bool Diagonal>
+void merge_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, int64_t v, int64_t u, int64_t begin,
+                 int64_t end, int64_t column, int64_t width) {
+  constexpr int lanes = kLanes<A>, group = kMomentViews;
+  Vector<A> sum[group][group] = {};
+  const A *x = s.centred + v * s.kValues, *y = s.centred + u * s.kValues;
+  for (int64_t k = 0; k < (end - begin) * lanes; k += lanes) {
+    Vector<A> other[group];
+    BARLOW_FAST_UNROLL
+    for (int j = 0; j < group; ++j) other[j] = load(y + j * s.kValues + k);
+    BARLOW_FAST_UNROLL
+    for (int i = 0; i < group; ++i) {
+      const Vector<A> own = Diagonal ? other[i] : load(x + i * s.kValues + k);
+      BARLOW_FAST_UNROLL
+      for (int j = 0; j < (Diagonal ? i + 1 : group); ++j) sum[i][j] += own * other[j];
+    }
+  }
+  const double count = static_cast<double>(end - begin), before = static_cast<double>(begin - task.row_begin);
+  const double both = before * (count / (before + count));
+  for (int i = 0; i < group && v + i < task.view_count; ++i) {
+    for (int j = 0; j < (Diagonal ? i + 1 : group); ++j) {
+      double* out = task.comoments + ((v + i) * task.view_count + u + j) * task.stride + column;
+      const double *off_v = s.off + (v + i) * lanes, *off_u = s.off + (u + j) * lanes;
+      const double *delta_v = s.delta + (v + i) * lanes, *delta_u = s.delta + (u + j) * lanes;
+      A block[lanes];
+      store(block, sum[i][j]);
+      // The products are about the rounded means: move them to the true ones.
+      for (int64_t c = 0; c < width; ++c) {
+        const double own = static_cast<double>(block[c]) - count * off_v[c] * off_u[c];
+        out[c] = before > 0 ? out[c] + own + delta_v[c] * delta_u[c] * both : own;
+      }
+    }
+  }
+}
+
+template <class A, Element E>
+void view_moments_in(const ViewMomentsTask& task, void* scratch) {
+  constexpr int lanes = kLanes<A>, group = kMomentViews;
+  Arena arena{static_cast<char*>(scratch)};
+  const ViewMomentsScratch<A> s(arena, task);
+  const int64_t views = task.view_count;
+  for (int64_t k = views * s.kValues; k < round_up(views, group) * s.kValues; k += lanes) {
+    store(s.centred + k, Vector<A>{});
+  }
+  for (int64_t begin = task.row_begin; begin < task.row_end; begin += kMomentRows) {
+    const int64_t end = smaller(begin + kMomentRows, task.row_end);
+    for (int64_t column = task.column_begin; column < task.column_end; column += lanes) {
+      const int64_t width = smaller(lanes, task.column_end - column);
+      for (int64_t view = 0; view < views; ++view) centre_block<A, E>(task, s, view, begin, end, column, width);
+      for (int64_t v = 0; v < views; v += group) {
+        for (int64_t u = 0; u < v; u += group) merge_block<A, false>(task, s, v, u, begin, end, column, width);
+        merge_block<A, true>(task, s, v, v, begin, end, column, width);
+      }
+    }
+  }
+}
+
+template <Element E>
+void view_moments_from(const ViewMomentsTask& task, void* scratch) {
+  if (wide_moments(E, task.accumulation)) return view_moments_in<double, E>(task, scratch);
+  view_moments_in<float, E>(task, scratch);
+}
+
+void view_moments(const ViewMomentsTask& task, void* scratch) {
+  switch (task.views->type) {
+    case Element::f64: return view_moments_from<Element::f64>(task, scratch);
+    case Element::tf32:
+    case Element::f32: return view_moments_from<Element::f32>(task, scratch);
+    case Element::bf16: return view_moments_from<Element::bf16>(task, scratch);
+    case Element::f16: return view_moments_from<Element::f16>(task, scratch);
   }
 }
 
