@@ -47,7 +47,7 @@ from .launch import addressable, cdiv, device_of, launch
 from .table import Product
 from .view_moments import view_moments
 
-MOST_VIEWS = 31  # links are bits of an int32
+MOST_VIEWS = 63  # links are bits of an int64
 NO_PROJECTION = Projection(0.0, 0.0, 0.0)
 
 
@@ -123,15 +123,15 @@ def _linear_parts(
             offset = tl.load(offsets_ptr + columns, mask=columns < D, other=0.0)
             summed += (blocks[index] + offset[None, :],)
         blocks = summed
-    mask = _entry(MASKS, position, tl.int32)
-    link = _entry(STARTS, position, tl.int32)
+    mask = _entry(MASKS, position, tl.int64)
+    link = _entry(STARTS, position, tl.int64)
     for number in range(len(views)):
         if (mask >> number) & 1:
             view = _view(views, strides, linear, number, D)
             summed = ()
             for index in tl.static_range(len(blocks)):
                 at = column + index * COLUMNS
-                weights_ptr = linear.weights_ptr + link.to(tl.int64) * D + at
+                weights_ptr = linear.weights_ptr + link * D + at
                 weight = tl.load(weights_ptr + local, mask=at + local < D, other=0.0)
                 hat = load_block(view, row, at, N, D, ROWS, COLUMNS)
                 summed += (blocks[index] + weight[None, :] * hat,)
@@ -242,9 +242,8 @@ def view_means_kernel(
     mine = norm_of(linear.statistics_ptr + o * 3 * D, columns, D, False)
     my_mean = tl.load(moments.means_ptr + o * D + columns, mask=inside, other=0.0)
     my_rest = (my_mean - mine.mean) * mine.rstd - mine.shift
-    mask = _entry(MASKS, position, tl.int32)
-    start = _entry(STARTS, position, tl.int32)
-    weights_ptr = linear.weights_ptr + start.to(tl.int64) * D + columns
+    mask = _entry(MASKS, position, tl.int64)
+    weights_ptr = linear.weights_ptr + _entry(STARTS, position, tl.int64) * D + columns
     comoments_ptr = moments.comoments_ptr + (o * TOTAL).to(tl.int64) * D + columns
     mean = tl.zeros([COLUMNS], tl.float64)
     for v in range(TOTAL):
