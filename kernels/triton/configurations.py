@@ -267,11 +267,11 @@ def gram_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -
 
 
 def view_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -> Product:
-    """The row of `gram_gradients`. At N = 128 ptxas wants 168 registers on Ampere, and spills to
-    get there: half as many columns need fewer."""
+    """The row of `gram_gradients`. Of 4 warps on Ampere ptxas wants so few registers that some of
+    these kernels spill: half as many columns need fewer."""
     row = gram_gradients(device, n, dtype, precision)
     half = OPERAND_DTYPE[precision].itemsize == 2
-    if device.architecture == 80 and half and row.path == "owned" and row.block_m == 128:
+    if device.architecture == 80 and half and row.path == "owned" and row.block_m <= 128:
         row = row._replace(block_n=32)
     return row
 
