@@ -270,6 +270,8 @@ def view_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -
     """The row of `gram_gradients`. Of 4 warps on Ampere ptxas wants so few registers that some of
     these kernels spill: half as many columns need fewer."""
     row = gram_gradients(device, n, dtype, precision)
+    if row.path != "owned":  # the product is stored in float32, whatever the inputs are
+        return gram_gradients(device, n, torch.float32, precision)
     half = OPERAND_DTYPE[precision].itemsize == 2
     if device.architecture == 80 and half and row.path == "owned" and row.block_m <= 128:
         row = row._replace(block_n=32)
