@@ -363,33 +363,48 @@ struct TiledGramGradientScratch {
   }
 };
 
-// One vector of columns of two rows of all views (the second row may be missing) as right operands at `place`, and
-// what their products add to `cross`.
+// One vector of columns of two rows of a view (the second row may be missing), and these as right operand at `place`.
 template <bool Whole, class Op, Element E>
-BARLOW_FAST_INLINE void pack_views(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, int64_t n,
-                                   int64_t c, int64_t count, int64_t place) {
+BARLOW_FAST_INLINE void pack_view(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, int64_t view,
+                                  int64_t n, int64_t c, int64_t count, int64_t place, Vector<float> (&hat)[2]) {
   constexpr int lanes = kLanes<float>;
-  for (int64_t view = 0; view < task.view_count; ++view) {
-    const GramView& from = task.views[view];
-    if (!from.staged) continue;
-    const View copy = s.copy(task, view);
-    const ColumnNorm<Whole> norm(from.norm, task.column_begin + c, count);
-    Vector<float> hat[2] = {};
-    BARLOW_FAST_UNROLL
-    for (int e = 0; e < 2; ++e) {
-      if (Whole || n + e < task.n) hat[e] = norm.hat(load_lanes<Whole, E>(row_of<E>(copy, n + e) + c, count));
-      store(s.hats + (2 * view + e) * lanes, hat[e]);
-    }
-    if (!from.multiplied) continue;
-    BARLOW_FAST_UNROLL
-    for (int p = 0; p < kPieces<Op>; ++p) {
-      store(s.right(view) + place + p * lanes * kPanel<Op>,
-            units_across<Op>(piece_of<Op>(hat[0], p), piece_of<Op>(hat[1], p)));
-    }
+  const GramView& from = task.views[view];
+  const View copy = s.copy(task, view);
+  const ColumnNorm<Whole> norm(from.norm, task.column_begin + c, count);
+  BARLOW_FAST_UNROLL
+  for (int e = 0; e < 2; ++e) {
+    if (Whole || n + e < task.n) hat[e] = norm.hat(load_lanes<Whole, E>(row_of<E>(copy, n + e) + c, count));
   }
-  for (int64_t pair = 0; pair < task.cross_count; ++pair) {
-    const float *x = s.hats + 2 * lanes * task.crosses[pair].first, *y = s.hats + 2 * lanes * task.crosses[pair].second;
-    float* cross = s.cross + pair * s.width + c;
+  if (!from.multiplied) return;
+  BARLOW_FAST_UNROLL
+  for (int p = 0; p < kPieces<Op>; ++p) {
+    store(s.right(view) + place + p * lanes * kPanel<Op>,
+          units_across<Op>(piece_of<Op>(hat[0], p), piece_of<Op>(hat[1], p)));
+  }
+}
+
+// The same of all views, and what their products add to `cross`. Of a pair of views z_hat stays in registers.
+template <bool Whole, class Op, Element E>
+BARLOW_FAST_INLINE void pack_views(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, bool pair,
+                                   int64_t n, int64_t c, int64_t count, int64_t place) {
+  constexpr int lanes = kLanes<float>;
+  if (pair) {
+    Vector<float> x[2] = {}, y[2] = {};
+    pack_view<Whole, Op, E>(task, s, 0, n, c, count, place, x);
+    pack_view<Whole, Op, E>(task, s, 1, n, c, count, place, y);
+    store(s.cross + c, load(s.cross + c) + x[0] * y[0] + x[1] * y[1]);
+    return;
+  }
+  for (int64_t view = 0; view < task.view_count; ++view) {
+    if (!task.views[view].staged) continue;
+    Vector<float> hat[2] = {};
+    pack_view<Whole, Op, E>(task, s, view, n, c, count, place, hat);
+    for (int e = 0; e < 2; ++e) store(s.hats + (2 * view + e) * lanes, hat[e]);
+  }
+  for (int64_t number = 0; number < task.cross_count; ++number) {
+    const ViewPair& of = task.crosses[number];
+    const float *x = s.hats + 2 * lanes * of.first, *y = s.hats + 2 * lanes * of.second;
+    float* cross = s.cross + number * s.width + c;
     store(cross, load(cross) + load(x) * load(y) + load(x + lanes) * load(y + lanes));
   }
 }
@@ -411,6 +426,7 @@ template <class Op, Element E>
 void pack_columns(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s) {
   constexpr int panel = kPanel<Op>, lanes = kLanes<float>;
   const int64_t columns = task.column_end - task.column_begin, units = units_of_whole<Op>(s.samples);
+  const bool pair = task.view_count == 2 && task.cross_count == 1 && task.crosses->first != task.crosses->second;
   for (int64_t c = 0; c < s.width * task.cross_count; c += lanes) store(s.cross + c, Vector<float>{});
   for (int64_t n = 0; n < s.samples; n += 2) {
     for (int64_t row = n; row < smaller(n + 2, task.n); ++row) {
@@ -421,9 +437,9 @@ void pack_columns(const GramGradientTask& task, const TiledGramGradientScratch<O
     for (int64_t c = 0; c < s.width; c += lanes) {
       const int64_t count = columns - c, place = c / panel * units * panel + place_of<Op>(n / 2) * panel + c % panel;
       if (count >= lanes && n + 1 < task.n) {
-        pack_views<true, Op, E>(task, s, n, c, count, place);
+        pack_views<true, Op, E>(task, s, pair, n, c, count, place);
       } else {
-        pack_views<false, Op, E>(task, s, n, c, count, place);
+        pack_views<false, Op, E>(task, s, pair, n, c, count, place);
       }
     }
   }
