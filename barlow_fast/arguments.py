@@ -7,6 +7,7 @@ here first. The eager route does not: the functions have checked the same.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 else:
     Ranks = Any  # a torch without torch.distributed has no ProcessGroup
 
+# Views of a loss that takes any number of them.
+Views = Tensor | Sequence[Tensor]
+
 FORMS = get_args(Form)[1:]
 LAYOUTS = get_args(Layout)[1:]
 FORM_OF_LAYOUT = {"features": "gram", "rows": "gram", "correlation": "correlation"}
@@ -63,6 +67,22 @@ class Keywords(TypedDict, total=False):
     backend: Backend
     process_group: Ranks
     statistics: Statistics
+    gradient: Gradient
+    layout: Layout
+    off_diagonal_target: float
+
+
+class FamilyKeywords(TypedDict, total=False):
+    """What the losses of any number of views take by keyword, for type checkers."""
+
+    gamma: float
+    mixing: float | Tensor
+    eps: float
+    scale: float
+    precision: Precision
+    form: Form
+    backend: Backend
+    process_group: Ranks
     gradient: Gradient
     layout: Layout
 
@@ -84,12 +104,14 @@ class Options(NamedTuple):
     statistics: Statistics = "global"
     gradient: Gradient = "exact"
     layout: Layout = "auto"
+    off_diagonal_target: float = 0.0
 
     def check(self) -> None:
         """Raises the error that `barlow_twins_loss` documents for the first bad option."""
         check_weight(as_number("lambd", self.lambd))
         check_number("scale", self.scale)
         check_number("eps", self.eps, at_least=0)
+        check_number("off_diagonal_target", self.off_diagonal_target)
         for name, accepted in _CHOICES.items():
             if getattr(self, name) not in accepted:
                 check_choice(name, getattr(self, name))
@@ -133,12 +155,12 @@ def check_number(name: str, value: Any, at_least: float = -LARGEST) -> None:
         raise ValueError(f"{name} must be from {at_least:g} to {LARGEST:g}, got {value}")
 
 
-def check_weight(lambd: Any) -> None:
+def check_weight(weight: Any, name: str = "lambd") -> None:
     """As `check_number`, for a weight, which may be a real tensor of one element."""
-    if not isinstance(lambd, Tensor):
-        check_number("lambd", lambd)
-    elif lambd.numel() != 1 or lambd.is_complex():
-        raise ValueError(f"lambd must be a real tensor of one element, got {described(lambd)}")
+    if not isinstance(weight, Tensor):
+        check_number(name, weight)
+    elif weight.numel() != 1 or weight.is_complex():
+        raise ValueError(f"{name} must be a real tensor of one element, got {described(weight)}")
 
 
 def as_number(name: str, value: float | Tensor) -> float | Tensor:
@@ -200,34 +222,75 @@ def as_matrices(z_a: Tensor, z_b: Tensor, at_least: int) -> tuple[Tensor, Tensor
         TypeError: not tensors, not dense, not of a floating dtype.
         ValueError: mismatched shapes or devices, N < at_least, D < 1.
     """
-    for name, z in (("z_a", z_a), ("z_b", z_b)):
-        _check_view(name, z)
-    if z_a.shape != z_b.shape:
-        raise ValueError(
-            f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}"
-        )
-    if z_a.device != z_b.device:
-        raise ValueError(f"z_a and z_b must be on one device, got {z_a.device} and {z_b.device}")
-    if z_a.dim() < 2:
-        raise ValueError(f"z_a and z_b must be (N, D) or (..., D), got shape {tuple(z_a.shape)}")
-    if z_a.shape[-1] < 1:
-        raise ValueError(f"D, the last size, must be at least 1, got shape {tuple(z_a.shape)}")
-    if z_a.dim() > 3 and not torch.compiler.is_compiling():
-        _warn_of_maps(z_a.shape)
-    if z_a.dim() > 2:
-        z_a, z_b = z_a.flatten(0, -2), z_b.flatten(0, -2)
-    if z_a.shape[0] < at_least:
-        raise ValueError(
-            f"the loss needs at least 2 samples to standardise over, got N = {z_a.shape[0]} "
-            "(a last batch of one? use drop_last=True)"
-        )
-    if z_a.dtype != z_b.dtype:
-        dtype = torch.promote_types(z_a.dtype, z_b.dtype)
-        z_a, z_b = z_a.to(dtype), z_b.to(dtype)
+    z_a, z_b = _as_matrices(("z_a", "z_b"), (z_a, z_b), at_least)
     return z_a, z_b
 
 
-def _check_view(name: str, z: Any) -> None:
+def as_views(z_a: Views, z_b: Tensor | None, at_least: int, fewest: int) -> tuple[Tensor, ...]:
+    """All views as (N, D) of one dtype: z_a and z_b, each (N, D) or (..., D), or without z_b those
+    of z_a, a sequence of them or one (V, N, D) tensor; (N, D) is one view.
+
+    Raises:
+        TypeError, ValueError: as `as_matrices`; fewer than `fewest` views.
+    """
+    if z_b is not None:
+        return as_matrices(z_a, z_b, at_least)
+    if isinstance(z_a, Tensor):
+        if z_a.dim() not in (2, 3):
+            raise ValueError(
+                f"views without z_b must be a sequence of tensors or one (V, N, D) tensor, got "
+                f"shape {tuple(z_a.shape)}"
+            )
+        views = z_a.unbind(0) if z_a.dim() == 3 else (z_a,)
+    elif isinstance(z_a, Sequence):
+        views = tuple(z_a)
+    else:
+        raise TypeError(
+            f"views must be tensors, or a sequence of tensors, got {type(z_a).__name__}"
+        )
+    if len(views) < fewest:
+        raise ValueError(
+            f"the loss takes at least {fewest} views, got {len(views)}: pass z_b, a sequence of "
+            "tensors or one (V, N, D) tensor"
+        )
+    return _as_matrices([f"views[{i}]" for i in range(len(views))], views, at_least)
+
+
+def _as_matrices(
+    names: Sequence[str], views: Sequence[Tensor], at_least: int
+) -> tuple[Tensor, ...]:
+    for name, z in zip(names, views, strict=True):
+        check_view(name, z)
+    first, shape = views[0], views[0].shape
+    for name, z in zip(names[1:], views[1:], strict=True):
+        both = f"{names[0]} and {name}"
+        if z.shape != shape:
+            raise ValueError(
+                f"{both} must have the same shape, got {tuple(shape)} and {tuple(z.shape)}"
+            )
+        if z.device != first.device:
+            raise ValueError(f"{both} must be on one device, got {first.device} and {z.device}")
+    every = f"{names[0]} and {names[-1]}" if len(names) > 1 else names[0]
+    if len(shape) < 2:
+        raise ValueError(f"{every} must be (N, D) or (..., D), got shape {tuple(shape)}")
+    if shape[-1] < 1:
+        raise ValueError(f"D, the last size, must be at least 1, got shape {tuple(shape)}")
+    if len(shape) > 3 and not torch.compiler.is_compiling():
+        _warn_of_maps(shape)
+    if len(shape) > 2:
+        views = [z.flatten(0, -2) for z in views]
+    if views[0].shape[0] < at_least:
+        raise ValueError(
+            f"the loss needs at least 2 samples to standardise over, got N = {views[0].shape[0]} "
+            "(a last batch of one? use drop_last=True)"
+        )
+    if any(z.dtype != first.dtype for z in views):
+        dtype = functools.reduce(torch.promote_types, [z.dtype for z in views])
+        views = [z.to(dtype) for z in views]
+    return tuple(views)
+
+
+def check_view(name: str, z: Any) -> None:
     """TypeError unless z is a dense tensor of a floating dtype that kernels take."""
     if not isinstance(z, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
@@ -251,7 +314,7 @@ def _warn_of_maps(shape: torch.Size) -> None:
         "feature maps with the channels second, pass z.flatten(1) for one sample per map, or "
         "z.movedim(1, -1).flatten(0, -2) for one per position",
         UserWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 
@@ -276,6 +339,22 @@ def check_views(z_a: Tensor, z_b: Tensor, at_least: int) -> None:
         raise ValueError(
             f"z_a and z_b must be (N, D) with N >= {at_least} and D >= 1, of one shape, device and "
             f"floating dtype, got {described(z_a)} and {described(z_b)}"
+        )
+
+
+def check_view_list(views: Sequence[Tensor], at_least: int = 2) -> None:
+    """ValueError unless all are (N, D) of one shape, floating dtype and device, N >= at_least."""
+    if not views:
+        raise ValueError("views must hold at least one tensor")
+    for z in views:
+        check_views(views[0], z, at_least)
+
+
+def check_weights(weights: Tensor, count: int) -> None:
+    """ValueError unless `weights` are `count` float64 numbers on the CPU."""
+    if weights.shape != (count,) or weights.dtype != torch.float64 or weights.device.type != "cpu":
+        raise ValueError(
+            f"weights must be torch.float64 ({count},) on cpu, got {described(weights)}"
         )
 
 

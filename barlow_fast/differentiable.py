@@ -18,7 +18,14 @@ from typing import Any, NamedTuple, NoReturn, get_type_hints
 import torch
 from torch import Tensor
 
-from .arguments import check_tensors, check_views, check_weight
+from .arguments import (
+    check_tensors,
+    check_view_list,
+    check_views,
+    check_weight,
+    check_weights,
+    described,
+)
 from .kernels import Layout
 
 # Of the registered operators: the name of the package that this module is imported in. Builds for
@@ -190,6 +197,198 @@ class DifferentiableOperator:
             operator = self.forward_tensor
         loss, *terms = operator(z_a, z_b, lambd, *options)[: self._results]
         return loss, *(term.detach() for term in terms)
+
+
+class ViewsOperator:
+    """A loss of any number of views and its gradient, called like the loss.
+
+    The operators are `barlow_fast::{forward_name}` and `barlow_fast::{backward_name}`; graphs take
+    the weights as a tensor that the host reads, so that changing one compiles no other graph.
+
+    Args:
+        forward: (views, permutation, weights, options) to the scalar loss, the vector of its terms,
+            through which no gradient flows, and what `backward` needs beside the views. views: a
+            sequence of (N, D) tensors; permutation: (N,) int64 or None; weights: floats.
+        backward: (grad, views, permutation, kept, weights, options, need) to the gradients of the
+            loss times the scalar `grad`, one per view; one that is not needed is empty.
+        options: the NamedTuple of both; its fields, with types, are the operators' arguments.
+        layouts: (views, permutation, options) to shape and dtype of all that `forward` returns;
+            ValueError for arguments that do not fit each other.
+        weights: (options) to how many weights there are.
+        flops: (views, options) to the operations of the matrix products of the forward pass and of
+            one view's gradient.
+    """
+
+    def __init__(
+        self,
+        forward_name: str,
+        backward_name: str,
+        forward: Callable[..., Sequence[Tensor]],
+        backward: Callable[..., Sequence[Tensor]],
+        options: type[NamedTuple],
+        layouts: Callable[..., Sequence[Layout]],
+        weights: Callable[[Any], int],
+        flops: Callable[..., tuple[float, float]],
+    ) -> None:
+        hints = get_type_hints(options)
+        fields = ", ".join(f"{_SCHEMA_TYPES[hints[name]]} {name}" for name in options._fields)
+        common = f"Tensor weights, {fields}"
+
+        def check(views, permutation, given, chosen) -> Sequence[Layout]:
+            check_view_list(views)
+            found = layouts(views, permutation, chosen)
+            check_weights(given, weights(chosen))
+            return found
+
+        def check_kept(grad, views, permutation, kept, given, chosen) -> None:
+            loss, _, *expected = check(views, permutation, given, chosen)
+            if grad.numel() != 1 or len(kept) != len(expected):
+                raise ValueError(
+                    f"grad must have one element and kept {len(expected)} tensors, as the forward "
+                    f"operator returned them, got {described(grad)} and {len(kept)}"
+                )
+            names = ("grad", *(f"kept[{i}]" for i in range(len(kept))))
+            tensors = (grad.reshape(()), *kept)
+            check_tensors(names, tensors, (loss, *expected), views[0].device)
+
+        def run_forward(views, permutation, given, *rest):
+            check(views, permutation, given, options._make(rest))
+            return list(forward(views, permutation, given.tolist(), options._make(rest)))
+
+        def run_backward(grad, views, permutation, kept, given, *rest):
+            chosen, need = options._make(rest[:-1]), rest[-1]
+            check_kept(grad, views, permutation, kept, given, chosen)
+            numbers = given.tolist()
+            return list(backward(grad, views, permutation, kept, numbers, chosen, need))
+
+        def fake_forward(views, permutation, given, *rest):
+            found = check(views, permutation, given, options._make(rest))
+            return [views[0].new_empty(shape, dtype=dtype) for shape, dtype in found]
+
+        def fake_backward(grad, views, permutation, kept, given, *rest):
+            check_kept(grad, views, permutation, kept, given, options._make(rest[:-1]))
+            return [
+                z.new_empty(z.shape if needed else 0)
+                for z, needed in zip(views, rest[-1], strict=True)
+            ]
+
+        def register(name: str, function: Any, arguments: str, fake: Any) -> Any:
+            operator = torch.library.custom_op(
+                f"{NAMESPACE}::{name}",
+                function,
+                mutates_args=(),
+                schema=f"({arguments}) -> Tensor[]",
+                tags=(torch.Tag.cudagraph_unsafe,),
+            )
+            operator.register_fake(fake)
+            return operator
+
+        shared = "Tensor[] views, Tensor? permutation"
+        self.operator = register(forward_name, run_forward, f"{shared}, {common}", fake_forward)
+        gradient = register(
+            backward_name,
+            run_backward,
+            f"Tensor grad, {shared}, Tensor[] kept, {common}, bool[] need",
+            fake_backward,
+        )
+
+        def keep(ctx, inputs, output):
+            views, permutation, given, *rest = inputs
+            ctx.count, ctx.options = len(views), (given, *rest)
+            others = () if permutation is None else (permutation,)
+            ctx.others = len(others)
+            save_views(ctx, views, (*others, *output[2:]))
+
+        def differentiate(ctx, grads):
+            saved = saved_tensors(ctx)
+            views, rest = saved[: ctx.count], saved[ctx.count :]
+            permutation = rest[0] if ctx.others else None
+            need = list(ctx.needs_input_grad[0])
+            found = gradient(
+                grads[0], list(views), permutation, list(rest[ctx.others :]), *ctx.options, need
+            )
+            wanted = [g if needed else None for g, needed in zip(found, need, strict=True)]
+            return wanted, None, *(None for _ in ctx.options)
+
+        self.operator.register_autograd(differentiate, setup_context=keep)
+        gradient.register_autograd(
+            refuse_double_backward, setup_context=lambda ctx, inputs, output: None
+        )
+
+        def forward_flops(views, permutation, given, *rest, out_val=None, **_):
+            return int(flops(views, options._make(rest))[0])
+
+        def backward_flops(grad, views, permutation, kept, given, *rest, out_val=None, **_):
+            return int(flops(views, options._make(rest[:-1]))[1] * sum(rest[-1]))
+
+        _FLOPS[self.operator._opoverload._overloadpacket] = forward_flops
+        _FLOPS[gradient._opoverload._overloadpacket] = backward_flops
+
+        class Gradient(torch.autograd.Function):
+            """The backward pass as a node of its own, so that differentiating it again raises an
+            error."""
+
+            @staticmethod
+            def forward(ctx, grad, count, permutation, given, chosen, need, *tensors):
+                views, kept = tensors[:count], tensors[count:]
+                return tuple(backward(grad, views, permutation, kept, given, chosen, need))
+
+            @staticmethod
+            def backward(ctx, *_):
+                refuse_double_backward()
+
+            jvp = staticmethod(refuse_forward_mode)
+
+        class Loss(torch.autograd.Function):
+            """The eager route."""
+
+            @staticmethod
+            def forward(ctx, permutation, given, chosen, *views):
+                loss, terms, *kept = forward(views, permutation, given, chosen)
+                save_views(ctx, views, kept)
+                ctx.arguments = permutation, given, chosen
+                ctx.count = len(views)
+                ctx.mark_non_differentiable(terms)
+                return loss, terms
+
+            @staticmethod
+            def backward(ctx, grad, _):
+                need = ctx.needs_input_grad[3:]
+                found = Gradient.apply(grad, ctx.count, *ctx.arguments, need, *saved_tensors(ctx))
+                wanted = (g if needed else None for g, needed in zip(found, need, strict=True))
+                return None, None, None, *wanted
+
+            jvp = staticmethod(refuse_forward_mode)
+
+        self.eager = Loss.apply
+
+    def __call__(
+        self,
+        views: Sequence[Tensor],
+        permutation: Tensor | None,
+        weights: Sequence[float | Tensor],
+        options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """(loss, terms); gradients flow through the loss alone."""
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            if not torch.compiler.is_compiling():
+                count_flops()
+            loss, terms, *_ = self.operator(list(views), permutation, _as_tensor(weights), *options)
+            return loss, terms.detach()
+        refuse_transforms("this loss")
+        return self.eager(permutation, tuple(weights), options, *views)
+
+
+def _as_tensor(weights: Sequence[float | Tensor]) -> Tensor:
+    """(K,) float64 on the CPU. Numbers are products, because that is how graphs take numbers that
+    change."""
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    return torch.stack(
+        [
+            w.to("cpu", torch.float64).reshape(()) if isinstance(w, Tensor) else one * w
+            for w in weights
+        ]
+    )
 
 
 _SCHEMA_TYPES = {float: "float", int: "SymInt", bool: "bool", str: "str"}
@@ -368,9 +567,14 @@ def _gradients(function: Callable[..., tuple[Tensor, Tensor]], ctx: Any, grad: T
 
 def save_for_backward(ctx: Any, z_a: Tensor, z_b: Tensor, *kept: Tensor) -> None:
     """As `ctx.save_for_backward`, for embeddings that were made in inference mode as well."""
-    if (z_a.is_inference() or z_b.is_inference()) and not torch.is_inference_mode_enabled():
-        z_a, z_b = z_a.clone(), z_b.clone()
-    ctx.save_for_backward(z_a, z_b, *kept)
+    save_views(ctx, (z_a, z_b), kept)
+
+
+def save_views(ctx: Any, views: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
+    """`save_for_backward` of any number of views."""
+    if any(z.is_inference() for z in views) and not torch.is_inference_mode_enabled():
+        views = [z.clone() for z in views]
+    ctx.save_for_backward(*views, *kept)
 
 
 def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
@@ -381,8 +585,8 @@ def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
         if "modified by an inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            "barlow_fast: z_a or z_b was changed in place after the loss was computed and before "
-            "its backward pass, which reads both; change a copy instead (z.clone()). "
+            "barlow_fast: an embedding was changed in place after the loss was computed and before "
+            "its backward pass, which reads it; change a copy instead (z.clone()). "
             f"[{error}]"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What the loss would choose for given shapes, and why, and what each choice costs."""
+"""What a loss would choose for given shapes, and why, and what each choice costs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ import torch
 
 from .arguments import FORM_OF_LAYOUT, FORMS, LAYOUTS, Backend, Form, Layout, Options, Precision
 from .distributed import cost as distribution
+from .forms.family import BARLOW_TWINS, FROSSL, MIXED, VICREG, work_of
 from .kernels import KERNEL_SETS, why_unusable
 from .kernels.precision import OPERAND_DTYPE, accumulation_dtype
-from .plan import AUTOCAST_PRECISION, choose_backend, choose_form, choose_precision, flops
+from .losses import catalogue
+from .plan import (
+    AUTOCAST_PRECISION,
+    PAIR,
+    Work,
+    choose_backend,
+    choose_form,
+    choose_precision,
+    flops,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Plan:
     backend: str  # the kernel set
     costs: dict[str, Cost]  # of each form
     reasons: dict[str, str]  # of form, precision, backend and layout
+    loss: str = "Barlow Twins"
+    views: int = 2
     world_size: int = 1  # ranks
     layout: str | None = None  # across ranks; None on one
     layout_costs: dict[str, distribution.LayoutCost] = field(default_factory=dict)  # of each layout
@@ -49,7 +61,10 @@ class Plan:
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
-        lines = [f"Barlow Twins loss of two {self.n} x {self.d} {name} embeddings on {self.device}"]
+        count = "two" if self.views == 2 else str(self.views)
+        lines = [
+            f"{self.loss} loss of {count} {self.n} x {self.d} {name} embeddings on {self.device}"
+        ]
         if self.layout is not None:
             lines[0] += f", over {self.world_size} ranks"
         for key in ("layout", "form", "precision", "backend"):
@@ -68,15 +83,37 @@ def _mark(chosen: bool) -> str:
     return "  <- chosen" if chosen else ""
 
 
-def cost(form: str, n: int, d: int, backend: str, precision: str, element_size: int = 4) -> Cost:
-    """The cost model: 6 N D min(N, D) operations where symmetric products are halved (design:
-    kernels/README.md)."""
-    # The Triton kernels keep matrices in the operand type, the others as they were summed.
-    kept = OPERAND_DTYPE[precision] if backend == "triton" else accumulation_dtype(precision)
-    itemsize = kept.itemsize
-    forward, gradient = flops(form, n, d, backend)
-    extra = (2 * n * n if form == "gram" else d * d) * itemsize
-    return Cost(forward + 2 * gradient, float(6 * n * d * element_size), float(extra))
+def cost(
+    form: str,
+    n: int,
+    d: int,
+    backend: str,
+    precision: str,
+    element_size: int = 4,
+    work: Work = PAIR,
+    views: int = 2,
+) -> Cost:
+    """The cost model: of two views 6 N D min(N, D) operations where symmetric products are halved
+    (design: kernels/README.md)."""
+    # Of two views the Triton kernels keep matrices in the operand type; others as they were summed.
+    half = backend == "triton" and work == PAIR
+    kept = OPERAND_DTYPE[precision] if half else accumulation_dtype(precision)
+    forward, gradient = flops(form, n, d, backend, work, views)
+    if form == "gram":
+        extra = work.grams * n * n // (1 if work == PAIR else 2)  # of more views, triangles
+    else:
+        extra = work.correlations * d * d
+    moved = 3 * views * n * d * element_size
+    return Cost(forward + views * gradient, float(moved), float(extra * kept.itemsize))
+
+
+# Of each loss its operator's name, and how many views it takes at least.
+_LOSSES = {
+    catalogue.BARLOW_TWINS: (BARLOW_TWINS, 2),
+    catalogue.MIXED: (MIXED, 3),
+    catalogue.VICREG: (VICREG, 1),
+    catalogue.FROSSL: (FROSSL, 2),
+}
 
 
 def explain(
@@ -90,11 +127,13 @@ def explain(
     precision: Precision = "auto",
     backend: Backend = "auto",
     layout: Layout = "auto",
+    loss: str = "barlow-twins",
+    views: int | None = None,
     world_size: int = 1,
     nodes: int = 1,
     network: distribution.Network | None = None,
 ) -> Plan:
-    """What `barlow_twins_loss` would do for two (n, d) embeddings, and why.
+    """What a loss would do for (n, d) embeddings, and why.
 
     Args:
         n: samples in the batch, of all ranks together.
@@ -103,6 +142,8 @@ def explain(
         device: device of the embeddings.
         autocast: the autocast dtype that will be active, or None.
         form, precision, backend, layout: as given to the loss.
+        loss: 'barlow-twins', 'mixed-barlow-twins', 'vicreg' or 'frossl'.
+        views: how many embeddings; None for two, of mixed Barlow Twins three.
         world_size: ranks of the process group; they are taken to have equally many samples.
         nodes: machines that the ranks are spread over.
         network: what to assume of ranks and links; None for what the loss itself assumes of
@@ -110,13 +151,20 @@ def explain(
 
     Raises:
         TypeError: sizes that are not whole numbers, a dtype that is none.
-        ValueError: an unknown form, precision, backend or layout, n < 2, d < 1, world_size < 1 or
-            nodes not in 1...world_size.
+        ValueError: an unknown form, precision, backend, layout or loss, n < 2, d < 1, views that
+            the loss does not take, world_size < 1 or nodes not in 1...world_size.
         RuntimeError: a requested backend cannot be used on `device`.
     """
-    for name, size in (("n", n), ("d", d), ("world_size", world_size), ("nodes", nodes)):
+    if loss not in _LOSSES:
+        raise ValueError(f"loss must be one of {tuple(_LOSSES)}, got {loss!r}")
+    name, least = _LOSSES[loss]
+    views = max(2, least) if views is None else views
+    sizes = {"n": n, "d": d, "views": views, "world_size": world_size, "nodes": nodes}
+    for name_of_size, size in sizes.items():
         if not isinstance(size, int):
-            raise TypeError(f"{name} must be a whole number, got {size!r}")
+            raise TypeError(f"{name_of_size} must be a whole number, got {size!r}")
+    if views < least or (name == MIXED and views != least):
+        raise ValueError(f"views must be at least {least} for {loss}, got {views}")
     _check_dtypes(dtype, autocast)
     if n < 2 or d < 1:
         raise ValueError(f"n must be at least 2 and d at least 1, got n={n}, d={d}")
@@ -131,8 +179,10 @@ def explain(
     executed, why_precision = choose_precision(
         precision, dtype, device.type, autocast, chosen_backend
     )
-    chosen_form = choose_form(form, n, d, chosen_backend)
-    costs = {f: cost(f, n, d, chosen_backend, executed, dtype.itemsize) for f in FORMS}
+    pair = name == BARLOW_TWINS and views == 2
+    work = PAIR if pair else work_of(name, views)
+    chosen_form = choose_form(form, n, d, chosen_backend, work)
+    costs = {f: cost(f, n, d, chosen_backend, executed, dtype.itemsize, work, views) for f in FORMS}
     other = next(f for f in FORMS if f != chosen_form)
     ratio = costs[other].flops / costs[chosen_form].flops
     reasons = {
@@ -140,9 +190,14 @@ def explain(
         "precision": why_precision,
         "backend": "requested" if backend != "auto" else _backend_reason(chosen_backend, device),
     }
-    plan = Plan(n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons)
+    plan = Plan(
+        n, d, dtype, str(device), chosen_form, executed, chosen_backend, costs, reasons,
+        catalogue.LOSSES[loss].title, views,
+    )  # fmt: skip
     if world_size == 1:
         return plan
+    if not pair:
+        return _one_layout_of_a_form(plan, layout, world_size)
     network = network or distribution.network_of(device.type, nodes, executed)
     return _distributed(plan, form, layout, world_size, network)
 
@@ -187,6 +242,18 @@ def _distributed(
         layout_costs=costs,
         layout_seconds=seconds,
     )
+
+
+def _one_layout_of_a_form(plan: Plan, layout: str, world_size: int) -> Plan:
+    """The plan of a loss whose form decides on the layout, or the layout on the form."""
+    if layout == "rows":
+        raise ValueError("layout='rows' is for two views of the Barlow Twins loss")
+    form = plan.form if layout == "auto" else FORM_OF_LAYOUT[layout]
+    chosen = next(name for name, of in FORM_OF_LAYOUT.items() if of == form)
+    reason = distribution.DESCRIPTION[chosen]
+    reason += "; requested" if layout != "auto" else "; the form's"
+    reasons = plan.reasons | {"layout": reason}
+    return replace(plan, form=form, reasons=reasons, world_size=world_size, layout=chosen)
 
 
 def _form_reason(other: str, ratio: float) -> str:

@@ -1,7 +1,9 @@
-"""The loss as a pair of functions on tensors, and as the operator `barlow_twins` made of them."""
+"""The losses as pairs of functions on tensors, and the operators made of them: `barlow_twins` of
+two views, `family` of any number (`forms/family.py`)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +11,11 @@ from torch import Tensor
 
 from . import plan
 from .arguments import check_choice, check_number
-from .differentiable import DifferentiableOperator
+from .differentiable import DifferentiableOperator, ViewsOperator
 from .forms import correlation, gram
+from .forms import family as family_form
+from .forms.family import ViewOptions
+from .forms.views import Run
 from .kernels import Layout, load
 from .kernels.precision import accumulation_dtype
 
@@ -84,4 +89,57 @@ def _layouts(z: Tensor, options: Options) -> tuple[Layout, ...]:
 barlow_twins = DifferentiableOperator(
     "forward_2", "backward_2", forward, backward, Options, ("statistics", "matrix", "companion"),
     _layouts, results=3, at_least=2, flops=flops,
+)  # fmt: skip
+
+
+def _run(views: Sequence[Tensor], options: ViewOptions) -> Run:
+    work = family_form.work_of(options.loss, len(views))
+    form, precision, backend = plan.resolve(views[0], *options[4:], work)
+    return Run(load(backend, precision), form, precision, views[0].shape[1])
+
+
+def forward_views(
+    views: Sequence[Tensor],
+    permutation: Tensor | None,
+    weights: Sequence[float],
+    options: ViewOptions,
+) -> tuple[Tensor, ...]:
+    """(loss, terms, *what `backward_views` needs); each view (N, D)."""
+    with plan.without_autocast(views[0].device.type):
+        return family_form.forward(_run(views, options), views, permutation, weights, options)
+
+
+def backward_views(
+    grad: Tensor,
+    views: Sequence[Tensor],
+    permutation: Tensor | None,
+    kept: Sequence[Tensor],
+    weights: Sequence[float],
+    options: ViewOptions,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of the loss times the scalar `grad`; one that is not needed is empty."""
+    with plan.without_autocast(views[0].device.type):
+        run, n = _run(views, options), views[0].shape[0]
+        return family_form.backward(run, views, permutation, kept, weights, options, n, grad, need)
+
+
+def _view_layouts(
+    views: Sequence[Tensor], permutation: Tensor | None, options: ViewOptions
+) -> list[Layout]:
+    for name in ("form", "precision", "backend"):
+        check_choice(name, getattr(options, name))
+    options.check(views, permutation)
+    return family_form.layouts(_run(views, options), views, options)
+
+
+def _view_flops(views: Sequence[Tensor], options: ViewOptions) -> tuple[float, float]:
+    work = family_form.work_of(options.loss, len(views))
+    form, _, backend = plan.resolve(views[0], *options[4:], work)
+    return plan.flops(form, *views[0].shape, backend, work, len(views))
+
+
+family = ViewsOperator(
+    "views_forward_1", "views_backward_1", forward_views, backward_views, ViewOptions,
+    _view_layouts, lambda options: family_form.WEIGHTS[options.loss], _view_flops,
 )  # fmt: skip

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,22 +24,41 @@ MATMUL_PRECISION = {"highest": "fp32", "high": "tf32", "medium": "bf16"}
 SYMMETRIC_SETS = ("cpu", "triton")
 
 
-def flops(form: str, n: int, d: int, backend: str) -> tuple[float, float]:
+class Work(NamedTuple):
+    """How many matrix products a loss takes in each form, forward and for all gradients."""
+
+    grams: int = 2
+    gram_gradients: int = 2
+    correlations: int = 1
+    correlation_gradients: int = 2
+
+
+PAIR = Work()  # of two views
+
+
+def flops(
+    form: str, n: int, d: int, backend: str, work: Work = PAIR, views: int = 2
+) -> tuple[float, float]:
     """Multiplications and additions of the matrix products of the forward pass, and of the gradient
     of one view."""
     if form == "gram":
-        return float((2 if backend in SYMMETRIC_SETS else 4) * n * n * d), float(2 * n * n * d)
-    return float(2 * n * d * d), float(2 * n * d * d)
+        each = (1 if backend in SYMMETRIC_SETS else 2) * n * n * d
+        return float(work.grams * each), float(work.gram_gradients * 2 * n * n * d / views)
+    each = 2 * n * d * d
+    return float(work.correlations * each), float(work.correlation_gradients * each / views)
 
 
-def choose_form(form: str, n: int, d: int, backend: str) -> str:
+def choose_form(form: str, n: int, d: int, backend: str, work: Work = PAIR) -> str:
     """The form with less work; `form` itself unless it is 'auto'. Safe on symbolic sizes."""
     if form != "auto":
         return form
-    # Operations break even at N = D, but two triangles take more passes than one square matrix:
-    # at N = D = 1024 the native kernels run the correlation form in 0.92 to 0.95 of the time.
-    # Where the Gram products are not halved, operations break even at N = 3/4 D.
-    ratio = (11, 12) if backend in SYMMETRIC_SETS else (3, 4)
+    # Operations break even at N = D for two views, but two triangles take more passes than one
+    # square matrix: at N = D = 1024 the native kernels run the correlation form in 0.92 to 0.95 of
+    # the time. Where the Gram products are not halved, operations break even at N = 3/4 D.
+    halved = backend in SYMMETRIC_SETS
+    gram = work.grams * (1 if halved else 2) + 2 * work.gram_gradients
+    correlation = 2 * (work.correlations + work.correlation_gradients)
+    ratio = (11 * correlation, 12 * gram) if halved else (correlation, gram)
     is_gram = ratio[1] * n <= ratio[0] * d
     if isinstance(is_gram, torch.SymBool) and torch.compiler.is_exporting():
         _refuse_undecided(is_gram, n, d, ratio)
@@ -53,7 +73,7 @@ def _refuse_undecided(is_gram: torch.SymBool, n: int, d: int, ratio: tuple[int, 
     if statically_known_true(is_gram) or statically_known_true(torch.sym_not(is_gram)):
         return
     raise RuntimeError(
-        f"barlow_fast: the form of the loss ('gram' up to N = {ratio[0]}/{ratio[1]} D, else "
+        f"barlow_fast: the form of the loss ('gram' up to N = {Fraction(*ratio)} D, else "
         f"'correlation') is open for the sizes of this export, N = {n}, D = {d}: give one, "
         "form='gram' for batches that are mostly smaller than D, else form='correlation' (both "
         "are exact for every N), or bound the dynamic size, as in torch.export.Dim('n', max=...)"
@@ -144,15 +164,17 @@ def precision_under_autocast(z: Tensor, precision: str) -> str:
     return _wanted_precision("auto", z.dtype, z.device.type, autocast)[0]
 
 
-def resolve(z: Tensor, form: str, precision: str, backend: str) -> tuple[str, str, str]:
+def resolve(
+    z: Tensor, form: str, precision: str, backend: str, work: Work = PAIR
+) -> tuple[str, str, str]:
     """(form, precision, backend) for embeddings z (N, D), with nothing left to 'auto'."""
     backend = choose_backend(backend, z.device)
-    form = choose_form(form, z.shape[0], z.shape[1], backend)
+    form = choose_form(form, z.shape[0], z.shape[1], backend, work)
     chosen, _ = choose_precision(precision, z.dtype, z.device.type, backend=backend)
     return form, chosen, backend
 
 
-def resolved(z: Tensor, options: Any) -> Any:
+def resolved(z: Tensor, options: Any, work: Work = PAIR) -> Any:
     """`options`, a NamedTuple with the fields form, precision and backend, with these resolved."""
-    chosen = resolve(z, options.form, options.precision, options.backend)
+    chosen = resolve(z, options.form, options.precision, options.backend, work)
     return options._replace(form=chosen[0], precision=chosen[1], backend=chosen[2])

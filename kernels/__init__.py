@@ -17,7 +17,7 @@ if __name__ == "kernels":
     sys.modules[__name__] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[__name__])
 else:
-    from .contract import Coefficients, GradientInputs, KernelSet, Layout
+    from .contract import Coefficients, GradientInputs, KernelSet, Layout, ViewGradients
     from .sets import KERNEL_SETS, load, why_unusable
 
     __all__ = [
@@ -26,6 +26,7 @@ else:
         "GradientInputs",
         "KernelSet",
         "Layout",
+        "ViewGradients",
         "load",
         "why_unusable",
     ]

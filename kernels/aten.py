@@ -8,13 +8,13 @@ rounded operands are multiplied in float32: no product is rounded to half precis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from . import tiles
-from .contract import GradientInputs, Layout
+from .contract import GradientInputs, Layout, ViewGradients
 from .photometry import photometric
 from .precision import (
     OPERAND_DTYPE,
@@ -102,12 +102,12 @@ def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
 def gram_from_tiles(
     packed: Tensor, centres: Tensor, n: int, d: int, precision: str
 ) -> tuple[Tensor, Tensor]:
-    shape, dtype = gram_layout(n, precision)
-    grams = torch.empty(shape, dtype=dtype, device=packed.device)
+    (_, *shape), dtype = gram_layout(n, precision)
+    grams = torch.empty((packed.shape[0], *shape), dtype=dtype, device=packed.device)
     for gram, view, centre in zip(grams, packed, centres, strict=True):
         gram.copy_(tiles.unpack(view, n))
         gram.diagonal().add_(centre)
-    return grams, grams.new_zeros(2)
+    return grams, torch.zeros_like(centres)
 
 
 def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
@@ -117,15 +117,9 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     scale = gram_scale(n, coefficients.dimensions or d, precision)
 
     def gradient(view: int, hats: list[Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
-        # Gram centring: the multiple of the identity that the norm's backward would remove again is
-        # taken out of K first, which is what keeps half-precision products accurate
-        # (kernels/README.md).
-        gram, hat = grams[1 - view], hats[view]
-        centre = gram.diagonal().mean()
-        centred = gram.clone()
-        centred.diagonal().sub_(centre)
-        moved = product(_cast(centred * scale, precision), _cast(hat, precision), precision)
-        g = coefficients.product / scale * moved + weight * hats[1 - view]
+        hat = hats[view]
+        moved, centre = _gram_product(grams[1 - view], hat, scale, precision)
+        g = coefficients.product * moved + weight * hats[1 - view]
         projection = -coefficients.product * centre
         if coefficients.projected:
             rstd = inputs.statistics[3 * view + 1]
@@ -133,6 +127,59 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
         return g, projection
 
     return _gradients(inputs, gradient)
+
+
+def _gram_product(gram: Tensor, hat: Tensor, scale: float, precision: str) -> tuple[Tensor, Tensor]:
+    """(K' z_hat, c), K' = K - c I: Gram centring. The multiple of the identity that the norm's
+    backward would remove again is taken out of K first, which is what keeps half-precision products
+    accurate (kernels/README.md)."""
+    centre = gram.diagonal().mean()
+    centred = gram.clone()
+    centred.diagonal().sub_(centre)
+    moved = product(_cast(centred * scale, precision), _cast(hat, precision), precision)
+    return moved / scale, centre
+
+
+def view_moments(views: Sequence[Tensor], precision: str) -> tuple[Tensor, Tensor]:
+    n = views[0].shape[0]
+    wide = torch.promote_types(views[0].dtype, accumulation_dtype(precision))
+    means, rests, centred = zip(*(_centre(z.to(wide)) for z in views), strict=True)
+    rest = torch.stack(rests)
+    comoments = rest.new_empty((len(views), *rest.shape))
+    for v, x in enumerate(centred):
+        for u, y in enumerate(centred[: v + 1]):
+            comoments[v, u] = (x * y).sum(0).double() - n * rest[v] * rest[u]
+            comoments[u, v] = comoments[v, u]
+    return torch.stack(means) + rest, comoments
+
+
+def view_gradients(inputs: ViewGradients) -> tuple[Tensor, ...]:
+    n, precision = inputs.views[0].shape[0], inputs.precision
+    scale = gram_scale(n, inputs.dimensions, precision)
+    hats = [_hat(z, *rows) for z, rows in zip(inputs.views, inputs.statistics, strict=True)]
+    grams = () if inputs.matrices is None else inputs.matrices[0]
+    grads = []
+    for view, needed in enumerate(inputs.need):
+        z, hat, rstd = inputs.views[view], hats[view], inputs.statistics[view, 1]
+        if not needed:
+            grads.append(z.new_empty(0))
+            continue
+        g = torch.zeros_like(hat)
+        for (output, other), weight in zip(inputs.links, inputs.weights, strict=True):
+            if output == view:
+                g.addcmul_(weight, hats[other])
+        if inputs.offsets is not None:
+            g.add_(inputs.offsets[view])
+        projection = torch.zeros_like(rstd)
+        if view < len(grams):
+            moved, centre = _gram_product(grams[view], hat, scale, precision)
+            factor = inputs.products[view].to(hat.dtype)
+            g.addcmul_(factor, moved)
+            projection -= factor * centre
+        if inputs.projected:
+            projection = (g * hat).mean(0) + projection * inputs.eps * rstd.square()
+        grads.append(((g - hat * projection) * (rstd * inputs.grad_scale)).to(z.dtype))
+    return tuple(grads)
 
 
 def _gradients(

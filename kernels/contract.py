@@ -17,6 +17,8 @@ rely on.
 * `gram_pair`: K_a = z_hat_a z_hat_a^T, K_b likewise, and their inner product <K_a, K_b>
 * `gram_tiles`, `gram_from_tiles`: a Gram matrix as tiles that ranks can add up, and back
 * `gram_gradients`: dL/dz of both views from K_a and K_b; the norm's backward included
+* `view_moments`, `view_gradients`: the same for any number of views, each with a matrix of its own
+  or none, and any sums of views beside the product
 * `correlation`: C = z_hat_a^T z_hat_b / N with a zeroed diagonal, its squared row and column sums
 * `correlation_gradients`: dL/dz of both views from that matrix; the norm's backward included
 * `terms`: the loss and its two terms from the sums of the above
@@ -89,6 +91,43 @@ class GradientInputs(NamedTuple):
     coefficients: Coefficients
     precision: str
     need: tuple[bool, bool] = (True, True)
+
+
+class ViewGradients(NamedTuple):
+    """The arguments of `view_gradients`: V views, of which the first O get a gradient; the first M
+    of those have a matrix.
+
+    Attributes:
+        views: V embeddings (N, D) of one dtype, any row strides.
+        statistics: (V, 3, D) mean, rstd and shift of each view, in the accumulation type.
+        matrices: (grams, centres) of `gram_from_tiles`, M of each; None for M = 0.
+        products: (M,) float64, the factor of each matrix product.
+        links: pairs (o, v): the gradient of view o has weights times view v. Of one o in sequence,
+            o ascending.
+        weights: (len(links), D) in the accumulation type.
+        offsets: (O, D) in the accumulation type, added to every row; None for none. None where
+            `projected`, whose norm would take them out again.
+        grad_scale: one element, a factor of the results.
+        dimensions: no element of a matrix exceeds N times this.
+        eps: of the norm; read where `projected`.
+        projected: whether the norm's backward is included.
+        precision: see `KernelSet`.
+        need: of each of the O gradients, whether to compute it; others are returned empty.
+    """
+
+    views: tuple[Tensor, ...]
+    statistics: Tensor
+    matrices: tuple[Tensor, Tensor] | None
+    products: Tensor
+    links: tuple[tuple[int, int], ...]
+    weights: Tensor
+    offsets: Tensor | None
+    grad_scale: Tensor
+    dimensions: int
+    eps: float
+    projected: bool
+    precision: str
+    need: tuple[bool, ...]
 
 
 class KernelSet(Protocol):
@@ -164,10 +203,11 @@ class KernelSet(Protocol):
     def gram_from_tiles(
         self, packed: Tensor, centres: Tensor, n: int, d: int, precision: str
     ) -> tuple[Tensor, Tensor]:
-        """(grams, centres) as `gram_pair` would have returned them.
+        """(grams, centres) as `gram_pair` would have returned them, of M matrices instead of 2.
 
-        packed: (2, T, B, B), any floating type, tiles of K_v - centres[v] I. centres: (2,) in the
-        accumulation type. n: N. d: the columns of all ranks that K was summed over.
+        packed: (M, T, B, B), any floating type, tiles of K_v - centres[v] I. centres: (M,) in the
+        accumulation type. n: N. d: no element of K exceeds N times this: the columns of all ranks
+        that K was summed over.
         """
         ...
 
@@ -179,6 +219,23 @@ class KernelSet(Protocol):
             G_a = product * K_b z_hat_a + w * z_hat_b
             G_b = product * K_a z_hat_b + w * z_hat_a
             dL/dz = rstd * (G - z_hat * mean_n(G * z_hat)) * grad_scale
+        """
+        ...
+
+    def view_moments(self, views: Sequence[Tensor], precision: str) -> tuple[Tensor, Tensor]:
+        """(means (V, D), comoments (V, V, D)), float64: comoments[v, u] = sum (z_v - mean_v)(z_u -
+        mean_u). One read of V >= 1 views of one shape and dtype; accuracy as `column_moments`."""
+        ...
+
+    def view_gradients(self, inputs: ViewGradients) -> tuple[Tensor, ...]:
+        """dL/dz of the first O views in their dtype, contiguous.
+
+        With K_o the matrix of view o (none for o >= M)
+
+            G_o = products[o] K_o z_hat_o + sum over links (o, v) of weights * z_hat_v + offsets[o]
+            dL/dz_o = rstd_o * (G_o - z_hat_o * mean_n(G_o * z_hat_o)) * grad_scale
+
+        and without the norm's backward dL/dz_o = rstd_o * G_o * grad_scale.
         """
         ...
 

@@ -34,6 +34,39 @@ def positions(blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
+@functools.lru_cache(maxsize=32)
+def diagonal(n: int, precision: str, device: torch.device) -> Tensor:
+    """Positions of the N diagonal elements in flattened (T, B, B) tiles."""
+    b = side(n, precision)
+    sample = torch.arange(n, device=device)
+    block, within = sample // b, sample % b
+    return ((block * (block + 3) // 2) * b + within) * b + within
+
+
+def take_centres(tiles: Tensor, n: int, precision: str) -> Tensor:
+    """Subtracts from each of the (M, T, B, B) symmetric matrices the mean of its diagonal times the
+    identity, in place; returns the (M,) means. What is left of it can be rounded to operands."""
+    flat, at = tiles.flatten(1), diagonal(n, precision, tiles.device)
+    centres = flat[:, at].mean(1)
+    flat[:, at] -= centres[:, None]
+    return centres
+
+
+@functools.lru_cache(maxsize=32)
+def _off_diagonal(blocks: int, device: torch.device) -> Tensor:
+    """(T,) float64: 2 for tiles below the diagonal, which stand for their mirror images too."""
+    rows, columns = positions(blocks, device)
+    return torch.where(rows == columns, 1.0, 2.0).double()
+
+
+def inner(x: Tensor, y: Tensor, n: int) -> Tensor:
+    """<X, Y> of two symmetric (N, N) matrices in (T, B, B) tiles: a float64 scalar. Added up row by
+    row in the tiles' own type, then in float64."""
+    b = x.shape[1]
+    rows = torch.linalg.vecdot(x, y).sum(1, dtype=torch.float64)
+    return rows @ _off_diagonal(-(-n // b), x.device)
+
+
 def pack(matrix: Tensor, precision: str) -> Tensor:
     """The (T, B, B) tiles of a symmetric (N, N) matrix."""
     n = matrix.shape[0]

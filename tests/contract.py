@@ -18,7 +18,15 @@ import torch
 from embeddings import draw
 from torch import Tensor
 
-from barlow_fast.kernels import Coefficients, GradientInputs, aten, cpu, tiles, why_unusable
+from barlow_fast.kernels import (
+    Coefficients,
+    GradientInputs,
+    ViewGradients,
+    aten,
+    cpu,
+    tiles,
+    why_unusable,
+)
 from barlow_fast.kernels.precision import OPERAND_DTYPE, accumulation_dtype
 
 EPS = 1e-5
@@ -282,6 +290,72 @@ def check_dominating_sample(
         assert_close(x.double(), y, max(1e-5, float(torch.finfo(OPERAND_DTYPE[precision]).eps)))
 
 
+def prepared_views(
+    shape: tuple[int, int], precision: str, views: int, dtype: torch.dtype | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """(Correlated views, (V, 3, D) statistics), as the plain-torch set computes them."""
+    case = prepared(shape, precision, dtype)
+    drawn = [(case.z_a * (0.5 + v) + case.z_b.roll(v, 0)).to(case.z_a.dtype) for v in range(views)]
+    rows = [aten.statistics(z, z, EPS, precision)[0][:3] for z in drawn]
+    return tuple(drawn), torch.stack(rows)
+
+
+def check_view_moments(kernels: ModuleType, views: tuple[Tensor, ...], precision: str) -> None:
+    """view_moments; comoments equal in both orders of two views."""
+    means, comoments = kernels.view_moments(views, precision)
+    want_means, want = aten.view_moments(views, precision)
+    assert_close(means, want_means, BOUND[precision])
+    assert_close(comoments, want, BOUND[precision])
+    assert torch.equal(comoments, comoments.transpose(0, 1))
+
+
+def check_view_gradients(
+    kernels: ModuleType, views: tuple[Tensor, ...], statistics: Tensor, precision: str
+) -> None:
+    """view_gradients: of all views with matrices and all links; of some, with matrices of fewer;
+    without any matrix; with and without the norm's backward."""
+    (n, d), count = views[0].shape, len(views)
+    generator = torch.Generator().manual_seed(n + d)
+
+    def random(*size: int) -> Tensor:
+        drawn = torch.randn(*size, generator=generator, dtype=torch.float64)
+        return drawn.to(views[0].device, statistics.dtype)
+
+    every = tuple((o, v) for o in range(count) for v in range(count))
+    few = tuple(link for link in every if link[0] < max(count - 1, 1) and sum(link) % 2 == 0)
+    for matrices, outputs, links, projected in (
+        (count, count, every, True),
+        (count, count, every, False),
+        (1, max(count - 1, 1), few, True),
+        (0, count, every, True),
+        (0, 1, few[:1], False),
+        (1, 1, (), False),
+    ):
+        kept = whole = None
+        if matrices:
+            pairs = zip(views[:matrices], statistics[:matrices], strict=True)
+            packed = torch.stack([kernels.gram_tiles(z, rows, precision) for z, rows in pairs])
+            if matrices > 1:  # a matrix that is no view's own, within twice N D
+                packed[0] -= packed[1]
+            centres = tiles.take_centres(packed, n, precision)
+            kept, whole = (
+                k.gram_from_tiles(packed, centres, n, 2 * d, precision) for k in (kernels, aten)
+            )
+        need = tuple(o != 1 for o in range(outputs))
+        for wanted in {need, (True,) * outputs}:
+            products = torch.linspace(0.01, 0.02, matrices, dtype=torch.float64) / n
+            shared = (
+                products.to(views[0].device), links, 0.3 * random(len(links), d),
+                None if projected else random(outputs, d), statistics.new_tensor(1.7), 2 * d, EPS,
+                projected, precision, wanted,
+            )  # fmt: skip
+            got = kernels.view_gradients(ViewGradients(views, statistics, kept, *shared))
+            want = aten.view_gradients(ViewGradients(views, statistics, whole, *shared))
+            assert len(got) == outputs
+            typical = float(statistics[0, 1].double().norm()) * n**0.5 * 0.1
+            compare_each(kernels, got, want, precision, typical)
+
+
 def check_correlation(kernels: ModuleType, case: Case, precision: str) -> None:
     """correlation, correlation_gradients and terms."""
     z_a, z_b, _, statistics, _ = case
@@ -321,15 +395,27 @@ def compare_gradients(
     # Where the exact gradient nearly vanishes (N = 2), what is compared is rounding in terms of
     # this size.
     typical = float(theirs.statistics[1].double().norm()) * float(theirs.z_a.shape[0]) ** 0.5 * 0.1
+    compare_each(kernels, got, want, precision, typical)
+    for need in ((True, False), (False, True), (False, False)):
+        some = getattr(kernels, name)(mine._replace(need=need))
+        for x, y, wanted in zip(some, got, need, strict=True):
+            assert torch.equal(x, y) if wanted else x.numel() == 0
+
+
+def compare_each(
+    kernels: ModuleType,
+    got: tuple[Tensor, ...],
+    want: tuple[Tensor, ...],
+    precision: str,
+    typical: float,
+) -> None:
+    """Gradients of the set against those of the plain-torch set."""
     # Operands at the border of two half-precision numbers may round either way, and each set takes
     # another multiple of the identity out of K before it rounds.
     operand = float(torch.finfo(OPERAND_DTYPE[precision]).eps) / 16
     for x, y in zip(got, want, strict=True):
         assert x.dtype == y.dtype
+        assert x.shape == y.shape
         bound = max(bound_of(kernels, precision, x), operand, 2 * torch.finfo(y.dtype).eps)
         size = max(float(y.double().norm()), typical)
         assert float((x.double() - y.double()).norm()) <= bound * size
-    for need in ((True, False), (False, True), (False, False)):
-        some = getattr(kernels, name)(mine._replace(need=need))
-        for x, y, wanted in zip(some, got, need, strict=True):
-            assert torch.equal(x, y) if wanted else x.numel() == 0

@@ -41,6 +41,7 @@ from barlow_fast.data.pack import Packed
 from barlow_fast.evaluation import FinetuneSettings, LinearSettings
 from barlow_fast.evaluation.scores import Evaluation, Score
 from barlow_fast.files import WriteError
+from barlow_fast.losses.catalogue import LOSSES
 from barlow_fast.training import (
     PretrainConfig,
     Ranks,
@@ -95,9 +96,17 @@ PRETRAIN: dict[str, Case] = {
         for name, value in {
             "dataset": "fashion-mnist", "views": "cifar", "encoder": "resnet18", "epochs": 7,
             "batch_size": 48, "micro_batch_size": 16, "lambd": 0.125, "seed": 11,
-            "precision": "bf16", "backend": "aten",
+            "precision": "bf16", "backend": "aten", "small_views": 6, "loss": "vicreg",
         }.items()
     },
+    **{
+        name: (f"--{name} 1.5 --loss {loss}", f"_prepare.config.{name}", 1.5)
+        for name, loss in (
+            ("mixing", "mixed-barlow-twins"), ("invariance", "frossl"), ("variance", "vicreg"),
+            ("covariance", "vicreg"),
+        )
+    },
+    "small_size": ("--small-views 2 --small-size 5", "_prepare.config.small_size", 5),
     "settings": ("momentum=0.5 projector=[8,9]", "_prepare.config.projector", (8, 9)),
     "preset": ("--preset cifar10", "_prepare.config.encoder", "resnet18"),
     "config_file": ("--config settings.yaml", "_prepare.config.scale", 3.0),
@@ -194,6 +203,25 @@ def test_without_options_the_presets_settings_are_used(pretraining: Calls):
     assert pretraining["joined"][0]["device"] == "auto"
     assert not prepared["console"].quiet
     assert len(pretraining["check_memory_of"]) == 1
+
+
+def test_views_are_named_or_counted(pretraining: Calls):
+    config = chosen(pretraining, "--views", "4")
+    assert (config.views, config.view_count) == ("", 4)
+    config = chosen(pretraining, "--views", "cifar", "view_count=3")
+    assert (config.views, config.view_count) == ("cifar", 3)
+    for given, message in (
+        (["--views", "1"], "view_count must be at least 2, got 1"),
+        (["--views", "-3"], "view_count must be at least 2, got -3"),
+        (["--loss", "mixed-barlow-twins", "--views", "4"], "takes 2 views, got 4"),
+        (["--loss", "vicreg", "--lambd", "0.01"], "lambd is no weight of loss vicreg"),
+        (["--loss", "simclr"], "loss must be one of ('barlow-twins', 'vicreg'"),
+        (["--small-size", "4"], "small_size is 4, and there are no small_views"),
+        (["--resume", "old.pt", "--loss", "frossl"], "loss is 'barlow-twins' there, 'frossl' was"),
+        (["--resume", "old.pt", "--views", "4"], "view_count is None there, 4 was requested"),
+    ):
+        output = " ".join(invoke("pretrain", *given, code=2).split())
+        assert message in output
 
 
 def test_what_is_said_last_holds(pretraining: Calls):
@@ -409,7 +437,7 @@ def test_a_plan_reports_what_a_run_would_do(monkeypatch, tmp_path, room, verdict
 
     arguments = ["--epochs", 3, "--batch-size", 64, "--projector", "32-96", "precision=fp32"]
     config = configure("digits", epochs=3, batch_size=64, projector=(32, 96), precision="fp32")
-    total = estimate.estimate_memory(config, 1, 8, torch.device("cpu")).total
+    total = estimate.estimate_memory(config, 1, (8, 8), torch.device("cpu")).total
     available = None if room is None else total + room
     monkeypatch.setattr(estimate, "available_memory", lambda _: available)
     result = run_command(*PLAN, *arguments, "bias_learning_rate=0.5", code=2 if room == -1 else 0)
@@ -1015,6 +1043,7 @@ def test_every_help_text_is_a_phrase_with_its_default(parameter: Any):
 CHOICES: dict[tuple[str, str], Any] = {
     ("pretrain", "dataset"): data.DATASETS,
     ("pretrain", "views"): data.PRESETS,
+    ("pretrain", "loss"): LOSSES,
     ("pretrain", "on_bad_image"): POLICIES,
     ("pretrain", "loader"): ("auto", *data.loader.LOADERS),
     ("pretrain", "precision"): training.config.PRECISIONS,
@@ -1073,25 +1102,28 @@ def test_the_precision_that_help_promises(monkeypatch, flags: str):
     assert (found == torch.bfloat16) == (flags != "avx2")
 
 
-def test_a_legend_has_the_words_of_the_log(capsys):
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_legend_has_the_words_of_the_log(capsys, loss: str):
     from barlow_fast.training.reporting import progress
 
     record = {
-        "loss": 1.0, "on_diagonal_mean": 0.5, "off_diagonal_mean": 0.1, "knn": 0.9,
+        "loss": 1.0, **dict.fromkeys(LOSSES[loss].terms, 0.5), "knn": 0.9,
         "effective_rank": 7.0, "images_per_second": 3.0, "data_wait_share": 0.1, "epoch": 1,
     }  # fmt: skip
     report = progress.ProgressReport(Console(width=200))
     trainer = SimpleNamespace(
-        config=configure("digits"), step=3, total_steps=9, epoch=0, scores=True, steps_per_epoch=3
-    )
+        config=configure("digits", loss=loss), step=3, total_steps=9, epoch=0, scores=True,
+        steps_per_epoch=3,
+    )  # fmt: skip
     report.started(trainer)
     report.epoch_ended(trainer, record)
     line = capsys.readouterr().out
     words = set(re.findall(r"[A-Za-z][A-Za-z-]*(?: wait)?", line))
     plain = {"epoch", "images", "s", "left"}
-    assert words - plain == set(pretrain_commands.LEGEND)
-    help_text = invoke("pretrain", "--help")
-    assert all(text in " ".join(help_text.split()) for text in pretrain_commands.LEGEND.values())
+    legend = pretrain_commands.words_of(loss)
+    assert words - plain == set(legend)
+    help_text = " ".join(invoke("pretrain", "--help").split())
+    assert all(text in help_text for text in legend.values())
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--lr", "--stage-lr"])

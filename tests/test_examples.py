@@ -69,6 +69,7 @@ class Case(NamedTuple):
     falls: float
     scores: str | None = None
     gain: float = 0.0
+    more: tuple[str, ...] = ()  # arguments
 
 
 CASES = {
@@ -79,6 +80,7 @@ CASES = {
     "graph_encoder": Case(40, 0.6, "linear probe", 0.5),
     "dense_prediction": Case(25, 0.7, "digit of a place", 0.5),
     "tabular": Case(150, 0.5, "linear probe", 2.0),
+    "mixed_wide": Case(60, 0.6, "nearest neighbours", 1.0, ("--features", "2048")),
 }
 
 # Modules without which a script can only say what to install.
@@ -90,6 +92,7 @@ NEEDED = {
     "graph_encoder": ("sklearn.datasets",),
     "dense_prediction": ("sklearn.datasets",),
     "tabular": ("sklearn.datasets",),
+    "mixed_wide": ("sklearn",),
     "lightly_barlow_twins": ("lightly.models.modules",),
 }
 
@@ -118,7 +121,7 @@ def test_learns(name, capsys):
     torch.set_num_threads(1)  # two that wait for each other on a busy machine take far longer
     try:
         with torch.random.fork_rng():
-            assert example.main(["--steps", str(case.steps), "--seed", "1"]) == 0
+            assert example.main(["--steps", str(case.steps), "--seed", "1", *case.more]) == 0
     finally:
         torch.set_num_threads(threads)
     printed = capsys.readouterr().out

@@ -77,7 +77,7 @@ def interrupt(*_: Any, **__: Any) -> None:
     ("command", "owner", "function"),
     [
         ("pretrain --dry-run", settings, "configuration"),
-        ("pretrain --dry-run", description, "choose_views"),
+        ("pretrain --dry-run", description, "views_of_run"),
         ("pretrain --out out", run_images, "load_images"),
         ("pretrain --out out", run_images, "check_memory_of"),
         ("pretrain --out out", training, "Trainer"),

@@ -20,7 +20,7 @@ LAYERS = (
     ("data", "models"),
     ("adapters",),
     ("__init__", "microbatch", "warming", "explain"),
-    ("losses",),
+    ("losses", "statistics"),
     ("ops",),
     ("forms", "distributed"),
     ("plan",),

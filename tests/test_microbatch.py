@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from barlow_fast import BarlowTwinsLoss
+from barlow_fast import (
+    BarlowTwinsLoss,
+    barlow_twins_loss,
+    frossl_loss,
+    mixed_barlow_twins_loss,
+    vicreg_loss,
+)
 from barlow_fast.microbatch import backward_in_microbatches
 
 N, SIZE, D = 11, 6, 8
@@ -421,3 +427,66 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(error, match=text):
             backward_in_microbatches(model, (a, b), criterion, 4, call=call)
+
+
+# --- the losses of any number of views -------------------------------------------------------
+
+
+class Several(nn.Module):
+    """Any number of views in one call, one after the other."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, *several: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.encoder(view) for view in several)
+
+
+def several_views(count: int) -> tuple[Tensor, ...]:
+    a, b = views()
+    return tuple(a * (1 - 0.2 * v) + 0.2 * v * b for v in range(count))
+
+
+PERMUTATION = torch.randperm(N, generator=torch.Generator().manual_seed(3))
+SEVERAL = {
+    "barlow twins": (4, lambda *z: barlow_twins_loss(z, lambd=0.1)),
+    "target": (3, lambda *z: barlow_twins_loss(z, lambd=0.1, off_diagonal_target=-1.0)),
+    "vicreg": (3, lambda *z: vicreg_loss(z, return_terms=True)),
+    "vcreg": (1, lambda *z: vicreg_loss(z[0])),
+    "frossl": (3, lambda *z: frossl_loss(z)),
+    "mixed": (3, lambda *z: mixed_barlow_twins_loss(*z, PERMUTATION, 0.3, 0.1)),
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_every_loss_has_the_gradient_of_the_whole_batch(name, dropout):
+    count, loss = SEVERAL[name]
+    model = Several(encoder(dropout=dropout)).train()
+    whole = copy.deepcopy(model)
+    torch.manual_seed(4)
+    found = backward_in_microbatches(model, several_views(count), loss, 4)
+    found = found[0] if isinstance(found, tuple) else found
+    torch.manual_seed(4)
+    # Dropout of the whole batch at once would draw other numbers: part by part, as they did.
+    parts = [whole(*(v[i : i + 4] for v in several_views(count))) for i in range(0, N, 4)]
+    want = loss(*(torch.cat(z) for z in zip(*parts, strict=True)))
+    want = want[0] if isinstance(want, tuple) else want
+    want.backward()
+    assert float((found - want).abs()) <= 1e-12 * max(1.0, float(want.abs()))
+    assert_same_gradients(model, whole)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_every_loss_under_batch_norm_of_micro_batches(name):
+    count, loss = SEVERAL[name]
+    model = Several(encoder("batch")).train()
+    whole = copy.deepcopy(model)
+    backward_in_microbatches(model, several_views(count), loss, 4)
+    parts = [whole(*(v[i : i + 4] for v in several_views(count))) for i in range(0, N, 4)]
+    result = loss(*(torch.cat(z) for z in zip(*parts, strict=True)))
+    (result[0] if isinstance(result, tuple) else result).backward()
+    assert_same_gradients(model, whole)
+    for (key, x), y in zip(model.named_buffers(), whole.buffers(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=0, msg=key)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from barlow_fast import BarlowTwinsLoss, Plan, Terms, barlow_twins_loss, explain, patch, warmup
+from barlow_fast import MixedBarlowTwinsLoss, VICRegLoss, VICRegTerms, frossl_loss, vicreg_loss
 from barlow_fast.adapters.lightly import BarlowTwinsLoss as Lightly
 
 z = torch.randn(4, 8)
@@ -32,6 +33,12 @@ loss: Tensor = barlow_twins_loss(z, z, 0.01, form="gram", precision="bf16", scal
 pair: tuple[Tensor, Terms] = barlow_twins_loss(z, z, return_terms=True, backend="aten")
 loss = BarlowTwinsLoss(form="correlation", statistics="local")(z, z)
 pair = BarlowTwinsLoss(process_group="world")(z, z, return_terms=True)
+loss = barlow_twins_loss([z, z, z], lambd=0.1)
+loss = vicreg_loss(z, z, 25.0, gamma=2.0, form="gram")
+of_vicreg: tuple[Tensor, VICRegTerms] = vicreg_loss([z, z], return_terms=True)
+of_vicreg = VICRegLoss()(z, z, return_terms=True)
+loss = frossl_loss([z, z], precision="bf16")
+loss = MixedBarlowTwinsLoss(mixing=2.0)(z, z, z, torch.arange(4), 0.5)
 plan: Plan = explain(4, 8, form="gram", layout="rows", world_size=2)
 warmup([(4, 8)], device="cpu", form="gram")
 Lightly(gradient="official")
@@ -42,6 +49,9 @@ WRONG = (
     'barlow_twins_loss(z, z, frm="gram")',
     'BarlowTwinsLoss(form="grma")',
     'explain(4, 8, backend="cdua")',
+    'vicreg_loss(z, z, form="grma")',
+    'frossl_loss([z, z], precison="bf16")',
+    "loss = VICRegLoss()(z, z, return_terms=True)",
     'warmup([(4, 8)], form="grma")',
     'Lightly(gradient="offical")',
     "loss = BarlowTwinsLoss()(z, z, return_terms=True)",

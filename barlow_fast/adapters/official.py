@@ -45,6 +45,15 @@ def off_diagonal(x: Tensor) -> Tensor:
     return x[outside]
 
 
+def resnet50() -> nn.Module:
+    """torchvision's ResNet-50 without its last layer, which returns (B, 2048) features."""
+    import torchvision
+
+    backbone = torchvision.models.resnet50(zero_init_residual=True)
+    backbone.fc = nn.Identity()
+    return backbone
+
+
 class BarlowTwins(nn.Module):
     """Backbone, projector and loss of the original, the loss computed by barlow_fast.
 
@@ -71,12 +80,7 @@ class BarlowTwins(nn.Module):
         super().__init__()
         self.args = args
         self.gradient = gradient
-        if backbone is None:
-            import torchvision
-
-            backbone = torchvision.models.resnet50(zero_init_residual=True)
-            backbone.fc = nn.Identity()
-        self.backbone = backbone
+        self.backbone = resnet50() if backbone is None else backbone
         sizes = [features, *map(int, args.projector.split("-"))]
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes[:-1]):

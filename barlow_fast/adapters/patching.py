@@ -38,6 +38,7 @@ class Replacement(NamedTuple):
     module: str  # where the peer defines it
     attribute: str
     adapter: str  # module of barlow_fast.adapters that has the same attribute
+    optional: bool = False  # whether tested versions may lack it
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,12 @@ TARGETS = {
             "lightly",
             "1.5.26",
             "1.7",
-            (Replacement("lightly.loss.barlow_twins_loss", "BarlowTwinsLoss", "lightly"),),
+            (
+                Replacement("lightly.loss.barlow_twins_loss", "BarlowTwinsLoss", "lightly"),
+                Replacement("lightly.loss.vicreg_loss", "VICRegLoss", "lightly", True),
+                Replacement("lightly.loss.vicreg_loss", "covariance_loss", "lightly", True),
+                Replacement("lightly.loss.frossl_loss", "FroSSLLoss", "lightly", True),
+            ),
         ),
         Target(
             "monai",
@@ -102,6 +108,15 @@ TARGETS = {
                     "BarlowTwinsLoss",
                     "stable_pretraining",
                 ),
+                Replacement(
+                    "stable_pretraining.losses.joint_embedding",
+                    "VICRegLoss",
+                    "stable_pretraining",
+                    True,
+                ),
+                Replacement(
+                    "stable_pretraining.losses.utils", "VCRegLoss", "stable_pretraining", True
+                ),
             ),
         ),
         Target(
@@ -109,7 +124,11 @@ TARGETS = {
             "solo-learn",
             "1.0.2",
             "1.0.7",
-            (Replacement("solo.losses.barlow", "barlow_loss_func", "solo_learn"),),
+            (
+                Replacement("solo.losses.barlow", "barlow_loss_func", "solo_learn"),
+                Replacement("solo.losses.vicreg", "vicreg_loss_func", "solo_learn", True),
+                Replacement("solo.losses.frossl", "frossl_loss_func", "solo_learn", True),
+            ),
         ),
         _mm("mmpretrain", "1.0", "1.3"),
         _mm("mmselfsup", "1.0", "1.1"),
@@ -278,7 +297,8 @@ _active: dict[str, Patch] = {}
 
 
 def patch(name: str, *, everywhere: bool = False, force: bool = False) -> Patch:
-    """Replaces the Barlow Twins loss of an installed library by its drop-in.
+    """Replaces the losses of an installed library by their drop-ins: Barlow Twins, and VICReg,
+    VCReg and FroSSL where it has them.
 
         barlow_fast.patch("lightly")            # for the rest of the process
         with barlow_fast.patch("lightly"):      # or for a while
@@ -453,9 +473,11 @@ def _originals(target: Target) -> list[tuple[Replacement, Any]]:
                 raise ImportError(
                     f"{target.package} is installed but cannot be imported: {error}"
                 ) from error
-            raise _elsewhere(target, replacement) from error
+            if not replacement.optional:
+                raise _elsewhere(target, replacement) from error
         except AttributeError as error:
-            raise _elsewhere(target, replacement) from error
+            if not replacement.optional:
+                raise _elsewhere(target, replacement) from error
     return found
 
 

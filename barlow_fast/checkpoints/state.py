@@ -149,16 +149,15 @@ def _optimizer(value: Any) -> bool:
 
 
 def _totals(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.shape == (3,) and value.dtype == torch.float64
+    return isinstance(value, Tensor) and value.ndim == 1 and value.dtype == torch.float64
 
 
 def _shares(value: Any) -> bool:
     return _named(value) and set(value) == set(PHASES) and all(map(_duration, value.values()))
 
 
-_MEASURED = (
-    "loss", "on_diagonal_mean", "off_diagonal_mean", "learning_rate", "images_per_second",
-)  # fmt: skip
+# Which terms a loss has is known to the run that continues.
+_MEASURED = ("loss", "learning_rate", "images_per_second")
 
 
 def _record(value: Any) -> bool:
@@ -201,7 +200,7 @@ FIELDS: dict[str, tuple[str, Check]] = {
     "model": ("tensors by name", _weights),
     "optimizer": ("the state of an optimizer", _optimizer),
     "scaler": ("the state of a GradScaler", _plain),
-    "totals": ("three sums in float64", _totals),
+    "totals": ("sums of a loss and its terms in float64", _totals),
     "images": ("a whole number", _whole),
     "seconds": ("a number of seconds", _duration),
     "shares": (f"seconds of {', '.join(PHASES)}", _shares),

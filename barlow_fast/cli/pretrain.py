@@ -15,6 +15,7 @@ import typer
 
 from .. import terminal
 from ..files import WriteError, remove_abandoned, write_whole
+from ..losses.catalogue import LOSSES
 from .exits import (
     FAILURE,
     INTERRUPTED,
@@ -37,11 +38,9 @@ if TYPE_CHECKING:
 AUTO = Path("auto")
 # Settings whose option has another name.
 RENAMED = {"lr": "learning_rate", "compile_mode": "compile"}
-# The terms of a run's lines.
+# The terms of a run's lines, between which those of its loss come: `words_of`.
 LEGEND = {
     "loss": "mean over the epoch's steps",
-    "on": "on-diagonal term, the mean of (C_ii - 1)²",
-    "off": "off-diagonal term, the mean of C_ij²",
     "k-NN": "accuracy of nearest neighbours on test images",
     "rank": "effective rank of the embeddings, 1 is collapse",
     "data wait": "share of the time spent waiting for images",
@@ -89,8 +88,22 @@ def pretrain(
     views: Annotated[
         str | None,
         typer.Option(
-            help="Views: imagenet, cifar, fashion-mnist, digits or a YAML file.",
+            help="Views: imagenet, cifar, fashion-mnist, digits or a YAML file; or their number, "
+            "such as 4, of which view_count=4 beside a name.",
             show_default="those of the preset or the data",
+        ),
+    ] = None,
+    small_views: Annotated[
+        int | None,
+        typer.Option(
+            help="Small views of each image beside the others (multi-crop), of 5 to 14 % of it.",
+            show_default=PRESETS,
+        ),
+    ] = None,
+    small_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels a side of small views.", show_default="the preset's, 96/224 of the others'"
         ),
     ] = None,
     reduced_decoding: ReducedDecoding = None,
@@ -145,8 +158,44 @@ def pretrain(
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate of weights.", show_default=PRESETS)
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Loss: barlow-twins, vicreg, mixed-barlow-twins or frossl.", show_default=PRESETS
+        ),
+    ] = None,
     lambd: Annotated[
-        float | None, typer.Option(help="Weight of the off-diagonal term.", show_default=PRESETS)
+        float | None,
+        typer.Option(
+            help="Weight of the off-diagonal term, of barlow-twins and mixed-barlow-twins.",
+            show_default=PRESETS,
+        ),
+    ] = None,
+    mixing: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the mixing term, times lambd, of mixed-barlow-twins.",
+            show_default="the preset's, 1",
+        ),
+    ] = None,
+    invariance: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the invariance term, of vicreg and frossl.",
+            show_default="the preset's, 25 and 1",
+        ),
+    ] = None,
+    variance: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the variance term, of vicreg.", show_default="the preset's, 25"
+        ),
+    ] = None,
+    covariance: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the covariance term, of vicreg.", show_default="the preset's, 1"
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -264,8 +313,11 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in settings.items() if name in ANNOTATIONS}
     if options["files"] is not None:
         chosen["dataset"] = absolute(options["files"])
-    if (options["views"] or "").endswith(YAML_SUFFIXES):
-        chosen["views"] = absolute(options["views"])
+    views = options["views"] or ""
+    if views.endswith(YAML_SUFFIXES):
+        chosen["views"] = absolute(views)
+    elif views.lstrip("-").isdecimal():
+        chosen |= {"views": None, "view_count": int(views)}
     chosen["projector"] = projector_widths(options["projector"])
     return chosen
 
@@ -276,9 +328,18 @@ def _not_in_checkpoints(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in REPEATED if options[name] != defaults[name].default}
 
 
+def words_of(loss: str) -> dict[str, str]:
+    """The terms of a run's lines and their meaning."""
+    own = {term.label: term.meaning for term in LOSSES[loss].terms.values()}
+    return {"loss": LEGEND["loss"]} | own | LEGEND
+
+
 def legend() -> str:
     """The terms of a run's lines, a paragraph each."""
-    lines = (f"{term}: {text}." for term, text in LEGEND.items())
+    lines = [f"{term}: {text}." for term, text in LEGEND.items()]
+    for name, kind in LOSSES.items():
+        terms = (f"{term.label}: {term.meaning}" for term in kind.terms.values())
+        lines.append(f"--loss {name}: {'; '.join(terms)}.")
     return "\n\n".join(("The lines of a run, C being the cross-correlation matrix:", *lines))
 
 
@@ -395,8 +456,9 @@ def _prepare(
         trainer.hooks.append(TensorBoardLog(folder / "tensorboard"))
     elif missing is not None:
         console.print(f"watching  {missing}")
-    terms = [f"{term}: {text}" for term, text in LEGEND.items()]
-    for start, part in (("log       ", terms[:3]), (" " * 10, terms[3:])):
+    terms = [f"{term}: {text}" for term, text in words_of(config.loss).items()]
+    own = len(terms) - len(LEGEND) + 1
+    for start, part in (("log       ", terms[:own]), (" " * 10, terms[own:])):
         console.print(start + "; ".join(part))
     trainer.hooks += [TRACKERS[name](folder) for name in dict.fromkeys(loggers)]
     if resume is not None:

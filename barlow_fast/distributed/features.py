@@ -86,7 +86,7 @@ def _add_up(call: Call, z: Tensor, vectors: Tensor, centre: Tensor) -> Reduction
         packed = z.new_zeros((count, b, b), dtype=accumulation_dtype(call.precision))
     else:
         packed = call.kernels.gram_tiles(z, vectors, call.precision)
-    diagonal = slices.diagonal_of_tiles(call.n, call.precision, z.device)
+    diagonal = tiles.diagonal(call.n, call.precision, z.device)
     packed.view(-1)[diagonal] -= centre.to(packed.dtype)
     packed = packed.flatten(0, 1) * _scale(call) if _scale(call) != 1 else packed.flatten(0, 1)
     wire_dtype = wire.matrix_dtype(call.precision)

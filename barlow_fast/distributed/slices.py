@@ -38,15 +38,6 @@ class TileShare(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def diagonal_of_tiles(n: int, precision: str, device: torch.device) -> Tensor:
-    """Positions of the N diagonal elements in flattened (T, B, B) tiles."""
-    b = tiles.side(n, precision)
-    sample = torch.arange(n, device=device)
-    block, within = sample // b, sample % b
-    return ((block * (block + 3) // 2) * b + within) * b + within
-
-
-@functools.lru_cache(maxsize=32)
 def share_of_tiles(
     n: int, precision: str, rank: int, ranks: int, device: torch.device
 ) -> TileShare:
@@ -58,5 +49,5 @@ def share_of_tiles(
     real = tile < count
     last = tile.clamp_max(count - 1)
     weights = torch.where(tile_rows[last] == tile_columns[last], 1.0, 2.0).double() * real
-    diagonal = diagonal_of_tiles(n, precision, device) - rank * rows * b
+    diagonal = tiles.diagonal(n, precision, device) - rank * rows * b
     return TileShare(weights, diagonal[(diagonal >= 0) & (diagonal < rows * b)])

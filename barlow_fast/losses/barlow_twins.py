@@ -1,4 +1,4 @@
-"""The Barlow Twins loss: the function, the module, and the terms that both return."""
+"""The Barlow Twins loss of two or more views: function, module and terms."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from ..arguments import (
     Precision,
     Ranks,
     Statistics,
+    Views,
     as_matrices,
     as_number,
+    as_views,
 )
+from ..forms.family import BARLOW_TWINS
+from . import family
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,8 +44,8 @@ class Terms(NamedTuple):
 
 @overload
 def barlow_twins_loss(
-    z_a: Tensor,
-    z_b: Tensor,
+    z_a: Views,
+    z_b: Tensor | None = ...,
     lambd: float | Tensor = ...,
     *,
     return_terms: Literal[False] = ...,
@@ -49,8 +53,8 @@ def barlow_twins_loss(
 ) -> Tensor: ...
 @overload
 def barlow_twins_loss(
-    z_a: Tensor,
-    z_b: Tensor,
+    z_a: Views,
+    z_b: Tensor | None = ...,
     lambd: float | Tensor = ...,
     *,
     return_terms: Literal[True],
@@ -58,8 +62,8 @@ def barlow_twins_loss(
 ) -> tuple[Tensor, Terms]: ...
 @overload
 def barlow_twins_loss(
-    z_a: Tensor,
-    z_b: Tensor,
+    z_a: Views,
+    z_b: Tensor | None = ...,
     lambd: float | Tensor = ...,
     *,
     return_terms: bool,
@@ -68,8 +72,8 @@ def barlow_twins_loss(
 
 
 def barlow_twins_loss(
-    z_a: Tensor,
-    z_b: Tensor,
+    z_a: Views,
+    z_b: Tensor | None = None,
     lambd: float | Tensor = 0.0051,
     *,
     scale: float = 1.0,
@@ -81,21 +85,25 @@ def barlow_twins_loss(
     statistics: Statistics = "global",
     gradient: Gradient = "exact",
     layout: Layout = "auto",
+    off_diagonal_target: float = 0.0,
     return_terms: bool = False,
 ) -> Tensor | tuple[Tensor, Terms]:
-    """The exact Barlow Twins loss of two batches of embeddings.
+    """The exact Barlow Twins loss of two batches of embeddings, or its mean over all pairs of more.
 
         z_hat = (z - mean) / sqrt(var + eps)              per column, biased variance
         C = z_hat_a^T z_hat_b / N                         built only where N is about D or more
         loss = scale * (sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2)
+
+    V views take V Gram matrices, not one product for each of their V (V - 1) / 2 pairs.
 
     Source: Zbontar et al., *Barlow Twins* (ICML 2021), eq. 1 and 2. The forms and gradients are
     derived in kernels/README.md.
 
     Args:
         z_a, z_b: embeddings of the two views, (N, D) or (..., D) with N the product of the leading
-            sizes; float64, float32, bfloat16 or float16, on one device, any strides. Differing
-            dtypes are promoted. Four and more sizes warn in eager mode: they may be feature maps
+            sizes; float64, float32, bfloat16 or float16, on one device, any strides. Without z_b,
+            z_a is a sequence of V >= 2 views or one (V, N, D) tensor. Differing dtypes are
+            promoted. Four and more sizes warn in eager mode: they may be feature maps
             (N, C, H, W), whose channels are second.
         lambd: weight of the off-diagonal term; the paper's is 0.0051. A number or a tensor of one
             element without gradient, which the host reads: keep it on the CPU. Under torch.compile
@@ -121,7 +129,11 @@ def barlow_twins_loss(
             DistributedDataParallel and FSDP take, is the gradient of the global loss. 'official':
             it is 1/W of that, as in the original implementation.
         layout: how ranks share the work: 'features', 'rows' (both Gram form), 'correlation', or
-            'auto' (the fastest by `explain`'s model).
+            'auto' (the fastest by `explain`'s model). More than two views have no 'rows', and
+            global statistics alone.
+        off_diagonal_target: t of (C_ij - t)^2 off the diagonal; -1 is the variant of Tsai et al.,
+            *A Note on Connecting Barlow Twins with Negative-Sample-Free Contrastive Learning*
+            (2021).
         return_terms: also return `Terms`.
 
     Returns:
@@ -135,10 +147,13 @@ def barlow_twins_loss(
             was changed in place before the backward pass; another rank has stopped.
         With a group, all ranks raise the error of one of them, or of calls that differ.
     """
-    lambd = as_number("lambd", lambd)
     options = Options(
-        lambd, scale, eps, precision, form, backend, process_group, statistics, gradient, layout
-    )
+        lambd, scale, eps, precision, form, backend, process_group, statistics, gradient, layout,
+        off_diagonal_target,
+    )  # fmt: skip
+    if z_b is None or off_diagonal_target != 0:
+        return _of_views(z_a, z_b, options, return_terms)
+    options = options._replace(lambd=as_number("lambd", lambd))
     if process_group is None:
         loss, on_diagonal, off_diagonal = _compute(z_a, z_b, options)
     else:
@@ -147,12 +162,34 @@ def barlow_twins_loss(
         loss, on_diagonal, off_diagonal = outside_graphs(_compute, z_a, z_b, options)
     if scale != 1.0:
         loss = loss * scale
+    return (loss, _terms(on_diagonal, off_diagonal, z_a.shape[-1])) if return_terms else loss
+
+
+def _terms(on_diagonal: Tensor, off_diagonal: Tensor, d: int) -> Terms:
+    return Terms(on_diagonal, off_diagonal, on_diagonal / d, off_diagonal / max(d * (d - 1), 1))
+
+
+def _of_views(
+    z_a: Views, z_b: Tensor | None, options: Options, return_terms: bool
+) -> Tensor | tuple[Tensor, Terms]:
+    """The loss of more than two views, or with a target; of two without, `barlow_twins_loss`."""
+    if z_b is None and not isinstance(z_a, Tensor) and len(z_a) == 2:
+        z_a, z_b = z_a
+    elif z_b is None and isinstance(z_a, Tensor) and z_a.dim() == 3 and z_a.shape[0] == 2:
+        z_a, z_b = z_a.unbind(0)
+    if z_b is not None and options.off_diagonal_target == 0:
+        return barlow_twins_loss(z_a, z_b, return_terms=return_terms, **options._asdict())
+    if options.process_group is not None and options.statistics != "global":
+        raise ValueError(
+            "more than two views, or an off_diagonal_target, take statistics='global' alone, got "
+            f"{options.statistics!r}"
+        )
+    call = family.Call(BARLOW_TWINS, {"lambd": options.lambd}, options)
+    loss, terms = family.compute(call, lambda needed: (as_views(z_a, z_b, needed, fewest=2), None))
     if not return_terms:
         return loss
-    d = z_a.shape[-1]
-    return loss, Terms(
-        on_diagonal, off_diagonal, on_diagonal / d, off_diagonal / max(d * (d - 1), 1)
-    )
+    d = (z_a if isinstance(z_a, Tensor) else z_a[0]).shape[-1]
+    return loss, _terms(*terms.unbind(), d)
 
 
 def _compute(z_a: Tensor, z_b: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,21 +242,25 @@ class BarlowTwinsLoss(nn.Module):
         statistics: Statistics = "global",
         gradient: Gradient = "exact",
         layout: Layout = "auto",
+        off_diagonal_target: float = 0.0,
     ) -> None:
         super().__init__()
         options = Options(
-            lambd, scale, eps, precision, form, backend, process_group, statistics, gradient, layout
-        )
+            lambd, scale, eps, precision, form, backend, process_group, statistics, gradient,
+            layout, off_diagonal_target,
+        )  # fmt: skip
         options.check()
         (
             self.lambd, self.scale, self.eps, self.precision, self.form, self.backend,
             self.process_group, self.statistics, self.gradient, self.layout,
+            self.off_diagonal_target,
         ) = options  # fmt: skip
 
     def forward(
-        self, z_a: Tensor, z_b: Tensor, return_terms: bool = False
+        self, z_a: Views, z_b: Tensor | None = None, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, Terms]:
-        """The loss of two batches of embeddings, or (loss, terms): see `barlow_twins_loss`."""
+        """The loss of two or more batches of embeddings, or (loss, terms): see
+        `barlow_twins_loss`."""
         return barlow_twins_loss(
             z_a, z_b, return_terms=return_terms, **{name: getattr(self, name) for name in _NAMES}
         )
@@ -228,15 +269,15 @@ class BarlowTwinsLoss(nn.Module):
 
         @overload
         def __call__(
-            self, z_a: Tensor, z_b: Tensor, return_terms: Literal[False] = ...
+            self, z_a: Views, z_b: Tensor | None = ..., return_terms: Literal[False] = ...
         ) -> Tensor: ...
         @overload
         def __call__(
-            self, z_a: Tensor, z_b: Tensor, return_terms: Literal[True]
+            self, z_a: Views, z_b: Tensor | None = ..., *, return_terms: Literal[True]
         ) -> tuple[Tensor, Terms]: ...
         @overload
         def __call__(
-            self, z_a: Tensor, z_b: Tensor, return_terms: bool
+            self, z_a: Views, z_b: Tensor | None = ..., *, return_terms: bool
         ) -> Tensor | tuple[Tensor, Terms]: ...
         def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...
 

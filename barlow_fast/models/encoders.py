@@ -95,6 +95,7 @@ def build_encoder(
     stem: Stem = "auto",
     widths: Sequence[int] = (32, 64, 128),
     grid: int = 2,
+    other_sizes: Sequence[int] = (),
 ) -> nn.Module:
     """An encoder with random weights: (B, channels, H, W) float -> (B, features).
 
@@ -117,10 +118,13 @@ def build_encoder(
             same 64 pixels. Other networks have one stem: 'auto' and 'imagenet' are the same there.
         widths: of the stages of `small`.
         grid: positions a side that `small` keeps.
+        other_sizes: pixels a side of further images that come, such as small views. Transformers
+            of timm then fit their position embeddings to the size of the image, where they can.
 
     Raises:
         ValueError: an unknown name, with the closest ones; a stem that the network cannot
-            have; images that are too small for it; numbers that are not positive.
+            have; images that are too small for it, or of other sizes than it takes; numbers that
+            are not positive.
         ModuleNotFoundError: torchvision or timm is needed and missing.
     """
     if stem not in STEMS:
@@ -138,9 +142,13 @@ def build_encoder(
         encoder.architecture = Architecture(name, channels, image_size, stem, tuple(widths), grid)
         encoder.removed_head = None
         return encoder
-    network, head = _network(name, channels, image_size)
+    dynamic = set(other_sizes) - {image_size} != set()
+    network, head = _network(name, channels, image_size, dynamic)
     stem = _set_stem(network, name, stem, channels, image_size)
     features = _features(network, name, channels, image_size)
+    for size in other_sizes:
+        if _features(network, name, channels, size) != features:
+            raise ValueError(f"{name!r} has another number of features at {size} pixels a side")
     if "features" in network._modules or hasattr(type(network), "features"):
         network = Encoder(network, features)
     else:
@@ -185,10 +193,13 @@ def _small_stages(encoder: SmallEncoder) -> Iterator[tuple[int, int]]:
         yield start, start + per_stage
 
 
-def _network(name: str, channels: int, image_size: int) -> tuple[nn.Module, str | None]:
-    """The network without its head, and the head's name in the state dict."""
+def _network(
+    name: str, channels: int, image_size: int, dynamic: bool
+) -> tuple[nn.Module, str | None]:
+    """The network without its head, and the head's name in the state dict. `dynamic`: for images of
+    other sizes too."""
     if name.startswith(TIMM):
-        return _from_timm(name.removeprefix(TIMM), channels, image_size)
+        return _from_timm(name.removeprefix(TIMM), channels, image_size, dynamic)
     with needed_for(f"encoder {name!r}"):
         from torchvision import models
 
@@ -197,7 +208,7 @@ def _network(name: str, channels: int, image_size: int) -> tuple[nn.Module, str 
         return _from_torchvision(name, channels, image_size)
     timm_names = _timm_names()
     if name in timm_names:
-        return _from_timm(name, channels, image_size)
+        return _from_timm(name, channels, image_size, dynamic)
     raise ValueError(_unknown(name, ["small", *names, *timm_names], timm_names != []))
 
 
@@ -287,18 +298,26 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     setattr(network.get_submodule(parent), own, new)
 
 
-def _from_timm(name: str, channels: int, image_size: int) -> tuple[nn.Module, str | None]:
+def _from_timm(
+    name: str, channels: int, image_size: int, dynamic: bool
+) -> tuple[nn.Module, str | None]:
     with needed_for(f"encoder 'timm:{name}'", "timm"):
         import timm
     names = timm.list_models()
     if name.split(".", 1)[0] not in names:
         raise ValueError(_unknown(name, names, True))
     arguments = {"pretrained": False, "num_classes": 0, "in_chans": channels}
+    sized: list[dict[str, Any]] = [{"img_size": image_size}, {}]
+    if dynamic:
+        sized.insert(0, {"img_size": image_size, "dynamic_img_size": True})
     try:
-        try:
-            network = timm.create_model(name, **arguments, img_size=image_size)
-        except TypeError:  # a network for any size has no such argument
-            network = timm.create_model(name, **arguments)
+        for size in sized:
+            try:
+                network = timm.create_model(name, **arguments, **size)
+                break
+            except TypeError:  # a network for any size has no such argument
+                if not size:
+                    raise
     except NotImplementedError:
         raise
     except (AssertionError, ValueError, RuntimeError) as error:

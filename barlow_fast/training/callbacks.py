@@ -17,8 +17,9 @@ class Hook:
         """Before the first step of this process, after a checkpoint was loaded."""
 
     def stepped(self, trainer: Any, step: Record) -> None:
-        """After each step. `step` has `loss`, `on_diagonal_mean`, `off_diagonal_mean` as 0-dim
-        tensors on the device: reading one waits for the device, so read rarely."""
+        """After each step. `step` has `loss` and its terms, by the names of `LOSSES` in
+        `barlow_fast.losses.catalogue` (of Barlow Twins `on_diagonal_mean`, `off_diagonal_mean`), as
+        0-dim tensors on the device: reading one waits for the device, so read rarely."""
 
     def epoch_ended(self, trainer: Any, record: Record) -> None:
         """After each epoch, its score and its checkpoint; `record` has plain numbers."""

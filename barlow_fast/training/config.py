@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar, Optional
 
+from ..losses.catalogue import BARLOW_TWINS, LOSSES
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZERS = ("adamw", "lars", "sgd")
 PARALLEL = ("ddp", "fsdp")
@@ -48,6 +50,9 @@ class PretrainConfig:
     # What is learned from.
     dataset: str = "digits"  # a name, or the path of files
     views: str = ""  # a preset's name, or a YAML file; empty: those of the data set
+    view_count: Optional[int] = None  # noqa: UP045 - of an image; None: as `views` specifies
+    small_views: int = 0  # of an image, beside the others: see `barlow_fast.data.multicrop`
+    small_size: Optional[int] = None  # noqa: UP045 - pixels a side; None: 96/224 of the others'
     reduced_decoding: bool = False  # of large JPEGs: see `Views`
 
     # The network.
@@ -56,10 +61,17 @@ class PretrainConfig:
     encoder_widths: tuple[int, ...] = (32, 64, 128)  # of `small`
     encoder_grid: int = 2  # of `small`
     projector: tuple[int, ...] = (512, 512, 1024)
-    one_pass: bool = False  # both views in one forward pass, sharing batch norm's statistics
+    # All views of a size in one forward pass, sharing batch norm's statistics.
+    one_pass: bool = False
 
-    # The loss.
-    lambd: float = 0.0051
+    # The loss, of all views of an image together. Weights that are None are the loss's own
+    # defaults, and those that it does not have must be left as they are.
+    loss: str = BARLOW_TWINS
+    lambd: float = 0.0051  # of barlow-twins and mixed-barlow-twins
+    mixing: Optional[float] = None  # noqa: UP045 - of mixed-barlow-twins
+    invariance: Optional[float] = None  # noqa: UP045 - of vicreg and frossl
+    variance: Optional[float] = None  # noqa: UP045 - of vicreg
+    covariance: Optional[float] = None  # noqa: UP045 - of vicreg
     scale: float = 1.0
     backend: str = "auto"  # kernels of the loss
 
@@ -112,7 +124,11 @@ class PretrainConfig:
     )
 
     # Settings that files of earlier versions lack, with what those versions did.
-    LATER: ClassVar[dict[str, Any]] = {"reduced_decoding": False}
+    LATER: ClassVar[dict[str, Any]] = {
+        "reduced_decoding": False, "view_count": None, "small_views": 0, "small_size": None,
+        "loss": BARLOW_TWINS, "mixing": None, "invariance": None, "variance": None,
+        "covariance": None,
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -125,6 +141,7 @@ class PretrainConfig:
         for name in (
             "epochs", "encoder_grid", "evaluate_every", "neighbours", "neighbour_images",
             "keep_checkpoints", "checkpoint_every", "micro_batch_size", "reference_batch_size",
+            "small_size",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -138,6 +155,7 @@ class PretrainConfig:
             raise ValueError("micro_batch_size must be at least 2: batch norm needs two samples")
         for name, open_end in (
             ("learning_rate", True), ("bias_learning_rate", False), ("lambd", False),
+            ("mixing", False), ("invariance", False), ("variance", False), ("covariance", False),
             ("scale", True), ("weight_decay", False), ("trust_coefficient", True),
             ("checkpoint_minutes", True),
         ):  # fmt: skip
@@ -159,10 +177,38 @@ class PretrainConfig:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
         for name, accepted in (
             ("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("parallel", PARALLEL),
-            ("compile", COMPILE), ("stem", STEMS),
+            ("compile", COMPILE), ("stem", STEMS), ("loss", tuple(LOSSES)),
         ):  # fmt: skip
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {accepted}, got {getattr(self, name)!r}")
+        self._check_views()
+        self._check_weights()
+
+    def _check_views(self) -> None:
+        if self.view_count is not None and self.view_count < 2:
+            raise ValueError(
+                f"view_count must be at least 2, got {self.view_count}: the loss compares views"
+            )
+        if self.small_views < 0:
+            raise ValueError(f"small_views must be at least 0, got {self.small_views}")
+        if self.small_size is not None and not self.small_views:
+            raise ValueError(f"small_size is {self.small_size}, and there are no small_views")
+        most = LOSSES[self.loss].most_views
+        if most is not None and (self.view_count or most) + self.small_views > most:
+            raise ValueError(
+                f"loss {self.loss} takes {most} views, got {self.view_count or most} and "
+                f"{self.small_views} small ones"
+            )
+
+    def _check_weights(self) -> None:
+        own = LOSSES[self.loss].weights
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in {name for kind in LOSSES.values() for name in kind.weights} - set(own):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name} is no weight of loss {self.loss}, which has {', '.join(own)}; got "
+                    f"{getattr(self, name)}"
+                )
 
     @property
     def learning_rates(self) -> tuple[float, float]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
+import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-NAMES = "ab"
 
 
 def gradients_finite(model: nn.Module) -> Tensor:
@@ -42,7 +41,7 @@ def first_bad_tensor(
         autocast: makes the context that the step ran in.
         index: (B,) sample numbers, to name the image of a bad view.
     """
-    for name, view in zip(NAMES, views, strict=False):
+    for name, view in zip(string.ascii_lowercase, views, strict=False):
         bad = ~view.isfinite().flatten(1).all(1)
         if bad.any():
             place = int(bad.nonzero()[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from .. import explain
 from ..explain import Plan
+from ..losses.catalogue import MIXED
 from ..models import checkpoint_activations
 from .config import PretrainConfig
 from .network import build_network
@@ -75,8 +77,11 @@ def _cpu_computes_in_bfloat16() -> bool:
     return False
 
 
-def plan_loss(config: PretrainConfig, device: torch.device, ranks: int = 1, nodes: int = 1) -> Plan:
-    """What the loss of this run does; see `explain` for what is raised."""
+def plan_loss(
+    config: PretrainConfig, views: int, device: torch.device, ranks: int = 1, nodes: int = 1
+) -> Plan:
+    """What the loss of this run does with `views` views of an image; see `explain` for what is
+    raised."""
     dtype = resolved_precision(config, device)
     return explain(
         config.batch_size,
@@ -84,6 +89,8 @@ def plan_loss(config: PretrainConfig, device: torch.device, ranks: int = 1, node
         dtype,
         device,
         backend=config.backend,
+        loss=config.loss,
+        views=views + (config.loss == MIXED),
         world_size=ranks,
         nodes=nodes,
     )
@@ -92,11 +99,18 @@ def plan_loss(config: PretrainConfig, device: torch.device, ranks: int = 1, node
 def estimate_memory(
     config: PretrainConfig,
     channels: int,
-    image_size: int,
+    sizes: Sequence[int],
     device: torch.device,
     ranks: int = 1,
 ) -> Memory:
     """Bytes of a step on one rank, from a forward pass without data (torch's meta device).
+
+    Args:
+        config: settings.
+        channels: of the images.
+        sizes: pixels a side of each view.
+        device: that computes.
+        ranks: how many share the batch.
 
     Raises:
         ValueError: see `build_twins`.
@@ -105,16 +119,18 @@ def estimate_memory(
     batch = max(1, config.batch_size // ranks)
     micro = min(batch, config.micro_batch_size or batch)
     with torch.device("meta"):
-        model = build_network(config, channels, image_size)
+        model = build_network(config, channels, sizes)
     if config.checkpoint_activations:
         checkpoint_activations(model.encoder)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     shards = ranks if config.parallel == "fsdp" and ranks > 1 else 1
+    # The mixed images pass through the network too.
+    passed = [*sizes, sizes[0]] if config.loss == MIXED else sizes
     # Two samples show what one more adds; activations grow with their number.
-    saved = _saved_bytes(model.train(), channels, image_size, 2)
-    views = 2 * batch * channels * image_size**2 * 4
-    embeddings = 2 * batch * config.projector[-1] * dtype.itemsize
-    plan = plan_loss(config, device)
+    saved = _saved_bytes(model.train(), channels, passed, 2)
+    views = sum(batch * channels * size**2 * 4 for size in passed)
+    embeddings = len(passed) * batch * config.projector[-1] * dtype.itemsize
+    plan = plan_loss(config, len(sizes), device)
     share = 4 / dtype.itemsize
     return Memory(
         parameters=weights // shards,
@@ -131,7 +147,7 @@ def _states(config: PretrainConfig) -> int:
     return 2 if config.optimizer == "adamw" else int(config.momentum > 0)
 
 
-def _saved_bytes(model: torch.nn.Module, channels: int, size: int, batch: int) -> int:
+def _saved_bytes(model: torch.nn.Module, channels: int, sizes: Sequence[int], batch: int) -> int:
     """Of what autograd keeps of a forward pass, weights left out; every storage once."""
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -142,10 +158,10 @@ def _saved_bytes(model: torch.nn.Module, channels: int, size: int, batch: int) -
             kept[storage._cdata] = storage
         return tensor
 
-    views = torch.empty(batch, channels, size, size, device="meta")
-    views = views.contiguous(memory_format=torch.channels_last)
+    views = [torch.empty(batch, channels, size, size, device="meta") for size in sizes]
+    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        embeddings = model(views, views.clone())
+        embeddings = model(*views)
     del embeddings
     return sum(storage.nbytes() for storage in kept.values())
 

@@ -11,9 +11,11 @@ import torch
 from ..data import PRESETS, ImageDataset, ViewLoader, Views
 from ..data.faults import BadImages, OnBadImage
 from ..data.loader import LoaderName, check_loading
+from ..data.multicrop import of_count, with_small
 from ..data.parallel import TIMEOUT
 from ..data.presets import YAML_SUFFIXES
 from ..data.sources import Source
+from ..losses.catalogue import LOSSES
 from .config import PretrainConfig
 from .ranks import Ranks
 
@@ -118,8 +120,32 @@ def nominal_dataset(name: str) -> ImageDataset | None:
     )
 
 
+def views_of_run(config: PretrainConfig, data: ImageDataset | Source) -> Views:
+    """All views of a run, the small ones last.
+
+    Raises:
+        ValueError: as `choose_views`; fewer than two views or more than the loss takes; small ones
+            that do not fit (see `with_small`).
+        OSError: the file cannot be read.
+    """
+    views = choose_views(config.views, data, config.reduced_decoding)
+    count = len(views.views) if config.view_count is None else config.view_count
+    most = LOSSES[config.loss].most_views
+    if count < 2 or (most is not None and count > most):
+        wanted = "compares two views" if count < 2 else f"{config.loss} takes {most} views"
+        raise ValueError(
+            f"the loss {wanted}, {views.name!r} has {count}: --views 2, or another number, is how "
+            "many are drawn of each image"
+        )
+    views = of_count(views, count)
+    if not config.small_views:
+        return views
+    shape = data.image_size if isinstance(data, ImageDataset) else None
+    return with_small(views, config.small_views, config.small_size, shape)
+
+
 def choose_views(name: str, data: ImageDataset | Source, reduced_decoding: bool = False) -> Views:
-    """The views of a run.
+    """The views that a name stands for.
 
     Args:
         name: a preset, a YAML file, or empty for those of the data set.
@@ -127,8 +153,7 @@ def choose_views(name: str, data: ImageDataset | Source, reduced_decoding: bool 
         reduced_decoding: as of `Views`, and true where those of a YAML file have it.
 
     Raises:
-        ValueError: no such views, not two of them, or another number of channels than a data set
-            in memory has.
+        ValueError: no such views, or another number of channels than a data set in memory has.
         OSError: the file cannot be read.
     """
     if not name and data.name not in PRESETS | VIEWS_OF:
@@ -138,11 +163,10 @@ def choose_views(name: str, data: ImageDataset | Source, reduced_decoding: bool 
         )
     if name and name not in PRESETS and not name.endswith(YAML_SUFFIXES):
         raise ValueError(
-            f"--views must be one of {', '.join(PRESETS)} or a .yaml file, got {name!r}"
+            f"--views must be one of {', '.join(PRESETS)}, a .yaml file or a number of views, got "
+            f"{name!r}"
         )
     views = named_views(name or data.name)
-    if len(views.views) != 2:
-        raise ValueError(f"the loss compares two views, {views.name!r} has {len(views.views)}")
     if isinstance(data, ImageDataset) and data.channels != len(views.mean):
         raise ValueError(
             f"views {views.name!r} have {len(views.mean)} channels, {data.name} has {data.channels}"
@@ -162,7 +186,22 @@ def named_views(name: str) -> Views:
     return (PRESETS | VIEWS_OF)[name]
 
 
+def view_sizes(views: Views, data: ImageDataset | Source) -> tuple[int, ...]:
+    """Pixels a side of each view; of data in memory that are not resized, the images'."""
+    return tuple(max(view.shape or data.image_size) for view in views.views)
+
+
 def image_size(views: Views, data: ImageDataset | Source) -> int:
-    """Pixels a side of the views; of data in memory that are not resized, the images'."""
-    shape = views.views[0].shape
-    return max(shape) if shape else max(data.image_size)
+    """Pixels a side of the first view, which is as large as the images of evaluations."""
+    return view_sizes(views, data)[0]
+
+
+def views_in_words(views: Views) -> str:
+    """Such as '2 views', or '2 views and 6 of 96 pixels'."""
+    # Without a size they are as large as the images, which small ones are not.
+    shapes = [view.shape for view in views.views]
+    kinds = {shape: shapes.count(shape) for shape in shapes}
+    first, *others = kinds.items()
+    return " and ".join(
+        [f"{first[1]} views", *(f"{count} of {max(shape)} pixels" for shape, count in others)]
+    )

@@ -11,7 +11,7 @@ from ..data.sources import Source, open_source
 from ..evaluation.splits import held_out_splits
 from .config import PretrainConfig
 from .estimate import check_memory, estimate_memory
-from .feeding import choose_views, image_size, nominal_dataset
+from .feeding import nominal_dataset, view_sizes, views_of_run
 from .ranks import Ranks
 
 
@@ -73,9 +73,9 @@ def planned_images(
 
 def check_memory_of(config: PretrainConfig, data: ImageDataset | Source, ranks: Ranks) -> None:
     """Refuse a run that does not fit, before anything large is allocated."""
-    views = choose_views(config.views, data, config.reduced_decoding)
-    size = image_size(views, data)
-    memory = estimate_memory(config, len(views.mean), size, ranks.device, ranks.size)
+    views = views_of_run(config, data)
+    sizes = view_sizes(views, data)
+    memory = estimate_memory(config, len(views.mean), sizes, ranks.device, ranks.size)
     check_memory(memory, config, ranks.device)
 
 

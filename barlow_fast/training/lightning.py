@@ -7,6 +7,7 @@ was imported before this one, and of `lightning` if both were or none.
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..losses.barlow_twins import BarlowTwinsLoss
 from ..models import checkpoint_activations
 from ..models.batch_norm import synchronise
 from .config import PretrainConfig
-from .network import build_criterion, build_network
+from .network import build_criterion, build_network, loss_of, network_inputs, shown_terms
 from .optimizers import build_optimizer
 from .schedule import learning_rate
 
@@ -52,10 +52,10 @@ class BarlowTwinsModule(_lightning().LightningModule):
         module = BarlowTwinsModule(config, image_size=32)
         lightning.Trainer(max_epochs=config.epochs, devices=4).fit(module, loader)
 
-    A batch is a `Batch` of `ViewLoader`, a pair of views, or a sequence that begins with such a
-    pair. On several devices the loss is that of all of them together, with its exact gradient
-    (`process_group="world"`). The learning rate follows `learning_rate` over the steps of the
-    Trainer, whose `max_epochs` or `max_steps` decides.
+    A batch is a `Batch` of `ViewLoader`, a sequence that begins with two views or more, or one that
+    begins with such a sequence. On several devices the loss is that of all of them together, with
+    its exact gradient (`process_group="world"`). The learning rate follows `learning_rate` over
+    the steps of the Trainer, whose `max_epochs` or `max_steps` decides.
 
     Of the settings those of the network, the loss and the optimizer count. Precision, compilation,
     checkpoints and the number of epochs are the Trainer's. Do not accumulate gradients over
@@ -102,12 +102,13 @@ class BarlowTwinsModule(_lightning().LightningModule):
         }
         sizes = {"channels": channels, "image_size": image_size}
         self.save_hyperparameters({"config": config.to_dict(), **sizes, **normalisation})
-        self.model = build_network(config, channels, image_size).to(
+        small = [config.small_size] if config.small_size else []
+        self.model = build_network(config, channels, [image_size, *small]).to(
             memory_format=torch.channels_last
         )
         if config.checkpoint_activations:
             checkpoint_activations(self.model.encoder)
-        self.criterion: BarlowTwinsLoss | None = None
+        self.criterion: nn.Module | None = None
 
     def setup(self, stage: str) -> None:
         """The loss of all devices, and batch norm over them."""
@@ -122,12 +123,13 @@ class BarlowTwinsModule(_lightning().LightningModule):
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The loss of a batch; logged with its terms."""
-        view_a, view_b = _views(batch)
-        loss, terms = self.criterion(*self.model(view_a, view_b), return_terms=True)
-        options = {"batch_size": len(view_a)}
+        views = _views(batch)
+        inputs, how = network_inputs(self.config, views, self.global_step)
+        loss, terms = loss_of(self.criterion, self.model(*inputs), how)
+        options = {"batch_size": len(views[0])}
         self.log("loss", loss.detach(), prog_bar=True, **options)
-        self.log("on_diagonal_mean", terms.on_diagonal_mean, **options)
-        self.log("off_diagonal_mean", terms.off_diagonal_mean, **options)
+        for name, value in shown_terms(self.config, terms).items():
+            self.log(name, value, **options)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -170,15 +172,20 @@ class _Schedule(torch.optim.lr_scheduler.LRScheduler):
         return [learning_rate(step, steps, peak, warmup, final) for peak in self.base_lrs]
 
 
-def _views(batch: Any) -> tuple[Tensor, Tensor]:
-    views = batch
+def _views(batch: Any) -> tuple[Tensor, ...]:
+    values = batch
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (tuple, list)):
-        views = batch[0]
-    if not (isinstance(views, (tuple, list)) and len(views) >= 2) or not all(
-        isinstance(view, Tensor) and view.ndim == 4 for view in views[:2]
-    ):
+        values = batch[0]
+    if not isinstance(values, (tuple, list)):
+        values = ()
+    views = tuple(itertools.takewhile(_is_view, values))
+    if len(views) < 2:
         raise TypeError(
-            "a batch must be two views, or begin with a pair of them, each (B, channels, H, W); "
-            f"got {type(batch).__name__}"
+            "a batch must be two views or more, or begin with a sequence of them, each (B, "
+            f"channels, H, W); got {type(batch).__name__}"
         )
-    return views[0], views[1]
+    return views
+
+
+def _is_view(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4

@@ -27,6 +27,7 @@ from ..data.sources import ArraySource, Source
 from ..distributed import agreement
 from ..distributed.micro_batches import sharing
 from ..evaluation import LabelledSplits
+from ..losses.catalogue import LOSSES
 from ..microbatch import backward_in_microbatches, buffers_of_first_rank
 from ..models import BarlowTwinsModel
 from . import parallel
@@ -35,16 +36,14 @@ from .clock import StepClock
 from .config import PretrainConfig
 from .diagnosis import first_bad_tensor, gradients_finite
 from .estimate import resolved_precision
-from .feeding import Feeding, check_batch, choose_views, image_size
+from .feeding import Feeding, check_batch, image_size, view_sizes, views_of_run
 from .folder_lock import FolderLock
-from .network import build_criterion, build_network
+from .network import build_criterion, build_network, loss_of, network_inputs, shown_terms
 from .optimizers import build_optimizer, set_learning_rates
 from .ranks import Ranks
 from .watching import Watcher
 
 LOG = logging.getLogger("barlow_fast.training")
-
-VALUES = ("loss", "on_diagonal_mean", "off_diagonal_mean")
 
 
 class TrainingDiverged(RuntimeError):
@@ -92,7 +91,8 @@ class Trainer:
 
     Raises:
         ValueError: a batch larger than the data set or one that the ranks cannot share; no views
-            for the data, or views that do not fit it; an unknown encoder or loss backend.
+            for the data, or views that do not fit it, the loss or the encoder; an unknown encoder
+            or loss backend.
         RuntimeError: a loss backend that cannot run here.
         ImportError: a loader that cannot be used here, or the library of an encoder.
     """
@@ -131,7 +131,7 @@ class Trainer:
         # One for everything that reads images in this run: a bad one is reported once.
         self._bad = BadImages(self.feeding.on_bad_image)
         with self._together("a trainer"):
-            self.views = choose_views(config.views, data, config.reduced_decoding)
+            self.views = views_of_run(config, data)
             check_batch(config.batch_size, len(self.source), data.name, self.ranks.size)
             self.precision = resolved_precision(config, self.device)
             plain = self.initial_model()
@@ -163,7 +163,9 @@ class Trainer:
         self.history: list[Record] = []
         self.before: dict[str, Any] = {}
         self.stop_requested = False
-        self._totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        # Of the epoch's steps: the loss, then its terms.
+        self._values = ("loss", *LOSSES[config.loss].terms)
+        self._totals = torch.zeros(len(self._values), dtype=torch.float64, device=self.device)
         self._images = 0
         self._seconds = 0.0
         self._shares = dict.fromkeys(PHASES, 0.0)
@@ -182,8 +184,8 @@ class Trainer:
 
     def initial_model(self) -> BarlowTwinsModel:
         """A model with the weights that this run began with, on the CPU."""
-        size = image_size(self.views, self.dataset)
-        return build_network(self.config, len(self.views.mean), size)
+        sizes = view_sizes(self.views, self.dataset)
+        return build_network(self.config, len(self.views.mean), sizes)
 
     @property
     def epoch(self) -> int:
@@ -246,17 +248,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         values = self._backward(batch)
         self.clock.mark("backward")
-        self._guard(batch, values[0])
+        self._guard(batch, values["loss"])
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
         self.clock.mark("update")
-        self._totals += torch.stack([value.double() for value in values])
+        self._totals += torch.stack([values[name].double() for name in self._values])
         self._images += len(batch.index)
         self.step += 1
-        return dict(zip(VALUES, values, strict=True))
+        return values
 
     def _keep_buffers(self) -> None:
         """Those of before the step, for `_report`; on a GPU it comes too late to need them."""
@@ -269,7 +271,7 @@ class Trainer:
         mixed = np.random.SeedSequence([self.config.seed, self.step, self.ranks.rank])
         torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> 1))
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _backward(self, batch: Batch) -> Record:
         """Gradients into the parameters; the loss and its terms."""
         try:
             values = self._backward_of(batch)
@@ -283,28 +285,32 @@ class Trainer:
         self._first_call = False
         return values
 
-    def _backward_of(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _backward_of(self, batch: Batch) -> Record:
         micro = self.config.micro_batch_size
+        inputs, how = network_inputs(self.config, batch.views, self.step)
         # Not by this batch's size, which may be smaller here than on other ranks.
         if micro is not None and micro < self.loader.batch_size:
-            return self._backward_in_parts(batch, micro)
+            loss, terms = self._backward_in_parts(inputs, how, micro)
+            return {"loss": loss, **shown_terms(self.config, terms)}
         with self.autocast():
             with buffers_of_first_rank(self.network), agreement.errors_reported(self._listening):
-                z_a, z_b = self.network(*batch.views)
+                embeddings = self.network(*inputs)
             self.clock.mark("forward")
             # Detached from the network, so that the loss's share of the time can be measured.
-            leaves = [z.detach().requires_grad_() for z in (z_a, z_b)]
-            loss, terms = self.criterion(*leaves, return_terms=True)
+            leaves = [z.detach().requires_grad_() for z in embeddings]
+            loss, terms = loss_of(self.criterion, leaves, how)
         gradients = torch.autograd.grad(self.scaler.scale(loss), leaves)
         self.clock.mark("loss")
-        torch.autograd.backward((z_a, z_b), gradients)
-        return loss.detach(), terms.on_diagonal_mean, terms.off_diagonal_mean
+        torch.autograd.backward(embeddings, gradients)
+        return {"loss": loss.detach(), **shown_terms(self.config, terms)}
 
-    def _backward_in_parts(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same gradient, a few samples in memory at a time."""
+    def _backward_in_parts(
+        self, inputs: tuple[Tensor, ...], how: tuple[Any, ...], micro: int
+    ) -> tuple[Tensor, Any]:
+        """The same gradient, a few samples in memory at a time; the loss and its terms."""
         phase = "forward"
 
-        def call(*views: Tensor) -> tuple[Tensor, Tensor]:
+        def call(*views: Tensor) -> tuple[Tensor, ...]:
             nonlocal phase
             if phase == "loss":
                 self.clock.mark("loss")
@@ -315,18 +321,17 @@ class Trainer:
             nonlocal phase
             self.clock.mark("forward")
             phase = "loss"
-            return self.criterion(*embeddings, return_terms=True)
+            return loss_of(self.criterion, embeddings, how)
 
-        loss, terms = backward_in_microbatches(
+        return backward_in_microbatches(
             self.network,
-            batch.views,
+            inputs,
             criterion,
             micro,
             call=call,
             autocast=self.autocast,
             scaler=self.scaler if self.scaler.is_enabled() else None,
         )
-        return loss, terms.on_diagonal_mean, terms.off_diagonal_mean
 
     def _guard(self, batch: Batch, loss: Tensor) -> None:
         """Stops before numbers that are none reach the weights (on a CPU), or a step after (on a
@@ -462,8 +467,8 @@ class Trainer:
 
     def close_epoch(self, epoch: int) -> None:
         """Appends the epoch's record to the history; scores and saves when it is time."""
-        loss, on_diagonal, off_diagonal = (self._totals / self.steps_per_epoch).tolist()
-        if not math.isfinite(loss):
+        means = (self._totals / self.steps_per_epoch).tolist()
+        if not math.isfinite(means[0]):
             raise TrainingDiverged(
                 f"training diverged in epoch {epoch + 1}: its mean loss is not finite"
             )
@@ -479,9 +484,7 @@ class Trainer:
         record: Record = {
             "epoch": epoch + 1,
             "step": self.step,
-            "loss": loss,
-            "on_diagonal_mean": on_diagonal,
-            "off_diagonal_mean": off_diagonal,
+            **dict(zip(self._values, means, strict=True)),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": self._seconds,
             "images_per_second": images / self._seconds,
@@ -692,6 +695,10 @@ class Trainer:
         )
         if differing:
             raise ValueError(f"the checkpoint was made with other settings: {', '.join(differing)}")
+        if len(state["totals"]) != len(self._values) or not all(
+            name in record for record in state["history"] for name in self._values
+        ):
+            raise ValueError(f"the checkpoint lacks terms of its loss: {', '.join(self._values)}")
         if self.fingerprint != state["dataset"]:
             raise ValueError(
                 "the checkpoint was made with other images or views: "

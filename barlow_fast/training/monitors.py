@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..reference import standardise
+from ..statistics.rank import entropy_rank, singular_values
 
 # The part of C that is looked at: 2048² values are enough to see a mean.
 MOST_DIMENSIONS = 2048
@@ -44,7 +43,7 @@ def collapse_monitors(z_a: Tensor, z_b: Tensor, singular: Tensor | None = None) 
           each of length 1 before, times sqrt(D): about 1 for vectors that fill the sphere, 0 when
           all are one vector (Chen and He, *Exploring Simple Siamese Representation Learning*,
           CVPR 2021, section 4.1);
-        - `effective_rank`: see `effective_rank`, of view a's embeddings;
+        - `effective_rank`: `entropy` of `barlow_fast.statistics.effective_rank`, of view a's;
         - `diagonal_mean`: mean of C_ii, 1 where the views agree;
         - `off_diagonal_abs_mean`: mean |C_ij| over i != j, of the first 2048 dimensions; noise
           alone makes sqrt(2/(pi N)).
@@ -72,62 +71,7 @@ def collapse_monitors(z_a: Tensor, z_b: Tensor, singular: Tensor | None = None) 
     c.fill_diagonal_(0)
     return {
         "embedding_std": (sphere.std(0, unbiased=False).mean() * d**0.5).item(),
-        "effective_rank": effective_rank(singular_values(z_a) if singular is None else singular),
+        "effective_rank": entropy_rank(singular_values(z_a) if singular is None else singular),
         "diagonal_mean": (hat_a * hat_b).mean().item(),
         "off_diagonal_abs_mean": (c.abs().sum() / max(1, used * (used - 1))).item(),
     }
-
-
-@torch.no_grad()
-def singular_values(z: Tensor) -> Tensor:
-    """The singular values of embeddings, from large to small: how much each direction is in use.
-
-    By way of the smaller Gram matrix, which is twenty times faster than a decomposition of the
-    whole; what lies below 1e-7 of the largest is lost by it.
-
-    Args:
-        z: (N, D) floating point and finite; every dimension is centred first.
-
-    Returns:
-        (min(N, D),) float64 on the device of `z`. All 0 where the embeddings differ by no more
-        than the rounding of their dtype.
-    """
-    exact = z.double()
-    n, d = exact.shape
-    centred = exact - exact.mean(0)
-    # The rounding of the inputs, and where they are float64 that of the mean.
-    rounding = max(torch.finfo(z.dtype).eps, 8 * torch.finfo(torch.float64).eps)
-    if centred.norm() <= rounding * exact.norm():
-        return exact.new_zeros(min(n, d))
-    gram = centred @ centred.T if n <= d else centred.T @ centred
-    with _one_thread():
-        return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Of a CPU. A decomposition this small gains nothing by a second one, and where cores are busy
-    threads that wait for one another take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def effective_rank(values: Tensor) -> float:
-    """How many directions are in use: exp of the entropy of the singular values as shares of
-    their sum, from 1 (one direction) to their number (all alike); 0 where all are 0.
-
-    Source: Roy and Vetterli, *The Effective Rank: A Measure of Effective Dimensionality*, EUSIPCO
-    2007, definition 1.
-
-    Args:
-        values: (K,) floating point, at least 0.
-    """
-    total = values.sum()
-    if not total > 0:
-        return 0.0
-    shares = values / total
-    return torch.special.entr(shares).sum().exp().item()

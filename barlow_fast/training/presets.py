@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.views import shown
 from ..inputs import parse_yaml, read_yaml
+from ..losses.catalogue import FROSSL, MIXED, VICREG
 from ..terminal import printable
 from .config import PretrainConfig, check_type
 
@@ -49,6 +50,41 @@ _SMALL_IMAGES = replace(
     weight_decay=1e-4,
 )
 
+# Bardes, Ponce, LeCun, *VICReg* (ICLR 2022), and the authors' code and commands: biases and norms
+# have the rate of the weights, which is another one for 100 epochs.
+_VICREG = replace(_PAPER, loss=VICREG, bias_learning_rate=None)
+# In solo-learn's sizes; the learning rates are the paper's.
+_SMALL_VICREG = replace(
+    _VICREG, views="", encoder="resnet18", projector=(2048, 2048, 2048), batch_size=256,
+    weight_decay=1e-4,
+)  # fmt: skip
+
+# Bandara, De Melo, Patel, *Guarding Barlow Twins Against Overfitting with Mixed Samples* (2023),
+# and the authors' scripts of ResNet-18, where it is Adam and embeddings have unit length. On
+# ImageNet their code halves the weight, and lets it rise over the warm-up.
+_MIXED = PretrainConfig(
+    dataset="cifar10",
+    encoder="resnet18",
+    projector=(512, 1024),
+    loss=MIXED,
+    lambd=0.0078125,
+    mixing=4.0,
+    epochs=2000,
+    batch_size=256,
+    learning_rate=0.01,
+    reference_batch_size=256,
+    weight_decay=1e-6,
+    warmup_epochs=10,
+    neighbours=20,
+    checkpoint_every=1,
+)
+
+# Skean et al., *FroSSL* (ECCV 2024), in the sizes and with the weights of solo-learn's settings for
+# it; the learning rates are those of the Barlow Twins paper, since solo-learn's LARS is another.
+_FROSSL = replace(
+    _SMALL_IMAGES, dataset="cifar10", projector=(2048, 2048, 1024), loss=FROSSL, invariance=1.4
+)
+
 PRESETS: dict[str, PretrainConfig] = {
     "digits": PretrainConfig(),
     "fashion-mnist": PretrainConfig(
@@ -82,6 +118,26 @@ PRESETS: dict[str, PretrainConfig] = {
         warmup_epochs=2,
         evaluate_every=1,
     ),
+    "vicreg-cifar10": replace(_SMALL_VICREG, dataset="cifar10"),
+    "vicreg-cifar100": replace(_SMALL_VICREG, dataset="cifar100"),
+    "vicreg-imagenet100": replace(
+        _SMALL_VICREG, dataset="files", views="imagenet", epochs=400, weight_decay=1e-6
+    ),
+    "vicreg-imagenet-100ep": replace(_VICREG, epochs=100, batch_size=512, learning_rate=0.3),
+    "vicreg-imagenet-1000ep": _VICREG,
+    "mixed-barlow-twins-cifar10": _MIXED,
+    "mixed-barlow-twins-cifar100": replace(_MIXED, dataset="cifar100", projector=(512, 2048)),
+    "mixed-barlow-twins-stl10": replace(_MIXED, dataset="stl10", mixing=2.0),
+    "mixed-barlow-twins-imagenet-300ep": replace(
+        _PAPER, loss=MIXED, mixing=0.5, epochs=300, batch_size=1024
+    ),
+    "frossl-cifar10": _FROSSL,
+    "frossl-cifar100": replace(_FROSSL, dataset="cifar100"),
+    # In the authors' own settings.
+    "frossl-stl10": replace(_FROSSL, dataset="stl10", invariance=1.0, epochs=500),
+    "frossl-imagenet100": replace(
+        _FROSSL, dataset="files", views="imagenet", invariance=1.0, epochs=400, batch_size=512
+    ),
 }
 
 
@@ -89,7 +145,7 @@ def preset_of(dataset: str) -> str:
     """The default preset of a data set."""
     if dataset in PRESETS and PRESETS[dataset].dataset == dataset:
         return dataset
-    known = [name for name, preset in PRESETS.items() if preset.dataset != "files"]
+    known = [name for name, preset in PRESETS.items() if preset.dataset == name != "files"]
     raise ValueError(f"unknown data set {dataset!r}; there are {', '.join(known)}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ from ..evaluation import (
 )
 from ..evaluation.splits import subset
 from ..models import BarlowTwinsModel
+from ..statistics import singular_values
 from .config import PretrainConfig
-from .monitors import collapse_monitors, singular_values
+from .monitors import collapse_monitors
 
 # Views for measuring C are drawn from an epoch that no training reaches, with one after it.
 MEASURED_EPOCH = 2**32 - 2
@@ -142,8 +143,8 @@ class Watcher:
 
     @torch.inference_mode()
     def embeddings(self, model: BarlowTwinsModel) -> tuple[Tensor, Tensor]:
-        """(N, D) twice, float32: of two views of up to 512 test images, or where there are none of
-        one batch of training images.
+        """(N, D) twice, float32: of the first two views of up to 512 test images, or where there
+        are none of one batch of training images.
 
         As the loss receives them: batch norm uses these images' statistics, which move the model's
         own: hand over a copy.
@@ -155,7 +156,7 @@ class Watcher:
             source, count = self.source, min(self.config.batch_size, MEASURED_SAMPLES)
         with ViewLoader(
             source,
-            self.views,
+            replace(self.views, views=self.views.views[:2]),
             count,
             seed=self.config.seed,
             workers=self.workers,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import tiles
 from ..aten import correlation_layout, gram_layout
-from ..contract import GradientInputs
+from ..contract import GradientInputs, ViewGradients
 from ..environment import choice
 from ..photometry import check_arguments
 from ..precision import OPERAND_DTYPE, accumulation_dtype
@@ -191,11 +191,12 @@ def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
 def gram_from_tiles(
     packed: Tensor, centres: Tensor, n: int, d: int, precision: str
 ) -> tuple[Tensor, Tensor]:
-    grams = POOL.empty(*gram_layout(n, precision))
+    (_, *shape), dtype = gram_layout(n, precision)
+    grams = POOL.empty((packed.shape[0], *shape), dtype)
     torch.ops.barlow_fast_cpu.gram_from_tiles(
         packed.contiguous(), centres.contiguous(), _OPERAND[precision], grams
     )
-    return grams, grams.new_zeros(2)
+    return grams, torch.zeros_like(centres)
 
 
 def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
@@ -207,6 +208,32 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
         coefficients.projected, *grads,
     )  # fmt: skip
     return grads
+
+
+def view_moments(views: Sequence[Tensor], precision: str) -> tuple[Tensor, Tensor]:
+    count, d = len(views), views[0].shape[1]
+    means = _empty((count, d), torch.float64)
+    comoments = POOL.empty((count, count, d), torch.float64)
+    torch.ops.barlow_fast_cpu.view_moments(
+        [_rows(z) for z in views], _OPERAND[precision], means, comoments
+    )
+    return means, comoments
+
+
+def view_gradients(inputs: ViewGradients) -> tuple[Tensor, ...]:
+    (n, d), statistics = inputs.views[0].shape, inputs.statistics.contiguous()
+    grams = statistics.new_empty(0, n, n) if inputs.matrices is None else inputs.matrices[0]
+    added = statistics.new_empty(0, d) if inputs.offsets is None else inputs.offsets.contiguous()
+    grads = [
+        _gradient(z, need) for z, need in zip(inputs.views, inputs.need, strict=False)
+    ]  # the first views have gradients
+    torch.ops.barlow_fast_cpu.view_gradients(
+        [_rows(z) for z in inputs.views], statistics, grams, inputs.products,
+        [number for link in inputs.links for number in link], inputs.weights.contiguous(), added,
+        inputs.grad_scale, inputs.eps, _OPERAND[inputs.precision], inputs.dimensions,
+        inputs.projected, grads,
+    )  # fmt: skip
+    return tuple(grads)
 
 
 def correlation(

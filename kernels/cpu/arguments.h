@@ -14,6 +14,7 @@
 #include <initializer_list>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "contract.h"
 
@@ -68,6 +69,19 @@ class Arguments {
                     "barlow_fast: z_a and z_b must have the same shape and dtype, got ", described(z_a), " and ",
                     described(z_b));
     return {a, b};
+  }
+
+  // One view or more, of one shape and type.
+  std::vector<View> views(const std::vector<Tensor>& z) {
+    STD_TORCH_CHECK(!z.empty(), "barlow_fast: views must be one tensor or more, got none");
+    std::vector<View> found;
+    for (const Tensor& view : z) {
+      found.push_back(embeddings(view, "views"));
+      STD_TORCH_CHECK(view.size(0) == z[0].size(0) && view.size(1) == z[0].size(1) && found.back().type == found[0].type,
+                      "barlow_fast: views must have the same shape and dtype, got ", described(z[0]), " and ",
+                      described(view));
+    }
+    return found;
   }
 
   // A contiguous tensor of exactly these sizes and this type.
@@ -146,11 +160,11 @@ class Arguments {
 
   // Overlaps would be read while they are written.
   void done() const {
-    for (int i = 0; i < count_; ++i) {
-      if (!held_[i].written) continue;
-      for (int j = 0; j < count_; ++j) {
-        const bool apart = i == j || held_[i].end <= held_[j].begin || held_[j].end <= held_[i].begin;
-        STD_TORCH_CHECK(apart, "barlow_fast: ", held_[i].name, " is written and overlaps ", held_[j].name);
+    for (const Held& out : held_) {
+      if (!out.written) continue;
+      for (const Held& other : held_) {
+        const bool apart = &out == &other || out.end <= other.begin || other.end <= out.begin;
+        STD_TORCH_CHECK(apart, "barlow_fast: ", out.name, " is written and overlaps ", other.name);
       }
     }
   }
@@ -230,11 +244,10 @@ class Arguments {
     STD_TORCH_CHECK((x.storage_offset() + elements) * size <= stored, "barlow_fast: the storage of ", name,
                     " has been freed or is smaller than the tensor");
     const char* begin = static_cast<const char*>(x.const_data_ptr());
-    held_[count_++] = Held{begin, begin + elements * size, name, written};
+    held_.push_back(Held{begin, begin + elements * size, name, written});
   }
 
-  std::array<Held, 12> held_;  // more than any operator has
-  int count_ = 0;
+  std::vector<Held> held_;
 };
 
 }  // namespace barlow_fast

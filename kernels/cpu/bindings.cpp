@@ -23,6 +23,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "arguments.h"
@@ -333,6 +334,10 @@ int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * m
 Element accumulation_of(Element operand) { return operand == Element::f64 ? Element::f64 : Element::f32; }
 size_t bytes_of(Element type) { return static_cast<size_t>(element_bytes(type)); }
 
+double number_at(const void* values, int64_t i, Element type) {
+  return type == Element::f64 ? static_cast<const double*>(values)[i] : static_cast<const float*>(values)[i];
+}
+
 // mean, rstd and shift in the first rows of statistics of D columns.
 Norm norm_of(const void* statistics, int64_t d, Element accumulation) {
   const char* base = static_cast<const char*>(statistics);
@@ -381,24 +386,31 @@ void merge_moments(double* parts, int64_t rows, int64_t n, int64_t d, int64_t be
 
 constexpr int64_t kMergedColumns = 512;
 
+// Rows and columns of a task of moments. They depend on the shape alone where they change the sums.
+struct MomentsCut {
+  int64_t rows, columns;
+};
+
+MomentsCut moments_cut(int64_t n, int64_t d) {
+  const int64_t columns = round_up(ceil_div(d, 4 * threads()), 64);
+  return {n >= 4096 && d <= 4096 ? 2048 : std::max<int64_t>(n, 1), std::clamp<int64_t>(columns, 64, 512)};
+}
+
 // Steps to the (5, D) moments of the pair, in the calling thread's scratch memory; `finish(moments, begin, end)`
 // follows for each kMergedColumns of them.
 template <class Finish>
 void add_moments(Steps& steps, const View& a, const View& b, int64_t n, int64_t d, Element accumulation,
                  const Finish& finish) {
-  // The cuts depend on the shape alone where they change the sums.
-  const int64_t rows = n >= 4096 && d <= 4096 ? 2048 : std::max<int64_t>(n, 1);
-  const int64_t row_parts = ceil_div(n, rows);
-  const int64_t columns = std::min<int64_t>(512, std::max<int64_t>(64, round_up(ceil_div(d, 4 * threads()), 64)));
-  const int64_t column_parts = ceil_div(d, columns);
+  const auto [rows, columns] = moments_cut(n, d);
+  const int64_t row_parts = ceil_div(n, rows), column_parts = ceil_div(d, columns);
   double* parts = static_cast<double*>(call_scratch.get(static_cast<size_t>(row_parts * 5 * d) * sizeof(double)));
-  steps.add(row_parts * column_parts, [=](int64_t i) {
+  steps.add(row_parts * column_parts, [=, rows = rows, columns = columns](int64_t i) {
     const int64_t part = i / column_parts, column = i % column_parts * columns;
     const MomentsTask task{a, b, part * rows, std::min(n, (part + 1) * rows), column, std::min(d, column + columns),
                            parts + part * 5 * d, d, accumulation};
     primitives().moments(task);
   });
-  steps.add(ceil_div(d, kMergedColumns), [=](int64_t i) {
+  steps.add(ceil_div(d, kMergedColumns), [=, rows = rows](int64_t i) {
     const int64_t begin = i * kMergedColumns, end = std::min(d, begin + kMergedColumns);
     merge_moments(parts, rows, n, d, begin, end);
     finish(parts, begin, end);
@@ -423,6 +435,71 @@ void column_moments(const Tensor& z_a, const Tensor& z_b, int64_t operand_code, 
     }
   });
   steps.run(operations_of_moments(n, d));
+}
+
+// Means and co-moments of a part of the rows: of views and of their pairs, one below the other.
+struct MomentsPart {
+  double *means, *comoments;
+};
+
+// Adds up those of parts of `rows` rows for columns [begin, end) in the first, and completes its co-moments.
+void merge_view_moments(const std::vector<MomentsPart>& parts, int64_t views, int64_t rows, int64_t n, int64_t d,
+                        int64_t begin, int64_t end) {
+  const MomentsPart& sum = parts[0];
+  for (size_t p = 1; p < parts.size(); ++p) {
+    const MomentsPart& next = parts[p];
+    const int64_t row = static_cast<int64_t>(p) * rows;
+    const double before = static_cast<double>(row), count = static_cast<double>(std::min(n - row, rows));
+    const double share = count / (before + count);
+    for (int64_t v = 0; v < views; ++v) {
+      for (int64_t u = 0; u <= v; ++u) {
+        const int64_t at = (v * views + u) * d;
+        for (int64_t c = begin; c < end; ++c) {
+          const double delta_v = next.means[v * d + c] - sum.means[v * d + c];
+          const double delta_u = next.means[u * d + c] - sum.means[u * d + c];
+          sum.comoments[at + c] += next.comoments[at + c] + delta_v * delta_u * before * share;
+        }
+      }
+    }
+    for (int64_t v = 0; v < views; ++v) {
+      for (int64_t c = v * d + begin; c < v * d + end; ++c) sum.means[c] += (next.means[c] - sum.means[c]) * share;
+    }
+  }
+  for (int64_t v = 0; v < views; ++v) {
+    for (int64_t u = 0; u < v; ++u) {
+      const double* from = sum.comoments + (v * views + u) * d;
+      std::copy(from + begin, from + end, sum.comoments + (u * views + v) * d + begin);
+    }
+  }
+}
+
+void view_moments(const std::vector<Tensor>& z, int64_t operand_code, Tensor means, Tensor comoments) {
+  const Element accumulation = accumulation_of(Arguments::operand(operand_code));
+  Arguments arguments;
+  const std::vector<View> views = arguments.views(z);
+  const int64_t count = static_cast<int64_t>(views.size()), n = z[0].size(0), d = z[0].size(1);
+  std::vector<MomentsPart> parts{
+      {static_cast<double*>(arguments.output(means, "means", {count, d}, Element::f64)),
+       static_cast<double*>(arguments.output(comoments, "comoments", {count, count, d}, Element::f64))}};
+  arguments.done();
+  const auto [rows, columns] = moments_cut(n, d);
+  const int64_t column_parts = ceil_div(d, columns), of_part = (count + count * count) * d;
+  TrimOnExit trim;
+  double* extra = static_cast<double*>(
+      call_scratch.get(static_cast<size_t>((ceil_div(n, rows) - 1) * of_part + 1) * sizeof(double)));
+  for (int64_t row = rows; row < n; row += rows, extra += of_part) parts.push_back({extra, extra + count * d});
+  Steps steps;
+  steps.add(static_cast<int64_t>(parts.size()) * column_parts, [&, rows = rows, columns = columns](int64_t i) {
+    const int64_t part = i / column_parts, column = i % column_parts * columns;
+    const auto [to_means, to_comoments] = parts[static_cast<size_t>(part)];
+    const ViewMomentsTask task{views.data(), count, part * rows, std::min(n, (part + 1) * rows), column,
+                               std::min(d, column + columns), to_means, to_comoments, d, accumulation};
+    primitives().view_moments(task, task_scratch.get(primitives().view_moments_scratch(task)));
+  });
+  steps.add(column_parts, [&, rows = rows, columns = columns](int64_t i) {
+    merge_view_moments(parts, count, rows, n, d, i * columns, std::min(d, (i + 1) * columns));
+  });
+  steps.run(operations_of_moments(n, d) * static_cast<double>(count));
 }
 
 // Statistics of columns [begin, end) of (5, D) moments of `count` rows, and two sums over these columns.
@@ -699,22 +776,20 @@ void gram_from_tiles(const Tensor& packed, const Tensor& centres, int64_t operan
   Arguments::positive(n, "the second of three sizes of grams");
   const auto [side, count] = Tiles(packed, "packed", n, operand);
   const Element type = Arguments::floating(packed, "packed");
-  const char* tiles = static_cast<const char*>(arguments.input(packed, "packed", {2, count, side, side}, type));
-  const void* from = arguments.input(centres, "centres", {2}, accumulation);
-  char* out = static_cast<char*>(arguments.output(grams, "grams", {2, n, n}, accumulation));
+  const int64_t matrices = packed.size(0);
+  const char* tiles = static_cast<const char*>(arguments.input(packed, "packed", {matrices, count, side, side}, type));
+  const void* from = arguments.input(centres, "centres", {matrices}, accumulation);
+  char* out = static_cast<char*>(arguments.output(grams, "grams", {matrices, n, n}, accumulation));
   arguments.done();
   const size_t tile_bytes = static_cast<size_t>(side * side) * bytes_of(type);
   const size_t gram_bytes = static_cast<size_t>(n * n) * bytes_of(accumulation);
-  const double centre[2] = {accumulation == Element::f64 ? static_cast<const double*>(from)[0]
-                                                         : static_cast<const float*>(from)[0],
-                            accumulation == Element::f64 ? static_cast<const double*>(from)[1]
-                                                         : static_cast<const float*>(from)[1]};
   Steps steps;
-  add_tiles(steps, 2, n, side, [&, side = side](int64_t index, int64_t view, int64_t row, int64_t column) {
-    primitives().unpack_tile({tiles + static_cast<size_t>(index) * tile_bytes, type, side, n, row, column, centre[view],
-                              out + static_cast<size_t>(view) * gram_bytes, accumulation});
+  add_tiles(steps, matrices, n, side, [&, side = side](int64_t index, int64_t matrix, int64_t row, int64_t column) {
+    primitives().unpack_tile({tiles + static_cast<size_t>(index) * tile_bytes, type, side, n, row, column,
+                              number_at(from, matrix, accumulation), out + static_cast<size_t>(matrix) * gram_bytes,
+                              accumulation});
   });
-  steps.run(operations_of_moments(n, n));
+  steps.run(operations_of_moments(matrices * n, n));
 }
 
 template <class A>
@@ -731,6 +806,131 @@ double centre_of(const void* gram, int64_t n, Element accumulation) {
   return accumulation == Element::f64 ? centre : static_cast<double>(static_cast<float>(centre));
 }
 
+// The gradients that a call makes: of all views, those that are wanted, with their links one behind the other.
+// `packed` of a gradient is its whole matrix at first.
+struct GramGradients {
+  std::vector<GramView> views;
+  std::vector<GramGradient> gradients;
+  std::vector<Link> links;
+
+  void add(int64_t view, const Output& out, const void* gram, int64_t n, Element accumulation, double product,
+           const void* added) {
+    const double centre = gram == nullptr ? 0 : centre_of(gram, n, accumulation);
+    gradients.push_back({view, out, gram, product, centre, nullptr, 0, added});
+  }
+  // To the gradient that was added last.
+  void link(const Link& link) {
+    links.push_back(link);
+    ++gradients.back().link_count;
+  }
+};
+
+// One pass over the inputs: some of the gradients, and the views and pairs of views that they need.
+struct GramTurn {
+  std::vector<GramView> views;
+  std::vector<GramGradient> gradients;
+  std::vector<Link> links;
+  std::vector<ViewPair> crosses;
+  std::vector<size_t> with_matrix;  // of `gradients`
+
+  // Gradients from `first` on, with at most `most` matrices.
+  GramTurn(const GramGradients& all, size_t first, size_t most) : views(all.views) {
+    size_t link = 0;
+    for (size_t i = 0; i < all.gradients.size(); ++i) {
+      const GramGradient& gradient = all.gradients[i];
+      const size_t count = static_cast<size_t>(gradient.link_count);
+      if (i >= first) {
+        if (gradient.packed != nullptr && with_matrix.size() == most) break;
+        if (gradient.packed != nullptr) with_matrix.push_back(gradients.size());
+        gradients.push_back(gradient);
+        links.insert(links.end(), all.links.begin() + static_cast<std::ptrdiff_t>(link),
+                     all.links.begin() + static_cast<std::ptrdiff_t>(link + count));
+      }
+      link += count;
+    }
+    for (size_t i = 0, at = 0; i < gradients.size(); ++i) {
+      gradients[i].links = links.data() + at;
+      GramView& own = views[static_cast<size_t>(gradients[i].view)];
+      own.staged = true;
+      own.multiplied = own.multiplied || gradients[i].packed != nullptr;
+      for (int64_t l = 0; l < gradients[i].link_count; ++l, ++at) {
+        views[static_cast<size_t>(links[at].view)].staged = true;
+        links[at].cross = number_of(gradients[i].view, links[at].view);
+      }
+    }
+  }
+  int64_t number_of(int64_t own, int64_t other) {
+    const ViewPair pair{std::min(own, other), std::max(own, other)};
+    const auto same = [&](const ViewPair& p) { return p.first == pair.first && p.second == pair.second; };
+    const int64_t number = std::find_if(crosses.begin(), crosses.end(), same) - crosses.begin();
+    if (number == static_cast<int64_t>(crosses.size())) crosses.push_back(pair);
+    return number;
+  }
+  int64_t staged() const {
+    return std::count_if(views.begin(), views.end(), [](const GramView& view) { return view.staged; });
+  }
+};
+
+// Columns of a task: those of which all staged views and the product stay in half of the second-level cache.
+int64_t columns_of_gradients(int64_t n, int64_t d, int64_t staged, Element operand) {
+  const Geometry geometry = primitives().geometry(operand);
+  const int64_t bytes = static_cast<int64_t>(bytes_of(accumulation_of(operand)));
+  const int64_t fitting = caches().second / 2 / ((staged + 1) * n * bytes), shared = d / (4 * threads());
+  if (const int64_t tiled = primitives().tiled_cut(n, d, staged, operand).columns; tiled > 0) {
+    return std::min(tiled, std::max(geometry.panel, shared / geometry.panel * geometry.panel));
+  }
+  return std::clamp<int64_t>(std::min(fitting, shared) / geometry.panel, 1, 8) * geometry.panel;
+}
+
+// All gradients of (N, D) views. `base`: what the operator's arguments determine. Where packed matrices would be large
+// beside the inputs, one of them at a time is there, and a pass over the inputs made for each.
+void run_gram_gradients(const GramGradients& all, const GramGradientTask& base, int64_t d, int64_t dimensions) {
+  const int64_t n = base.n;
+  const Element operand = base.operand;
+  const size_t bytes = primitives().packed_gram_bytes(n, operand);
+  // No element of K exceeds N times the columns that it was summed over (precision.py, gram_scale).
+  float half_scale = 1;
+  for (double largest = static_cast<double>(n) * static_cast<double>(dimensions); largest > 32768; largest /= 2) {
+    half_scale /= 2;
+  }
+  const int64_t panels = ceil_div(n, primitives().geometry(operand).tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
+  TrimOnExit trim;
+  for (size_t first = 0; first < all.gradients.size();) {
+    GramTurn turn(all, first, 2 * n > d ? 1 : all.gradients.size());
+    first += turn.gradients.size();
+    const int64_t matrices = static_cast<int64_t>(turn.with_matrix.size()), staged = turn.staged();
+    char* packed = static_cast<char*>(call_scratch.get(turn.with_matrix.size() * bytes));
+    std::vector<const void*> grams;
+    for (const size_t i : turn.with_matrix) {
+      GramGradient& gradient = turn.gradients[i];
+      const size_t number = grams.size();
+      grams.push_back(std::exchange(gradient.packed, packed + number * bytes));
+    }
+    Steps steps;
+    steps.add(matrices * chunks, [&](int64_t index) {
+      const size_t which = static_cast<size_t>(index / chunks);
+      const int64_t begin = index % chunks * chunk, last = std::min(panels, begin + chunk);
+      primitives().pack_gram({grams[which], n, begin, last, turn.gradients[turn.with_matrix[which]].centre, half_scale,
+                              packed + which * bytes, operand});
+    });
+    const int64_t columns = columns_of_gradients(n, d, staged, operand);
+    steps.add(ceil_div(d, columns), [&](int64_t i) {
+      GramGradientTask task = base;
+      task.views = turn.views.data();
+      task.view_count = static_cast<int64_t>(turn.views.size());
+      task.gradients = turn.gradients.data();
+      task.gradient_count = static_cast<int64_t>(turn.gradients.size());
+      task.crosses = turn.crosses.data();
+      task.cross_count = base.projected ? static_cast<int64_t>(turn.crosses.size()) : 0;
+      task.column_begin = i * columns;
+      task.column_end = std::min(d, task.column_begin + columns);
+      primitives().gram_gradient(task, task_scratch.get(primitives().gram_gradient_scratch(task)));
+    });
+    const int64_t passes = staged + static_cast<int64_t>(turn.links.size());
+    steps.run(operations_of_gram(2 * matrices, n, d) + operations_of_moments(n, d) / 8 * static_cast<double>(passes));
+  }
+}
+
 void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, const Tensor& gram_a,
                     const Tensor& gram_b, const Tensor& grad_scale, double coefficient, double slope, double offset,
                     double eps, int64_t operand_code, int64_t dimensions, bool projected, Tensor grad_a,
@@ -739,50 +939,81 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   Arguments::not_negative(eps, "eps");
   Arguments::positive(dimensions, "dimensions");
   Arguments arguments;
-  const GradientTask gradients = gradient_task(arguments, z_a, z_b, statistics, grad_scale, coefficient, slope, offset,
-                                               operand, grad_a, grad_b);
+  const GradientTask pair = gradient_task(arguments, z_a, z_b, statistics, grad_scale, coefficient, slope, offset,
+                                          operand, grad_a, grad_b);
   const int64_t n = z_a.size(0), d = z_a.size(1);
   const void* grams[2] = {arguments.input(gram_a, "gram_a", {n, n}, accumulation),
                           arguments.input(gram_b, "gram_b", {n, n}, accumulation)};
   arguments.done();
-  const Geometry geometry = primitives().geometry(operand);
-  const size_t bytes = primitives().packed_gram_bytes(n, operand);
-  const double centre[2] = {centre_of(grams[0], n, accumulation), centre_of(grams[1], n, accumulation)};
-  // No element of K exceeds N times the columns that it was summed over (precision.py, gram_scale).
-  float half_scale = 1;
-  for (double largest = static_cast<double>(n) * dimensions; largest > 32768; largest /= 2) half_scale /= 2;
-  const int64_t panels = ceil_div(n, geometry.tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
-  // Columns of which both standardised copies and the product stay in half of the second-level cache.
-  const int64_t fitting = caches().second / 2 / (3 * n * static_cast<int64_t>(bytes_of(accumulation)));
-  const int64_t shared = d / (4 * threads());
-  int64_t columns = std::clamp<int64_t>(std::min(fitting, shared) / geometry.panel, 1, 8) * geometry.panel;
-  if (const int64_t tiled = primitives().tiled_cut(n, d, operand).columns; tiled > 0) {
-    columns = std::min(tiled, std::max(geometry.panel, shared / geometry.panel * geometry.panel));
+  GramGradients all{{{pair.a, pair.norm_a, false, false}, {pair.b, pair.norm_b, false, false}}, {}, {}};
+  const Output outputs[2] = {pair.grad_a, pair.grad_b};
+  // K_b serves the gradient of a, and K_a that of b.
+  for (int64_t view = 0; view < 2; ++view) {
+    if (outputs[view].data == nullptr) continue;
+    all.add(view, outputs[view], grams[1 - view], n, accumulation, coefficient, nullptr);
+    all.link({1 - view, pair.diagonal, slope, offset, 0});
   }
-  const GramGradientTask base{gradients, nullptr, nullptr, n, 0, 0, eps, centre[0], centre[1], projected};
-  TrimOnExit trim;
-  for (const Turn& turn : turns(gradients, 2 * n > d)) {
-    char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
-    // K_b serves the gradient of a, and K_a that of b.
-    Steps steps;
-    steps.add(turn.count * chunks, [&](int64_t index) {
-      const int64_t which = turn.first + index / chunks, first = index % chunks * chunk;
-      const void* gram = grams[1 - which];
-      char* to = packed + static_cast<size_t>(index / chunks) * bytes;
-      const int64_t last = std::min(panels, first + chunk);
-      primitives().pack_gram({gram, n, first, last, centre[1 - which], half_scale, to, operand});
-    });
-    steps.add(ceil_div(d, columns), [&](int64_t i) {
-      GramGradientTask task = base;
-      task.column_begin = i * columns;
-      task.column_end = std::min(d, task.column_begin + columns);
-      task.packed_b = packed;
-      task.packed_a = packed + (turn.count - 1) * bytes;
-      restrict_to(turn, task);
-      primitives().gram_gradient(task, task_scratch.get(primitives().gram_gradient_scratch(task)));
-    });
-    steps.run(operations_of_gram(2 * turn.count, n, d));
+  run_gram_gradients(all, {nullptr, 0, nullptr, 0, nullptr, 0, n, 0, 0, eps, pair.grad_scale, projected, operand,
+                           pair.stream, caches()}, d, dimensions);
+}
+
+// The links of view_gradients: pairs (gradient, view), by gradient.
+void check_links(const std::vector<int64_t>& links, int64_t outputs, int64_t views) {
+  STD_TORCH_CHECK(links.size() % 2 == 0, "barlow_fast: links must be pairs of numbers, got ", links.size());
+  for (size_t i = 0; i < links.size(); i += 2) {
+    const bool inside = links[i] >= (i > 0 ? links[i - 2] : 0) && links[i] < outputs && links[i + 1] >= 0 &&
+                        links[i + 1] < views;
+    STD_TORCH_CHECK(inside, "barlow_fast: links must be pairs of one of ", outputs, " gradients, in ascending order, "
+                    "and one of ", views, " views, got (", links[i], ", ", links[i + 1], ")");
   }
+}
+
+// grams: (M, N, N); added: (O, D), or (0, D) for none; grads: O of them, empty where not wanted.
+void view_gradients(const std::vector<Tensor>& z, const Tensor& statistics, const Tensor& grams, const Tensor& products,
+                    const std::vector<int64_t>& links, const Tensor& weights, const Tensor& added,
+                    const Tensor& grad_scale, double eps, int64_t operand_code, int64_t dimensions, bool projected,
+                    const std::vector<Tensor>& grads) {
+  const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
+  Arguments::not_negative(eps, "eps");
+  Arguments::positive(dimensions, "dimensions");
+  Arguments arguments;
+  const std::vector<View> views = arguments.views(z);
+  const int64_t count = static_cast<int64_t>(views.size()), n = z[0].size(0), d = z[0].size(1);
+  const int64_t outputs = static_cast<int64_t>(grads.size()), matrices = grams.dim() == 3 ? grams.size(0) : 0;
+  STD_TORCH_CHECK(matrices <= outputs && outputs <= count, "barlow_fast: there must be at most as many matrices as "
+                  "gradients, and gradients as views, got ", matrices, ", ", outputs, " and ", count);
+  check_links(links, outputs, count);
+  const auto rows_of = [&](const Tensor& x, const char* name, int64_t rows) {
+    return static_cast<const char*>(arguments.input(x, name, {rows, d}, accumulation));
+  };
+  const size_t row = static_cast<size_t>(d) * bytes_of(accumulation);
+  const int64_t link_count = static_cast<int64_t>(links.size() / 2), added_rows = added.dim() == 2 ? added.size(0) : 0;
+  STD_TORCH_CHECK(added_rows == 0 || (added_rows == outputs && !projected), "barlow_fast: added must have no row, or "
+                  "one for each of ", outputs, " gradients that are not projected, got ", added_rows);
+  const char* from = static_cast<const char*>(arguments.input(statistics, "statistics", {count, 3, d}, accumulation));
+  const char* matrix = static_cast<const char*>(arguments.input(grams, "grams", {matrices, n, n}, accumulation));
+  const double* factors = static_cast<const double*>(arguments.input(products, "products", {matrices}, Element::f64));
+  const char *weight = rows_of(weights, "weights", link_count), *constant = rows_of(added, "added", added_rows);
+  const double scale = arguments.scalar(grad_scale, "grad_scale");
+  std::vector<Output> outs;
+  for (size_t i = 0; i < grads.size(); ++i) outs.push_back(arguments.gradient(grads[i], "grads", z[i], views[i]));
+  arguments.done();
+  for (int64_t i = 0; i < matrices; ++i) Arguments::finite(factors[i], "products");
+  GramGradients all;
+  for (size_t i = 0; i < views.size(); ++i) all.views.push_back({views[i], norm_of(from + 3 * i * row, d, accumulation), false, false});
+  size_t link = 0;
+  for (int64_t i = 0; i < outputs; ++i) {
+    const size_t at = static_cast<size_t>(i);
+    const bool wanted = outs[at].data != nullptr, product = i < matrices;
+    const void* gram = product ? matrix + at * static_cast<size_t>(n * n) * bytes_of(accumulation) : nullptr;
+    const void* extra = added_rows > 0 ? constant + at * row : nullptr;
+    if (wanted) all.add(i, outs[at], gram, n, accumulation, product ? factors[i] : 0, extra);
+    for (; link < links.size() / 2 && links[2 * link] == i; ++link) {
+      if (wanted) all.link({links[2 * link + 1], weight + link * row, 1, 0, 0});
+    }
+  }
+  run_gram_gradients(all, {nullptr, 0, nullptr, 0, nullptr, 0, n, 0, 0, eps, scale, projected, operand,
+                           too_large_to_keep({nullptr, 0, views[0].type}, n * d), caches()}, d, dimensions);
 }
 
 // ---- correlation form ---------------------------------------------------------------------------------------------
@@ -854,7 +1085,7 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, d, 0, 0};
   // Rows whose standardised copies of both views stay in a quarter of the second-level cache: panels pass through it.
   int64_t rows = std::clamp<int64_t>(caches().second / 4 / (8 * d) / 32 * 32, 32, 128);
-  if (const int64_t tiled = primitives().tiled_cut(n, d, operand).rows; tiled > 0) rows = tiled;
+  if (const int64_t tiled = primitives().tiled_cut(n, d, 2, operand).rows; tiled > 0) rows = tiled;
   TrimOnExit trim;
   for (const Turn& turn : turns(gradients, 2 * d > n)) {
     char* packed = static_cast<char*>(call_scratch.get(static_cast<size_t>(turn.count) * bytes));
@@ -1104,6 +1335,11 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
   m.def(
       "gram_pair(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) gram_a, Tensor(b!) gram_b, "
       "Tensor(c!) inner) -> ()");
+  m.def("view_moments(Tensor[] views, int operand, Tensor(a!) means, Tensor(b!) comoments) -> ()");
+  m.def(
+      "view_gradients(Tensor[] views, Tensor statistics, Tensor grams, Tensor products, int[] links, Tensor weights, "
+      "Tensor added, Tensor grad_scale, float eps, int operand, int dimensions, bool projected, Tensor(a!)[] grads) "
+      "-> ()");
   m.def("gram_tiles(Tensor z, Tensor statistics, int operand, Tensor(a!) tiles) -> ()");
   m.def("gram_from_tiles(Tensor packed, Tensor centres, int operand, Tensor(a!) grams) -> ()");
   m.def(
@@ -1135,6 +1371,8 @@ STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {
   m.impl("statistics", TORCH_BOX(&barlow_fast::statistics));
   m.impl("standardise", TORCH_BOX(&barlow_fast::standardise));
   m.impl("gram_pair", TORCH_BOX(&barlow_fast::gram_pair));
+  m.impl("view_moments", TORCH_BOX(&barlow_fast::view_moments));
+  m.impl("view_gradients", TORCH_BOX(&barlow_fast::view_gradients));
   m.impl("gram_tiles", TORCH_BOX(&barlow_fast::gram_tiles));
   m.impl("gram_from_tiles", TORCH_BOX(&barlow_fast::gram_from_tiles));
   m.impl("gram_gradients", TORCH_BOX(&barlow_fast::gram_gradients));

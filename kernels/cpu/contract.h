@@ -55,6 +55,16 @@ struct MomentsTask {
   Element accumulation;
 };
 
+// Moments of rows [row_begin, row_end) and columns [column_begin, column_end) of any number of views, in double:
+// means[v * stride + column], comoments[(v * views + u) * stride + column] for u <= v.
+struct ViewMomentsTask {
+  const View* views;
+  int64_t view_count, row_begin, row_end, column_begin, column_end;
+  double *means, *comoments;
+  int64_t stride;
+  Element accumulation;
+};
+
 // Columns [column_begin, column_end) of (5, D) moments to (7, D) statistics: mean_a, rstd_a, shift_a, mean_b, rstd_b,
 // shift_b, C_ii, where shift is what rounding the mean to the accumulation type lost, times rstd;
 // sums[0] = sum (C_ii - 1)^2, sums[1] = sum C_ii^2 of these columns.
@@ -135,7 +145,7 @@ struct PackGramTask {
   Element operand;
 };
 
-// The part of both gradient tasks that the arguments of their operators determine.
+// The arguments of both operators that make the gradients of two views.
 struct GradientTask {
   View a, b;
   Norm norm_a, norm_b;
@@ -147,13 +157,51 @@ struct GradientTask {
   Caches caches;
 };
 
-// Both gradients in the Gram form, for columns [column_begin, column_end).
-struct GramGradientTask : GradientTask {
-  const void* packed_a;  // from K_a, used for the gradient of b
-  const void* packed_b;
+// A view of a gradient task in the Gram form.
+struct GramView {
+  View z;
+  Norm norm;
+  bool staged;      // its z_hat enters one of the task's gradients
+  bool multiplied;  // in a product with a matrix
+};
+
+// A term of a gradient: (slope * values + offset) * z_hat of a view; values (D,) in the accumulation type.
+struct Link {
+  int64_t view;
+  const void* values;
+  double slope, offset;
+  int64_t cross;  // which of the task's pairs: this view and the gradient's own
+};
+
+struct ViewPair {
+  int64_t first, second;
+};
+
+// G = product * K z_hat + the links + added; `packed` is K less `centre` times the identity, as pack_gram makes it.
+struct GramGradient {
+  int64_t view;
+  Output out;
+  const void* packed;  // null: no matrix
+  double product, centre;
+  const Link* links;
+  int64_t link_count;
+  const void* added;  // (D,) in the accumulation type, to every row; null: none
+};
+
+// Gradients in the Gram form, for columns [column_begin, column_end).
+struct GramGradientTask {
+  const GramView* views;
+  int64_t view_count;
+  const GramGradient* gradients;
+  int64_t gradient_count;
+  const ViewPair* crosses;  // of which matrix tiles need sums of z_hat * z_hat: none where not `projected`
+  int64_t cross_count;
   int64_t n, column_begin, column_end;
-  double eps, centre_a, centre_b;
+  double eps, grad_scale;
   bool projected;  // through the norm's backward
+  Element operand;
+  bool stream;  // write the gradients past the caches
+  Caches caches;
 };
 
 // out[i, j] = sum over rows [row_begin, row_end) of z_hat_a[., i] z_hat_b[., j], for i and j in their ranges.
@@ -249,6 +297,8 @@ struct Primitives {
 
   // Scratch memory is 64-byte aligned and at least as large as the function beside answers.
   void (*moments)(const MomentsTask&);
+  size_t (*view_moments_scratch)(const ViewMomentsTask&);
+  void (*view_moments)(const ViewMomentsTask&, void* scratch);
   void (*standardisation)(const StandardisationTask&);
   void (*standardise)(const StandardiseTask&);
   size_t (*gram_scratch)(const GramTask&);
@@ -270,7 +320,7 @@ struct Primitives {
   void (*photometric)(const PhotometricTask&, void* scratch);
   size_t (*resize_scratch)(const ResizeTask&);
   void (*resize)(const ResizeTask&, void* scratch);
-  TiledCut (*tiled_cut)(int64_t n, int64_t d, Element operand);
+  TiledCut (*tiled_cut)(int64_t n, int64_t d, int64_t views, Element operand);
 };
 
 const Primitives* primitives_baseline();

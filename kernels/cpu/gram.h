@@ -322,34 +322,49 @@ void pack_gram_in(const PackGramTask& task) {
 
 constexpr int64_t kAhead = 16;  // rows of lead for prefetching
 
+inline int64_t most_links(const GramGradientTask& task) {
+  int64_t most = 0;
+  for (int64_t i = 0; i < task.gradient_count; ++i) most = larger(most, task.gradients[i].link_count);
+  return most;
+}
+
 template <class Op>
 struct GramGradientScratch {
-  int64_t panels, samples;       // samples: rows padded to tiles and units
-  bool separate;                 // the product's operand is not the full-precision z_hat itself
-  Acc<Op>*hat[2], *product;      // [panel][sample][kPanel]
-  Unit<Op>*right[2];             // [panel][unit][kPanel]
+  int64_t panels, samples;  // samples: rows padded to tiles and units
+  int64_t values;           // of one view: [panel][sample][kPanel]
+  bool separate;            // the product's operand is not the full-precision z_hat itself
+  Acc<Op>*hats, *product, *weights;
+  Unit<Op>* rights;
+  const Acc<Op>** linked;  // z_hat of each link
 
   GramGradientScratch(Arena& arena, const GramGradientTask& task) {
     const int64_t width = round_up(task.column_end - task.column_begin, kPanel<Op>);
     panels = width / kPanel<Op>;
     samples = round_up(task.n, larger(kTileRows<Op>, Op::kDepth));
+    values = samples * width;
     separate = rounds_operand<Op>(task.operand);
-    product = arena.template take<Acc<Op>>(samples * width);
-    for (int view = 0; view < 2; ++view) {
-      hat[view] = arena.template take<Acc<Op>>(samples * width);
-      right[view] = separate ? arena.template take<Unit<Op>>(samples * width / Op::kDepth)
-                             : reinterpret_cast<Unit<Op>*>(hat[view]);
-    }
+    product = arena.template take<Acc<Op>>(values);
+    hats = arena.template take<Acc<Op>>(values * task.view_count);
+    rights = separate ? arena.template take<Unit<Op>>(values / Op::kDepth * task.view_count)
+                      : reinterpret_cast<Unit<Op>*>(hats);
+    const int64_t links = larger(most_links(task), 1);
+    weights = arena.template take<Acc<Op>>(links * kPanel<Op>);
+    linked = arena.template take<const Acc<Op>*>(links);
+  }
+  Acc<Op>* hat(int64_t view, int64_t panel) const { return hats + view * values + panel * samples * kPanel<Op>; }
+  Unit<Op>* right(int64_t view, int64_t panel) const {
+    return rights + (view * values + panel * samples * kPanel<Op>) / Op::kDepth;
   }
 };
 
 // Standardises one view's columns into panels, in full precision and as the product's right operand.
 template <class Op, Element E>
-void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view) {
+void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& s, int64_t view) {
   using A = Acc<Op>;
   constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
-  const View& z = view ? task.b : task.a;
-  const Norm& norm = view ? task.norm_b : task.norm_a;
+  const View& z = task.views[view].z;
+  const Norm& norm = task.views[view].norm;
+  const bool separate = s.separate && task.views[view].multiplied;
   for (int64_t p = 0; p < s.panels; ++p) {
     const int64_t column = task.column_begin + p * panel, count = task.column_end - column;
     Vector<A> mean[2], rstd[2], shift[2];
@@ -358,8 +373,8 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
       rstd[v] = load_some(static_cast<const A*>(norm.rstd) + column + v * lanes, count - v * lanes);
       shift[v] = load_some(static_cast<const A*>(norm.shift) + column + v * lanes, count - v * lanes);
     }
-    A* to = s.hat[view] + p * s.samples * panel;
-    Unit<Op>* right = s.right[view] + p * (s.samples / Op::kDepth) * panel;
+    A* to = s.hat(view, p);
+    Unit<Op>* right = s.right(view, p);
     for (int64_t n = 0; n < s.samples; n += Op::kDepth) {
       Vector<A> hat[2][2] = {};
       BARLOW_FAST_UNROLL
@@ -375,84 +390,135 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
           store(to + (n + e) * panel + v * lanes, hat[e][v]);
         }
       }
-      if (!s.separate) continue;
+      if (!separate) continue;
       for (int v = 0; v < 2; ++v) {
         store(right + n / Op::kDepth * panel + v * lanes,
               units_across<Op>(rounded<Op>(hat[0][v], task.operand), rounded<Op>(hat[1][v], task.operand)));
       }
     }
-    if (s.separate) finish_panels<Op>(right, panel, s.samples / Op::kDepth);
+    if (separate) finish_panels<Op>(right, panel, s.samples / Op::kDepth);
   }
 }
 
-// From product = K' z_hat of one panel to dL/dz: G = coefficient * product + w * other, its projection, the norm's
-// backward (kernels/README.md, equation 6; the term of the centre puts back what centring took out: all of it, or with
-// the norm's backward what that would not have removed).
-template <class Op, Element E>
-void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view, int64_t p) {
-  using A = Acc<Op>;
-  constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
-  const int64_t column = task.column_begin + p * panel, count = smaller(panel, task.column_end - column);
-  A* product = s.product + p * s.samples * panel;
-  const A* hat = s.hat[view] + p * s.samples * panel;
-  const A* other = s.hat[1 - view] + p * s.samples * panel;
-  A weight[panel] = {}, factor[panel] = {}, projection[panel] = {}, rstd[panel] = {};
-  for (int64_t c = 0; c < count; ++c) {
-    weight[c] = static_cast<A>(task.slope * static_cast<const A*>(task.diagonal)[column + c] + task.offset);
-    rstd[c] = static_cast<const A*>((view ? task.norm_b : task.norm_a).rstd)[column + c];
-    factor[c] = static_cast<A>(rstd[c] * task.grad_scale);
+// product = coefficient * product + `Count` links, for rows [begin, end) of one panel; adds what it becomes times z_hat
+// to `sum`. The weights of so many stay in registers.
+template <class A, int Count>
+BARLOW_FAST_INLINE void add_links(const A* const* linked, const A* weights, A coefficient, int64_t begin, int64_t end,
+                                  A* product, const A* hat, Vector<A> (&sum)[2]) {
+  constexpr int lanes = kLanes<A>, panel = 2 * lanes;
+  Vector<A> w[Count][2];
+  const A* other[Count];
+  for (int l = 0; l < Count; ++l) {
+    other[l] = linked[l];
+    for (int v = 0; v < 2; ++v) w[l][v] = load(weights + l * panel + v * lanes);
   }
-  const A coefficient = static_cast<A>(task.coefficient);
-  Vector<A> w[2], sum[2];
-  for (int v = 0; v < 2; ++v) w[v] = load(weight + v * lanes);
-  double total[panel] = {};
-  for (int64_t begin = 0; begin < task.n; begin += 256) {
-    sum[0] = sum[1] = Vector<A>{};
-    for (int64_t n = begin; n < smaller(begin + 256, task.n); ++n) {
-      BARLOW_FAST_UNROLL
-      for (int v = 0; v < 2; ++v) {
-        const int64_t at = n * panel + v * lanes;
-        const Vector<A> g = broadcast(coefficient) * load(product + at) + w[v] * load(other + at);
-        store(product + at, g);
-        sum[v] += g * load(hat + at);
-      }
-    }
-    for (int c = 0; c < panel; ++c) total[c] += sum[c / lanes][c % lanes];
-  }
-  const double centre = view ? task.centre_a : task.centre_b;
-  for (int64_t c = 0; c < count; ++c) {
-    const double square = static_cast<double>(rstd[c]) * rstd[c];
-    const double taken = task.coefficient * centre;
-    projection[c] = static_cast<A>(task.projected ? total[c] / task.n - taken * task.eps * square : -taken);
-  }
-  const Output& out = view ? task.grad_b : task.grad_a;
-  Vector<A> f[2], t[2];
-  for (int v = 0; v < 2; ++v) {
-    f[v] = load(factor + v * lanes);
-    t[v] = load(projection + v * lanes);
-  }
-  for (int64_t n = 0; n < task.n; ++n) {
-    auto* to = row_of<E>(out, n) + column;
+  for (int64_t n = begin; n < end; ++n) {
     BARLOW_FAST_UNROLL
     for (int v = 0; v < 2; ++v) {
       const int64_t at = n * panel + v * lanes;
-      write_out<A, E>(to + v * lanes, (load(product + at) - load(hat + at) * t[v]) * f[v], count - v * lanes, task.stream);
+      Vector<A> g = broadcast(coefficient) * load(product + at) + w[0][v] * load(other[0] + at);
+      BARLOW_FAST_UNROLL
+      for (int l = 1; l < Count; ++l) g += w[l][v] * load(other[l] + at);
+      store(product + at, g);
+      sum[v] += g * load(hat + at);
+    }
+  }
+}
+
+// All links of rows [begin, end): four, two or one at a time.
+template <class Op>
+void add_all_links(const GramGradientScratch<Op>& s, int64_t count, Acc<Op> coefficient, int64_t begin, int64_t end,
+                   Acc<Op>* product, const Acc<Op>* hat, Vector<Acc<Op>> (&sum)[2]) {
+  using A = Acc<Op>;
+  for (int64_t l = 0; l < count;) {
+    const A *const* linked = s.linked + l, *weights = s.weights + l * kPanel<Op>;
+    const int64_t left = count - l, step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    Vector<A> partial[2] = {sum[0], sum[1]};
+    if (step == 4) add_links<A, 4>(linked, weights, coefficient, begin, end, product, hat, partial);
+    if (step == 2) add_links<A, 2>(linked, weights, coefficient, begin, end, product, hat, partial);
+    if (step == 1) add_links<A, 1>(linked, weights, coefficient, begin, end, product, hat, partial);
+    l += step;
+    coefficient = 1;
+    if (l < count) continue;
+    sum[0] = partial[0];  // of the whole gradient
+    sum[1] = partial[1];
+  }
+}
+
+// From product = K' z_hat of one panel to dL/dz: G = coefficient * product + links, its projection, the norm's
+// backward (kernels/README.md, equation 6; the term of the centre puts back what centring took out: all of it, or with
+// the norm's backward what that would not have removed).
+template <class Op, Element E>
+void finish_gram_panel(const GramGradientTask& task, const GramGradientScratch<Op>& s, const GramGradient& gradient,
+                       int64_t p) {
+  using A = Acc<Op>;
+  constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
+  constexpr int64_t block = 256, part = 64;  // rows whose sums are of type A; rows of which all views stay in cache
+  const int64_t column = task.column_begin + p * panel, count = smaller(panel, task.column_end - column);
+  A* product = s.product + p * s.samples * panel;
+  const A* hat = s.hat(gradient.view, p);
+  for (int64_t l = 0; l < larger(gradient.link_count, 1); ++l) {
+    const Link* link = l < gradient.link_count ? gradient.links + l : nullptr;
+    s.linked[l] = link == nullptr ? hat : s.hat(link->view, p);
+    for (int64_t c = 0; c < panel; ++c) {
+      const bool there = link != nullptr && c < count;
+      s.weights[l * panel + c] =
+          there ? static_cast<A>(link->slope * static_cast<const A*>(link->values)[column + c] + link->offset) : 0;
+    }
+  }
+  A factor[panel] = {}, projection[panel] = {}, rstd[panel] = {}, added[panel] = {};
+  for (int64_t c = 0; c < count; ++c) {
+    rstd[c] = static_cast<const A*>(task.views[gradient.view].norm.rstd)[column + c];
+    factor[c] = static_cast<A>(rstd[c] * task.grad_scale);
+    if (gradient.added != nullptr) added[c] = static_cast<const A*>(gradient.added)[column + c];
+  }
+  if (gradient.packed == nullptr) {
+    for (int64_t n = 0; n < task.n * panel; n += lanes) store(product + n, Vector<A>{});
+  }
+  double total[panel] = {};
+  for (int64_t begin = 0; begin < task.n; begin += block) {
+    Vector<A> sum[2] = {};
+    const int64_t end = smaller(begin + block, task.n);
+    for (int64_t n = begin; n < end; n += part) {
+      add_all_links(s, larger(gradient.link_count, 1), static_cast<A>(gradient.product), n, smaller(n + part, end),
+                    product, hat, sum);
+    }
+    for (int c = 0; c < panel; ++c) total[c] += sum[c / lanes][c % lanes];
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    const double square = static_cast<double>(rstd[c]) * rstd[c];
+    const double taken = gradient.product * gradient.centre;
+    projection[c] = static_cast<A>(task.projected ? total[c] / task.n - taken * task.eps * square : -taken);
+  }
+  Vector<A> f[2], t[2], a[2];
+  for (int v = 0; v < 2; ++v) {
+    f[v] = load(factor + v * lanes);
+    t[v] = load(projection + v * lanes);
+    a[v] = load(added + v * lanes);
+  }
+  for (int64_t n = 0; n < task.n; ++n) {
+    auto* to = row_of<E>(gradient.out, n) + column;
+    BARLOW_FAST_UNROLL
+    for (int v = 0; v < 2; ++v) {
+      const int64_t at = n * panel + v * lanes;
+      const Vector<A> g = load(product + at) - load(hat + at) * t[v] + a[v];
+      write_out<A, E>(to + v * lanes, g * f[v], count - v * lanes, task.stream);
     }
   }
 }
 
 // product = K' z_hat: blocks of K' that stay in the second-level cache, times all panels.
 template <class Op>
-void multiply_gram(const GramGradientTask& task, const GramGradientScratch<Op>& s, int view) {
+void multiply_gram(const GramGradientTask& task, const GramGradientScratch<Op>& s, const GramGradient& gradient) {
   constexpr int panel = kPanel<Op>, tile_rows = kTileRows<Op>;
-  const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_a : task.packed_b);
+  const Unit<Op>* packed = static_cast<const Unit<Op>*>(gradient.packed);
   const int64_t units = units_for<Op>(task.n), step = depth_within<Op>(task.caches) / Op::kDepth;
   const int64_t bytes = step * static_cast<int64_t>(sizeof(Unit<Op>));
   const int64_t rows = larger(task.caches.second / 4 / bytes / tile_rows, 1) * tile_rows;
   for (int64_t k = 0; k < units; k += step) {
     for (int64_t begin = 0; begin < task.n; begin += rows) {
       for (int64_t p = 0; p < s.panels; ++p) {
-        const Unit<Op>* right = s.right[view] + (p * (s.samples / Op::kDepth) + k) * panel;
+        const Unit<Op>* right = s.right(gradient.view, p) + k * panel;
         for (int64_t n = begin; n < smaller(begin + rows, task.n); n += tile_rows) {
           multiply_to<Op>(smaller(step, units - k), {packed + n * units + k * tile_rows, 1, tile_rows}, right,
                           task.n - n, panel, k > 0, s.product + (p * s.samples + n) * panel, panel);
@@ -466,12 +532,13 @@ template <class Op, Element E>
 void gram_gradient_in(const GramGradientTask& task, void* scratch) {
   Arena arena{static_cast<char*>(scratch)};
   const GramGradientScratch<Op> s(arena, task);
-  stage_columns<Op, E>(task, s, 0);
-  stage_columns<Op, E>(task, s, 1);
-  for (int view = 0; view < 2; ++view) {
-    if ((view ? task.grad_b : task.grad_a).data == nullptr) continue;
-    multiply_gram(task, s, view);
-    for (int64_t p = 0; p < s.panels; ++p) finish_gram_panel<Op, E>(task, s, view, p);
+  for (int64_t view = 0; view < task.view_count; ++view) {
+    if (task.views[view].staged) stage_columns<Op, E>(task, s, view);
+  }
+  for (int64_t i = 0; i < task.gradient_count; ++i) {
+    const GramGradient& gradient = task.gradients[i];
+    if (gradient.packed != nullptr) multiply_gram(task, s, gradient);
+    for (int64_t p = 0; p < s.panels; ++p) finish_gram_panel<Op, E>(task, s, gradient, p);
   }
   finish_streams(task.stream);
 }

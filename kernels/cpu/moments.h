@@ -1,4 +1,4 @@
-// Column moments of both views in one read, and z_hat itself for those who need it in memory.
+// Column moments of both views, or of any number, in one read, and z_hat itself for those who need it in memory.
 //
 // Strips of two vectors of columns and 64 rows stay in the first-level cache while they are passed over twice: once for
 // their mean, once for the squares about it, with the residual sum(x - mean) correcting the mean's rounding. Strips then
@@ -73,9 +73,14 @@ void moments_in(const MomentsTask& task) {
   }
 }
 
+// Whether moments are taken in double: in the wider of the inputs' and the accumulation type.
+BARLOW_FAST_INLINE bool wide_moments(Element type, Element accumulation) {
+  return type == Element::f64 || accumulation == Element::f64;
+}
+
 template <Element E>
 void moments_from(const MomentsTask& task) {
-  if (E == Element::f64 || task.accumulation == Element::f64) return moments_in<double, E>(task);
+  if (wide_moments(E, task.accumulation)) return moments_in<double, E>(task);
   moments_in<float, E>(task);
 }
 
@@ -86,6 +91,156 @@ void moments(const MomentsTask& task) {
     case Element::f32: return moments_from<Element::f32>(task);
     case Element::bf16: return moments_from<Element::bf16>(task);
     case Element::f16: return moments_from<Element::f16>(task);
+  }
+}
+
+// ---- moments of any number of views --------------------------------------------------------------------------------
+
+// Views whose co-moments with as many others are summed in registers.
+#if defined(__AVX512F__) || defined(BARLOW_FAST_NEON)
+constexpr int kMomentViews = 4;
+#else
+constexpr int kMomentViews = 2;
+#endif
+
+// Vectors of columns that are read together: rows may lie so far apart that their parts fall into few cache sets, where
+// what is not read at once would be evicted.
+constexpr int kMomentVectors = 4;
+
+// What is known of kMomentVectors of columns of a block of rows, by view and vector.
+template <class A>
+struct ViewMomentsScratch {
+  static constexpr int64_t kVector = (kMomentRows + 1) * kLanes<A>;  // not a power of two apart, either
+  static constexpr int64_t kView = kMomentVectors * kVector, kColumns = kMomentVectors * kLanes<A>;
+  A* centred;     // [view][vector][row][lane]: z less its rounded mean; zero for views that fill the last group
+  double* off;    // [view][column]: what the mean of the block lacks
+  double* delta;  // the mean of the block less that of the rows before
+
+  ViewMomentsScratch(Arena& arena, const ViewMomentsTask& task) {
+    const int64_t views = round_up(task.view_count, kMomentViews);
+    centred = arena.template take<A>(views * kView);
+    off = arena.template take<double>(views * kColumns);
+    delta = arena.template take<double>(views * kColumns);
+  }
+};
+
+// Centres `width` columns of rows [begin, end) of one view and merges their mean.
+template <class A, Element E>
+void centre_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, int64_t view, int64_t begin, int64_t end,
+                  int64_t column, int64_t width) {
+  constexpr int lanes = kLanes<A>, vectors = kMomentVectors;
+  constexpr int64_t ahead = 8;  // rows of lead for prefetching: the hardware does not foresee the next one
+  const View& z = task.views[view];
+  Vector<A> mean[vectors] = {};
+  A* centred = s.centred + view * s.kView;
+  for (int64_t row = begin; row < end; ++row) {
+    const auto* from = row_of<E>(z, row) + column;
+    BARLOW_FAST_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      __builtin_prefetch(from + ahead * z.stride + v * lanes);
+      const Vector<A> x = load_some<A, E>(from + v * lanes, width - v * lanes);
+      mean[v] += x;
+      store(centred + v * s.kVector + (row - begin) * lanes, x);
+    }
+  }
+  const double count = static_cast<double>(end - begin), before = static_cast<double>(begin - task.row_begin);
+  double* means = task.means + view * task.stride + column;
+  Vector<A> rest[vectors] = {};
+  for (int v = 0; v < vectors; ++v) mean[v] *= broadcast(static_cast<A>(1) / static_cast<A>(end - begin));
+  for (int64_t row = 0; row < end - begin; ++row) {
+    BARLOW_FAST_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      A* to = centred + v * s.kVector + row * lanes;
+      const Vector<A> x = load(to) - mean[v];
+      rest[v] += x;
+      store(to, x);
+    }
+  }
+  for (int v = 0; v < vectors; ++v) {
+    for (int64_t c = 0; c < smaller(lanes, width - v * lanes); ++c) {
+      const int64_t at = v * lanes + c;
+      const double off = rest[v][c] / count, total = before > 0 ? means[at] : 0, delta = mean[v][c] + off - total;
+      s.off[view * s.kColumns + at] = off;
+      s.delta[view * s.kColumns + at] = delta;
+      means[at] = total + delta * (count / (before + count));
+    }
+  }
+}
+
+// Merges the co-moments of a group of views, beginning with view v, with another one, beginning with u <= v, for vector
+// `k` of the block's columns, `width` of which there are; of the same group (`Diagonal`) half of them.
+template <class A, bool Diagonal>
+void merge_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, int64_t v, int64_t u, int64_t begin,
+                 int64_t end, int64_t column, int64_t k, int64_t width) {
+  constexpr int lanes = kLanes<A>, group = kMomentViews;
+  Vector<A> sum[group][group] = {};
+  const A *x = s.centred + v * s.kView + k * s.kVector, *y = s.centred + u * s.kView + k * s.kVector;
+  for (int64_t row = 0; row < end - begin; ++row, x += lanes, y += lanes) {
+    Vector<A> other[group];
+    BARLOW_FAST_UNROLL
+    for (int j = 0; j < group; ++j) other[j] = load(y + j * s.kView);
+    BARLOW_FAST_UNROLL
+    for (int i = 0; i < group; ++i) {
+      const Vector<A> own = Diagonal ? other[i] : load(x + i * s.kView);
+      BARLOW_FAST_UNROLL
+      for (int j = 0; j < (Diagonal ? i + 1 : group); ++j) sum[i][j] += own * other[j];
+    }
+  }
+  const double count = static_cast<double>(end - begin), before = static_cast<double>(begin - task.row_begin);
+  const double both = before * (count / (before + count));
+  for (int i = 0; i < group && v + i < task.view_count; ++i) {
+    for (int j = 0; j < (Diagonal ? i + 1 : group); ++j) {
+      double* __restrict out = task.comoments + ((v + i) * task.view_count + u + j) * task.stride + column + k * lanes;
+      const int64_t at_v = (v + i) * s.kColumns + k * lanes, at_u = (u + j) * s.kColumns + k * lanes;
+      A block[lanes];
+      store(block, sum[i][j]);
+      // The products are about the rounded means: move them to the true ones.
+      for (int64_t c = 0; c < smaller(lanes, width); ++c) {
+        const double own = static_cast<double>(block[c]) - count * s.off[at_v + c] * s.off[at_u + c];
+        out[c] = before > 0 ? out[c] + own + s.delta[at_v + c] * s.delta[at_u + c] * both : own;
+      }
+    }
+  }
+}
+
+template <class A, Element E>
+void view_moments_in(const ViewMomentsTask& task, void* scratch) {
+  constexpr int lanes = kLanes<A>, group = kMomentViews;
+  Arena arena{static_cast<char*>(scratch)};
+  const ViewMomentsScratch<A> s(arena, task);
+  const int64_t views = task.view_count;
+  for (int64_t k = views * s.kView; k < round_up(views, group) * s.kView; k += lanes) {
+    store(s.centred + k, Vector<A>{});
+  }
+  for (int64_t begin = task.row_begin; begin < task.row_end; begin += kMomentRows) {
+    const int64_t end = smaller(begin + kMomentRows, task.row_end);
+    for (int64_t column = task.column_begin; column < task.column_end; column += s.kColumns) {
+      const int64_t width = smaller(s.kColumns, task.column_end - column);
+      for (int64_t view = 0; view < views; ++view) centre_block<A, E>(task, s, view, begin, end, column, width);
+      for (int64_t k = 0; k * lanes < width; ++k) {
+        const int64_t left = width - k * lanes;
+        for (int64_t v = 0; v < views; v += group) {
+          for (int64_t u = 0; u < v; u += group) merge_block<A, false>(task, s, v, u, begin, end, column, k, left);
+          merge_block<A, true>(task, s, v, v, begin, end, column, k, left);
+        }
+      }
+    }
+  }
+}
+
+template <Element E>
+void view_moments_from(const ViewMomentsTask& task, void* scratch) {
+  if (wide_moments(E, task.accumulation)) return view_moments_in<double, E>(task, scratch);
+  view_moments_in<float, E>(task, scratch);
+}
+
+void view_moments(const ViewMomentsTask& task, void* scratch) {
+  switch (task.views->type) {
+    case Element::f64: return view_moments_from<Element::f64>(task, scratch);
+    case Element::tf32:
+    case Element::f32: return view_moments_from<Element::f32>(task, scratch);
+    case Element::bf16: return view_moments_from<Element::bf16>(task, scratch);
+    case Element::f16: return view_moments_from<Element::f16>(task, scratch);
   }
 }
 

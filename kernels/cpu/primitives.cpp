@@ -86,12 +86,19 @@ size_t bytes_of(const Task& task) {
   return arena.used;
 }
 
+size_t view_moments_scratch(const ViewMomentsTask& t) {
+  return wide_moments(t.views->type, t.accumulation) ? bytes_of<ViewMomentsScratch<double>>(t)
+                                                     : bytes_of<ViewMomentsScratch<float>>(t);
+}
+
 Geometry geometry(Element operand) { BARLOW_FAST_DISPATCH(operand, geometry_in<Op>()); }
 template <class Op>
-TiledCut tiled_cut_in(int64_t n, int64_t d) {
-  return kTiled<Op> ? TiledCut{tiled_gram_columns(n), tiled_correlation_rows(d)} : TiledCut{};
+TiledCut tiled_cut_in(int64_t n, int64_t d, int64_t views) {
+  return kTiled<Op> ? TiledCut{tiled_gram_columns(n, views), tiled_correlation_rows(d)} : TiledCut{};
 }
-TiledCut tiled_cut(int64_t n, int64_t d, Element operand) { BARLOW_FAST_DISPATCH(operand, tiled_cut_in<Op>(n, d)); }
+TiledCut tiled_cut(int64_t n, int64_t d, int64_t views, Element operand) {
+  BARLOW_FAST_DISPATCH(operand, tiled_cut_in<Op>(n, d, views));
+}
 size_t packed_gram_bytes(int64_t n, Element operand) { BARLOW_FAST_DISPATCH(operand, packed_gram_bytes_in<Op>(n)); }
 size_t packed_matrix_bytes(int64_t d, Element operand) {
   BARLOW_FAST_DISPATCH(operand, packed_matrix_bytes_in<Op>(d));
@@ -118,7 +125,7 @@ BARLOW_FAST_TASK(CorrelationGradient, correlation_gradient)
 void gram(const GramTask& t, void* scratch) { BARLOW_FAST_DISPATCH_ELEMENT(t.z.type, t.operand, gram_of, t, scratch); }
 void pack_gram(const PackGramTask& t) { BARLOW_FAST_DISPATCH(t.operand, pack_gram_in<Op>(t)); }
 void gram_gradient(const GramGradientTask& t, void* scratch) {
-  BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, gram_gradient_of, t, scratch);
+  BARLOW_FAST_DISPATCH_ELEMENT(t.views->z.type, t.operand, gram_gradient_of, t, scratch);
 }
 void correlation(const CorrelationTask& t, void* scratch) {
   BARLOW_FAST_DISPATCH_ELEMENT(t.a.type, t.operand, correlation_of, t, scratch);
@@ -133,6 +140,8 @@ constexpr Primitives kTable = {
     packed_gram_bytes,
     packed_matrix_bytes,
     moments,
+    view_moments_scratch,
+    view_moments,
     standardisation,
     standardise,
     gram_scratch,

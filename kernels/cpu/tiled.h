@@ -245,26 +245,34 @@ void tiled_correlation(const CorrelationTask& task, void* scratch) {
 
 // ---- gradients ----------------------------------------------------------------------------------------------------
 
-// dL/dz = product * g + (z_other - mean_other) * other + (z_own - mean_own) * own + constant, by column.
+// dL/dz = product * g + sum over links of (z_link - mean_link) * factor_link + (z_own - mean_own) * own + constant, by
+// column.
 struct GradientColumns {
-  float *mean_own, *mean_other, *product, *other, *own, *constant;
+  int64_t width;
+  float *mean_own, *product, *own, *constant;
+  float *mean_link, *factor_link;  // [link][column]
 
-  GradientColumns(Arena& arena, int64_t width) {
-    for (float** column : {&mean_own, &mean_other, &product, &other, &own, &constant}) {
-      *column = arena.take<float>(width);
-    }
+  GradientColumns(Arena& arena, int64_t columns, int64_t links) : width(columns) {
+    for (float** column : {&mean_own, &product, &own, &constant}) *column = arena.take<float>(width);
+    for (float** column : {&mean_link, &factor_link}) *column = arena.take<float>(width * links);
   }
-  // Column c of `task`, put in place `at`: G = coefficient * product + weight * z_hat_other, less projection * z_hat.
-  void set(int64_t at, const GradientTask& task, int view, int64_t c, double weight, double projection) {
-    const Norm &norm = view ? task.norm_b : task.norm_a, &beside = view ? task.norm_a : task.norm_b;
-    const auto value = [&](const void* values) { return static_cast<double>(static_cast<const float*>(values)[c]); };
-    const double factor = value(norm.rstd) * task.grad_scale;
+  static double value(const void* values, int64_t c) {
+    return static_cast<double>(static_cast<const float*>(values)[c]);
+  }
+  // Column c, put in place `at`, of a link: weight * z_hat in G, `factor` = rstd * grad_scale of its gradient. Returns
+  // what that takes out of G's constant.
+  double set_link(int64_t link, int64_t at, const Norm& norm, int64_t c, double weight, double factor) {
+    mean_link[link * width + at] = static_cast<const float*>(norm.mean)[c];
+    factor_link[link * width + at] = static_cast<float>(weight * value(norm.rstd, c) * factor);
+    return weight * value(norm.shift, c);
+  }
+  // The same of the rest: G = coefficient * product - projection * z_hat - shifts + added.
+  void set(int64_t at, const Norm& norm, int64_t c, double coefficient, double projection, double shifts, double added,
+           double factor) {
     mean_own[at] = static_cast<const float*>(norm.mean)[c];
-    mean_other[at] = static_cast<const float*>(beside.mean)[c];
-    product[at] = static_cast<float>(task.coefficient * factor);
-    other[at] = static_cast<float>(weight * value(beside.rstd) * factor);
-    own[at] = static_cast<float>(-projection * value(norm.rstd) * factor);
-    constant[at] = static_cast<float>((projection * value(norm.shift) - weight * value(beside.shift)) * factor);
+    product[at] = static_cast<float>(coefficient * factor);
+    own[at] = static_cast<float>(-projection * value(norm.rstd, c) * factor);
+    constant[at] = static_cast<float>((projection * value(norm.shift, c) - shifts + added) * factor);
   }
 };
 
@@ -287,10 +295,12 @@ BARLOW_FAST_INLINE void write_lanes(typename ElementOf<E>::type* to, const Vecto
   for (int v = 0; v < 2; ++v) write_out<float, E>(to + v * lanes, x[v], Whole ? lanes : count - v * lanes, stream);
 }
 
-// Two vectors of columns of one row, their first at place `at` of `columns`.
-template <bool Whole, Element E>
+// Two vectors of columns of one row, their first at place `at` of `columns`; rows of the links' views begin `offset`
+// elements behind `linked`. Links: 1 where there is one, else 0.
+template <bool Whole, int Links, Element E>
 BARLOW_FAST_INLINE void write_gradient(const GradientColumns& columns, int64_t at, const float* product,
-                                       const typename ElementOf<E>::type* own, const typename ElementOf<E>::type* other,
+                                       const typename ElementOf<E>::type* own,
+                                       const typename ElementOf<E>::type* const* linked, int64_t links, int64_t offset,
                                        typename ElementOf<E>::type* to, int64_t count, bool stream) {
   constexpr int lanes = kLanes<float>;
   Vector<float> g[2];
@@ -298,65 +308,105 @@ BARLOW_FAST_INLINE void write_gradient(const GradientColumns& columns, int64_t a
   for (int v = 0; v < 2; ++v) {
     const int64_t c = at + v * lanes, left = count - v * lanes;
     const Vector<float> x = load_lanes<Whole, E>(own + v * lanes, left) - load(columns.mean_own + c);
-    const Vector<float> y = load_lanes<Whole, E>(other + v * lanes, left) - load(columns.mean_other + c);
     g[v] = load(product + v * lanes) * load(columns.product + c) + load(columns.constant + c);
-    g[v] += y * load(columns.other + c) + x * load(columns.own + c);
+    const auto centred = [&](int64_t l) __attribute__((always_inline)) {
+      return load_lanes<Whole, E>(linked[l] + offset + v * lanes, left) - load(columns.mean_link + l * columns.width + c);
+    };
+    if constexpr (Links == 1) {
+      g[v] += centred(0) * load(columns.factor_link + c) + x * load(columns.own + c);
+      continue;
+    }
+    g[v] += x * load(columns.own + c);
+    for (int64_t l = 0; l < links; ++l) g[v] += centred(l) * load(columns.factor_link + l * columns.width + c);
   }
   write_lanes<Whole, E>(to, g, count, stream);
 }
 
 // ---- Gram form ----------------------------------------------------------------------------------------------------
 
-// Columns of a task: the product and both operands stay near the second-level cache.
-inline int64_t tiled_gram_columns(int64_t n) {
-  return smaller(larger((3 << 19) / (8 * larger(n, 1)) / 32, 2), 6) * 32;
+// Columns of a task of `views` views: the product, their operands and their copies stay near the second-level cache.
+inline int64_t tiled_gram_columns(int64_t n, int64_t views) {
+  return smaller(larger((3 << 20) / ((4 + 6 * views) * larger(n, 1)) / 32, 2), 6) * 32;
 }
 
 template <class Op>
 struct TiledGramGradientScratch {
   int64_t width, samples, stride;
-  Unit<Op>* right[2];  // [panel][unit][kPanel]
-  float* product;      // [sample][stride]
-  char* copy[2];       // [sample][stride] of both views: their own rows may share few cache sets
-  float* cross;        // sums of z_hat_a * z_hat_b
-  double* total;       // sums of product * z_hat
+  int64_t units, bytes;  // of one view
+  Unit<Op>* rights;      // [view][panel][unit][kPanel]
+  float* product;        // [sample][stride]
+  char* copies;          // [view][sample][stride]: the views' own rows may share few cache sets
+  float* hats;           // [view][row][lane] of two rows of one vector of columns
+  float* cross;          // [pair][column]: sums of z_hat * z_hat
+  double* total;         // sums of product * z_hat
+  const void** linked;   // the copy of each link's view
   GradientColumns columns;
 
   TiledGramGradientScratch(Arena& arena, const GramGradientTask& task)
       : width(round_up(task.column_end - task.column_begin, kPanel<Op>)),
         samples(round_up(task.n, kTileRows<Op>)),
         stride(width + kLanes<float>),  // rows a power of two apart would fall into the same cache sets
-        columns(arena, width) {
-    for (Unit<Op>*& view : right) view = arena.template take<Unit<Op>>(units_of_whole<Op>(samples) * width);
+        units(units_of_whole<Op>(samples) * width),
+        bytes(round_up(samples * stride * element_bytes(task.views->z.type), 64)),
+        columns(arena, width, most_links(task)) {
+    rights = arena.template take<Unit<Op>>(units * task.view_count);
     product = arena.template take<float>(samples * stride);
-    for (char*& view : copy) view = arena.template take<char>(samples * stride * element_bytes(task.a.type));
-    cross = arena.template take<float>(width);
+    copies = arena.template take<char>(bytes * task.view_count);
+    hats = arena.template take<float>(2 * kLanes<float> * task.view_count);
+    cross = arena.template take<float>(width * task.cross_count);
     total = arena.template take<double>(width);
+    linked = arena.template take<const void*>(most_links(task));
+  }
+  Unit<Op>* right(int64_t view) const { return rights + view * units; }
+  View copy(const GramGradientTask& task, int64_t view) const {
+    return {copies + view * bytes, stride, task.views->z.type};
   }
 };
 
-// One vector of columns of two rows of both views (the second row may be missing) as right operands, and what their
-// products add to `cross`.
+// One vector of columns of two rows of a view (the second row may be missing), and these as right operand at `place`.
 template <bool Whole, class Op, Element E>
-BARLOW_FAST_INLINE void pack_pair(const GramGradientTask& task, const View (&copies)[2], int64_t n, int64_t c,
-                                  int64_t count, Unit<Op>* const (&to)[2], float* cross) {
+BARLOW_FAST_INLINE void pack_view(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, int64_t view,
+                                  int64_t n, int64_t c, int64_t count, int64_t place, Vector<float> (&hat)[2]) {
   constexpr int lanes = kLanes<float>;
-  Vector<float> hat[2][2] = {};
+  const GramView& from = task.views[view];
+  const View copy = s.copy(task, view);
+  const ColumnNorm<Whole> norm(from.norm, task.column_begin + c, count);
   BARLOW_FAST_UNROLL
-  for (int view = 0; view < 2; ++view) {
-    const ColumnNorm<Whole> norm(view ? task.norm_b : task.norm_a, task.column_begin + c, count);
-    BARLOW_FAST_UNROLL
-    for (int e = 0; e < 2; ++e) {
-      if (!Whole && n + e >= task.n) continue;
-      hat[view][e] = norm.hat(load_lanes<Whole, E>(row_of<E>(copies[view], n + e) + c, count));
-    }
-    BARLOW_FAST_UNROLL
-    for (int p = 0; p < kPieces<Op>; ++p) {
-      store(to[view] + p * lanes * kPanel<Op>,
-            units_across<Op>(piece_of<Op>(hat[view][0], p), piece_of<Op>(hat[view][1], p)));
-    }
+  for (int e = 0; e < 2; ++e) {
+    if (Whole || n + e < task.n) hat[e] = norm.hat(load_lanes<Whole, E>(row_of<E>(copy, n + e) + c, count));
   }
-  store(cross, load(cross) + hat[0][0] * hat[1][0] + hat[0][1] * hat[1][1]);
+  if (!from.multiplied) return;
+  BARLOW_FAST_UNROLL
+  for (int p = 0; p < kPieces<Op>; ++p) {
+    store(s.right(view) + place + p * lanes * kPanel<Op>,
+          units_across<Op>(piece_of<Op>(hat[0], p), piece_of<Op>(hat[1], p)));
+  }
+}
+
+// The same of all views, and what their products add to `cross`. Of a pair of views z_hat stays in registers.
+template <bool Whole, class Op, Element E>
+BARLOW_FAST_INLINE void pack_views(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, bool pair,
+                                   int64_t n, int64_t c, int64_t count, int64_t place) {
+  constexpr int lanes = kLanes<float>;
+  if (pair) {
+    Vector<float> x[2] = {}, y[2] = {};
+    pack_view<Whole, Op, E>(task, s, 0, n, c, count, place, x);
+    pack_view<Whole, Op, E>(task, s, 1, n, c, count, place, y);
+    store(s.cross + c, load(s.cross + c) + x[0] * y[0] + x[1] * y[1]);
+    return;
+  }
+  for (int64_t view = 0; view < task.view_count; ++view) {
+    if (!task.views[view].staged) continue;
+    Vector<float> hat[2] = {};
+    pack_view<Whole, Op, E>(task, s, view, n, c, count, place, hat);
+    for (int e = 0; e < 2; ++e) store(s.hats + (2 * view + e) * lanes, hat[e]);
+  }
+  for (int64_t number = 0; number < task.cross_count; ++number) {
+    const ViewPair& of = task.crosses[number];
+    const float *x = s.hats + 2 * lanes * of.first, *y = s.hats + 2 * lanes * of.second;
+    float* cross = s.cross + number * s.width + c;
+    store(cross, load(cross) + load(x) * load(y) + load(x + lanes) * load(y + lanes));
+  }
 }
 
 // Copies the columns of a task of one row.
@@ -371,24 +421,25 @@ BARLOW_FAST_INLINE void copy_row(const GramGradientTask& task, const View& z, co
   __builtin_memcpy(const_cast<Value*>(row_of<E>(copy, n)), from, static_cast<size_t>(count) * sizeof(Value));
 }
 
-// Both views' columns as right operands and as copies, and the sums of their products.
+// All views' columns as right operands and as copies, and the sums of their products.
 template <class Op, Element E>
-void pack_columns(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, const View (&copies)[2]) {
+void pack_columns(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s) {
   constexpr int panel = kPanel<Op>, lanes = kLanes<float>;
   const int64_t columns = task.column_end - task.column_begin, units = units_of_whole<Op>(s.samples);
-  for (int64_t c = 0; c < s.width; c += lanes) store(s.cross + c, Vector<float>{});
+  const bool pair = task.view_count == 2 && task.cross_count == 1 && task.crosses->first != task.crosses->second;
+  for (int64_t c = 0; c < s.width * task.cross_count; c += lanes) store(s.cross + c, Vector<float>{});
   for (int64_t n = 0; n < s.samples; n += 2) {
     for (int64_t row = n; row < smaller(n + 2, task.n); ++row) {
-      copy_row<E>(task, task.a, copies[0], row);
-      copy_row<E>(task, task.b, copies[1], row);
+      for (int64_t view = 0; view < task.view_count; ++view) {
+        if (task.views[view].staged) copy_row<E>(task, task.views[view].z, s.copy(task, view), row);
+      }
     }
     for (int64_t c = 0; c < s.width; c += lanes) {
       const int64_t count = columns - c, place = c / panel * units * panel + place_of<Op>(n / 2) * panel + c % panel;
-      Unit<Op>* const to[2] = {s.right[0] + place, s.right[1] + place};
       if (count >= lanes && n + 1 < task.n) {
-        pack_pair<true, Op, E>(task, copies, n, c, count, to, s.cross + c);
+        pack_views<true, Op, E>(task, s, pair, n, c, count, place);
       } else {
-        pack_pair<false, Op, E>(task, copies, n, c, count, to, s.cross + c);
+        pack_views<false, Op, E>(task, s, pair, n, c, count, place);
       }
     }
   }
@@ -411,54 +462,93 @@ BARLOW_FAST_INLINE void add_to_total(const typename ElementOf<E>::type* from, co
   for (int c = 0; c < 2 * lanes; ++c) total[c] += sum[c / lanes][c % lanes];
 }
 
+// K' z_hat of one gradient, and the sums of its products with z_hat.
+template <class Op, Element E>
+void multiply_tiled_gram(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s,
+                         const GramGradient& gradient) {
+  constexpr int panel = kPanel<Op>;
+  const View own = s.copy(task, gradient.view);
+  const Norm& norm = task.views[gradient.view].norm;
+  const int64_t units = units_of_whole<Op>(s.samples), count = task.column_end - task.column_begin;
+  for (int64_t c = 0; c < s.width; ++c) s.total[c] = 0;
+  for (int64_t n = 0; n < task.n; n += kTileRows<Op>) {
+    const Unit<Op>* left = static_cast<const Unit<Op>*>(gradient.packed) + n * units;
+    for (int64_t c = 0; c < s.width; c += panel) {
+      float* product = s.product + n * s.stride + c;
+      multiply_tiles<Op>(units, left, s.right(gradient.view) + c * units, false, product, s.stride);
+      if (!task.projected) continue;
+      const int64_t rows = smaller(kTileRows<Op>, task.n - n), column = task.column_begin + c;
+      const auto add = count - c >= panel ? add_to_total<true, E> : add_to_total<false, E>;
+      add(row_of<E>(own, n) + c, norm, rows, column, count - c, product, s.stride, s.total + c);
+    }
+  }
+}
+
+// Writes one gradient from its product. Links: as of write_gradient.
+template <class Op, Element E, int Links>
+void write_tiled_gradient(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s,
+                          const GramGradient& gradient) {
+  using Value = typename ElementOf<E>::type;
+  constexpr int panel = kPanel<Op>;
+  const GradientColumns columns = s.columns;
+  const View own = s.copy(task, gradient.view);
+  const int64_t count = task.column_end - task.column_begin, links = gradient.link_count;
+  const Value* const* linked = reinterpret_cast<const Value* const*>(s.linked);
+  for (int64_t n = 0; n < task.n; ++n) {
+    const int64_t row = n * s.stride;
+    const Value* x = row_of<E>(own, n);
+    Value* to = row_of<E>(gradient.out, n) + task.column_begin;
+    const float* product = s.product + row;
+    int64_t c = 0;
+    for (; c + panel <= count; c += panel) {
+      write_gradient<true, Links, E>(columns, c, product + c, x + c, linked, links, row + c, to + c, panel,
+                                     task.stream);
+    }
+    if (c < count) {
+      write_gradient<false, Links, E>(columns, c, product + c, x + c, linked, links, row + c, to + c, count - c,
+                                      task.stream);
+    }
+  }
+}
+
 // kernels/README.md, equation 6; the term of the centre puts back what centring took out: all of it, or with the norm's
 // backward what that would not have removed.
 template <class Op, Element E>
 void tiled_gram_gradient(const GramGradientTask& task, void* scratch) {
-  constexpr int panel = kPanel<Op>;
   [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const TiledGramGradientScratch<Op> s(arena, task);
   GradientColumns columns = s.columns;
-  const View copies[2] = {{s.copy[0], s.stride, task.a.type}, {s.copy[1], s.stride, task.b.type}};
-  pack_columns<Op, E>(task, s, copies);
-  const int64_t units = units_of_whole<Op>(s.samples), count = task.column_end - task.column_begin;
-  for (int view = 0; view < 2; ++view) {
-    const Output& out = view ? task.grad_b : task.grad_a;
-    if (out.data == nullptr) continue;
-    const View &own = copies[view], &other = copies[1 - view];
-    const Norm& norm = view ? task.norm_b : task.norm_a;
-    const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_a : task.packed_b);
-    for (int64_t c = 0; c < s.width; ++c) s.total[c] = 0;
-    for (int64_t n = 0; n < task.n; n += kTileRows<Op>) {
-      const Unit<Op>* left = packed + n * units;
-      for (int64_t c = 0; c < s.width; c += panel) {
-        float* product = s.product + n * s.stride + c;
-        multiply_tiles<Op>(units, left, s.right[view] + c * units, false, product, s.stride);
-        if (!task.projected) continue;
-        const int64_t rows = smaller(kTileRows<Op>, task.n - n), column = task.column_begin + c;
-        const auto add = count - c >= panel ? add_to_total<true, E> : add_to_total<false, E>;
-        add(row_of<E>(own, n) + c, norm, rows, column, count - c, product, s.stride, s.total + c);
-      }
+  pack_columns<Op, E>(task, s);
+  const int64_t count = task.column_end - task.column_begin;
+  for (int64_t i = 0; i < task.gradient_count; ++i) {
+    const GramGradient& gradient = task.gradients[i];
+    const Norm& norm = task.views[gradient.view].norm;
+    if (gradient.packed != nullptr) {
+      multiply_tiled_gram<Op, E>(task, s, gradient);
+    } else {
+      for (int64_t k = 0; k < task.n * s.stride; ++k) s.product[k] = 0;
+      for (int64_t c = 0; c < s.width; ++c) s.total[c] = 0;
     }
+    for (int64_t l = 0; l < gradient.link_count; ++l) s.linked[l] = s.copy(task, gradient.links[l].view).data;
     for (int64_t c = 0; c < count; ++c) {
       const int64_t column = task.column_begin + c;
-      const double rstd = static_cast<const float*>(norm.rstd)[column];
-      const double weight = task.slope * static_cast<const float*>(task.diagonal)[column] + task.offset;
-      const double taken = task.coefficient * (view ? task.centre_a : task.centre_b);
-      const double whole = (task.coefficient * s.total[c] + weight * s.cross[c]) / static_cast<double>(task.n);
-      columns.set(c, task, view, column, weight, task.projected ? whole - taken * task.eps * rstd * rstd : -taken);
-    }
-    for (int64_t n = 0; n < task.n; ++n) {
-      const auto *x = row_of<E>(own, n), *y = row_of<E>(other, n);
-      auto* to = row_of<E>(out, n) + task.column_begin;
-      const float* product = s.product + n * s.stride;
-      int64_t c = 0;
-      for (; c + panel <= count; c += panel) {
-        write_gradient<true, E>(columns, c, product + c, x + c, y + c, to + c, panel, task.stream);
+      const double rstd = columns.value(norm.rstd, column), factor = rstd * task.grad_scale;
+      double crosses = 0, shifts = 0;
+      for (int64_t l = 0; l < gradient.link_count; ++l) {
+        const Link& link = gradient.links[l];
+        const double weight = link.slope * columns.value(link.values, column) + link.offset;
+        if (task.projected) crosses += weight * s.cross[link.cross * s.width + c];
+        shifts += columns.set_link(l, c, task.views[link.view].norm, column, weight, factor);
       }
-      if (c < count) write_gradient<false, E>(columns, c, product + c, x + c, y + c, to + c, count - c, task.stream);
+      const double taken = gradient.product * gradient.centre;
+      const double whole = (gradient.product * s.total[c] + crosses) / static_cast<double>(task.n);
+      const double projection = task.projected ? whole - taken * task.eps * rstd * rstd : -taken;
+      const double added = gradient.added == nullptr ? 0 : columns.value(gradient.added, column);
+      columns.set(c, norm, column, gradient.product, projection, shifts, added, factor);
     }
+    gradient.link_count == 1 ? write_tiled_gradient<Op, E, 1>(task, s, gradient)
+                             : write_tiled_gradient<Op, E, 0>(task, s, gradient);
   }
   finish_streams(task.stream);
 }
@@ -477,7 +567,7 @@ struct TiledCorrelationGradientScratch {
   GradientColumns columns;
 
   TiledCorrelationGradientScratch(Arena& arena, const CorrelationGradientTask& task)
-      : units(units_for<Op>(task.d)), columns(arena, round_up(task.d, kPanel<Op>)) {
+      : units(units_for<Op>(task.d)), columns(arena, round_up(task.d, kPanel<Op>), 1) {
     left = arena.template take<Unit<Op>>(round_up(task.row_end - task.row_begin, kTileRows<Op>) * units);
   }
 };
@@ -487,8 +577,9 @@ template <bool Whole, Element E>
 void write_gradients(const GradientColumns& columns, int64_t c, const float* product, const View& own,
                      const View& other, const Output& out, int64_t row, int64_t row_end, int64_t count, bool stream) {
   for (; row < row_end; ++row, product += 2 * kLanes<float>) {
-    write_gradient<Whole, E>(columns, c, product, row_of<E>(own, row) + c, row_of<E>(other, row) + c,
-                             row_of<E>(out, row) + c, count, stream);
+    const auto* linked = row_of<E>(other, row);
+    write_gradient<Whole, 1, E>(columns, c, product, row_of<E>(own, row) + c, &linked, 1, c, row_of<E>(out, row) + c,
+                                count, stream);
   }
 }
 
@@ -507,7 +598,10 @@ void tiled_correlation_gradient(const CorrelationGradientTask& task, void* scrat
       const double diagonal = static_cast<const float*>(task.diagonal)[c];
       const double weight = task.slope * diagonal + task.offset;
       const double square = (view ? task.squares_b : task.squares_a)[c];
-      columns.set(c, task, view, c, weight, task.coefficient * square + weight * diagonal);
+      const Norm &norm = view ? task.norm_b : task.norm_a, &beside = view ? task.norm_a : task.norm_b;
+      const double factor = columns.value(norm.rstd, c) * task.grad_scale;
+      const double shifts = columns.set_link(0, c, beside, c, weight, factor);
+      columns.set(c, norm, c, task.coefficient, task.coefficient * square + weight * diagonal, shifts, 0, factor);
     }
     pack_tiled_samples<Op, E>(other, view ? task.norm_a : task.norm_b, task.row_begin, task.row_end, 0, task.d, s.left,
                               nullptr);

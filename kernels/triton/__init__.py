@@ -21,6 +21,8 @@ from .moments import column_moments, standardisation, statistics
 from .photometric import photometric
 from .standardise import standardise
 from .terms import terms
+from .view_gradients import view_gradients
+from .view_moments import view_moments
 
 __all__ = [
     "column_moments",
@@ -37,6 +39,8 @@ __all__ = [
     "standardise",
     "statistics",
     "terms",
+    "view_gradients",
+    "view_moments",
 ]
 
 NAME = "triton"

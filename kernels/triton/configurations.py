@@ -25,9 +25,16 @@ from .table import SUM_ALIGNMENT, TABLE, Key, Product, row_of
 # Rows that one program takes the moments of; the accuracy of its pivot rests on it (moments.py).
 MOST_PART_ROWS = 2048
 
+# Rows whose mean is the pivot of a part.
+PIVOT_ROWS = 32
+
 # Blocks of rows that the moments have loaded or are loading, 8 KiB each: enough bytes in flight on
 # an SM with one program.
 MOMENTS_STAGES = 4
+
+# Registers of a thread for the sums of all pairs of views, of which so many share a launch.
+SUMS_REGISTERS = 96
+MOST_VIEWS = 12
 
 # Columns of up to so many rows are read by one program: their statistics take one launch.
 MOST_UNDIVIDED_ROWS = 512
@@ -98,6 +105,7 @@ class Plan(NamedTuple):
 
 STANDARDISE = Elementwise(16, 128, 4)
 PROJECT = Elementwise(32, 128, 4)
+LINEAR = Elementwise(32, 64, 8)
 COLOURS = Colours(512, 32, 4)
 BLUR = Elementwise(32, 32, 4)  # square: neighbours on either side are read once more
 UNPACK_STRIP = 32  # rows of a tile that one program takes to its place
@@ -145,23 +153,40 @@ def shared_memory(row: Product, architecture: int, precision: str, dtype: torch.
 
 def forget_plans() -> None:
     """Clears the cached configurations, after a change of the table or `override`."""
-    for cached in (moments, gram, gram_gradients, correlation, correlation_gradients):
+    for cached in (
+        moments, view_moments, gram, gram_gradients, correlation, correlation_gradients,
+    ):  # fmt: skip
         cached.cache_clear()
 
 
 @functools.lru_cache(maxsize=256)
 def moments(device: Device, n: int, d: int, dtype: torch.dtype) -> Moments:
     """128 bytes of a row per program; rows are split where columns alone do not fill the device."""
-    columns = 64 if dtype.itemsize == 2 else 32
-    rows = 32
+    # With 4 warps float16 rows spill on Hopper under Triton 3.8.
+    warps = 8 if dtype == torch.float16 else 4
+    return _moments(device, n, d, PIVOT_ROWS, 64 if dtype.itemsize == 2 else 32, warps)
+
+
+@functools.lru_cache(maxsize=256)
+def view_moments(device: Device, n: int, d: int, dtype: torch.dtype, views: int) -> Moments:
+    """As many rows at once as leave room for the sums of all pairs of views in registers."""
+    sums, columns, warps = views * (views + 3) // 2, 32, 4
+    registers = 2 if dtype == torch.float64 else 1
+    each = 1
+    while 2 * each * registers * sums <= SUMS_REGISTERS:
+        each *= 2
+    return _moments(device, n, d, each * 32 * warps // columns, columns, warps)
+
+
+def _moments(device: Device, n: int, d: int, rows: int, columns: int, warps: int) -> Moments:
+    """Moments by blocks of (rows, columns)."""
     programs = cdiv(d, columns)
     parts = 1
     if n > MOST_UNDIVIDED_ROWS and programs < 2 * device.num_sms:
         parts = min(cdiv(2 * device.num_sms, programs), cdiv(n, 4 * rows))
-    parts = max(parts, cdiv(n, MOST_PART_ROWS))
+    # Smaller blocks have longer sums in float32.
+    parts = max(parts, cdiv(n, max(MOST_PART_ROWS * min(rows, PIVOT_ROWS) // PIVOT_ROWS, 1)))
     rows_per_part = round_up(cdiv(n, parts), rows)
-    # With 4 warps float16 rows spill on Hopper under Triton 3.8.
-    warps = 8 if dtype == torch.float16 else 4
     return Moments(rows, columns, warps, MOMENTS_STAGES, cdiv(n, rows_per_part), rows_per_part)
 
 
@@ -239,6 +264,18 @@ def _k_blocks(row: Product, sms: int, tiles: int, k: int, most: int) -> int:
 def gram_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -> Product:
     """The row of the table."""
     return blocks("gram_gradients", device, precision, dtype, n)
+
+
+def view_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -> Product:
+    """The row of `gram_gradients`. Of 4 warps on Ampere ptxas wants so few registers that some of
+    these kernels spill: half as many columns need fewer."""
+    row = gram_gradients(device, n, dtype, precision)
+    if row.path != "owned":  # the product is stored in float32, whatever the inputs are
+        return gram_gradients(device, n, torch.float32, precision)
+    half = OPERAND_DTYPE[precision].itemsize == 2
+    if device.architecture == 80 and half and row.path == "owned" and row.block_m <= 128:
+        row = row._replace(block_n=32)
+    return row
 
 
 @functools.lru_cache(maxsize=256)

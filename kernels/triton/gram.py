@@ -50,11 +50,11 @@ DENSE_BLOCK = 64
 
 
 class Grams(NamedTuple):
-    """K' of both views, and what else a product writes or needs to finish a tile."""
+    """K' of each view, and what else a product writes or needs to finish a tile."""
 
-    ptr: Any  # (2, N, W) in the operand type
+    ptr: Any  # (views, N, W) in the operand type
     stride: Any  # W
-    centres_ptr: Any  # (2,) float32
+    centres_ptr: Any  # (views,) float32
     inner_ptr: Any  # float64 parts of <K_a, K_b>
     sums_ptr: Any  # the sums of `standardisation`
     scale: Any
@@ -306,9 +306,9 @@ def gram_unpack_kernel(
     STRIP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """K' of both views from STRIP rows of a tile that is centred already.
+    """K' of each matrix from STRIP rows of a tile that is centred already.
 
-    packed_ptr: (2, tiles, BLOCK, BLOCK).
+    packed_ptr: (matrices, tiles, BLOCK, BLOCK).
     """
     STRIPS: tl.constexpr = BLOCK // STRIP
     tile = tl.program_id(0) // STRIPS
@@ -385,13 +385,13 @@ def gram_from_tiles(
 ) -> tuple[Tensor, Tensor]:
     """(grams, centres); the contract's primitive."""
     packed, centres = packed.contiguous(), centres.to(torch.float32)
-    shape, dtype = gram_layout(n, precision)
-    outputs = torch.empty(shape, dtype=dtype, device=packed.device)
-    _, count, block, _ = packed.shape
+    (_, *shape), dtype = gram_layout(n, precision)
+    matrices, count, block, _ = packed.shape
+    outputs = torch.empty((matrices, *shape), dtype=dtype, device=packed.device)
     strip = configurations.UNPACK_STRIP
-    grams = Grams(outputs, shape[2], centres, centres, centres, gram_scale(n, d, precision))
+    grams = Grams(outputs, shape[1], centres, centres, centres, gram_scale(n, d, precision))
     launch(
-        gram_unpack_kernel, (count * (block // strip), 2), packed, grams, n, count,
+        gram_unpack_kernel, (count * (block // strip), matrices), packed, grams, n, count,
         BLOCK=block, STRIP=strip, PRECISION=precision,
         warps=4, moved=packed.nbytes + outputs.nbytes,
     )  # fmt: skip

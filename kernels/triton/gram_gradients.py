@@ -57,7 +57,7 @@ class Projection(NamedTuple):
 
 
 @triton.jit
-def _centre_part(projection, centre, rstd):
+def centre_part(projection, centre, rstd):
     """What p lacks of the part that centring took out of K."""
     return centre * (projection.centring * rstd * rstd + projection.returned)
 
@@ -127,7 +127,7 @@ def _column_half(
     own = load_block(gradient.own, row, column, N, D, ROWS, COLUMNS)
     q = tl.sum(tl.where(height, product * own, 0.0), axis=0) / N
     rstd = tl.load(gradient.own.statistics_ptr + D + columns, mask=columns < D, other=0.0)
-    rest = projection.projected * weights.product * q - _centre_part(projection, centre, rstd)
+    rest = projection.projected * weights.product * q - centre_part(projection, centre, rstd)
     store_gradient(
         gradient, weights, projection.projected, product, own, rest, row, column, N, D,
         ROWS, COLUMNS,
@@ -289,7 +289,7 @@ def gram_project_kernel(
         q += tl.load(sums_ptr + tile * D + columns, mask=inside, other=0.0)
     norm = norm_of(own.statistics_ptr, columns, D, False)
     taken = weights.product * projection.projected * (q / N)
-    taken -= _centre_part(projection, tl.load(centre_ptr), norm.rstd)
+    taken -= centre_part(projection, tl.load(centre_ptr), norm.rstd)
     x = tl.load(own.ptr + rows * own.stride + columns[None, :], mask=valid, other=0.0)
     factor = norm.rstd * tl.load(output.scale_ptr).to(tl.float32)
     at = output.ptr + rows * D + columns[None, :]
@@ -334,7 +334,7 @@ def gram_product_kernel(
     rstd = tl.load(own.statistics_ptr + D + columns, mask=inside, other=0.0)
     weight = weights.slope * diagonal + weights.offset
     taken = projection.projected * (weights.product * (q / N) + weight * diagonal)
-    taken -= _centre_part(projection, tl.load(centre_ptr), rstd)
+    taken -= centre_part(projection, tl.load(centre_ptr), rstd)
     factor = rstd * tl.load(output.scale_ptr).to(tl.float32)
     for row in range(0, N, ROWS):
         rows = (row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
@@ -364,7 +364,7 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
         if any(inputs.need):
             _by_columns(row, inputs, grads, *numbers)
         return grads
-    by_path = _by_library if row.path == "cublas" else _by_tiles
+    by_path = by_library if row.path == "cublas" else _by_tiles
     for view in range(2):
         if inputs.need[view]:
             gradient = _gradient(inputs, view, grads[view])
@@ -425,6 +425,28 @@ def _by_tiles(
     """Tiles of the product with all but q and c, then these."""
     z = gradient.own.ptr
     n, d = z.shape
+    sums = tiles_of_product(row, gradient, gram, precision, weights, projection.projected)
+    project = configurations.PROJECT
+    launch(
+        gram_project_kernel, (cdiv(d, project.columns), cdiv(n, project.rows)),
+        gradient.own, gradient.output, centre, sums, n, d, sums.shape[0], weights, projection,
+        ROWS=project.rows, COLUMNS=project.columns, warps=project.warps,
+        moved=3 * n * d * z.element_size(),
+    )  # fmt: skip
+
+
+def tiles_of_product(
+    row: Product,
+    gradient: Gradient,
+    gram: Tensor,
+    precision: str,
+    weights: Weights,
+    projected: float,
+) -> Tensor:
+    """Stores the gradient without q and c. Returns the (row tiles, D) float32 column sums of
+    K' z_hat * z_hat."""
+    z = gradient.own.ptr
+    n, d = z.shape
     tma = row.path in ("tma", "persistent")
     make, block = operand, (row.block_k, row.block_n)
     if tma and precision == "tf32":  # wgmma takes 32-bit operands along the summed index only
@@ -437,23 +459,19 @@ def _by_tiles(
         descriptors = (tma_descriptor(gram, row.block_m, row.block_k), tma_descriptor(hat, *block))
     tiles = row_tiles * cdiv(d, row.block_n)
     persistent = row.path == "persistent"
-    values = n * d * z.element_size()
+    read = (1 if gradient.other.ptr is z else 2) * n * d * z.element_size()
     launch(
         gram_tiles_kernel, (min(tiles, device_of(hat).num_sms) if persistent else tiles,),
         *gradient, Operands(gram, hat, gram.shape[1], hat.stride(0)), *descriptors, sums, n, d,
-        weights, projection.projected, meta(row.block_m, row.block_n, row.block_k, precision),
+        weights, projected, meta(row.block_m, row.block_n, row.block_k, precision),
         TMA=tma, PERSISTENT=persistent, warps=row.warps, stages=row.stages,
-        flops=2.0 * n * n * d, moved=3 * values + hat.nbytes + gram.nbytes,
+        flops=2.0 * n * n * d,
+        moved=read + gradient.output.ptr.nbytes + hat.nbytes + gram.nbytes,
     )  # fmt: skip
-    project = configurations.PROJECT
-    launch(
-        gram_project_kernel, (cdiv(d, project.columns), cdiv(n, project.rows)),
-        gradient.own, gradient.output, centre, sums, n, d, row_tiles, weights, projection,
-        ROWS=project.rows, COLUMNS=project.columns, warps=project.warps, moved=3 * values,
-    )  # fmt: skip
+    return sums
 
 
-def _by_library(
+def by_library(
     row: Product,
     gradient: Gradient,
     gram: Tensor,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import multiprocessing
 import os
 import re
@@ -32,7 +33,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from .. import triton as kernels
-from ..contract import Coefficients, GradientInputs
+from ..contract import Coefficients, GradientInputs, ViewGradients
 from ..photometry import PARAMETERS
 from .launch import REFERENCE_DEVICES, Device, Launch, options, recording
 from .sass import hazards
@@ -131,7 +132,8 @@ def _tensor_core(ptx: str) -> tuple[str, str]:
 
 class Case(NamedTuple):
     """A step of the loss whose launches are inspected. The form 'tiles' is 'gram' where K is a sum
-    over the columns of several devices.
+    over the columns of several devices. The forms 'vicreg' and 'multiview' are those of two and of
+    eight views with a matrix each.
 
     The forms 'views' and 'gray views' are the photometric part of N views of D x D pixels with
     three channels or one, to be `dtype`; nothing there has a precision.
@@ -176,6 +178,18 @@ EXTRA = (
     Case("gram", 256, 8192, torch.float16, "fp16"),
     Case("correlation", 4096, 512, torch.float16, "fp16"),
 )
+FAMILY = (
+    *(
+        Case("vicreg", n, 8192, *operands)
+        for n in (64, 128, 256, 512, 2048)
+        for operands in OPERANDS
+    ),
+    *(Case("multiview", 256, 8192, *operands) for operands in OPERANDS),
+    Case("vicreg", 256, 8192, torch.float16, "fp16"),
+    Case("multiview", 2048, 1024, torch.bfloat16, "bf16"),
+    Case("multiview", 2048, 1024, torch.float32, "tf32"),
+    Case("multiview", 512, 1024, torch.float16, "fp16"),
+)
 VIEWS = (
     Case("views", 256, 224, torch.bfloat16, "bf16"),
     Case("views", 256, 224, torch.float32, "fp32"),
@@ -188,6 +202,8 @@ UNALIGNED = (
     Case("gram", 250, 1001, torch.float32, "fp32"),
     Case("gram", 250, 1001, torch.bfloat16, "bf16"),
     Case("correlation", 999, 333, torch.bfloat16, "bf16"),
+    Case("vicreg", 250, 1001, torch.float32, "fp32"),
+    Case("multiview", 250, 1001, torch.bfloat16, "bf16"),
 )
 
 
@@ -195,6 +211,7 @@ def cases() -> list[Case]:
     """All shapes in all operand types, and what they leave out."""
     return [Case(*shape, *operands) for shape in SHAPES for operands in OPERANDS] + [
         *EXTRA,
+        *FAMILY,
         *VIEWS,
         *UNALIGNED,
     ]
@@ -248,6 +265,10 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
     """The launches of one forward and backward pass, planned for `device`; nothing runs."""
     if case.form in ("views", "gray views"):
         return _record_views(case, device)
+    if case.form in ("vicreg", "multiview"):
+        with recording(device) as record:
+            run_family(case, "meta")
+        return record.launches
     z = torch.empty(case.n, case.d, dtype=case.dtype, device="meta")
     grad_scale, precision = torch.empty((), device="meta"), case.precision
     coefficients = Coefficients(1e-5, 0.1, 0.1, eps=1e-5)
@@ -271,6 +292,30 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
             GradientInputs(z, z, statistics, matrices, grad_scale, coefficients, precision, need)
         )
     return record.launches
+
+
+def run_family(case: Case, device: str) -> None:
+    """The calls of a step on two views or eight. Of two: of VICReg, with offsets and without the
+    norm's backward. Of eight: of Barlow Twins, each view linked to all others; and the pass over
+    views without a matrix."""
+    zeros = functools.partial(torch.zeros, device=device)
+    count = 2 if case.form == "vicreg" else 8
+    views = (zeros(case.n, case.d, dtype=case.dtype),) * count
+    kernels.view_moments(views, case.precision)
+    statistics = zeros(count, 3, case.d)
+    packed = kernels.gram_tiles(views[0], statistics[0], case.precision)
+    packed = packed.new_zeros((count, *packed.shape))
+    matrices = kernels.gram_from_tiles(packed, zeros(count), case.n, 2 * case.d, case.precision)
+    every = itertools.product(range(count), repeat=2)
+    links = tuple((o, v) for o, v in every if count == 2 or o != v)
+    inputs = ViewGradients(
+        views, statistics, matrices, zeros(count, dtype=torch.float64), links,
+        zeros(len(links), case.d), zeros(count, case.d) if count == 2 else None, zeros(()),
+        2 * case.d, 1e-5, count > 2, case.precision, (True,) * count,
+    )  # fmt: skip
+    kernels.view_gradients(inputs)
+    if count > 2:
+        kernels.view_gradients(inputs._replace(matrices=None))
 
 
 def _record_views(case: Case, device: Device) -> list[Launch]:

@@ -58,6 +58,80 @@ def of_norm(norm: Callable[[Tensor], Tensor], **options: float) -> Callable[...,
     return loss
 
 
+def hinge(z: Tensor, eps: float = 1e-4) -> Tensor:
+    return (1 - (z.var(0) + eps).sqrt()).clamp_min(0).mean()
+
+
+def covariances(z: Tensor, divisor: int | None = None) -> Tensor:
+    """The sum of the squares off the diagonal of the covariance matrix, divided by D."""
+    centred = z - z.mean(0)
+    cov = centred.T @ centred / ((divisor or z.shape[0]) - 1)
+    return (cov.square().sum() - torch.diagonal(cov).square().sum()) / z.shape[1]
+
+
+def variance_covariance(
+    weights: tuple[float, float, float] = (25.0, 25.0, 1.0),
+    eps: float = 1e-4,
+    batch: int | None = None,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of VICReg, whose variance term is the mean of both views'."""
+    pull, spread, decorrelate = weights
+
+    def loss(z_a: Tensor, z_b: Tensor) -> Tensor:
+        variance = (hinge(z_a, eps) + hinge(z_b, eps)) / 2
+        covariance = covariances(z_a, batch) + covariances(z_b, batch)
+        return pull * (z_a - z_b).square().mean() + spread * variance + decorrelate * covariance
+
+    return loss
+
+
+def frossl(weight: float = 1.0, summed: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    """FroSSL of two views; `summed`: distances of views added up instead of averaged."""
+
+    def loss(*views: Tensor) -> Tensor:
+        us = torch.stack([z / z.norm(dim=0).clamp_min(1e-12) for z in views])
+        grams = us @ us.mT
+        sizes = grams.square().sum((1, 2)).sqrt() / grams.diagonal(dim1=1, dim2=2).sum(1)
+        count, _, d = us.shape
+        away = count * d * (us - us.mean(0)).square().mean() * (count if summed else 1)
+        return 2 * sizes.log().sum() + weight * away
+
+    return loss
+
+
+def third_view(z_a: Tensor, z_b: Tensor) -> Tensor:
+    """Stands for the embeddings of mixed inputs."""
+    return z_a.sin() * 2 + z_b
+
+
+def permutation_of(n: int) -> Tensor:
+    return torch.arange(n).flip(0).roll(2)
+
+
+def mixed(
+    lambd: float = LAMBDA,
+    mixing: float = 2.0,
+    alpha: float = 0.3,
+    batch: int | None = None,
+    other: Tensor | None = None,
+    index: Tensor | None = None,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """mix-bt's loss by its four matrices; `other`: embeddings of mixed inputs."""
+
+    def loss(z_a: Tensor, z_b: Tensor) -> Tensor:
+        n = z_a.shape[0]
+        divisor, order = batch or n, permutation_of(n) if index is None else index
+        u_a, u_b = unbiased(z_a), unbiased(z_b)
+        u_m = unbiased(third_view(z_a, z_b) if other is None else other)
+        total = penalty(u_a.T @ u_b / divisor, lambd)
+        for u in (u_a, u_b):
+            goal = alpha * (u_a.T @ u) + (1 - alpha) * (u_b[order].T @ u)
+            total = total + mixing * lambd * ((u_m.T @ u - goal) / divisor).square().sum()
+        return total
+
+    return loss
+
+
 def shared_norm(z_a: Tensor, z_b: Tensor) -> Tensor:
     u_a, u_b = batch_norm(torch.cat((z_a, z_b))).chunk(2)
     return penalty(u_a.T @ u_b / z_a.shape[0], LAMBDA, scale=SCALE)
@@ -105,6 +179,31 @@ def _ffcv(z_a: Tensor, z_b: Tensor) -> Tensor:
     return adapters.ffcv_ssl.BarlowTwinsLoss(norm, BATCH, 1, LAMBDA)(z_a, z_b)
 
 
+def vicreg_model(d: int, dtype: torch.dtype, **settings: float) -> nn.Module:
+    """The authors' module of embeddings as they are, of batches of `BATCH`."""
+    given = {"batch_size": BATCH, "sim_coeff": 25.0, "std_coeff": 25.0, "cov_coeff": 1.0}
+    args = SimpleNamespace(mlp=str(d), **(given | settings))
+    model = adapters.vicreg.VICReg(args, backbone=Flat(), features=d).to(dtype)
+    model.projector = nn.Identity()
+    return model
+
+
+def _mix_bt(z_a: Tensor, z_b: Tensor) -> Tensor:
+    views = (z_a, z_b, third_view(z_a, z_b))
+    return adapters.mix_bt.mixed_barlow_twins_loss(
+        *views, permutation_of(len(z_a)), 0.3, 2.0, LAMBDA, BATCH
+    )
+
+
+def _vcreg(z_a: Tensor, z_b: Tensor) -> Tensor:
+    loss = adapters.stable_pretraining.VCRegLoss()
+    return loss(z_a) + loss(z_b)
+
+
+def _covariance(z_a: Tensor, z_b: Tensor) -> Tensor:
+    return adapters.lightly.covariance_loss(z_a) + adapters.lightly.covariance_loss(z_b)
+
+
 CASES = {
     "lightly": Case(of_norm(batch_norm), adapters.lightly.BarlowTwinsLoss(LAMBDA)),
     "solo_learn": Case(
@@ -119,6 +218,22 @@ CASES = {
         of_norm(batch_norm),
         lambda a, b: _head(adapters.mmselfsup.LatentCrossCorrelationHead, a)(a, b),
     ),
+    "lightly_vicreg": Case(variance_covariance(), adapters.lightly.VICRegLoss()),
+    "lightly_covariance": Case(variance_covariance((0.0, 0.0, 1.0)), _covariance),
+    "lightly_frossl": Case(frossl(summed=True), lambda a, b: adapters.lightly.FroSSLLoss()([a, b])),
+    "solo_vicreg": Case(
+        variance_covariance((25.0, 50.0, 1.0)), adapters.solo_learn.vicreg_loss_func
+    ),
+    "solo_frossl": Case(
+        frossl(), lambda a, b: adapters.solo_learn.frossl_loss_func(torch.stack((a, b)))
+    ),
+    "stable_vicreg": Case(variance_covariance(), adapters.stable_pretraining.VICRegLoss()),
+    "stable_vcreg": Case(variance_covariance((0.0, 25.0, 1.0)), _vcreg),
+    "vicreg": Case(
+        variance_covariance(batch=BATCH),
+        lambda a, b: vicreg_model(a.shape[1], a.dtype)(a, b),
+    ),
+    "mix_bt": Case(mixed(batch=BATCH), _mix_bt, dead_is_nan=True),
     "mm_matrix": Case(
         of_norm(batch_norm),
         lambda a, b: adapters.mmpretrain.CrossCorrelationLoss(LAMBDA)(

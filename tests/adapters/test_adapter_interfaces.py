@@ -24,6 +24,21 @@ CROSS_CORRELATION = {"type": "CrossCorrelationLoss", "lambd": 0.1}
 # What takes (by position, with its default) which arguments, and those of its `forward`.
 SIGNATURES = {
     "lightly.BarlowTwinsLoss": ("lambda_param=0.005, gather_distributed=False", "z_a, z_b"),
+    "lightly.VICRegLoss": (
+        "lambda_param=25.0, mu_param=25.0, nu_param=1.0, gather_distributed=False, eps=0.0001",
+        "z_a, z_b",
+    ),
+    "lightly.FroSSLLoss": ("invariance_weight=1.0", "z_views"),
+    "lightly.covariance_loss": ("x", None),
+    "solo_learn.vicreg_loss_func": (
+        "z1, z2, sim_loss_weight=25.0, var_loss_weight=25.0, cov_loss_weight=1.0", None,
+    ),
+    "solo_learn.frossl_loss_func": ("z, invariance_weight=1, logger=None", None),
+    "stable_pretraining.VICRegLoss": (
+        "sim_coeff=25, std_coeff=25, cov_coeff=1, epsilon=0.0001", "z_i, z_j",
+    ),
+    "stable_pretraining.VCRegLoss": ("std_coeff=25, cov_coeff=1, epsilon=0.0001", "z_i"),
+    "vicreg.VICReg": ("args", "x, y"),
     "solo_learn.barlow_loss_func": ("z1, z2, lamb=0.005, scale_loss=0.025", None),
     "mmpretrain.CrossCorrelationLoss": ("lambd=0.0051", "cross_correlation_matrix"),
     "mmpretrain.LatentCrossCorrelationHead": ("in_channels, loss, init_cfg=None", None),
@@ -67,18 +82,22 @@ def test_signatures(name):
 
 
 @pytest.mark.parametrize(
-    ("module", "adapter"),
+    ("module", "adapter", "kind"),
     [
-        ("lightly.loss", adapters.lightly),
-        ("monai.losses", adapters.monai),
-        ("stable_pretraining.losses", adapters.stable_pretraining),
-        ("catalyst.contrib.losses", adapters.catalyst),
+        ("lightly.loss", adapters.lightly, "BarlowTwinsLoss"),
+        ("lightly.loss", adapters.lightly, "VICRegLoss"),
+        ("lightly.loss", adapters.lightly, "FroSSLLoss"),
+        ("monai.losses", adapters.monai, "BarlowTwinsLoss"),
+        ("stable_pretraining.losses", adapters.stable_pretraining, "BarlowTwinsLoss"),
+        ("stable_pretraining.losses", adapters.stable_pretraining, "VICRegLoss"),
+        ("stable_pretraining.losses.utils", adapters.stable_pretraining, "VCRegLoss"),
+        ("catalyst.contrib.losses", adapters.catalyst, "BarlowTwinsLoss"),
     ],
 )
-def test_signatures_of_the_installed_peers(module, adapter):
+def test_signatures_of_the_installed_peers(module, adapter, kind):
     pytest.importorskip(module.partition(".")[0], exc_type=ImportError)
-    theirs = importlib.import_module(module).BarlowTwinsLoss
-    ours = adapter.BarlowTwinsLoss
+    theirs = getattr(importlib.import_module(module), kind)
+    ours = getattr(adapter, kind)
     assert by_position(theirs) == by_position(ours)
     assert by_position(theirs.forward) == by_position(ours.forward)
     instances = [
@@ -102,6 +121,9 @@ SHAPES = (
 )
 # What each raises for them.
 WRONG = {
+    "solo_vicreg": (ValueError, RuntimeError, RuntimeError, ValueError),
+    "stable_vicreg": (ValueError, RuntimeError, RuntimeError, ValueError),
+    "vicreg": (ValueError, RuntimeError, RuntimeError, ValueError),
     "lightly": (ValueError, RuntimeError, AssertionError, ValueError),
     "solo_learn": (ValueError, RuntimeError, RuntimeError, ValueError),
     "mmpretrain": (ValueError, RuntimeError, RuntimeError, ValueError),
@@ -120,6 +142,53 @@ def test_errors_of_shapes(name):
     for error, (words, *views) in zip(WRONG[name], SHAPES, strict=True):
         with pytest.raises(error, match=words):
             CASES[name].adapter(*views)
+
+
+def test_lightly_errors():
+    """In the peer's order: the batch, then the shapes."""
+    loss = adapters.lightly.VICRegLoss()
+    for a, b, words in (
+        (z(1, 4), z(6, 4), r"batch size > 1 but found 1 and 6"),
+        (z(6, 4), z(6, 3), r"same shape but found \(6, 4\) and \(6, 3\)"),
+        (z(6, 4, 2), z(6, 2, 4), r"same shape but found"),
+    ):
+        with pytest.raises(AssertionError, match=words):
+            loss(a, b)
+    with pytest.raises(ValueError, match=r"at least two views but found 1"):
+        adapters.lightly.FroSSLLoss()([z(6, 4)])
+
+
+def test_mix_bt_errors():
+    loss, index = adapters.mix_bt.mixed_barlow_twins_loss, torch.arange(6)
+    for views, order, error, words in (
+        ((z(6, 4), z(6, 4), z(5, 4)), index, RuntimeError, r"out_1 and out_m must have the same N"),
+        ((z(6, 4), z(6, 3), z(6, 4)), index, AssertionError, r"out_1 and out_2 .* same D"),
+        ((z(1, 4), z(1, 4), z(1, 4)), index[:1], ValueError, r"\(1, 4\)"),
+        ((z(6, 4), z(6, 4), z(6, 4)), index * 0, ValueError, r"must hold each of 0 ... 5 once"),
+        ((z(6, 4), z(6, 4), z(6, 4)), index.int(), TypeError, r"torch.int64 tensor"),
+    ):
+        with pytest.raises(error, match=words):
+            loss(*views, order, 0.5, 1.0)
+    with pytest.raises(ValueError, match=r"batch_size must be from 1"):
+        loss(z(6, 4), z(6, 4), z(6, 4), index, 0.5, 1.0, batch_size=0)
+    with pytest.raises(ValueError, match=r"z must be \(V, N, D\)"):
+        adapters.solo_learn.frossl_loss_func(z(6, 4))
+    with pytest.raises(ValueError, match=r"z_i must be \(N, D\)"):
+        adapters.stable_pretraining.VCRegLoss()(z(6, 4, 2))
+
+
+def test_vicreg_modules_hold_the_peers_parts():
+    args = SimpleNamespace(mlp="7-6-5", batch_size=4, sim_coeff=25.0, std_coeff=25.0, cov_coeff=1.0)
+    model = adapters.vicreg.VICReg(args, backbone=nn.Linear(3, 8), features=8)
+    assert model.num_features == 5
+    parts = [("0", "weight", "bias"), ("3", "weight", "bias"), ("6", "weight")]
+    linear = [f"projector.{name}.{each}" for name, *every in parts for each in every]
+    assert [name for name in linear if name in model.state_dict()] == linear
+    assert "projector.6.bias" not in model.state_dict()
+    assert model(z(4, 3), z(4, 3)).isfinite()
+    assert isinstance(
+        adapters.stable_pretraining.VICRegLoss().vcreg_loss, adapters.stable_pretraining.VCRegLoss
+    )
 
 
 def test_vissl_errors_and_repr():
@@ -262,7 +331,9 @@ def test_numbers_may_be_tensors_of_one_element():
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("name", ["monai", "hsic_negative", "vissl"])
+@pytest.mark.parametrize(
+    "name", ["monai", "hsic_negative", "vissl", "lightly_vicreg", "solo_frossl", "mix_bt"]
+)
 def test_compiled_in_one_graph(name):
     a, b = (torch.randn(8, 6) for _ in range(2))
     adapter = CASES[name].adapter

@@ -13,7 +13,7 @@ from embeddings import draw
 from formulas import BATCH, CASES, LAMBDA, Case, official_model, outcome, penalty, rms_errors
 from torch import Tensor
 
-from barlow_fast.adapters import hsic, lightning_tutorial, monai, susmelj
+from barlow_fast.adapters import hsic, lightly, lightning_tutorial, monai, solo_learn, susmelj
 
 SHAPES = ((2, 1), (2, 3), (3, 2), (7, 13), (13, 7), (24, 24), (33, 65), (65, 33))
 EXACT = 1e-10
@@ -214,19 +214,24 @@ def test_in_eval_mode_the_running_statistics_standardise():
 # --- the installed peers ---------------------------------------------------------------------
 
 INSTALLED = {
-    "lightly": ("lightly.loss", LAMBDA),
-    "monai": ("monai.losses", LAMBDA),
-    "stable_pretraining": ("stable_pretraining.losses", LAMBDA),
-    "catalyst": ("catalyst.contrib.losses",),
+    "lightly": ("lightly.loss", "BarlowTwinsLoss", LAMBDA),
+    "lightly_vicreg": ("lightly.loss", "VICRegLoss"),
+    "lightly_frossl": ("lightly.loss", "FroSSLLoss"),
+    "monai": ("monai.losses", "BarlowTwinsLoss", LAMBDA),
+    "stable_pretraining": ("stable_pretraining.losses", "BarlowTwinsLoss", LAMBDA),
+    "stable_vicreg": ("stable_pretraining.losses", "VICRegLoss"),
+    "catalyst": ("catalyst.contrib.losses", "BarlowTwinsLoss"),
 }
 
 
 def peer(name: str) -> Case:
     """The installed peer's own class in place of the formula."""
-    module, *arguments = INSTALLED[name]
+    module, kind, *arguments = INSTALLED[name]
     pytest.importorskip(module.partition(".")[0], exc_type=ImportError)
-    kind = importlib.import_module(module).BarlowTwinsLoss
-    return CASES[name]._replace(formula=kind(*arguments))
+    loss = getattr(importlib.import_module(module), kind)(*arguments)
+    if kind == "FroSSLLoss":
+        return CASES[name]._replace(formula=lambda a, b: loss([a, b]))
+    return CASES[name]._replace(formula=loss)
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -240,8 +245,34 @@ def test_float64_is_the_installed_peer(name):
             assert_equal(outcome(case.adapter, z_a, z_b), exact, torch.randn(3, 2) if dead else z_a)
 
 
+@pytest.mark.parametrize("shape", [(6, 3, 5), (6, 3, 2, 5), (5, 2, 9)])
+def test_positions_between_samples_and_features(shape):
+    """lightly's VICReg of (B, ..., D): the mean over positions, and so its covariance."""
+    losses = pytest.importorskip("lightly.loss.vicreg_loss", exc_type=ImportError)
+    z_a, z_b = torch.randn(2, *shape, dtype=torch.float64)
+    for x, y in zip(
+        outcome(lightly.VICRegLoss(), z_a, z_b), outcome(losses.VICRegLoss(), z_a, z_b), strict=True
+    ):
+        torch.testing.assert_close(x, y, rtol=EXACT, atol=EXACT)
+    for z in (z_a, z_a[:, 0] if z_a.dim() == 3 else z_a[:, 0, 0]):
+        torch.testing.assert_close(lightly.covariance_loss(z), losses.covariance_loss(z))
+
+
+def test_frossl_of_more_views():
+    loss = pytest.importorskip("lightly.loss", exc_type=ImportError).FroSSLLoss(0.3)
+    views = [z.requires_grad_() for z in torch.randn(5, 7, 4, dtype=torch.float64)]
+    theirs, ours = loss(views), lightly.FroSSLLoss(0.3)(views)
+    torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=EXACT)
+    for x, y in zip(*(torch.autograd.grad(each, views) for each in (ours, theirs)), strict=True):
+        torch.testing.assert_close(x, y, rtol=EXACT, atol=EXACT)
+    stacked = solo_learn.frossl_loss_func(torch.stack(views), 5 * 0.3)
+    torch.testing.assert_close(stacked, theirs, rtol=EXACT, atol=EXACT)
+
+
 # Those whose loss of half-precision embeddings is float32 as ours is (docs/migrating.md).
 FLOAT32 = {"monai"}
+# Those that autocast leaves in float32, as it does the mean squared error.
+FLOAT32_UNDER_AUTOCAST = {"lightly_vicreg", "lightly_frossl", "stable_vicreg"}
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -250,12 +281,15 @@ FLOAT32 = {"monai"}
 def test_types_of_losses_are_the_documented_ones(name, dtype, autocast):
     case = peer(name)
     z_a, z_b = draw("random", 8, 5, 1, dtype)
+    if name == "lightly_frossl" and autocast and dtype.itemsize == 2:
+        pytest.skip("torch stacks no half-precision tensors under a CPU's autocast")
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         theirs, ours = case.formula(z_a, z_b), case.adapter(z_a, z_b)
     computed = dtype if dtype == torch.float64 else autocast or dtype
     wide = torch.promote_types(computed, torch.float32)
     assert ours.dtype == wide
-    assert theirs.dtype == (wide if name in FLOAT32 else computed)
+    is_wide = name in FLOAT32 or (autocast and name in FLOAT32_UNDER_AUTOCAST)
+    assert theirs.dtype == (wide if is_wide else computed)
 
 
 @pytest.mark.parametrize("name", INSTALLED)

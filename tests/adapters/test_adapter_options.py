@@ -15,7 +15,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from formulas import Flat, batch_norm, of_norm, outcome, shared_norm, unbiased
+from formulas import (
+    Flat,
+    batch_norm,
+    frossl,
+    mixed,
+    of_norm,
+    outcome,
+    permutation_of,
+    shared_norm,
+    unbiased,
+    variance_covariance,
+)
 from torch import Tensor, nn
 
 from barlow_fast import adapters
@@ -49,6 +60,13 @@ class AcrossRanks(NamedTuple):
 
     value: Any
     factor: float | None
+    one_loss: bool = True  # whether all ranks have the same
+
+
+class Unused(NamedTuple):
+    """The loss is what it is without the option."""
+
+    value: Any
 
 
 class DeadFeatures(NamedTuple):
@@ -63,7 +81,7 @@ class OfKernels(NamedTuple):
     unused: str = "nothing"
 
 
-Case = Effect | Seen | Refused | AcrossRanks | DeadFeatures | OfKernels
+Case = Effect | Seen | Refused | AcrossRanks | Unused | DeadFeatures | OfKernels
 
 
 def interleaved(loss: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -80,6 +98,7 @@ class Entry(NamedTuple):
     thing: Any  # a class, or a function of two views
     required: Mapping[str, Any] = MappingProxyType({})
     call: Callable[[Any, Tensor, Tensor], Tensor] = lambda loss, a, b: loss(a, b)
+    views: Callable[..., tuple[Tensor, ...]] = lambda a, b: (a, b)  # what a function takes
 
     def arguments(self, **options: Any) -> dict[str, Any]:
         given = {k: v() if inspect.isfunction(v) else v for k, v in self.required.items()}
@@ -88,7 +107,7 @@ class Entry(NamedTuple):
     def made(self, **options: Any) -> Any:
         if inspect.isclass(self.thing):
             return self.thing(**self.arguments(**options))
-        return lambda a, b: self.thing(a, b, **self.arguments(**options))
+        return lambda a, b: self.thing(*self.views(a, b), **self.arguments(**options))
 
     def made_and_set(self, views: Any, option: str, value: Any, attribute: str | None = ""):
         """With an option, and with the attribute that holds it set after a first call."""
@@ -109,6 +128,11 @@ def arguments_of(lambd: float = 0.0051, batch_size: int = N, projector: str = "5
 
 def configuration(lambda_: float = 0.0051, scale_loss: float = 0.024, embedding_dim: int = D):
     return SimpleNamespace(lambda_=lambda_, scale_loss=scale_loss, embedding_dim=embedding_dim)
+
+
+def vicreg_arguments(mlp: str = "5", batch_size: int = N, **others: float):
+    weights = {"sim_coeff": 25.0, "std_coeff": 25.0, "cov_coeff": 1.0}
+    return SimpleNamespace(mlp=mlp, batch_size=batch_size, **(weights | others))
 
 
 def cross_correlation(lambd: float = 0.0051) -> dict[str, Any]:
@@ -147,9 +171,32 @@ def plain(z: Tensor) -> Tensor:
 
 HEAD = {"in_channels": D, "loss": cross_correlation()}
 WEIGHT = {"lambd": 0.1}
+MIXTURE = {
+    "out_m": torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(7)),
+    "index": permutation_of(N),
+    "alpha": 0.3,
+    "mixup_loss_scale": 2.0,
+}
 ENTRIES = {
     "lightly": Entry(adapters.lightly.BarlowTwinsLoss),
+    "lightly_frossl": Entry(adapters.lightly.FroSSLLoss, call=lambda loss, a, b: loss([a, b])),
+    "lightly_vicreg": Entry(adapters.lightly.VICRegLoss),
+    "lightly_covariance": Entry(adapters.lightly.covariance_loss),
     "solo_learn": Entry(adapters.solo_learn.barlow_loss_func),
+    "solo_frossl": Entry(
+        adapters.solo_learn.frossl_loss_func, views=lambda a, b: (torch.stack((a, b)),)
+    ),
+    "solo_vicreg": Entry(adapters.solo_learn.vicreg_loss_func),
+    "stable_vcreg": Entry(
+        adapters.stable_pretraining.VCRegLoss, call=lambda loss, a, b: loss(a) + loss(b)
+    ),
+    "stable_vicreg": Entry(adapters.stable_pretraining.VICRegLoss),
+    "vicreg": Entry(
+        adapters.vicreg.VICReg,
+        {"args": vicreg_arguments, "backbone": Flat(), "features": D},
+        without_projector,
+    ),
+    "mix_bt": Entry(adapters.mix_bt.mixed_barlow_twins_loss, MIXTURE),
     "mm_matrix": Entry(
         adapters.mmpretrain.CrossCorrelationLoss,
         call=lambda loss, a, b: loss(batch_norm(a).T @ batch_norm(b) / len(a)),
@@ -226,9 +273,61 @@ def width(model: nn.Module) -> int:
     return model.projector[-1].out_features
 
 
+def of_mixture(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    return mixed(**({"lambd": 0.005, "other": MIXTURE["out_m"]} | options))
+
+
 HEAD_LOSS = Effect(cross_correlation(0.3), of_norm(batch_norm, lambd=0.3), None)
 # (entry, option, what shows it), in the order of the signature
 CASES: list[tuple[str, str, Case]] = [
+    ("lightly_frossl", "invariance_weight", Effect(0.3, frossl(0.3, summed=True))),
+    ("lightly_vicreg", "lambda_param", Effect(3.0, variance_covariance((3.0, 25.0, 1.0)))),
+    ("lightly_vicreg", "mu_param", Effect(300.0, variance_covariance((25.0, 300.0, 1.0)))),
+    ("lightly_vicreg", "nu_param", Effect(3.0, variance_covariance((25.0, 25.0, 3.0)))),
+    ("lightly_vicreg", "gather_distributed", AcrossRanks(True, None, one_loss=False)),
+    ("lightly_vicreg", "eps", Effect(0.3, variance_covariance(eps=0.3))),
+    ("solo_frossl", "invariance_weight", Effect(0.3, frossl(0.3))),
+    ("solo_frossl", "logger", Unused(object())),
+    ("solo_vicreg", "sim_loss_weight", Effect(3.0, variance_covariance((3.0, 50.0, 1.0)))),
+    ("solo_vicreg", "var_loss_weight", Effect(300.0, variance_covariance((25.0, 600.0, 1.0)))),
+    ("solo_vicreg", "cov_loss_weight", Effect(3.0, variance_covariance((25.0, 50.0, 3.0)))),
+    ("solo_vicreg", "gather_distributed", AcrossRanks(False, None, one_loss=False)),
+    ("stable_vcreg", "std_coeff", Effect(300.0, variance_covariance((0.0, 300.0, 1.0)))),
+    ("stable_vcreg", "cov_coeff", Effect(3.0, variance_covariance((0.0, 25.0, 3.0)))),
+    ("stable_vcreg", "epsilon", Effect(0.3, variance_covariance((0.0, 25.0, 1.0), eps=0.3))),
+    ("stable_vicreg", "sim_coeff", Effect(3.0, variance_covariance((3.0, 25.0, 1.0)))),
+    ("stable_vicreg", "std_coeff", Effect(300.0, variance_covariance((25.0, 300.0, 1.0)), None)),
+    ("stable_vicreg", "cov_coeff", Effect(3.0, variance_covariance((25.0, 25.0, 3.0)), None)),
+    ("stable_vicreg", "epsilon", Effect(0.3, variance_covariance(eps=0.3), None)),
+    ("vicreg", "args", Effect(vicreg_arguments(batch_size=12), variance_covariance(batch=12))),
+    (
+        "vicreg",
+        "args",
+        Effect(vicreg_arguments(sim_coeff=3.0), variance_covariance((3.0, 25.0, 1.0))),
+    ),
+    (
+        "vicreg",
+        "args",
+        Effect(vicreg_arguments(std_coeff=300.0), variance_covariance((25.0, 300.0, 1.0))),
+    ),
+    (
+        "vicreg",
+        "args",
+        Effect(vicreg_arguments(cov_coeff=3.0), variance_covariance((25.0, 25.0, 3.0))),
+    ),
+    ("vicreg", "args", Seen(vicreg_arguments(mlp="7-6"), lambda model: width(model) == 6)),
+    (
+        "vicreg",
+        "backbone",
+        Effect(Smaller(), lambda a, b: variance_covariance()(1e-3 * a, 1e-3 * b)),
+    ),
+    ("vicreg", "features", Seen(3, lambda model: model.projector[0].in_features == 3)),
+    ("mix_bt", "out_m", Effect(-MIXTURE["out_m"], of_mixture(other=-MIXTURE["out_m"]))),
+    ("mix_bt", "index", Effect(torch.arange(N), of_mixture(index=torch.arange(N)))),
+    ("mix_bt", "alpha", Effect(0.9, of_mixture(alpha=0.9))),
+    ("mix_bt", "mixup_loss_scale", Effect(9.0, of_mixture(mixing=9.0))),
+    ("mix_bt", "lmbda", Effect(0.3, of_mixture(lambd=0.3))),
+    ("mix_bt", "batch_size", Effect(12, of_mixture(batch=12))),
     ("lightly", "lambda_param", weight(batch_norm)),
     ("lightly", "gather_distributed", AcrossRanks(True, None)),
     ("lightly", "gradient", OFFICIAL),
@@ -385,6 +484,16 @@ def test_options_that_the_loss_does_not_show(name, option, case):
     assert case.check(entry.made(**{option: case.value}))
 
 
+@by_case(Unused)
+def test_options_without_an_effect(name, option, case, views):
+    entry = ENTRIES[name]
+    found, want = (
+        entry.outcome(entry.made(**given), *views) for given in ({option: case.value}, {})
+    )
+    for x, y in zip(found, want, strict=True):
+        assert torch.equal(x, y)
+
+
 @by_case(Refused)
 def test_options_that_refuse_what_does_not_fit(name, option, case, views):
     entry = ENTRIES[name]
@@ -452,8 +561,9 @@ def test_options_of_ranks(pool, name):
         (option,) = {found[0] for found in each}
         case = cases_of(name, AcrossRanks)[option]
         losses = [changed[0] for _, _, changed in each]
-        for loss in losses:
-            torch.testing.assert_close(loss, losses[0])
+        if case.one_loss:
+            for loss in losses:
+                torch.testing.assert_close(loss, losses[0])
         for _, ordinary, changed in each:
             if case.factor is None:
                 assert not torch.allclose(changed[0], ordinary[0], rtol=1e-4)

@@ -13,7 +13,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from embeddings import draw
-from formulas import LAMBDA, SCALE, batch_norm, official_model, outcome, penalty, unbiased
+from formulas import (
+    LAMBDA,
+    SCALE,
+    batch_norm,
+    official_model,
+    outcome,
+    penalty,
+    unbiased,
+    variance_covariance,
+    vicreg_model,
+)
 from torch import Tensor, nn
 
 from barlow_fast.adapters import lightly, mmpretrain, solo_learn, stable_pretraining, vissl
@@ -245,3 +255,104 @@ def half_precision(group):
 def test_half_precision_across_ranks(pool):
     for errors in pool.run(half_precision, W):
         assert float(errors.max()) <= 8 * torch.finfo(torch.bfloat16).eps
+
+
+# --- VICReg: each rank's invariance, statistics of all ranks -------------------------------------
+
+Weights = tuple[float, float, float]
+# What gives the loss of D dimensions, its weights, and the batch that covariances are divided by.
+GATHERED: dict[str, tuple[Callable[[int], Callable], Weights, int | None]] = {
+    "lightly": (lambda d: lightly.VICRegLoss(gather_distributed=True), (25.0, 25.0, 1.0), None),
+    "solo_learn": (lambda d: solo_learn.vicreg_loss_func, (25.0, 50.0, 1.0), None),
+    "stable_pretraining": (
+        lambda d: stable_pretraining.VICRegLoss(), (25.0, 25.0, 1.0), None,
+    ),
+    "vcreg": (lambda d: _vcreg_of_both, (0.0, 25.0, 1.0), None),
+    "vicreg": (
+        lambda d: vicreg_model(d, torch.float64, batch_size=W * N + 3),
+        (25.0, 25.0, 1.0),
+        W * N + 3,
+    ),
+}  # fmt: skip
+ALONE: dict[str, Callable] = {
+    "lightly": lightly.VICRegLoss(),
+    "solo_learn": functools.partial(solo_learn.vicreg_loss_func, gather_distributed=False),
+}
+
+
+def _vcreg_of_both(z_i: Tensor, z_j: Tensor) -> Tensor:
+    loss = stable_pretraining.VCRegLoss()
+    return loss(z_i) + loss(z_j)
+
+
+def run_gathered(group, dimensions: list[int]) -> dict[str, tuple[Tensor, ...]]:
+    found = {}
+    for d in dimensions:
+        pair = [part[group.rank()] for part in views((N,) * W, d)]
+        for name, (made, _, _) in GATHERED.items():
+            found[f"{name} {d}"] = outcome(made(d), *pair)
+        for name, loss in ALONE.items():
+            found[f"alone {name} {d}"] = outcome(loss, *pair)
+    return found
+
+
+def test_variances_and_covariances_of_all_ranks(pool):
+    """The gradients of each rank are those of the sum of all ranks' losses, of which
+    DistributedDataParallel takes the mean."""
+    found = pool.run(run_gathered, W, list(DIMENSIONS))
+    for d in DIMENSIONS:
+        for name, (_, (pull, *rest), batch) in GATHERED.items():
+            a, b = ([z.clone().requires_grad_() for z in part] for part in views((N,) * W, d))
+            shared = variance_covariance((0.0, *rest), batch=batch)(torch.cat(a), torch.cat(b))
+            losses = [shared + pull * (x - y).square().mean() for x, y in zip(a, b, strict=True)]
+            sum(losses).backward()
+            for rank, loss in enumerate(losses):
+                exact = (loss.detach(), a[rank].grad, b[rank].grad)
+                assert_close(found[rank][f"{name} {d}"], exact)
+        for name in ALONE:
+            formula = variance_covariance(GATHERED[name][1])
+            for rank, pair in enumerate(zip(*views((N,) * W, d), strict=True)):
+                assert_close(found[rank][f"alone {name} {d}"], outcome(formula, *pair))
+
+
+def assert_close(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> None:
+    for x, y in zip(found, exact, strict=True):
+        assert float((x - y).norm()) <= 1e-10 * float(y.norm())
+
+
+def installed_vicreg(group):
+    """lightly's own VICReg and ours, on this rank's rows."""
+    from lightly.loss import VICRegLoss
+
+    pair = [part[group.rank()] for part in views((N,) * W, 11)]
+    kinds = (VICRegLoss, lightly.VICRegLoss)
+    return [outcome(kind(gather_distributed=True), *pair) for kind in kinds]
+
+
+def test_the_installed_vicreg_across_ranks(pool):
+    pytest.importorskip("lightly")
+    for theirs, ours in pool.run(installed_vicreg, W):
+        assert_close(ours, theirs)
+
+
+def refused_vicreg(group) -> dict[str, str]:
+    """What this rank says of views of which rank 1 has one of another shape."""
+    errors = {}
+    for name, (made, _, _) in GATHERED.items():
+        a, b = (part[group.rank()] for part in views((N,) * W, 6))
+        if group.rank() == 1:
+            b = b[None] if name == "vcreg" else b[:-1]
+        try:
+            made(6)(a, b)
+        except Exception as error:
+            errors[name] = str(error)
+    return errors
+
+
+def test_what_one_rank_refuses_of_vicreg_all_ranks_report(pool):
+    first, *rest = pool.run(refused_vicreg, W)
+    assert list(first) == list(GATHERED)
+    for name, text in first.items():
+        own = rest[0][name]
+        assert text == f"rank 1 of process_group: {own}", (name, text)
+        assert all(others[name] == text for others in rest[1:])

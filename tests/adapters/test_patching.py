@@ -569,6 +569,44 @@ def test_the_installed_package(name):
     assert module.BarlowTwinsLoss is original
 
 
+def test_every_loss_of_the_installed_lightly():
+    """VICReg and FroSSL are replaced too; VICRegL, which stays, computes with them."""
+    loss = pytest.importorskip("lightly.loss", exc_type=ImportError)
+    z = torch.randn(2, 8, 5, dtype=torch.float64)
+    features = [
+        (x, torch.randn(8, 3, 3, 5, dtype=torch.float64)) for x in torch.randn(2, 8, 5).double()
+    ]
+    grids = torch.rand(2, 8, 3, 3, 2, dtype=torch.float64)
+    names = ("VICRegLoss", "FroSSLLoss", "VICRegLLoss")
+    arguments = (tuple(z), (list(z),), (features, grids))
+
+    def losses() -> list[torch.Tensor]:
+        made = (getattr(loss, name)(num_matches=(3, 3)) if name == "VICRegLLoss"
+                else getattr(loss, name)() for name in names)  # fmt: skip
+        return [each(*given) for each, given in zip(made, arguments, strict=True)]
+
+    want, originals = losses(), [getattr(loss, name) for name in names]
+    with barlow_fast.patch("lightly"):
+        assert loss.VICRegLoss is adapter.VICRegLoss
+        assert loss.FroSSLLoss is adapter.FroSSLLoss
+        assert type(loss.VICRegLLoss().vicreg_loss) is adapter.VICRegLoss
+        module = sys.modules["lightly.loss.vicregl_loss"]
+        assert module.covariance_loss is adapter.covariance_loss
+        for x, y in zip(losses(), want, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+    assert [getattr(loss, name) for name in names] == originals
+
+
+def test_a_version_without_a_loss_is_patched_without_it(package):
+    """Not all versions of a range have FroSSL; what is there must take the same arguments."""
+    package(FILES)
+    with barlow_fast.patch("lightly") as handle:
+        assert not any("FroSSL" in place or "VICReg" in place for place in handle.replaced)
+    package({"lightly/loss/vicreg_loss.py": LOSS.replace("BarlowTwinsLoss", "VICRegLoss")})
+    with pytest.raises(RuntimeError, match=r"lightly.loss.vicreg_loss.VICRegLoss .* takes"):
+        barlow_fast.patch("lightly")
+
+
 def training_curve(steps: int = 50) -> torch.Tensor:
     """Losses of a small encoder trained through lightly's own head and whatever loss it has."""
     from lightly.models.modules import BarlowTwinsProjectionHead

@@ -20,7 +20,16 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from contract import check_correlation, check_gram, check_moments, check_tiles, prepared
+from contract import (
+    check_correlation,
+    check_gram,
+    check_moments,
+    check_tiles,
+    check_view_gradients,
+    check_view_moments,
+    prepared,
+    prepared_views,
+)
 from photometric_contract import crops, drawn
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,6 +54,17 @@ class Call(NamedTuple):
     arguments: tuple
 
 
+def copied(arguments: Iterable) -> tuple:
+    """The arguments with tensors, also those of lists, in memory of their own."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, list):
+            return [copy(element) for element in value]
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return tuple(map(copy, arguments))
+
+
 class Recorder(TorchDispatchMode):
     """Keeps the calls of our operators."""
 
@@ -54,8 +74,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
         if operator.namespace in (NATIVE, REGISTERED):
-            copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
-            self.calls.append(Call(operator, copies))
+            self.calls.append(Call(operator, copied(arguments)))
         return operator(*arguments, **(keywords or {}))
 
 
@@ -70,6 +89,9 @@ def recorded() -> list[Call]:
                 check_tiles(cpu, case, precision)
                 check_correlation(cpu, case, precision)
                 _losses(case.z_a, case.z_b, precision)
+            views, statistics = prepared_views((5, 9), precision, 3)
+            check_view_moments(cpu, views, precision)
+            check_view_gradients(cpu, views, statistics, precision)
         for channels in (1, 3):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 size = (5, 7)
@@ -114,8 +136,14 @@ def resized(x: Tensor, arguments: tuple, draw: random.Random) -> Tensor:
     return torch.zeros(shape).to(x.dtype)
 
 
+def tensors(arguments: Iterable) -> list[Tensor]:
+    """Those of the arguments and of lists among them."""
+    found = (a if isinstance(a, list) else [a] for a in arguments)
+    return [x for values in found for x in values if isinstance(x, Tensor)]
+
+
 def another(x: Tensor, arguments: tuple, draw: random.Random) -> Tensor:
-    return draw.choice([a for a in arguments if isinstance(a, Tensor)])
+    return draw.choice(tensors(arguments))
 
 
 def overlapping(x: Tensor, arguments: tuple, draw: random.Random) -> Tensor:
@@ -153,15 +181,9 @@ def mutated(arguments: tuple, draw: random.Random) -> tuple:
         at = draw.randrange(len(changed))
         value = changed[at]
         if isinstance(value, Tensor):
-            try:
-                changed[at] = draw.choice(TENSORS)(value, tuple(changed), draw)
-            except (RuntimeError, NotImplementedError):  # a change that torch does not have
-                continue
+            changed[at] = mutated_tensor(value, tuple(changed), draw)
         elif isinstance(value, list):
-            numbers = list(value)
-            where = draw.randrange(len(numbers))
-            numbers[where : where + 1] = draw.choice(([], [draw.choice(INTEGERS)]))
-            changed[at] = numbers
+            changed[at] = mutated_list(value, tuple(changed), draw)
         elif isinstance(value, bool):
             changed[at] = not value
         elif isinstance(value, int):
@@ -173,11 +195,31 @@ def mutated(arguments: tuple, draw: random.Random) -> tuple:
     return tuple(changed)
 
 
+def mutated_tensor(x: Tensor, arguments: tuple, draw: random.Random) -> Tensor:
+    try:
+        return draw.choice(TENSORS)(x, arguments, draw)
+    except (RuntimeError, NotImplementedError):  # a change that torch does not have
+        return x
+
+
+def mutated_list(values: list, arguments: tuple, draw: random.Random) -> list:
+    """One element removed, changed or, in an empty list, added."""
+    at = draw.randrange(len(values) + 1)
+    if values[at : at + 1] and isinstance(values[at], Tensor):
+        new = mutated_tensor(values[at], arguments, draw)
+    else:
+        new = draw.choice(values) if tensors(values) else draw.choice(INTEGERS)
+    return values[:at] + draw.choice(([], [new])) + values[at + 1 :]
+
+
 def freed(arguments: tuple, draw: random.Random) -> tuple:
     """One tensor without the end of its memory. torch's own functions do not survive that: only for
     operators that call none."""
     changed = list(arguments)
-    at = draw.choice([i for i, x in enumerate(changed) if isinstance(x, Tensor)])
+    at = draw.choice([i for i, x in enumerate(changed) if tensors([x])])
+    if isinstance(changed[at], list):
+        changed[at] = list(freed(tuple(changed[at]), draw))
+        return tuple(changed)
     storage = changed[at].clone().untyped_storage()
     changed[at] = changed[at].new_empty(0).set_(storage, 0, changed[at].shape)
     storage.resize_(draw.randrange(max(storage.nbytes(), 1)))
@@ -189,7 +231,7 @@ def fuzz(calls: Iterable[Call], count: int, seed: int) -> Counter[str]:
     draw = random.Random(seed)
     of_operator: dict[Any, list[Call]] = {}
     for call in calls:
-        if any(isinstance(argument, Tensor) for argument in call.arguments):
+        if tensors(call.arguments):
             of_operator.setdefault(call.operator, []).append(call)
     # The registered ones run through Python: fewer of them in the same time.
     native = [o for o in of_operator if o.namespace == NATIVE]
@@ -197,7 +239,7 @@ def fuzz(calls: Iterable[Call], count: int, seed: int) -> Counter[str]:
     seen: Counter[str] = Counter()
     for operator in draw.choices(list(of_operator), weights, k=count):
         arguments = draw.choice(of_operator[operator]).arguments
-        copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
+        copies = copied(arguments)
         free = operator in native and draw.random() < 0.05
         wrong = freed(copies, draw) if free else mutated(copies, draw)
         try:

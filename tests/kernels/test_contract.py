@@ -10,7 +10,7 @@ import pytest
 import torch
 from embeddings import AWKWARD_SHAPES, draw
 
-from barlow_fast.kernels import KERNEL_SETS, aten, load, why_unusable
+from barlow_fast.kernels import KERNEL_SETS, ViewGradients, aten, load, why_unusable
 from barlow_fast.kernels import cpu as cpu_kernels
 
 CPU = torch.device("cpu")
@@ -127,6 +127,57 @@ def test_any_number_of_threads(threads):
         torch.set_num_threads(before)
 
 
+def of_views(
+    views: tuple[torch.Tensor, ...], statistics: torch.Tensor, precision: str
+) -> list[torch.Tensor]:
+    """What the native set computes of three views, two of them with a gradient."""
+    (n, d), few = views[0].shape, list(zip(views, statistics, strict=True))[:2]
+    packed = torch.stack([cpu_kernels.gram_tiles(z, rows, precision) for z, rows in few])
+    matrices = cpu_kernels.gram_from_tiles(packed, statistics.new_zeros(2), n, d, precision)
+    links = ((0, 1), (0, 2), (1, 0))
+    weights = torch.linspace(-1, 1, len(links) * d, dtype=statistics.dtype).view(-1, d)
+    products, one = torch.full((2,), 0.01 / n, dtype=torch.float64), statistics.new_ones(())
+    inputs = ViewGradients(
+        views, statistics, matrices, products, links, weights, None, one, d, 1e-5, True, precision,
+        (True, True),
+    )  # fmt: skip
+    return [
+        *cpu_kernels.view_moments(views, precision), *matrices,
+        *cpu_kernels.view_gradients(inputs),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("shape", [(130, 600), (600, 130)], ids=str)
+def test_views_repeat_bit_by_bit_and_agree_between_numbers_of_threads(kernels, shape, precision):
+    views, statistics = contract.prepared_views(shape, precision, 3)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 1, 2, 2):
+            torch.set_num_threads(threads)
+            results.append(of_views(views, statistics, precision))
+    finally:
+        torch.set_num_threads(before)
+    for one, again, two, twice in zip(*results, strict=True):
+        assert torch.equal(one, again)
+        assert torch.equal(two, twice)
+        contract.assert_close(two, one, 1e-5)
+
+
+@poisoned
+def test_moments_of_views_merge_over_row_blocks(kernels):
+    """More rows than one task takes, and means far larger than the deviations."""
+    z_a, z_b = draw("badly_scaled", 9001, 40, seed=1)
+    views = (z_a, z_b, (z_a + z_b) / 2)
+    exact_means, exact = aten.view_moments([z.double() for z in views], "fp64")
+    means, comoments = kernels.view_moments(views, "fp32")
+    squares = exact.diagonal(0, 0, 1).T
+    assert float(((means - exact_means) / (squares / 9001).sqrt()).abs().max()) < 1e-6
+    sizes = (squares[:, None] * squares).sqrt()
+    assert float(((comoments - exact) / sizes).abs().max()) < 1e-5
+    assert torch.equal(comoments, comoments.transpose(0, 1))
+
+
 @contract.native
 def test_kernels_inside_a_thread_of_the_caller():
     """Autograd and data-parallel code call from threads of their own."""
@@ -183,3 +234,12 @@ def test_plain_products_of_float32_ask_for_their_precision(precision, setting, m
     monkeypatch.setattr(aten, "float32_products", record)
     aten.product(torch.ones(2, 3), torch.ones(3, 2), precision)
     assert seen == [(setting, "cpu")]
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", [(2, 1), (3, 40), (70, 45), (33, 300), (260, 130)], ids=str)
+def test_views(kernels, shape, count, precision):
+    views, statistics = contract.prepared_views(shape, precision, count)
+    contract.check_view_moments(kernels, views, precision)
+    contract.check_view_gradients(kernels, views, statistics, precision)

@@ -58,6 +58,18 @@ def gradients(name: str, **changed):
     return (arguments | changed).values()
 
 
+def view_gradients(**changed):
+    """Arguments of that operator for three views and two gradients, with some replaced."""
+    arguments = {
+        "views": [z(), z(), z()], "statistics": zeros(3, 3, D), "grams": zeros(1, N, N),
+        "products": zeros(1, dtype=DOUBLE), "links": [0, 1, 0, 2, 1, 1], "weights": zeros(3, D),
+        "added": zeros(0, D), "grad_scale": zeros(1), "eps": 1e-5, "operand": 1, "dimensions": D,
+        "projected": True, "grads": [z(), z()],
+    }  # fmt: skip
+    assert set(changed) <= set(arguments)
+    return ("view_gradients", *(arguments | changed).values())
+
+
 SHARED = zeros(5, D, dtype=DOUBLE)
 NATIVE_CALLS = {
     "statistics of 16 bits": (
@@ -89,6 +101,38 @@ NATIVE_CALLS = {
     "tiles of 0 rows": ("gram_tiles", z(), zeros(3, D), 1, zeros(1, 0, 0)),
     "fewer tiles than rows need": ("gram_tiles", z(65), zeros(3, D), 1, zeros(1, 64, 64)),
     "packed tiles of 0 rows": ("gram_from_tiles", zeros(2, 1, 0, 0), zeros(2), 1, zeros(2, N, N)),
+    "centres of other matrices": (
+        "gram_from_tiles", zeros(3, 1, 64, 64), zeros(2), 1, zeros(3, N, N),
+    ),
+    "moments of no views": ("view_moments", [], 1, zeros(0, D, dtype=DOUBLE), zeros(0, 0, D)),
+    "moments of views of two shapes": (
+        "view_moments", [z(), z(N, 4)], 1, zeros(2, D, dtype=DOUBLE), zeros(2, 2, D, dtype=DOUBLE),
+    ),
+    "moments of views of two types": (
+        "view_moments", [z(), z(dtype=DOUBLE)], 1, zeros(2, D, dtype=DOUBLE),
+        zeros(2, 2, D, dtype=DOUBLE),
+    ),
+    "moments of other views": (
+        "view_moments", [z(), z()], 1, zeros(2, D, dtype=DOUBLE), zeros(3, 3, D, dtype=DOUBLE),
+    ),
+    "gradients of no views": view_gradients(views=[], grads=[]),
+    "a gradient more than views": view_gradients(grads=[z() for _ in range(4)]),
+    "a matrix more than gradients": view_gradients(
+        grams=zeros(3, N, N), products=zeros(3, dtype=DOUBLE),
+    ),
+    "gradients of one type for views of another": view_gradients(grads=[z(), z(dtype=DOUBLE)]),
+    "statistics of fewer views": view_gradients(statistics=zeros(2, 3, D)),
+    "products in float32": view_gradients(products=zeros(1)),
+    "a product that is no number": view_gradients(products=zeros(1, dtype=DOUBLE) + math.nan),
+    "half a link": view_gradients(links=[0, 1, 0, 2, 1]),
+    "a link to a view beyond the last": view_gradients(links=[0, 1, 0, 3, 1, 1]),
+    "a link to a view before the first": view_gradients(links=[0, 1, 0, -1, 1, 1]),
+    "a link of a gradient beyond the last": view_gradients(links=[0, 1, 0, 2, 2, 1]),
+    "links in no order": view_gradients(links=[0, 1, 1, 2, 0, 1]),
+    "links without weights": view_gradients(weights=zeros(2, D)),
+    "rows added to projected gradients": view_gradients(added=zeros(2, D)),
+    "rows added for fewer gradients": view_gradients(added=zeros(1, D), projected=False),
+    "no dimensions": view_gradients(dimensions=0),
     "no Gram matrix": ("gram_from_tiles", zeros(2, 0, 64, 64), zeros(2), 1, zeros(2, 0, 0)),
     "a Gram matrix of truth values": (
         "gram_gradients", *gradients("gram_gradients", gram_b=torch.zeros(N, N, dtype=torch.bool)),
@@ -147,6 +191,13 @@ def test_outputs_overlap_nothing():
         with pytest.raises(RuntimeError, match=r"grad_a is written and overlaps"):
             call("gram_gradients", *gradients("gram_gradients", **changed))
     call("gram_gradients", *gradients("gram_gradients", z_b=one[:N], grad_a=one[N:]))
+    for changed in (
+        {"grads": [one[:N], one[1 : N + 1]]},
+        {"views": [z(), z(), out], "grads": [out, z()]},
+    ):
+        with pytest.raises(RuntimeError, match=r"grads is written and overlaps"):
+            call(*view_gradients(**changed))
+    call(*view_gradients(views=[out, out, one[:N]], grads=[one[N:], z()]))
 
 
 @native
@@ -235,7 +286,7 @@ def test_a_weight_is_one_real_number(lambd):
 def test_valid_calls_are_taken_and_mutated_ones_end_in_words():
     """The fuzz itself, without a sanitizer: every operator is called."""
     seen = fuzz_operators.fuzz(fuzz_operators.recorded(), 1500, seed=3)
-    assert seen["operators"] == 17
+    assert seen["operators"] == 19
     assert seen["raised"] > 500
     assert seen["returned"] > 100
 
@@ -300,5 +351,5 @@ def test_mutated_calls_under_sanitizers(instruction_set, sanitized):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     seen = ast.literal_eval(done.stdout)
-    assert seen["operators"] == 17
+    assert seen["operators"] == 19
     assert seen["returned"] > seen["raised"] / 50

@@ -29,7 +29,7 @@ def test_public_names_and_signature():
         "lambd": 0.0051, "scale": 1.0, "eps": 1e-5,
         "precision": "auto", "form": "auto", "backend": "auto",
         "process_group": None, "statistics": "global", "gradient": "exact",
-        "layout": "auto",
+        "layout": "auto", "off_diagonal_target": 0.0,
     }  # fmt: skip
 
 

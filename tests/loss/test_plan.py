@@ -121,3 +121,37 @@ def test_explain_refuses(arguments, options, words):
 def test_arguments_of_other_types_are_named(arguments: dict, message: str):
     with pytest.raises(TypeError, match=message):
         explain(**{"n": 8, "d": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("loss", "views", "edge"),
+    [
+        ("barlow-twins", 2, 11 / 12), ("barlow-twins", 8, 7 * 11 / 12),
+        ("vicreg", 2, 4 / 3 * 11 / 12), ("frossl", 3, 4 / 3 * 11 / 12),
+        ("mixed-barlow-twins", None, 2 * 11 / 12),
+    ],
+)  # fmt: skip
+def test_the_form_of_each_loss_is_the_one_with_less_work(loss, views, edge):
+    d = 1200
+    for n, form in ((int(edge * d) - 2, "gram"), (int(edge * d) + 2, "correlation")):
+        plan = explain(n, d, loss=loss, views=views, backend="cpu")
+        assert plan.form == form
+        assert plan.costs["gram"].flops > 0
+        assert str(plan).startswith(plan.loss)
+    if loss != "barlow-twins" or views != 2:  # which a model of three layouts decides
+        assert explain(64, 900, loss=loss, views=views, world_size=4).layout == "features"
+        assert explain(9000, 90, loss=loss, views=views, world_size=4).layout == "correlation"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": "simclr"}, "loss must be one of"),
+        ({"loss": "frossl", "views": 1}, "views must be at least 2"),
+        ({"loss": "mixed-barlow-twins", "views": 4}, "views must be at least 3"),
+        ({"loss": "vicreg", "layout": "rows", "world_size": 2}, "for two views"),
+    ],
+)
+def test_losses_and_views_that_do_not_fit_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        explain(8, 100, **options)

@@ -201,3 +201,20 @@ def test_names_can_be_walked_as_checkpoints_of_sharded_models_do():
     changed = {key: value + 1 for key, value in state.items()}
     state_dict.set_model_state_dict(encoder, changed)
     assert torch.equal(encoder.state_dict()["features.0.bias"], changed["features.0.bias"])
+
+
+def test_an_encoder_of_two_sizes():
+    """Transformers of timm fit their position embeddings; convolutions take both as they are."""
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    encoder = build_encoder(name, image_size=64, other_sizes=(32,))
+    assert encoder(torch.rand(2, 3, 64, 64)).shape == encoder(torch.rand(2, 3, 32, 32)).shape
+    plain = build_encoder(name, image_size=64)
+    plain.load_state_dict(encoder.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(plain.eval()(images), encoder.eval()(images))
+    with pytest.raises(ValueError, match="does not take images of 17 pixels a side"):
+        build_encoder(name, image_size=64, other_sizes=(17,))
+    convolutions = build_encoder("small", channels=1, image_size=16, other_sizes=(8,))
+    assert convolutions(torch.rand(2, 1, 8, 8)).shape == (2, convolutions.features)
+    build_encoder("timm:resnet18", image_size=64, other_sizes=(32,))

@@ -82,3 +82,18 @@ def test_one_pass_and_two_agree_in_eval_mode():
     for together, alone in zip(one(a, b), two(a, b), strict=True):
         assert together.shape == alone.shape
         torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_views_of_two_sizes_come_back_in_their_order(one_pass: bool):
+    options = {"channels": 1, "encoder_widths": (4,), "projector": (8, 6)}
+    model = build_twins(**options, one_pass=one_pass).eval()
+    views = [torch.rand(5, 1, side, side) for side in (8, 12, 8, 12, 10)]
+    found = model(*views)
+    assert len(found) == 5
+    for view, embeddings in zip(views, found, strict=True):
+        torch.testing.assert_close(embeddings, model.projector(model.encoder(view)))
+    seen: list[int] = []
+    model.encoder.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    model(*views)
+    assert seen == ([10, 10, 5] if one_pass else [5] * 5)

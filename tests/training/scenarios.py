@@ -22,6 +22,10 @@ SCENARIOS = {
     "one pass": {"one_pass": True},
     "recomputed": {"checkpoint_activations": True},
     "sharded resnet": {"encoder": "resnet18", "parallel": "fsdp"},
+    "views of two sizes": {"view_count": 3, "small_views": 2, "one_pass": True},
+    "vicreg": {"loss": "vicreg", "view_count": 3},
+    "frossl": {"loss": "frossl", "parallel": "fsdp"},
+    "mixed": {"loss": "mixed-barlow-twins"},
 }
 # Whole runs on two ranks.
 KINDS = {

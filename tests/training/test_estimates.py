@@ -12,6 +12,7 @@ from barlow_fast.data import load
 from barlow_fast.models import build_twins
 from barlow_fast.training import PRESETS, Trainer, configure, estimate
 from barlow_fast.training.estimate import Memory, check_memory, estimate_memory
+from barlow_fast.training.feeding import view_sizes
 
 CPU = torch.device("cpu")
 CONFIG = configure(
@@ -37,18 +38,33 @@ def kept_bytes(trainer: Trainer) -> int:
     return sum(found.values())
 
 
-@pytest.mark.parametrize("changes", [{}, {"one_pass": True}, {"checkpoint_activations": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"one_pass": True}, {"checkpoint_activations": True}, {"view_count": 4},
+        {"small_views": 3, "small_size": 4}, {"small_views": 3, "small_size": 4, "one_pass": True},
+    ],
+)  # fmt: skip
 def test_activations_are_those_of_a_real_step(changes: dict):
-    config = replace(CONFIG, **changes)
-    with Trainer(config, load("digits")) as trainer:
+    config, data = replace(CONFIG, **changes), load("digits")
+    with Trainer(config, data) as trainer:
         trainer.network.train()
         real = kept_bytes(trainer)
-    guess = estimate_memory(config, 1, 8, CPU)
+        sizes = view_sizes(trainer.views, data)
+    assert sizes == (8,) * (config.view_count or 2) + (4,) * config.small_views
+    guess = estimate_memory(config, 1, sizes, CPU)
     assert guess.activations == pytest.approx(real, rel=0.1)
+    assert guess.batch == 64 * 4 * (sum(size**2 for size in sizes) + 2 * 256 * len(sizes))
+
+
+def test_mixed_images_take_the_place_of_a_view():
+    mixed = estimate_memory(replace(CONFIG, loss="mixed-barlow-twins"), 1, (8, 8), CPU)
+    three = estimate_memory(replace(CONFIG, view_count=3), 1, (8, 8, 8), CPU)
+    assert (mixed.batch, mixed.activations) == (three.batch, three.activations)
 
 
 def test_what_every_option_takes(monkeypatch):
-    plain = estimate_memory(CONFIG, 1, 8, CPU)
+    plain = estimate_memory(CONFIG, 1, (8, 8), CPU)
     model = build_twins(channels=1, image_size=8, encoder_widths=(16, 32), projector=(128, 256))
     weights = 4 * sum(p.numel() for p in model.parameters())
     assert plain.parameters == plain.gradients == weights
@@ -57,7 +73,7 @@ def test_what_every_option_takes(monkeypatch):
     assert plain.batch == views + 2 * embeddings
 
     def changed(ranks: int = 1, **changes) -> Memory:
-        memory = estimate_memory(replace(CONFIG, **changes), 1, 8, CPU, ranks)
+        memory = estimate_memory(replace(CONFIG, **changes), 1, (8, 8), CPU, ranks)
         assert memory.total > memory.activations + memory.parameters
         return memory
 
@@ -79,18 +95,18 @@ def test_what_every_option_takes(monkeypatch):
     parts = changed(micro_batch_size=16)
     assert parts.activations == pytest.approx(plain.activations / 4, abs=1)
     assert parts.batch == plain.batch
-    assert estimate_memory(CONFIG, 1, 16, CPU).activations > 3 * plain.activations
-    assert estimate_memory(CONFIG, 3, 8, CPU).batch == 3 * views + 2 * embeddings
-    assert estimate_memory(CONFIG, 3, 8, CPU).parameters == weights + 4 * 2 * 16 * 9
+    assert estimate_memory(CONFIG, 1, (16, 16), CPU).activations > 3 * plain.activations
+    assert estimate_memory(CONFIG, 3, (8, 8), CPU).batch == 3 * views + 2 * embeddings
+    assert estimate_memory(CONFIG, 3, (8, 8), CPU).parameters == weights + 4 * 2 * 16 * 9
     monkeypatch.setattr(estimate, "resolved_precision", lambda config, device: device)
     with pytest.raises(AttributeError):
-        estimate_memory(CONFIG, 1, 8, "the device")
+        estimate_memory(CONFIG, 1, (8, 8), "the device")
 
 
 def test_recomputation_keeps_less_of_a_resnet():
     config = replace(PRESETS["imagenet100"], batch_size=64)
-    whole = estimate_memory(config, 3, 64, CPU)
-    again = estimate_memory(replace(config, checkpoint_activations=True), 3, 64, CPU)
+    whole = estimate_memory(config, 3, (64, 64), CPU)
+    again = estimate_memory(replace(config, checkpoint_activations=True), 3, (64, 64), CPU)
     assert again.activations < 0.6 * whole.activations
     model = build_twins("resnet18", image_size=64, projector=config.projector)
     assert whole.parameters == 4 * sum(p.numel() for p in model.parameters())
@@ -98,8 +114,11 @@ def test_recomputation_keeps_less_of_a_resnet():
 
 def test_the_loss_is_planned_as_it_runs(monkeypatch):
     received = record_calls(monkeypatch, estimate, "explain", lambda *a, **k: None)
-    estimate.plan_loss(replace(CONFIG, backend="aten", precision="bf16"), CPU, 4, 2)
+    estimate.plan_loss(
+        replace(CONFIG, backend="aten", precision="bf16", loss="vicreg"), 5, CPU, 4, 2
+    )
     (call,) = received
+    assert (call["loss"], call["views"]) == ("vicreg", 5)
     assert list(call.values())[:4] == [64, 256, torch.bfloat16, CPU]
     assert (call["backend"], call["world_size"], call["nodes"]) == ("aten", 4, 2)
 
@@ -128,10 +147,10 @@ def test_what_is_free_decides(monkeypatch):
 def test_what_does_not_fit_is_refused_with_what_helps(monkeypatch):
     monkeypatch.setattr(estimate, "available_memory", lambda device: 2**30)
     config = PRESETS["imagenet-1000ep"]
-    memory = estimate_memory(config, 3, 224, CPU)
+    memory = estimate_memory(config, 3, (224, 224), CPU)
     with pytest.raises(ValueError, match=r"(?s)does not fit.*--micro-batch-size 512.*--batch-size"):
         check_memory(memory, config, CPU)
-    small = estimate_memory(CONFIG, 1, 8, CPU)
+    small = estimate_memory(CONFIG, 1, (8, 8), CPU)
     check_memory(small, CONFIG, CPU)
     monkeypatch.setattr(estimate, "available_memory", lambda device: None)
     check_memory(memory, config, CPU)

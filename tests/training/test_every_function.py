@@ -164,8 +164,8 @@ SHOWN = {
     training.MlflowLog: LOG,
     Ranks: {"device rank size nodes": "test_ranks"},
     joined: {"device": "test_joined"},
-    estimate_memory: {"config channels image_size device ranks": "test_what_every_option_takes"},
-    plan_loss: {"config device ranks nodes": "test_the_loss_is_planned_as_it_runs"},
+    estimate_memory: {"config channels sizes device ranks": "test_what_every_option_takes"},
+    plan_loss: {"config views device ranks nodes": "test_the_loss_is_planned_as_it_runs"},
     check_memory: {"config device": "test_what_is_free_decides"},
     backward_in_microbatches: {
         "micro_batch_size": "test_the_gradient_of_the_whole_batch",
@@ -177,9 +177,11 @@ SHOWN = {
         "name channels image_size": "test_a_backbone_without_its_head",
         "stem": "test_stem",
         "widths grid": "test_small_is_the_compact_encoder",
+        "other_sizes": "test_an_encoder_of_two_sizes",
     },
     build_twins: {
         "channels image_size": "test_our_own_checkpoints",
+        "other_sizes": "test_small_views_that_an_encoder_does_not_take",
         "encoder stem encoder_widths encoder_grid projector seed one_pass":
             "test_every_setting_has_its_effect",
     },

@@ -25,6 +25,7 @@ from barlow_fast import plan
 from barlow_fast.data import PRESETS as VIEWS
 from barlow_fast.data import ImageDataset
 from barlow_fast.data.order import order
+from barlow_fast.losses.catalogue import LOSSES
 from barlow_fast.models import BarlowTwinsModel
 from barlow_fast.training import (
     LARS,
@@ -115,6 +116,30 @@ def _(around):
     assert around.trainer().views is VIEWS["digits"]
 
 
+@case("view_count")
+def _(around):
+    a, b = VIEWS["digits"].views
+    for count, expected in ((4, (a, b, a, b)), (2, (a, b)), (None, (a, b))):
+        trainer = around.trainer(view_count=count)
+        assert trainer.views.views == trainer.loader.views.views == expected
+    trainer = around.trainer(view_count=4, small_views=1)
+    seen: list[int] = []
+    trainer.network.register_forward_pre_hook(lambda _, views: seen.append(len(views)))
+    trainer.train_step()
+    assert seen == [5]
+
+
+@case("small_views")
+@case("small_size")
+def _(around):
+    for size, side in ((None, 3), (5, 5)):
+        trainer = around.trainer(small_views=3, small_size=size)
+        shapes = [tuple(view.shape[2:]) for view in trainer.next_batch().views]
+        assert shapes == [(8, 8)] * 2 + [(side, side)] * 3
+    with pytest.raises(ValueError, match="8 x 8 pixels must be smaller than the large ones"):
+        around.trainer(small_views=1, small_size=8)
+
+
 @case("reduced_decoding")
 def _(around):
     around.patch.setattr(feeding, "ViewLoader", Fed)
@@ -168,8 +193,9 @@ def _(around):
 
 @case("one_pass")
 def _(around):
-    for one_pass, passes in ((True, 1), (False, 2)):
-        trainer = around.trainer(one_pass=one_pass)
+    many = {"view_count": 3, "small_views": 2}
+    for one_pass, changes, passes in ((True, {}, 1), (False, {}, 2), (True, many, 2), (0, many, 5)):
+        trainer = around.trainer(one_pass=bool(one_pass), **changes)
         trainer.train_step()
         assert trainer.model.encoder[1].num_batches_tracked == passes
 
@@ -190,6 +216,45 @@ def _(around):
         values, _ = first_step(around, lambd=lambd)
         on, off = 24 * values["on_diagonal_mean"], 24 * 23 * values["off_diagonal_mean"]
         assert values["loss"] == pytest.approx(on + lambd * off, rel=1e-4)
+
+
+@case("loss")
+def _(around):
+    for name, kind in LOSSES.items():
+        values, _ = first_step(around, loss=name)
+        assert list(values) == ["loss", *kind.terms]
+
+
+def weighted(around: Surroundings, loss: str, name: str, values: tuple[float, ...]) -> None:
+    """The loss moves by the weight times its term, which stays."""
+    found = [first_step(around, loss=loss, **{name: value})[0] for value in (0.0, *values)]
+    factor = {"covariance": 24 - 1, "mixing": 0.0051 * 2 * 24**2}.get(name, 1)
+    term = name if name in found[0] else f"{name}_mean"
+    for value, each in zip(values, found[1:], strict=True):
+        assert each[term] == found[0][term] > 0
+        moved = each["loss"] - found[0]["loss"]
+        assert moved == pytest.approx(value * factor * each[term], rel=1e-3)
+
+
+# Without a value they are those of the loss's own signature.
+@case("invariance")
+def _(around):
+    for loss, own in (("vicreg", 25.0), ("frossl", 1.0)):
+        weighted(around, loss, "invariance", (0.5, 2.0))
+        plain, same = (first_step(around, loss=loss, **c)[0] for c in ({}, {"invariance": own}))
+        assert plain == same
+
+
+for _name, _loss, _own in (
+    ("variance", "vicreg", 25.0), ("covariance", "vicreg", 1.0),
+    ("mixing", "mixed-barlow-twins", 1.0),
+):  # fmt: skip
+
+    @case(_name)
+    def _(around, name=_name, loss=_loss, own=_own):
+        weighted(around, loss, name, (0.5, 2.0))
+        plain, same = (first_step(around, loss=loss, **c)[0] for c in ({}, {name: own}))
+        assert plain == same
 
 
 @case("scale")
@@ -487,6 +552,9 @@ LIMITS: dict[str, tuple[tuple, tuple]] = {
         ((1,), (0,)),
     ),
     **dict.fromkeys(("checkpoint_every", "reference_batch_size"), ((1, None), (0,))),
+    "view_count": ((2, None), (1, 0, -1)),
+    "small_views": ((0, 1), (-1,)),
+    "loss": (("barlow-twins", "vicreg", "mixed-barlow-twins", "frossl"), ("simclr", "")),
     "epochs": ((5, 6), (0, 4)),  # 5 of warm-up
     "batch_size": ((2,), (1,)),
     "micro_batch_size": ((2, None), (0, 1)),
@@ -510,6 +578,10 @@ UNLIMITED = {
     **dict.fromkeys(("dataset", "views"), "a name or a path: looked up when it is loaded"),
     "encoder": "a name of another library: looked up when it is built",
     "backend": "checked by the loss",
+    **dict.fromkeys(
+        ("small_size", "mixing", "invariance", "variance", "covariance"),
+        "of other settings: test_settings_that_exclude_each_other",
+    ),
     "reduced_decoding": "a flag",
     **dict.fromkeys(("one_pass", "checkpoint_activations", "sync_batch_norm"), "a flag"),
 }
@@ -528,6 +600,33 @@ def test_limits_of_every_setting(name: str):
             replace(config, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "vicreg", "lambd": 0.01}, "lambd is no weight of loss vicreg, which has inv"),
+        ({"loss": "frossl", "variance": 2.0}, "variance is no weight of loss frossl"),
+        ({"mixing": 1.0}, "mixing is no weight of loss barlow-twins, which has lambd; got 1.0"),
+        ({"loss": "mixed-barlow-twins", "invariance": 1.0}, "invariance is no weight of loss mix"),
+        ({"loss": "vicreg", "covariance": -1.0}, "covariance must be at least 0"),
+        ({"loss": "vicreg", "variance": math.nan}, "variance must be at least 0"),
+        ({"loss": "frossl", "invariance": -1e-9}, "invariance must be at least 0"),
+        ({"loss": "mixed-barlow-twins", "mixing": math.inf}, "mixing must be at least 0"),
+        (
+            {"loss": "mixed-barlow-twins", "view_count": 4},
+            "mixed-barlow-twins takes 2 views, got 4",
+        ),
+        ({"loss": "mixed-barlow-twins", "small_views": 1}, "takes 2 views, got 2 and 1 small ones"),
+        ({"small_size": 4}, "small_size is 4, and there are no small_views"),
+        ({"small_size": 0, "small_views": 1}, "small_size must be at least 1"),
+    ],
+)
+def test_settings_that_exclude_each_other(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        PretrainConfig(**settings)
+    PretrainConfig(loss="mixed-barlow-twins", view_count=2, mixing=0.0, lambd=0.0)
+    PretrainConfig(loss="vicreg", view_count=8, small_views=6, small_size=4, invariance=0.0)
+
+
 def test_every_setting_has_its_limits():
     assert_covered(PretrainConfig, LIMITS, UNLIMITED)
 
@@ -538,10 +637,13 @@ def test_the_numbers_of_the_presets():
     digits, files = PRESETS["digits"], PRESETS["files"]
     assert digits == PretrainConfig()
     assert digits.to_dict() == {
-        "dataset": "digits", "views": "", "reduced_decoding": False,
+        "dataset": "digits", "views": "", "view_count": None, "small_views": 0,
+        "small_size": None, "reduced_decoding": False,
         "encoder": "small", "stem": "auto",
         "encoder_widths": [32, 64, 128], "encoder_grid": 2, "projector": [512, 512, 1024],
-        "one_pass": False, "lambd": 0.0051, "scale": 1.0, "backend": "auto", "epochs": 100,
+        "one_pass": False, "loss": "barlow-twins", "lambd": 0.0051, "mixing": None,
+        "invariance": None, "variance": None, "covariance": None,
+        "scale": 1.0, "backend": "auto", "epochs": 100,
         "batch_size": 128, "micro_batch_size": None, "optimizer": "adamw", "learning_rate": 2e-3,
         "bias_learning_rate": None, "reference_batch_size": None, "momentum": 0.9,
         "trust_coefficient": 0.001, "weight_decay": 1e-4, "warmup_epochs": 5,
@@ -579,6 +681,39 @@ def test_the_numbers_of_the_presets():
     assert PRESETS["imagenet-100ep"] == replace(
         paper, epochs=100, batch_size=256, weight_decay=1.5e-6
     )
+    vicreg = replace(paper, loss="vicreg", bias_learning_rate=None)
+    assert PRESETS["vicreg-imagenet-1000ep"] == vicreg
+    assert vicreg.learning_rates == pytest.approx((1.6, 1.6))
+    assert PRESETS["vicreg-imagenet-100ep"] == replace(
+        vicreg, epochs=100, batch_size=512, learning_rate=0.3
+    )
+    small_vicreg = replace(small, loss="vicreg", bias_learning_rate=None)
+    assert PRESETS["vicreg-cifar10"] == small_vicreg
+    assert PRESETS["vicreg-cifar100"] == replace(small_vicreg, dataset="cifar100")
+    assert PRESETS["vicreg-imagenet100"] == replace(
+        PRESETS["imagenet100"], loss="vicreg", bias_learning_rate=None
+    )
+    mixed = replace(
+        digits, dataset="cifar10", encoder="resnet18", projector=(512, 1024), epochs=2000,
+        loss="mixed-barlow-twins", lambd=1 / 128, mixing=4.0, batch_size=256, learning_rate=0.01,
+        reference_batch_size=256, weight_decay=1e-6, warmup_epochs=10, neighbours=20,
+        checkpoint_every=1,
+    )  # fmt: skip
+    assert PRESETS["mixed-barlow-twins-cifar10"] == mixed
+    assert PRESETS["mixed-barlow-twins-cifar100"] == replace(
+        mixed, dataset="cifar100", projector=(512, 2048)
+    )
+    assert PRESETS["mixed-barlow-twins-stl10"] == replace(mixed, dataset="stl10", mixing=2.0)
+    assert PRESETS["mixed-barlow-twins-imagenet-300ep"] == replace(
+        paper, loss="mixed-barlow-twins", mixing=0.5, epochs=300, batch_size=1024
+    )
+    frossl = replace(small, loss="frossl", projector=(2048, 2048, 1024), invariance=1.4)
+    assert PRESETS["frossl-cifar10"] == frossl
+    assert PRESETS["frossl-cifar100"] == replace(frossl, dataset="cifar100")
+    assert PRESETS["frossl-stl10"] == replace(frossl, dataset="stl10", invariance=1.0, epochs=500)
+    assert PRESETS["frossl-imagenet100"] == replace(
+        frossl, dataset="files", views="imagenet", invariance=1.0, epochs=400, batch_size=512
+    )
     assert [view.size for view in VIEWS_OF["stl10"].views] == [96, 96]
     assert (watching.MEASURED_SAMPLES, watching.MEASURED_DIMENSIONS) == (512, 64)
     assert (watching.MAPPED_IMAGES, watching.MEASURED_EPOCH) == (400, 2**32 - 2)
@@ -597,7 +732,14 @@ KEPT = {
     "optimizer": "lars", "learning_rate": 0.1, "bias_learning_rate": 0.1, "momentum": 0.5,
     "reference_batch_size": 16, "trust_coefficient": 0.1, "weight_decay": 0.1, "warmup_epochs": 2,
     "final_learning_rate": 0.5, "seed": 1, "precision": "bf16", "sync_batch_norm": False,
-    "dataset": "other", "encoder": "resnet18", "stem": "imagenet",
+    "dataset": "other", "encoder": "resnet18", "stem": "imagenet", "loss": "vicreg",
+    "view_count": 3, "small_views": 2, "small_size": 4, "mixing": 2.0, "invariance": 2.0,
+    "variance": 2.0, "covariance": 2.0,
+}  # fmt: skip
+# What these settings take besides.
+WITH = {
+    "small_size": {"small_views": 1}, "mixing": {"loss": "mixed-barlow-twins"},
+    **{name: {"loss": "vicreg"} for name in ("invariance", "variance", "covariance")},
 }  # fmt: skip
 
 
@@ -608,9 +750,10 @@ def test_every_setting_may_or_may_not_change_in_a_resumed_run():
 
 @pytest.mark.parametrize("name", CHANGED | KEPT)
 def test_a_resumed_run_keeps_what_weights_depend_on(name: str, around: Surroundings):
-    state = around.trainer().state_dict()
-    resumed = around.trainer()
-    resumed.config = replace(BASE, **{name: (CHANGED | KEPT)[name]})
+    besides = WITH.get(name, {})
+    state = around.trainer(**besides).state_dict()
+    resumed = around.trainer(**besides)
+    resumed.config = replace(BASE, **besides, **{name: (CHANGED | KEPT)[name]})
     if name in CHANGED:
         resumed.load_state_dict(state)
     else:

@@ -9,7 +9,7 @@ import torch
 
 from barlow_fast import reference
 from barlow_fast.training import monitors
-from barlow_fast.training.monitors import collapse_monitors, effective_rank, singular_values
+from barlow_fast.training.monitors import collapse_monitors
 
 
 def gaussian(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -110,21 +110,3 @@ def test_embeddings_that_are_no_numbers_do_not_end_the_run(bad: float):
 def test_shapes_that_cannot_be_measured_are_named(shapes):
     with pytest.raises(ValueError, match=r"z_a and z_b must be \(N, D\).*at least 2, got"):
         collapse_monitors(*(torch.zeros(shape) for shape in shapes))
-
-
-@pytest.mark.parametrize(("n", "d"), [(50, 8), (8, 50)])
-def test_singular_values_are_those_of_the_centred_embeddings(n: int, d: int):
-    z = gaussian(n, d) + 3
-    found = singular_values(z)
-    expected = torch.linalg.svdvals(z - z.mean(0))
-    assert found.shape == (min(n, d),)
-    # Centring leaves one direction less where there are few images; its value is noise.
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-6 * expected[0].item())
-
-
-def test_effective_rank_of_known_spectra():
-    assert effective_rank(torch.ones(7, dtype=torch.float64)) == pytest.approx(7)
-    assert effective_rank(torch.tensor([2.0, 0.0])) == pytest.approx(1)
-    assert effective_rank(torch.zeros(3)) == 0
-    # Shares 1/2, 1/4, 1/4: an entropy of 1.5 log 2.
-    assert effective_rank(torch.tensor([2.0, 1.0, 1.0])) == pytest.approx(2**1.5)

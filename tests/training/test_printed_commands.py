@@ -159,7 +159,8 @@ def test_every_option_of_a_run_is_a_setting_or_repeated():
     settings = {
         "settings", "preset", "config_file", "dataset", "files", "views", "encoder", "epochs",
         "batch_size", "micro_batch_size", "projector", "dim", "lr", "lambd", "seed", "precision",
-        "backend", "compile_mode", "reduced_decoding",
+        "backend", "compile_mode", "reduced_decoding", "small_views", "small_size", "loss",
+        "mixing", "invariance", "variance", "covariance",
     }  # fmt: skip
     of_one_command = {"out", "resume", "dry_run", "quiet"}
     command = typer.main.get_command(app).commands["pretrain"]

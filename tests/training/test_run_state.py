@@ -35,7 +35,13 @@ from barlow_fast.training import (
     watching,
 )
 from barlow_fast.training.clock import StepClock
-from barlow_fast.training.feeding import choose_views, image_size
+from barlow_fast.training.feeding import (
+    choose_views,
+    image_size,
+    view_sizes,
+    views_in_words,
+    views_of_run,
+)
 from barlow_fast.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
@@ -426,11 +432,10 @@ def test_an_epoch_whose_mean_is_no_number_ends_the_run(config, small_digits):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("squares", {}, "--views must be one of .* got 'squares'"),
+        ("squares", {}, "--views must be one of .* or a number of views, got 'squares'"),
         ("", {"name": "letters"}, "no views are specified for 'letters'"),
         ("imagenet", {}, "views 'imagenet' have 3 channels, digits has 1"),
-        ("3.yaml", {}, "the loss compares two views, '3' has 3"),
-        ("1.yaml", {}, "the loss compares two views, '1' has 1"),
+        ("1.yaml", {}, "the loss compares two views, '1' has 1: --views 2, or another number"),
     ],
 )
 def test_views_that_do_not_fit_are_refused(
@@ -442,7 +447,15 @@ def test_views_that_do_not_fit_are_refused(
         views = replace(one, name=str(count), views=one.views[:1] * count)
         (tmp_path / f"{count}.yaml").write_text(views.to_yaml())
     with pytest.raises(ValueError, match=message):
-        choose_views(name, replace(small_digits, **changes))
+        views_of_run(PretrainConfig(views=name), replace(small_digits, **changes))
+    three = PretrainConfig(views="3.yaml")
+    assert len(views_of_run(three, small_digits).views) == 3
+    with pytest.raises(ValueError, match="mixed-barlow-twins takes 2 views, '3' has 3"):
+        views_of_run(replace(three, loss="mixed-barlow-twins"), small_digits)
+    with pytest.raises(ValueError, match=r"at least 3 \('3' specifies 3\), got 2"):
+        views_of_run(replace(three, view_count=2), small_digits)
+    four = views_of_run(PretrainConfig(views="1.yaml", view_count=4), small_digits)
+    assert four.views == one.views[:1] * 4
     # Files have any colours.
     assert choose_views("imagenet", SimpleNamespace(name="folder")).name == "imagenet"
     assert choose_views("", small_digits) is one
@@ -453,6 +466,17 @@ def test_views_are_as_large_as_they_say_or_as_the_images(small_digits):
     assert image_size(VIEWS["imagenet"], SimpleNamespace()) == 224
     tall = replace(small_digits, train_images=small_digits.train_images[:, :, :5])
     assert image_size(VIEWS["digits"], tall) == 8
+
+
+def test_views_in_numbers_and_in_words(small_digits):
+    for changes, words, sizes in (
+        ({}, "2 views", (8, 8)),
+        ({"view_count": 3}, "3 views", (8, 8, 8)),
+        ({"small_views": 2, "small_size": 4}, "2 views and 2 of 4 pixels", (8, 8, 4, 4)),
+        ({"small_views": 1, "view_count": 4}, "4 views and 1 of 3 pixels", (8,) * 4 + (3,)),
+    ):
+        views = views_of_run(PretrainConfig(**changes), small_digits)
+        assert (views_in_words(views), view_sizes(views, small_digits)) == (words, sizes)
 
 
 # What is measured.

@@ -75,6 +75,8 @@ def test_resources_of_every_kernel(compiled):
         Case("tiles", 300, 1, torch.float32, "bf16"),
         Case("gram", 2, 1, torch.bfloat16, "bf16"),
         Case("correlation", 3000, 1, torch.float32, "fp32"),
+        Case("vicreg", 2, 1, torch.bfloat16, "bf16"),
+        Case("multiview", 300, 1, torch.float32, "fp32"),
         Case("views", 1, 1, torch.float32, "fp32"),
         Case("gray views", 1, 1, torch.bfloat16, "bf16"),
     ],
@@ -170,6 +172,17 @@ def test_moments_load_ahead(architecture, dtype):
     assert inspection.resources(launch, architecture).spilled == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_moments_of_many_views_load_ahead(dtype):
+    case = Case("multiview", 256, 8192, dtype, "bf16")
+    launch = record_step(case, REFERENCE_DEVICES[90])[0]
+    assert launch.name == "view_moments_kernel"
+    kernel = inspection.compile_launch(launch, 90)
+    assert "cp.async" in kernel.asm["ptx"]
+    block = launch.constants["ROWS"] * launch.constants["COLUMNS"] * dtype.itemsize
+    assert kernel.metadata.shared >= 8 * (configurations.MOMENTS_STAGES - 1) * block
+
+
 class NoDriver:
     """What Triton's run-time compiler asks of a driver, for a device that is not there."""
 
@@ -211,6 +224,8 @@ def kernels_as_launched(monkeypatch):
         Case("gram", 2048, 4096, torch.float32, "tf32"),
         Case("gram", 520, 700, torch.float32, "fp32"),
         Case("correlation", 4096, 64, torch.float16, "fp16"),
+        Case("vicreg", 256, 8192, torch.bfloat16, "bf16"),
+        Case("multiview", 520, 700, torch.float32, "tf32"),
         Case("views", 2, 64, torch.bfloat16, "bf16"),
         Case("gray views", 1, 5, torch.float32, "fp32"),
     ],
@@ -235,6 +250,9 @@ def run_step(case):
         crops = torch.zeros(case.n, case.d, case.d, channels, dtype=torch.uint8)
         parameters, one = torch.zeros(case.n, PARAMETERS), torch.ones(channels)
         triton_kernels.photometric(crops, parameters, one, one, case.dtype)
+        return
+    if case.form in ("vicreg", "multiview"):
+        inspection.run_family(case, "cpu")
         return
     z = torch.zeros(case.n, case.d, dtype=case.dtype)
     one, precision = torch.ones(()), case.precision

@@ -20,6 +20,7 @@ from torch import Tensor
 from barlow_fast import barlow_twins_loss
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
+from barlow_fast.kernels import ViewGradients, tiles  # noqa: E402
 from barlow_fast.kernels.precision import gram_scale  # noqa: E402
 from barlow_fast.kernels.triton import configurations, table  # noqa: E402
 from barlow_fast.kernels.triton.launch import device_of  # noqa: E402
@@ -107,6 +108,81 @@ def test_gram(shape, precision):
 def test_tiles(shape, precision):
     """As ranks have them: more columns than samples, or few."""
     check_grams(case_of(shape, precision), precision, contract.check_tiles)
+
+
+def views_of(
+    shape: tuple[int, int], precision: str, count: int, dtype: torch.dtype = FLOAT
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Views and their statistics, on the device."""
+    views, statistics = contract.prepared_views(shape, precision, count, dtype)
+    return tuple(z.to(DEVICE) for z in views), statistics.to(DEVICE)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("shape", "count"), [((60, 1500), 2), ((250, 1500), 8), ((500, 300), 3), ((1200, 700), 2)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.usefixtures("poisoned")
+def test_views(shape, count, precision):
+    """Every bucket of N, by the paths that the table gives them."""
+    views, statistics = views_of(shape, precision, count)
+    contract.check_view_moments(triton_kernels, views, precision)
+    contract.check_view_gradients(triton_kernels, views, statistics, precision)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, BFLOAT, HALF], ids=str)
+@pytest.mark.parametrize("shape", [(250, 1501), (1200, 70)], ids=str)
+@pytest.mark.usefixtures("poisoned")
+def test_views_of_other_types(shape, dtype):
+    precision = "fp16" if dtype == HALF else "bf16"
+    views, statistics = views_of(shape, precision, 3, dtype)
+    contract.check_view_moments(triton_kernels, views, precision)
+    contract.check_view_gradients(triton_kernels, views, statistics, precision)
+
+
+def test_moments_of_more_views_than_a_launch_takes():
+    views, _ = views_of((1200, 70), "fp32", configurations.MOST_VIEWS + 2)
+    contract.check_view_moments(triton_kernels, views, "fp32")
+
+
+@pytest.mark.parametrize("shape", [(250, 1500), (1200, 700)], ids=str)
+def test_steps_on_views_are_captured(shape):
+    """Nothing waits for the device; a replay reads new values, and gives the bits of a call."""
+    views, statistics = views_of(shape, "bf16", 3, BFLOAT)
+    (n, d), count = shape, len(views)
+    links = tuple((o, v) for o in range(count) for v in range(count))
+    weights = torch.randn(len(links), d, device=DEVICE)
+    products = torch.rand(count, device=DEVICE, dtype=torch.float64) / n
+    one = torch.ones((), device=DEVICE)
+
+    def step() -> tuple[Tensor, ...]:
+        moments = triton_kernels.view_moments(views, "bf16")
+        packed = torch.stack(
+            [
+                triton_kernels.gram_tiles(z, s, "bf16")
+                for z, s in zip(views, statistics, strict=True)
+            ]
+        )
+        centres = tiles.take_centres(packed, n, "bf16")
+        matrices = triton_kernels.gram_from_tiles(packed, centres, n, d, "bf16")
+        inputs = ViewGradients(
+            views, statistics, matrices, products, links, weights, None, one, d, EPS, True, "bf16",
+            (True,) * count,
+        )  # fmt: skip
+        return *moments, *triton_kernels.view_gradients(inputs)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    products.mul_(-2)
+    views[0].mul_(0.5)
+    graph.replay()
+    assert all(torch.equal(x, y) for x, y in zip(captured, step(), strict=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

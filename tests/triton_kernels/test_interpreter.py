@@ -22,7 +22,7 @@ from embeddings import AWKWARD_SHAPES, KINDS, draw
 from gate import assert_within_gate, ours
 
 from barlow_fast import barlow_twins_loss
-from barlow_fast.kernels import aten
+from barlow_fast.kernels import ViewGradients, aten
 from barlow_fast.kernels.photometry import Parameter
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
@@ -267,6 +267,91 @@ def assert_same_as_aten(z_a, z_b):
         results.append((loss.detach(), *torch.autograd.grad(loss, (a, b))))
     for x, y in zip(*results, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+# One view to four, N within a block of rows or beyond what one program owns (fp32: 256).
+VIEWS = [
+    *itertools.product([((3, 40), 2), ((70, 45), 3)], PRECISIONS),
+    (((33, 300), 1), "bf16"),
+    (((13, 24), 4), "tf32"),
+    *all_slow([((33, 300), 2)], PRECISIONS),
+    *all_slow([((260, 130), 3)], ["fp32", "bf16"]),
+]
+
+
+@pytest.mark.parametrize(("case", "precision"), VIEWS, ids=str)
+def test_view_primitives(case, precision):
+    shape, count = case
+    views, statistics = contract.prepared_views(shape, precision, count)
+    contract.check_view_moments(triton_kernels, views, precision)
+    contract.check_view_gradients(triton_kernels, views, statistics, precision)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, slow(torch.bfloat16), torch.float16], ids=str)
+def test_views_of_every_input_type(dtype):
+    views, statistics = contract.prepared_views((19, 45), "bf16", 3, dtype)
+    contract.check_view_moments(triton_kernels, views, "bf16")
+    contract.check_view_gradients(triton_kernels, views, statistics, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("path", "dtype"),
+    [
+        ("tiles", torch.float32),
+        ("tma", torch.bfloat16),
+        slow("tiles", torch.bfloat16),
+        slow("persistent", torch.float16),
+        slow("cublas", torch.bfloat16),
+        ("cublas", torch.float32),
+    ],
+    ids=str,
+)
+def test_paths_of_view_gradients(path, dtype, monkeypatch):
+    """Products in float32, which the pass over the views finishes."""
+    use(monkeypatch, "gram_gradients", path, block_m=64, block_n=64)
+    views, statistics = contract.prepared_views((70, 45), "bf16", 2, dtype)
+    contract.check_view_gradients(triton_kernels, views, statistics, "bf16")
+
+
+@pytest.mark.parametrize("most", [12, 2])
+def test_moments_of_many_views(most, monkeypatch):
+    """All views in one launch, or two groups at a time; in one part of the rows, or in several."""
+    monkeypatch.setattr(configurations, "MOST_VIEWS", most)
+    monkeypatch.setattr(configurations, "MOST_PART_ROWS", 64)
+    views, _ = contract.prepared_views((75, 40), "fp32", 5)
+    plan = configurations.view_moments(device_of(views[0]), 75, 40, torch.float32, 5)
+    assert plan.parts > 1
+    contract.check_view_moments(triton_kernels, views, "fp32")
+    badly_scaled = tuple(x[:, :20] * 1e-3 + 1000 for x in views[:3])
+    exact = aten.view_moments([x.double() for x in badly_scaled], "fp64")
+    got = triton_kernels.view_moments(badly_scaled, "fp32")
+    torch.testing.assert_close(got[0], exact[0], rtol=1e-9, atol=0)
+    squares = [comoments.diagonal().T for comoments in (got[1], exact[1])]
+    torch.testing.assert_close(*squares, rtol=1e-5, atol=0)
+
+
+def test_links_in_any_order():
+    """The views of an output's links in any order, one of them twice."""
+    views, statistics = contract.prepared_views((9, 21), "fp32", 3)
+    links = ((0, 2), (0, 1), (0, 2), (2, 0))
+    weights = torch.randn(4, 21, generator=torch.Generator().manual_seed(0))
+    inputs = ViewGradients(
+        views, statistics, None, torch.empty(0, dtype=torch.float64), links, weights, None,
+        torch.tensor(1.7), 21, contract.EPS, True, "fp32", (True, True, True),
+    )  # fmt: skip
+    got, want = (k.view_gradients(inputs) for k in (triton_kernels, aten))
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_more_views_than_a_mask_has_bits():
+    z = torch.zeros(2, 3)
+    inputs = ViewGradients(
+        (z,) * 64, torch.zeros(64, 3, 3), None, z[:0], (), z[:0], None, z, 3, 0.0, False, "fp32",
+        (True,) * 64,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="take up to 63 views, got 64"):
+        triton_kernels.view_gradients(inputs)
 
 
 def test_nan_and_inf_are_not_hidden():

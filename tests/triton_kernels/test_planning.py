@@ -151,6 +151,19 @@ def test_launches_with_tiles(n, d):
     assert "gram_finish_kernel" not in names
 
 
+@pytest.mark.parametrize("n", [64, 256, 512])
+def test_launches_of_views_at_small_n(n):
+    """One for the moments, the matrices and all gradients each, beside a product a view."""
+    names = [x.name for x in recorded("vicreg", n, 8192)]
+    assert names == ["moments_kernel", "gram_kernel", "gram_unpack_kernel", "view_columns_kernel"]
+    names = [x.name for x in recorded("multiview", n, 8192)]
+    assert names[:4] == [
+        "view_moments_kernel", "gram_kernel", "gram_unpack_kernel", "view_columns_kernel",
+    ]  # fmt: skip
+    # Without matrices.
+    assert names[4:] == ["view_moments_kernel", "view_means_kernel", "view_linear_kernel"]
+
+
 def test_memory_beyond_inputs_stays_below_the_inputs(monkeypatch):
     """What is allocated on top of inputs and gradients, from the allocations themselves."""
     # A recorded launch would keep its tensors alive.
@@ -196,9 +209,10 @@ def test_no_quadratic_matrix_of_the_larger_size():
         assert not any(list(t.shape[-2:]) == [forbidden, forbidden] for t in tensors)
 
 
-def test_equal_buckets_share_machine_code():
+@pytest.mark.parametrize("form", ["gram", "vicreg", "multiview"])
+def test_equal_buckets_share_machine_code(form):
     """A shorter last batch compiles nothing new within its bucket."""
-    codes = [set(map(inspection.identity, recorded("gram", n, 8192))) for n in (255, 200, 130)]
+    codes = [set(map(inspection.identity, recorded(form, n, 8192))) for n in (255, 200, 130)]
     assert codes[0] == codes[1] == codes[2]
 
 

@@ -10,7 +10,7 @@ from ...data import ImageDataset, Views
 from ...data.sources import ArraySource, Source, passed_over
 from .. import estimate
 from ..config import PretrainConfig
-from ..feeding import check_batch, choose_views, image_size
+from ..feeding import check_batch, image_size, view_sizes, views_in_words, views_of_run
 from ..images import held_out, planned_images
 from ..loop import Trainer
 from ..ranks import Ranks
@@ -37,7 +37,8 @@ class RunPlan:
             yield f"k-NN      {self.scoring}"
         yield (
             f"steps     {config.epochs} epochs of {steps}: {config.epochs * steps} in all, "
-            f"{config.batch_size} images x 2 views each on {ranks.size} process(es)"
+            f"{config.batch_size} images x {views_in_words(self.views)} each on {ranks.size} "
+            "process(es)"
         )
         yield (
             f"rates     {config.optimizer}: weights {weights:g}, biases and norms {biases:g} at "
@@ -48,7 +49,8 @@ class RunPlan:
         if available is not None:
             verdict = "fits" if self.memory.total <= available else "does not fit"
             yield f"          {verdict}: {ranks.device} has {available / 2**30:.2f} GiB"
-        yield str(estimate.plan_loss(config, ranks.device, ranks.size, ranks.nodes))
+        views = len(self.views.views)
+        yield str(estimate.plan_loss(config, views, ranks.device, ranks.size, ranks.nodes))
 
 
 def plan_of(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> RunPlan:
@@ -59,11 +61,11 @@ def plan_of(config: PretrainConfig, data_dir: Path | None, ranks: Ranks) -> RunP
     """
     data, described = planned_images(config, data_dir, ranks)
     scoring = held_out(config, data)[1]
-    views = choose_views(config.views, data, config.reduced_decoding)
+    views = views_of_run(config, data)
     source = ArraySource.of_dataset(data) if isinstance(data, ImageDataset) else data
     check_batch(config.batch_size, len(source), data.name, ranks.size)
-    size = image_size(views, data)
-    memory = estimate.estimate_memory(config, len(views.mean), size, ranks.device, ranks.size)
+    sizes = view_sizes(views, data)
+    memory = estimate.estimate_memory(config, len(views.mean), sizes, ranks.device, ranks.size)
     return RunPlan(data, described, scoring, views, source, memory)
 
 
@@ -98,11 +100,12 @@ def describe(trainer: Trainer, scoring: str) -> Iterator[str]:
     yield (
         f"projector {'-'.join(map(str, config.projector))}, {projector:,} parameters; "
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, "
-        f"{config.batch_size} images x 2 views each{in_parts}"
+        f"{config.batch_size} images x {views_in_words(trainer.views)} each{in_parts}"
     )
     if not ranks.alone:
         yield (
             f"ranks     {ranks.size} on {ranks.nodes} machine(s), by {config.parallel}, "
             f"{config.batch_size // ranks.size} images each"
         )
-    yield str(estimate.plan_loss(config, trainer.device, ranks.size, ranks.nodes))
+    views = len(trainer.views.views)
+    yield str(estimate.plan_loss(config, views, trainer.device, ranks.size, ranks.nodes))

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ...data import fonts
 from ...files import whole_file
+from ...losses.catalogue import LossKind
 from ..callbacks import Record
 from ..watching import Portrait
 from .projection import project
 
 ON, OFF, SCORE, GRAY = "#c2410c", "#1d4ed8", "#15803d", "#6b7280"
+TERMS = (ON, OFF, "#7e22ce")
 # More classes than this cannot be distinguished by colour, nor listed.
 MOST_LISTED = 20
 
@@ -31,6 +33,7 @@ def printable(text: str) -> str:
 def draw_figure(
     path: Path,
     title: str,
+    loss: LossKind,
     history: list[Record],
     scores: dict[str, float | None],
     before: Tensor,
@@ -42,6 +45,7 @@ def draw_figure(
     Args:
         path: the file.
         title: one line.
+        loss: whose terms are drawn.
         history: the trainer's records, in order.
         scores: k-NN accuracies in [0, 1] of `raw` pixels and of the encoder `before` training; None
             where nothing was scored. Without the latter there is no panel for them.
@@ -54,11 +58,11 @@ def draw_figure(
         left, right = figure.subfigures(1, 2, width_ratios=(1, 0.72))
         if scores["before"] is None:
             terms = left.subplots()
-            _draw_terms(terms, history)
+            _draw_terms(terms, loss, history)
             terms.set_xlabel("epoch")
         else:
             terms, knn = left.subplots(2, 1, sharex=True)
-            _draw_terms(terms, history)
+            _draw_terms(terms, loss, history)
             _draw_scores(knn, history, scores)
         _draw_matrices(right, before, after)
 
@@ -182,16 +186,15 @@ def _label(axes: Any, title: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def _draw_terms(axes: Any, history: list[Record]) -> None:
+def _draw_terms(axes: Any, loss: LossKind, history: list[Record]) -> None:
     epochs = [record["epoch"] for record in history]
-    for key, label, colour in (
-        ("on_diagonal_mean", r"on the diagonal: mean of $(C_{ii}-1)^2$", ON),
-        ("off_diagonal_mean", r"off the diagonal: mean of $C_{ij}^2$", OFF),
-    ):
-        values = [record[key] for record in history]
+    for (name, term), colour in zip(loss.terms.items(), TERMS, strict=False):
+        values = [record[name] for record in history]
         dots = "o-" if len(epochs) == 1 else "-"
-        axes.plot(epochs, values, dots, color=colour, linewidth=2, label=label)
-    axes.set_yscale("log")
+        axes.plot(epochs, values, dots, color=colour, linewidth=2, label=term.meaning)
+    # A term that is the logarithm of something is drawn as it is.
+    if all(record[name] >= 0 for record in history for name in loss.terms):
+        axes.set_yscale("log")
     axes.set_title("terms of the loss, training batches", fontsize=11)
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False, fontsize=9)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...losses.catalogue import LOSSES
 from ..watching import Portrait
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def report_run(trainer: Trainer, folder: Path | str, name: str) -> Report:
     folder = Path(folder)
     config = trainer.config
     title = (
-        f"Barlow Twins on {name}: batches of {config.batch_size}, "
+        f"{LOSSES[config.loss].title} on {name}: batches of {config.batch_size}, "
         f"{config.projector[-1]} dimensions, {config.epochs} epochs"
     )
     portraits: dict[str, Portrait] = {}
@@ -64,7 +65,7 @@ def report_run(trainer: Trainer, folder: Path | str, name: str) -> Report:
         portraits["after"] = trainer.watcher.portrait(model)
         scores = {key: trainer.before.get(key) for key in ("raw", "before")}
         matrices = (trainer.before.get("correlation"), portraits["after"].correlation)
-        draw_figure(path, title, trainer.history, scores, *matrices)
+        draw_figure(path, title, LOSSES[config.loss], trainer.history, scores, *matrices)
 
     def monitors(path: Path) -> None:
         from .figures import draw_monitors

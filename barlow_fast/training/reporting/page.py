@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...checkpoints.state import PHASES
 from ...files import write_whole
+from ...losses.catalogue import LOSSES, LossKind
 from ..callbacks import Record
+from ..feeding import views_in_words
 from ..monitors import CRITERION, has_collapsed
 from ..watching import Portrait
 from .commands import next_commands
@@ -80,13 +82,15 @@ def content(
 ) -> Record:
     """What the page says, as texts and numbers."""
     config, facts = trainer.config, trainer.provenance()
-    columns = _columns(trainer.history)
+    loss = LOSSES[config.loss]
+    columns = _columns(loss, trainer.history)
     settings = {key: printable(_plain(value)) for key, value in facts["config"].items()}
     return {
-        "title": f"Barlow Twins on {printable(name)}",
+        "title": f"{loss.title} on {printable(name)}",
         "made": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "summary": f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, "
-        f"{config.batch_size} images x 2 views each; {config.encoder} encoder, projector "
+        f"{config.batch_size} images x {views_in_words(trainer.views)} each; {config.encoder} "
+        "encoder, projector "
         f"{'-'.join(map(str, config.projector))}",
         "tiles": _tiles(trainer, portraits),
         "scores": _scores(trainer),
@@ -171,13 +175,19 @@ def _scores(trainer: Trainer) -> list[tuple[str, str]]:
     return [(what, f"{100 * value:.2f} %") for what, value in rows if value is not None]
 
 
-def _columns(history: list[Record]) -> dict[str, list[str]]:
+def _columns(loss: LossKind, history: list[Record]) -> dict[str, list[str]]:
     """A table of the epochs, less the columns in which every cell is empty."""
+
+    def term(name: str, decimals: int) -> Callable[[Record], str]:
+        return lambda record: f"{record[name]:.{decimals}f}"
+
     columns: dict[str, Callable[[Record], str]] = {
         "epoch": lambda record: str(record["epoch"]),
         "loss": lambda record: f"{record['loss']:.2f}",
-        "on diagonal": lambda record: f"{record['on_diagonal_mean']:.4f}",
-        "off diagonal": lambda record: f"{record['off_diagonal_mean']:.5f}",
+        **{
+            name.removesuffix("_mean").replace("_", " "): term(name, each.decimals)
+            for name, each in loss.terms.items()
+        },
         "k-NN": lambda r: "" if r["knn"] is None else f"{100 * r['knn']:.2f} %",
         "rank": lambda r: f"{r['effective_rank']:.1f}" if "effective_rank" in r else "",
         "learning rate": lambda record: f"{record['learning_rate']:.3g}",
@@ -200,7 +210,9 @@ def _facts(trainer: Trainer, provenance: Record) -> dict[str, str]:
         "views": f"{trainer.views.name}, by {trainer.loader.chosen}"
         + (f" (fingerprint {views})" if isinstance(views, str) else ""),
         "precision": str(trainer.precision).removeprefix("torch."),
-        "loss": str(plan_loss(config, trainer.device, ranks.size, ranks.nodes)),
+        "loss": str(
+            plan_loss(config, len(trainer.views.views), trainer.device, ranks.size, ranks.nodes)
+        ),
         "device": provenance["device"],
         "processes": str(ranks.size),
         "versions": ", ".join(f"{key} {value}" for key, value in provenance["versions"].items()),

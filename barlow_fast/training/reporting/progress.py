@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ...losses.catalogue import LOSSES
 from ..callbacks import Hook, Record
 from .pace import Pace, duration
 
@@ -83,7 +84,7 @@ class ProgressReport(Hook):
         if now - self.read < SECONDS_BETWEEN_READINGS:
             return
         self.read = now
-        words = [_terms(step), f"{self.pace.images_per_second:,.0f} images/s"]
+        words = [_terms(trainer, step), f"{self.pace.images_per_second:,.0f} images/s"]
         if self.data_wait and self.console.width >= WIDE:
             words.append(self.data_wait)
         words.append(self._time_left(trainer))
@@ -113,7 +114,7 @@ class ProgressReport(Hook):
         self.printed = time.perf_counter()
         # Of the whole epoch where there is one: the recent past may be a second.
         rate = values.get("images_per_second", self.pace.images_per_second)
-        parts = [f"epoch {epoch:>4}/{trainer.config.epochs}", _terms(values)]
+        parts = [f"epoch {epoch:>4}/{trainer.config.epochs}", _terms(trainer, values)]
         if values.get("knn") is not None:
             parts.append(f"k-NN {100 * values['knn']:5.2f} %")
         if "effective_rank" in values:
@@ -138,8 +139,8 @@ def _scores_left(trainer: Trainer) -> int:
     return left + (epochs % every > 0 and trainer.epoch < epochs)
 
 
-def _terms(values: Record) -> str:
-    loss, on, off = (
-        float(values[name]) for name in ("loss", "on_diagonal_mean", "off_diagonal_mean")
-    )
-    return f"loss {loss:8.2f}  on {on:.4f}  off {off:.5f}"
+def _terms(trainer: Trainer, values: Record) -> str:
+    parts = [f"loss {float(values['loss']):8.2f}"]
+    for name, term in LOSSES[trainer.config.loss].terms.items():
+        parts.append(f"{term.label} {float(values[name]):.{term.decimals}f}")
+    return "  ".join(parts)
