@@ -39,6 +39,7 @@ OTHER = Share(5.0)  # a suite that is not in the table
 PARTS = {
     "compilation": Share(0.5),
     "loss": Share(5.7, ("--compiled-shapes", "256x1024"), 0.6),
+    "family": Share(0.4, ("--shapes", "256x2048", "--dtypes", "fp32", "--seconds", "0.5")),
     "distributed": Share(1.5, ("--shapes", "2048x8192", "--ranks", "2"), 0.35),
     "memory": Share(1.4, ("--shapes", "256x8192"), 0.2),
     "views": Share(1.6, ("--cases", "arrays-32,kernel"), 0.3, ("--cases", "arrays-32")),

@@ -177,7 +177,7 @@ class ShortLoop:
         self._criterion, self._device = criterion, device
         self._precision = resolved_precision(config, device)
         self._format = {"memory_format": torch.channels_last}
-        self.model = build_network(config, channels, side).to(device, **self._format)
+        self.model = build_network(config, channels, [side]).to(device, **self._format)
         self.optimizer = build_optimizer(self.model, config)
 
     def moved(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:

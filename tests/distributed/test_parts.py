@@ -56,7 +56,7 @@ def symmetric(n: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("n", [2, 63, 64, 65, 128, 200, 257, 300])
 def test_diagonal_of_tiles(n, precision):
     x = symmetric(n, n)
-    positions = slices.diagonal_of_tiles(n, precision, CPU)
+    positions = tiles.diagonal(n, precision, CPU)
     assert torch.equal(tiles.pack(x, precision).view(-1)[positions], x.diagonal())
 
 

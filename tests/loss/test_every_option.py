@@ -44,6 +44,10 @@ EFFECTS = {
     "precision": ("bf16", lambda out, off, m: resolved(m, precision="bf16")[1] == "bf16"),
     "form": ("correlation", lambda out, off, m: resolved(m, form="correlation")[0] != "gram"),
     "backend": ("aten", lambda out, off, m: resolved(m, backend="aten")[2] == "aten"),
+    "off_diagonal_target": (
+        -1.0,
+        lambda out, off, m: out["off_diagonal_target"] > off["off_diagonal_target"],
+    ),
     "return_terms": (True, lambda out, off, m: isinstance(out["return_terms"][1], Terms)),
 }  # fmt: skip
 
@@ -119,6 +123,8 @@ PLANS = {
     "form": ({"form": "correlation"}, lambda new, old: new.form == "correlation"),
     "precision": ({"precision": "fp16"}, lambda new, old: new.precision == "fp16"),
     "backend": ({"backend": "aten"}, lambda new, old: new.backend == "aten"),
+    "loss": ({"loss": "vicreg"}, lambda new, old: new.loss == "VICReg" != old.loss),
+    "views": ({"views": 5}, lambda new, old: new.costs["gram"].flops > 2 * old.costs["gram"].flops),
     "world_size": ({"world_size": 4}, lambda new, old: new.world_size == 4 and new.layout),
     "layout": (
         {"world_size": 4, "layout": "rows"},
