@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..forms.views import Run
 from ..kernels import Coefficients, GradientInputs
 from ..kernels.precision import accumulation_dtype
 from . import statistics, wire
@@ -46,10 +47,10 @@ def forward(
     if call.use_all_reduce:
         # Every rank has all of C and of the diagonal: no exchange is needed.
         on_diagonal, diagonal_squares = sums * call.group.size
-        row_squares, column_squares = _squares(reduction.whole[: call.d])
+        row_squares, column_squares = squared_sums(reduction.whole[: call.d])
         off_diagonal = row_squares.sum()
     else:
-        row_squares, column_squares = _squares(share)
+        row_squares, column_squares = squared_sums(share)
         scalars = torch.cat((sums, row_squares.sum()[None], column_squares))
         summed = total("terms", scalars, call.group)
         (on_diagonal, diagonal_squares, off_diagonal), column_squares = summed[:3], summed[3:]
@@ -66,7 +67,7 @@ def forward(
     return outputs, ((z_a, z_b, columns, squares, *of_own_samples), transfer)
 
 
-def _squares(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def squared_sums(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column sums of squares, float64; added up in the matrix's own type, because D^2
     values are better not widened at once."""
     return tuple(torch.linalg.vecdot(matrix, matrix, dim=dim).double() for dim in (1, 0))
@@ -82,7 +83,7 @@ def backward(
     n, lambd = call.n, call.lambd
     coefficients = Coefficients(2 * lambd / n, 2 / n, -2 / n)
     summed = transfer.wait().flatten(0, 2)[: call.d]
-    matrix = _in_layout(call, summed)
+    matrix = in_layout(call, summed)
     if own:
         coefficients, matrix, squares = _local_projection(
             call, matrix, summed, *own, columns[6], coefficients
@@ -95,7 +96,7 @@ def backward(
     return tuple(g if needed else None for g, needed in zip(grads, need, strict=True))
 
 
-def _in_layout(call: Call, summed: Tensor) -> Tensor:
+def in_layout(call: Call | Run, summed: Tensor) -> Tensor:
     """C as the kernel set keeps it: its type, rows padded with zeros."""
     (rows, width), dtype = call.kernels.correlation_layout(call.d, call.precision)
     matrix = wire.to_operand(summed, call.precision).to(dtype)

@@ -20,6 +20,7 @@ from ..kernels.precision import accumulation_dtype, gram_scale
 from . import slices, statistics, wire
 from .call import Call
 from .collectives import Reduction, Transfer, all_to_all, gather_shares, total
+from .groups import Group
 
 # What `backward` takes besides tensors: the matrices, which are still on their way.
 Saved = tuple[tuple[Tensor, ...], Transfer | None]
@@ -41,7 +42,7 @@ def forward(
         elif encoded:
             mean, deviation = wire.spread(moments, torch.tensor(call.own_samples, device="cpu"))
             z = wire.encode(call.kernels, z, mean[view], deviation[view], call.precision)
-        transfers.append(_send(call, z))
+        transfers.append(to_columns(z, call.samples, call.group))
     columns = statistics.of_columns(call, moments_transfer)
     views, reductions = [], []
     for view, transfer in enumerate(transfers):
@@ -66,15 +67,15 @@ def forward(
     return outputs, (tensors, matrices)
 
 
-def _send(call: Call, z: Tensor) -> Transfer:
-    widths = slices.widths(call.d, call.group.size)
-    width = widths[call.group.rank]
+def to_columns(z: Tensor, samples: tuple[int, ...], group: Group) -> Transfer:
+    """Starts the exchange of this rank's (n_r, D) samples for its columns of all samples, flat."""
+    widths = slices.widths(z.shape[1], group.size)
     return all_to_all(
         "embeddings",
-        wire.by_columns(z, call.group.size),
-        [call.own_samples * w for w in widths],
-        [n * width for n in call.samples],
-        call.group,
+        wire.by_columns(z, group.size),
+        [z.shape[0] * width for width in widths],
+        [n * widths[group.rank] for n in samples],
+        group,
     )
 
 
@@ -148,21 +149,23 @@ def backward(
             grad = call.kernels.gram_gradients(
                 GradientInputs(z_a, z_b, columns, grams, scale, coefficients, call.precision, only)
             )[view]
-        transfers.append(_send_home(call, grad))
+        dtype = wire.gradient_dtype(call.dtype, call.precision, call.statistics)
+        transfers.append(to_samples(grad.to(dtype), call.samples, call.d, call.group))
     return tuple(
         None if transfer is None else _arrived(call, transfer, view, home)
         for view, transfer in enumerate(transfers)
     )
 
 
-def _send_home(call: Call, grad: Tensor) -> Transfer:
-    widths = slices.widths(call.d, call.group.size)
+def to_samples(grad: Tensor, samples: tuple[int, ...], d: int, group: Group) -> Transfer:
+    """Starts the way back, of gradients (N, D_r), D_r of the d columns."""
+    widths = slices.widths(d, group.size)
     return all_to_all(
         "gradients",
-        grad.to(wire.gradient_dtype(call.dtype, call.precision, call.statistics)),
-        [n * widths[call.group.rank] for n in call.samples],
-        [call.own_samples * width for width in widths],
-        call.group,
+        grad,
+        [n * widths[group.rank] for n in samples],
+        [samples[group.rank] * width for width in widths],
+        group,
     )
 
 

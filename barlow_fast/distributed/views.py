@@ -31,8 +31,10 @@ from ..forms import family
 from ..forms.family import work_of
 from ..forms.views import Moments, Run
 from ..kernels import load, tiles
-from . import agreement, slices, wire
-from .collectives import all_gather, all_reduce, all_to_all, total
+from . import agreement, wire
+from .collectives import all_gather, all_reduce, total
+from .correlation import in_layout, squared_sums
+from .features import to_columns, to_samples
 from .groups import Group, node
 
 
@@ -89,20 +91,13 @@ class BySamples(Run):
         return Moments(whole, self.total_of_samples(comoments), n)
 
     def correlation(self, z_v: Tensor, z_u: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:
-        (rows, width), dtype = self.kernels.correlation_layout(self.d, self.precision)
         if z_v.shape[0]:
             part = super().correlation(z_v, z_u, statistics)[0][: self.d, : self.d]
             part = part.to(self.dtype) * self.share
         else:
             part = statistics.new_zeros((self.d, self.d))
         whole = all_reduce("matrices", part.contiguous(), self.group).wait()
-        squares = torch.stack(
-            [torch.linalg.vecdot(whole, whole, dim=dim).double() for dim in (1, 0)]
-        )
-        matrix = wire.to_operand(whole, self.precision).to(dtype)
-        if (rows, width) != matrix.shape:
-            matrix = torch.nn.functional.pad(matrix, (0, width - self.d, 0, rows - self.d))
-        return matrix, squares
+        return in_layout(self, whole), torch.stack(squared_sums(whole))
 
 
 def forward(
@@ -174,30 +169,13 @@ def _global_permutation(permutation: Tensor, samples: tuple[int, ...], group: Gr
     return torch.cat(parts)
 
 
-def _to_columns(z: Tensor, samples: tuple[int, ...], group: Group) -> Any:
-    """Starts the exchange of this rank's samples for its columns of all samples."""
-    widths = slices.widths(z.shape[1], group.size)
-    own = widths[group.rank]
-    send = [z.shape[0] * width for width in widths]
-    receive = [n * own for n in samples]
-    return all_to_all("embeddings", wire.by_columns(z, group.size), send, receive, group)
-
-
-def _to_samples(g: Tensor, samples: tuple[int, ...], d: int, group: Group) -> Any:
-    """Starts the way back, of gradients."""
-    widths = slices.widths(d, group.size)
-    send = [n * widths[group.rank] for n in samples]
-    receive = [samples[group.rank] * width for width in widths]
-    return all_to_all("gradients", g.contiguous().flatten(), send, receive, group)
-
-
 class FamilyLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, samples, permutation, weights, given, exact, *views):
         ctx.arguments = run, samples, permutation, weights, given, exact, len(views)
         with plan.without_autocast(views[0].device.type):
             if run.form == "gram":
-                sent = [_to_columns(z, samples, run.group) for z in views]
+                sent = [to_columns(z, samples, run.group) for z in views]
                 views = [x.wait().view(sum(samples), -1) for x in sent]
             loss, terms, *kept = family.forward(run, views, permutation, weights, given)
         save_views(ctx, views, kept)
@@ -231,7 +209,7 @@ class FamilyGradient(torch.autograd.Function):
         if run.form == "gram":
             d, own = run.d, samples[run.group.rank]
             sent = [
-                _to_samples(g, samples, d, run.group) for g, w in zip(grads, need, strict=True) if w
+                to_samples(g, samples, d, run.group) for g, w in zip(grads, need, strict=True) if w
             ]
             arrived = iter(wire.from_columns(x.wait(), own, d, run.group.size) for x in sent)
             return tuple(next(arrived) if needed else None for needed in need)

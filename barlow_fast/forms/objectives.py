@@ -165,7 +165,7 @@ class VICReg:
         own = slopes.masked_fill(deviations == 0, 0.0) * (-spread / (count * d * (n - 1)))
         weights_ = own.new_zeros(standardised.diagonals.shape)
         weights_.diagonal().copy_(own.T)
-        invariance, offsets = own.new_zeros(()), None
+        invariance, offsets = own.new_zeros(()), own.new_zeros(own.shape)
         if count > 1:
             chosen = len(pairs(BETWEEN, count))
             invariance = squared_differences(views, run) / (chosen * n * d)
@@ -176,8 +176,6 @@ class VICReg:
             means = moments.means
             offsets = step * scale * (count * means - means.sum(0))
         loss = pull * invariance + spread * variance + decorrelate * covariance
-        if offsets is None:
-            offsets = own.new_zeros(own.shape)
         return Value(
             loss, torch.stack((invariance, variance, covariance)), decorrelate * factors, weights_,
             offsets,

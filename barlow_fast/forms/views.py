@@ -325,6 +325,7 @@ def backward(
     """
     count = len(views)
     weights, matrices, products = kept.weights, None, kept.factors[:0]
+    most = run.d * max(count - 1, 1)  # no element of a sum of K exceeds N times this
     between = objective.squares == BETWEEN
     factors = kept.factors.expand(count) if between else kept.factors
     if run.form == "gram":
@@ -334,7 +335,6 @@ def backward(
         weights = weights + pulled * only[:, :, None]
         packed = _gradient_matrices(kept.matrices, between)
         centres = tiles.take_centres(packed, n, run.precision)
-        most = run.d * max(count - 1, 1)
         matrices = run.kernels.gram_from_tiles(packed, centres, n, most, run.precision)
         products = factors * (step / n)
     every, statistics, links = tuple(views), kept.statistics, []
@@ -352,7 +352,7 @@ def backward(
     grads = run.view_gradients(
         ViewGradients(
             every, statistics, matrices, products, tuple(links), torch.stack(weights),
-            offsets, grad_scale, run.d * max(count - 1, 1), objective.kernel_eps(eps),
+            offsets, grad_scale, most, objective.kernel_eps(eps),
             projected, run.precision, tuple(need),
         )
     )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 import barlow_fast
 from bench import cli, devices, provenance, sources
 from bench.cli import Option
-from bench.inputs import VARIANTS, Variant, parse_variants
+from bench.inputs import VARIANTS, Variant, parse_shapes, parse_variants
 from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of, titled
 from bench.results import Row, grouped, ratio, rounded
 from bench.session import Output, Session
@@ -175,8 +175,6 @@ def command(
     seconds: Annotated[float, Option("Time for each implementation of a case.")] = 2.0,
 ) -> int:
     """Time VICReg, FroSSL, Mixed Barlow Twins and eight views, ours and as others write them."""
-    from bench.inputs import parse_shapes
-
     with cli.reading():
         names = cli.listed(kinds, KINDS, "kind")
         variants = parse_variants(dtypes, VARIANTS)
