@@ -78,15 +78,22 @@ def check(call: Call) -> None:
         check_weight(as_number(name, value), name)
 
 
+_SHARED = ("scale", "precision", "form", "backend", "process_group", "gradient", "layout")
+
+
 class FamilyLoss(nn.Module):
     """A module of a loss: its options as attributes, no parameters, no buffers."""
 
     names: tuple[str, ...] = ()
 
-    def keep(self, **options: Any) -> None:
-        """Sets the options, which were checked."""
-        self.names = tuple(options)
-        for name, value in options.items():
+    def __init__(self, call: Call, *own: str) -> None:
+        """Keeps the weights of the call, its options `own` and those that all losses have."""
+        super().__init__()
+        check(call)
+        options = call.options._asdict() | {"gamma": call.gamma}
+        kept = call.weights | {name: options[name] for name in (*own, *_SHARED)}
+        self.names = tuple(kept)
+        for name, value in kept.items():
             setattr(self, name, value)
 
     @property

@@ -19,7 +19,7 @@ from ..arguments import (
     as_views,
 )
 from ..forms.family import FROSSL
-from .family import Call, FamilyLoss, check, compute
+from .family import Call, FamilyLoss, compute
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -133,16 +133,11 @@ class FroSSLLoss(FamilyLoss):
         gradient: Gradient = "exact",
         layout: Layout = "auto",
     ) -> None:
-        super().__init__()
         options = Options(
             scale=scale, precision=precision, form=form, backend=backend,
             process_group=process_group, gradient=gradient, layout=layout,
         )  # fmt: skip
-        check(Call(FROSSL, {"invariance": invariance}, options))
-        self.keep(
-            invariance=invariance, scale=scale, precision=precision, form=form, backend=backend,
-            process_group=process_group, gradient=gradient, layout=layout,
-        )  # fmt: skip
+        super().__init__(Call(FROSSL, {"invariance": invariance}, options))
 
     def forward(
         self, views: Views, z_b: Tensor | None = None, return_terms: bool = False

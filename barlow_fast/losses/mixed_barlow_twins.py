@@ -21,7 +21,7 @@ from ..arguments import (
     described,
 )
 from ..forms.family import MIXED
-from .family import Call, FamilyLoss, check, compute
+from .family import Call, FamilyLoss, compute
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -229,16 +229,11 @@ class MixedBarlowTwinsLoss(FamilyLoss):
         gradient: Gradient = "exact",
         layout: Layout = "auto",
     ) -> None:
-        super().__init__()
         options = Options(
             scale=scale, eps=eps, precision=precision, form=form, backend=backend,
             process_group=process_group, gradient=gradient, layout=layout,
         )  # fmt: skip
-        check(Call(MIXED, {"lambd": lambd, "mixing": mixing}, options))
-        self.keep(
-            lambd=lambd, mixing=mixing, eps=eps, scale=scale, precision=precision, form=form,
-            backend=backend, process_group=process_group, gradient=gradient, layout=layout,
-        )  # fmt: skip
+        super().__init__(Call(MIXED, {"lambd": lambd, "mixing": mixing}, options), "eps")
 
     def forward(
         self,

@@ -19,7 +19,7 @@ from ..arguments import (
     as_views,
 )
 from ..forms.family import VICREG
-from .family import Call, FamilyLoss, check, compute
+from .family import Call, FamilyLoss, compute
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -165,17 +165,12 @@ class VICRegLoss(FamilyLoss):
         gradient: Gradient = "exact",
         layout: Layout = "auto",
     ) -> None:
-        super().__init__()
         options = Options(
             scale=scale, eps=eps, precision=precision, form=form, backend=backend,
             process_group=process_group, gradient=gradient, layout=layout,
         )  # fmt: skip
         weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        check(Call(VICREG, weights, options, gamma))
-        self.keep(
-            **weights, gamma=gamma, eps=eps, scale=scale, precision=precision, form=form,
-            backend=backend, process_group=process_group, gradient=gradient, layout=layout,
-        )  # fmt: skip
+        super().__init__(Call(VICREG, weights, options, gamma), "gamma", "eps")
 
     def forward(
         self, z_a: Views, z_b: Tensor | None = None, return_terms: bool = False
