@@ -138,7 +138,7 @@ def test_the_matrix_is_padded_to_the_layout_of_the_set():
     exact = SimpleNamespace(correlation_layout=lambda d, precision: ((d, d), torch.float64))
     matrix = torch.rand(5, 5, dtype=torch.float64)
     for kernels, shape in ((wide, (6, 8)), (exact, (5, 5))):
-        laid_out = distributed.correlation._in_layout(call_of(kernels, "fp64"), matrix)
+        laid_out = distributed.correlation.in_layout(call_of(kernels, "fp64"), matrix)
         assert laid_out.shape == shape
         assert torch.equal(laid_out[:5, :5], matrix)
         assert laid_out.count_nonzero() == 25
