@@ -1,4 +1,5 @@
-"""What encoders are worth that were trained from start to end: ours, and with lightly's parts."""
+"""What encoders are worth that were trained from start to end: with each loss, and with lightly's
+parts."""
 
 from __future__ import annotations
 
@@ -21,43 +22,66 @@ CASE = "fashion-mnist"
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 PENALTIES = (1e-2, 1e-3, 1e-4)
 OURS, LIGHTLY, RANDOM, PIXELS = "ours", "lightly", "random weights", "raw pixels"
+FOUR_VIEWS, MIXED, VICREG = "four views", "mixed", "vicreg"
+# What a run of each changes in the settings of ours. Weights are each loss's own defaults.
+FAMILY = {
+    FOUR_VIEWS: {"view_count": 4},
+    MIXED: {"loss": "mixed-barlow-twins"},
+    VICREG: {"loss": "vicreg"},
+}
 TITLES = {
-    OURS: "barlow_fast",
+    OURS: "barlow_fast, two views",
+    FOUR_VIEWS: "four views",
+    MIXED: "Mixed Barlow Twins",
+    VICREG: "VICReg",
     LIGHTLY: "lightly's loss and transforms",
     RANDOM: "the same encoder, random weights",
     PIXELS: "raw pixels",
 }
+TRAINED = (OURS, *FAMILY, LIGHTLY)
 SCORES, RATE = {"knn": "k-NN", "linear": "linear"}, "images_per_second"
+TIMED = 16  # steps that tell how long an epoch takes
 # Points above the untrained encoder.
 TARGETS = {"knn": 3.0, "linear": 2.0}
 
 
 def command(
     seeds: Annotated[str, Option("Comma-separated.")] = "0,1,2",
-    epochs: Annotated[int | None, Option("Default: the preset's.", least=1)] = None,
+    epochs: Annotated[
+        int | None, Option("Of two views; others take as long. Default: the preset's.", least=1)
+    ] = None,
+    peers: Annotated[str, Option("Comma-separated.")] = ",".join(TITLES),
     out: Annotated[Path | None, Option("JSON Lines file. Default: this machine's.")] = None,
 ) -> None:
-    """Pretrain on Fashion-MNIST, ours and with lightly's parts, and compare accuracies with random
-    weights and raw pixels."""
+    """Pretrain on Fashion-MNIST with each loss for the same time, and with lightly's parts, and
+    compare accuracies with random weights and raw pixels."""
     from barlow_fast.data import load
 
     with cli.reading():
         chosen = [int(seed) for seed in seeds.split(",")]
+        names = peers.split(",")
+        if unknown := set(names) - set(TITLES):
+            raise ValueError(f"unknown peers {sorted(unknown)}; there are {', '.join(TITLES)}")
+        if not set(names) & set(TRAINED):
+            raise ValueError(f"no peer is trained: name at least one of {', '.join(TRAINED)}")
         data = load(CASE, None)
-    rows = measure(data, chosen, epochs)
+    rows = measure(data, chosen, epochs, names)
     shown = in_words(*COLUMNS, Column("images/s", RATE, ",.0f"))
     print(*map(shown, rows), sep="\n")
     results.merge(out or results.default_file(), rows, whole=True)
 
 
-def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
-    """Trains and scores all; one row for each of `TITLES` that can run here."""
+def measure(
+    data: Any, seeds: Sequence[int], epochs: int | None, names: Sequence[str] = tuple(TITLES)
+) -> list[Row]:
+    """Trains and scores those of `TITLES` that can run here; one row for each."""
     from barlow_fast.evaluation import random_weights, raw_pixels
     from barlow_fast.training import configure
     from bench.training import quality
 
     config = configure(CASE, epochs=epochs)
     config = replace(config, evaluate_every=config.epochs)
+    configs = as_long(config, [name for name in names if name in FAMILY], data)
     origin = provenance.collect()
     found: dict[str, list[dict[str, float]]] = {}
 
@@ -68,19 +92,45 @@ def measure(data: Any, seeds: Sequence[int], epochs: int | None) -> list[Row]:
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{name}, seed {seed}: {shown}")
 
-    # In turns, so that a machine that grows busier is so for both.
+    # In turns, so that a machine that grows busier is so for all.
     for seed in seeds:
-        for name, train in ((OURS, quality.ours), (LIGHTLY, quality.lightly)):
+        for name in (name for name in TRAINED if name in names):
+            train = quality.lightly if name == LIGHTLY else quality.ours
             try:
-                encoder, rate = train(replace(config, seed=seed), data, print)
+                chosen = replace(configs.get(name, config), seed=seed)
+                encoder, rate = train(chosen, data, print)
             except ModuleNotFoundError as error:
                 print(f"{name} is left out: {error}")
                 continue
             score(name, seed, encoder, rate)
-    for seed in seeds:
-        score(RANDOM, seed, random_weights(encoder, seed), None)
-    score(PIXELS, 0, raw_pixels(), None)
-    return [row(name, runs, config, len(data.train_images), origin) for name, runs in found.items()]
+        if RANDOM in names:
+            score(RANDOM, seed, random_weights(encoder, seed), None)
+    if PIXELS in names:
+        score(PIXELS, 0, raw_pixels(), None)
+    return [
+        row(name, runs, configs.get(name, config), len(data.train_images), origin)
+        for name, runs in found.items()
+    ]
+
+
+def as_long(config: Any, names: Sequence[str], data: Any) -> dict[str, Any]:
+    """Settings of the `FAMILY`, by name, with as many epochs as take the time of `config`'s: by the
+    fastest of three epochs of TIMED batches each, in turns."""
+    from bench.training import quality
+
+    configs = {OURS: config} | {name: replace(config, **FAMILY[name]) for name in names}
+    images = data.train_images[: TIMED * config.batch_size]
+    few = replace(data, train_images=images, train_labels=data.train_labels[: len(images)])
+    rates = dict.fromkeys(configs, 0.0)
+    for _ in range(3 if names else 0):
+        for name, each in configs.items():
+            short = replace(each, epochs=1, evaluate_every=1)
+            rates[name] = max(rates[name], quality.ours(short, few, lambda line: None)[1])
+    for name in names:
+        epochs = max(1, round(config.epochs * rates[name] / rates[OURS]))
+        configs[name] = replace(configs[name], epochs=epochs, evaluate_every=epochs)
+        print(f"{name}: {epochs} epochs, for {config.epochs} of {OURS}")
+    return configs
 
 
 def _scores(encoder: torch.nn.Module, data: Any, config: Any) -> dict[str, float]:
@@ -110,6 +160,12 @@ def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origi
     return found
 
 
+def _seconds(found: Row) -> float:
+    """Of training, without evaluations."""
+    steps = found["images"] // found["n"]
+    return found["epochs"] * steps * found["n"] / found[RATE]
+
+
 def _score(key: str) -> Callable[[Row], str]:
     def text(found: Row) -> str:
         spread = found[f"{key}_std"]
@@ -120,6 +176,8 @@ def _score(key: str) -> Callable[[Row], str]:
 
 COLUMNS = [
     titled(TITLES, "features"),
+    Column("epochs", lambda found: found["epochs"] if found[RATE] else None),
+    Column("training, s", lambda found: _seconds(found) if found[RATE] else None, ".0f"),
     *(Column(f"{words}, %", _score(key)) for key, words in SCORES.items()),
 ]
 
@@ -127,7 +185,7 @@ COLUMNS = [
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows."""
     found = {each["peer"]: each for each in rows}
-    values = {key: rows[0][key] for key in ("images", "epochs", "n", "d")}
+    values = {key: rows[0][key] for key in ("images", "n", "d")}
     runs = max(each["runs"] for each in rows)
     return joined(
         reading("accuracy", **values, runs=runs, neighbours=NEIGHBOURS),
