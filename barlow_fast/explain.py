@@ -155,16 +155,11 @@ def explain(
             the loss does not take, world_size < 1 or nodes not in 1...world_size.
         RuntimeError: a requested backend cannot be used on `device`.
     """
-    if loss not in _LOSSES:
-        raise ValueError(f"loss must be one of {tuple(_LOSSES)}, got {loss!r}")
-    name, least = _LOSSES[loss]
-    views = max(2, least) if views is None else views
-    sizes = {"n": n, "d": d, "views": views, "world_size": world_size, "nodes": nodes}
+    name, views = named(loss, views)
+    sizes = {"n": n, "d": d, "world_size": world_size, "nodes": nodes}
     for name_of_size, size in sizes.items():
         if not isinstance(size, int):
             raise TypeError(f"{name_of_size} must be a whole number, got {size!r}")
-    if views < least or (name == MIXED and views != least):
-        raise ValueError(f"views must be at least {least} for {loss}, got {views}")
     _check_dtypes(dtype, autocast)
     if n < 2 or d < 1:
         raise ValueError(f"n must be at least 2 and d at least 1, got n={n}, d={d}")
@@ -200,6 +195,23 @@ def explain(
         return _one_layout_of_a_form(plan, layout, world_size)
     network = network or distribution.network_of(device.type, nodes, executed)
     return _distributed(plan, form, layout, world_size, network)
+
+
+def named(loss: str, views: int | None) -> tuple[str, int]:
+    """(the operator's name, how many views) of a loss by its name and how many were asked for.
+
+    Raises:
+        TypeError, ValueError: as `explain`.
+    """
+    if loss not in _LOSSES:
+        raise ValueError(f"loss must be one of {tuple(_LOSSES)}, got {loss!r}")
+    name, least = _LOSSES[loss]
+    views = max(2, least) if views is None else views
+    if not isinstance(views, int):
+        raise TypeError(f"views must be a whole number, got {views!r}")
+    if views < least or (name == MIXED and views != least):
+        raise ValueError(f"views must be at least {least} for {loss}, got {views}")
+    return name, views
 
 
 def _check_dtypes(dtype: torch.dtype, autocast: torch.dtype | None) -> None:

@@ -35,7 +35,7 @@ from barlow_fast.cli import exits
 from barlow_fast.cli import pretrain as pretrain_commands
 from barlow_fast.cli import tune as tune_command
 from barlow_fast.cli.app import app
-from barlow_fast.data import sources
+from barlow_fast.data import multicrop, sources
 from barlow_fast.data.faults import POLICIES, BadImage
 from barlow_fast.data.pack import Packed
 from barlow_fast.evaluation import FinetuneSettings, LinearSettings
@@ -880,6 +880,17 @@ IMAGES: dict[str, dict[str, Case]] = {
     "show": {
         **OPENED,
         "preset": ("--preset digits", "sheet.views", data.PRESETS["digits"]),
+        "views": ("--views 4", "sheet.views", multicrop.of_count(data.PRESETS["imagenet"], 4)),
+        "small_views": (
+            "--small-views 2",
+            "sheet.views",
+            multicrop.with_small(data.PRESETS["imagenet"], 2),
+        ),
+        "small_size": (
+            "--small-views 1 --small-size 64",
+            "sheet.views",
+            multicrop.with_small(data.PRESETS["imagenet"], 1, 64),
+        ),
         "output": ("--output here.png", "write_sheet.path", Path("here.png")),
         "count": ("--count 3", "sheet.count", 3),
         "seed": ("--seed 4", "sheet.seed", 4),

@@ -162,6 +162,17 @@ def show(
     preset: Annotated[
         str, typer.Option(help="Views: imagenet, cifar, fashion-mnist, digits or a YAML file.")
     ],
+    views: Annotated[
+        int | None,
+        typer.Option(help="Their number, as in training.", show_default="as the preset has"),
+    ] = None,
+    small_views: Annotated[
+        int, typer.Option(help="Small views of each image beside the others (multi-crop).")
+    ] = 0,
+    small_size: Annotated[
+        int | None,
+        typer.Option(help="Pixels a side of small views.", show_default="96/224 of the others'"),
+    ] = None,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("sheet.png"),
     count: Annotated[int, typer.Option(help="Number of images, 1 to 64.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of order and views, as in training.")] = 0,
@@ -174,17 +185,22 @@ def show(
     console = terminal.console()
     with failures():
         from ..data import PRESETS, Views
+        from ..data.multicrop import of_count, with_small
         from ..data.show import check_sheet, sheet, write_sheet
 
         if preset not in PRESETS and not preset.endswith((".yaml", ".yml")):
             raise ValueError(
                 f"--preset must be one of {', '.join(PRESETS)} or a .yaml file, got {preset!r}"
             )
-        views = PRESETS[preset] if preset in PRESETS else Views.from_yaml(Path(preset))
+        shown = PRESETS[preset] if preset in PRESETS else Views.from_yaml(Path(preset))
+        if views is not None:
+            shown = of_count(shown, views)
+        if small_views or small_size is not None:
+            shown = with_small(shown, small_views, small_size)
         check_sheet(output, option="--output")
         images = _open(console, source, split, data_dir, allow_symlinks)
         check_sheet(output, images, "--output")
-        picture, bad = sheet(images, views, count, seed=seed, epoch=epoch)
+        picture, bad = sheet(images, shown, count, seed=seed, epoch=epoch)
         write_sheet(output, picture)
         if bad:
             _table(console, bad)

@@ -335,6 +335,21 @@ def test_show_of_images_in_memory(tmp_path: Path, preset: str):
     assert Image.open(tmp_path / "x.png").width > 8 * TILE
 
 
+def test_show_of_more_views(photos: FolderSource, tmp_path: Path):
+    """A row for the originals and for each view."""
+    common = ("show", photos.root, "--preset", "imagenet", "--count", 2, "--output")
+    more = ("--views", 3, "--small-views", 2, "--small-size", 48)
+    heights = []
+    for name, options in (("two.png", ()), ("five.png", more)):
+        result = data(*common, tmp_path / name, *options)
+        assert result.exit_code == 0, result.output
+        heights.append(Image.open(tmp_path / name).height)
+    assert heights[1] - heights[0] > 3 * TILE
+    refused = data(*common, tmp_path / "x.png", "--small-size", 48)
+    assert refused.exit_code == 2
+    assert "the number of small views must be at least 1, got 0" in refused.stderr
+
+
 def test_show_takes_views_from_yaml(photos: FolderSource, tmp_path: Path):
     pytest.importorskip("yaml")
     (tmp_path / "views.yaml").write_text(

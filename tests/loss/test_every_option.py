@@ -9,7 +9,16 @@ import torch
 from embeddings import draw
 from options import assert_covered, record_calls
 
-from barlow_fast import BarlowTwinsLoss, Terms, barlow_twins_loss, explain, plan, warming, warmup
+from barlow_fast import (
+    BarlowTwinsLoss,
+    Terms,
+    barlow_twins_loss,
+    explain,
+    ops,
+    plan,
+    warming,
+    warmup,
+)
 from barlow_fast.distributed import autograd, cost, groups
 from barlow_fast.losses import barlow_twins as loss_module
 
@@ -155,12 +164,46 @@ def test_every_option_of_explain_has_a_case():
 
 
 def test_warmup_runs_what_it_is_reported(monkeypatch):
-    assert_covered(warmup, ["shapes", "dtype", "device"])
+    assert_covered(warmup, ["shapes", "dtype", "device", "loss", "views"])
     calls = record_calls(monkeypatch, warming, "barlow_twins_loss")
     warmup([(4, 6), (6, 4)], dtype=torch.bfloat16, device="cpu", precision="fp32", lambd=0.5)
-    assert [tuple(call["z_a"].shape) for call in calls] == [(4, 6), (6, 4)]
+    assert [[tuple(z.shape) for z in call["z_a"]] for call in calls] == [[(4, 6)] * 2, [(6, 4)] * 2]
     for call in calls:
-        assert (call["z_a"].dtype, call["z_b"].dtype) == (torch.bfloat16, torch.bfloat16)
         assert (call["precision"], call["lambd"]) == ("fp32", 0.5)
-        assert call["z_a"].grad is not None  # backward too
-        assert call["z_b"].grad is not None
+        for z in call["z_a"]:
+            assert z.dtype == torch.bfloat16
+            assert z.grad is not None  # backward too
+
+
+@pytest.mark.parametrize(
+    ("loss", "views", "count"),
+    [
+        ("barlow-twins", 4, 4),
+        ("vicreg", 1, 1),
+        ("vicreg", None, 2),
+        ("frossl", 3, 3),
+        ("mixed-barlow-twins", None, 3),
+    ],
+)
+def test_warmup_of_the_family(loss, views, count, monkeypatch):
+    """What runs is the operator of that loss, of as many views."""
+    given = []
+    family = ops.family
+
+    def recorded(z, permutation, weights, options):
+        given.append((options.loss.replace("_", "-"), z))
+        return family(z, permutation, weights, options)
+
+    monkeypatch.setattr(ops, "family", recorded)
+    warmup([(4, 6)], device="cpu", loss=loss, views=views)
+    assert [(name, len(z)) for name, z in given] == [(loss, count)]
+    assert all(each.grad is not None for each in given[0][1])
+
+
+def test_warmup_refuses_what_no_loss_takes():
+    with pytest.raises(ValueError, match="loss must be one of"):
+        warmup([(4, 6)], device="cpu", loss="simclr")
+    with pytest.raises(ValueError, match="views must be at least 3 for mixed-barlow-twins, got 2"):
+        warmup([(4, 6)], device="cpu", loss="mixed-barlow-twins", views=2)
+    with pytest.raises(TypeError, match="views must be a whole number"):
+        warmup([(4, 6)], device="cpu", views=2.5)
