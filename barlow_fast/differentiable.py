@@ -172,19 +172,14 @@ class DifferentiableOperator:
     def __call__(self, z_a: Tensor, z_b: Tensor, lambd: Any, options: Any) -> tuple[Tensor, ...]:
         """The loss and its terms; gradients flow through the loss alone."""
         if torch.compiler.is_compiling():
-            if _in_gradient_of_torch_func():
-                _refuse(
-                    "torch.func.grad and jacrev of the loss are no part of a graph; without "
-                    "fullgraph=True torch.compile leaves them to eager mode"
-                )
+            _refuse_gradients_in_graphs()
             return self._operator(z_a, z_b, lambd, *options)
         if torch._C._are_functorch_transforms_active():
             return self.transformed(z_a, z_b, lambd, *options)[: self._results]
         if torch._C._len_torch_dispatch_stack():
             count_flops()
             return self._operator(z_a, z_b, lambd, *options)
-        if torch.jit.is_tracing():
-            _refuse("the loss cannot be traced by torch.jit.trace; torch.export can export it")
+        _refuse_tracing()
         return self.eager(z_a, z_b, lambd, options)
 
     def _operator(self, z_a: Tensor, z_b: Tensor, lambd: Any, *options: Any) -> tuple[Tensor, ...]:
@@ -324,43 +319,86 @@ class ViewsOperator:
         _FLOPS[self.operator._opoverload._overloadpacket] = forward_flops
         _FLOPS[gradient._opoverload._overloadpacket] = backward_flops
 
+        for operator in (self.operator, gradient):
+            operator.register_vmap(_vmap_rule(operator))
+
         class Gradient(torch.autograd.Function):
             """The backward pass as a node of its own, so that differentiating it again raises an
             error."""
 
             @staticmethod
-            def forward(ctx, grad, count, permutation, given, chosen, need, *tensors):
+            def forward(grad, count, permutation, given, chosen, need, *tensors):
                 views, kept = tensors[:count], tensors[count:]
                 return tuple(backward(grad, views, permutation, kept, given, chosen, need))
+
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                pass
 
             @staticmethod
             def backward(ctx, *_):
                 refuse_double_backward()
 
+            @staticmethod
+            def vmap(info, in_dims, *arguments):
+                return _each_in_turn(Gradient.apply, info, in_dims, arguments)
+
             jvp = staticmethod(refuse_forward_mode)
+
+        def keep_in(ctx, arguments, views, output):
+            save_views(ctx, views, output[2:])
+            ctx.arguments, ctx.count = arguments, len(views)
+
+        def wanted(found, need):
+            return None, None, None, *(g if n else None for g, n in zip(found, need, strict=True))
 
         class Loss(torch.autograd.Function):
             """The eager route."""
 
             @staticmethod
             def forward(ctx, permutation, given, chosen, *views):
-                loss, terms, *kept = forward(views, permutation, given, chosen)
-                save_views(ctx, views, kept)
-                ctx.arguments = permutation, given, chosen
-                ctx.count = len(views)
-                ctx.mark_non_differentiable(terms)
-                return loss, terms
+                output = forward(views, permutation, given, chosen)
+                keep_in(ctx, (permutation, given, chosen), views, output)
+                ctx.mark_non_differentiable(output[1])
+                return output[0], output[1]
 
             @staticmethod
             def backward(ctx, grad, _):
                 need = ctx.needs_input_grad[3:]
-                found = Gradient.apply(grad, ctx.count, *ctx.arguments, need, *saved_tensors(ctx))
-                wanted = (g if needed else None for g, needed in zip(found, need, strict=True))
-                return None, None, None, *wanted
+                saved = saved_tensors(ctx)
+                if torch._C._functorch.is_legacy_batchedtensor(grad):  # is_grads_batched=True
+                    one = saved[0].new_ones((), dtype=grad.dtype)
+                    found = Gradient.apply(one, ctx.count, *ctx.arguments, need, *saved)
+                    return wanted([(grad * g).to(g.dtype) for g in found], need)
+                return wanted(Gradient.apply(grad, ctx.count, *ctx.arguments, need, *saved), need)
 
             jvp = staticmethod(refuse_forward_mode)
 
-        self.eager = Loss.apply
+        class Transformed(torch.autograd.Function):
+            """The route of torch.func."""
+
+            @staticmethod
+            def forward(permutation, given, chosen, *views):
+                return tuple(forward(views, permutation, given, chosen))
+
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                keep_in(ctx, inputs[:3], inputs[3:], output)
+                ctx.mark_non_differentiable(*output[1:])
+
+            @staticmethod
+            def backward(ctx, grad, *_):
+                need = ctx.needs_input_grad[3:]
+                saved = saved_tensors(ctx)
+                return wanted(Gradient.apply(grad, ctx.count, *ctx.arguments, need, *saved), need)
+
+            @staticmethod
+            def vmap(info, in_dims, *inputs):
+                return _each_in_turn(Transformed.apply, info, in_dims, inputs)
+
+            jvp = staticmethod(refuse_forward_mode)
+
+        self.eager, self.transformed = Loss.apply, Transformed.apply
 
     def __call__(
         self,
@@ -370,13 +408,26 @@ class ViewsOperator:
         options: Any,
     ) -> tuple[Tensor, Tensor]:
         """(loss, terms); gradients flow through the loss alone."""
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            if not torch.compiler.is_compiling():
-                count_flops()
-            loss, terms, *_ = self.operator(list(views), permutation, _as_tensor(weights), *options)
-            return loss, terms.detach()
-        refuse_transforms("this loss")
+        if torch.compiler.is_compiling():
+            _refuse_gradients_in_graphs()
+            return self._operator(views, permutation, weights, options)
+        if torch._C._are_functorch_transforms_active():
+            return self.transformed(permutation, tuple(weights), options, *views)[:2]
+        if torch._C._len_torch_dispatch_stack():
+            count_flops()
+            return self._operator(views, permutation, weights, options)
+        _refuse_tracing()
         return self.eager(permutation, tuple(weights), options, *views)
+
+    def _operator(
+        self,
+        views: Sequence[Tensor],
+        permutation: Tensor | None,
+        weights: Sequence[float | Tensor],
+        options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        loss, terms, *_ = self.operator(list(views), permutation, _as_tensor(weights), *options)
+        return loss, terms.detach()
 
 
 def _as_tensor(weights: Sequence[float | Tensor]) -> Tensor:
@@ -595,16 +646,20 @@ def _each_in_turn(
     function: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple, arguments: tuple
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """The rule of torch.func.vmap: one call for each element of the batch."""
+
+    def element(x: Any, dim: Any, index: int) -> Any:
+        if isinstance(x, Tensor):
+            return x if dim is None else x.select(dim, index)
+        if isinstance(x, list) and dim is not None:  # of tensors, to an operator
+            return [element(y, of_y, index) for y, of_y in zip(x, dim, strict=True)]
+        return x
+
     results = [
-        function(
-            *(
-                x if dim is None else x.select(dim, index)
-                for x, dim in zip(arguments, in_dims, strict=True)
-            )
-        )
+        function(*(element(x, dim, index) for x, dim in zip(arguments, in_dims, strict=True)))
         for index in range(info.batch_size)
     ]
-    return tuple(torch.stack(x) for x in zip(*results, strict=True)), (0,) * len(results[0])
+    kind = type(results[0])
+    return kind(torch.stack(x) for x in zip(*results, strict=True)), kind([0] * len(results[0]))
 
 
 def _in_gradient_of_torch_func() -> bool:
@@ -613,6 +668,19 @@ def _in_gradient_of_torch_func() -> bool:
         return False
     transform = torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter()
     return transform.key() == torch._C._functorch.TransformType.Grad
+
+
+def _refuse_gradients_in_graphs() -> None:
+    if _in_gradient_of_torch_func():
+        _refuse(
+            "torch.func.grad and jacrev of the loss are no part of a graph; without "
+            "fullgraph=True torch.compile leaves them to eager mode"
+        )
+
+
+def _refuse_tracing() -> None:
+    if torch.jit.is_tracing():
+        _refuse("the loss cannot be traced by torch.jit.trace; torch.export can export it")
 
 
 def _vmap_rule(operator: Any) -> Callable[..., tuple]:

@@ -14,7 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from barlow_fast import BarlowTwinsLoss, barlow_twins_loss, doctor, explain, ops, reference
+from barlow_fast import (
+    BarlowTwinsLoss,
+    barlow_twins_loss,
+    doctor,
+    explain,
+    frossl_loss,
+    mixed_barlow_twins_loss,
+    ops,
+    reference,
+    vicreg_loss,
+)
 from barlow_fast.adapters import lightly, mmpretrain, monai
 from barlow_fast.adapters.standardised import deviation_loss
 from barlow_fast.kernels import aten, cpu
@@ -178,11 +188,27 @@ def test_operators_with_a_tensor_as_weight(form, backend):
 
 
 # torch.func and its relatives.
-@pytest.fixture(params=["core", "standardised"])
+def mixed(z_a, z_b, backend):
+    permutation = torch.arange(z_a.shape[-2]).flip(0)
+    mixture = 0.3 * z_a + 0.7 * z_b.flip(-2)
+    return mixed_barlow_twins_loss(z_a, z_b, mixture, permutation, 0.3, backend=backend)
+
+
+LOSSES = {
+    "core": lambda z_a, z_b, backend: barlow_twins_loss(z_a, z_b, 0.1, backend=backend),
+    "standardised": lambda z_a, z_b, backend: deviation_loss(z_a, z_b, 0.1, backend=backend),
+    "three views": lambda z_a, z_b, backend: barlow_twins_loss(
+        [z_a, z_b, z_b.flip(-2)], lambd=0.1, backend=backend
+    ),
+    "vicreg": lambda z_a, z_b, backend: vicreg_loss(z_a, z_b, backend=backend),
+    "frossl": lambda z_a, z_b, backend: frossl_loss([z_a, z_b], backend=backend),
+    "mixed": mixed,
+}
+
+
+@pytest.fixture(params=LOSSES)
 def loss_of(request, backend):
-    if request.param == "core":
-        return lambda z_a, z_b: barlow_twins_loss(z_a, z_b, 0.1, backend=backend)
-    return lambda z_a, z_b: deviation_loss(z_a, z_b, 0.1, backend=backend)
+    return lambda z_a, z_b: LOSSES[request.param](z_a, z_b, backend)
 
 
 def plain_gradient(loss, z_a, z_b):
