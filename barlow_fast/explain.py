@@ -198,7 +198,7 @@ def explain(
 
 
 def named(loss: str, views: int | None) -> tuple[str, int]:
-    """(the operator's name, how many views) of a loss by its name and how many were asked for.
+    """(the operator's name, how many views) of a loss by its name and how many are requested.
 
     Raises:
         TypeError, ValueError: as `explain`.

@@ -40,7 +40,7 @@ TITLES = {
 }
 TRAINED = (OURS, *FAMILY, LIGHTLY)
 SCORES, RATE = {"knn": "k-NN", "linear": "linear"}, "images_per_second"
-TIMED = 16  # steps that tell how long an epoch takes
+TIMED = 16  # steps that show how long an epoch takes
 # Points above the untrained encoder.
 TARGETS = {"knn": 3.0, "linear": 2.0}
 
