@@ -160,12 +160,6 @@ def row(name: str, runs: list[dict[str, float]], config: Any, images: int, origi
     return found
 
 
-def _seconds(found: Row) -> float:
-    """Of training, without evaluations."""
-    steps = found["images"] // found["n"]
-    return found["epochs"] * steps * found["n"] / found[RATE]
-
-
 def _score(key: str) -> Callable[[Row], str]:
     def text(found: Row) -> str:
         spread = found[f"{key}_std"]
@@ -177,7 +171,6 @@ def _score(key: str) -> Callable[[Row], str]:
 COLUMNS = [
     titled(TITLES, "features"),
     Column("epochs", lambda found: found["epochs"] if found[RATE] else None),
-    Column("training, s", lambda found: _seconds(found) if found[RATE] else None, ".0f"),
     *(Column(f"{words}, %", _score(key)) for key, words in SCORES.items()),
 ]
 
