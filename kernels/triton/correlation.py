@@ -2,7 +2,8 @@
 
 Both views are standardised on their way into the product: C is built where N > D, so inputs are
 read about once and their bytes take the time. Tiles of the last, incomplete wave are split over N
-(at D = 256 all of them are), and a second kernel adds their parts in a fixed order.
+(at D = 256 all of them are), and a second kernel adds their parts in a fixed order. The last
+program in a row or a column of tiles adds up the squared sums of that row or column.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .arithmetic import (
     to_operand,
     to_tf32,
 )
+from .arrival import arrived, counters
 from .launch import addressable, cdiv, device_of, launch, round_up
 from .table import OPERAND_ALIGNMENT
 
@@ -36,13 +38,19 @@ class Matrix(NamedTuple):
     """Where C is stored, and its squared sums.
 
     row_squares_ptr: (column tiles, D) float32. column_squares_ptr: (row tiles * strips, D) float32;
-    a full tile writes its column sums once and zeros for the other strips.
+    a full tile writes its column sums once and zeros for the other strips. squares_ptr: (2, D)
+    float64, their sums. counters_ptr: of strips, for each row and for each column of tiles.
     """
 
     ptr: Any  # (D, W) in the operand type
     stride: Any  # W
     row_squares_ptr: Any
     column_squares_ptr: Any
+    squares_ptr: Any
+    counters_ptr: Any
+
+
+SHARES = tl.constexpr(8)  # rows of squared sums that are added at a time
 
 
 @triton.jit
@@ -61,6 +69,37 @@ def _finish(value, matrix, rows, columns, N, D, column_tile, share, PRECISION: t
     tl.store(at, tl.sum(squares, axis=1), mask=rows < D)
     at = matrix.column_squares_ptr + share.to(tl.int64) * D + columns
     tl.store(at, tl.sum(squares, axis=0), mask=columns < D)
+
+
+@triton.jit
+def _sum_of_shares(out_ptr, ptr, shares, first, D, COLUMNS: tl.constexpr):
+    """Stores the float64 sum of float32 rows (shares, D), for the columns from `first` on."""
+    columns = first + tl.arange(0, COLUMNS)
+    value = tl.zeros([SHARES, COLUMNS], tl.float64)
+    for start in tl.range(0, shares, SHARES, loop_unroll_factor=2):
+        share = start + tl.arange(0, SHARES)
+        mask = (share < shares)[:, None] & (columns < D)[None, :]
+        at = ptr + share.to(tl.int64)[:, None] * D + columns[None, :]
+        value += tl.load(at, mask=mask, other=0.0).to(tl.float64)
+    tl.store(out_ptr + columns, tl.sum(value, axis=0), mask=columns < D)
+
+
+@triton.jit
+def _sum_squares(matrix, i, j, strips, D, META, STRIPS: tl.constexpr):
+    """Counts `strips` finished strips of tile (i, j); the last of a row or a column of tiles adds
+    up its shares."""
+    row_tiles, column_tiles = tl.cdiv(D, META.BLOCK_M), tl.cdiv(D, META.BLOCK_N)
+    at = matrix.counters_ptr
+    if arrived(at + i, strips, column_tiles * STRIPS):
+        _sum_of_shares(
+            matrix.squares_ptr, matrix.row_squares_ptr, column_tiles, i * META.BLOCK_M, D,
+            META.BLOCK_M,
+        )  # fmt: skip
+    if arrived(at + row_tiles + j, strips, row_tiles * STRIPS):
+        _sum_of_shares(
+            matrix.squares_ptr + D, matrix.column_squares_ptr, row_tiles * STRIPS,
+            j * META.BLOCK_N, D, META.BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -121,6 +160,7 @@ def correlation_kernel(
             for strip in tl.static_range(1, STRIPS):
                 at = matrix.column_squares_ptr + (share + strip).to(tl.int64) * D + columns
                 tl.store(at, tl.zeros([META.BLOCK_N], tl.float32), mask=columns < D)
+            _sum_squares(matrix, i, j, STRIPS, D, META, STRIPS)
     if not full:
         local_rows, local_columns = tl.arange(0, META.BLOCK_M), tl.arange(0, META.BLOCK_N)
         at = workspace_ptr + slot.to(tl.int64) * META.BLOCK_M * META.BLOCK_N
@@ -150,38 +190,7 @@ def correlation_finish_kernel(
     rows = i * META.BLOCK_M + local_rows
     columns = j * META.BLOCK_N + local_columns
     _finish(value, matrix, rows, columns, N, D, j, i * STRIPS + strip, META.PRECISION)
-
-
-@triton.jit
-def _sum_of_shares(ptr, shares, columns, D, SHARES: tl.constexpr, COLUMNS: tl.constexpr):
-    """The float64 sum of float32 rows (shares, D), for some columns."""
-    value = tl.zeros([SHARES, COLUMNS], tl.float64)
-    for first in range(0, shares, SHARES):
-        share = first + tl.arange(0, SHARES)
-        mask = (share < shares)[:, None] & (columns < D)[None, :]
-        at = ptr + share.to(tl.int64)[:, None] * D + columns[None, :]
-        value += tl.load(at, mask=mask, other=0.0).to(tl.float64)
-    return tl.sum(value, axis=0)
-
-
-@triton.jit(do_not_specialize=["row_shares", "column_shares"])
-def squares_kernel(
-    row_squares_ptr,
-    column_squares_ptr,
-    squares_ptr,
-    D,
-    row_shares,
-    column_shares,
-    SHARES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """squares (2, D) float64: the sums of the shares of the row and the column sums."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < D
-    rows = _sum_of_shares(row_squares_ptr, row_shares, columns, D, SHARES, COLUMNS)
-    tl.store(squares_ptr + columns, rows, mask=inside)
-    down = _sum_of_shares(column_squares_ptr, column_shares, columns, D, SHARES, COLUMNS)
-    tl.store(squares_ptr + D + columns, down, mask=inside)
+    _sum_squares(matrix, i, j, 1, D, META, STRIPS)
 
 
 def correlation_layout(d: int, precision: str) -> Layout:
@@ -207,9 +216,12 @@ def correlation(
     slots = plan.split_tiles * plan.splits
     workspace = torch.empty((slots, plan.block_m, plan.block_n), dtype=torch.float32, device=device)
     pair = Pair(z_a, z_b, z_a.stride(0), z_b.stride(0), statistics)
-    matrix = Matrix(out, shape[1], row_squares, column_squares)
+    tiles = cdiv(d, plan.block_m) + row_shares
+    matrix = Matrix(out, shape[1], row_squares, column_squares, squares, counters(device, tiles))
     product = meta(plan.block_m, plan.block_n, plan.block_k, precision)
-    written = out.nbytes if plan.full_tiles else workspace.nbytes
+    sums = 2 * (row_squares.nbytes + column_squares.nbytes) + squares.nbytes
+    finished = out.nbytes + sums
+    written = finished if plan.full_tiles else workspace.nbytes
     launch(
         correlation_kernel, (plan.full_tiles + slots,), pair, matrix, workspace, n, d,
         plan.full_tiles, plan.splits, plan.k_blocks_per_split, product,
@@ -220,12 +232,6 @@ def correlation(
         launch(
             correlation_finish_kernel, (plan.split_tiles * strips,), workspace, matrix, n, d,
             plan.full_tiles, plan.splits, product, STRIP=plan.strip,
-            warps=4, moved=workspace.nbytes + (0 if plan.full_tiles else out.nbytes),
+            warps=4, moved=workspace.nbytes + (0 if plan.full_tiles else finished),
         )  # fmt: skip
-    config = configurations.sums(max(row_shares, column_shares))
-    launch(
-        squares_kernel, (cdiv(d, config.columns),), row_squares, column_squares, squares, d,
-        row_shares, column_shares, SHARES=config.rows, COLUMNS=config.columns,
-        warps=config.warps, moved=row_squares.nbytes + column_squares.nbytes + squares.nbytes,
-    )  # fmt: skip
     return out, squares

@@ -10,8 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configurations
+from .arrival import arrived, counters
 from .launch import addressable, cdiv, device_of, launch
 
+PARTS = 16  # of the rows, merged at a time
+STANDARDISATION_COLUMNS = 64
 SUMS = 4  # (C_ii - 1)^2, C_ii^2, and the mean squared norms of the rows of z_hat_a and z_hat_b
 
 
@@ -26,8 +29,10 @@ class Moments(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Where results are stored: the (5, D) moments, or the (7, D) statistics and their sums."""
+    """Where results are stored: the (parts, 5, D) moments of each part, and the (5, D) moments, or
+    the (7, D) statistics and their sums."""
 
+    parts_ptr: Any
     moments_ptr: Any
     statistics_ptr: Any
     sums_ptr: Any
@@ -75,11 +80,57 @@ def _store_moments(ptr, moments, inside, D):
         tl.store(ptr + row * D, moments[row], mask=inside)
 
 
+@triton.jit
+def _store(outputs, moments, columns, D, count, eps, FINISH: tl.constexpr):
+    if FINISH:
+        _store_statistics(outputs, moments, columns, D, count, eps)
+    else:
+        _store_moments(outputs.moments_ptr + columns, moments, columns < D, D)
+
+
+@triton.jit
+def _merged(parts_ptr, inside, N, D, rows_per_part, PARTS: tl.constexpr):
+    """The moments of all parts (Chan, Golub, LeVeque 1979), PARTS at a time.
+
+    Squares are summed about the mean of the first part. They are at least the rows of that part
+    times its squared distance from the mean of all, so that the last subtraction loses at most a
+    factor of the number of parts, in float64.
+    """
+    count = tl.num_programs(1)
+    pivot_a = tl.load(parts_ptr, mask=inside, other=0.0)
+    pivot_b = tl.load(parts_ptr + D, mask=inside, other=0.0)
+    zero = tl.zeros([PARTS, inside.shape[0]], tl.float64)
+    sum_a, sum_b, m2_a, m2_b, comoment = zero, zero, zero, zero, zero
+    for first in tl.range(0, count, PARTS, loop_unroll_factor=2):
+        part = first + tl.arange(0, PARTS)
+        mask = (part < count)[:, None] & inside[None, :]
+        at = parts_ptr[None, :] + part.to(tl.int64)[:, None] * 5 * D
+        rows = tl.minimum(rows_per_part, tl.maximum(N - part * rows_per_part, 0))
+        rows = rows.to(tl.float64)[:, None]
+        delta_a = tl.load(at, mask=mask, other=0.0) - pivot_a[None, :]
+        delta_b = tl.load(at + D, mask=mask, other=0.0) - pivot_b[None, :]
+        sum_a += rows * delta_a
+        sum_b += rows * delta_b
+        m2_a += tl.load(at + 2 * D, mask=mask, other=0.0) + rows * delta_a * delta_a
+        m2_b += tl.load(at + 3 * D, mask=mask, other=0.0) + rows * delta_b * delta_b
+        comoment += tl.load(at + 4 * D, mask=mask, other=0.0) + rows * delta_a * delta_b
+    rows = N.to(tl.float64)
+    rest_a, rest_b = tl.sum(sum_a, axis=0), tl.sum(sum_b, axis=0)
+    return Moments(
+        pivot_a + rest_a / rows,
+        pivot_b + rest_b / rows,
+        tl.sum(m2_a, axis=0) - rest_a * rest_a / rows,
+        tl.sum(m2_b, axis=0) - rest_b * rest_b / rows,
+        tl.sum(comoment, axis=0) - rest_a * rest_b / rows,
+    )
+
+
 @triton.jit(do_not_specialize=["N", "rows_per_part"])
 def moments_kernel(
     z_a_ptr,
     z_b_ptr,
     outputs,
+    counters_ptr,
     N,
     D,
     stride_a,
@@ -90,9 +141,11 @@ def moments_kernel(
     COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
     WIDE: tl.constexpr,
+    PARTS: tl.constexpr,
     FINISH: tl.constexpr,
 ):
-    """Moments of COLUMNS columns over one part of the rows, at most MOST_PART_ROWS of them.
+    """Moments of COLUMNS columns over one part of the rows, at most MOST_PART_ROWS of them. The
+    last program of a block of columns merges its parts, PARTS at a time; 0: there is one part.
 
     Values are centred about the mean of the part's first ROWS rows before they are squared. That
     pivot lies off the true mean by at most max |deviation| / sqrt(ROWS) in the worst case, an
@@ -100,7 +153,7 @@ def moments_kernel(
     subtraction can lose is a factor 1 + rows / ROWS^2, so it is bounded by bounding rows. Sums run
     element by element in registers and are reduced once, at the end.
 
-    outputs.moments_ptr: (row parts, 5, D) float64; with FINISH, the statistics are stored instead.
+    counters_ptr: one for each block of columns. FINISH: the statistics are stored, not moments.
     """
     part = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS
@@ -150,85 +203,36 @@ def moments_kernel(
         tl.sum(squares_b, axis=0).to(tl.float64) - rest_b * rest_b / count,
         tl.sum(products, axis=0).to(tl.float64) - rest_a * rest_b / count,
     )
-    if FINISH:
-        _store_statistics(outputs, moments, columns, D, count, eps)
+    if PARTS:
+        at = outputs.parts_ptr + part.to(tl.int64) * 5 * D + columns
+        _store_moments(at, moments, inside, D)
+        if arrived(counters_ptr + tl.program_id(0), 1, tl.num_programs(1)):
+            moments = _merged(outputs.parts_ptr + columns, inside, N, D, rows_per_part, PARTS)
+            _store(outputs, moments, columns, D, N.to(tl.float64), eps, FINISH)
     else:
-        _store_moments(
-            outputs.moments_ptr + part.to(tl.int64) * 5 * D + columns, moments, inside, D
-        )
+        _store(outputs, moments, columns, D, count, eps, FINISH)
 
 
-@triton.jit
-def _parts_at(first, parts_ptr, columns, inside, N, D, parts_count, rows_per_part, PARTS):
-    """(addresses, mask, rows of each part) of a block of PARTS parts."""
-    part = first + tl.arange(0, PARTS)
-    mask = (part < parts_count)[:, None] & inside[None, :]
-    at = parts_ptr + part.to(tl.int64)[:, None] * 5 * D + columns[None, :]
-    count = tl.minimum(rows_per_part, tl.maximum(N - part * rows_per_part, 0))
-    return at, mask, count.to(tl.float64)[:, None]
-
-
-@triton.jit(do_not_specialize=["N", "parts_count", "rows_per_part"])
-def merge_kernel(
-    parts_ptr,
-    outputs,
-    N,
-    D,
-    parts_count,
-    rows_per_part,
-    eps,
-    PARTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    FINISH: tl.constexpr,
-):
-    """Merges the row parts of `moments_kernel` (Chan, Golub, LeVeque 1979), PARTS at a time; stores
-    moments or, with FINISH, the statistics.
-
-    First the mean, as an offset from that of the first part, then the squares about it.
-    """
+@triton.jit(do_not_specialize=["count"])
+def standardisation_kernel(moments_ptr, outputs, D, count, eps, COLUMNS: tl.constexpr):
+    """The statistics of (5, D) moments over `count` rows."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < D
-    pivot_a = tl.load(parts_ptr + columns, mask=inside, other=0.0)
-    pivot_b = tl.load(parts_ptr + D + columns, mask=inside, other=0.0)
-    zero = tl.zeros([PARTS, COLUMNS], tl.float64)
-    sum_a, sum_b = zero, zero
-    for first in range(0, parts_count, PARTS):
-        at, mask, count = _parts_at(
-            first, parts_ptr, columns, inside, N, D, parts_count, rows_per_part, PARTS
-        )
-        sum_a += count * (tl.load(at, mask=mask, other=0.0) - pivot_a[None, :])
-        sum_b += count * (tl.load(at + D, mask=mask, other=0.0) - pivot_b[None, :])
-    rows = N.to(tl.float64)
-    mean_a = pivot_a + tl.sum(sum_a, axis=0) / rows
-    mean_b = pivot_b + tl.sum(sum_b, axis=0) / rows
-
-    m2_a, m2_b, comoment = zero, zero, zero
-    for first in range(0, parts_count, PARTS):
-        at, mask, count = _parts_at(
-            first, parts_ptr, columns, inside, N, D, parts_count, rows_per_part, PARTS
-        )
-        delta_a = tl.load(at, mask=mask, other=0.0) - mean_a[None, :]
-        delta_b = tl.load(at + D, mask=mask, other=0.0) - mean_b[None, :]
-        m2_a += tl.load(at + 2 * D, mask=mask, other=0.0) + count * delta_a * delta_a
-        m2_b += tl.load(at + 3 * D, mask=mask, other=0.0) + count * delta_b * delta_b
-        comoment += tl.load(at + 4 * D, mask=mask, other=0.0) + count * delta_a * delta_b
+    at, inside = moments_ptr + columns, columns < D
     moments = Moments(
-        mean_a, mean_b, tl.sum(m2_a, axis=0), tl.sum(m2_b, axis=0), tl.sum(comoment, axis=0)
+        tl.load(at, mask=inside, other=0.0),
+        tl.load(at + D, mask=inside, other=0.0),
+        tl.load(at + 2 * D, mask=inside, other=0.0),
+        tl.load(at + 3 * D, mask=inside, other=0.0),
+        tl.load(at + 4 * D, mask=inside, other=0.0),
     )
-    if FINISH:
-        _store_statistics(outputs, moments, columns, D, rows, eps)
-    else:
-        _store_moments(outputs.moments_ptr + columns, moments, inside, D)
+    _store_statistics(outputs, moments, columns, D, count.to(tl.float64), eps)
 
 
 def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
     """(5, D) float64 moments; the contract's primitive."""
-    n, d = z_a.shape
-    parts, rows_per_part = _parts(addressable(z_a), addressable(z_b))
-    if parts.shape[0] == 1:
-        return parts[0]
-    moments = parts.new_empty((5, d))
-    _launch_merge(parts, Outputs(moments, parts, parts), rows_per_part, n, 0.0, finish=False)
+    z_a, z_b = addressable(z_a), addressable(z_b)
+    moments = torch.empty((5, z_a.shape[1]), dtype=torch.float64, device=z_a.device)
+    _launch_moments(z_a, z_b, Outputs(moments, moments, moments, moments), 0.0, finish=False)
     return moments
 
 
@@ -236,70 +240,47 @@ def standardisation(
     moments: Tensor, count: int, eps: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     """(statistics (7, D) float32, sums (P, 4) float64); the contract's primitive."""
-    return _finished(moments[None], count, count, eps)
+    d = moments.shape[1]
+    outputs = _outputs(moments, d, cdiv(d, STANDARDISATION_COLUMNS))
+    launch(
+        standardisation_kernel, (cdiv(d, STANDARDISATION_COLUMNS),), moments, outputs, d, count,
+        float(eps), COLUMNS=STANDARDISATION_COLUMNS, warps=1, moved=moments.nbytes + 28 * d,
+    )  # fmt: skip
+    return outputs.statistics_ptr, outputs.sums_ptr
 
 
 def statistics(z_a: Tensor, z_b: Tensor, eps: float, precision: str) -> tuple[Tensor, Tensor]:
-    """Both of the above at once: one launch where the columns alone fill the device, else two."""
+    """Both of the above at once, in one launch."""
     z_a, z_b = addressable(z_a), addressable(z_b)
     n, d = z_a.shape
+    columns = configurations.moments(device_of(z_a), n, d, z_a.dtype).columns
+    outputs = _outputs(z_a, d, cdiv(d, columns))
+    _launch_moments(z_a, z_b, outputs, eps, finish=True)
+    return outputs.statistics_ptr, outputs.sums_ptr
+
+
+def _launch_moments(z_a: Tensor, z_b: Tensor, outputs: Outputs, eps: float, finish: bool) -> None:
+    n, d = z_a.shape
     config = configurations.moments(device_of(z_a), n, d, z_a.dtype)
+    parts = outputs.moments_ptr  # not used, as the counters
+    counts = parts
     if config.parts > 1:
-        return _finished(*_parts(z_a, z_b), n, eps)
-    outputs = _outputs(z_a, d, cdiv(d, config.columns))
-    _launch_moments(z_a, z_b, outputs, n, eps, config, finish=True)
-    return outputs.statistics_ptr, outputs.sums_ptr
-
-
-def _parts(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, int]:
-    n, d = z_a.shape
-    config = configurations.moments(device_of(z_a), n, d, z_a.dtype)
-    parts = torch.empty((config.parts, 5, d), dtype=torch.float64, device=z_a.device)
-    outputs = Outputs(parts, parts, parts)
-    _launch_moments(z_a, z_b, outputs, config.rows_per_part, 0.0, config, finish=False)
-    return parts, config.rows_per_part
-
-
-def _launch_moments(
-    z_a: Tensor,
-    z_b: Tensor,
-    outputs: Outputs,
-    rows_per_part: int,
-    eps: float,
-    config: configurations.Moments,
-    finish: bool,
-) -> None:
-    n, d = z_a.shape
+        parts = torch.empty((config.parts, 5, d), dtype=torch.float64, device=z_a.device)
+        counts = counters(z_a.device, cdiv(d, config.columns))
     launch(
-        moments_kernel, (cdiv(d, config.columns), config.parts), z_a, z_b, outputs, n, d,
-        z_a.stride(0), z_b.stride(0), rows_per_part, float(eps),
+        moments_kernel, (cdiv(d, config.columns), config.parts), z_a, z_b,
+        outputs._replace(parts_ptr=parts), counts, n, d, z_a.stride(0), z_b.stride(0),
+        config.rows_per_part, float(eps),
         ROWS=config.rows, COLUMNS=config.columns, STAGES=config.stages,
-        WIDE=z_a.dtype == torch.float64, FINISH=finish, warps=config.warps,
-        moved=2 * n * d * z_a.element_size() + (28 if finish else 40 * config.parts) * d,
+        WIDE=z_a.dtype == torch.float64, PARTS=PARTS if config.parts > 1 else 0, FINISH=finish,
+        warps=config.warps,
+        moved=2 * n * d * z_a.element_size() + (28 if finish else 40) * d
+        + (2 * parts.nbytes if config.parts > 1 else 0),
     )  # fmt: skip
-
-
-def _finished(parts: Tensor, rows_per_part: int, n: int, eps: float) -> tuple[Tensor, Tensor]:
-    d = parts.shape[2]
-    outputs = _outputs(parts, d, cdiv(d, configurations.sums(parts.shape[0]).columns))
-    _launch_merge(parts, outputs, rows_per_part, n, eps, finish=True)
-    return outputs.statistics_ptr, outputs.sums_ptr
 
 
 def _outputs(like: Tensor, d: int, programs: int) -> Outputs:
     """Memory for the statistics and their sums; no moments are stored."""
     rows = torch.empty((7, d), dtype=torch.float32, device=like.device)
     sums = torch.empty((programs, SUMS), dtype=torch.float64, device=like.device)
-    return Outputs(sums, rows, sums)
-
-
-def _launch_merge(
-    parts: Tensor, outputs: Outputs, rows_per_part: int, n: int, eps: float, finish: bool
-) -> None:
-    count, _, d = parts.shape
-    config = configurations.sums(count)
-    launch(
-        merge_kernel, (cdiv(d, config.columns),), parts, outputs, n, d, count, rows_per_part,
-        float(eps), PARTS=config.rows, COLUMNS=config.columns, FINISH=finish,
-        warps=config.warps, moved=40 * count * d + (28 if finish else 40) * d,
-    )  # fmt: skip
+    return Outputs(sums, sums, rows, sums)

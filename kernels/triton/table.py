@@ -24,12 +24,13 @@ LARGE = 1 << 62  # the size without a bound, 'any'
 # launch), 'stored' (z_hat is stored first, view by view), 'tma' (stored, and read with TMA),
 # 'cublas' (stored, and multiplied by torch). Paths of `gram_gradients`: 'owned' (a program owns all
 # rows of its columns; block_m is the padded N), 'tiles', 'tma', 'persistent' (with TMA, and a
-# program takes tile after tile), 'cublas'. Paths of `correlation_gradients`: 'fused', 'stored'.
+# program takes tile after tile), 'cublas'. Paths of `correlation_gradients`: 'fused', 'stored',
+# 'raw' (z is the operand and C is scaled, where both are bfloat16; 'fused' elsewhere).
 PATHS = {
     "gram": ("fused", "stored", "tma", "cublas"),
     "gram_gradients": ("owned", "tiles", "tma", "persistent", "cublas"),
     "correlation": ("fused",),
-    "correlation_gradients": ("fused", "stored"),
+    "correlation_gradients": ("fused", "raw", "stored"),
 }
 
 
@@ -51,8 +52,8 @@ Key = tuple[str, int, str, int]  # kernel, architecture, family, size
 # the compiler then spills is chance. Of 8 warps at N = 128 ptxas wants 128 registers each on
 # Ampere, and may spill to get there. A TF32 operand that Hopper's pipelined products read from
 # registers is overwritten under them by Triton 3.6 (sass.py), and products of half-precision
-# registers wait for each other, so z_hat is stored there; for a short sum (D <= 256), whose time
-# goes to memory, it is not.
+# registers wait for each other, so z_hat is stored there; for a short sum, whose time goes to
+# memory, it is not: bfloat16 inputs are operands themselves, and TF32 has one stage.
 _ROWS = """
 kernel                family architecture size  block_m, n, k  warps stages  path
 gram                  half   80           256    64   64  64    4  3  fused
@@ -94,15 +95,16 @@ correlation           mixed  100          any   128  128  32    8  4  fused
 correlation           tf32   80,90,100    128    64   64  32    4  3  fused
 correlation           tf32   80,90,100    any   128  128  32    8  3  fused
 correlation           fp32   80,90,100    any    64   64  32    4  3  fused
-correlation_gradients half   80,90,100     64   128   64  64    4  3  fused
-correlation_gradients half   90           256   128  128  64    8  3  fused
+correlation_gradients half   80,100        64   128   64  64    4  3  fused
+correlation_gradients half   90            64   128   64  64    4  3  raw
+correlation_gradients half   90           512   128  128  64    8  3  raw
 correlation_gradients half   80,100       any   128  128  64    8  3  fused
 correlation_gradients half   90           any   128  128  64    8  3  stored
-correlation_gradients mixed  90           256   128   64  64    8  3  fused
+correlation_gradients mixed  90           512   128   64  64    8  3  fused
 correlation_gradients mixed  80,100       any   128   64  64    8  3  fused
 correlation_gradients mixed  90           any   128   64  64    8  4  stored
 correlation_gradients tf32   80,100        64   128   64  32    4  3  fused
-correlation_gradients tf32   90            64   128   64  32    4  3  stored
+correlation_gradients tf32   90           256    64  128  32    8  1  fused
 correlation_gradients tf32   80,100       any   128  128  32    8  3  fused
 correlation_gradients tf32   90           any   128  128  32    8  3  stored
 correlation_gradients fp32   80           any    64   64  16    4  4  fused

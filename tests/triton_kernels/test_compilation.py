@@ -172,6 +172,25 @@ def test_moments_load_ahead(architecture, dtype):
     assert inspection.resources(launch, architecture).spilled == 0
 
 
+@pytest.mark.parametrize("kernel", ["moments_kernel", "correlation_finish_kernel"])
+def test_arrivals_order_memory(kernel):
+    """Of a program that counts its arrival: the stores of all of its threads, a barrier, one atomic
+    that releases and acquires at the scope of the device, a barrier, the loads of the last one."""
+    case = Case("correlation", 4096, 512, torch.bfloat16, "bf16")
+    launch = next(x for x in record_step(case, REFERENCE_DEVICES[90]) if x.name == kernel)
+    code = inspection.compile_launch(launch, 90).asm["ptx"]
+    pattern = r"\bbar(?:rier)?\.sync|\batom\.[\w.:]+|\bld\.global|\bst\.global"
+    found = re.findall(pattern, code)
+    places = [place for place, name in enumerate(found) if name.startswith("atom")]
+    assert len(places) == (1 if kernel == "moments_kernel" else 2)
+    for place in places:
+        assert found[place].startswith("atom.global.gpu.acq_rel.add")
+        assert found[place - 1].endswith(".sync")
+        assert found[place + 1].endswith(".sync")
+    assert "st.global" in found[: places[0]]
+    assert "ld.global" in found[places[0] :]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_moments_of_many_views_load_ahead(dtype):
     case = Case("multiview", 256, 8192, dtype, "bf16")

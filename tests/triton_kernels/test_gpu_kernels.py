@@ -413,10 +413,11 @@ def test_memory_of_a_step(n, d, dtype):
     assert max(sizes) < max(n, d) ** 2 * dtype.itemsize
 
 
-def test_launches_of_a_step():
+@pytest.mark.parametrize(("n", "d"), [(256, 8192), (4096, 512)], ids=str)
+def test_launches_of_a_step(n, d):
     """Five kernels of ours, and the one that makes the gradient of the loss itself. Without the
     terms, whose means are divisions by torch."""
-    inputs = [x.detach().requires_grad_() for x in related(256, 8192, BFLOAT)]
+    inputs = [x.detach().requires_grad_() for x in related(n, d, BFLOAT)]
 
     def one_step() -> None:
         torch.autograd.grad(barlow_twins_loss(*inputs, LAMBDA, eps=EPS), inputs)
@@ -435,3 +436,27 @@ def test_launches_of_a_step():
     others = [name for name in names if not name.endswith("_kernel")]
     assert 1 <= len(mine) <= 5, mine
     assert len(others) <= 1, others
+
+
+def test_steps_side_by_side():
+    """Captured graphs and eager steps on streams of their own, at the same time: the last programs
+    of each count their own."""
+    inputs = [related(4096, 512, BFLOAT, seed) for seed in range(3)]
+    options = {"form": "correlation", "precision": "bf16", "backend": "triton"}
+    want = [step(z, **options) for z in inputs]
+    graphs, got = [], []
+    for z in inputs[:2]:
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            got.append(step(z, **options))
+    streams = [torch.cuda.Stream() for _ in inputs]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for graph, stream in zip(graphs, streams, strict=False):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        with torch.cuda.stream(streams[-1]):
+            last = step(inputs[-1], **options)
+    torch.cuda.synchronize()
+    for found, expected in zip((*got, last), want, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))

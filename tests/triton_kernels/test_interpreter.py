@@ -8,13 +8,17 @@ roundings are right, not that a device runs them fast.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import math
 import os
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import contract
+import numpy as np
 import photometric_contract as views
 import pytest
 import torch
@@ -22,7 +26,7 @@ from embeddings import AWKWARD_SHAPES, KINDS, draw
 from gate import assert_within_gate, ours
 
 from barlow_fast import barlow_twins_loss
-from barlow_fast.kernels import ViewGradients, aten
+from barlow_fast.kernels import Coefficients, GradientInputs, ViewGradients, aten
 from barlow_fast.kernels.photometry import Parameter
 
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
@@ -38,6 +42,7 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned", "fresh_plans"),
 ]
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+BFLOAT = torch.bfloat16
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -229,10 +234,42 @@ def test_correlation_with_full_and_split_tiles(precision):
 @pytest.mark.parametrize("path", table.PATHS["correlation_gradients"])
 @pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32"])
 def test_paths_of_correlation_gradients(path, precision, monkeypatch):
-    """z_hat standardised on its way into the product, or stored with rows of whole blocks."""
+    """z_hat standardised on its way into the product, stored with rows of whole blocks, or z as it
+    is and C scaled."""
     use(monkeypatch, "correlation_gradients", path)
-    case = contract.prepared((150, 70), precision)
-    contract.check_correlation(triton_kernels, case, precision)
+    dtype = torch.bfloat16 if path == "raw" and precision == "bf16" else None
+    for shape in ((150, 70), (140, 64)):
+        case = contract.prepared(shape, precision, dtype)
+        contract.check_correlation(triton_kernels, case, precision)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scaling_c_loses_no_more_than_rounding_z_hat(kind, monkeypatch):
+    """The paths 'raw' and 'fused' against float64: of the products alone, stored in float32."""
+    module = inspect.getmodule(triton_kernels.correlation_gradients)
+    float32 = functools.partial(torch.empty, dtype=torch.float32)
+    empty = SimpleNamespace(empty=lambda shape, dtype, device: float32(shape), bfloat16=BFLOAT)
+    squared = {"raw": torch.zeros(2), "fused": torch.zeros(2)}
+    for seed in range(4):
+        z_a, z_b = draw(kind, 200, 40, seed, BFLOAT)
+        statistics, _ = triton_kernels.statistics(z_a, z_b, contract.EPS, "bf16")
+        matrix, squares = triton_kernels.correlation(z_a, z_b, statistics, "bf16")
+        options = statistics.new_ones(()), Coefficients(1.0, 0.0, 0.0), "bf16"
+        kept = matrix, torch.zeros_like(squares)  # without the projection
+        whole = z_a.double(), z_b.double(), statistics.double(), (matrix[:, :40].double(), kept[1])
+        exact = aten.correlation_gradients(GradientInputs(*whole, *options[:2], "fp64"))
+        for path in squared:
+            use(monkeypatch, "correlation_gradients", path)
+            configurations.forget_plans()
+            with monkeypatch.context() as patched:
+                patched.setattr(module, "torch", empty)
+                found = triton_kernels.correlation_gradients(
+                    GradientInputs(z_a, z_b, statistics, kept, *options)
+                )
+            pairs = zip(found, exact, strict=True)
+            squared[path] += torch.tensor([float((x - y).norm() / y.norm()) ** 2 for x, y in pairs])
+    assert (squared["raw"] > 0).all()
+    assert squared["raw"].sum() <= 1.1 * squared["fused"].sum(), squared
 
 
 # Every kind in every precision in `make test`, in one form or the other.
@@ -391,6 +428,88 @@ def test_equal_runs_give_equal_bits():
     first, second = (ours(*z, backend="triton", precision="bf16") for _ in range(2))
     assert torch.equal(first.loss, second.loss)
     assert torch.equal(first.grad_a, second.grad_a)
+
+
+@pytest.fixture
+def in_order(monkeypatch):
+    """Sets the seed of the order in which programs run; None for that of the grid."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    builder = type(interpreter.interpreter_builder)
+    place, order = builder.set_grid_idx, {}
+
+    def anywhere(self, x, y, z):
+        grid = self.grid_dim
+        if order["seed"] is not None:
+            drawn = order.setdefault(grid, iter(shuffled(math.prod(grid), order["seed"])))
+            x, y, z = (int(i) for i in np.unravel_index(next(drawn), grid))
+        place(self, x, y, z)
+
+    def shuffled(count, seed):
+        while True:  # launch after launch
+            yield from np.random.default_rng(seed).permutation(count)
+
+    monkeypatch.setattr(builder, "set_grid_idx", anywhere)
+
+    def choose(seed):
+        order.clear()
+        order["seed"] = seed
+
+    choose(None)
+    return choose
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The counters that launches were given, by their launch."""
+    given = []
+
+    def counters(device, count):
+        given.append(torch.zeros(count, dtype=torch.int32))
+        return given[-1]
+
+    for name in ("moments", "correlation"):
+        module = inspect.getmodule(
+            getattr(triton_kernels, {"moments": "statistics"}.get(name, name))
+        )
+        monkeypatch.setattr(module, "counters", counters)
+    return given
+
+
+# Moments in parts; C by full tiles, by tiles that are all split, and by both.
+ARRIVALS = [
+    ("statistics", (300, 70), None),
+    ("column_moments", (300, 70), None),
+    ("correlation", (140, 200), (True, False)),
+    ("correlation", (600, 40), (False, True)),
+    ("correlation", (140, 260), (True, True)),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "tiles"), ARRIVALS, ids=str)
+def test_programs_may_arrive_in_any_order(name, shape, tiles, in_order, counted, monkeypatch):
+    """The last program finishes what all have made: all of it, to the bit, and once; it leaves the
+    counters zero. Outputs are poisoned, so nothing is left to a program that did not run."""
+    monkeypatch.setattr(configurations, "MOST_UNDIVIDED_ROWS", 8)
+    monkeypatch.setattr(configurations, "MOST_PART_ROWS", 64)
+    case = contract.prepared(shape, "bf16")
+    z = case.z_a, case.z_b
+    if tiles:
+        plan = configurations.correlation(device_of(z[0]), *shape, torch.float32, "bf16")
+        assert (plan.full_tiles > 0, plan.split_tiles > 0) == tiles
+        run = functools.partial(triton_kernels.correlation, *z, case.statistics, "bf16")
+    elif name == "statistics":
+        run = functools.partial(triton_kernels.statistics, *z, contract.EPS, "bf16")
+    else:
+        run = lambda: [triton_kernels.column_moments(*z, "bf16")]  # noqa: E731
+    want = run()
+    assert not any(x.isnan().any() for x in want[1 if tiles else 0 :])
+    for seed in range(10):
+        in_order(seed)
+        got = run()
+        for x, y in zip(got, want, strict=True):
+            assert torch.equal(x.nan_to_num(nan=7.0), y.nan_to_num(nan=7.0))
+    assert counted
+    assert not any(each.any() for each in counted)
 
 
 # ---- views: few and small ones; a device has the whole contract (test_gpu_photometric.py) -------

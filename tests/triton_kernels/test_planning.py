@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,13 @@ import triton
 triton_kernels = pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
 from barlow_fast.cli.tune import tune  # noqa: E402
 from barlow_fast.kernels import Coefficients, GradientInputs, tiles  # noqa: E402
-from barlow_fast.kernels.triton import configurations, inspection, tuned, tuning  # noqa: E402
+from barlow_fast.kernels.triton import (  # noqa: E402
+    arrival,
+    configurations,
+    inspection,
+    tuned,
+    tuning,
+)
 from barlow_fast.kernels.triton.inspection import Case, record_step  # noqa: E402
 from barlow_fast.kernels.triton.launch import (  # noqa: E402
     REFERENCE_DEVICES,
@@ -60,6 +67,18 @@ def test_few_launches_at_small_n(n, d, dtype):
     """Five for a whole step: statistics, products, their sum, terms, gradients."""
     kernels = ["moments", "gram", "gram_finish", "terms", "gram_columns"]
     launches = recorded("gram", n, d, dtype)
+    assert [launch.name for launch in launches] == [f"{name}_kernel" for name in kernels]
+
+
+@pytest.mark.parametrize(("n", "d"), [(4096, 512), (65536, 128), (169343, 256), (4096, 64)])
+@pytest.mark.parametrize(("dtype", "precision"), inspection.OPERANDS, ids=str)
+def test_few_launches_where_n_is_large(n, d, dtype, precision):
+    """Five for a whole step: the last programs to arrive merge moments and add up squares, and both
+    gradients are one launch. TF32 stores z_hat first from D > 256 on, view by view."""
+    kernels = ["moments", "correlation", "correlation_finish", "terms", "correlation_gradients"]
+    if precision == "tf32" and d > 256:
+        kernels = [*kernels[:-1], *["standardise", "correlation_gradients"] * 2]
+    launches = recorded("correlation", n, d, dtype, precision)
     assert [launch.name for launch in launches] == [f"{name}_kernel" for name in kernels]
 
 
@@ -308,9 +327,8 @@ def test_shared_memory_of_the_devices_is_nvidias():
 @pytest.mark.parametrize("d", [96, 128, 1024])
 def test_depths_without_a_rest_are_not_masked(d):
     launches = recorded("correlation", 4096, d, torch.float32, "fp32")
-    found = [x.constants for x in launches if x.name == "correlation_gradients_kernel"]
-    assert len(found) == 2
-    assert all(x["EVEN"] == (d % x["BLOCK_K"] == 0) for x in found)
+    (found,) = (x.constants for x in launches if x.name == "correlation_gradients_kernel")
+    assert found["EVEN"] == (d % found["BLOCK_K"] == 0)
 
 
 def test_every_launch_states_the_bytes_that_it_must_move():
@@ -318,6 +336,60 @@ def test_every_launch_states_the_bytes_that_it_must_move():
         for precision in ("fp32", "bf16"):
             for launch in recorded(form, n, d, torch.float32, precision):
                 assert launch.bytes > 0, launch.name
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Counters of a device that is not there: (the pool, a function that chooses the stream and
+    whether it is being captured)."""
+    pool = arrival._Pool(torch.zeros(3 * arrival.STREAM, dtype=torch.int32))
+    here = SimpleNamespace(capturing=False, stream=SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(arrival, "_pools", {})
+    monkeypatch.setattr(arrival, "_new_pool", lambda device: pool)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: here.capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here.stream)
+
+    def choose(stream, capturing=False):
+        here.capturing, here.stream = capturing, SimpleNamespace(cuda_stream=stream)
+
+    return pool, choose
+
+
+def test_counters_are_shared_by_no_launches_at_the_same_time(streams):
+    """Those of a stream run one after the other; those of captured graphs may run at any time."""
+    pool, choose = streams
+    device, taken = torch.device("cuda", 0), []
+    assert arrival._pooled(device, 8).data_ptr() == pool.zeros.data_ptr()
+    for stream, capturing, length in ((0, False, 8), (1, False, 8), (2, True, 8), (2, True, 12)):
+        choose(stream, capturing)
+        taken.append(arrival._pooled(device, length))
+        assert taken[-1].numel() == length
+        assert taken[-1].data_ptr() % 16 == 0
+    ranges = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in taken)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ranges))
+    choose(1)
+    assert arrival._pooled(device, 100).data_ptr() == taken[1].data_ptr()
+
+
+def test_counters_where_the_pool_has_none(streams, monkeypatch):
+    """They are made zero by a launch then: too many at once, all given away, no pool yet."""
+    _, choose = streams
+    device = torch.device("cuda", 0)
+    choose(0, capturing=True)
+    assert arrival._pooled(device, 8) is None  # nothing is allocated for good within a graph
+    choose(0)
+    assert arrival._pooled(device, arrival.STREAM + 4) is None
+    choose(1)
+    assert arrival._pooled(device, 8) is not None
+    choose(2, capturing=True)
+    assert arrival._pooled(device, arrival.STREAM - 4) is not None
+    assert arrival._pooled(device, 8) is None
+    choose(3)
+    assert arrival._pooled(device, 8) is None
+    monkeypatch.setattr(arrival, "_pools", {})
+    monkeypatch.setattr(arrival, "_new_pool", lambda device: None)  # a private pool of memory
+    assert arrival._pooled(device, 8) is None
+    assert not arrival.counters(torch.device("cpu"), 6).any()
 
 
 def test_tuning_keeps_what_is_faster_and_only_that():

@@ -92,7 +92,7 @@ def test_the_kernel_that_has_one(monkeypatch):
     [
         ("gram_kernel", "gram", 2048, 8192),
         ("gram_tiles_kernel", "gram", 2048, 8192),
-        ("correlation_gradients_kernel", "correlation", 4096, 512),
+        ("correlation_gradients_kernel", "correlation", 8192, 4096),
     ],
 )
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
