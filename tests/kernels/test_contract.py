@@ -90,6 +90,7 @@ def test_tiles_of_every_input_type(kernels, dtype, precision):
     contract.check_tiles(kernels, contract.prepared((70, 45), precision, dtype), precision)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @poisoned
 def test_tiles_of_more_than_one_block(kernels, precision):
@@ -104,6 +105,7 @@ def test_one_sample_that_dominates(kernels, precision):
     contract.check_dominating_sample(kernels, precision)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("shape", [(600, 700), (700, 600)], ids=["gram", "correlation"])
 @poisoned
 def test_more_than_one_block_of_the_matrix(shape, kernels):
@@ -111,6 +113,17 @@ def test_more_than_one_block_of_the_matrix(shape, kernels):
     case = contract.prepared(shape, "fp32")
     contract.check_gram(kernels, case, "fp32")
     contract.check_correlation(kernels, case, "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@poisoned
+def test_more_than_one_block_of_narrow_matrices(kernels, precision):
+    """The same of matrices that take little work, for emulated instruction sets."""
+    for shape in ((9, 1500), (1500, 3)):
+        case = contract.prepared(shape, precision)
+        contract.check_gram(kernels, case, precision)
+        contract.check_correlation(kernels, case, precision)
+    contract.check_tiles(kernels, contract.prepared((9, 1500), precision), precision)
 
 
 @contract.native
@@ -238,7 +251,9 @@ def test_plain_products_of_float32_ask_for_their_precision(precision, setting, m
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-@pytest.mark.parametrize("shape", [(2, 1), (3, 40), (70, 45), (33, 300), (260, 130)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 1), (3, 40), (70, 45), (33, 300), (260, 5), (260, 130)], ids=str
+)
 def test_views(kernels, shape, count, precision):
     views, statistics = contract.prepared_views(shape, precision, count)
     contract.check_view_moments(kernels, views, precision)
