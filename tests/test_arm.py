@@ -30,7 +30,7 @@ def test_what_is_selected_exists():
         assert (ROOT / name).exists(), name
 
 
-# Runs pytest as on an ARM machine: kernel sets and the plugin ask for the machine's name.
+# Runs pytest as on an ARM machine: kernel sets and the plugin read the machine's name.
 ON_ARM = """
 import platform, sys
 platform.machine = lambda: "aarch64"
