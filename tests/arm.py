@@ -10,10 +10,13 @@ from the machine's own sources, and torch's wheel for ARM, as pip does. They are
 nothing is installed, and no rights are needed. The CPU kernels of this clone are then compiled
 with the flags of CMakeLists.txt, and the tests run with them, two processes at a time.
 
-With --quick, as `make test-all` runs it, the contract of the kernels alone: minutes; loss, views
-and crops take longer. Emulated times mean nothing: what is held is that results are right. Ends
-with a table, and with status 1 when a test failed or the environment cannot be made; the latter is
-no failure with --or-skip. Needs nothing beyond the standard library, apt and CMake.
+Which tests run is decided by `is_selected`, by the kernels and types that a test is given and by
+the marker `large`. Every primitive runs in every precision, with
+and without products of bfloat16. With --quick, as `make test-all` runs it, the contract of the
+kernels alone, without loss, views and crops. Emulated times mean nothing: what is held is that
+results are right. Prints what ran, and ends with a table, and with status 1 when a test failed or
+the environment cannot be made; the latter is no failure with --or-skip. Needs nothing beyond the
+standard library, apt and CMake.
 """
 
 from __future__ import annotations
@@ -28,13 +31,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import versions
 from versions import MATRIX, ONE_THREAD, ROOT, Failure, Tier
 
+if TYPE_CHECKING:
+    import pytest
+
 MACHINES = ("aarch64", "arm64")
 ROW = MATRIX[0]._replace(triton="none")
 TOOLS = ("qemu-user-static", "g++-aarch64-linux-gnu")
+# Plain torch multiplies by SVE where it can: vectors of 2048 bits, ten times slower to emulate.
+CPU = "max,sve=off"
 SYSTEM = ("python3", "libgomp1", "libstdc++6")
 # All that torch's wheel and the tests import; pip would add what torch needs on x86.
 WHEELS = (
@@ -45,34 +54,23 @@ WHEEL_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinu
 # What the copy of the clone holds beside the library for ARM.
 SOURCES = ("barlow_fast", "kernels", "tests", "bench/gpu/startup", "pyproject.toml")
 
-# What an emulator runs in minutes: no plain torch, no emulation of x86 tiles, no shape that takes
-# long, and of the set that differs in products of bfloat16 alone only those; nor what needs Triton.
-LARGE = "127x255 or 257x130 or 100x521 or 521x100 or 33x1025 or 1025x33 or more_than_one"
-SELECTED = f"not aten and not emulated and not named_and_refused and not ({LARGE})"
-# The loss runs on the best set. Of its gate two kinds of embeddings and two precisions.
-GATE = "not (test_gate and (heavy or constant or random or fp64 or fp16))"
-IMAGES = "not neon_bf16 and not (900 or 40x224 or 3x257) and not (every_width or any_window)"
-CONTRACT = f"{SELECTED} and not neon_bf16-fp and not neon_bf16-tf32"
+# In the order that keeps two processes busy to the end.
 TIERS = (
+    Tier("loss", ("tests/loss/test_numerics.py", "tests/loss/test_interface.py"), ONE_THREAD),
+    Tier("contract", ("-k", "not neon_bf16", "tests/kernels/test_contract.py"), ONE_THREAD),
     Tier(
-        "contract", ("-k", f"{CONTRACT} and not neon_bf16", "tests/kernels/test_contract.py"),
-        ONE_THREAD,
-    ),
-    Tier(
-        "contract, bfloat16", ("-k", f"{CONTRACT} and neon_bf16", "tests/kernels/test_contract.py"),
-        ONE_THREAD,
-    ),
-    Tier(
-        "loss, views, crops",
+        "family, views, crops",
         (
-            "-k", f"{SELECTED} and {GATE} and {IMAGES}",
+            "tests/loss/test_family.py", "tests/loss/test_family_numerics.py",
             "tests/kernels/test_photometric.py", "tests/kernels/test_resize.py",
-            "tests/loss/test_numerics.py", "tests/loss/test_interface.py",
         ),
         ONE_THREAD,
     ),
+    Tier(
+        "contract, bfloat16", ("-k", "neon_bf16", "tests/kernels/test_contract.py"), ONE_THREAD
+    ),
 )  # fmt: skip
-# `arm` is this file, whose hook below refuses a run without the kernels.
+# `arm` is this file, whose hooks below refuse a run without the kernels, and select tests.
 PYTEST = ("-o", "addopts=", "-p", "arm")
 
 
@@ -85,6 +83,38 @@ def pytest_configure() -> None:
     problem = why_unusable("cpu", torch.device("cpu"))
     if problem or platform.machine() not in MACHINES:
         raise SystemExit(problem or f"the machine is {platform.machine()}, not {MACHINES[0]}")
+
+
+def is_selected(item: pytest.Item) -> bool:
+    """Whether a test runs under an emulator.
+
+    Left out is what is marked `large`, plain torch alone, matrix tiles, which ARM does not have,
+    and with `neon_bf16` what has no bfloat16: it is the code of `neon`.
+    """
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    kernels = given.get("kernels", given.get("instruction_set", given.get("backend")))
+    values = {str(value).removeprefix("torch.") for value in given.values()}
+    return not (
+        item.get_closest_marker("large")
+        or kernels in ("aten", "amx_bf16", "amx_bf16_emulated")
+        or (kernels == "neon_bf16" and values.isdisjoint(("bf16", "bfloat16")))
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what takes an emulator long."""
+    left_out = [item for item in items if not is_selected(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if is_selected(item)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What ran: passed parametrisations and seconds of each test."""
+    found: dict[str, list[float]] = {}
+    for report in terminalreporter.stats.get("passed", ()):
+        found.setdefault(report.nodeid.partition("[")[0], []).append(report.duration)
+    for name, seconds in found.items():
+        terminalreporter.write_line(f"{len(seconds):4} passed {sum(seconds):6.1f} s  {name}")
 
 
 def unpack(folder: Path, packages: Sequence[str], *options: str) -> None:
@@ -189,7 +219,7 @@ class Environment:
     def python(self) -> list[str]:
         """The command of the emulated Python."""
         libraries = f"{self.site}/torch/lib:{self.site}/torch.libs"
-        qemu = [self.tool("qemu-aarch64-static"), "-cpu", "max", "-L", str(self.system)]
+        qemu = [self.tool("qemu-aarch64-static"), "-cpu", CPU, "-L", str(self.system)]
         return [*qemu, "-E", f"LD_LIBRARY_PATH={libraries}", str(self.interpreter)]
 
 
@@ -241,7 +271,9 @@ def run_tests(
     found = os.pathsep.join(map(str, (startup, clone / "tests", *path)))
     variables = {"PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"}
     work = []
-    for tier in TIERS[: 2 if quick else None]:
+    for tier in TIERS:
+        if quick and not tier.name.startswith("contract"):
+            continue
         paths = (str(clone / part) if part.startswith("tests/") else part for part in tier.paths)
         work.append((ROW, version, python, tier._replace(
             paths=(*PYTEST, *paths), environment=tier.environment | variables

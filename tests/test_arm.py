@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import arm
+import contract
 import pytest
+import torch
 import versions
 from versions import Failure
 
@@ -23,6 +28,65 @@ def test_what_is_selected_exists():
             assert (ROOT / path.partition("::")[0]).is_file(), path
     for name in arm.SOURCES:
         assert (ROOT / name).exists(), name
+
+
+# Runs pytest as on an ARM machine: kernel sets and the plugin read the machine's name.
+ON_ARM = """
+import platform, sys
+platform.machine = lambda: "aarch64"
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@contract.native
+def test_every_primitive_is_selected_in_every_precision():
+    options = ["-q", *arm.PYTEST, "--collect-only", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ARM, *options, "tests/kernels/test_contract.py"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+    assert not [name for name in found if "emulated" in name or "more_than_one_block[" in name]
+    everywhere = {"fp64", "fp32", "bf16", "fp16"}
+    most = everywhere - {"fp16"}
+    for test, precisions in {
+        "test_moments_and_standardisation": {"fp64", "fp32"},
+        "test_every_input_type_with_every_operand_type": {*everywhere, "tf32"},
+        "test_forms": most,
+        "test_one_row": everywhere,
+        "test_tiles": everywhere,
+        "test_views": everywhere,
+        "test_more_than_one_block_of_narrow_matrices": most,
+    }.items():
+        for kernels, wanted in (("neon", precisions), ("neon_bf16", precisions & {"bf16"})):
+            names = [name for name in found if name.startswith(f"{test}[{kernels}-")]
+            missing = {p for p in wanted if not any(p in name for name in names)}
+            assert not missing, (test, kernels)
+
+
+@pytest.mark.parametrize(
+    ("given", "marks", "selected"),
+    [
+        ({}, (), True),
+        ({}, ("large",), False),
+        ({"backend": "aten"}, (), False),
+        ({"kernels": "neon", "precision": "fp32"}, (), True),
+        ({"kernels": "neon_bf16", "precision": "fp32"}, (), False),
+        ({"kernels": "neon_bf16", "precision": "fp32", "dtype": torch.bfloat16}, (), True),
+    ],
+    ids=str,
+)
+def test_what_an_emulator_runs(given, marks, selected):
+    item = SimpleNamespace(
+        callspec=SimpleNamespace(params=given),
+        get_closest_marker=lambda name: name if name in marks else None,
+    )
+    assert arm.is_selected(item) == selected
 
 
 def test_a_copy_has_no_library_of_this_machine(tmp_path):

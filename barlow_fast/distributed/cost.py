@@ -47,7 +47,10 @@ class Network:
 # Operations per second, by precision: 16-bit as measured on an H100, the others at the data sheet's
 # ratio to it (TF32 a half, float64 a fifteenth; fp32 is three TF32 products).
 _GPU_MATMUL = {"bf16": 790e12, "fp16": 790e12, "tf32": 395e12, "fp32": 130e12, "fp64": 52e12}
-_CPU_MATMUL = {"bf16": 200e9, "fp16": 100e9, "tf32": 100e9, "fp32": 100e9, "fp64": 50e9}
+# All ranks must assume the same, and their CPUs may differ: for bf16 twice fp32's rate, as AVX-512
+# BF16 has it, between CPUs without products of bfloat16 (fp32's) and those with BFMMLA or AMX (four
+# times and more). tf32 is executed with AMX alone, as three products of bfloat16.
+_CPU_MATMUL = {"bf16": 200e9, "fp16": 100e9, "tf32": 200e9, "fp32": 100e9, "fp64": 50e9}
 
 
 def network_of(device_type: str, nodes: int, precision: str) -> Network:

@@ -69,7 +69,8 @@ def resolved_precision(config: PretrainConfig, device: torch.device) -> torch.dt
 
 
 def _cpu_computes_in_bfloat16() -> bool:
-    """AVX-512 BF16 or AMX, in which oneDNN computes convolutions and products."""
+    """AVX-512 BF16 or AMX, in which oneDNN computes convolutions and products. Not ARM's bf16:
+    there its backward convolutions of bfloat16 are the reference implementation."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):

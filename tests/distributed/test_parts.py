@@ -20,6 +20,7 @@ from barlow_fast.distributed.groups import Group
 from barlow_fast.distributed.traffic import count_traffic, record
 from barlow_fast.forms.norms import differentiate_norm
 from barlow_fast.kernels import aten, tiles
+from barlow_fast.kernels.precision import PRECISIONS
 
 CPU = torch.device("cpu")
 LOCAL = Network(
@@ -235,6 +236,13 @@ def test_default_networks(device, nodes, precision):
     for samples, d, form in (((512,) * 4, 16384, "gram"), ((8192,) * 4, 128, "correlation")):
         chosen = cost.choose_layout("auto", "auto", samples, d, torch.float32, precision, network)
         assert cost.FORM_OF_LAYOUT[chosen] == form
+
+
+def test_rates_of_products_on_a_cpu():
+    """What is rounded and multiplied in float32 has its rate; tf32 is executed where that is
+    faster, by more than one product of bfloat16."""
+    rates = {p: cost.network_of("cpu", 1, p).matmul for p in PRECISIONS}
+    assert rates["fp64"] < rates["fp32"] == rates["fp16"] < rates["tf32"] <= rates["bf16"]
 
 
 def test_the_choice_does_not_depend_on_the_rank():

@@ -180,6 +180,7 @@ def test_one_view_without_gradient(name, form):
             assert_close(g, want_g, 1e-12)
 
 
+@pytest.mark.large
 @every_form
 @every_loss
 def test_gradcheck(name, form):

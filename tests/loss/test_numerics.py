@@ -17,14 +17,19 @@ GATE_SHAPES = {
     "gram": ((64, 512), (37, 211), (96, 96)),
     "correlation": ((512, 64), (211, 37), (96, 96)),
 }
+every_gate_shape = pytest.mark.parametrize(
+    ("form", "shape"),
+    [(form, shape) for form, shapes in GATE_SHAPES.items() for shape in shapes],
+    ids=str,
+)
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gate(kind, form, precision, backend):
-    for n, d in GATE_SHAPES[form]:
-        dtype = torch.float64 if precision == "fp64" else torch.float32
-        assert_within_gate(lambda s: draw(kind, n, d, s, dtype), precision, form, backend)  # noqa: B023
+@every_gate_shape
+def test_gate(kind, form, shape, precision, backend):
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    assert_within_gate(lambda s: draw(kind, *shape, s, dtype), precision, form, backend)
 
 
 tiled = pytest.mark.parametrize("instruction_set", [cpu.EMULATED, "amx_bf16"])
@@ -69,10 +74,10 @@ def test_runs_of_matrix_tiles_are_bitwise_equal(precision, threads, form, instru
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["random", "correlated", "constant_columns"])
-def test_gate_with_half_precision_inputs(kind, form, dtype, backend):
+@every_gate_shape
+def test_gate_with_half_precision_inputs(kind, form, shape, dtype, backend):
     precision = "bf16" if dtype == torch.bfloat16 else "fp16"
-    for n, d in GATE_SHAPES[form]:
-        assert_within_gate(lambda s: draw(kind, n, d, s, dtype), precision, form, backend)  # noqa: B023
+    assert_within_gate(lambda s: draw(kind, *shape, s, dtype), precision, form, backend)
 
 
 @pytest.mark.parametrize("shape", AWKWARD_SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")

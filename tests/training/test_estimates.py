@@ -168,3 +168,20 @@ def test_float16_is_for_gpus():
     auto = estimate.resolved_precision(replace(CONFIG, precision="auto"), CPU)
     assert auto in (torch.float32, torch.bfloat16)
     assert estimate.resolved_precision(replace(CONFIG, precision="bf16"), CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", torch.bfloat16),
+        ("flags\t\t: fpu avx512f amx_bf16", torch.bfloat16),
+        ("flags\t\t: fpu avx2 avx512f", torch.float32),
+        ("Features\t: fp asimd bf16 i8mm", torch.float32),
+        ("Features\t: fp asimd", torch.float32),
+    ],
+)
+def test_automatic_precision_of_a_cpu(line, expected, monkeypatch, tmp_path):
+    information = tmp_path / "cpuinfo"
+    information.write_text(f"processor\t: 0\n{line}\n")
+    monkeypatch.setattr(estimate, "Path", {"/proc/cpuinfo": information}.__getitem__)
+    assert estimate.resolved_precision(replace(CONFIG, precision="auto"), CPU) == expected
