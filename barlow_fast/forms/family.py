@@ -117,7 +117,7 @@ def backward(
         return mixed.backward(
             run, given, permutation, fields, weights, options.eps, options.gamma, n, grad, need
         )
-    fields = views.Kept(*kept[:6], tuple(kept[6:]))
+    fields = views.Kept(*kept[:5], tuple(kept[5:]))
     return views.backward(run, options.objective, given, fields, options.eps, n, grad, need)
 
 

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from ..kernels.precision import reciprocal, reciprocal_deviation
-from .views import BETWEEN, BLOCK, EACH, Moments, Run, Standardised, Sums, Value, pairs
+from .views import (
+    BETWEEN,
+    BLOCK,
+    EACH,
+    Moments,
+    Run,
+    Standardised,
+    Sums,
+    Value,
+    pairs,
+    squares_of_pairs,
+)
 
 # Of a column's 2-norm, as torch.nn.functional.normalize has it.
 SMALLEST_NORM = 1e-12
@@ -26,9 +37,10 @@ def _statistics(means: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack((means, rstd, shift), 1).to(dtype)
 
 
-def _products(diagonals: Tensor, rstd: Tensor, n: int) -> Tensor:
-    """(V, V, D) means over samples of z_hat_v z_hat_u, from sums of what rstd scales."""
-    return diagonals / n * rstd[:, None] * rstd[None]
+def _products(sums: Tensor, rstd: Tensor, n: int) -> Tensor:
+    """(V, V, D) means over samples of z_hat_v z_hat_u, in the memory of the sums that rstd scales:
+    fresh memory of that size costs more than the arithmetic."""
+    return sums.mul_(rstd[:, None]).mul_(rstd / n)
 
 
 def _batch_normalised(moments: Moments, eps: float, dtype: torch.dtype) -> Standardised:
@@ -80,7 +92,7 @@ class BarlowTwins:
         count = len(pairs(BETWEEN, len(views)))
         away = diagonals - 1
         away.diagonal().zero_()
-        on_diagonal = run.total(away.square().sum()) / 2 / count
+        on_diagonal = run.total(squares_of_pairs(away)) / count
         off_diagonal = sums.squares[0] / count
         weights_ = away.mul_(2 / n / count)
         rows = 0.0
@@ -153,7 +165,7 @@ class VICReg:
         pull, spread, decorrelate = weights
         n, d, count = moments.n, run.d, len(views)
         scale = standardised.scales[:, None]
-        variances = moments.comoments.diagonal().T / (n - 1)
+        variances = standardised.diagonals.diagonal().T * scale.square() * (n / (n - 1))
         deviations = (variances + eps).sqrt()
         hinges = (self.gamma - deviations).clamp_min(0)
         variance = run.total(hinges.sum()) / (count * d)
@@ -206,7 +218,7 @@ class FroSSL:
         self, moments: Moments, eps: float, dtype: torch.dtype, run: Run
     ) -> Standardised:
         n = moments.n
-        raw = moments.comoments + n * moments.means[:, None] * moments.means[None]
+        raw = moments.comoments.addcmul_(n * moments.means[:, None], moments.means)
         norms = raw.diagonal().T.clamp_min(0).sqrt()
         rstd = reciprocal(norms.clamp_min(SMALLEST_NORM) / n**0.5, dtype)
         zeros = torch.zeros_like(moments.means)

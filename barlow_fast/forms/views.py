@@ -108,7 +108,9 @@ class Objective(Protocol):
 
     def standardised(
         self, moments: Moments, eps: float, dtype: torch.dtype, run: Run
-    ) -> Standardised: ...
+    ) -> Standardised:
+        """May use the memory of the co-moments."""
+        ...
 
     def kernel_eps(self, eps: float) -> float:
         """The eps inside the root of the norm; 0 where there is none."""
@@ -181,8 +183,8 @@ class Kept(NamedTuple):
 
     Attributes:
         statistics, factors, offsets: see `Standardised` and `Value`; offsets are (0,) for none.
-        weights: (V, V, D) in the accumulation type.
-        diagonals: (V, V, D) in the accumulation type.
+        weights: (V, V, D) in the accumulation type: those of `Value`, and in the Gram form what the
+            diagonals of C add.
         rows: (V, N) what is added to all columns of dL/dz_hat_v, in the accumulation type; (0,) for
             nothing.
         matrices: by form the V tiled K, or matrix and squares of each pair.
@@ -192,7 +194,6 @@ class Kept(NamedTuple):
     factors: Tensor
     weights: Tensor
     offsets: Tensor
-    diagonals: Tensor
     rows: Tensor
     matrices: tuple[Tensor, ...]
 
@@ -211,25 +212,24 @@ def forward(
     moments = run.moments(views)
     norm = objective.standardised(moments, eps, run.dtype, run)
     statistics, diagonals = norm.statistics, norm.diagonals
-    chosen = pairs(objective.squares, len(views))
+    between = objective.squares == BETWEEN
     if run.form == "gram":
         matrices = tuple(run.gram_tiles(*x) for x in zip(views, statistics, strict=True))
         inner = gram_products(matrices, moments.n, objective.squares)
-        taken = diagonals
+        own = diagonals.diagonal().T
         if not objective.scaled and OPERAND_DTYPE[run.precision].itemsize == 2:
             # Of the rounded operands that K is of: one long column would not cancel otherwise.
             rounded = [_rounded_products(run, *x) for x in zip(views, statistics, strict=True)]
-            taken = torch.diag_embed(torch.stack(rounded, 1) / moments.n).movedim(0, -1)
-        own = torch.stack([taken[v, u].square().sum() for v, u in chosen])
-        own = run.total(own if objective.squares == EACH else own.sum()[None])
-        squares = inner / moments.n**2 - own
+            own = torch.stack(rounded) / moments.n
+        own = squares_of_pairs(diagonals)[None] if between else torch.linalg.vecdot(own, own)
+        squares = inner / moments.n**2 - run.total(own)
     else:
         matrices = ()
-        for v, u in chosen:
+        for v, u in pairs(objective.squares, len(views)):
             rows = torch.cat((*statistics[[v, u]], diagonals[v, u][None].to(run.dtype)))
             matrices += run.correlation(views[v], views[u], rows)
         squares = torch.stack([found[0].sum() for found in matrices[1::2]])
-        squares = squares if objective.squares == EACH else squares.sum()[None]
+        squares = squares.sum()[None] if between else squares
     rows = elements = statistics.new_zeros((), dtype=torch.float64)
     if objective.target:
         rows = run.total(torch.stack([_row_sums(*x) for x in zip(views, statistics, strict=True)]))
@@ -239,17 +239,36 @@ def forward(
         elements = elements / 2 / moments.n
     sums = Sums(squares, elements)
     value = objective.value(views, moments, norm, sums, weights, eps, run)
-    if run.form == "correlation" and objective.projected:
+    if run.form == "gram":
+        _add_diagonals(diagonals, value, moments.n, between)
+    elif objective.projected:
         _project(run, views, norm, value, rows)
     offsets, rows = (
         statistics.new_empty(0) if x is None else x.to(run.dtype)
         for x in (value.offsets, value.rows * rows if objective.target else None)
     )
-    kept = Kept(
-        statistics, value.factors, value.weights.to(run.dtype), offsets, diagonals.to(run.dtype),
-        rows, matrices,
-    )  # fmt: skip
+    kept = Kept(statistics, value.factors, value.weights.to(run.dtype), offsets, rows, matrices)
     return value.loss.to(run.dtype), value.terms.to(run.dtype), kept
+
+
+def squares_of_pairs(x: Tensor) -> Tensor:
+    """The sum over pairs of views and columns of x^2, x (V, V, D) symmetric in the views."""
+    total = x.new_zeros(())
+    for v in range(1, len(x)):
+        below = x[v, :v].flatten()
+        total += below @ below
+    return total
+
+
+def _add_diagonals(diagonals: Tensor, value: Value, n: int, between: bool) -> None:
+    """Adds to the weights what the squares of the diagonals of C, which O lacks, have as gradient:
+    of all pairs of views, or of each view with itself."""
+    if between:
+        steps = diagonals.new_full((*diagonals.shape[:2], 1), -2 / n).mul_(value.factors)
+        steps.diagonal().zero_()
+        value.weights.addcmul_(diagonals, steps)
+    else:
+        value.weights.diagonal().addcmul_(diagonals.diagonal(), value.factors * (-4 / n))
 
 
 def _project(
@@ -298,15 +317,15 @@ def _row_sums(z: Tensor, statistics: Tensor) -> Tensor:
 def gram_products(matrices: Sequence[Tensor], n: int, squares: str) -> Tensor:
     """<K_v, K_v> of each view, (V,), or the sum of <K_v, K_u> over all pairs, (1,); float64.
 
-    The pairs take no products of their own: half of <S, S> - sum_v <K_v, K_v>, S = sum_v K_v.
+    The pairs take no products of their own: each K is multiplied with the sum of those before it.
     """
-    own = torch.stack([tiles.inner(k, k, n) for k in matrices])
     if squares == EACH:
-        return own
-    if len(matrices) == 2:
-        return tiles.inner(*matrices, n)[None]
-    whole = sum(matrices[1:], start=matrices[0])
-    return (tiles.inner(whole, whole, n) - own.sum())[None] / 2
+        return torch.stack([tiles.inner(k, k, n) for k in matrices])
+    before, total = matrices[0].clone(), 0
+    for k in matrices[1:]:
+        total = total + tiles.inner(before, k, n)
+        before += k
+    return total[None]
 
 
 def backward(
@@ -323,36 +342,30 @@ def backward(
 
     n: samples of all ranks.
     """
-    count = len(views)
-    weights, matrices, products = kept.weights, None, kept.factors[:0]
+    count, (_, d) = len(views), views[0].shape
+    matrices, products = None, kept.factors[:0]
     most = run.d * max(count - 1, 1)  # no element of a sum of K exceeds N times this
     between = objective.squares == BETWEEN
     factors = kept.factors.expand(count) if between else kept.factors
     if run.form == "gram":
-        step = 2 / n if between else 4 / n
-        pulled = kept.diagonals * (factors * -step).to(run.dtype)[:, None, None]
-        only = torch.eye(count, device=pulled.device, dtype=torch.bool) != between
-        weights = weights + pulled * only[:, :, None]
         packed = _gradient_matrices(kept.matrices, between)
         centres = tiles.take_centres(packed, n, run.precision)
         matrices = run.kernels.gram_from_tiles(packed, centres, n, most, run.precision)
-        products = factors * (step / n)
-    every, statistics, links = tuple(views), kept.statistics, []
-    weights = list(weights.flatten(0, 1))
-    for v in range(count):
-        links += [(v, u) for u in range(count)]
-        if kept.rows.numel():  # equal in all columns: a view that is not to be standardised
-            every += (kept.rows[v, :, None].expand(-1, views[v].shape[1]).to(views[v].dtype),)
-            links.append((v, len(every) - 1))
-            weights.insert(len(links) - 1, torch.ones_like(weights[0]))
-    if kept.rows.numel():
+        products = factors * ((2 if between else 4) / n**2)
+    every, statistics, weights = tuple(views), kept.statistics, kept.weights
+    linked = [tuple(range(count))] * count
+    if kept.rows.numel():  # equal in all columns: views that are not to be standardised
+        every += tuple(rows[:, None].expand(-1, d).to(views[0].dtype) for rows in kept.rows)
+        linked = [(*of, count + v) for v, of in enumerate(linked)]
+        weights = torch.cat((weights, torch.ones_like(weights[:, :1])), 1)
         statistics = torch.cat((statistics, identity_statistics(statistics).expand(count, -1, -1)))
+    links = tuple((v, u) for v, of in enumerate(linked) for u in of)
     offsets = kept.offsets if kept.offsets.numel() else None
     projected = objective.projected and run.form == "gram"
     grads = run.view_gradients(
         ViewGradients(
-            every, statistics, matrices, products, tuple(links), torch.stack(weights),
-            offsets, grad_scale, most, objective.kernel_eps(eps),
+            every, statistics, matrices, products, links, weights.flatten(0, 1), offsets,
+            grad_scale, most, objective.kernel_eps(eps),
             projected, run.precision, tuple(need),
         )
     )  # fmt: skip
@@ -372,8 +385,10 @@ def _gradient_matrices(matrices: Sequence[Tensor], between: bool) -> Tensor:
     """(V, T, B, B): S - K_v of each view, or K_v itself."""
     if not between:
         return torch.stack(list(matrices))
-    whole = sum(matrices[1:], start=matrices[0])
-    packed = whole.new_empty((len(matrices), *whole.shape))
+    packed = matrices[0].new_empty((len(matrices), *matrices[0].shape))
+    whole = torch.add(*matrices[:2], out=packed[-1])
+    for k in matrices[2:]:
+        whole += k
     for out, own in zip(packed, matrices, strict=True):
         torch.sub(whole, own, out=out)
     return packed
@@ -399,7 +414,8 @@ def _add_correlation_gradients(
         wanted = (need[v], need[u] and between)
         if not any(wanted):
             continue
-        rows = torch.cat((*kept.statistics[[v, u]], kept.diagonals[v, u][None]))
+        # Without diagonals, which are in the weights.
+        rows = torch.cat((*kept.statistics[[v, u]], torch.zeros_like(kept.statistics[v, :1])))
         scale = grad_scale * kept.factors[0 if between else v].to(grad_scale.dtype)
         coefficients = Coefficients((2 if between else 4) / n, 0.0, 0.0)
         found = run.correlation_gradients(
@@ -418,7 +434,6 @@ def kept_layouts(run: Run, objective: Objective, n: int, views: int) -> list[Lay
     """Shapes and dtypes of the fields of `Kept`, the matrices last; `offsets` by what the loss
     has."""
     d, wide = run.d, torch.float64
-    square = (views, views, d), run.dtype
     offsets = (0,) if objective.projected else (views, d)
     chosen = pairs(objective.squares, views)
     if run.form == "gram":
@@ -429,6 +444,6 @@ def kept_layouts(run: Run, objective: Objective, n: int, views: int) -> list[Lay
         matrices = [matrix, ((2, d), wide)] * len(chosen)
     factors = views if objective.squares == EACH else 1
     return [
-        ((views, 3, d), run.dtype), ((factors,), wide), square, (offsets, run.dtype), square,
-        ((views, n) if objective.target else (0,), run.dtype), *matrices,
+        ((views, 3, d), run.dtype), ((factors,), wide), ((views, views, d), run.dtype),
+        (offsets, run.dtype), ((views, n) if objective.target else (0,), run.dtype), *matrices,
     ]  # fmt: skip

@@ -825,12 +825,11 @@ struct GramGradients {
   }
 };
 
-// One pass over the inputs: some of the gradients, and the views and pairs of views that they need.
+// One pass over the inputs: some of the gradients, and the views that they need.
 struct GramTurn {
   std::vector<GramView> views;
   std::vector<GramGradient> gradients;
   std::vector<Link> links;
-  std::vector<ViewPair> crosses;
   std::vector<size_t> with_matrix;  // of `gradients`
 
   // Gradients from `first` on, with at most `most` matrices.
@@ -855,16 +854,8 @@ struct GramTurn {
       own.multiplied = own.multiplied || gradients[i].packed != nullptr;
       for (int64_t l = 0; l < gradients[i].link_count; ++l, ++at) {
         views[static_cast<size_t>(links[at].view)].staged = true;
-        links[at].cross = number_of(gradients[i].view, links[at].view);
       }
     }
-  }
-  int64_t number_of(int64_t own, int64_t other) {
-    const ViewPair pair{std::min(own, other), std::max(own, other)};
-    const auto same = [&](const ViewPair& p) { return p.first == pair.first && p.second == pair.second; };
-    const int64_t number = std::find_if(crosses.begin(), crosses.end(), same) - crosses.begin();
-    if (number == static_cast<int64_t>(crosses.size())) crosses.push_back(pair);
-    return number;
   }
   int64_t staged() const {
     return std::count_if(views.begin(), views.end(), [](const GramView& view) { return view.staged; });
@@ -882,8 +873,8 @@ int64_t columns_of_gradients(int64_t n, int64_t d, int64_t staged, Element opera
   return std::clamp<int64_t>(std::min(fitting, shared) / geometry.panel, 1, 8) * geometry.panel;
 }
 
-// All gradients of (N, D) views. `base`: what the operator's arguments determine. Where packed matrices would be large
-// beside the inputs, one of them at a time is there, and a pass over the inputs made for each.
+// All gradients of (N, D) views. `base`: what the operator's arguments determine. Packed matrices take at most half of
+// the inputs' memory, or are one: a pass over the inputs is made for each part of the gradients.
 void run_gram_gradients(const GramGradients& all, const GramGradientTask& base, int64_t d, int64_t dimensions) {
   const int64_t n = base.n;
   const Element operand = base.operand;
@@ -894,9 +885,10 @@ void run_gram_gradients(const GramGradients& all, const GramGradientTask& base, 
     half_scale /= 2;
   }
   const int64_t panels = ceil_div(n, primitives().geometry(operand).tile_rows), chunk = 4, chunks = ceil_div(panels, chunk);
+  const size_t most = static_cast<size_t>(std::max<int64_t>(1, static_cast<int64_t>(all.views.size()) * d / (2 * n)));
   TrimOnExit trim;
   for (size_t first = 0; first < all.gradients.size();) {
-    GramTurn turn(all, first, 2 * n > d ? 1 : all.gradients.size());
+    GramTurn turn(all, first, most);
     first += turn.gradients.size();
     const int64_t matrices = static_cast<int64_t>(turn.with_matrix.size()), staged = turn.staged();
     char* packed = static_cast<char*>(call_scratch.get(turn.with_matrix.size() * bytes));
@@ -920,8 +912,6 @@ void run_gram_gradients(const GramGradients& all, const GramGradientTask& base, 
       task.view_count = static_cast<int64_t>(turn.views.size());
       task.gradients = turn.gradients.data();
       task.gradient_count = static_cast<int64_t>(turn.gradients.size());
-      task.crosses = turn.crosses.data();
-      task.cross_count = base.projected ? static_cast<int64_t>(turn.crosses.size()) : 0;
       task.column_begin = i * columns;
       task.column_end = std::min(d, task.column_begin + columns);
       primitives().gram_gradient(task, task_scratch.get(primitives().gram_gradient_scratch(task)));
@@ -951,9 +941,9 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   for (int64_t view = 0; view < 2; ++view) {
     if (outputs[view].data == nullptr) continue;
     all.add(view, outputs[view], grams[1 - view], n, accumulation, coefficient, nullptr);
-    all.link({1 - view, pair.diagonal, slope, offset, 0});
+    all.link({1 - view, pair.diagonal, slope, offset});
   }
-  run_gram_gradients(all, {nullptr, 0, nullptr, 0, nullptr, 0, n, 0, 0, eps, pair.grad_scale, projected, operand,
+  run_gram_gradients(all, {nullptr, 0, nullptr, 0, n, 0, 0, eps, pair.grad_scale, projected, operand,
                            pair.stream, caches()}, d, dimensions);
 }
 
@@ -1009,10 +999,10 @@ void view_gradients(const std::vector<Tensor>& z, const Tensor& statistics, cons
     const void* extra = added_rows > 0 ? constant + at * row : nullptr;
     if (wanted) all.add(i, outs[at], gram, n, accumulation, product ? factors[i] : 0, extra);
     for (; link < links.size() / 2 && links[2 * link] == i; ++link) {
-      if (wanted) all.link({links[2 * link + 1], weight + link * row, 1, 0, 0});
+      if (wanted) all.link({links[2 * link + 1], weight + link * row, 1, 0});
     }
   }
-  run_gram_gradients(all, {nullptr, 0, nullptr, 0, nullptr, 0, n, 0, 0, eps, scale, projected, operand,
+  run_gram_gradients(all, {nullptr, 0, nullptr, 0, n, 0, 0, eps, scale, projected, operand,
                            too_large_to_keep({nullptr, 0, views[0].type}, n * d), caches()}, d, dimensions);
 }
 

@@ -170,11 +170,6 @@ struct Link {
   int64_t view;
   const void* values;
   double slope, offset;
-  int64_t cross;  // which of the task's pairs: this view and the gradient's own
-};
-
-struct ViewPair {
-  int64_t first, second;
 };
 
 // G = product * K z_hat + the links + added; `packed` is K less `centre` times the identity, as pack_gram makes it.
@@ -194,8 +189,6 @@ struct GramGradientTask {
   int64_t view_count;
   const GramGradient* gradients;
   int64_t gradient_count;
-  const ViewPair* crosses;  // of which matrix tiles need sums of z_hat * z_hat: none where not `projected`
-  int64_t cross_count;
   int64_t n, column_begin, column_end;
   double eps, grad_scale;
   bool projected;  // through the norm's backward

@@ -320,7 +320,7 @@ void pack_gram_in(const PackGramTask& task) {
 
 // ---- gradients ----------------------------------------------------------------------------------------------------
 
-constexpr int64_t kAhead = 16;  // rows of lead for prefetching
+constexpr int64_t kAhead = 16;  // rows that are read together, and of lead for prefetching
 
 inline int64_t most_links(const GramGradientTask& task) {
   int64_t most = 0;
@@ -331,6 +331,7 @@ inline int64_t most_links(const GramGradientTask& task) {
 template <class Op>
 struct GramGradientScratch {
   int64_t panels, samples;  // samples: rows padded to tiles and units
+  int64_t units;            // of one column as right operand
   int64_t values;           // of one view: [panel][sample][kPanel]
   bool separate;            // the product's operand is not the full-precision z_hat itself
   Acc<Op>*hats, *product, *weights;
@@ -342,10 +343,11 @@ struct GramGradientScratch {
     panels = width / kPanel<Op>;
     samples = round_up(task.n, larger(kTileRows<Op>, Op::kDepth));
     values = samples * width;
+    units = units_of_whole<Op>(samples);
     separate = rounds_operand<Op>(task.operand);
     product = arena.template take<Acc<Op>>(values);
     hats = arena.template take<Acc<Op>>(values * task.view_count);
-    rights = separate ? arena.template take<Unit<Op>>(values / Op::kDepth * task.view_count)
+    rights = separate ? arena.template take<Unit<Op>>(units * width * task.view_count)
                       : reinterpret_cast<Unit<Op>*>(hats);
     const int64_t links = larger(most_links(task), 1);
     weights = arena.template take<Acc<Op>>(links * kPanel<Op>);
@@ -353,11 +355,12 @@ struct GramGradientScratch {
   }
   Acc<Op>* hat(int64_t view, int64_t panel) const { return hats + view * values + panel * samples * kPanel<Op>; }
   Unit<Op>* right(int64_t view, int64_t panel) const {
-    return rights + (view * values + panel * samples * kPanel<Op>) / Op::kDepth;
+    return rights + (view * panels + panel) * units * kPanel<Op>;
   }
 };
 
-// Standardises one view's columns into panels, in full precision and as the product's right operand.
+// Standardises one view's columns into panels, in full precision and as the product's right operand. A few rows of all
+// panels at a time: what the hardware reads ahead of a row is then what comes next.
 template <class Op, Element E>
 void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& s, int64_t view) {
   using A = Acc<Op>;
@@ -365,43 +368,55 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
   const View& z = task.views[view].z;
   const Norm& norm = task.views[view].norm;
   const bool separate = s.separate && task.views[view].multiplied;
-  for (int64_t p = 0; p < s.panels; ++p) {
-    const int64_t column = task.column_begin + p * panel, count = task.column_end - column;
-    Vector<A> mean[2], rstd[2], shift[2];
-    for (int v = 0; v < 2; ++v) {
-      mean[v] = load_some(static_cast<const A*>(norm.mean) + column + v * lanes, count - v * lanes);
-      rstd[v] = load_some(static_cast<const A*>(norm.rstd) + column + v * lanes, count - v * lanes);
-      shift[v] = load_some(static_cast<const A*>(norm.shift) + column + v * lanes, count - v * lanes);
-    }
-    A* to = s.hat(view, p);
-    Unit<Op>* right = s.right(view, p);
-    for (int64_t n = 0; n < s.samples; n += Op::kDepth) {
-      Vector<A> hat[2][2] = {};
-      BARLOW_FAST_UNROLL
-      for (int e = 0; e < Op::kDepth; ++e) {
+  for (int64_t begin = 0; begin < s.samples; begin += kAhead) {
+    for (int64_t p = 0; p < s.panels; ++p) {
+      const int64_t column = task.column_begin + p * panel, count = task.column_end - column;
+      Vector<A> mean[2], rstd[2], shift[2];
+      for (int v = 0; v < 2; ++v) {
+        mean[v] = load_some(static_cast<const A*>(norm.mean) + column + v * lanes, count - v * lanes);
+        rstd[v] = load_some(static_cast<const A*>(norm.rstd) + column + v * lanes, count - v * lanes);
+        shift[v] = load_some(static_cast<const A*>(norm.shift) + column + v * lanes, count - v * lanes);
+      }
+      A* to = s.hat(view, p);
+      Unit<Op>* right = s.right(view, p);
+      for (int64_t n = begin; n < smaller(begin + kAhead, s.samples); n += Op::kDepth) {
+        Vector<A> hat[2][2] = {};
         BARLOW_FAST_UNROLL
-        for (int v = 0; v < 2; ++v) {
-          if (n + e < task.n) {
-            const auto* from = row_of<E>(z, n + e) + column + v * lanes;
-            // Rows are too far apart for the hardware to foresee the next one.
-            __builtin_prefetch(row_of<E>(z, smaller(n + e + kAhead, task.n - 1)) + column + v * lanes);
-            hat[e][v] = standardised<A>(load_some<A, E>(from, count - v * lanes), mean[v], rstd[v], shift[v]);
+        for (int e = 0; e < Op::kDepth; ++e) {
+          BARLOW_FAST_UNROLL
+          for (int v = 0; v < 2; ++v) {
+            if (n + e < task.n) {
+              const auto* from = row_of<E>(z, n + e) + column + v * lanes;
+              // Rows are too far apart for the hardware to foresee the next one.
+              __builtin_prefetch(row_of<E>(z, smaller(n + e + kAhead, task.n - 1)) + column + v * lanes);
+              hat[e][v] = standardised<A>(load_some<A, E>(from, count - v * lanes), mean[v], rstd[v], shift[v]);
+            }
+            store(to + (n + e) * panel + v * lanes, hat[e][v]);
           }
-          store(to + (n + e) * panel + v * lanes, hat[e][v]);
+        }
+        if (!separate) continue;
+        for (int v = 0; v < 2; ++v) {
+          const Vector<A> x = rounded<Op>(hat[0][v], task.operand), y = rounded<Op>(hat[1][v], task.operand);
+          for (int piece = 0; piece < kPieces<Op>; ++piece) {
+            store(right + (place_of<Op>(n / Op::kDepth) + piece * lanes) * panel + v * lanes,
+                  units_across<Op>(piece_of<Op>(x, piece), piece_of<Op>(y, piece)));
+          }
         }
       }
-      if (!separate) continue;
-      for (int v = 0; v < 2; ++v) {
-        store(right + n / Op::kDepth * panel + v * lanes,
-              units_across<Op>(rounded<Op>(hat[0][v], task.operand), rounded<Op>(hat[1][v], task.operand)));
-      }
     }
-    if (separate) finish_panels<Op>(right, panel, s.samples / Op::kDepth);
   }
+  if (separate) finish_panels<Op>(s.right(view, 0), s.panels * panel, s.units);
 }
 
+// Links whose weights stay in registers.
+#if defined(__AVX512F__) || defined(BARLOW_FAST_NEON)
+constexpr int kMostLinks = 8;
+#else
+constexpr int kMostLinks = 4;
+#endif
+
 // product = coefficient * product + `Count` links, for rows [begin, end) of one panel; adds what it becomes times z_hat
-// to `sum`. The weights of so many stay in registers.
+// to `sum`.
 template <class A, int Count>
 BARLOW_FAST_INLINE void add_links(const A* const* linked, const A* weights, A coefficient, int64_t begin, int64_t end,
                                   A* product, const A* hat, Vector<A> (&sum)[2]) {
@@ -425,15 +440,16 @@ BARLOW_FAST_INLINE void add_links(const A* const* linked, const A* weights, A co
   }
 }
 
-// All links of rows [begin, end): four, two or one at a time.
+// All links of rows [begin, end), as many as possible at a time.
 template <class Op>
 void add_all_links(const GramGradientScratch<Op>& s, int64_t count, Acc<Op> coefficient, int64_t begin, int64_t end,
                    Acc<Op>* product, const Acc<Op>* hat, Vector<Acc<Op>> (&sum)[2]) {
   using A = Acc<Op>;
   for (int64_t l = 0; l < count;) {
     const A *const* linked = s.linked + l, *weights = s.weights + l * kPanel<Op>;
-    const int64_t left = count - l, step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const int64_t left = count - l, step = left >= kMostLinks ? kMostLinks : left >= 4 ? 4 : left >= 2 ? 2 : 1;
     Vector<A> partial[2] = {sum[0], sum[1]};
+    if (step == 8) add_links<A, kMostLinks>(linked, weights, coefficient, begin, end, product, hat, partial);
     if (step == 4) add_links<A, 4>(linked, weights, coefficient, begin, end, product, hat, partial);
     if (step == 2) add_links<A, 2>(linked, weights, coefficient, begin, end, product, hat, partial);
     if (step == 1) add_links<A, 1>(linked, weights, coefficient, begin, end, product, hat, partial);
@@ -512,16 +528,25 @@ template <class Op>
 void multiply_gram(const GramGradientTask& task, const GramGradientScratch<Op>& s, const GramGradient& gradient) {
   constexpr int panel = kPanel<Op>, tile_rows = kTileRows<Op>;
   const Unit<Op>* packed = static_cast<const Unit<Op>*>(gradient.packed);
-  const int64_t units = units_for<Op>(task.n), step = depth_within<Op>(task.caches) / Op::kDepth;
-  const int64_t bytes = step * static_cast<int64_t>(sizeof(Unit<Op>));
-  const int64_t rows = larger(task.caches.second / 4 / bytes / tile_rows, 1) * tile_rows;
-  for (int64_t k = 0; k < units; k += step) {
-    for (int64_t begin = 0; begin < task.n; begin += rows) {
+  if constexpr (kTiled<Op>) {
+    for (int64_t n = 0; n < task.n; n += tile_rows) {
       for (int64_t p = 0; p < s.panels; ++p) {
-        const Unit<Op>* right = s.right(gradient.view, p) + k * panel;
-        for (int64_t n = begin; n < smaller(begin + rows, task.n); n += tile_rows) {
-          multiply_to<Op>(smaller(step, units - k), {packed + n * units + k * tile_rows, 1, tile_rows}, right,
-                          task.n - n, panel, k > 0, s.product + (p * s.samples + n) * panel, panel);
+        multiply_tiles<Op>(s.units, packed + n * s.units, s.right(gradient.view, p), false,
+                           s.product + (p * s.samples + n) * panel, panel);
+      }
+    }
+  } else {
+    const int64_t units = units_for<Op>(task.n), step = depth_within<Op>(task.caches) / Op::kDepth;
+    const int64_t bytes = step * static_cast<int64_t>(sizeof(Unit<Op>));
+    const int64_t rows = larger(task.caches.second / 4 / bytes / tile_rows, 1) * tile_rows;
+    for (int64_t k = 0; k < units; k += step) {
+      for (int64_t begin = 0; begin < task.n; begin += rows) {
+        for (int64_t p = 0; p < s.panels; ++p) {
+          const Unit<Op>* right = s.right(gradient.view, p) + k * panel;
+          for (int64_t n = begin; n < smaller(begin + rows, task.n); n += tile_rows) {
+            multiply_to<Op>(smaller(step, units - k), {packed + n * units + k * tile_rows, 1, tile_rows}, right,
+                            task.n - n, panel, k > 0, s.product + (p * s.samples + n) * panel, panel);
+          }
         }
       }
     }
@@ -530,6 +555,7 @@ void multiply_gram(const GramGradientTask& task, const GramGradientScratch<Op>& 
 
 template <class Op, Element E>
 void gram_gradient_in(const GramGradientTask& task, void* scratch) {
+  [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const GramGradientScratch<Op> s(arena, task);
   for (int64_t view = 0; view < task.view_count; ++view) {

@@ -96,70 +96,80 @@ void moments(const MomentsTask& task) {
 
 // ---- moments of any number of views --------------------------------------------------------------------------------
 
-// Views whose co-moments with as many others are summed in registers.
+// Views whose co-moments with as many others are summed in registers; vectors of columns that are read together: rows may
+// lie so far apart that their parts fall into few cache sets, where what is not read at once would be evicted, and the
+// hardware reads ahead only within a row.
 #if defined(__AVX512F__) || defined(BARLOW_FAST_NEON)
-constexpr int kMomentViews = 4;
+constexpr int kMomentViews = 4, kMomentVectors = 8;
 #else
-constexpr int kMomentViews = 2;
+constexpr int kMomentViews = 2, kMomentVectors = 4;
 #endif
-
-// Vectors of columns that are read together: rows may lie so far apart that their parts fall into few cache sets, where
-// what is not read at once would be evicted.
-constexpr int kMomentVectors = 4;
 
 // What is known of kMomentVectors of columns of a block of rows, by view and vector.
 template <class A>
 struct ViewMomentsScratch {
   static constexpr int64_t kVector = (kMomentRows + 1) * kLanes<A>;  // not a power of two apart, either
   static constexpr int64_t kView = kMomentVectors * kVector, kColumns = kMomentVectors * kLanes<A>;
-  A* centred;     // [view][vector][row][lane]: z less its rounded mean; zero for views that fill the last group
-  double* off;    // [view][column]: what the mean of the block lacks
+  A* shifted;     // [view][vector][row][lane]: z less a shift; zero for views that fill the last group
+  double* off;    // [view][column]: the mean of the block less the shift
   double* delta;  // the mean of the block less that of the rows before
 
   ViewMomentsScratch(Arena& arena, const ViewMomentsTask& task) {
     const int64_t views = round_up(task.view_count, kMomentViews);
-    centred = arena.template take<A>(views * kView);
+    shifted = arena.template take<A>(views * kView);
     off = arena.template take<double>(views * kColumns);
     delta = arena.template take<double>(views * kColumns);
   }
 };
 
-// Centres `width` columns of rows [begin, end) of one view and merges their mean.
+// Shifts `width` columns of rows [begin, end) of one view and merges their mean. The shift is the mean of the rows
+// before, and of the first block its own. A second pass over each block for its own would take as long as the co-moments:
+// what the squares about the shift exceed those about the mean by is in the merged co-moments as well, so they lose no
+// digits to it.
 template <class A, Element E>
-void centre_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, int64_t view, int64_t begin, int64_t end,
-                  int64_t column, int64_t width) {
+void shift_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, int64_t view, int64_t begin, int64_t end,
+                 int64_t column, int64_t width) {
   constexpr int lanes = kLanes<A>, vectors = kMomentVectors;
   constexpr int64_t ahead = 8;  // rows of lead for prefetching: the hardware does not foresee the next one
   const View& z = task.views[view];
-  Vector<A> mean[vectors] = {};
-  A* centred = s.centred + view * s.kView;
-  for (int64_t row = begin; row < end; ++row) {
+  const double count = static_cast<double>(end - begin), before = static_cast<double>(begin - task.row_begin);
+  double* means = task.means + view * task.stride + column;
+  Vector<A> shift[vectors] = {}, rest[vectors] = {};
+  if (before > 0) {
+    A known[kMomentVectors * lanes] = {};
+    for (int64_t c = 0; c < width; ++c) known[c] = static_cast<A>(means[c]);
+    for (int v = 0; v < vectors; ++v) shift[v] = load(known + v * lanes);
+  }
+  A* to = s.shifted + view * s.kView;
+  for (int64_t row = begin; row < end; ++row, to += lanes) {
     const auto* from = row_of<E>(z, row) + column;
     BARLOW_FAST_UNROLL
     for (int v = 0; v < vectors; ++v) {
       __builtin_prefetch(from + ahead * z.stride + v * lanes);
-      const Vector<A> x = load_some<A, E>(from + v * lanes, width - v * lanes);
-      mean[v] += x;
-      store(centred + v * s.kVector + (row - begin) * lanes, x);
+      const Vector<A> x = load_some<A, E>(from + v * lanes, width - v * lanes) - shift[v];
+      rest[v] += x;
+      store(to + v * s.kVector, x);
     }
   }
-  const double count = static_cast<double>(end - begin), before = static_cast<double>(begin - task.row_begin);
-  double* means = task.means + view * task.stride + column;
-  Vector<A> rest[vectors] = {};
-  for (int v = 0; v < vectors; ++v) mean[v] *= broadcast(static_cast<A>(1) / static_cast<A>(end - begin));
-  for (int64_t row = 0; row < end - begin; ++row) {
-    BARLOW_FAST_UNROLL
+  if (before == 0) {
     for (int v = 0; v < vectors; ++v) {
-      A* to = centred + v * s.kVector + row * lanes;
-      const Vector<A> x = load(to) - mean[v];
-      rest[v] += x;
-      store(to, x);
+      shift[v] = rest[v] * broadcast(static_cast<A>(1) / static_cast<A>(end - begin));
+      rest[v] = Vector<A>{};
+    }
+    to = s.shifted + view * s.kView;
+    for (int64_t row = begin; row < end; ++row, to += lanes) {
+      BARLOW_FAST_UNROLL
+      for (int v = 0; v < vectors; ++v) {
+        const Vector<A> x = load(to + v * s.kVector) - shift[v];
+        rest[v] += x;
+        store(to + v * s.kVector, x);
+      }
     }
   }
   for (int v = 0; v < vectors; ++v) {
     for (int64_t c = 0; c < smaller(lanes, width - v * lanes); ++c) {
       const int64_t at = v * lanes + c;
-      const double off = rest[v][c] / count, total = before > 0 ? means[at] : 0, delta = mean[v][c] + off - total;
+      const double off = rest[v][c] / count, total = before > 0 ? means[at] : 0, delta = shift[v][c] + off - total;
       s.off[view * s.kColumns + at] = off;
       s.delta[view * s.kColumns + at] = delta;
       means[at] = total + delta * (count / (before + count));
@@ -174,7 +184,7 @@ void merge_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, in
                  int64_t end, int64_t column, int64_t k, int64_t width) {
   constexpr int lanes = kLanes<A>, group = kMomentViews;
   Vector<A> sum[group][group] = {};
-  const A *x = s.centred + v * s.kView + k * s.kVector, *y = s.centred + u * s.kView + k * s.kVector;
+  const A *x = s.shifted + v * s.kView + k * s.kVector, *y = s.shifted + u * s.kView + k * s.kVector;
   for (int64_t row = 0; row < end - begin; ++row, x += lanes, y += lanes) {
     Vector<A> other[group];
     BARLOW_FAST_UNROLL
@@ -194,7 +204,7 @@ void merge_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, in
       const int64_t at_v = (v + i) * s.kColumns + k * lanes, at_u = (u + j) * s.kColumns + k * lanes;
       A block[lanes];
       store(block, sum[i][j]);
-      // The products are about the rounded means: move them to the true ones.
+      // The products are about the shifts: move them to the means.
       for (int64_t c = 0; c < smaller(lanes, width); ++c) {
         const double own = static_cast<double>(block[c]) - count * s.off[at_v + c] * s.off[at_u + c];
         out[c] = before > 0 ? out[c] + own + s.delta[at_v + c] * s.delta[at_u + c] * both : own;
@@ -210,13 +220,13 @@ void view_moments_in(const ViewMomentsTask& task, void* scratch) {
   const ViewMomentsScratch<A> s(arena, task);
   const int64_t views = task.view_count;
   for (int64_t k = views * s.kView; k < round_up(views, group) * s.kView; k += lanes) {
-    store(s.centred + k, Vector<A>{});
+    store(s.shifted + k, Vector<A>{});
   }
   for (int64_t begin = task.row_begin; begin < task.row_end; begin += kMomentRows) {
     const int64_t end = smaller(begin + kMomentRows, task.row_end);
     for (int64_t column = task.column_begin; column < task.column_end; column += s.kColumns) {
       const int64_t width = smaller(s.kColumns, task.column_end - column);
-      for (int64_t view = 0; view < views; ++view) centre_block<A, E>(task, s, view, begin, end, column, width);
+      for (int64_t view = 0; view < views; ++view) shift_block<A, E>(task, s, view, begin, end, column, width);
       for (int64_t k = 0; k * lanes < width; ++k) {
         const int64_t left = width - k * lanes;
         for (int64_t v = 0; v < views; v += group) {

@@ -245,34 +245,32 @@ void tiled_correlation(const CorrelationTask& task, void* scratch) {
 
 // ---- gradients ----------------------------------------------------------------------------------------------------
 
-// dL/dz = product * g + sum over links of (z_link - mean_link) * factor_link + (z_own - mean_own) * own + constant, by
-// column.
+// dL/dz = product * g + (z_link - mean_link) * factor_link + (z_own - mean_own) * own + constant, by column.
 struct GradientColumns {
-  int64_t width;
-  float *mean_own, *product, *own, *constant;
-  float *mean_link, *factor_link;  // [link][column]
+  float *mean_own, *product, *own, *constant, *mean_link, *factor_link;
 
-  GradientColumns(Arena& arena, int64_t columns, int64_t links) : width(columns) {
-    for (float** column : {&mean_own, &product, &own, &constant}) *column = arena.take<float>(width);
-    for (float** column : {&mean_link, &factor_link}) *column = arena.take<float>(width * links);
+  GradientColumns(Arena& arena, int64_t columns) {
+    for (float** column : {&mean_own, &product, &own, &constant, &mean_link, &factor_link}) {
+      *column = arena.take<float>(columns);
+    }
   }
   static double value(const void* values, int64_t c) {
     return static_cast<double>(static_cast<const float*>(values)[c]);
   }
-  // Column c, put in place `at`, of a link: weight * z_hat in G, `factor` = rstd * grad_scale of its gradient. Returns
+  // Column c, put in place `at`, of the link: weight * z_hat in G, `factor` = rstd * grad_scale of its gradient. Returns
   // what that takes out of G's constant.
-  double set_link(int64_t link, int64_t at, const Norm& norm, int64_t c, double weight, double factor) {
-    mean_link[link * width + at] = static_cast<const float*>(norm.mean)[c];
-    factor_link[link * width + at] = static_cast<float>(weight * value(norm.rstd, c) * factor);
+  double set_link(int64_t at, const Norm& norm, int64_t c, double weight, double factor) {
+    mean_link[at] = static_cast<const float*>(norm.mean)[c];
+    factor_link[at] = static_cast<float>(weight * value(norm.rstd, c) * factor);
     return weight * value(norm.shift, c);
   }
-  // The same of the rest: G = coefficient * product - projection * z_hat - shifts + added.
-  void set(int64_t at, const Norm& norm, int64_t c, double coefficient, double projection, double shifts, double added,
+  // The same of the rest: G = coefficient * product - projection * z_hat - shift.
+  void set(int64_t at, const Norm& norm, int64_t c, double coefficient, double projection, double shift,
            double factor) {
     mean_own[at] = static_cast<const float*>(norm.mean)[c];
     product[at] = static_cast<float>(coefficient * factor);
     own[at] = static_cast<float>(-projection * value(norm.rstd, c) * factor);
-    constant[at] = static_cast<float>((projection * value(norm.shift, c) - shifts + added) * factor);
+    constant[at] = static_cast<float>((projection * value(norm.shift, c) - shift) * factor);
   }
 };
 
@@ -295,34 +293,37 @@ BARLOW_FAST_INLINE void write_lanes(typename ElementOf<E>::type* to, const Vecto
   for (int v = 0; v < 2; ++v) write_out<float, E>(to + v * lanes, x[v], Whole ? lanes : count - v * lanes, stream);
 }
 
-// Two vectors of columns of one row, their first at place `at` of `columns`; rows of the links' views begin `offset`
-// elements behind `linked`. Links: 1 where there is one, else 0.
-template <bool Whole, int Links, Element E>
+// Two vectors of columns of one row, their first at place `at` of `columns`.
+template <bool Whole, Element E>
 BARLOW_FAST_INLINE void write_gradient(const GradientColumns& columns, int64_t at, const float* product,
                                        const typename ElementOf<E>::type* own,
-                                       const typename ElementOf<E>::type* const* linked, int64_t links, int64_t offset,
-                                       typename ElementOf<E>::type* to, int64_t count, bool stream) {
+                                       const typename ElementOf<E>::type* linked, typename ElementOf<E>::type* to,
+                                       int64_t count, bool stream) {
   constexpr int lanes = kLanes<float>;
   Vector<float> g[2];
   BARLOW_FAST_UNROLL
   for (int v = 0; v < 2; ++v) {
     const int64_t c = at + v * lanes, left = count - v * lanes;
     const Vector<float> x = load_lanes<Whole, E>(own + v * lanes, left) - load(columns.mean_own + c);
+    const Vector<float> y = load_lanes<Whole, E>(linked + v * lanes, left) - load(columns.mean_link + c);
     g[v] = load(product + v * lanes) * load(columns.product + c) + load(columns.constant + c);
-    const auto centred = [&](int64_t l) __attribute__((always_inline)) {
-      return load_lanes<Whole, E>(linked[l] + offset + v * lanes, left) - load(columns.mean_link + l * columns.width + c);
-    };
-    if constexpr (Links == 1) {
-      g[v] += centred(0) * load(columns.factor_link + c) + x * load(columns.own + c);
-      continue;
-    }
-    g[v] += x * load(columns.own + c);
-    for (int64_t l = 0; l < links; ++l) g[v] += centred(l) * load(columns.factor_link + l * columns.width + c);
+    g[v] += y * load(columns.factor_link + c) + x * load(columns.own + c);
   }
   write_lanes<Whole, E>(to, g, count, stream);
 }
 
-// ---- Gram form ----------------------------------------------------------------------------------------------------
+// ---- Gram form, two views -----------------------------------------------------------------------------------------
+// Any number of views share code with the products by vectors (gram.h).
+
+// Whether a task is that of gram_gradients: both views enter each gradient, which has a matrix.
+inline bool of_pair(const GramGradientTask& task) {
+  for (int64_t i = 0; i < task.gradient_count; ++i) {
+    const GramGradient& gradient = task.gradients[i];
+    if (gradient.packed == nullptr || gradient.added != nullptr || gradient.link_count != 1) return false;
+    if (gradient.view + gradient.links->view != 1) return false;
+  }
+  return task.view_count == 2;
+}
 
 // Columns of a task of `views` views: the product, their operands and their copies stay near the second-level cache.
 inline int64_t tiled_gram_columns(int64_t n, int64_t views) {
@@ -331,15 +332,13 @@ inline int64_t tiled_gram_columns(int64_t n, int64_t views) {
 
 template <class Op>
 struct TiledGramGradientScratch {
-  int64_t width, samples, stride;
-  int64_t units, bytes;  // of one view
-  Unit<Op>* rights;      // [view][panel][unit][kPanel]
-  float* product;        // [sample][stride]
-  char* copies;          // [view][sample][stride]: the views' own rows may share few cache sets
-  float* hats;           // [view][row][lane] of two rows of one vector of columns
-  float* cross;          // [pair][column]: sums of z_hat * z_hat
-  double* total;         // sums of product * z_hat
-  const void** linked;   // the copy of each link's view
+  int64_t width, samples, stride;  // columns and rows, padded to tiles; floats of a row of products and copies
+  int64_t units, bytes;            // of one view
+  Unit<Op>* rights = nullptr;      // [view][panel][unit][column]
+  float* product = nullptr;        // [sample][stride]
+  char* copies = nullptr;          // [view][sample][stride]: the views' own rows may share few cache sets
+  float* cross = nullptr;          // sums of z_hat_a * z_hat_b
+  double* total = nullptr;         // sums of product * z_hat
   GradientColumns columns;
 
   TiledGramGradientScratch(Arena& arena, const GramGradientTask& task)
@@ -348,14 +347,16 @@ struct TiledGramGradientScratch {
         stride(width + kLanes<float>),  // rows a power of two apart would fall into the same cache sets
         units(units_of_whole<Op>(samples) * width),
         bytes(round_up(samples * stride * element_bytes(task.views->z.type), 64)),
-        columns(arena, width, most_links(task)) {
-    rights = arena.template take<Unit<Op>>(units * task.view_count);
+        columns(arena, width) {
+    if (!of_pair(task)) {
+      GramGradientScratch<Op>(arena, task);
+      return;
+    }
+    rights = arena.template take<Unit<Op>>(units * 2);
     product = arena.template take<float>(samples * stride);
-    copies = arena.template take<char>(bytes * task.view_count);
-    hats = arena.template take<float>(2 * kLanes<float> * task.view_count);
-    cross = arena.template take<float>(width * task.cross_count);
+    copies = arena.template take<char>(bytes * 2);
+    cross = arena.template take<float>(width);
     total = arena.template take<double>(width);
-    linked = arena.template take<const void*>(most_links(task));
   }
   Unit<Op>* right(int64_t view) const { return rights + view * units; }
   View copy(const GramGradientTask& task, int64_t view) const {
@@ -383,30 +384,14 @@ BARLOW_FAST_INLINE void pack_view(const GramGradientTask& task, const TiledGramG
   }
 }
 
-// The same of all views, and what their products add to `cross`. Of a pair of views z_hat stays in registers.
+// The same of both views, and what their products add to `cross`.
 template <bool Whole, class Op, Element E>
-BARLOW_FAST_INLINE void pack_views(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, bool pair,
-                                   int64_t n, int64_t c, int64_t count, int64_t place) {
-  constexpr int lanes = kLanes<float>;
-  if (pair) {
-    Vector<float> x[2] = {}, y[2] = {};
-    pack_view<Whole, Op, E>(task, s, 0, n, c, count, place, x);
-    pack_view<Whole, Op, E>(task, s, 1, n, c, count, place, y);
-    store(s.cross + c, load(s.cross + c) + x[0] * y[0] + x[1] * y[1]);
-    return;
-  }
-  for (int64_t view = 0; view < task.view_count; ++view) {
-    if (!task.views[view].staged) continue;
-    Vector<float> hat[2] = {};
-    pack_view<Whole, Op, E>(task, s, view, n, c, count, place, hat);
-    for (int e = 0; e < 2; ++e) store(s.hats + (2 * view + e) * lanes, hat[e]);
-  }
-  for (int64_t number = 0; number < task.cross_count; ++number) {
-    const ViewPair& of = task.crosses[number];
-    const float *x = s.hats + 2 * lanes * of.first, *y = s.hats + 2 * lanes * of.second;
-    float* cross = s.cross + number * s.width + c;
-    store(cross, load(cross) + load(x) * load(y) + load(x + lanes) * load(y + lanes));
-  }
+BARLOW_FAST_INLINE void pack_views(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s, int64_t n,
+                                   int64_t c, int64_t count, int64_t place) {
+  Vector<float> x[2] = {}, y[2] = {};
+  pack_view<Whole, Op, E>(task, s, 0, n, c, count, place, x);
+  pack_view<Whole, Op, E>(task, s, 1, n, c, count, place, y);
+  store(s.cross + c, load(s.cross + c) + x[0] * y[0] + x[1] * y[1]);
 }
 
 // Copies the columns of a task of one row.
@@ -421,25 +406,22 @@ BARLOW_FAST_INLINE void copy_row(const GramGradientTask& task, const View& z, co
   __builtin_memcpy(const_cast<Value*>(row_of<E>(copy, n)), from, static_cast<size_t>(count) * sizeof(Value));
 }
 
-// All views' columns as right operands and as copies, and the sums of their products.
+// Both views' columns as right operands and as copies, and the sums of their products.
 template <class Op, Element E>
 void pack_columns(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s) {
   constexpr int panel = kPanel<Op>, lanes = kLanes<float>;
   const int64_t columns = task.column_end - task.column_begin, units = units_of_whole<Op>(s.samples);
-  const bool pair = task.view_count == 2 && task.cross_count == 1 && task.crosses->first != task.crosses->second;
-  for (int64_t c = 0; c < s.width * task.cross_count; c += lanes) store(s.cross + c, Vector<float>{});
+  for (int64_t c = 0; c < s.width; c += lanes) store(s.cross + c, Vector<float>{});
   for (int64_t n = 0; n < s.samples; n += 2) {
     for (int64_t row = n; row < smaller(n + 2, task.n); ++row) {
-      for (int64_t view = 0; view < task.view_count; ++view) {
-        if (task.views[view].staged) copy_row<E>(task, task.views[view].z, s.copy(task, view), row);
-      }
+      for (int64_t view = 0; view < 2; ++view) copy_row<E>(task, task.views[view].z, s.copy(task, view), row);
     }
     for (int64_t c = 0; c < s.width; c += lanes) {
       const int64_t count = columns - c, place = c / panel * units * panel + place_of<Op>(n / 2) * panel + c % panel;
       if (count >= lanes && n + 1 < task.n) {
-        pack_views<true, Op, E>(task, s, pair, n, c, count, place);
+        pack_views<true, Op, E>(task, s, n, c, count, place);
       } else {
-        pack_views<false, Op, E>(task, s, pair, n, c, count, place);
+        pack_views<false, Op, E>(task, s, n, c, count, place);
       }
     }
   }
@@ -484,29 +466,23 @@ void multiply_tiled_gram(const GramGradientTask& task, const TiledGramGradientSc
   }
 }
 
-// Writes one gradient from its product. Links: as of write_gradient.
-template <class Op, Element E, int Links>
+// Writes one gradient from its product.
+template <class Op, Element E>
 void write_tiled_gradient(const GramGradientTask& task, const TiledGramGradientScratch<Op>& s,
                           const GramGradient& gradient) {
-  using Value = typename ElementOf<E>::type;
   constexpr int panel = kPanel<Op>;
-  const GradientColumns columns = s.columns;
-  const View own = s.copy(task, gradient.view);
-  const int64_t count = task.column_end - task.column_begin, links = gradient.link_count;
-  const Value* const* linked = reinterpret_cast<const Value* const*>(s.linked);
+  const View own = s.copy(task, gradient.view), other = s.copy(task, 1 - gradient.view);
+  const int64_t count = task.column_end - task.column_begin;
   for (int64_t n = 0; n < task.n; ++n) {
-    const int64_t row = n * s.stride;
-    const Value* x = row_of<E>(own, n);
-    Value* to = row_of<E>(gradient.out, n) + task.column_begin;
-    const float* product = s.product + row;
+    const auto *x = row_of<E>(own, n), *y = row_of<E>(other, n);
+    auto* to = row_of<E>(gradient.out, n) + task.column_begin;
+    const float* product = s.product + n * s.stride;
     int64_t c = 0;
     for (; c + panel <= count; c += panel) {
-      write_gradient<true, Links, E>(columns, c, product + c, x + c, linked, links, row + c, to + c, panel,
-                                     task.stream);
+      write_gradient<true, E>(s.columns, c, product + c, x + c, y + c, to + c, panel, task.stream);
     }
     if (c < count) {
-      write_gradient<false, Links, E>(columns, c, product + c, x + c, linked, links, row + c, to + c, count - c,
-                                      task.stream);
+      write_gradient<false, E>(s.columns, c, product + c, x + c, y + c, to + c, count - c, task.stream);
     }
   }
 }
@@ -515,6 +491,7 @@ void write_tiled_gradient(const GramGradientTask& task, const TiledGramGradientS
 // backward what that would not have removed.
 template <class Op, Element E>
 void tiled_gram_gradient(const GramGradientTask& task, void* scratch) {
+  if (!of_pair(task)) return gram_gradient_in<Op, E>(task, scratch);
   [[maybe_unused]] const Registers<Op> registers{};
   Arena arena{static_cast<char*>(scratch)};
   const TiledGramGradientScratch<Op> s(arena, task);
@@ -523,32 +500,20 @@ void tiled_gram_gradient(const GramGradientTask& task, void* scratch) {
   const int64_t count = task.column_end - task.column_begin;
   for (int64_t i = 0; i < task.gradient_count; ++i) {
     const GramGradient& gradient = task.gradients[i];
-    const Norm& norm = task.views[gradient.view].norm;
-    if (gradient.packed != nullptr) {
-      multiply_tiled_gram<Op, E>(task, s, gradient);
-    } else {
-      for (int64_t k = 0; k < task.n * s.stride; ++k) s.product[k] = 0;
-      for (int64_t c = 0; c < s.width; ++c) s.total[c] = 0;
-    }
-    for (int64_t l = 0; l < gradient.link_count; ++l) s.linked[l] = s.copy(task, gradient.links[l].view).data;
+    const Link& link = *gradient.links;
+    const Norm &norm = task.views[gradient.view].norm, &beside = task.views[link.view].norm;
+    multiply_tiled_gram<Op, E>(task, s, gradient);
     for (int64_t c = 0; c < count; ++c) {
       const int64_t column = task.column_begin + c;
       const double rstd = columns.value(norm.rstd, column), factor = rstd * task.grad_scale;
-      double crosses = 0, shifts = 0;
-      for (int64_t l = 0; l < gradient.link_count; ++l) {
-        const Link& link = gradient.links[l];
-        const double weight = link.slope * columns.value(link.values, column) + link.offset;
-        if (task.projected) crosses += weight * s.cross[link.cross * s.width + c];
-        shifts += columns.set_link(l, c, task.views[link.view].norm, column, weight, factor);
-      }
+      const double weight = link.slope * columns.value(link.values, column) + link.offset;
       const double taken = gradient.product * gradient.centre;
-      const double whole = (gradient.product * s.total[c] + crosses) / static_cast<double>(task.n);
+      const double whole = (gradient.product * s.total[c] + weight * s.cross[c]) / static_cast<double>(task.n);
       const double projection = task.projected ? whole - taken * task.eps * rstd * rstd : -taken;
-      const double added = gradient.added == nullptr ? 0 : columns.value(gradient.added, column);
-      columns.set(c, norm, column, gradient.product, projection, shifts, added, factor);
+      const double shift = columns.set_link(c, beside, column, weight, factor);
+      columns.set(c, norm, column, gradient.product, projection, shift, factor);
     }
-    gradient.link_count == 1 ? write_tiled_gradient<Op, E, 1>(task, s, gradient)
-                             : write_tiled_gradient<Op, E, 0>(task, s, gradient);
+    write_tiled_gradient<Op, E>(task, s, gradient);
   }
   finish_streams(task.stream);
 }
@@ -567,7 +532,7 @@ struct TiledCorrelationGradientScratch {
   GradientColumns columns;
 
   TiledCorrelationGradientScratch(Arena& arena, const CorrelationGradientTask& task)
-      : units(units_for<Op>(task.d)), columns(arena, round_up(task.d, kPanel<Op>), 1) {
+      : units(units_for<Op>(task.d)), columns(arena, round_up(task.d, kPanel<Op>)) {
     left = arena.template take<Unit<Op>>(round_up(task.row_end - task.row_begin, kTileRows<Op>) * units);
   }
 };
@@ -577,9 +542,8 @@ template <bool Whole, Element E>
 void write_gradients(const GradientColumns& columns, int64_t c, const float* product, const View& own,
                      const View& other, const Output& out, int64_t row, int64_t row_end, int64_t count, bool stream) {
   for (; row < row_end; ++row, product += 2 * kLanes<float>) {
-    const auto* linked = row_of<E>(other, row);
-    write_gradient<Whole, 1, E>(columns, c, product, row_of<E>(own, row) + c, &linked, 1, c, row_of<E>(out, row) + c,
-                                count, stream);
+    write_gradient<Whole, E>(columns, c, product, row_of<E>(own, row) + c, row_of<E>(other, row) + c,
+                             row_of<E>(out, row) + c, count, stream);
   }
 }
 
@@ -600,8 +564,8 @@ void tiled_correlation_gradient(const CorrelationGradientTask& task, void* scrat
       const double square = (view ? task.squares_b : task.squares_a)[c];
       const Norm &norm = view ? task.norm_b : task.norm_a, &beside = view ? task.norm_a : task.norm_b;
       const double factor = columns.value(norm.rstd, c) * task.grad_scale;
-      const double shifts = columns.set_link(0, c, beside, c, weight, factor);
-      columns.set(c, norm, c, task.coefficient, task.coefficient * square + weight * diagonal, shifts, 0, factor);
+      const double shift = columns.set_link(c, beside, c, weight, factor);
+      columns.set(c, norm, c, task.coefficient, task.coefficient * square + weight * diagonal, shift, factor);
     }
     pack_tiled_samples<Op, E>(other, view ? task.norm_a : task.norm_b, task.row_begin, task.row_end, 0, task.d, s.left,
                               nullptr);

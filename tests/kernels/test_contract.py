@@ -192,6 +192,30 @@ def test_moments_of_views_merge_over_row_blocks(kernels):
     assert torch.equal(comoments, comoments.transpose(0, 1))
 
 
+@poisoned
+@pytest.mark.parametrize("order", ["first rows far away", "ascending", "steps", "constant"])
+def test_moments_of_views_whose_rows_are_in_an_order(kernels, order):
+    """The native kernel sums squares about the mean of the rows before, at first of a few rows."""
+    n, d = 300, 40
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(3, n, d, generator=generator)
+    if order == "first rows far away":
+        z[:2, :8] += 1e4
+    elif order == "ascending":
+        z = z.sort(1).values
+    elif order == "steps":
+        z += 1e3 * (torch.arange(n) // 64)[:, None]
+    else:
+        z = z[:, :1].expand(-1, n, -1).contiguous()
+    exact_means, exact = aten.view_moments(z.double().unbind(), "fp64")
+    means, comoments = kernels.view_moments(z.unbind(), "fp32")
+    squares = exact.diagonal(0, 0, 1).T
+    sizes = (squares[:, None] * squares).sqrt()
+    limit = 2e-6 * sizes if order != "constant" else torch.full_like(sizes, 1e-9)
+    assert bool(((comoments - exact).abs() <= limit).all())
+    assert bool(((means - exact_means).abs() <= 1e-6 * (squares / n).sqrt() + 1e-6).all())
+
+
 @contract.native
 def test_kernels_inside_a_thread_of_the_caller():
     """Autograd and data-parallel code call from threads of their own."""
