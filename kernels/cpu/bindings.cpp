@@ -862,11 +862,12 @@ struct GramTurn {
   }
 };
 
-// Columns of a task: those of which all staged views and the product stay in half of the second-level cache.
+// Columns of a task: those of which the product and the linked views beyond one stay in half of the second-level cache. Two
+// views pass through it once for each product, and the more columns, the fewer times does the matrix.
 int64_t columns_of_gradients(int64_t n, int64_t d, int64_t staged, Element operand) {
   const Geometry geometry = primitives().geometry(operand);
   const int64_t bytes = static_cast<int64_t>(bytes_of(accumulation_of(operand)));
-  const int64_t fitting = caches().second / 2 / ((staged + 1) * n * bytes), shared = d / (4 * threads());
+  const int64_t fitting = caches().second / 2 / (std::max<int64_t>(staged - 1, 1) * n * bytes), shared = d / (4 * threads());
   if (const int64_t tiled = primitives().tiled_cut(n, d, staged, operand).columns; tiled > 0) {
     return std::min(tiled, std::max(geometry.panel, shared / geometry.panel * geometry.panel));
   }
@@ -1073,8 +1074,8 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   const size_t bytes = primitives().packed_matrix_bytes(d, operand);
   const int64_t panels = ceil_div(d, geometry.panel);
   const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, d, 0, 0};
-  // Rows whose standardised copies of both views stay in a quarter of the second-level cache: panels pass through it.
-  int64_t rows = std::clamp<int64_t>(caches().second / 4 / (8 * d) / 32 * 32, 32, 128);
+  // Rows whose standardised copies of both views stay in half of the second-level cache: panels pass through it.
+  int64_t rows = std::clamp<int64_t>(caches().second / 2 / (8 * d) / 32 * 32, 32, 128);
   if (const int64_t tiled = primitives().tiled_cut(n, d, 2, operand).rows; tiled > 0) rows = tiled;
   TrimOnExit trim;
   for (const Turn& turn : turns(gradients, 2 * d > n)) {

@@ -3,21 +3,15 @@
 // ---- C ------------------------------------------------------------------------------------------------------------
 
 template <class Op>
-struct CorrelationScratch {
-  int64_t depth;
-  Unit<Op>*left, *right;
-
-  CorrelationScratch(Arena& arena, const CorrelationTask& task) {
-    const int64_t i_width = round_up(task.i_end - task.i_begin, kPanel<Op>);
-    const int64_t j_width = round_up(task.j_end - task.j_begin, kPanel<Op>);
-    depth = depth_of_blocks<Op>(task.caches, i_width + j_width);
-    left = arena.template take<Unit<Op>>(i_width * depth / Op::kDepth);
-    right = arena.template take<Unit<Op>>(j_width * depth / Op::kDepth);
-  }
+struct CorrelationScratch : BlockScratch<Op> {
+  CorrelationScratch(Arena& arena, const CorrelationTask& task)
+      : BlockScratch<Op>(arena, task.caches, task.i_end - task.i_begin, task.j_end - task.j_begin,
+                         task.j_end - task.j_begin, task.row_end - task.row_begin) {}
 };
 
-// Panels of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole units with zeros.
-template <class Op, Element E>
+// Panels, Width columns wide, of columns [begin, end) with `rows` rows from `row_begin` as summed index, padded to whole
+// units with zeros.
+template <class Op, Element E, int Width>
 void pack_features(const View& z, const Norm& norm, Element operand, int64_t row_begin, int64_t rows, int64_t begin,
                    int64_t end, Unit<Op>* out) {
   using A = Acc<Op>;
@@ -26,28 +20,31 @@ void pack_features(const View& z, const Norm& norm, Element operand, int64_t row
   const A* mean = static_cast<const A*>(norm.mean);
   const A* rstd = static_cast<const A*>(norm.rstd);
   const A* shift = static_cast<const A*>(norm.shift);
-  // Unit k of columns c, c + 1, ...
-  const auto units_at = [&](int64_t k, int64_t c) __attribute__((always_inline)) {
-    const int64_t count = end - c;
-    const Vector<A> m = load_some(mean + c, count), s = load_some(rstd + c, count), t = load_some(shift + c, count);
-    Vector<A> hat[2] = {};
-    BARLOW_FAST_UNROLL
-    for (int e = 0; e < Op::kDepth; ++e) {
-      const int64_t row = k * Op::kDepth + e;
-      if (row >= rows) continue;
-      const Vector<A> x = load_some<A, E>(row_of<E>(z, row_begin + row) + c, count);
-      hat[e] = rounded<Op>(standardised<A>(x, m, s, t), operand);
-    }
-    return units_across<Op>(hat[0], hat[1]);
-  };
-  for (int64_t k = 0; k < units; ++k) {
-    for (int64_t c = begin; c < end; c += lanes) {
-      const int64_t at = c - begin;
-      store(out + at / panel * panel * units + k * panel + at % panel, units_at(k, c));
+  // Rows of z are read side by side, so that what is written of a panel are whole lines: panels may lie powers of two
+  // apart, and would evict each other.
+  constexpr int64_t together = 16;
+  const int64_t used = round_up(end - begin, lanes);
+  for (int64_t first = 0; first < units; first += together) {
+    const int64_t last = smaller(first + together, units);
+    for (int64_t c = begin; c < begin + used; c += lanes) {
+      const int64_t count = end - c;
+      const Vector<A> m = load_some(mean + c, count), s = load_some(rstd + c, count), t = load_some(shift + c, count);
+      for (int64_t k = first; k < last; ++k) {
+        Vector<A> hat[2] = {};
+        BARLOW_FAST_UNROLL
+        for (int e = 0; e < Op::kDepth; ++e) {
+          const int64_t row = k * Op::kDepth + e;
+          if (row >= rows) continue;
+          const Vector<A> x = load_some<A, E>(row_of<E>(z, row_begin + row) + c, count);
+          hat[e] = rounded<Op>(standardised<A>(x, m, s, t), operand);
+        }
+        store_in_panels<Op, Width>(units_across<Op>(hat[0], hat[1]), out, c - begin, k, units);
+      }
     }
     // The last panel's second half, where no column reaches it.
-    const int64_t used = round_up(end - begin, lanes);
-    if (used % panel) store(out + used / panel * panel * units + k * panel + lanes, Vector<Unit<Op>>{});
+    for (int64_t k = first; used % panel != 0 && k < last; ++k) {
+      store_in_panels<Op, Width>(Vector<Unit<Op>>{}, out, used, k, units);
+    }
   }
   finish_panels<Op>(out, end - begin, units);
 }
@@ -62,12 +59,13 @@ void correlation_in(const CorrelationTask& task, void* scratch) {
   A* out = static_cast<A*>(task.out) + task.i_begin * task.out_stride + task.j_begin;
   for (int64_t row = task.row_begin; row < task.row_end; row += s.depth) {
     const int64_t rows = smaller(s.depth, task.row_end - row), units = units_for<Op>(rows);
-    pack_features<Op, E>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left);
-    pack_features<Op, E>(task.b, task.norm_b, task.operand, row, rows, task.j_begin, task.j_end, s.right);
+    const bool first = row == task.row_begin, last = row + rows == task.row_end;
+    pack_features<Op, E, kTileRows<Op>>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left);
+    pack_features<Op, E, panel>(task.b, task.norm_b, task.operand, row, rows, task.j_begin, task.j_end, s.right);
     for (int64_t j = 0; j < width; j += panel) {
       for (int64_t i = 0; i < height; i += kTileRows<Op>) {
-        multiply_to<Op>(units, left_of_panels<Op>(s.left, i, units), s.right + j * units, height - i, width - j,
-                        row > task.row_begin, out + i * task.out_stride + j, task.out_stride);
+        s.multiply(units, i, j, s.right + j * units, height - i, width - j, first, last,
+                   out + i * task.out_stride + j, task.out_stride);
       }
     }
   }
@@ -121,7 +119,7 @@ void pack_matrix_in(const PackMatrixTask& task) {
     Unit<Op>* out = static_cast<Unit<Op>*>(task.out) + p * units_of_whole<Op>(depth) * panel;
     const int64_t column = p * panel;
     if (task.transpose) {
-      pack_transposed<Op>(depth, out, [&](int first, int64_t k, int piece, Vector<Unit<Op>>(&square)[lanes]) {
+      pack_transposed<Op, panel>(depth, out, [&](int first, int64_t k, int piece, Vector<Unit<Op>>(&square)[lanes]) {
         BARLOW_FAST_UNROLL
         for (int r = 0; r < lanes; ++r) {
           const int64_t row = column + first + r;
@@ -157,7 +155,7 @@ template <class Op>
 struct CorrelationGradientScratch {
   int64_t rows, width, stride, left_stride;
   bool separate;
-  Acc<Op>*hat[2], *weight, *projection[2], *factor[2];
+  Acc<Op>*hat[2], *weight, *projection[2], *factor[2], *sums;  // sums: of one panel, in full tiles
   Unit<Op>* left[2];
 
   CorrelationGradientScratch(Arena& arena, const CorrelationGradientTask& task) {
@@ -168,6 +166,7 @@ struct CorrelationGradientScratch {
     left_stride = stride / Op::kDepth;
     separate = rounds_operand<Op>(task.operand);
     weight = arena.template take<Acc<Op>>(width);
+    sums = arena.template take<Acc<Op>>(rows * kPanel<Op>);
     for (int view = 0; view < 2; ++view) {
       projection[view] = arena.template take<Acc<Op>>(width);
       factor[view] = arena.template take<Acc<Op>>(width);
@@ -229,7 +228,7 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
   }
   stage_rows<Op, E>(task, s, 0);
   stage_rows<Op, E>(task, s, 1);
-  const int64_t units = matrix_depth<Op>(task.d) / Op::kDepth;
+  const int64_t units = matrix_depth<Op>(task.d) / Op::kDepth, step = depth_within<Op>(task.caches) / Op::kDepth;
   const A coefficient = static_cast<A>(task.coefficient);
   for (int view = 0; view < 2; ++view) {
     const Output& out = view ? task.grad_b : task.grad_a;
@@ -238,18 +237,26 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
     const A* hat = s.hat[view];
     const A* other = s.hat[1 - view];
     for (int64_t c = 0; c < task.d; c += panel) {
-      for (int64_t r = 0; r < s.rows; r += kTileRows<Op>) {
-        Vector<A> tile[kTileRows<Op>][2];
-        const Left<Op> left{s.left[1 - view] + r * s.left_stride, s.left_stride, 1};
-        multiply<Op, kTileRows<Op>, 2>(units, left, packed + c * units, tile);
-        for (int64_t i = 0; i < smaller(kTileRows<Op>, task.row_end - task.row_begin - r); ++i) {
-          auto* to = row_of<E>(out, task.row_begin + r + i);
-          BARLOW_FAST_UNROLL
-          for (int v = 0; v < 2; ++v) {
-            const int64_t column = c + v * lanes, at = (r + i) * s.stride + column;
-            const Vector<A> g = broadcast(coefficient) * tile[i][v] + load(s.weight + column) * load(other + at) -
-                                load(hat + at) * load(s.projection[view] + column);
-            write_out<A, E>(to + column, g * load(s.factor[view] + column), task.d - column, task.stream);
+      for (int64_t k = 0; k < units; k += step) {
+        for (int64_t r = 0; r < s.rows; r += kTileRows<Op>) {
+          Vector<A> tile[kTileRows<Op>][2];
+          const Left<Op> left{s.left[1 - view] + r * s.left_stride + k, s.left_stride, 1};
+          A* sums = s.sums + r * panel;
+          multiply_add<Op, 2>(smaller(step, units - k), left, packed + c * units + k * panel, k > 0 ? sums : nullptr,
+                              tile);
+          if (k + step < units) {
+            store_tile<A>(tile, kTileRows<Op>, panel, sums, panel);
+            continue;
+          }
+          for (int64_t i = 0; i < smaller(kTileRows<Op>, task.row_end - task.row_begin - r); ++i) {
+            auto* to = row_of<E>(out, task.row_begin + r + i);
+            BARLOW_FAST_UNROLL
+            for (int v = 0; v < 2; ++v) {
+              const int64_t column = c + v * lanes, at = (r + i) * s.stride + column;
+              const Vector<A> g = broadcast(coefficient) * tile[i][v] + load(s.weight + column) * load(other + at) -
+                                  load(hat + at) * load(s.projection[view] + column);
+              write_out<A, E>(to + column, g * load(s.factor[view] + column), task.d - column, task.stream);
+            }
           }
         }
       }

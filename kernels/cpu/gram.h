@@ -5,24 +5,14 @@
 // ---- K ------------------------------------------------------------------------------------------------------------
 
 template <class Op>
-struct GramScratch {
-  int64_t depth;
-  Unit<Op>*left, *right;
-
-  GramScratch(Arena& arena, const GramTask& task) {
-    const bool diagonal = task.i_begin == task.j_begin;
-    const int64_t rows = task.i_end - task.i_begin + (diagonal ? 0 : task.j_end - task.j_begin);
-    depth = smaller(depth_of_blocks<Op>(task.caches, rows),
-                    round_up(task.column_end - task.column_begin, kDepthStep<Op>));
-    left = arena.template take<Unit<Op>>(round_up(task.i_end - task.i_begin, kPanel<Op>) * depth / Op::kDepth);
-    right = diagonal
-                ? left
-                : arena.template take<Unit<Op>>(round_up(task.j_end - task.j_begin, kPanel<Op>) * depth / Op::kDepth);
-  }
+struct GramScratch : BlockScratch<Op> {
+  GramScratch(Arena& arena, const GramTask& task)
+      : BlockScratch<Op>(arena, task.caches, task.i_end - task.i_begin, task.j_end - task.j_begin,
+                         kPanel<Op>, task.column_end - task.column_begin) {}
 };
 
-// Panels of samples [row_begin, row_end) with `count` columns from `column` as summed index.
-template <class Op, Element E>
+// Panels, Width rows wide, of samples [row_begin, row_end) with `count` columns from `column` as summed index.
+template <class Op, Element E, int Width>
 void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int64_t column, int64_t count,
                   Unit<Op>* out) {
   using A = Acc<Op>;
@@ -33,7 +23,7 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
   const A* shift = static_cast<const A*>(task.norm.shift) + column;
   for (int64_t row = row_begin; row < row_end; row += kPanel<Op>) {
     Unit<Op>* panel = out + (row - row_begin) * (depth / Op::kDepth);
-    pack_transposed<Op>(depth, panel, [&](int first, int64_t k, int, Vector<Unit<Op>>(&square)[lanes]) {
+    pack_transposed<Op, Width>(depth, panel, [&](int first, int64_t k, int, Vector<Unit<Op>>(&square)[lanes]) {
       Vector<A> m[2] = {}, s[2] = {}, t[2] = {};
       for (int v = 0; v < Op::kDepth; ++v) {
         m[v] = load_some(mean + k + v * lanes, count - k - v * lanes);
@@ -69,7 +59,7 @@ BARLOW_FAST_INLINE A* in_tiles(A* out, int64_t side, int64_t row, int64_t column
 template <class Op, Element E>
 void gram_in(const GramTask& task, void* scratch) {
   using A = Acc<Op>;
-  constexpr int panel = kPanel<Op>, lanes = kLanes<A>;
+  constexpr int panel = kPanel<Op>, tile_rows = kTileRows<Op>;
   Arena arena{static_cast<char*>(scratch)};
   const GramScratch<Op> s(arena, task);
   const int64_t rows = task.i_end - task.i_begin, columns = task.j_end - task.j_begin;
@@ -78,22 +68,23 @@ void gram_in(const GramTask& task, void* scratch) {
   for (int64_t column = task.column_begin; column < task.column_end; column += s.depth) {
     const int64_t count = smaller(s.depth, task.column_end - column);
     const int64_t units = round_up(count, kDepthStep<Op>) / Op::kDepth;
-    pack_samples<Op, E>(task, task.i_begin, task.i_end, column, count, s.left);
-    if (!diagonal) pack_samples<Op, E>(task, task.j_begin, task.j_end, column, count, s.right);
-    const bool accumulate = column > task.column_begin;
+    const bool first = column == task.column_begin, last = column + count == task.column_end;
+    pack_samples<Op, E, tile_rows>(task, task.i_begin, task.i_end, column, count, s.left);
     for (int64_t j = 0; j < columns; j += panel) {
-      const Unit<Op>* right = s.right + j * units;
-      for (int64_t i = diagonal ? j : 0; i < rows; i += kTileRows<Op>) {
-        const Left<Op> left = left_of_panels<Op>(s.left, i, units);
+      if (diagonal) {
+        right_from_left<Op>(s.left, j, units, s.right);
+      } else {
+        const int64_t row = task.j_begin + j;
+        pack_samples<Op, E, panel>(task, row, smaller(row + panel, task.j_end), column, count, s.right);
+      }
+      for (int64_t i = diagonal ? j : 0; i < rows; i += tile_rows) {
         A* to = in_tiles(out, task.side, task.i_begin + i, task.j_begin + j);
-        if (diagonal && i + kTileRows<Op> <= j + lanes) {
+        if (diagonal && i + tile_rows <= j + kLanes<A>) {
           // This tile's right half lies above the diagonal.
-          Vector<A> tile[kTileRows<Op>][1];
-          multiply<Op, kTileRows<Op>, 1>(units, left, right, tile);
-          store_tile<A>(tile, rows - i, columns - j, accumulate, to, task.side);
-          continue;
+          s.template multiply<1>(units, i, j, s.right, rows - i, columns - j, first, last, to, task.side);
+        } else {
+          s.multiply(units, i, j, s.right, rows - i, columns - j, first, last, to, task.side);
         }
-        multiply_to<Op>(units, left, right, rows - i, columns - j, accumulate, to, task.side);
       }
     }
   }
@@ -544,8 +535,9 @@ void multiply_gram(const GramGradientTask& task, const GramGradientScratch<Op>& 
         for (int64_t p = 0; p < s.panels; ++p) {
           const Unit<Op>* right = s.right(gradient.view, p) + k * panel;
           for (int64_t n = begin; n < smaller(begin + rows, task.n); n += tile_rows) {
+            Acc<Op>* product = s.product + (p * s.samples + n) * panel;
             multiply_to<Op>(smaller(step, units - k), {packed + n * units + k * tile_rows, 1, tile_rows}, right,
-                            task.n - n, panel, k > 0, s.product + (p * s.samples + n) * panel, panel);
+                            k > 0 ? product : nullptr, tile_rows, panel, product, panel);
           }
         }
       }

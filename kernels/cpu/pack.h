@@ -1,6 +1,6 @@
-// Operand panels: kPanel columns (or rows) wide, the summed index outermost, zero-padded to whole panels, so that a
-// register tile reads its right side as whole vectors and its left side as broadcasts from the same layout. The left
-// side of matrix tiles has a layout of its own (tiles.h).
+// Operand panels: the summed index outermost, zero-padded to whole panels. The right side's are kPanel columns wide, which
+// a register tile reads as whole vectors; the left side's kTileRows, which it reads as broadcasts, so that the lines in the
+// first-level cache hold nothing else. The left side of matrix tiles has a layout of its own (tiles.h).
 
 template <class Op>
 using Unit = typename Op::Unit;
@@ -47,8 +47,7 @@ int64_t depth_within(const Caches& caches) {
   return larger(units * Op::kDepth / kDepthStep<Op>, 1) * kDepthStep<Op>;
 }
 
-// The same for blocks of both operands with `rows` rows and columns together, which are to stay in half of the
-// second-level cache.
+// The same for a left operand of `rows` rows, which is to stay in half of the second-level cache.
 template <class Op>
 int64_t depth_of_blocks(const Caches& caches, int64_t rows) {
   const int64_t units = caches.second / 2 / (larger(rows, 1) * static_cast<int64_t>(sizeof(Unit<Op>)));
@@ -58,43 +57,85 @@ int64_t depth_of_blocks(const Caches& caches, int64_t rows) {
 // Rows i, i + 1, ... of a left operand packed as panels of `units` units; i is a multiple of kTileRows.
 template <class Op>
 BARLOW_FAST_INLINE Left<Op> left_of_panels(const Unit<Op>* packed, int64_t i, int64_t units) {
-  constexpr int panel = kPanel<Op>;
-  return {packed + i / panel * panel * units + i % panel, 1, panel};
+  return {packed + i * units, 1, kTileRows<Op>};
 }
 
-// panel[k][r] = value(r, k) for the kPanel rows r and `depth` values k, where value(r, k, piece) yields the vector of
-// values k, k + 1, ... of row r.
-template <class Op, class Value>
+// Unit k of kLanes columns from `column` on, to panels of `units` units that are Width columns wide.
+template <class Op, int Width>
+BARLOW_FAST_INLINE void store_in_panels(Vector<Unit<Op>> x, Unit<Op>* out, int64_t column, int64_t k, int64_t units) {
+  constexpr int lanes = kLanes<Unit<Op>>, part = lanes < Width ? lanes : Width;
+  const auto place = [&](int64_t c) { return out + c / Width * Width * units + k * Width + c % Width; };
+  if constexpr (part == lanes) {
+    store(place(column), x);
+    return;
+  }
+#if defined(__AVX512F__)
+  if constexpr (part * 2 == lanes) {  // GCC would take the halves from memory
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(place(column)), _mm512_castsi512_si256((__m512i)x));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(place(column + part)), _mm512_extracti64x4_epi64((__m512i)x, 1));
+    return;
+  }
+#endif
+  Unit<Op> values[lanes];
+  store(values, x);
+  BARLOW_FAST_UNROLL
+  for (int p = 0; p < lanes; p += part) __builtin_memcpy(place(column + p), values + p, part * sizeof(Unit<Op>));
+}
+
+// panel[k][r] = value(r, k) for kPanel rows r and `depth` values k, in panels Width rows wide, where value(r, k, piece)
+// yields the vector of values k, k + 1, ... of row r.
+template <class Op, int Width, class Value>
 BARLOW_FAST_INLINE void pack_transposed(int64_t depth, Unit<Op>* panel, const Value& value) {
   constexpr int lanes = kLanes<Unit<Op>>;
+  const int64_t units = units_of_whole<Op>(depth);
   for (int half = 0; half < 2; ++half) {
     for (int64_t k = 0; k < depth; k += kDepthStep<Op>) {
       for (int piece = 0; piece < kPieces<Op>; ++piece) {
         Vector<Unit<Op>> square[lanes];
         value(half * lanes, k, piece, square);
         transpose<Unit<Op>>(square);
-        Unit<Op>* to = panel + (units_of_whole<Op>(k) + piece * lanes) * kPanel<Op> + half * lanes;
+        const int64_t at = units_of_whole<Op>(k) + piece * lanes;
         BARLOW_FAST_UNROLL
-        for (int r = 0; r < lanes; ++r) store(to + r * kPanel<Op>, square[r]);
+        for (int r = 0; r < lanes; ++r) store_in_panels<Op, Width>(square[r], panel, half * lanes, at + r, units);
       }
     }
   }
-  finish_panels<Op>(panel, kPanel<Op>, units_of_whole<Op>(depth));
+  finish_panels<Op>(panel, kPanel<Op>, units);
 }
 
-// out (+)= tile, clipped to `rows` x `columns`.
+// A right panel from the rows [row, row + kPanel) of a left operand.
+template <class Op>
+BARLOW_FAST_INLINE void right_from_left(const Unit<Op>* left, int64_t row, int64_t units, Unit<Op>* right) {
+  constexpr int width = kTileRows<Op>;
+  for (int part = 0; part < kPanel<Op>; part += width) {
+    const Unit<Op>* from = left + (row + part) * units;
+    for (int64_t k = 0; k < units; ++k) {
+      __builtin_memcpy(right + k * kPanel<Op> + part, from + k * width, width * sizeof(Unit<Op>));
+    }
+  }
+}
+
+// Adds the sums of a full tile.
 template <class A, int Rows, int Vectors>
-BARLOW_FAST_INLINE void store_tile(const Vector<A> (&tile)[Rows][Vectors], int64_t rows, int64_t columns,
-                                   bool accumulate, A* out, int64_t stride) {
+BARLOW_FAST_INLINE void add_tile(const A* sums, Vector<A> (&tile)[Rows][Vectors]) {
+  constexpr int lanes = kLanes<A>;
+  BARLOW_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    BARLOW_FAST_UNROLL
+    for (int v = 0; v < Vectors; ++v) tile[r][v] += load(sums + (2 * r + v) * lanes);
+  }
+}
+
+// out = tile, clipped to `rows` x `columns`.
+template <class A, int Rows, int Vectors>
+BARLOW_FAST_INLINE void store_tile(const Vector<A> (&tile)[Rows][Vectors], int64_t rows, int64_t columns, A* out,
+                                   int64_t stride) {
   constexpr int lanes = kLanes<A>;
   if (rows >= Rows && columns >= Vectors * lanes) {
     BARLOW_FAST_UNROLL
     for (int r = 0; r < Rows; ++r) {
       BARLOW_FAST_UNROLL
-      for (int v = 0; v < Vectors; ++v) {
-        A* to = out + r * stride + v * lanes;
-        store(to, accumulate ? load(to) + tile[r][v] : tile[r][v]);
-      }
+      for (int v = 0; v < Vectors; ++v) store(out + r * stride + v * lanes, tile[r][v]);
     }
     return;
   }
@@ -106,25 +147,28 @@ BARLOW_FAST_INLINE void store_tile(const Vector<A> (&tile)[Rows][Vectors], int64
     for (int v = 0; v < Vectors; ++v) store(buffer[r] + v * lanes, tile[r][v]);
   }
   for (int r = 0; r < smaller(rows, Rows); ++r) {
-    A* to = out + r * stride;
-    for (int c = 0; c < smaller(columns, Vectors * lanes); ++c) to[c] = buffer[r][c] + (accumulate ? to[c] : 0);
+    for (int c = 0; c < smaller(columns, Vectors * lanes); ++c) out[r * stride + c] = buffer[r][c];
   }
 }
 
-// out (+)= left * right, clipped to `rows` x `columns`.
-template <class Op>
-void multiply_to(int64_t units, const Left<Op>& left, const Unit<Op>* right, int64_t rows, int64_t columns,
-                 bool accumulate, Acc<Op>* out, int64_t stride) {
-  if (accumulate) {
-    // The hardware does not foresee them, and they are needed all at once.
-    for (int64_t r = 0; r < smaller(kTileRows<Op>, rows); ++r) {
-      __builtin_prefetch(out + r * stride, 1);
-      __builtin_prefetch(out + r * stride + kLanes<Acc<Op>>, 1);
-    }
-  }
-  Vector<Acc<Op>> tile[kTileRows<Op>][2];
-  multiply<Op, kTileRows<Op>, 2>(units, left, right, tile);
-  store_tile<Acc<Op>>(tile, rows, columns, accumulate, out, stride);
+// left * right + `sums` of a full tile, where these are not null.
+template <class Op, int Vectors>
+BARLOW_FAST_INLINE void multiply_add(int64_t units, const Left<Op>& left, const Unit<Op>* right, const Acc<Op>* sums,
+                                     Vector<Acc<Op>> (&tile)[kTileRows<Op>][Vectors]) {
+  constexpr int line = 64 / static_cast<int>(sizeof(Acc<Op>));
+  // They are needed all at once.
+  for (int c = 0; sums != nullptr && c < kTileRows<Op> * kPanel<Op>; c += line) __builtin_prefetch(sums + c, 1);
+  multiply<Op, kTileRows<Op>, Vectors>(units, left, right, tile);
+  if (sums != nullptr) add_tile(sums, tile);
+}
+
+// `out` = left * right + `sums`, clipped to `rows` x `columns`.
+template <class Op, int Vectors = 2>
+void multiply_to(int64_t units, const Left<Op>& left, const Unit<Op>* right, const Acc<Op>* sums, int64_t rows,
+                 int64_t columns, Acc<Op>* out, int64_t stride) {
+  Vector<Acc<Op>> tile[kTileRows<Op>][Vectors];
+  multiply_add<Op, Vectors>(units, left, right, sums, tile);
+  store_tile<Acc<Op>>(tile, rows, columns, out, stride);
 }
 
 // Hands out consecutive, 64-byte aligned pieces of a task's scratch memory; with a null base it only counts.
@@ -136,5 +180,38 @@ struct Arena {
     T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
     used += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
     return piece;
+  }
+};
+
+// A block of a product, in steps of the summed index: all rows of the left operand, `packed` columns of the right one at
+// a time. Sums stay in full tiles until the last step: rows of the output may lie powers of two apart, and would evict
+// each other.
+template <class Op>
+struct BlockScratch {
+  int64_t depth, height;  // values of the summed index per step; rows
+  Unit<Op>*left, *right;
+  Acc<Op>* sums;  // [panel][tile][row][column]
+
+  BlockScratch(Arena& arena, const Caches& caches, int64_t rows, int64_t columns, int64_t packed,
+               int64_t summed)
+      : height(round_up(rows, kPanel<Op>)) {
+    depth = smaller(depth_of_blocks<Op>(caches, height), round_up(summed, kDepthStep<Op>));
+    left = arena.template take<Unit<Op>>(height * depth / Op::kDepth);
+    right = arena.template take<Unit<Op>>(round_up(packed, kPanel<Op>) * depth / Op::kDepth);
+    sums = arena.template take<Acc<Op>>(summed > depth ? height * round_up(columns, kPanel<Op>) : 0);
+  }
+  // One step of the tile of rows from i and columns from j, of which `rows` and `columns` are there; `panel` holds the
+  // columns.
+  template <int Vectors = 2>
+  BARLOW_FAST_INLINE void multiply(int64_t units, int64_t i, int64_t j, const Unit<Op>* panel, int64_t rows,
+                                   int64_t columns, bool first, bool last, Acc<Op>* out, int64_t stride) const {
+    const Left<Op> from = left_of_panels<Op>(left, i, units);
+    Acc<Op>* tile = sums + j * height + i * kPanel<Op>;
+    const Acc<Op>* before = first ? nullptr : tile;
+    if (last) {
+      multiply_to<Op, Vectors>(units, from, panel, before, rows, columns, out, stride);
+    } else {
+      multiply_to<Op, Vectors>(units, from, panel, before, kTileRows<Op>, kPanel<Op>, tile, kPanel<Op>);
+    }
   }
 };
