@@ -140,6 +140,6 @@ def _view_flops(views: Sequence[Tensor], options: ViewOptions) -> tuple[float, f
 
 
 family = ViewsOperator(
-    "views_forward_1", "views_backward_1", forward_views, backward_views, ViewOptions,
+    "views_forward_2", "views_backward_2", forward_views, backward_views, ViewOptions,
     _view_layouts, lambda options: family_form.WEIGHTS[options.loss], _view_flops,
 )  # fmt: skip
