@@ -319,3 +319,19 @@ def total(parts_ptr, count, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
         at = start + index
         value += tl.load(parts_ptr + at * STRIDE, mask=at < count, other=0.0)
     return tl.sum(value, axis=0)
+
+
+@triton.jit
+def last_to_arrive(counter_ptr, count):
+    """Whether this program is the last of `count` to arrive at a counter, which an earlier kernel
+    has set to zero. What the others stored before they arrived is then visible to its loads.
+
+    The first barrier orders the stores of all threads before the atomic addition of one. That
+    addition releases them to the device and acquires what the programs before it released: one
+    modification order, in which each addition reads from the one before, so that the last follows
+    all. The second barrier orders the loads of all threads behind it.
+    """
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
+    return arrived == count - 1

@@ -171,6 +171,31 @@ def tma_descriptor(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(matrix, [rows, columns])
 
 
+def tma_descriptor_of_both(
+    z_a: Tensor, z_b: Tensor, rows: int, columns: int
+) -> tuple[TensorDescriptor, int]:
+    """Two matrices of one shape and one stride as a (2, N, D) tensor, read in blocks of (1, rows,
+    columns), and what the position of a matrix on the first axis is XORed with.
+
+    A descriptor for each would need a loop for each in the kernel, with shared memory of its own.
+    The stride of the first axis is the distance of the two allocations; what lies between them is
+    never read.
+    """
+    swapped = z_a.data_ptr() > z_b.data_ptr()
+    first, second = (z_b, z_a) if swapped else (z_a, z_b)
+    apart = (second.data_ptr() - first.data_ptr()) // z_a.element_size()
+    shape, strides = [2, *z_a.shape], [apart, *z_a.stride()]
+    return TensorDescriptor(first, shape, strides, [1, rows, columns]), int(swapped)
+
+
+def readable_by_tma(z_a: Tensor, z_b: Tensor) -> bool:
+    """Whether two matrices of one shape can have descriptors, by themselves and together: TMA takes
+    rows that begin at multiples of 16 bytes, and strides below 2^40 bytes."""
+    together = z_a.stride() == z_b.stride() and abs(z_a.data_ptr() - z_b.data_ptr()) < 1 << 40
+    starts = (z_a.stride(0) * z_a.element_size(), z_a.data_ptr(), z_b.data_ptr())
+    return together and z_a.stride(1) == 1 and not any(start % 16 for start in starts)
+
+
 # Offsets within a block are 32-bit, and blocks have up to 512 rows (arithmetic.py).
 LARGEST_STRIDE = 2**31 // 512 - 1
 
