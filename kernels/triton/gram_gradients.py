@@ -511,6 +511,8 @@ def _by_columns(
 def raw_operands(row: Product, gradient: Gradient, precision: str) -> bool:
     """Whether the embeddings of both views can be operands of a product as they are."""
     views = gradient.own.ptr, gradient.other.ptr
+    if not configurations.RAW_OPERANDS:
+        return False
     half = OPERAND_DTYPE[precision].itemsize == 2 and views[0].dtype == OPERAND_DTYPE[precision]
     return half and (row.path != "tma" or readable_by_tma(*views))
 

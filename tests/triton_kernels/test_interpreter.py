@@ -235,6 +235,7 @@ def test_paths_of_large_gram_gradients(path, block_n, precision, monkeypatch):
     shape = (130, block_n + 40)
     check_grams(contract.prepared(shape, precision), precision, contract.check_gram)
     if precision in HALF:  # these are operands as they are
+        monkeypatch.setattr(configurations, "RAW_OPERANDS", True)
         case = contract.prepared(shape, precision, HALF[precision])
         # Either view first in memory: TMA reads both by one descriptor.
         low, high = torch.stack((case.z_a, case.z_b)), torch.stack((case.z_b, case.z_a))
@@ -419,6 +420,7 @@ def test_equal_runs_give_equal_bits_in_any_order_of_the_programs(
 ):
     """What the last program to arrive does is the work of another one each time."""
     use(monkeypatch, "gram_gradients", "tma", block_m=64, block_n=64)
+    monkeypatch.setattr(configurations, "RAW_OPERANDS", True)
     z = [x.bfloat16() for x in draw("correlated", *shape)]
     form = "gram" if shape[0] < 2 * shape[1] else "correlation"
     first = None
