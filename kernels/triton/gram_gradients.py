@@ -245,7 +245,8 @@ def _project(
         tl.store(at, cast(g, output.ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit(do_not_specialize=["N"])
+# The number of one view is aligned, that of the other is not: one kernel for both.
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["centre_ptr"])
 def gram_tiles_kernel(
     own,
     other,

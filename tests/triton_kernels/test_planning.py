@@ -94,6 +94,7 @@ def test_few_launches_where_both_are_large(shape, products, dtype):
     launches = recorded("gram", *shape, dtype)
     names = [launch.name.removesuffix("_kernel") for launch in launches]
     assert names == ["moments", *products, "gram_finish", *2 * ["standardise", "gram_tiles"]]
+    assert inspection.identity(launches[-1]) == inspection.identity(launches[-3])
 
 
 def test_operations_of_a_step():
