@@ -15,6 +15,7 @@ rely on.
 * `statistics`: both of these at once
 * `standardise`: z_hat in an operand type, materialised (for layouts that must send it somewhere)
 * `gram_pair`: K_a = z_hat_a z_hat_a^T, K_b likewise, and their inner product <K_a, K_b>
+* `gram_terms`: the same with `terms` of that inner product, for sets that make both at once
 * `gram_tiles`, `gram_from_tiles`: a Gram matrix as tiles that ranks can add up, and back
 * `gram_gradients`: dL/dz of both views from K_a and K_b; the norm's backward included
 * `view_moments`, `view_gradients`: the same for any number of views, each with a matrix of its own
@@ -190,6 +191,14 @@ class KernelSet(Protocol):
         what it takes out of the diagonal and a power of two s, and rounds to its layout's dtype.
         centres: (2,) in the accumulation type. inner: float64 parts whose sum is <K_a, K_b>.
         """
+        ...
+
+    def gram_terms(
+        self, z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, lambd: float,
+        precision: str,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:  # fmt: skip
+        """(terms, grams, centres): `terms` with the divisor N^2, the diagonal included, of the
+        inner product that `gram_pair` returns with these grams and centres."""
         ...
 
     def gram_tiles(self, z: Tensor, statistics: Tensor, precision: str) -> Tensor:

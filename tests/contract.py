@@ -167,11 +167,14 @@ def check_gram(kernels: ModuleType, case: Case, precision: str, scale: float = 1
     assert_close(inner.sum(), want_inner.sum(), max(bound, stored / 256))
     mine = kernels.terms(sums, inner, n * n, True, 0.01, precision)
     theirs = aten.terms(sums, want_inner, n * n, True, 0.01, precision)
+    at_once, *again = kernels.gram_terms(z_a, z_b, statistics, sums, 0.01, precision)
     # The off-diagonal term is what remains of two nearly equal sums.
     size = float(want_inner.sum()) / n**2
-    for x, y in zip(mine, theirs, strict=True):
-        assert x.dtype == y.dtype
-        assert abs(float(x) - float(y)) <= max(bound, stored / 256) * max(size, abs(float(y)))
+    for some in (mine, at_once):
+        for x, y in zip(some, theirs, strict=True):
+            assert x.dtype == y.dtype
+            assert abs(float(x) - float(y)) <= max(bound, stored / 256) * max(size, abs(float(y)))
+    assert all(torch.equal(x, y) for x, y in zip(again, (grams, centres), strict=True))
     coefficients = Coefficients(0.01 / n, 0.2, -0.3, EPS)
     options = (statistics.new_tensor(1.7), coefficients, precision)
     compare_gradients(

@@ -18,10 +18,9 @@ def forward(
     kernels: KernelSet, z_a: Tensor, z_b: Tensor, lambd: float, eps: float, precision: str
 ) -> tuple[Tensor, ...]:
     """(loss, on_diagonal, off_diagonal) and the three tensors that `backward` needs."""
-    n = z_a.shape[0]
     statistics, sums = kernels.statistics(z_a, z_b, eps, precision)
-    grams, centres, inner = kernels.gram_pair(z_a, z_b, statistics, sums, precision)
-    return *kernels.terms(sums, inner, n**2, True, lambd, precision), statistics, grams, centres
+    terms, grams, centres = kernels.gram_terms(z_a, z_b, statistics, sums, lambd, precision)
+    return *terms, statistics, grams, centres
 
 
 def backward(

@@ -178,6 +178,13 @@ def gram_pair(
     return grams, grams.new_zeros(2), inner
 
 
+def gram_terms(
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, lambd: float, precision: str
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    grams, centres, inner = gram_pair(z_a, z_b, statistics, sums, precision)
+    return terms(sums, inner, z_a.shape[0] ** 2, True, lambd, precision), grams, centres
+
+
 def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
     n = z.shape[0]
     side = tiles.side(n, precision)

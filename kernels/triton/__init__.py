@@ -15,7 +15,7 @@ import torch
 from .arithmetic import INTERPRETED
 from .correlation import correlation, correlation_layout
 from .correlation_gradients import correlation_gradients
-from .gram import gram_from_tiles, gram_layout, gram_pair, gram_tiles
+from .gram import gram_from_tiles, gram_layout, gram_pair, gram_terms, gram_tiles
 from .gram_gradients import gram_gradients
 from .moments import column_moments, standardisation, statistics
 from .photometric import photometric
@@ -33,6 +33,7 @@ __all__ = [
     "gram_gradients",
     "gram_layout",
     "gram_pair",
+    "gram_terms",
     "gram_tiles",
     "photometric",
     "standardisation",

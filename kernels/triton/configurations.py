@@ -53,6 +53,7 @@ FINISHES_ON_BLACKWELL = (3, 9)
 WORKSPACE_SHARE = 0.5
 CORRELATION_WORKSPACE_SHARE = 1.0  # small beside what N > D samples take elsewhere in a model
 SMALL_WORKSPACE = 2 << 20
+MOST_STATISTICS_BYTES = 32  # of a column
 
 # Programs of split-K tiles that keep so large a share of the SMs busy are enough.
 EVEN = 0.95
@@ -104,7 +105,7 @@ class Plan(NamedTuple):
 
 
 STANDARDISE = Elementwise(16, 128, 4)
-PROJECT = Elementwise(32, 128, 4)
+PROJECT_ROWS = 32  # of a stripe of columns, at a time
 LINEAR = Elementwise(32, 64, 8)
 COLOURS = Colours(512, 32, 4)
 BLUR = Elementwise(32, 32, 4)  # square: neighbours on either side are read once more
@@ -205,10 +206,14 @@ def gram(
     side, fused = cdiv(n, row.block_m), row.path == "fused"
     # Fused, both views meet where the parts are added up, so every tile is a split-K tile.
     unfinished = device.architecture == 100 and TRITON < FINISHES_ON_BLACKWELL
+    room = int(WORKSPACE_SHARE * 2 * n * d * dtype.itemsize)
+    if not fused:  # z_hat of a view takes the rest, and the parts of both stay beside K'
+        operand = OPERAND_DTYPE[precision].itemsize
+        room -= 2 * n * round_up(n, SUM_ALIGNMENT) * operand + MOST_STATISTICS_BYTES * d
+    views = 2 if fused and not packed else 1
     return _plan(
         row, device, side * (side + 1) // 2, d if fused else round_up(d, SUM_ALIGNMENT),
-        2 * n * d * dtype.itemsize, views=2 if fused and not packed else 1,
-        split_all=packed or fused or unfinished,
+        room if fused or packed else room // 2, views, split_all=packed or fused or unfinished,
     )  # fmt: skip
 
 
@@ -226,18 +231,18 @@ def _plan(
     device: Device,
     tiles: int,
     k: int,
-    input_bytes: int,
+    workspace: int,
     views: int = 1,
     split_all: bool = False,
-    workspace_share: float = WORKSPACE_SHARE,
 ) -> Plan:
-    """How `tiles` tiles of each view's product, sums over `k` each, are cut."""
+    """How `tiles` tiles of each view's product, sums over `k` each, are cut. The parts of the views
+    in a launch take up to `workspace` bytes."""
     sms = device.num_sms
     full = 0 if split_all else tiles // sms * sms
     split = tiles - full
     if not split_all and (split == 0 or split > 0.75 * sms or full >= 4 * sms):
         return Plan(*row, row.block_m, tiles, 0, 1, cdiv(k, row.block_k))
-    room = max(int(workspace_share * input_bytes), SMALL_WORKSPACE)
+    room = max(workspace, SMALL_WORKSPACE)
     most = min(k // (4 * row.block_k), room // (views * split * row.block_m * row.block_n * 4))
     k_blocks = _k_blocks(row, sms, views * split, k, max(most, 1))
     strip = row.block_m
@@ -288,10 +293,8 @@ def correlation(device: Device, n: int, d: int, dtype: torch.dtype, precision: s
     """Tiles of C; where they are few, they are split over N."""
     row = blocks("correlation", device, precision, dtype, d)
     tiles = cdiv(d, row.block_m) * cdiv(d, row.block_n)
-    plan = _plan(
-        row, device, tiles, n, 2 * n * d * dtype.itemsize,
-        workspace_share=CORRELATION_WORKSPACE_SHARE,
-    )  # fmt: skip
+    workspace = int(CORRELATION_WORKSPACE_SHARE * 2 * n * d * dtype.itemsize)
+    plan = _plan(row, device, tiles, n, workspace)
     # Each strip has column sums of its own: few strips where columns are many.
     few = d > 2048 and plan.split_tiles > 0
     return plan._replace(strip=max(plan.strip, plan.block_m // 4)) if few else plan

@@ -2,9 +2,9 @@
 
 `gram_kernel` multiplies. A full tile is summed and finished by one program. The tiles of the last,
 incomplete wave are split over D instead, so that they fill the device too (split-K tiles), and
-`gram_finish_kernel` adds their parts in a fixed order. Small N has split-K tiles only; there both
-views are multiplied in one launch from the raw embeddings, standardised on their way into the
-product.
+`gram_finish_kernel` adds their parts in a fixed order; the last of its programs makes the terms of
+the loss. Small N has split-K tiles only; there both views are multiplied in one launch from the raw
+embeddings, standardised on their way into the product.
 
 K' = scale (K - c I) is stored in the operand type, as the gradient multiplies with it: c is the
 mean of K's diagonal, known from the statistics before any product (kernels/README.md, Gram
@@ -42,9 +42,11 @@ from .arithmetic import (
     total,
     view_of,
 )
+from .arrival import arrived, counters
 from .launch import addressable, cdiv, device_of, launch, round_up, tma_descriptor
 from .standardise import operand
 from .table import SUM_ALIGNMENT
+from .terms import Terms, launch_terms, outputs_of_terms, store_terms
 
 DENSE_BLOCK = 64
 
@@ -166,8 +168,7 @@ def gram_kernel(
     """
     BLOCK: tl.constexpr = META.BLOCK_M
     program = tl.program_id(0)
-    launched_view = tl.program_id(1)
-    index = first_view + launched_view
+    index = first_view + tl.program_id(1)
     full, slot, tile, first, last = share_of(
         program, full_tiles, splits, k_blocks_per_split, D, META
     )
@@ -206,7 +207,7 @@ def gram_kernel(
             if index == 1:
                 tl.store(grams.inner_ptr + tile, products)
     if not full:
-        slot += launched_view * (tl.num_programs(0) - full_tiles)
+        slot += index * (tl.num_programs(0) - full_tiles)
         local = tl.arange(0, BLOCK)
         at = workspace_ptr + slot.to(tl.int64) * BLOCK * BLOCK
         tl.store(at + local[:, None] * BLOCK + local[None, :], value)
@@ -216,6 +217,8 @@ def gram_kernel(
 def gram_finish_kernel(
     workspace_ptr,
     grams,
+    terms,
+    counter_ptr,
     N,
     full_tiles,
     splits,
@@ -223,14 +226,10 @@ def gram_finish_kernel(
     sums_count,
     BLOCK: tl.constexpr,
     STRIP: tl.constexpr,
-    VIEWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds the parts of STRIP rows of a split-K tile, in order; stores K' and the inner product.
-
-    VIEWS: 'both', or 'first' and 'second' where the views are multiplied one after the other and
-    the second takes the first from memory.
-    """
+    """Adds the parts of STRIP rows of a split-K tile of both views, in order; stores K' and the
+    inner product. The last program to arrive stores the terms."""
     STRIPS: tl.constexpr = BLOCK // STRIP
     # Parts are loaded at once where each takes a few registers.
     UNROLL: tl.constexpr = 4 if STRIP * BLOCK <= 2048 else 1
@@ -246,28 +245,28 @@ def gram_finish_kernel(
     weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
 
     at = workspace_ptr + (tile * splits).to(tl.int64) * BLOCK * BLOCK + offsets
-    value = tl.zeros([STRIP, BLOCK], tl.float32)
+    first = tl.zeros([STRIP, BLOCK], tl.float32)
     second = tl.zeros([STRIP, BLOCK], tl.float32)
     jump = (split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
     for part in tl.range(0, splits, loop_unroll_factor=UNROLL):
-        value += tl.load(at + part * BLOCK * BLOCK)
-        if VIEWS == "both":
-            second += tl.load(at + jump + part * BLOCK * BLOCK)
-    index = 1 if VIEWS == "second" else 0
-    centre = _centre(grams, index, sums_count)
-    _store(grams, index, value, rows, columns, N, centre, i != j, PRECISION)
-    if program == 0:
-        tl.store(grams.centres_ptr + index, centre)
-    inner_ptr = grams.inner_ptr + full_tiles + program
-    if VIEWS == "both":
-        centre = _centre(grams, 1, sums_count)
-        _store(grams, 1, second, rows, columns, N, centre, i != j, PRECISION)
+        first += tl.load(at + part * BLOCK * BLOCK)
+        second += tl.load(at + jump + part * BLOCK * BLOCK)
+    for index in tl.static_range(2):
+        value = first if index == 0 else second
+        centre = _centre(grams, index, sums_count)
+        _store(grams, index, value, rows, columns, N, centre, i != j, PRECISION)
         if program == 0:
-            tl.store(grams.centres_ptr + 1, centre)
-        inside = (rows < N)[:, None] & (columns < N)[None, :]
-        tl.store(inner_ptr, _weighted_sum(value * second, inside, weight))
-    elif VIEWS == "second":
-        tl.store(inner_ptr, _inner(grams, value, rows, columns, N, weight))
+            tl.store(grams.centres_ptr + index, centre)
+    inside = (rows < N)[:, None] & (columns < N)[None, :]
+    products = _weighted_sum(first * second, inside, weight)
+    tl.store(grams.inner_ptr + full_tiles + program, products)
+
+    programs = tl.num_programs(0)
+    if arrived(counter_ptr, 1, programs):
+        n = N.to(tl.float64)
+        store_terms(
+            terms, grams.sums_ptr, grams.inner_ptr, sums_count, full_tiles + programs, n * n, 1
+        )
 
 
 @triton.jit(do_not_specialize=["N", "sums_count"])
@@ -331,28 +330,56 @@ def gram_pair(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grams, centres, inner): the contract's primitive."""
+    grams, _ = _gram_pair(z_a, z_b, statistics, sums, 0.0, precision)
+    return grams.ptr, grams.centres_ptr, grams.inner_ptr
+
+
+def gram_terms(
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, lambd: float, precision: str
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """(terms, grams, centres): the contract's primitive."""
+    grams, terms = _gram_pair(z_a, z_b, statistics, sums, lambd, precision)
+    return terms[:3], grams.ptr, grams.centres_ptr
+
+
+def _gram_pair(
+    z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, lambd: float, precision: str
+) -> tuple[Grams, Terms]:
     z_a, z_b = addressable(z_a), addressable(z_b)
-    n, d = z_a.shape
+    (n, d), device = z_a.shape, z_a.device
     plan = configurations.gram(device_of(z_a), n, d, z_a.dtype, precision)
     shape, dtype = gram_layout(n, precision)
-    outputs = torch.empty(shape, dtype=dtype, device=z_a.device)
-    centres = torch.empty(2, dtype=torch.float32, device=z_a.device)
     parts = plan.full_tiles + plan.split_tiles * (plan.block_m // plan.strip)
     if plan.path == "cublas":
         parts = cdiv(n, DENSE_BLOCK) ** 2
-    inner = torch.empty(parts, dtype=torch.float64, device=z_a.device)
-    grams = Grams(outputs, shape[2], centres, inner, sums, gram_scale(n, d, precision))
+    grams = Grams(
+        torch.empty(shape, dtype=dtype, device=device),
+        shape[2],
+        torch.empty(2, dtype=torch.float32, device=device),
+        torch.empty(parts, dtype=torch.float64, device=device),
+        sums,
+        gram_scale(n, d, precision),
+    )
+    outputs = outputs_of_terms(lambd, device)
+    # Parts of both views: their sums meet in one launch.
+    workspace = None if plan.path == "cublas" else _workspace(plan, 2, device)
     if plan.path == "fused":
-        _multiply(plan, _pair(z_a, z_b, statistics), grams, precision, 0, 2)
-        return outputs, centres, inner
-    for view, z in enumerate((z_a, z_b)):
-        hat = _stored(z, statistics[3 * view : 3 * view + 3], precision)
-        if plan.path == "cublas":
-            _multiply_by_library(hat, grams, precision, view)
-        else:
-            _multiply(plan, _pair(hat, hat, statistics), grams, precision, view, 1)
-        del hat  # its memory serves the other view
-    return outputs, centres, inner
+        pair = _pair(z_a, z_b, statistics)
+        _launch_products(plan, pair, grams, workspace, precision, 0, 2)
+    else:
+        for view, z in enumerate((z_a, z_b)):
+            hat = _stored(z, statistics[3 * view : 3 * view + 3], precision)
+            if workspace is None:
+                _multiply_by_library(hat, grams, precision, view)
+            else:
+                pair = _pair(hat, hat, statistics)
+                _launch_products(plan, pair, grams, workspace, precision, view, 1)
+            del hat  # its memory serves the other view
+    if plan.split_tiles and workspace is not None:
+        _launch_finish(plan, grams, outputs, workspace, precision)
+    else:
+        launch_terms(outputs, sums, grams.inner_ptr, n * n, True)
+    return grams, outputs
 
 
 def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
@@ -389,7 +416,8 @@ def gram_from_tiles(
     matrices, count, block, _ = packed.shape
     outputs = torch.empty((matrices, *shape), dtype=dtype, device=packed.device)
     strip = configurations.UNPACK_STRIP
-    grams = Grams(outputs, shape[1], centres, centres, centres, gram_scale(n, d, precision))
+    scale = gram_scale(n, d, precision)
+    grams = Grams(outputs, shape[1], centres, centres, centres, scale)
     launch(
         gram_unpack_kernel, (count * (block // strip), matrices), packed, grams, n, count,
         BLOCK=block, STRIP=strip, PRECISION=precision,
@@ -414,23 +442,18 @@ def _workspace(plan: configurations.Plan, views: int, device: torch.device) -> T
     return torch.empty((slots, plan.block_m, plan.block_m), dtype=torch.float32, device=device)
 
 
-def _multiply(
-    plan: configurations.Plan, pair: Pair, grams: Grams, precision: str, first_view: int, views: int
+def _launch_finish(
+    plan: configurations.Plan, grams: Grams, terms: Terms, workspace: Tensor, precision: str
 ) -> None:
-    """The products of one view or of both, and the sums of their split-K tiles."""
-    workspace = _workspace(plan, views, grams.ptr.device)
-    _launch_products(plan, pair, grams, workspace, precision, first_view, views)
-    if plan.split_tiles == 0:
-        return
+    """The sums of the split-K tiles of both views, and the terms."""
     launch(
         gram_finish_kernel, (plan.split_tiles * (plan.block_m // plan.strip),),
-        workspace, grams, grams.ptr.shape[1], plan.full_tiles, plan.splits, plan.split_tiles,
-        grams.sums_ptr.shape[0],
+        workspace, grams, terms, counters(workspace.device, 1), grams.ptr.shape[1],
+        plan.full_tiles, plan.splits, plan.split_tiles, grams.sums_ptr.shape[0],
         BLOCK=plan.block_m, STRIP=plan.strip, PRECISION=precision,
-        VIEWS="both" if views == 2 else ("first", "second")[first_view],
         # At most 32 values per thread: with 64 some of these kernels spill under Triton 3.8.
         warps=max(4, plan.strip * plan.block_m // 1024),
-        moved=workspace.nbytes + (0 if plan.full_tiles else views * grams.ptr[0].nbytes),
+        moved=workspace.nbytes + (0 if plan.full_tiles else grams.ptr.nbytes),
     )  # fmt: skip
 
 
@@ -447,7 +470,9 @@ def _launch_products(
     z = pair.ptr_a
     n, d = z.shape
     tma = plan.path == "tma"
-    written = views * grams.ptr[0].nbytes if plan.full_tiles else workspace.nbytes
+    written = views * grams.ptr[0].nbytes
+    if not plan.full_tiles:
+        written = plan.split_tiles * plan.splits * views * workspace[0].nbytes
     launch(
         gram_kernel, (plan.full_tiles + plan.split_tiles * plan.splits, views),
         pair, tma_descriptor(z, plan.block_m, plan.block_k) if tma else None, grams, workspace,

@@ -7,8 +7,8 @@
 (kernels/README.md, equations 4 to 6; mean_n(z_hat_other * z_hat) is C_ii, so that only q needs the
 product.) Up to a few hundred samples a program owns all rows of its columns: q is a sum over its
 own accumulator, and one launch writes the gradient once. Above that, tiles write the gradient
-without the part of q, and their column sums; a second pass takes that part out. Without the norm's
-backward, p = -coefficient c, which centring took out.
+without the part of q, and their column sums; the last program of a stripe of columns takes that
+part out. Without the norm's backward, p = -coefficient c, which centring took out.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from .arithmetic import (
     to_operand,
     view_of,
 )
+from .arrival import arrived, counters
 from .gram import library_product
 from .launch import addressable, cdiv, device_of, launch, tma_descriptor
 from .standardise import operand, transposed_operand
@@ -144,13 +145,33 @@ class Operands(NamedTuple):
 
 
 @triton.jit
-def _step(value, operands, left, columns, first, N, META):
-    """value + the product over the block of rows at `first`; K' is zero where rows of z_hat beyond
-    N are copies."""
-    k = first + tl.arange(0, META.BLOCK_K)
-    x = tl.load(operands.gram_ptr + left + k[None, :])
-    at = tl.minimum(k, N - 1).to(tl.int64)[:, None] * operands.stride_hat + columns[None, :]
-    return multiply(stored(x), stored(tl.load(operands.hat_ptr + at)), value, META.PRECISION)
+def _tma_product(gram_descriptor, hat_descriptor, row, column, N, META):
+    """A tile of K' z_hat."""
+    product = tl.zeros([META.BLOCK_M, META.BLOCK_N], tl.float32)
+    for k in range(0, N, META.BLOCK_K):
+        x = stored(gram_descriptor.load([row, k]))
+        if META.PRECISION == "tf32":
+            y = tl.trans(stored(hat_descriptor.load([column, k])))
+        else:
+            y = stored(hat_descriptor.load([k, column]))
+        product = multiply(x, y, product, META.PRECISION)
+    return product
+
+
+@triton.jit
+def _loaded_product(operands, row, column, N, META):
+    """The same by ordinary loads; K' is zero where rows of z_hat beyond N are copies."""
+    rows = row + tl.arange(0, META.BLOCK_M)
+    columns = column + tl.arange(0, META.BLOCK_N)
+    left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * operands.stride_gram
+    product = tl.zeros([META.BLOCK_M, META.BLOCK_N], tl.float32)
+    for first in range(0, N, META.BLOCK_K):
+        k = first + tl.arange(0, META.BLOCK_K)
+        x = tl.load(operands.gram_ptr + left + k[None, :])
+        at = tl.minimum(k, N - 1).to(tl.int64)[:, None] * operands.stride_hat + columns[None, :]
+        y = tl.load(operands.hat_ptr + at)
+        product = multiply(stored(x), stored(y), product, META.PRECISION)
+    return product
 
 
 @triton.jit
@@ -181,51 +202,51 @@ def _tile_pieces(
             COLUMNS // 2, PIECE,
         )  # fmt: skip
         _tile_pieces(
-            right, gradient, weights, projected, sums_ptr, row, column + COLUMNS // 2, N, D, ROWS,
-            COLUMNS // 2, PIECE,
+            right, gradient, weights, projected, sums_ptr, row,
+            column + COLUMNS // 2, N, D, ROWS, COLUMNS // 2, PIECE,
         )  # fmt: skip
     else:
         _tile_piece(
-            product, gradient, weights, projected, sums_ptr, row, column, N, D, ROWS, COLUMNS
-        )
+            product, gradient, weights, projected, sums_ptr, row, column, N, D, ROWS,
+            COLUMNS,
+        )  # fmt: skip
 
 
 @triton.jit
-def _tile(
-    tile, gradient, operands, gram_descriptor, hat_descriptor, sums_ptr, N, D, weights, projected,
-    META, TMA: tl.constexpr,
+def _project(
+    own, output, centre_ptr, sums_ptr, row_tiles, column, N, D, weights, projection,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the product and of the gradient."""
-    BLOCK_M: tl.constexpr = META.BLOCK_M
-    BLOCK_N: tl.constexpr = META.BLOCK_N
-    row_tiles = tl.cdiv(N, BLOCK_M)
-    row_tile = tile % row_tiles
-    row = row_tile * BLOCK_M
-    column = (tile // row_tiles) * BLOCK_N
-    rows = row + tl.arange(0, BLOCK_M)
-    columns = column + tl.arange(0, BLOCK_N)
-    left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * operands.stride_gram
+    """Takes z_hat (coefficient q - c (centring rstd^2 + returned)) out of the gradient of COLUMNS
+    columns; the coefficient is 0 if not projected.
 
-    product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if TMA:
-        for k in range(0, N, META.BLOCK_K):
-            x = stored(gram_descriptor.load([row, k]))
-            if META.PRECISION == "tf32":
-                y = tl.trans(stored(hat_descriptor.load([column, k])))
-            else:
-                y = stored(hat_descriptor.load([k, column]))
-            product = multiply(x, y, product, META.PRECISION)
-    else:
-        for k in range(0, N, META.BLOCK_K):
-            product = _step(product, operands, left, columns, k, N, META)
-
-    _tile_pieces(
-        product, gradient, weights, projected, sums_ptr + row_tile * D, row, column, N, D,
-        BLOCK_M, BLOCK_N, min(BLOCK_N // 2, 64),
-    )  # fmt: skip
+    What other programs stored is loaded past the first-level cache.
+    """
+    columns = column + tl.arange(0, COLUMNS)
+    inside = columns < D
+    q = tl.zeros([COLUMNS], tl.float32)
+    for first in range(0, row_tiles, 16):
+        tile = first + tl.arange(0, 16)
+        at = sums_ptr + tile[:, None] * D + columns[None, :]
+        mask = (tile < row_tiles)[:, None] & inside[None, :]
+        q += tl.sum(tl.load(at, mask=mask, other=0.0, cache_modifier=".cg"), axis=0)
+    norm = norm_of(own.statistics_ptr, columns, D, False)
+    taken = weights.product * projection.projected * (q / N)
+    taken -= centre_part(projection, tl.load(centre_ptr), norm.rstd)
+    taken *= norm.rstd * tl.load(output.scale_ptr).to(tl.float32)
+    # One SM does this alone: two blocks of rows are loaded ahead.
+    for row in tl.range(0, N, ROWS, num_stages=3):
+        rows = (row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        valid = (rows < N) & inside[None, :]
+        at = output.ptr + rows * D + columns[None, :]
+        g = tl.load(at, mask=valid, other=0.0, cache_modifier=".cg").to(tl.float32)
+        x = tl.load(own.ptr + rows * own.stride + columns[None, :], mask=valid, other=0.0)
+        g -= standardised(x, norm) * taken[None, :]
+        tl.store(at, cast(g, output.ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit(do_not_specialize=["N"])
+# The number of one view is aligned, that of the other is not: one kernel for both.
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["centre_ptr"])
 def gram_tiles_kernel(
     own,
     other,
@@ -234,68 +255,44 @@ def gram_tiles_kernel(
     gram_descriptor,
     hat_descriptor,
     sums_ptr,
-    N,
-    D,
-    weights,
-    projected,
-    META,
-    TMA: tl.constexpr,
-    PERSISTENT: tl.constexpr,
-):
-    """A tile of rstd (coefficient K' z_hat + w (z_hat_other - C_ii z_hat)) grad_scale, in the final
-    type, and the tile's column sums of K' z_hat * z_hat.
-
-    With TMA the operands are read by their descriptors (Hopper and later). sums_ptr: (row tiles, D)
-    float32. Where `projected` is 0 there is no term of C_ii. PERSISTENT: a program takes one tile
-    after the other, so that the loads of the next overlap the end of the last.
-    """
-    gradient = Gradient(own, other, output)
-    if PERSISTENT:
-        tiles = tl.cdiv(N, META.BLOCK_M) * tl.cdiv(D, META.BLOCK_N)
-        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
-            _tile(
-                tile, gradient, operands, gram_descriptor, hat_descriptor, sums_ptr, N, D, weights,
-                projected, META, TMA,
-            )  # fmt: skip
-    else:
-        _tile(
-            tl.program_id(0), gradient, operands, gram_descriptor, hat_descriptor, sums_ptr, N, D,
-            weights, projected, META, TMA,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["N", "row_tiles"])
-def gram_project_kernel(
-    own,
-    output,
+    counters_ptr,
     centre_ptr,
-    sums_ptr,
     N,
     D,
-    row_tiles,
     weights,
     projection,
+    META,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):
-    """Takes z_hat (coefficient q - c (centring rstd^2 + returned)) out of the tiles of the
-    gradient; the coefficient is 0 if not projected."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    rows = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    inside = columns < D
-    valid = (rows < N) & inside[None, :]
-    q = tl.zeros([COLUMNS], tl.float32)
-    for tile in range(row_tiles):
-        q += tl.load(sums_ptr + tile * D + columns, mask=inside, other=0.0)
-    norm = norm_of(own.statistics_ptr, columns, D, False)
-    taken = weights.product * projection.projected * (q / N)
-    taken -= centre_part(projection, tl.load(centre_ptr), norm.rstd)
-    x = tl.load(own.ptr + rows * own.stride + columns[None, :], mask=valid, other=0.0)
-    factor = norm.rstd * tl.load(output.scale_ptr).to(tl.float32)
-    at = output.ptr + rows * D + columns[None, :]
-    g = tl.load(at, mask=valid, other=0.0).to(tl.float32)
-    g -= standardised(x, norm) * (taken * factor)[None, :]
-    tl.store(at, cast(g, output.ptr.dtype.element_ty), mask=valid)
+    """A tile of rstd (coefficient K' z_hat + w (z_hat_other - C_ii z_hat)) grad_scale, in the final
+    type, and the tile's column sums of K' z_hat * z_hat; the last tile of a stripe of columns
+    projects it, ROWS rows at a time.
+
+    gram_descriptor, hat_descriptor: the operands are read with TMA (Hopper and later) unless these
+    are None. sums_ptr: (row tiles, D) float32. counters_ptr: one for each stripe; None leaves out
+    what p takes out of the gradient. Where `projection.projected` is 0 there is no term of C_ii.
+    """
+    BLOCK_M: tl.constexpr = META.BLOCK_M
+    BLOCK_N: tl.constexpr = META.BLOCK_N
+    row_tiles = tl.cdiv(N, BLOCK_M)
+    row_tile = tl.program_id(0) % row_tiles
+    stripe = tl.program_id(0) // row_tiles
+    row = row_tile * BLOCK_M
+    column = stripe * BLOCK_N
+    if gram_descriptor is not None:
+        product = _tma_product(gram_descriptor, hat_descriptor, row, column, N, META)
+    else:
+        product = _loaded_product(operands, row, column, N, META)
+    _tile_pieces(
+        product, Gradient(own, other, output), weights, projection.projected,
+        sums_ptr + row_tile * D, row, column, N, D, BLOCK_M, BLOCK_N, min(BLOCK_N // 2, 32),
+    )  # fmt: skip
+    if counters_ptr is not None:  # noqa: SIM102 (decided when compiled, unlike the next)
+        if arrived(counters_ptr + stripe, 1, row_tiles):
+            _project(
+                own, output, centre_ptr, sums_ptr, row_tiles, column, N, D, weights, projection,
+                ROWS, BLOCK_N,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["N", "first"])
@@ -364,12 +361,12 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
         if any(inputs.need):
             _by_columns(row, inputs, grads, *numbers)
         return grads
-    by_path = by_library if row.path == "cublas" else _by_tiles
+    by_path = by_library if row.path == "cublas" else tiles_of_product
     for view in range(2):
         if inputs.need[view]:
             gradient = _gradient(inputs, view, grads[view])
-            grams, centres = (x[1 - view] for x in inputs.matrices)
-            by_path(row, gradient, grams, centres, precision, *numbers)
+            gram, centre = (x[1 - view] for x in inputs.matrices)
+            by_path(row, gradient, gram, precision, *numbers, centre)
     return grads
 
 
@@ -413,72 +410,50 @@ def _by_columns(
     )  # fmt: skip
 
 
-def _by_tiles(
-    row: Product,
-    gradient: Gradient,
-    gram: Tensor,
-    centre: Tensor,
-    precision: str,
-    weights: Weights,
-    projection: Projection,
-) -> None:
-    """Tiles of the product with all but q and c, then these."""
-    z = gradient.own.ptr
-    n, d = z.shape
-    sums = tiles_of_product(row, gradient, gram, precision, weights, projection.projected)
-    project = configurations.PROJECT
-    launch(
-        gram_project_kernel, (cdiv(d, project.columns), cdiv(n, project.rows)),
-        gradient.own, gradient.output, centre, sums, n, d, sums.shape[0], weights, projection,
-        ROWS=project.rows, COLUMNS=project.columns, warps=project.warps,
-        moved=3 * n * d * z.element_size(),
-    )  # fmt: skip
-
-
 def tiles_of_product(
     row: Product,
     gradient: Gradient,
     gram: Tensor,
     precision: str,
     weights: Weights,
-    projected: float,
+    projection: Projection,
+    centre: Tensor | None = None,
 ) -> Tensor:
-    """Stores the gradient without q and c. Returns the (row tiles, D) float32 column sums of
-    K' z_hat * z_hat."""
+    """Stores the gradient; without `centre` less what p takes out of it. Returns the (row tiles, D)
+    float32 column sums of K' z_hat * z_hat."""
     z = gradient.own.ptr
     n, d = z.shape
-    tma = row.path in ("tma", "persistent")
+    row_tiles, column_tiles = cdiv(n, row.block_m), cdiv(d, row.block_n)
+    tma = row.path == "tma"
     make, block = operand, (row.block_k, row.block_n)
     if tma and precision == "tf32":  # wgmma takes 32-bit operands along the summed index only
         make, block = transposed_operand, block[::-1]
     hat = make(z, gradient.own.statistics_ptr, precision)
-    row_tiles = cdiv(n, row.block_m)
-    sums = torch.empty((row_tiles, d), dtype=torch.float32, device=z.device)
+    column_sums = torch.empty((row_tiles, d), dtype=torch.float32, device=z.device)
+    counts = None if centre is None else counters(z.device, column_tiles)
     descriptors = (None, None)
     if tma:
         descriptors = (tma_descriptor(gram, row.block_m, row.block_k), tma_descriptor(hat, *block))
-    tiles = row_tiles * cdiv(d, row.block_n)
-    persistent = row.path == "persistent"
     read = (1 if gradient.other.ptr is z else 2) * n * d * z.element_size()
     launch(
-        gram_tiles_kernel, (min(tiles, device_of(hat).num_sms) if persistent else tiles,),
-        *gradient, Operands(gram, hat, gram.shape[1], hat.stride(0)), *descriptors, sums, n, d,
-        weights, projected, meta(row.block_m, row.block_n, row.block_k, precision),
-        TMA=tma, PERSISTENT=persistent, warps=row.warps, stages=row.stages,
-        flops=2.0 * n * n * d,
+        gram_tiles_kernel, (row_tiles * column_tiles,), *gradient,
+        Operands(gram, hat, gram.shape[1], hat.stride(0)), *descriptors,
+        column_sums, counts, centre, n, d, weights, projection,
+        meta(row.block_m, row.block_n, row.block_k, precision), ROWS=configurations.PROJECT_ROWS,
+        warps=row.warps, stages=row.stages, flops=2.0 * n * n * d,
         moved=read + gradient.output.ptr.nbytes + hat.nbytes + gram.nbytes,
     )  # fmt: skip
-    return sums
+    return column_sums
 
 
 def by_library(
     row: Product,
     gradient: Gradient,
     gram: Tensor,
-    centre: Tensor,
     precision: str,
     weights: Weights,
     projection: Projection,
+    centre: Tensor,
 ) -> None:
     """The product by torch, some columns at a time, so that it stays in the second-level cache."""
     z = gradient.own.ptr

@@ -276,8 +276,7 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
         statistics, sums = kernels.statistics(z, z, 1e-5, precision)
         gradients = kernels.gram_gradients
         if case.form == "gram":
-            *matrices, inner = kernels.gram_pair(z, z, statistics, sums, precision)
-            kernels.terms(sums, inner, case.n**2, True, 0.0051, precision)
+            _, *matrices = kernels.gram_terms(z, z, statistics, sums, 0.0051, precision)
         elif case.form == "tiles":
             packed = kernels.gram_tiles(z, statistics[0:3], precision)
             packed = packed.new_empty((2, *packed.shape), dtype=case.dtype)

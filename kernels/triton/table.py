@@ -23,12 +23,12 @@ LARGE = 1 << 62  # the size without a bound, 'any'
 # Paths of `gram`: 'fused' (z is standardised on its way into the product, both views in one
 # launch), 'stored' (z_hat is stored first, view by view), 'tma' (stored, and read with TMA),
 # 'cublas' (stored, and multiplied by torch). Paths of `gram_gradients`: 'owned' (a program owns all
-# rows of its columns; block_m is the padded N), 'tiles', 'tma', 'persistent' (with TMA, and a
-# program takes tile after tile), 'cublas'. Paths of `correlation_gradients`: 'fused', 'stored',
-# 'raw' (z is the operand and C is scaled, where both are bfloat16; 'fused' elsewhere).
+# rows of its columns; block_m is the padded N), 'tiles', 'tma', 'cublas'. Paths of
+# `correlation_gradients`: 'fused', 'stored', 'raw' (z is the operand and C is scaled, where both
+# are bfloat16; 'fused' elsewhere).
 PATHS = {
     "gram": ("fused", "stored", "tma", "cublas"),
-    "gram_gradients": ("owned", "tiles", "tma", "persistent", "cublas"),
+    "gram_gradients": ("owned", "tiles", "tma", "cublas"),
     "correlation": ("fused",),
     "correlation_gradients": ("fused", "raw", "stored"),
 }

@@ -102,7 +102,7 @@ def why_invalid(key: Key, row: Product) -> str | None:
         return "tiles of K are at least 64 wide"
     if kernel in ("gram", "gram_gradients") and row.path == "owned" and row.block_m < size:
         return f"a program owns {row.block_m} rows, the row serves {size}"
-    if family == SPLIT_SINGLE and row.path in ("tma", "persistent", "stored"):
+    if family == SPLIT_SINGLE and row.path in ("tma", "stored"):
         return "sums of float32 quality are chunked, which this path does not do"
     return None
 

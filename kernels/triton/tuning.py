@@ -63,14 +63,12 @@ def candidates(key: Key) -> list[Product]:
         for path, (m, n), warps, stages in itertools.product(
             PATHS[kernel], tiles, (4, 8), (2, 3, 4)
         ):
-            if path in ("tma", "persistent") and architecture < 90:
+            if path == "tma" and architecture < 90:
                 continue
             if path == "owned" or (path == "cublas" and (m, n, warps, stages) != (64, 64, 4, 2)):
                 continue
-            # An accumulator takes half of the registers at most, a quarter beside the loads of the
-            # next tile; fewer warps hold smaller ones.
-            columns = 16 if path == "persistent" else 32
-            if 64 * 64 * warps // 8 <= m * n <= 128 * columns * warps:
+            # An accumulator takes half of the registers at most; fewer warps hold smaller ones.
+            if 64 * 64 * warps // 8 <= m * n <= 128 * 32 * warps:
                 rows.append(Product(m, n, depth, warps, stages, path))
     distinct = dict.fromkeys(rows)
     return [row for row in distinct if why_invalid(key, row) is None]

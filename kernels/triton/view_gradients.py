@@ -458,10 +458,11 @@ def _product(
     weights, projection = Weights(_inverse_scale(inputs), 0.0, 0.0), _projection(inputs)
     grams, centres = inputs.matrices
     if row.path == "cublas":
-        centre = centres[output]
-        by_library(row, gradient, grams[output], centre, inputs.precision, weights, projection)
+        numbers = (inputs.precision, weights, projection, centres[output])
+        by_library(row, gradient, grams[output], *numbers)
         return Part(part, part, centres, inputs.products), 0, NO_PROJECTION
-    sums = tiles_of_product(row, gradient, grams[output], inputs.precision, weights, 0.0)
+    numbers = (inputs.precision, weights, NO_PROJECTION)
+    sums = tiles_of_product(row, gradient, grams[output], *numbers)
     return Part(part, sums, centres, inputs.products), sums.shape[0], projection
 
 

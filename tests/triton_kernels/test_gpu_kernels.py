@@ -413,9 +413,9 @@ def test_memory_of_a_step(n, d, dtype):
     assert max(sizes) < max(n, d) ** 2 * dtype.itemsize
 
 
-@pytest.mark.parametrize(("n", "d"), [(256, 8192), (4096, 512)], ids=str)
-def test_launches_of_a_step(n, d):
-    """Five kernels of ours, and the one that makes the gradient of the loss itself. Without the
+@pytest.mark.parametrize(("n", "d", "most"), [(256, 8192, 4), (4096, 512, 5)], ids=str)
+def test_launches_of_a_step(n, d, most):
+    """The kernels of ours, and the one that makes the gradient of the loss itself. Without the
     terms, whose means are divisions by torch."""
     inputs = [x.detach().requires_grad_() for x in related(n, d, BFLOAT)]
 
@@ -434,7 +434,7 @@ def test_launches_of_a_step(n, d):
         pytest.skip("the profiler records no kernels on this machine")
     mine = [name for name in names if name.endswith("_kernel")]
     others = [name for name in names if not name.endswith("_kernel")]
-    assert 1 <= len(mine) <= 5, mine
+    assert 1 <= len(mine) <= most, mine
     assert len(others) <= 1, others
 
 
