@@ -162,8 +162,8 @@ def correlation_gradients_kernel(
 
 def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     """dL/dz_a, dL/dz_b; the contract's primitive. One launch, but one for each view where z_hat is
-    stored, or where rows do not begin at 16 bytes: registers go to addresses then, and both would
-    not fit."""
+    stored, or where rows do not begin at 16 bytes: registers go to addresses then, and neither both
+    views nor what scales C would fit."""
     statistics, (matrix, squares) = inputs.statistics, inputs.matrices
     z_a, z_b = addressable(inputs.z_a), addressable(inputs.z_b)
     (n, d), precision = z_a.shape, inputs.precision
@@ -176,10 +176,11 @@ def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     output = Outputs(statistics[6], inputs.grad_scale, *grads)
     wanted = [view for view in range(2) if inputs.need[view]]
     aligned = all(z.stride(0) * z.element_size() % 16 == 0 for z in (z_a, z_b))
-    together = aligned and row.path != "stored"
+    path = "stored" if row.path == "raw" and not aligned else row.path
+    together = aligned and path != "stored"
     for views in filter(None, [wanted] if together else ([view] for view in wanted)):
         hat, moved = None, 0
-        if row.path == "stored":
+        if path == "stored":
             other = 1 - views[0]
             hat = operand((z_a, z_b)[other], statistics[3 * other : 3 * other + 3], precision)
             moved = hat.nbytes
@@ -190,7 +191,7 @@ def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
             Weights(*map(float, inputs.coefficients[:3])),
             meta(row.block_m, row.block_n, row.block_k, precision),
             FIRST=views[0], VIEWS=len(views), EVEN=d % row.block_k == 0,
-            RAW=row.path == "raw" and z_a.dtype == torch.bfloat16,
+            RAW=path == "raw" and z_a.dtype == torch.bfloat16,
             warps=row.warps, stages=row.stages, flops=2.0 * len(views) * n * d * d,
             moved=(2 + len(views)) * n * d * z_a.element_size() + moved + matrix.nbytes,
         )  # fmt: skip
