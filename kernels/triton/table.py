@@ -100,6 +100,7 @@ correlation_gradients half   90            64   128   64  64    4  3  raw
 correlation_gradients half   90           512   128  128  64    8  3  raw
 correlation_gradients half   80,100       any   128  128  64    8  3  fused
 correlation_gradients half   90           any   128  128  64    8  3  stored
+correlation_gradients mixed  90            64    64   64  64    4  3  fused
 correlation_gradients mixed  90           512   128   64  64    8  3  fused
 correlation_gradients mixed  80,100       any   128   64  64    8  3  fused
 correlation_gradients mixed  90           any   128   64  64    8  4  stored
