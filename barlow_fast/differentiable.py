@@ -349,7 +349,13 @@ class ViewsOperator:
             save_views(ctx, views, output[2:])
             ctx.arguments, ctx.count = arguments, len(views)
 
-        def wanted(found, need):
+        def gradients(ctx, grad):
+            need, saved = ctx.needs_input_grad[3:], saved_tensors(ctx)
+            batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # is_grads_batched=True
+            scale = saved[0].new_ones((), dtype=grad.dtype) if batched else grad
+            found = Gradient.apply(scale, ctx.count, *ctx.arguments, need, *saved)
+            if batched:
+                found = [(grad * g).to(g.dtype) for g in found]
             return None, None, None, *(g if n else None for g, n in zip(found, need, strict=True))
 
         class Loss(torch.autograd.Function):
@@ -364,13 +370,7 @@ class ViewsOperator:
 
             @staticmethod
             def backward(ctx, grad, _):
-                need = ctx.needs_input_grad[3:]
-                saved = saved_tensors(ctx)
-                if torch._C._functorch.is_legacy_batchedtensor(grad):  # is_grads_batched=True
-                    one = saved[0].new_ones((), dtype=grad.dtype)
-                    found = Gradient.apply(one, ctx.count, *ctx.arguments, need, *saved)
-                    return wanted([(grad * g).to(g.dtype) for g in found], need)
-                return wanted(Gradient.apply(grad, ctx.count, *ctx.arguments, need, *saved), need)
+                return gradients(ctx, grad)
 
             jvp = staticmethod(refuse_forward_mode)
 
@@ -388,9 +388,7 @@ class ViewsOperator:
 
             @staticmethod
             def backward(ctx, grad, *_):
-                need = ctx.needs_input_grad[3:]
-                saved = saved_tensors(ctx)
-                return wanted(Gradient.apply(grad, ctx.count, *ctx.arguments, need, *saved), need)
+                return gradients(ctx, grad)
 
             @staticmethod
             def vmap(info, in_dims, *inputs):
