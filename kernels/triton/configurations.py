@@ -152,6 +152,18 @@ def shared_memory(row: Product, architecture: int, precision: str, dtype: torch.
     return block * (row.stages * loaded + (operand if loaded > operand else 0))
 
 
+def views_together(row: Product, device: Device, precision: str, dtype: torch.dtype) -> bool:
+    """Whether one launch of `correlation_gradients` serves both views: the compiler may give the
+    products of its two branches buffers of their own. Before Hopper operands leave shared memory a
+    stage early; so do inputs of another type than the operand's, later too."""
+    operand = OPERAND_DTYPE[precision].itemsize
+    early = max(row.stages - 1, 1)
+    late = early if device.architecture < 90 else row.stages
+    left = row.block_m * dtype.itemsize * (early if dtype.itemsize > operand else late)
+    both = 2 * row.block_k * (left + row.block_n * operand * late)
+    return both <= device.shared_memory
+
+
 def forget_plans() -> None:
     """Clears the cached configurations, after a change of the table or `override`."""
     for cached in (

@@ -76,7 +76,7 @@ def _sum_of_shares(out_ptr, ptr, shares, first, D, COLUMNS: tl.constexpr):
     """Stores the float64 sum of float32 rows (shares, D), for the columns from `first` on."""
     columns = first + tl.arange(0, COLUMNS)
     value = tl.zeros([SHARES, COLUMNS], tl.float64)
-    for start in tl.range(0, shares, SHARES, loop_unroll_factor=2):
+    for start in tl.range(0, shares, SHARES, loop_unroll_factor=4):
         share = start + tl.arange(0, SHARES)
         mask = (share < shares)[:, None] & (columns < D)[None, :]
         at = ptr + share.to(tl.int64)[:, None] * D + columns[None, :]

@@ -162,12 +162,13 @@ def correlation_gradients_kernel(
 
 def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     """dL/dz_a, dL/dz_b; the contract's primitive. One launch, but one for each view where z_hat is
-    stored, or where rows do not begin at 16 bytes: registers go to addresses then, and neither both
-    views nor what scales C would fit."""
+    stored, where shared memory does not hold the blocks of both, or where rows do not begin at 16
+    bytes: registers go to addresses then, and neither both views nor what scales C would fit."""
     statistics, (matrix, squares) = inputs.statistics, inputs.matrices
     z_a, z_b = addressable(inputs.z_a), addressable(inputs.z_b)
     (n, d), precision = z_a.shape, inputs.precision
-    row = configurations.correlation_gradients(device_of(z_a), d, z_a.dtype, precision)
+    device = device_of(z_a)
+    row = configurations.correlation_gradients(device, d, z_a.dtype, precision)
     pair = Pair(z_a, z_b, z_a.stride(0), z_b.stride(0), statistics)
     grads = [
         torch.empty((n, d) if needed else (0,), dtype=z_a.dtype, device=z_a.device)
@@ -177,7 +178,8 @@ def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     wanted = [view for view in range(2) if inputs.need[view]]
     aligned = all(z.stride(0) * z.element_size() % 16 == 0 for z in (z_a, z_b))
     path = "stored" if row.path == "raw" and not aligned else row.path
-    together = aligned and path != "stored"
+    fits = configurations.views_together(row, device, precision, z_a.dtype)
+    together = aligned and path != "stored" and fits
     for views in filter(None, [wanted] if together else ([view] for view in wanted)):
         hat, moved = None, 0
         if path == "stored":
