@@ -109,6 +109,11 @@ def details(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
+def capital(text: str) -> str:
+    """With a capital letter."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def short(value: float) -> str:
     """Three significant digits without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

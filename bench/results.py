@@ -70,12 +70,12 @@ def rows_of(files: Mapping[str, Sequence[Row]], *suites: str) -> Iterator[tuple[
 
 
 def machine(rows: Sequence[Row]) -> str:
-    """The machine of some rows, in a few words."""
+    """The machine of some rows, in a few words; empty where there was none."""
     origin = rows[0].get("provenance") or {}
     if origin.get("gpu"):
         return str(origin["gpu"])
     cores = origin.get("cores")
-    return str(origin.get("cpu", "unknown machine")) + (f", {cores} cores" if cores else "")
+    return str(origin.get("cpu", "")) + (f", {cores} cores" if cores else "")
 
 
 def group(row: Row) -> tuple:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench import results
 from bench.inputs import CUDA_VARIANTS
-from bench.plots import drawing, selection
+from bench.plots import drawing
 from bench.results import Row
 
 Data = dict[str, Any]
@@ -26,27 +26,26 @@ class Picture:
     Attributes:
         name: of the file, without its suffix.
         suite: whose page shows it.
-        figure: that it is one of.
         data: what was selected from the rows.
+        draw: data -> a figure of matplotlib.
     """
 
     name: str
     suite: str
-    figure: Figure
     data: Data
+    draw: Callable[[Data], Any]
 
     @property
     def caption(self) -> str:
-        """The main result and its conditions; also the alternative text."""
-        return self.figure.caption(self.data)
+        """What it shows and how to read it; also the alternative text."""
+        return f"{self.data['title']}. {self.data['text']}"
 
     @property
     def mark(self) -> str:
         """The fingerprint of data and code that the SVG carries: two that are drawn from the same
         have the same, whatever the version of matplotlib."""
-        content = json.dumps(self.data, sort_keys=True)
-        for module in (drawing, selection, inspect.getmodule(self.figure.draw)):
-            content += inspect.getsource(module)
+        code = Path(drawing.__file__).read_text(encoding="utf-8")
+        content = json.dumps(self.data, sort_keys=True) + code
         return MARK + hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def svg(self) -> str:
@@ -54,7 +53,7 @@ class Picture:
         from matplotlib import style
 
         with style.context(["default", drawing.SETTINGS]):
-            return drawing.svg(self.figure.draw(self.data), self.mark)
+            return drawing.svg(self.draw(self.data), self.mark)
 
 
 def marked(svg: str) -> str | None:
@@ -70,16 +69,15 @@ class Figure:
     Attributes:
         name: of the files of its pictures.
         suites: whose rows it shows; the page of the first one with rows shows it.
-        select: rows -> data, to which the machine is added; None where there is nothing to show.
-        caption: data -> the main result and its conditions.
-        draw: data -> a figure of matplotlib.
+        select: rows -> what `draw` takes, with `title` and `text`, before which the machine is
+            put; None where there is nothing to show.
+        draw: one of `drawing`.
         by_dtype: whether each dtype has a picture of its own.
     """
 
     name: str
     suites: tuple[str, ...]
     select: Callable[[list[Row]], Data | None]
-    caption: Callable[[Data], str]
     draw: Callable[[Data], Any]
     by_dtype: bool = False
 
@@ -95,5 +93,6 @@ class Figure:
                 data = self.select(some) if some else None
                 if data is not None:
                     data["machine"] = results.machine(some)
+                    data["text"] = ". ".join(filter(None, (data["machine"], data["text"])))
                     name = f"{self.name}-{file.removesuffix('.jsonl')}{suffix}"
-                    yield Picture(name, suite, self, data)
+                    yield Picture(name, suite, data, self.draw)

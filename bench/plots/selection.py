@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from bench.peers import discover, titles
+from bench.peers import titles
 from bench.results import Row
 
 # The colour-blind palette of Okabe and Ito: blue is ours in every figure, vermilion the official.
@@ -20,7 +20,10 @@ OTHERS = (
     ("#b8860b", "v"), ("#1f2328", "P"), ("#56b4e9", "X"), ("#7f7f7f", "<"), ("#8c510a", ">"),
     ("#44aa99", "p"), ("#882255", "h"),
 )  # fmt: skip
-LINES = {"compiled": "--", "aten": "--", "correlation": "--", "formula": "-.", "grouped": ":"}
+LINES = {
+    "compiled": "--", "aten": "--", "correlation": "--", "formula": "-.", "grouped": ":",
+    "rows": ":",
+}  # fmt: skip
 CROWD = 7  # peers
 FORMULA, COMPILED = "-formula", "-compiled"
 COMPILED_SHOWN = ("gram-compiled", "official-compiled")
@@ -39,11 +42,10 @@ def spread(row: Row, unit: str) -> list[float] | None:
     return None if median is None else [median, *(other or median for other in others)]
 
 
-def times(row: Row) -> Iterator[tuple[str, float]]:
+def times(row: Row) -> dict[str, float]:
     """The milliseconds of a row of the loss: a GPU's own time first, then the time of a call."""
-    for key in ("graph_ms", "median_ms"):
-        if (value := number(row.get(key))) is not None:
-            yield key, value
+    found = {key: number(row.get(key)) for key in ("graph_ms", "median_ms")}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def size(value: int) -> str:
@@ -55,11 +57,6 @@ def titled(peers: Iterable[str]) -> dict[str, str]:
     """Titles of peers in tables and figures; the name of one that is not known here."""
     known = titles("cuda") | titles("cpu")
     return {peer: known.get(peer, peer).replace("`", "") for peer in peers}
-
-
-def is_exact(peer: str) -> bool:
-    """Whether an implementation computes the loss itself; those that are not known here do."""
-    return all(discover(kind)[peer].exact for kind in ("cuda", "cpu") if peer in discover(kind))
 
 
 def is_ours(peer: str) -> bool:

@@ -20,6 +20,14 @@ from bench.startup.processes import MODULES, STAGES, TORCH, Key
 from bench.timing import columns
 
 SECTION = "Startup: imports, first calls, compilers"
+CASES = {
+    "import": "Import of torch, and what each package adds to it",
+    "first-call": "First call",
+    "second-call": "Second call",
+    "triton-kernels": "Triton kernels, compiled ahead of time",
+    "compiler-cold": "First call under torch.compile, nothing on disk",
+    "compiler-warm": "First call under torch.compile, compiled code on disk",
+}
 SHAPES, DTYPES = "256x2048", "fp32"
 QUICK_REPEATS = 2
 QUICK_PEERS = ("ours", "official")

@@ -73,7 +73,8 @@ def test_the_command_writes_rows_whose_page_has_a_figure(tmp_path, modelled):
     assert without_provenance(rows) == modelled
     text = report.page("scaling", report.machine_files(tmp_path))
     assert "Modelled, not measured" in text
-    assert "seconds over D on groups of GPUs.](figures/modelled-rows.svg)" in text
+    assert "modelled, not measured. Embeddings in bfloat16" in text
+    assert "](figures/modelled-rows.svg)" in text
 
 
 def test_a_figure_changes_only_with_its_rows(modelled):
