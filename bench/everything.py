@@ -74,7 +74,8 @@ def command(
         context = Context(
             Path(folder), file, state, resume=resume, command="python -m bench all", grace=GRACE
         )
-        status = runner.run(parts, context, runner.in_turn(parts))
+        seconds = sum(part.seconds for part in parts) + GRACE * len(parts)
+        status = runner.run(parts, context, seconds)
         seconds = time.monotonic() - begun
     print("\n".join([f"all {seconds:.0f} s", *runner.summary(parts, state)]))
     # What a share of the time did not allow is not expected in it.

@@ -13,7 +13,7 @@ from bench import exits, results, sources
 from bench.cli import Option
 from bench.devices import Device
 from bench.results import Row
-from bench.state import Journal, lost
+from bench.state import Journal
 
 T = TypeVar("T")
 
@@ -95,11 +95,6 @@ class Session:
         self.left: list[str] = []
         self.failures: dict[str, str] = {}
 
-    @property
-    def lost(self) -> dict[str, str]:
-        """Keys of the journal that ended an earlier process, with reasons."""
-        return lost(self.given.journal)
-
     def announce(self) -> None:
         """Prints what is measured."""
         origin = self.origin
@@ -164,12 +159,11 @@ class Session:
         """The cases for which there is time, in the journal by their names while they are measured;
         one that ended an earlier process is a failure."""
         for case in self.in_time(cases, lambda case: case.seconds):
-            if case.name in self.lost:
-                self.failures[case.name] = self.lost[case.name]
+            if case.name in self.journal.lost:
+                self.failures[case.name] = self.journal.lost[case.name]
                 continue
-            self.journal.start(case.name)
-            yield case
-            self.journal.end(case.name)
+            with self.journal.entry(case.name):
+                yield case
 
     def end(self) -> int:
         """Prints what was done; the exit status."""

@@ -8,7 +8,6 @@ CUDA device, 75 when time was up first.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -67,7 +66,8 @@ def command(
     options = {"loss": ["--compiled-shapes", compiled_shapes]} if compiled_shapes else {}
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(Path(scratch), rows, known, out, resume, "make gpu", options)
-        status = runner.run(some, context, runner.until(begun + budget_seconds - RESERVE))
+        left = begun + budget_seconds - RESERVE - time.monotonic()
+        status = runner.run(some, context, left)
     print(summary(some, context, time.monotonic() - begun))
     return status
 
@@ -125,9 +125,8 @@ def summary(parts: Sequence[Part], context: Context, seconds: float) -> str:
 def timings(rows: Path) -> list[str]:
     """The first groups of the file in milliseconds, replayed where a peer can be captured, else
     called: the fastest first."""
-    text = rows.read_text(encoding="utf-8") if rows.exists() else ""
     groups: dict[str, dict[str, float]] = {}
-    for row in map(json.loads, text.splitlines()):
+    for row in state.read_lines(rows):
         if row["suite"] == "loss" and (time := row["graph_ms"] or row["median_ms"]):
             group = f"  {row['n']}x{row['d']} {row['dtype']}: floor {row['floor_ms']:.3g} ms"
             groups.setdefault(group, {})[row["peer"]] = time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,8 +27,6 @@ TITLES = {
     PIXELS: "raw pixels",
 }
 SCORES, RATE = {"knn": "k-NN", "linear": "linear"}, "images_per_second"
-# Points above the untrained encoder.
-TARGETS = {"knn": 3.0, "linear": 2.0}
 
 
 def command(
@@ -132,29 +129,4 @@ def tables(rows: list[Row]) -> str:
     return joined(
         reading("accuracy", **values, runs=runs, neighbours=NEIGHBOURS),
         table_of(COLUMNS, results.chosen(TITLES, found)),
-        _verdict(found) if OURS in found else "",
     )
-
-
-def _verdict(found: dict[str, Row]) -> str:
-    """Which targets are met and which are not."""
-    ours, texts = found[OURS], []
-    for key, words in SCORES.items():
-        if RANDOM in found:
-            gain, target = ours[key] - found[RANDOM][key], TARGETS[key]
-            text = f"{words} is {gain:+.1f} points above random weights (target {target:g}: "
-            texts.append(text + ("met)" if gain >= target else "missed)"))
-        if PIXELS in found:
-            gain = ours[key] - found[PIXELS][key]
-            met = "met" if gain > 0 else "missed"
-            texts.append(f"{gain:+.1f} above raw pixels (target 0: {met})")
-    theirs = found.get(LIGHTLY, {})
-    for key, words in SCORES.items():
-        variances = [each[f"{key}_std"] ** 2 / each["runs"] for each in (ours, theirs)
-                     if each.get(f"{key}_std") is not None]  # fmt: skip
-        if len(variances) == 2:
-            gap, error = ours[key] - theirs[key], math.sqrt(sum(variances))
-            texts.append(
-                f"{words} differs from lightly's by {gap:+.2f} (standard error {error:.2f})"
-            )
-    return "; ".join(texts) + "."

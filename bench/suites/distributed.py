@@ -20,7 +20,7 @@ from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spre
 from bench.ranks import implementations, measurement, official
 from bench.ranks.implementations import OFFICIAL, PRECISION, Implementation
 from bench.ranks.measurement import Task
-from bench.results import Row, grouped
+from bench.results import Row
 from bench.session import Chosen, Output, Session
 from bench.timing import Budget
 
@@ -161,27 +161,7 @@ def tables(rows: list[Row]) -> str:
         if some:
             parts += [f"**{variant.title}**", table_of(COLUMNS, some)]
             parts += [TWO_BYTES] if variant.autocast else []
-            parts.append(_summary(grouped(some, "n", "d", "ranks")))
     return joined(*parts)
 
 
 TWO_BYTES = "Fewer bytes than an all-reduce of C in two bytes an element would send."
-
-
-def _summary(groups: dict[tuple, dict[str, Row]]) -> str:
-    """How many times as fast the automatic layout is, and where the all-reduce is faster."""
-    faster, slower = [], []
-    for (n, d, ranks), group in groups.items():
-        ours = next((row for row in group.values() if row.get("auto")), None)
-        other = group.get(OFFICIAL, {})
-        if ours is None or "median_s" not in other:
-            continue
-        where, ratio = f"{n} × {d} on {ranks} ranks", other["median_s"] / ours["median_s"]
-        fewer = other["counted_bytes"] / ours["counted_bytes"]
-        if ratio >= 1:
-            faster.append(f"{where} {ratio:.1f}× as fast with {fewer:.1f}× fewer bytes")
-        else:
-            slower.append(f"{where} ({1 / ratio:.2f}× the time)")
-    heads = ('Against the all-reduce of C, `layout="auto"` is', "It is slower at")
-    found = zip(heads, (faster, slower), strict=True)
-    return " ".join(f"{head}: {'; '.join(places)}." for head, places in found if places)

@@ -292,20 +292,4 @@ def tables(rows: list[Row]) -> str:
         table_of([*SIZES, PEER, *TIMES, FASTER], times) if single else "",
         "How far losses are apart:",
         table_of([*SIZES, *run, titled(TITLES, "run"), *DIFFERENCES], apart),
-        _verdict(single),
     )
-
-
-def _verdict(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
-    """Whether the patched run leaves lightly's further than lightly leaves itself, and where a
-    step became slower."""
-    texts = []
-    for (_, d, n), group in groups.items():
-        if apart := ratio(group, "median_difference", PATCHED, MOVED):
-            texts.append(
-                f"At {n} × {d} the patched run is {apart:.2f} times as far from lightly's as "
-                "lightly is from itself, in the median of the steps."
-            )
-        slower = ratio(group, "median_ms", PATCHED, LIGHTLY) or 0.0
-        texts += [f"A patched step is slower there ({slower:.2f} times)."] if slower > 1 else []
-    return " ".join(texts)

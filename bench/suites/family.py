@@ -20,7 +20,7 @@ from bench import cli, devices, provenance, sources
 from bench.cli import Option
 from bench.inputs import VARIANTS, Variant, parse_shapes, parse_variants
 from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of, titled
-from bench.results import Row, grouped, ratio, rounded
+from bench.results import Row, rounded
 from bench.session import Output, Session
 from bench.timing import Budget, columns, interleave, percentile, without_collections
 
@@ -280,9 +280,4 @@ def tables(rows: list[Row]) -> str:
     rows = sorted(
         rows, key=lambda row: (kinds.index(row["case"]), row["dtype"] != "fp32", row["n"], row["d"])
     )
-    texts = []
-    for (_, n, d, dtype), group in grouped(rows, "case", "n", "d", "dtype").items():
-        if several := ratio(group, "p20_ms", OURS, "two"):
-            texts.append(f"{n} × {d}, {dtype}: {several:.2f} times two views")
-    more = f"Eight views cost, in lower quintiles: {'; '.join(texts)}." if texts else ""
-    return joined(reading("family"), table_of([*LEFT, *RIGHT], rows), more)
+    return joined(reading("family"), table_of([*LEFT, *RIGHT], rows))

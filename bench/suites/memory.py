@@ -50,16 +50,15 @@ def measure(session: Session, cases: Sequence[Case], known: Sequence[Peer]) -> N
 
 def _row(session: Session, case: Case, peer: Peer) -> Row:
     device, name = session.device, f"{case} {peer.name} memory"
-    found: Row = {"problem": session.lost.get(name)}
+    found: Row = {"problem": session.journal.lost.get(name)}
     if found["problem"] is None:
-        session.journal.start(name)
-        found = _figures(device, case, peer)
-        try:
-            device.check_alive()
-        except DeviceLostError:
-            session.journal.lose(name, found["problem"] or "the context broke")
-            raise
-        session.journal.end(name)
+        with session.journal.entry(name):
+            found = _figures(device, case, peer)
+            try:
+                device.check_alive()
+            except DeviceLostError:
+                session.journal.lose(name, found["problem"] or "the context broke")
+                raise
     device.release()
     problem = found["problem"]
     if problem and "memory" not in problem and (peer.ours or device.judges_others):

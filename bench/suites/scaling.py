@@ -98,7 +98,7 @@ def tables(rows: list[Row]) -> str:
     for gpus, n in (group for group in GROUPS if group in groups):
         title = f"**{gpus} GPUs, N = {n} ({n // gpus} on each): modelled**"
         parts += [title, table_of(COLUMNS, groups[gpus, n])]
-    return joined(*parts, _slower(rows))
+    return joined(*parts)
 
 
 def _assumptions() -> str:
@@ -149,14 +149,3 @@ COLUMNS = [
     Column("times as fast", _if_it_fits(lambda row: _ratio(row, "seconds"), "({})")),
     Column("fewer bytes", lambda row: _ratio(row, "sent")),
 ]
-
-
-def _slower(rows: list[Row]) -> str:
-    """Where the model finds `barlow_fast` slower."""
-    found = [
-        f"{row['ranks']} GPUs at N = {row['n']}, D = {row['d']} ({ratio:.1f}× the time)"
-        for row in rows
-        if (ratio := row["ours"]["seconds"] / row["all_reduce"]["seconds"]) > 1
-    ]
-    where = f"slower on {'; '.join(found)}" if found else "nowhere slower"
-    return f"In this model `barlow_fast` is {where}."

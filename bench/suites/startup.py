@@ -12,7 +12,7 @@ from bench import cli, devices, peers, provenance, sources
 from bench.cli import Option
 from bench.inputs import parse_shapes, parse_variants
 from bench.markdown import Column, in_words, joined, rate, reading, table_of, titled
-from bench.results import Row, chosen, grouped, listed, ratio
+from bench.results import Row, chosen, grouped, listed
 from bench.session import Chosen, Output, Session
 from bench.startup import processes
 from bench.startup.child import COMPILED
@@ -98,7 +98,7 @@ def tables(rows: list[Row]) -> str:
             row | {"share": row["median_ms"] / torch if torch else None}
             for row in chosen(titles(), imports)
         ]
-        parts += ["**Imports**", table_of(IMPORTS, lines), _import_verdict(imports)]
+        parts += ["**Imports**", table_of(IMPORTS, lines)]
     called = (row for row in rows if row["n"])
     for (n, d, dtype), some in listed(called, "n", "d", "dtype").items():
         by_case = {case: group for (case,), group in grouped(some, "case").items()}
@@ -112,7 +112,6 @@ def tables(rows: list[Row]) -> str:
                 if any(name in by_case[case] for case in known)
             ]
             parts += [f"**Calls at {n} × {d}, {dtype}**", table_of(heads, lines)]
-            parts.append(_call_verdict(by_case.get("first-call", {})))
         if kernels is not None:
             ends = {key: rate(kernels[f"{key}_ms"]) for key in ("median", "p20", "p80")}
             parts.append(reading("startup kernels", **kernels | ends))
@@ -148,29 +147,3 @@ CALLS = {
     "compiler-cold": "compiler, nothing on disk, ms",
     "compiler-warm": "compiler, on disk, ms",
 }
-
-
-def _import_verdict(found: dict[str, Row]) -> str:
-    share = ratio(found, "median_ms", "ours", TORCH)
-    if share is None:
-        return ""
-    slower = [titles()[name] for name in _faster(found) if name in MODULES]
-    text = f"`import barlow_fast` adds {share:.1%} to `import torch`."
-    return text + (f" It takes longer than: {', '.join(slower)}." if slower else "")
-
-
-def _faster(found: dict[str, Row]) -> dict[str, float]:
-    """The others that take less time than ours, with their shares of it."""
-    ours = found["ours"]["median_ms"]
-    shares = {name: row["median_ms"] / ours for name, row in found.items()}
-    return {name: share for name, share in shares.items() if share < 1}
-
-
-def _call_verdict(found: dict[str, Row]) -> str:
-    """Which first calls are faster than ours, if any."""
-    if "ours" not in found or len(found) == 1:
-        return ""
-    faster = [f"{titles()[n]} ({share:.2f}× the time)" for n, share in _faster(found).items()]
-    if faster:
-        return f"The first call of `barlow_fast` is slower than that of: {'; '.join(faster)}."
-    return "The first call of `barlow_fast` is the fastest."

@@ -10,7 +10,17 @@ from typing import Annotated
 from bench import cli, devices, exits, provenance, results, sources
 from bench.cli import Option
 from bench.devices import Device
-from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
+from bench.markdown import (
+    Column,
+    capital,
+    in_words,
+    joined,
+    rate,
+    reading,
+    spread,
+    table_of,
+    titled,
+)
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Given, Session
 from bench.timing import columns, percentile
@@ -101,7 +111,6 @@ def _rows(
         )
     rates, failed = turns.race(
         runners, rounds, seconds / rounds,
-        moved=lambda name: session.journal.end(f"{case.name} {name}"),
     )  # fmt: skip
     reports = {runner.name: runner.reports for runner in runners}
     rows = [row(case, name, found, reports[name], device) for name, found in rates.items()]
@@ -167,32 +176,10 @@ def tables(rows: list[Row]) -> str:
     groups = grouped(rows, "case")
     for case in CASES.values():
         if found := groups.get((case.name,)):
-            title = f"{case.title[0].upper()}{case.title[1:]}"
             first = next(iter(found.values()))
             ratios = {o: ratio(found, "median_per_s", OURS, o) for o in (OFFICIAL, LIGHTLY)}
-            parts.append(f"**{title}, batch {first['n']}, {first['dtype']}**")
+            parts.append(f"**{capital(case.title)}, batch {first['n']}, {first['dtype']}**")
             some = found | {OURS: found[OURS] | ratios} if OURS in found else found
             lines = chosen(TITLES, some)
-            parts += [table_of([*COLUMNS, *RATIOS], lines), _verdict(case, found)]
+            parts.append(table_of([*COLUMNS, *RATIOS], lines))
     return joined(*parts)
-
-
-def _verdict(case: Case, found: dict[str, Row]) -> str:
-    """Which targets are met and which are not, and where ours is slower."""
-    if OURS not in found:
-        return ""
-    ours, texts = found[OURS], []
-    if case.target is not None and (faster := ratio(found, "median_per_s", OURS, LIGHTLY)):
-        met = "is met" if faster >= case.target else f"is missed ({faster:.2f} times)"
-        texts.append(f"The target of {case.target:g} times lightly {met}.")
-    share = ours["data_wait_share"]
-    if case.waits is not None and share is not None:
-        met = "is met" if share < case.waits else f"is missed ({share:.1%})"
-        texts.append(f"The target of less than {case.waits:.0%} of a step waiting for data {met}.")
-    slower = [
-        TITLES[peer]
-        for peer in (OFFICIAL, LIGHTLY)
-        if peer in found and ours["median_per_s"] < found[peer]["median_per_s"]
-    ]
-    texts += [f"Slower than {' and '.join(slower)}."] if slower else []
-    return " ".join(texts)

@@ -12,7 +12,17 @@ from typing import Annotated
 from bench import cli, devices, results, sources
 from bench.cli import Option
 from bench.devices import Device, NoGraphError
-from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
+from bench.markdown import (
+    Column,
+    capital,
+    in_words,
+    joined,
+    rate,
+    reading,
+    spread,
+    table_of,
+    titled,
+)
 from bench.results import Row, rounded
 from bench.session import Given, Session
 from bench.timing import Budget, columns, interleave
@@ -26,7 +36,6 @@ from bench.views.feeds import (
     ONE_CORE,
     TITLES,
     Case,
-    Target,
 )
 from bench.views.loading import STAGES
 
@@ -36,7 +45,6 @@ SECTION = "Views: images per second"
 PACE = {"cpu": (16.0, 5, turns.DEADLINE), "cuda": (10.0, 5, turns.DEADLINE)}
 QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
 KERNEL_CALLS = Budget(4.0, most=30)
-BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
 CORES = 2  # of a CPU
 MAKES_VIEWS = ("ours-", "reduced-", OFFICIAL, "torchvision-v2", "lightly")
 
@@ -136,7 +144,6 @@ def race(
     ]  # fmt: skip
     rates, failed = turns.race(
         runners, rounds, seconds * case.share / rounds,
-        moved=lambda name: session.journal.end(f"{case.name} {name}"),
     )  # fmt: skip
     return rates, {runner.name: _medians(runner.reports) for runner in runners}, failed
 
@@ -219,10 +226,8 @@ def tables(rows: list[Row]) -> str:
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
-            parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found)]
-            parts += [" ".join(filter(None, (_reached(found, each) for each in case.targets)))]
-            parts += [_slower(found), _bandwidth(found), _stages(found)]
-            parts += [_stages(found, "stages-reduced")]
+            parts += [f"**{capital(case.title)}**", _table(case, found)]
+            parts += [_stages(found), _stages(found, "stages-reduced")]
     return joined(*parts)
 
 
@@ -268,42 +273,6 @@ def _rates(found: dict[str, Row], prefix: str, one_core: bool = False) -> dict[s
         for name, each in found.items()
         if name.startswith(prefix) and name.endswith(ONE_CORE) == one_core
     }
-
-
-def _reached(found: dict[str, Row], target: Target) -> str:
-    """Whether a target is met."""
-    ours, others = _rates(found, target.ours), _rates(found, target.other)
-    if not ours or not others:
-        return ""
-    ratio = max(ours.values()) / max(others.values())
-    met = "is met" if ratio >= target.times else f"is missed ({ratio:.2f} times)"
-    return f"The target of {target.times:g} times {target.words} {met}."
-
-
-def _slower(found: dict[str, Row]) -> str:
-    """Which of ours are slower than a recipe."""
-    slower = [
-        f"{TITLES[name]} than {TITLES[peer]}"
-        for name, each in _rates(found, "ours-").items()
-        for peer in (OFFICIAL, "lightly")
-        if each < _rates(found, peer).get(peer, 0.0)
-    ]
-    return f"Slower: {'; '.join(slower)}." if slower else ""
-
-
-def _bandwidth(found: dict[str, Row]) -> str:
-    """Whether the kernel of a GPU reaches its target."""
-    shares = {
-        name: each["fraction_of_copy"]
-        for name, each in found.items()
-        if name.startswith("kernel-triton")
-    }
-    if not shares:
-        return ""
-    missed = [f"{TITLES[name]} ({share:.0%})" for name, share in shares.items()
-              if share < BANDWIDTH_TARGET]  # fmt: skip
-    target = f"The target of {BANDWIDTH_TARGET:.0%} of the copy bandwidth"
-    return f"{target} is missed by: {'; '.join(missed)}." if missed else f"{target} is met."
 
 
 def _stages(found: dict[str, Row], stages: str = "stages") -> str:

@@ -15,17 +15,6 @@ OFFICIAL, V2, LIGHTLY = "official", "torchvision-v2", "lightly"  # recipes
 
 
 @dataclass(frozen=True)
-class Target:
-    """How many times as fast as the fastest of `other` the fastest of `ours` should be, both
-    prefixes of names; `words` is what the tables call the other."""
-
-    times: float
-    other: str = OFFICIAL
-    words: str = "the official recipe"
-    ours: str = "ours-"
-
-
-@dataclass(frozen=True)
 class Case:
     """Images of one kind.
 
@@ -38,7 +27,6 @@ class Case:
         feeds: names, ours first; or kernels.
         photographs: the files; None: random pixels in memory.
         share: of the time that a feed gets; the faster the images, the less is needed.
-        targets: of ours.
         seconds: that the case takes at most; 0 where it is begun while any time is left.
     """
 
@@ -50,7 +38,6 @@ class Case:
     feeds: tuple[str, ...]
     photographs: Photographs | None = None
     share: float = 1.0
-    targets: tuple[Target, ...] = ()
     seconds: float = 0.0
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ from barlow_fast.kernels.resizing import crop_resize
 from bench import cli, devices, provenance
 from bench.views import loading
 from bench.views.calls import Kernel
-from bench.views.case import LIGHTLY, OFFICIAL, V2, Case, Target
+from bench.views.case import LIGHTLY, OFFICIAL, V2, Case
 from bench.views.images import LARGE, SMALL
 from bench.views.loading import Task
 
@@ -183,10 +183,6 @@ CASES = {
                 "crops-dali", *_DECODERS, *(name + ONE_CORE for name in _ALONE),
             ),
             SMALL,
-            targets=(
-                Target(6.0), Target(0.45, "decode-", "the fastest decoder"),
-                Target(0.95, "ours-threads", "a folder, by shards,", "ours-shards"),
-            ),
         ),
         Case(
             "large", "two views of 224 × 224 from JPEG files of 4032 × 3024", "imagenet", 224, 8,
@@ -196,9 +192,6 @@ CASES = {
                 "stages-1", "stages-reduced-1",
             ),
             LARGE,
-            targets=(
-                Target(6.0, "ours-threads", "whole decoding, by reduced decoding,", "ours-reduced"),
-            ),
         ),
         Case(
             "arrays-224", "two views of 224 × 224 × 3 from images in memory", "imagenet", 224, 64,
@@ -206,11 +199,11 @@ CASES = {
         ),
         Case(
             "arrays-32", "two views of 32 × 32 × 3 from images in memory", "cifar", 32, 256,
-            ("ours-arrays", *_RECIPES), share=0.4, targets=(Target(5.0),),
+            ("ours-arrays", *_RECIPES), share=0.4,
         ),
         Case(
             "arrays-28", "two views of 28 × 28 × 1 from images in memory", "fashion-mnist", 28, 256,
-            ("ours-arrays", OFFICIAL, V2), share=0.4, targets=(Target(5.0),),
+            ("ours-arrays", OFFICIAL, V2), share=0.4,
         ),
         Case(
             "crops", "windows of photographs, cropped and resized to 224 × 224", "imagenet", 224,

@@ -15,7 +15,7 @@ from bench.grids import CUDA_GRID, Case
 from bench.inputs import CUDA_VARIANTS, VARIANTS
 from bench.peers import choose, discover
 from bench.peers.gram_plain import gram_loss
-from bench.state import STOPPED, lost
+from bench.state import STOPPED, Journal
 
 FP32 = VARIANTS["fp32"]
 CASES = [Case(16, 32, FP32), Case(32, 16, FP32)]
@@ -212,7 +212,7 @@ def test_a_broken_context_ends_the_process_and_the_next_one_leaves_the_peer_out(
 def test_a_peer_that_never_ended_is_left_out(run, tmp_path):
     journal = tmp_path / "journal"
     journal.write_text('{"start": "16x32 fp32 official"}\n{"start": "16x')
-    assert lost(journal) == {"16x32 fp32 official": STOPPED}
+    assert Journal(journal).lost == {"16x32 fp32 official": STOPPED}
     _, rows, _ = run(choose("official"), cases=CASES[:1], journal=journal)
     assert rows[0]["problem"] == STOPPED
 
