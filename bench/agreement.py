@@ -82,7 +82,7 @@ def built(peer: Peer, n: int, d: int, variant: Variant, device: torch.device) ->
 
 
 def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
-    """float64 results at any shape, in blocks."""
+    """float64 results at any shape."""
     return Outcome(*truth_of.exact(pair, mathematics))
 
 

@@ -85,7 +85,7 @@ class Session:
         self.begun = time.monotonic()
         self.out = given.out
         if self.out is None and not given.quick:
-            self.out = results.default_file(device.slug())
+            self.out = results.default_file(device.slug)
         fingerprint = sources.fingerprint(patterns + device.sources)
         self.origin = device.origin() | {"sources": fingerprint}
         if given.command is not None:

@@ -40,7 +40,7 @@ TESTED = (
     "tests/*kernels*/**/*.py",
 )
 RANKED = (*CODE, "barlow_fast/distributed/*.py", "bench/ranks/*.py")
-STARTED = (*CODE, "bench/startup/*.py")
+STARTED = (*CODE, "bench/startup.py")
 SANITIZED = (*CODE, "barlow_fast/data/views.py", "bench/inputs.py", "bench/gpu/exercise.py")
 
 

@@ -167,7 +167,7 @@ def _capability(given: int | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; an exit status of `bench.exits`."""
-    return cli.run_one(command, arguments, "python -m bench.gpu.cache", __doc__)
+    return cli.run(command, arguments, "python -m bench.gpu.cache", __doc__)
 
 
 if __name__ == "__main__":

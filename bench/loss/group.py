@@ -151,7 +151,7 @@ class Group:
     def _inputs(self) -> tuple[list[Pair], Truths | None]:
         n, d, variant = self.case.n, self.case.d, self.case.variant
         try:
-            pairs = rotation(n, d, variant.dtype, self.device.cache_bytes(), self.device.torch)
+            pairs = rotation(n, d, variant.dtype, self.device.cache_bytes, self.device.torch)
             truths = Truths(pairs[0])
             truths.of(PAPER)
             return pairs, truths

@@ -113,10 +113,8 @@ def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
 
 def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
     """Peers that occur, in the order of the tables, with their titles."""
-    known, present = (
-        peers.titles(layout.kind),
-        {name for group in groups.values() for name in group},
-    )
+    known = peers.titles(layout.kind)
+    present = {name for group in groups.values() for name in group}
     order = [*known, *sorted(present - known.keys())]
     return {name: known.get(name, name) for name in order if name in present}
 

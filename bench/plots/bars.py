@@ -6,14 +6,14 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from bench import markdown
-from bench.plots import drawing, selection
+from bench.plots import drawing, figure
 from bench.plots.figure import Data, Figure
 from bench.results import Row
 from bench.suites import startup
 from bench.training import cases as training
 from bench.views import feeds
 
-COLOURS = {"limit": "#b9d3e6", "official": selection.OFFICIAL}
+COLOURS = {"limit": "#b9d3e6", "official": figure.OFFICIAL}
 THEIRS, ONLY_CROPS = "#e0a080", "#d8dce0"
 
 
@@ -29,13 +29,13 @@ def select(
     vermilion, others a light vermilion. `unit` is that of the columns, `heading(row)` the case."""
     panels: dict[str, Data] = {}
     for row in rows:
-        found = selection.spread(row, unit)
+        found = figure.spread(row, unit)
         # A kernel alone counts something else than images, and smaller images are less work.
         if found is None or row.get("unit", "images") != "images" or "error_levels" in row:
             continue
         peer = str(row.get("peer", ""))
         other = ONLY_CROPS if peer.startswith("crops-") else THEIRS
-        colour = COLOURS.get(peer, selection.OURS if selection.is_ours(peer) else other)
+        colour = COLOURS.get(peer, figure.OURS if figure.is_ours(peer) else other)
         shown = f"{markdown.rate(found[0])} {'ms' if unit == 'ms' else 'images/s'}"
         panel = panels.setdefault(heading(row), {"title": heading(row), "bars": []})
         panel["bars"].append([peer, titles.get(peer, peer), colour, shown, *found])

@@ -10,7 +10,7 @@ from typing import Any
 from bench import markdown
 from bench.floor import moved_bytes, operations
 from bench.inputs import CUDA_VARIANTS
-from bench.plots import drawing, selection
+from bench.plots import drawing, figure
 from bench.plots.figure import Data, Figure
 from bench.ranks import implementations
 from bench.results import Row, listed
@@ -20,9 +20,9 @@ N, DTYPE, GB = 256, "fp32", 1e9  # of the figure of memory
 MOST_TICKS = 10
 CEILING = {"color": drawing.INK, "linewidth": 1.6, "zorder": 2}
 THIN = {"color": drawing.SOFT, "linewidth": 1, "linestyle": ":", "zorder": 1}
-MODEL = {"marker": "o", "markersize": 5, "linewidth": 2, "color": selection.OURS}
+MODEL = {"marker": "o", "markersize": 5, "linewidth": 2, "color": figure.OURS}
 FEWER = {"linestyle": "--", "markerfacecolor": "white"}
-ALL_REDUCE = {"color": selection.OFFICIAL, "linewidth": 2, "markersize": 5}
+ALL_REDUCE = {"color": figure.OFFICIAL, "linewidth": 2, "markersize": 5}
 
 
 def _line(points: Sequence, style: Data, title: str = "_", **more: Any) -> Data:
@@ -47,8 +47,8 @@ def rooflines(rows: Sequence[Row]) -> Data | None:
 def _roofline(rows: Sequence[Row], dtype: str) -> Data | None:
     variant, rates, ceilings = CUDA_VARIANTS[dtype], {}, set()
     for row in rows:
-        times, peaks = list(selection.times(row).values()), row.get("peaks") or {}
-        product, copy = _product(peaks, variant.gemm), selection.number(peaks.get("copy_gbps"))
+        times, peaks = list(figure.times(row).values()), row.get("peaks") or {}
+        product, copy = _product(peaks, variant.gemm), figure.number(peaks.get("copy_gbps"))
         if times and product and copy:
             ceilings.add((product, copy))
             work = operations(row["n"], row["d"])
@@ -63,14 +63,14 @@ def _roofline(rows: Sequence[Row], dtype: str) -> Data | None:
     roof = sorted({left, right, min(max(most / copy, left), right)})
     note = (f"{variant.gemm} GEMM {markdown.rate(most)}, copy {markdown.rate(copy)} GB/s", -1)
     lines = [_line([(x, min(most, copy * x)) for x in roof], CEILING, note=[*note, "right"])]
-    peers = selection.thinned(rates)
-    titles = selection.titled(peers)
-    for index, (peer, style) in enumerate(selection.styles(peers).items()):
+    peers = figure.thinned(rates)
+    titles = figure.titled(peers)
+    for index, (peer, style) in enumerate(figure.styles(peers).items()):
         # Ranges stay apart.
         shift = 1 + min(0.035 * len(peers), 0.4) * (index / len(peers) - 0.5)
         spread = [[x * shift, min(v), max(v)] for x, v in sorted(rates[peer].items())]
         points = [(x * shift, median(v)) for x, v in sorted(rates[peer].items())]
-        joined = {} if selection.is_ours(peer) else {"linestyle": "none"}
+        joined = {} if figure.is_ours(peer) else {"linestyle": "none"}
         lines.append(_line(points, style | joined, titles[peer], spread=spread))
     ticks = {x: f"{x:g}" for x in (xs if len(xs) < 7 else xs[::2])}
     return {
@@ -81,8 +81,8 @@ def _roofline(rows: Sequence[Row], dtype: str) -> Data | None:
 
 def _product(peaks: Row, name: str) -> float | None:
     """The measured rate that bounds products of a dtype, as the floor takes it."""
-    rate = selection.number(peaks.get(f"gemm_{name}_gflops"))
-    tf32 = selection.number(peaks.get("gemm_tf32_gflops"))
+    rate = figure.number(peaks.get(f"gemm_{name}_gflops"))
+    tf32 = figure.number(peaks.get("gemm_tf32_gflops"))
     return max(rate or 0.0, tf32 / 3) if name == "fp32" and tf32 else rate
 
 
@@ -100,12 +100,12 @@ def memory(rows: Sequence[Row]) -> Data | None:
             points = [[row["d"], row.get("peak_bytes") and row["input_bytes"] + row["peak_bytes"]]]
         each["failed"] = each["failed"] or failed
         for d, used in points:
-            if selection.number(used):
+            if figure.number(used):
                 each["points"].setdefault(int(d), used / GB)
     found = {peer: each for peer, each in found.items() if each["points"]}
     if not found:
         return None
-    peers = selection.thinned(found)
+    peers = figure.thinned(found)
     ds = [d for p in peers for d in (*found[p]["points"], found[p]["failed"]) if d]
     left, right = min(ds) / 1.15, max(*ds, 2 * min(ds)) * 1.15
     limits = [row["limit_bytes"] / GB for row in rows if row.get("limit_bytes")]
@@ -115,7 +115,7 @@ def memory(rows: Sequence[Row]) -> Data | None:
     if limits:
         style = {"color": drawing.INK, "linewidth": 1.2}
         lines.append(_line([(left, top), (right, top)], style, note=[f"{top:.3g} GB", 0, "left"]))
-    titles, styles = selection.titled(peers), selection.styles(peers)
+    titles, styles = figure.titled(peers), figure.styles(peers)
     for peer in sorted(peers, key=lambda peer: -max(found[peer]["points"])):
         points, failed = sorted(found[peer]["points"].items()), found[peer]["failed"]
         reached = f": {points[-1][0]:,}" if failed else ""
@@ -128,7 +128,7 @@ def memory(rows: Sequence[Row]) -> Data | None:
     ticks = [2**k for k in range(64) if left <= 2**k <= right]
     panel = {
         "title": "", "labels": ["D", "peak memory, GB"], "lines": lines,
-        "ticks": {tick: selection.size(tick) for tick in ticks[:: -(-len(ticks) // MOST_TICKS)]},
+        "ticks": {tick: figure.size(tick) for tick in ticks[:: -(-len(ticks) // MOST_TICKS)]},
         "limits": {"xlim": [left, right], "ylim": [floor[0][1] / 2.2, top * 2.5]},
     }  # fmt: skip
     return {
@@ -141,11 +141,11 @@ def memory(rows: Sequence[Row]) -> Data | None:
 
 def ranks(rows: Sequence[Row]) -> Data | None:
     """Two rows of panels, seconds and bytes of one step across ranks; a column for each shape."""
-    rows = [row for row in rows if selection.spread(row, "s")]
+    rows = [row for row in rows if figure.spread(row, "s")]
     if not rows:
         return None
     known = {name: each.title for name, each in implementations.discover().items()}
-    styles = selection.styles(row["peer"] for row in rows)
+    styles = figure.styles(row["peer"] for row in rows)
     shapes = dict(sorted(listed(rows, "n", "d").items()))
     panels = []
     for label in ("seconds", "MiB sent by a rank"):
@@ -155,7 +155,7 @@ def ranks(rows: Sequence[Row]) -> Data | None:
             for (peer,), each in listed(some, "peer").items():
                 title = known.get(peer, peer).replace("`", "")
                 if label == "seconds":
-                    found = [(row["ranks"], *selection.spread(row, "s")) for row in each]
+                    found = [(row["ranks"], *figure.spread(row, "s")) for row in each]
                     spread = [[x, low, high] for x, _, low, high in found]
                     points = [(x, middle) for x, middle, _, _ in found]
                     lines.append(_line(points, styles[peer], title, spread=spread))
@@ -199,7 +199,7 @@ def modelled(rows: Sequence[Row]) -> Data:
         panels.append({
             "title": f"{gpus} GPUs, N = {most}", "lines": lines,
             "labels": ["D (1k = 1024)", "seconds per step (modelled)"],
-            "ticks": {row["d"]: selection.size(row["d"]) for row in some},
+            "ticks": {row["d"]: figure.size(row["d"]) for row in some},
         })  # fmt: skip
     return {
         "title": "One step of the loss, forward + backward: modelled, not measured",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench import markdown, results
 from bench.inputs import CUDA_VARIANTS
-from bench.plots import drawing, selection
+from bench.plots import drawing, figure
 from bench.plots.figure import Data, Figure
 from bench.results import Row
 
@@ -37,7 +37,7 @@ def select(rows: Sequence[Row]) -> Data | None:
         "title": "How many times faster barlow_fast is",
         "text": f"{dtype}, forward + backward. Framed: slower; hatched: not measured.",
         "dtype": dtype, "compared": compared,
-        "rows": list(map(selection.size, n)), "columns": list(map(selection.size, d)),
+        "rows": list(map(figure.size, n)), "columns": list(map(figure.size, d)),
         "panels": [
             {
                 "title": f"{HEADINGS[against]}: faster at {extremes(measured(found))[0]} of "
@@ -56,7 +56,7 @@ def compare(group: Mapping[str, Row], against: str) -> Data | None:
     others = {
         peer: row
         for peer, row in group.items()
-        if (peer == OFFICIAL if against == OFFICIAL else not selection.is_ours(peer))
+        if (peer == OFFICIAL if against == OFFICIAL else not figure.is_ours(peer))
         and row.get("exact", True)
     }
     ratios = {peer: ratio for peer, row in others.items() if (ratio := _ratio(row, ours))}
@@ -69,12 +69,12 @@ def compare(group: Mapping[str, Row], against: str) -> Data | None:
 
 
 def _timed(row: Row) -> bool:
-    return bool(selection.times(row))
+    return bool(figure.times(row))
 
 
 def _ratio(row: Row, ours: Row) -> float | None:
-    own = selection.times(ours)
-    return next((time / own[k] for k, time in selection.times(row).items() if k in own), None)
+    own = figure.times(ours)
+    return next((time / own[k] for k, time in figure.times(row).items() if k in own), None)
 
 
 def _axis(values: Iterable[int]) -> list[int]:

@@ -16,7 +16,6 @@ from bench.ranks import official
 
 OURS = "ours-"
 OFFICIAL = "official"
-PROCESS_BYTES = 512 << 20  # torch and its threads, before anything is computed
 # What `precision="auto"` makes of the inputs of a variant.
 PRECISION = {"fp32": "fp32", "bf16-autocast": "bf16"}
 
@@ -32,7 +31,6 @@ class Implementation:
         loss: (z_a, z_b, samples of all ranks) -> scalar.
         layout: that of barlow_fast; None for others.
         dtypes: variants it takes part in.
-        matrices: D x D matrices of the wire type alive on a rank at the worst moment.
         exact: whether each rank's gradient is W times its part of the derivative (whose mean over
             ranks is the derivative), rather than that part.
     """
@@ -43,14 +41,7 @@ class Implementation:
     loss: Callable[[Tensor, Tensor, int], Tensor]
     layout: str | None = None
     dtypes: tuple[str, ...] = tuple(PRECISION)
-    matrices: float = 0.0
     exact: bool = True
-
-    def working_bytes(self, n: int, d: int, ranks: int) -> int:
-        """Memory of one rank at its worst moment, in float32, roughly: its process, embeddings,
-        gradients and copies of them in flight, and D x D matrices."""
-        rows = 12 * n // ranks + (4 * n if self.layout == "rows" else 0)
-        return PROCESS_BYTES + int(4 * d * (rows + self.matrices * d))
 
 
 def layout_loss(layout: str, z_a: Tensor, z_b: Tensor, n: int) -> Tensor:
@@ -67,7 +58,6 @@ def discover() -> dict[str, Implementation]:
             f"barlow_fast {barlow_fast.__version__}, layout='{layout}'",
             functools.partial(layout_loss, layout),
             layout,
-            matrices=3.5 if layout == "correlation" else 0.0,
         )
         for layout in LAYOUTS
     ]
@@ -78,7 +68,6 @@ def discover() -> dict[str, Implementation]:
         "gradients by hand, C in place",
         official.AllReducedCorrelation.apply,
         dtypes=("fp32",),
-        matrices=2.0,
         exact=False,
     )
     return {each.name: each for each in (*ours, all_reduce)}

@@ -9,16 +9,15 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, peak_memory, sources
+from bench import cli, devices, sources
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_shapes
 from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of
 from bench.ranks import implementations, measurement, official
-from bench.ranks.implementations import OFFICIAL, PRECISION, Implementation
+from bench.ranks.implementations import OFFICIAL, PRECISION
 from bench.ranks.measurement import Task
 from bench.results import Row
 from bench.session import Chosen, Output, Session
@@ -30,7 +29,6 @@ RANKS, QUICK_RANKS = "2,4", "2"
 SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each implementation, ranks, shape and dtype
 FEWEST, MOST = 2, 10
 DEADLINE = 240.0  # seconds, for one shape on so many ranks
-MEMORY_SHARE = 0.85  # of the memory that is free
 
 
 def command(
@@ -77,40 +75,18 @@ def parse_ranks(text: str) -> list[int]:
 
 def measure(task: Task, deadline: float) -> tuple[list[Row], dict[str, str]]:
     """(rows, failures) of one shape on so many ranks; what fails is not timed."""
-    problems = {peer.name: does_not_fit(peer, task) for peer in task.peers}
-    rows = [
-        task.row(variant, peer) | {"problem": problems[peer.name]}
-        for variant, peer in itertools.product(task.variants, task.peers)
-        if problems[peer.name] is not None and variant.name in peer.dtypes
-    ]
-    usable = tuple(peer for peer in task.peers if problems[peer.name] is None)
-    failures = {}
+    failures, rows = {}, []
     task.results.unlink(missing_ok=True)
     try:
         task.prepare()
-        measurement.run(measurement.measure, task.ranks, (replace(task, peers=usable),), deadline)
+        measurement.run(measurement.measure, task.ranks, (task,), deadline)
     except (RuntimeError, TimeoutError) as error:
         failures[str(task)] = str(error)
     if task.results.exists():
         found = json.loads(task.results.read_text())
-        rows = found["rows"] + rows
+        rows = found["rows"]
         failures |= {f"{task.ranks} ranks, {name}": e for name, e in found["failures"].items()}
     return rows, failures
-
-
-def does_not_fit(peer: Implementation, task: Task) -> str | None:
-    """Why the ranks would not fit into free memory together; None where they do, or where the
-    system has no /proc."""
-    if not peak_memory.MEMINFO.exists():
-        return None
-    free = peak_memory.available()
-    needed = task.ranks * peer.working_bytes(task.n, task.d, task.ranks)
-    if needed <= MEMORY_SHARE * free:
-        return None
-    return (
-        f"would need about {needed / 2**30:.0f} GiB on all ranks together, "
-        f"{free / 2**30:.0f} GiB are free"
-    )
 
 
 def _mib(value: int) -> str:

@@ -114,7 +114,7 @@ def row(case: Case, candidate: Candidate, peaks: Peaks, device: Device) -> Row:
     variant, samples = case.variant, {} if candidate.problem else candidate.samples
     rates = peaks.gemm(variant.gemm), peaks.copy
     floor = floor_seconds(case.n, case.d, variant.dtype.itemsize, *rates)
-    found = {"suite": "loss", **device.row(), **case.columns(), **candidate.peer.columns()}
+    found = {"suite": "loss", **device.row, **case.columns(), **candidate.peer.columns()}
     found["exact"] = candidate.peer.exact
     for measure in device.measures:
         found |= _times(measure, samples.get(measure, []), floor)

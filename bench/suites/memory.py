@@ -63,7 +63,7 @@ def _row(session: Session, case: Case, peer: Peer) -> Row:
     problem = found["problem"]
     if problem and "memory" not in problem and (peer.ours or device.judges_others):
         session.failures[name] = problem
-    return {"suite": "memory", **device.row(), **case.columns(), **peer.columns(), **found}
+    return {"suite": "memory", **device.row, **case.columns(), **peer.columns(), **found}
 
 
 def _figures(device: Device, case: Case, peer: Peer) -> Row:

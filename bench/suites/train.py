@@ -23,7 +23,7 @@ from bench.markdown import (
 )
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Given, Session
-from bench.timing import columns, percentile
+from bench.timing import columns
 from bench.training import cases
 from bench.training.cases import CASES, LIGHTLY, LIMIT, OFFICIAL, OURS, TITLES, Case
 from bench.views import images, turns
@@ -32,7 +32,7 @@ SECTION = "Pretraining: images per second end to end"
 # By kind of device: seconds and turns of each run of a case, and seconds for a process to start,
 # kernels compiled, or for a turn beyond its time.
 PACE = {"cpu": (15.0, 5, turns.DEADLINE), "cuda": (9.0, 3, 90.0)}
-QUICK_SECONDS, QUICK_ROUNDS = 2.0, 2
+QUICK = 2.0, 2  # seconds and turns
 AHEAD = 2  # batches that our loader, or each worker of a DataLoader, has ready
 CORES = 2
 SHARES = ("data_wait_share", "loss_share")
@@ -57,11 +57,9 @@ def command(
         print("; ".join(sorted(filter(None, reasons))), flush=True)
         return exits.UNUSABLE
     session = Session(device, given, sources.TRAINED)
-    usual = PACE[device.kind]
-    if given.quick:
-        usual = (QUICK_SECONDS, QUICK_ROUNDS, usual[2])
+    over = pace.over(PACE[device.kind], QUICK if given.quick else None)
     distinct = images.QUICK_DISTINCT if given.quick else images.DISTINCT
-    measure(session, chosen, some, pace.over(usual), distinct)
+    measure(session, chosen, some, over, distinct)
     return session.end()
 
 
@@ -98,28 +96,20 @@ def _rows(
     from bench.training import runs
 
     device, (seconds, rounds, deadline) = session.device, pace
+    reasons = {name: cases.unavailable(name, case) for name in names}
     runners = []
-    for name in names:
-        reason = cases.unavailable(name, case)
-        if reason is not None:
-            print(f"{case.name}: {name} is left out: {reason}")
-            continue
+    for name in cli.usable(reasons, f"{case.name}: "):
         arguments = (name, case, device.kind, folder if case.files else None)
         ahead = AHEAD * (runs.workers(device) if name in (OFFICIAL, LIGHTLY) else 1)
-        runners.append(
-            turns.Runner(name, runs.open_run, arguments, device.cores(), deadline, ahead)
-        )
-    rates, failed = turns.race(
-        runners, rounds, seconds / rounds,
-    )  # fmt: skip
-    reports = {runner.name: runner.reports for runner in runners}
-    rows = [row(case, name, found, reports[name], device) for name, found in rates.items()]
+        runners.append(turns.Runner(name, runs.open_run, arguments, device.cores, deadline, ahead))
+    rates, figures, failed = turns.race(runners, rounds, seconds / rounds)
+    rows = [row(case, name, found, figures[name], device) for name, found in rates.items()]
     add_fractions(rows)
     return rows, {f"{case.name} {name}": reason for name, reason in failed.items()}
 
 
 def row(
-    case: Case, peer: str, rates: Sequence[float], reports: Sequence[turns.Figures], device: Device
+    case: Case, peer: str, rates: Sequence[float], figures: turns.Figures, device: Device
 ) -> Row:
     """A row of results without its provenance."""
     config = case.config()
@@ -128,8 +118,7 @@ def row(
     found |= {"encoder": config.encoder, "optimizer": config.optimizer, "rounds": len(rates)}
     found |= {**columns(rates, "per_s"), "fraction_of_limit": None}  # see `add_fractions`
     for share in SHARES:
-        values = [report[share] for report in reports if share in report]
-        found[share] = rounded(percentile(values, 50)) if values else None
+        found[share] = rounded(figures[share]) if share in figures else None
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from bench.session import Given, Session
 from bench.timing import Budget, columns, interleave
 from bench.views import feeds, images, turns
 from bench.views.agreement import DisagreementError
-from bench.views.case import OFFICIAL
 from bench.views.feeds import (
     CASES,
     COMPARED,
@@ -37,13 +35,14 @@ from bench.views.feeds import (
     TITLES,
     Case,
 )
+from bench.views.images import OFFICIAL
 from bench.views.loading import STAGES
 
 SECTION = "Views: images per second"
 # By kind of device: seconds and turns of each feed of a case (see `Case.share`), and seconds
 # without an answer after which one is ended.
 PACE = {"cpu": (16.0, 5, turns.DEADLINE), "cuda": (10.0, 5, turns.DEADLINE)}
-QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
+QUICK = 4.0, 3  # seconds and turns
 KERNEL_CALLS = Budget(4.0, most=30)
 CORES = 2  # of a CPU
 MAKES_VIEWS = ("ours-", "reduced-", OFFICIAL, "torchvision-v2", "lightly")
@@ -65,11 +64,8 @@ def command(
         device = devices.choose(given.device)
         chosen = feeds.parse(cases, feeds_of, given.quick, device.kind)
     session = Session(device, given, sources.VIEWED)
-    usual = PACE[device.kind]
-    if given.quick:
-        usual = (QUICK_SECONDS, QUICK_ROUNDS, usual[2])
     distinct = images.QUICK_DISTINCT if given.quick else images.DISTINCT
-    measure(session, chosen, pace.over(usual), distinct)
+    measure(session, chosen, pace.over(PACE[device.kind], QUICK if given.quick else None), distinct)
     return session.end()
 
 
@@ -95,7 +91,8 @@ def measure(
     print(f"copy {peaks.copy:.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for case in session.named(todo):
-            names, folder = _usable(case, device), None
+            reasons = {name: COMPARED[name].unavailable(case, device.torch) for name in case.feeds}
+            names, folder = cli.usable(reasons, f"{case.name}: "), None
             if case.photographs and importlib.util.find_spec("PIL") is not None:
                 folder = Path(temporary) / f"{case.photographs.widths[0]}"
                 if not folder.exists():
@@ -112,15 +109,6 @@ def measure(
             device.release()
 
 
-def _usable(case: Case, device: Device) -> list[str]:
-    """The feeds of a case that can run here; the others are named."""
-    reasons = {name: COMPARED[name].unavailable(case, device.torch) for name in case.feeds}
-    for name, reason in reasons.items():
-        if reason is not None:
-            print(f"{case.name}: {name} is left out: {reason}", flush=True)
-    return [name for name, reason in reasons.items() if reason is None]
-
-
 def race(
     case: Case,
     names: Sequence[str],
@@ -133,7 +121,7 @@ def race(
     (seconds, rounds, deadline), device = pace, session.device
     if {"ours-shards", "ours-packed"} & {*names}:
         images.packed(folder, case.photographs)
-    cores = device.cores()
+    cores = device.cores
     one = cores and {min(cores)}
     runners = [
         turns.Runner(
@@ -142,15 +130,7 @@ def race(
         )
         for name in names
     ]  # fmt: skip
-    rates, failed = turns.race(
-        runners, rounds, seconds * case.share / rounds,
-    )  # fmt: skip
-    return rates, {runner.name: _medians(runner.reports) for runner in runners}, failed
-
-
-def _medians(reports: Sequence[turns.Figures]) -> turns.Figures:
-    names = dict.fromkeys(name for report in reports for name in report)
-    return {name: statistics.median(report[name] for report in reports) for name in names}
+    return turns.race(runners, rounds, seconds * case.share / rounds)
 
 
 def kernel_rates(

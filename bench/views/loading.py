@@ -34,7 +34,7 @@ from barlow_fast.data.windows import reduced, reduction
 from bench.devices import Device
 from bench.views import agreement, images
 from bench.views.agreement import DisagreementError
-from bench.views.case import LIGHTLY, V2, Case
+from bench.views.images import LIGHTLY, V2, Case
 
 CropResize = Callable[[Tensor, tuple[int, int, int, int], str, Tensor], None]
 

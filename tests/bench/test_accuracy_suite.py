@@ -24,7 +24,7 @@ def row(peer: str, knn: float, linear: float, rate: float | None = None, runs: i
     }  # fmt: skip
 
 
-def test_the_table_says_what_was_met_and_what_was_missed():
+def test_the_table_has_means_and_deviations():
     rows = [
         row(accuracy.OURS, 87.0, 88.0, 2400.0),
         row(accuracy.LIGHTLY, 86.9, 88.1, 1000.0),
@@ -33,16 +33,6 @@ def test_the_table_says_what_was_met_and_what_was_missed():
     ]
     text = accuracy.tables(rows)
     assert "| barlow_fast | 87.00 ± 0.30 | 88.00 ± 0.30 |" in text
-    assert "k-NN is +4.0 points above random weights (target 3: met)" in text
-    assert "-0.5 above raw pixels (target 0: missed)" in text
-    assert "linear is +1.0 points above random weights (target 2: missed)" in text
-    # sqrt(0.3 ** 2 / 3 + 0.3 ** 2 / 3)
-    assert "k-NN differs from lightly's by +0.10 (standard error 0.24)" in text
-
-
-def test_a_table_without_lightly():
-    text = accuracy.tables([row(accuracy.OURS, 87.0, 88.0, 2400.0)])
-    assert "differs from lightly's" not in text
 
 
 @pytest.mark.slow

@@ -193,21 +193,6 @@ def task(tmp_path):
     return task
 
 
-def test_what_does_not_fit_is_a_row_with_its_reason(task, tmp_path, monkeypatch):
-    memory = tmp_path / "meminfo"
-    memory.write_text("MemTotal: 1 kB\nMemAvailable:    4194304 kB\n")
-    monkeypatch.setattr(distributed.peak_memory, "MEMINFO", memory)
-    small, large = task(2048, 8192, "ours-features"), task(2048, 32768, OFFICIAL)
-    assert distributed.does_not_fit(small.peers[0], small) is None
-    assert "4 GiB are free" in distributed.does_not_fit(large.peers[0], large)
-    monkeypatch.setattr(measurement, "run", lambda entry, ranks, arguments, seconds: None)
-    rows, failures = distributed.measure(large, 1.0)
-    assert failures == {}
-    assert [(r["peer"], r["ranks"]) for r in rows] == [(OFFICIAL, 2)]
-    assert "would need about" in rows[0]["problem"]
-    assert "would need about" in distributed.tables(rows)
-
-
 def test_what_was_finished_survives_a_failure(task, monkeypatch):
     finished = {"rows": [row("ours-rows", 1.0, 1)], "failures": {OFFICIAL: "off by 1"}}
 
@@ -239,8 +224,6 @@ def test_tables_state_both_counts_and_both_outcomes():
         in text
     )
     assert "| 64 × 256 | 2 | barlow_fast, `rows` | 3 | 2.7 | 3.3 | 3 | 20.0 | – |" in text
-    assert "64 × 256 on 2 ranks 5.0× as fast with 10.0× fewer bytes" in text
-    assert "slower at: 64 × 256 on 4 ranks (2.00× the time)" in text
     assert "| s | p20 | p80 | repeats | MiB sent |" in text
 
 

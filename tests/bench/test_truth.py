@@ -37,10 +37,9 @@ def by_autograd(pair, mathematics=PAPER):
 
 @pytest.mark.parametrize("name", STATED)
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-@pytest.mark.parametrize("block", [None, 7])
-def test_the_truth_is_that_of_the_definitions(name, n, d, block):
+def test_the_truth_is_that_of_the_definitions(name, n, d):
     pair = shifted_pair(n, d)
-    found = agreement.Outcome(*truth.exact(pair, STATED[name], block))
+    found = agreement.Outcome(*truth.exact(pair, STATED[name]))
     assert agreement.errors(found, by_autograd(pair, STATED[name])).within(1e-13, 1e-12)
 
 
@@ -111,7 +110,7 @@ def test_no_matrix_of_d_by_d_is_made_where_d_is_the_larger(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
     pair = random_pair(8, 64, torch.float32, torch.Generator().manual_seed(2))
-    truth.exact(pair, block=16)
+    truth.exact(pair)
     assert sizes
     assert max(sizes) <= 8 * 64
 
