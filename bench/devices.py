@@ -21,8 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from bench import floor, peak_memory, provenance, tile_rate
-from bench.grids import CPU_GRID, CUDA_GRID
-from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
+from bench.inputs import CPU_GRID, CUDA_GRID, CUDA_VARIANTS, VARIANTS, Variant
 from bench.timing import Budget, NoGraphError
 
 Action = Callable[[], object]

@@ -24,6 +24,13 @@ def rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
+def line(row: Row) -> str:
+    """What a run prints of a row: names and figures, without where they come from."""
+    hidden = ("suite", "source", "provenance", "peaks")
+    shown = {name: value for name, value in row.items() if name not in hidden}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
+
+
 def read(path: Path) -> list[Row]:
     """All rows of a file; none if it does not exist."""
     if not path.exists():

@@ -146,13 +146,13 @@ class Session:
             self.measured += 1
             longest[like] = max(needed, time.monotonic() - now)
 
-    def keep(self, rows: Sequence[Row], line_of: Callable[[Row], str] | None = None) -> list[Row]:
-        """Writes the rows of whole groups, with their provenance, and prints each by `line_of`."""
+    def keep(self, rows: Sequence[Row]) -> list[Row]:
+        """Writes and prints the rows of whole groups, with their provenance."""
         rows = [row | {"provenance": self.origin} for row in rows]
         if self.out is not None and rows:
             results.merge(self.out, rows)
-        for row in rows if line_of is not None else ():
-            print(line_of(row), flush=True)
+        for row in rows:
+            print(results.line(row), flush=True)
         return rows
 
     def named(self, cases: Iterable[T]) -> Iterator[T]:

@@ -19,7 +19,7 @@ def _bench(*names: str) -> list[str]:
 CODE = ("kernels/**/*.py", "kernels/**/*.json", "barlow_fast/*.py")
 MEASURED = (
     *CODE,
-    *_bench("peers/*", "agreement", "devices", "inputs", "timing", "truth", "loss/group"),
+    *_bench("peers/*", "agreement", "devices", "inputs", "timing", "loss/group"),
     *_bench("suites/loss", "suites/memory", "peak_memory", "floor", "gpu/profile"),
 )
 VIEWED = (

@@ -22,8 +22,7 @@ from typing import Annotated
 
 from bench import cli, sources
 from bench.cli import Option
-from bench.grids import CUDA_GRID
-from bench.inputs import CUDA_VARIANTS
+from bench.inputs import CUDA_GRID, CUDA_VARIANTS
 
 ARCHIVE = sources.ROOT / "build" / "gpu-kernels.tar.xz"
 # An entry is a folder: what describes its kernel, and the code. What the compiler had in between

@@ -17,8 +17,7 @@ import torch
 from bench import agreement, devices
 from bench.agreement import Outcome, Truths
 from bench.devices import GRAPH, WHOLE, DeviceLostError, NoGraphError
-from bench.grids import Case, Grid, Shape
-from bench.inputs import Pair, rotation
+from bench.inputs import Case, Grid, Pair, Shape, rotation
 from bench.peers import Loss, Peer
 from bench.peers.mathematics import PAPER
 from bench.session import Session

@@ -7,13 +7,12 @@ replays. Older rows lack some columns.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bench import markdown, peers, results
 from bench.devices import GRAPH, WHOLE
-from bench.grids import CPU_GRID, CUDA_GRID, Grid
-from bench.inputs import CUDA_VARIANTS
-from bench.markdown import SHAPE, Column, in_words, joined, reading, short, table_of, titled
+from bench.inputs import CPU_GRID, CUDA_GRID, CUDA_VARIANTS, Grid
+from bench.markdown import SHAPE, Column, joined, reading, short, table_of, titled
 from bench.results import Row, by_shape
 
 Group = dict[str, Row]
@@ -95,13 +94,6 @@ def _overview_columns(machine: str, groups: Groups, layout: Layout) -> list[Colu
         Column(head, lambda shape, cell=cell: cell(groups.get(shape, {})))
         for head, cell in kinds.items()
     ]
-
-
-def printed(rows: Sequence[Row]) -> Callable[[Row], str]:
-    """row -> what a run prints of it; `rows` are of the same device."""
-    words, figures = Column("", "dtype", left=True), _long({}, Layout(rows))
-    problem = Column("problem", lambda row: row.get("problem") or row.get("graph_problem"))
-    return in_words(words, *figures, Column("floor ms", "floor_ms", short), problem)
 
 
 def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:

@@ -12,7 +12,7 @@ import torch
 
 from bench import cli, provenance, results
 from bench.cli import Option
-from bench.markdown import Column, in_words, joined, reading, table_of, titled
+from bench.markdown import Column, joined, reading, table_of, titled
 from bench.results import Row, rounded
 
 SECTION = "Pretraining: accuracy"
@@ -42,8 +42,7 @@ def command(
         chosen = [int(seed) for seed in seeds.split(",")]
         data = load(CASE, None)
     rows = measure(data, chosen, epochs)
-    shown = in_words(*COLUMNS, Column("images/s", RATE, ",.0f"))
-    print(*map(shown, rows), sep="\n")
+    print(*map(results.line, rows), sep="\n")
     results.merge(out or results.default_file(), rows, whole=True)
 
 

@@ -15,8 +15,8 @@ from typing import Annotated
 from bench import cli, devices, sources
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_shapes
-from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of
-from bench.ranks import implementations, measurement, official
+from bench.markdown import SHAPE, Column, joined, reading, short, spread, table_of
+from bench.ranks import implementations, measurement
 from bench.ranks.implementations import OFFICIAL, PRECISION
 from bench.ranks.measurement import Task
 from bench.results import Row
@@ -61,7 +61,7 @@ def command(
         for task in session.in_time(tasks):
             rows, failed = measure(task, deadline)
             session.failures |= failed
-            session.keep(rows, in_words(Column("", "dtype", left=True), *COLUMNS))
+            session.keep(rows)
     return session.end()
 
 
@@ -108,7 +108,8 @@ def _fewer(row: Row) -> str | None:
         return "" if row["peer"] == OFFICIAL else None
     variant = VARIANTS[row["dtype"]]
     itemsize = 2 if variant.autocast else variant.dtype.itemsize
-    return f"{official.wire_bytes(row['d'], row['ranks'], itemsize) / row['counted_bytes']:.1f}×"
+    other = implementations.wire_bytes(row["d"], row["ranks"], itemsize)
+    return f"{other / row['counted_bytes']:.1f}×"
 
 
 COLUMNS = [

@@ -26,7 +26,7 @@ from bench.agreement import Errors, errors, in_double, run
 from bench.cli import Option
 from bench.inputs import FP64, VARIANTS, Pair, Variant
 from bench.loss.group import leaves
-from bench.markdown import Column, in_words, joined, reading, short, spread, table_of, titled
+from bench.markdown import Column, joined, reading, short, spread, table_of, titled
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Output, Session
 from bench.timing import columns, percentile, without_collections
@@ -68,14 +68,13 @@ def command(
     session = Session(devices.Cpu(), given, (*sources.CODE, EXAMPLE))
     session.announce()
     cases = [(batch, VARIANTS["fp32"]), (min(batch, DOUBLE_BATCH), FP64)]
-    shown = in_words(Column("", "dtype", left=True), PEER, *SIZES, *TIMES, *DIFFERENCES)
     for samples, variant in session.in_time(cases):
         try:
             rows = measure(steps, samples, variant)
         except DisagreementError as error:
             session.failures[f"{samples} samples, {variant.name}"] = f"not timed: {error}"
             break
-        session.keep(rows, shown)
+        session.keep(rows)
     return session.end()
 
 

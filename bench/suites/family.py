@@ -20,7 +20,7 @@ import barlow_fast
 from bench import cli, devices, provenance, sources
 from bench.cli import Option
 from bench.inputs import VARIANTS, Variant, parse_shapes, parse_variants
-from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of, titled
+from bench.markdown import SHAPE, Column, joined, reading, short, spread, table_of, titled
 from bench.peers.official import off_diagonal
 from bench.results import Row, rounded
 from bench.session import Output, Session
@@ -177,7 +177,7 @@ def command(
     for case in session.in_time(cases):
         losses, wrong = usable(KINDS[case.kind])
         session.failures |= {f"{case} {name}": problem for name, problem in wrong.items()}
-        session.keep(measure(case, losses, budget), in_words(*LEFT, *RIGHT))
+        session.keep(measure(case, losses, budget))
     return session.end()
 
 
@@ -240,13 +240,14 @@ def measure(case: Case, losses: dict[str, Loss], budget: Budget) -> list[Row]:
     ]  # fmt: skip
 
 
-LEFT = [
+COLUMNS = [
     Column("loss", "case", left=True),
     SHAPE,
     Column("precision", "dtype", left=True),
     titled(TITLES),
+    *spread("ms", short, "ms"),
+    Column("of ours", "over_ours", lambda x: f"{x:.3g}×"),
 ]
-RIGHT = [*spread("ms", short, "ms"), Column("of ours", "over_ours", lambda x: f"{x:.3g}×")]
 
 
 def tables(rows: list[Row]) -> str:
@@ -255,4 +256,4 @@ def tables(rows: list[Row]) -> str:
     rows = sorted(
         rows, key=lambda row: (kinds.index(row["case"]), row["dtype"] != "fp32", row["n"], row["d"])
     )
-    return joined(reading("family"), table_of([*LEFT, *RIGHT], rows))
+    return joined(reading("family"), table_of(COLUMNS, rows))

@@ -10,8 +10,7 @@ from bench import cli, devices, peers, results, sources
 from bench.cli import Option
 from bench.devices import FORWARD, GRAPH, WHOLE, Device
 from bench.floor import Peaks, floor_seconds
-from bench.grids import Case, Grid
-from bench.inputs import parse_shapes, parse_variants
+from bench.inputs import Case, Grid, parse_shapes, parse_variants
 from bench.loss import tables as loss_tables
 from bench.loss.group import LONGEST, Candidate, Group, Known, Settings
 from bench.peers import Peer
@@ -99,7 +98,7 @@ def measure(
     for case in session.in_time(todo, alike=compiles):
         found = Group(case, session, settings, kept).measure(settings.some(usable, case))
         rows = [row(case, candidate, peaks, device) for candidate in found]
-        session.keep(rows, loss_tables.printed(rows))
+        session.keep(rows)
         device.release()
         session.failures |= {
             each.key: each.problem

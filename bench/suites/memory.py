@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from bench import agreement, cli, devices, peers, results, sources
 from bench.devices import Device, DeviceLostError
-from bench.grids import Case
-from bench.inputs import CUDA_VARIANTS, parse_shapes, parse_variants
+from bench.inputs import CUDA_VARIANTS, Case, parse_shapes, parse_variants
 from bench.loss.tables import short_problem
-from bench.markdown import SHAPE, Column, in_words, joined, reading, table_of, titled
+from bench.markdown import SHAPE, Column, joined, reading, table_of, titled
 from bench.peers import Peer
 from bench.results import Row
 from bench.session import Chosen, Given, Session
@@ -43,9 +42,8 @@ def measure(session: Session, cases: Sequence[Case], known: Sequence[Peer]) -> N
     `problem`."""
     todo = session.todo(cases, lambda case: results.group({"suite": "memory", **case.columns()}))
     usable = peers.available(known) if todo else []
-    shown = in_words(*columns(session.device.kind), Column("problem", "problem"))
     for case in session.in_time(todo, alike=lambda case: case.variant):
-        session.keep([_row(session, case, peer) for peer in usable], shown)
+        session.keep([_row(session, case, peer) for peer in usable])
 
 
 def _row(session: Session, case: Case, peer: Peer) -> Row:

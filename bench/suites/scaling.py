@@ -18,7 +18,7 @@ from barlow_fast.distributed import LayoutCost, Network, cost
 from bench import provenance, results
 from bench.cli import Option
 from bench.markdown import Column, joined, reading, short, table_of, times, unmeasured
-from bench.ranks import implementations, official
+from bench.ranks import implementations
 from bench.results import Row, rounded
 
 SECTION = "Groups of GPUs: modelled, not measured"
@@ -85,7 +85,7 @@ def ours(gpus: int, n: int, d: int) -> dict[str, Any]:
 def all_reduce(gpus: int, n: int, d: int) -> dict[str, Any]:
     """C in two bytes an element: products, passes through memory, the ring and the sums."""
     matrix = DTYPE.itemsize * d * d
-    sent = official.wire_bytes(d, gpus, DTYPE.itemsize)
+    sent = implementations.wire_bytes(d, gpus, DTYPE.itemsize)
     # What is kept counts as four passes.
     found = LayoutCost(6.0 * n / gpus * d * d, 0, sent, 0, SUMS, PASSES * matrix // 4)
     return _step(found, gpus) | {"layout": None, "fits": MATRICES * matrix <= MEMORY}

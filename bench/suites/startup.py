@@ -15,7 +15,7 @@ from bench import cli, devices, lifetime, peers, provenance, sources
 from bench.cli import Option
 from bench.inputs import Variant, parse_shapes, parse_variants
 from bench.lifetime import ChildError
-from bench.markdown import Column, in_words, joined, rate, reading, table_of, titled
+from bench.markdown import Column, joined, rate, reading, table_of, titled
 from bench.results import Row, chosen, grouped, listed
 from bench.session import Chosen, Output, Session
 from bench.startup import COMPILED
@@ -213,12 +213,11 @@ def command(
     repeats = QUICK_REPEATS if quick and repeats is None else repeats
     session = Session(device, given, sources.STARTED)
     session.announce()
-    shown = in_words(Column("", "case", left=True), titled({}), *_figures("ms"))
     for stage in session.in_time(stage for stage in STAGES if {*stage.cases} & {*chosen}):
         samples, failed = stage.measure(stage.visits(kind, names, grid), repeats, deadline)
         session.failures |= failed
         rows = [row(key, each, kind) for key, each in samples.items() if key.case in chosen]
-        session.keep(rows, shown)
+        session.keep(rows)
     return session.end()
 
 

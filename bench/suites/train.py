@@ -13,7 +13,6 @@ from bench.devices import Device
 from bench.markdown import (
     Column,
     capital,
-    in_words,
     joined,
     rate,
     reading,
@@ -75,13 +74,12 @@ def measure(
     todo = session.todo(chosen, lambda case: results.group(_head(case, session.device)))
     if todo:
         session.announce()
-    shown = in_words(Column("", "case", left=True), *COLUMNS)
     with tempfile.TemporaryDirectory() as temporary:
         needed = any(case.files and cases.unavailable(OURS, case) is None for case in todo)
         folder = images.photographs(Path(temporary) / "files", distinct) if needed else None
         for case in session.named(todo):
             rows, failed = _rows(session, case, names, folder, pace)
-            session.keep(rows, shown)
+            session.keep(rows)
             session.failures |= failed
 
 

@@ -14,7 +14,6 @@ from bench.devices import Device, NoGraphError
 from bench.markdown import (
     Column,
     capital,
-    in_words,
     joined,
     rate,
     reading,
@@ -104,7 +103,7 @@ def measure(
                 rates, figures, failed = race(case, names, folder, pace, session)
             rows = [row(case, name, each, figures.get(name, {}), peaks.copy, device.kind)
                     for name, each in rates.items()]  # fmt: skip
-            session.keep([each | {"peaks": peaks.as_fields()} for each in rows], LINE)
+            session.keep([each | {"peaks": peaks.as_fields()} for each in rows])
             session.failures |= {f"{case.name} {name}": why for name, why in failed.items()}
             device.release()
 
@@ -189,15 +188,6 @@ def row(
         moved = KERNELS[feed].bytes_moved(case) * found["median_per_s"] / 1e9
         found["fraction_of_copy"] = rounded(moved / copy_gbps)
     return found
-
-
-LINE = in_words(
-    Column("", "case", left=True),
-    Column("", "peer", left=True),
-    *spread("per_s", rate),
-    Column("of the copy bandwidth", "fraction_of_copy", ".0%"),
-    Column("first batch s", "first_batch_s", ".2f"),
-)
 
 
 def tables(rows: list[Row]) -> str:

@@ -17,7 +17,7 @@ from invoked import invoke
 from barlow_fast.distributed import LAYOUTS, cost
 from bench import report, results
 from bench.inputs import VARIANTS
-from bench.ranks import implementations, measurement, official
+from bench.ranks import implementations, measurement
 from bench.ranks.implementations import OFFICIAL, PRECISION
 from bench.ranks.measurement import Task
 from bench.suites import distributed
@@ -38,8 +38,8 @@ def row(peer, seconds, sent, wire=None, **changes):
 
 
 def test_a_ring_sends_two_times_w_minus_one_w_ths():
-    assert official.wire_bytes(16384, 2, 4) == 2**30
-    assert official.wire_bytes(16384, 4, 4) == 1.5 * 2**30
+    assert implementations.wire_bytes(16384, 2, 4) == 2**30
+    assert implementations.wire_bytes(16384, 4, 4) == 1.5 * 2**30
 
 
 @pytest.mark.parametrize("ranks", TARGETS)
@@ -47,7 +47,7 @@ def test_target_of_bytes_by_the_model(ranks):
     rows = tuple(implementations.split(2048, ranks))
     layout = implementations.automatic(rows, 16384, VARIANTS["fp32"])
     found = cost.cost(layout, rows, 16384, torch.float32, "fp32")
-    assert official.wire_bytes(16384, ranks, 4) >= TARGETS[ranks] * found.sent
+    assert implementations.wire_bytes(16384, ranks, 4) >= TARGETS[ranks] * found.sent
 
 
 def committed():
@@ -63,7 +63,7 @@ def test_target_of_bytes_in_the_committed_rows(ranks):
     key = {"n": 2048, "d": 16384, "dtype": "fp32", "ranks": ranks}
     rows = [r for r in committed() if all(r[k] == v for k, v in key.items())]
     ours = next(r for r in rows if r.get("auto"))
-    other = official.wire_bytes(16384, ranks, 4)
+    other = implementations.wire_bytes(16384, ranks, 4)
     assert other >= TARGETS[ranks] * ours["counted_bytes"]
     if ours["wire_bytes"] is not None:
         assert other >= TARGETS[ranks] * ours["wire_bytes"] * 0.99  # headers
@@ -102,7 +102,7 @@ def test_a_small_run(tmp_path):
         assert r["repeats"] == 2
         assert r["provenance"]["cpu"]
         if r["layout"] is None:
-            assert r["counted_bytes"] == official.wire_bytes(512, 2, 4)
+            assert r["counted_bytes"] == implementations.wire_bytes(512, 2, 4)
             continue
         precision = PRECISION[r["dtype"]]
         found = cost.cost(r["layout"], (32, 32), 512, torch.float32, precision)

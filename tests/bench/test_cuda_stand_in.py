@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_a_row_of_memory_too(cuda, tmp_path, monkeypatch):
     assert [row["problem"] for row in results.read(tmp_path / "rows.jsonl")] == [
         "out of memory (requested 8.00 GiB)", None,
     ]  # fmt: skip
-    assert "greedy: MiB extra no memory, problem out of memory (requested" in found.output
+    assert "peer greedy, problem out of memory (requested" in found.output
     assert "1 measured, 0 left" in found.output
     assert "0 measured, 0 left" in invoke(arguments("memory", tmp_path, "--resume")).output
 

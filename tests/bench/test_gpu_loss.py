@@ -11,8 +11,7 @@ import torch
 from bench import agreement, devices, sources
 from bench.devices import Cpu, DeviceLostError, NoGraphError
 from bench.floor import Peaks
-from bench.grids import CUDA_GRID, Case
-from bench.inputs import CUDA_VARIANTS, VARIANTS
+from bench.inputs import CUDA_GRID, CUDA_VARIANTS, VARIANTS, Case
 from bench.peers import choose, discover
 from bench.peers.gram_plain import gram_loss
 from bench.state import STOPPED, Journal
@@ -109,7 +108,7 @@ def test_a_row_has_both_times_the_floor_and_where_it_comes_from(run):
             row["floor_ms"] / row["graph_ms"], rel=1e-3
         )
         assert len(row["provenance"]["sources"]) == 12
-    assert "fp32 official: N × D 16 × 32, called ms 2, p20 2, p80 2, repeats 2, replayed" in text
+    assert "n 16, d 32, dtype fp32, peer official, exact True, repeats 2, median_ms 2.0" in text
 
 
 def test_a_peer_that_runs_out_of_memory_is_a_row_and_not_a_crash(run):
@@ -120,7 +119,7 @@ def test_a_peer_that_runs_out_of_memory_is_a_row_and_not_a_crash(run):
     assert greedy["median_ms"] is greedy["graph_ms"] is None
     assert greedy["repeats"] == 0
     assert other["median_ms"] > 0
-    assert re.search(r"^fp32 greedy: .* problem out of memory \(requested 64", text, re.MULTILINE)
+    assert re.search(r"peer greedy, .* problem out of memory \(requested 64", text, re.MULTILINE)
     assert summary.failures == {}
 
 
@@ -137,7 +136,7 @@ def test_what_cannot_be_captured_says_so_and_is_called_all_the_same(run):
     assert rows[0]["graph_ms"] is None
     assert rows[0]["problem"] is None
     assert rows[0]["median_ms"] > 0
-    assert "fp32 official: " in text
+    assert "peer official" in text
 
 
 def test_a_replay_with_a_wrong_result_is_not_timed(run):

@@ -11,8 +11,7 @@ from invoked import invoke
 from bench import floor, peak_memory
 from bench import session as sessions
 from bench.devices import Cpu
-from bench.grids import CPU_GRID, Case
-from bench.inputs import VARIANTS
+from bench.inputs import CPU_GRID, VARIANTS, Case
 from bench.loss import tables
 from bench.peers import discover
 from bench.session import Given, Session

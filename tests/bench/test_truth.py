@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from barlow_fast import reference
-from bench import agreement, truth
+from bench import agreement
 from bench.inputs import FP64, random_pair
 from bench.peers.mathematics import LAMBD, PAPER, Mathematics, circular_redundancy
 
@@ -39,7 +39,7 @@ def by_autograd(pair, mathematics=PAPER):
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_the_truth_is_that_of_the_definitions(name, n, d):
     pair = shifted_pair(n, d)
-    found = agreement.Outcome(*truth.exact(pair, STATED[name]))
+    found = agreement.truth(pair, STATED[name])
     assert agreement.errors(found, by_autograd(pair, STATED[name])).within(1e-13, 1e-12)
 
 
@@ -84,12 +84,14 @@ def test_circular_sums_by_hand():
 
 def test_columns_that_do_not_divide_into_groups_are_refused():
     with pytest.raises(ValueError, match=r"D = 10 is not a multiple of 4 groups"):
-        truth.exact(shifted_pair(4, 10), Mathematics(circular_groups=4))
+        agreement.truth(shifted_pair(4, 10), Mathematics(circular_groups=4))
 
 
 def test_the_truth_of_the_paper_is_evaluated_once(monkeypatch):
-    evaluated, plain = [], truth.exact
-    monkeypatch.setattr(truth, "exact", lambda *given: evaluated.append(given[1]) or plain(*given))
+    evaluated, plain = [], agreement.truth
+    monkeypatch.setattr(
+        agreement, "truth", lambda *given: evaluated.append(given[1]) or plain(*given)
+    )
     pair = shifted_pair(12, 20)
     shared, scaled = Mathematics(shared=True), Mathematics(factor=0.025)
     truths = agreement.Truths(pair)
@@ -110,7 +112,7 @@ def test_no_matrix_of_d_by_d_is_made_where_d_is_the_larger(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
     pair = random_pair(8, 64, torch.float32, torch.Generator().manual_seed(2))
-    truth.exact(pair)
+    agreement.truth(pair)
     assert sizes
     assert max(sizes) <= 8 * 64
 
