@@ -3,7 +3,6 @@ photographs that come with libraries, or random pixels."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,48 +89,31 @@ class Case:
         return replace(self, feeds=tuple(feed for feed in self.feeds if feed in names))
 
 
-def sources() -> list[Path]:
-    """Three photographs: two of scikit-learn, one of matplotlib.
+def originals() -> list[Image.Image]:
+    """The photographs of scikit-learn; noise where it is not installed."""
+    from PIL import Image
 
-    Raises:
-        FileNotFoundError: one of these libraries is not installed.
-    """
-    found = []
-    for package, folder, names in (
-        ("sklearn", "datasets/images", ("china.jpg", "flower.jpg")),
-        ("matplotlib", "mpl-data/sample_data", ("grace_hopper.jpg",)),
-    ):
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise FileNotFoundError(f"photographs are taken from {package}, which is not installed")
-        found += [Path(spec.origin).parent / folder / name for name in names]
-    return found
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError:
+        return [Image.fromarray(pixels(512, 3, 1)[0])]
+    return [Image.fromarray(each) for each in load_sample_images().images]
 
 
 def photographs(
     folder: Path, distinct: int = DISTINCT, files: int = FILES, kind: Photographs = SMALL
 ) -> Path:
-    """Fills `folder` with `files` JPEG files, `distinct` of which differ, or a share of them.
-
-    They are pieces of photographs; of noise where none are installed.
-
-    The others are further names of the same files, so that an epoch is long enough to have a steady
-    state: the disk's cache holds all of them anyway.
+    """Fills `folder` with `files` JPEG files, or a share of them, pieces of photographs; `distinct`
+    of them differ. The others are further names of the same files, so that an epoch is long enough
+    to have a steady state: the disk's cache holds all of them anyway.
     """
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
+    generator, some = np.random.default_rng(0), originals()
     distinct, files = (max(round(kind.share * count), 2) for count in (distinct, files))
-    try:
-        originals = [Image.open(path).convert("RGB") for path in sources()]
-    except FileNotFoundError:
-        originals = [Image.fromarray(pixels(512, 3, 1)[0])]
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(files):
         path = folder / f"{number:06d}.jpg"
         if number < distinct:
-            image = originals[number % len(originals)]
-            _piece(image, kind, generator).save(path, quality=QUALITY)
+            _piece(some[number % len(some)], kind, generator).save(path, quality=QUALITY)
         else:
             path.hardlink_to(folder / f"{number % distinct:06d}.jpg")
     return folder
