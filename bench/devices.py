@@ -65,7 +65,6 @@ class Cpu:
         judges_others: whether another's wrong result makes a run fail, as one of ours does.
         first_call_compiles: whether the first call is not representative of later ones.
         identity: fields of the provenance that rows share which need not be measured again.
-        sources: files that rows depend on here, besides those of the suites.
         pins_memory: whether a DataLoader does, for quicker copies to the device.
         loader_workers: processes or threads that make views; None for one on each core.
         slug: the name of its file of results, without the suffix.
@@ -84,7 +83,6 @@ class Cpu:
     judges_others = True
     first_call_compiles = False
     identity: tuple[str, ...] = ("sources", "torch", "cpu", "cores")
-    sources: tuple[str, ...] = ("kernels/cpu/*.cpp", "kernels/cpu/*.h")
     pins_memory = False
     loader_workers: int | None = 2
     row: Mapping[str, Any] = {}
@@ -192,7 +190,6 @@ class Cuda(Cpu):
     identity = ("sources", "torch", "gpu")
     judges_others = False
     first_call_compiles = True
-    sources = ()
     pins_memory = True
     loader_workers = None
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import exits, lifetime
-from bench.sources import ROOT, fingerprint
+from bench.sources import MEASURED, ROOT, fingerprint
 from bench.state import COMPLETE, FAILED, PARTIAL, SKIPPED, Progress, State, read_lines
 
 GRACE = 10.0  # seconds between asking a process to end and ending it
@@ -73,7 +73,7 @@ class Part:
     name: str
     seconds: float
     run: Callable[[Context, Progress, float], None]
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] = MEASURED
 
 
 @dataclass(frozen=True)

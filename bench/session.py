@@ -69,7 +69,6 @@ class Session:
     Args:
         device: that is measured.
         given: options.
-        patterns: files that the rows depend on.
 
     Attributes:
         out: file of the rows; None for nowhere.
@@ -79,15 +78,14 @@ class Session:
         failures: what makes the run fail, with reasons.
     """
 
-    def __init__(self, device: Device, given: Output, patterns: tuple[str, ...]) -> None:
+    def __init__(self, device: Device, given: Output) -> None:
         given = given if isinstance(given, Given) else Given(**vars(given))
         self.device, self.given = device, given
         self.begun = time.monotonic()
         self.out = given.out
         if self.out is None and not given.quick:
             self.out = results.default_file(device.slug)
-        fingerprint = sources.fingerprint(patterns + device.sources)
-        self.origin = device.origin() | {"sources": fingerprint}
+        self.origin = device.origin() | {"sources": sources.fingerprint()}
         if given.command is not None:
             self.origin["command"] = given.command
         self.journal = Journal(given.journal)

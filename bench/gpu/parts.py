@@ -133,7 +133,10 @@ def sanitizer_tool() -> str | None:
     return shutil.which("compute-sanitizer") or next(map(str, usual), None)
 
 
-TRITON = "barlow_fast.kernels.triton"
+TUNING = (
+    *("-m", "barlow_fast.kernels.triton.tuning", "--budget-seconds", "{seconds}"),
+    *("--out", "{out}/gpu-tuning.json"),
+)
 HEADLINE = "2048x8192,256x8192,169343x256,4096x512"
 WITHOUT_COMPILED = ("--compiled-shapes", "none")
 # What is most worth knowing comes first: whether the kernels are right, then the headline rows. A
@@ -141,29 +144,17 @@ WITHOUT_COMPILED = ("--compiled-shapes", "none")
 # compile come last: each takes up to a minute.
 PARTS = (
     # On all cores at once, so that later parts find the kernels on disk.
-    Part("compile", 60, Command(("-m", "bench.gpu.cache")), sources.CODE),
-    Part("kernels", 90, kernel_tests, (*sources.TESTED, *gpu_test_files(kernels=True))),
-    Part(
-        "headline", 50, Suite("loss", (*CUDA, "--shapes", HEADLINE, *WITHOUT_COMPILED)),
-        sources.MEASURED,
-    ),
-    Part(
-        "profile", 30, Command(("-m", "bench.gpu.profile", "--out", "{out}/gpu-profile.txt")),
-        sources.MEASURED,
-    ),
-    Part("doctor", 30, Command(("-m", "barlow_fast.doctor"), "gpu-doctor.txt"), sources.CODE),
-    Part("tests", 90, tests, (*sources.TESTED, *gpu_test_files(kernels=False))),
-    Part("loss", 120, Suite("loss", (*CUDA, *WITHOUT_COMPILED)), sources.MEASURED),
-    Part(
-        "tuning", 60,
-        Command(
-            ("-m", f"{TRITON}.tuning", "--budget-seconds", "{seconds}", "--out",
-             "{out}/gpu-tuning.json"), spare=15,
-        ), sources.CODE,
-    ),
-    Part("memory", 30, Suite("memory", CUDA), sources.MEASURED),
-    Part("views", 60, Suite("views", CUDA), sources.VIEWED),
-    Part("train", 120, Suite("train", CUDA), sources.TRAINED),
-    Part("sanitizer", 150, sanitizer, sources.SANITIZED),
-    Part("compiled", 300, Suite("loss", CUDA), sources.MEASURED),
-)  # fmt: skip
+    Part("compile", 60, Command(("-m", "bench.gpu.cache"))),
+    Part("kernels", 90, kernel_tests, sources.TESTED),
+    Part("headline", 50, Suite("loss", (*CUDA, "--shapes", HEADLINE, *WITHOUT_COMPILED))),
+    Part("profile", 30, Command(("-m", "bench.gpu.profile", "--out", "{out}/gpu-profile.txt"))),
+    Part("doctor", 30, Command(("-m", "barlow_fast.doctor"), "gpu-doctor.txt")),
+    Part("tests", 90, tests, sources.TESTED),
+    Part("loss", 120, Suite("loss", (*CUDA, *WITHOUT_COMPILED))),
+    Part("tuning", 60, Command(TUNING, spare=15)),
+    Part("memory", 30, Suite("memory", CUDA)),
+    Part("views", 60, Suite("views", CUDA)),
+    Part("train", 120, Suite("train", CUDA)),
+    Part("sanitizer", 150, sanitizer),
+    Part("compiled", 300, Suite("loss", CUDA)),
+)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, sources
+from bench import cli, devices
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_shapes
 from bench.markdown import SHAPE, Column, joined, reading, short, spread, table_of
@@ -51,7 +51,7 @@ def command(
         variants = [VARIANTS[name] for name in cli.listed(some.dtypes, PRECISION, "dtype")]
         chosen = [known[name] for name in cli.listed(some.peers, known, "peer")]
     budget = Budget(seconds or (QUICK_SECONDS if quick else SECONDS), repeats, FEWEST, MOST)
-    session = Session(devices.Cpu(), given, sources.RANKED)
+    session = Session(devices.Cpu(), given)
     session.announce()
     with tempfile.TemporaryDirectory() as folder:
         tasks = [

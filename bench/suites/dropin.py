@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from bench import devices, exits, provenance, sources
+from bench import devices, exits, provenance
 from bench.agreement import Errors, errors, in_double, run
 from bench.cli import Option
 from bench.inputs import FP64, VARIANTS, Pair, Variant
@@ -65,7 +65,7 @@ def command(
         return exits.FAILED
     steps = steps or (QUICK_STEPS if given.quick else STEPS)
     batch = batch or (QUICK_BATCH if given.quick else BATCH)
-    session = Session(devices.Cpu(), given, (*sources.CODE, EXAMPLE))
+    session = Session(devices.Cpu(), given)
     session.announce()
     cases = [(batch, VARIANTS["fp32"]), (min(batch, DOUBLE_BATCH), FP64)]
     for samples, variant in session.in_time(cases):

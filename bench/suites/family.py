@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import barlow_fast
-from bench import cli, devices, provenance, sources
+from bench import cli, devices, provenance
 from bench.cli import Option
 from bench.inputs import VARIANTS, Variant, parse_shapes, parse_variants
 from bench.markdown import SHAPE, Column, joined, reading, short, spread, table_of, titled
@@ -171,7 +171,7 @@ def command(
             for name in cli.listed(kinds, KINDS, "kind")
             for n, d in parse_shapes(shapes or KINDS[name].shapes)[:some]
         ]
-    session = Session(devices.Cpu(), given, sources.CODE)
+    session = Session(devices.Cpu(), given)
     session.announce()
     budget = Budget(0.2 if given.quick else seconds, few_from=FEW_FROM)
     for case in session.in_time(cases):

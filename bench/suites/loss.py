@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
-from bench import cli, devices, peers, results, sources
+from bench import cli, devices, peers, results
 from bench.cli import Option
 from bench.devices import FORWARD, GRAPH, WHOLE, Device
 from bench.floor import Peaks, floor_seconds
@@ -53,7 +53,7 @@ def command(
     budget = replace(device.budget, repeats=repeats)
     if seconds or given.quick:
         budget = replace(budget, seconds=seconds or QUICK_SECONDS)
-    session = Session(device, given, sources.MEASURED)
+    session = Session(device, given)
     settings = Settings(budget, longest, compiled)
     measure(session, grid.cases(variants, some, full), known, settings)
     return session.end()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench import agreement, cli, devices, peers, results, sources
+from bench import agreement, cli, devices, peers, results
 from bench.devices import Device, DeviceLostError
 from bench.inputs import CUDA_VARIANTS, Case, parse_shapes, parse_variants
 from bench.loss.tables import short_problem
@@ -32,7 +32,7 @@ def command(given: Given, chosen: Chosen) -> int:
         reason = device.why_no_memory()
         if reason is not None:
             raise RuntimeError(reason)
-    session = Session(device, given, sources.MEASURED)
+    session = Session(device, given)
     measure(session, device.grid.cases(variants, parse_shapes(shapes)), known)
     return session.end()
 

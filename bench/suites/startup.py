@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from bench import cli, devices, lifetime, peers, provenance, sources
+from bench import cli, devices, lifetime, peers, provenance
 from bench.cli import Option
 from bench.inputs import Variant, parse_shapes, parse_variants
 from bench.lifetime import ChildError
@@ -211,7 +211,7 @@ def command(
         variants = parse_variants(some.dtypes or DTYPES, device.variants)
         grid = list(itertools.product(parse_shapes(some.shapes or SHAPES), variants))
     repeats = QUICK_REPEATS if quick and repeats is None else repeats
-    session = Session(device, given, sources.STARTED)
+    session = Session(device, given)
     session.announce()
     for stage in session.in_time(stage for stage in STAGES if {*stage.cases} & {*chosen}):
         samples, failed = stage.measure(stage.visits(kind, names, grid), repeats, deadline)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, exits, provenance, results, sources
+from bench import cli, devices, exits, provenance, results
 from bench.cli import Option
 from bench.devices import Device
 from bench.markdown import (
@@ -55,7 +55,7 @@ def command(
     if None not in reasons:
         print("; ".join(sorted(filter(None, reasons))), flush=True)
         return exits.UNUSABLE
-    session = Session(device, given, sources.TRAINED)
+    session = Session(device, given)
     over = pace.over(PACE[device.kind], QUICK if given.quick else None)
     distinct = images.QUICK_DISTINCT if given.quick else images.DISTINCT
     measure(session, chosen, some, over, distinct)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, results, sources
+from bench import cli, devices, results
 from bench.cli import Option
 from bench.devices import Device, NoGraphError
 from bench.markdown import (
@@ -62,7 +62,7 @@ def command(
     with cli.reading():
         device = devices.choose(given.device)
         chosen = feeds.parse(cases, feeds_of, given.quick, device.kind)
-    session = Session(device, given, sources.VIEWED)
+    session = Session(device, given)
     distinct = images.QUICK_DISTINCT if given.quick else images.DISTINCT
     measure(session, chosen, pace.over(PACE[device.kind], QUICK if given.quick else None), distinct)
     return session.end()

@@ -110,7 +110,7 @@ def cuda(monkeypatch):
         "reset_peak_memory_stats": lambda: stand_in.log.append("reset peak"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
+    monkeypatch.setattr(sources, "fingerprint", lambda: "0123456789ab")
     monkeypatch.setattr(devices, "EVICT_BYTES", 1 << 20)
     monkeypatch.setattr(devices, "GEMM_SIZE", 32)
     monkeypatch.setattr(devices, "COPY_BYTES", 1 << 16)

@@ -38,7 +38,7 @@ class Example(Cpu):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
+    monkeypatch.setattr(sources, "fingerprint", lambda: "0123456789ab")
     monkeypatch.setattr(suite, "KERNEL_CALLS", suite.Budget(repeats=2))
     monkeypatch.setattr(images.photographs, "__defaults__", (4, 8, images.SMALL))
     monkeypatch.setattr(images.pixels, "__defaults__", (24,))
@@ -49,7 +49,7 @@ def chosen(*names):
 
 
 def measure(out, cases, **given):
-    session = Session(Example(), Given(out=out, **given), sources.VIEWED)
+    session = Session(Example(), Given(out=out, **given))
     suite.measure(session, cases, (0.01, 2, 0.0), 4)
     return session
 

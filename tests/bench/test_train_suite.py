@@ -149,7 +149,7 @@ def test_a_machine_without_any_encoder_is_reported(monkeypatch, tmp_path):
 
 
 def measure(out, chosen, names, **given):
-    session = Session(Cpu(), Given(out=out, **given), ())
+    session = Session(Cpu(), Given(out=out, **given))
     suite.measure(session, chosen, names, (0.1, 1, SECONDS))
     return session
 
@@ -157,7 +157,7 @@ def measure(out, chosen, names, **given):
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch):
     """Processes, turns and rows, with a journal as `make gpu` has it, on the CPU."""
-    monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
+    monkeypatch.setattr(sources, "fingerprint", lambda: "0123456789ab")
     out, journal = tmp_path / "rows.jsonl", tmp_path / "journal"
     session = measure(out, [tiny()], (OURS, LIMIT), journal=journal)
     assert (session.measured, session.left, session.failures) == (1, [], {})
