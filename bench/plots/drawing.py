@@ -51,10 +51,10 @@ def _sheet(data: Mapping[str, Any], height: float, columns: int, **layout: Any) 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    lines = 1 + len(data["text"]) // 150
-    figure.suptitle(data["title"] + lines * "\n", x=0.01, ha="left")
+    text = textwrap.fill(data["text"], 130)
+    figure.suptitle(data["title"] + "\n" * (1 + text.count("\n")), x=0.01, ha="left")
     style = {"ha": "left", "va": "top", "fontsize": 9, "color": SOFT}
-    figure.text(0.01, 1 - 0.36 / height, textwrap.fill(data["text"], 150), **style)
+    figure.text(0.01, 1 - 0.36 / height, text, **style)
     rows = -(-len(data["panels"]) // columns)
     return figure, figure.subplots(rows, columns, squeeze=False, **layout).flat
 

@@ -61,7 +61,10 @@ def _roofline(rows: Sequence[Row], dtype: str) -> Data | None:
     left, right = xs[0] / 1.6, xs[-1] * 1.6
     most, copy = (max(values) for values in zip(*ceilings, strict=True))
     roof = sorted({left, right, min(max(most / copy, left), right)})
-    note = (f"{variant.gemm} GEMM {markdown.rate(most)}, copy {markdown.rate(copy)} GB/s", -1)
+    note = (
+        f"{variant.gemm} GEMM {markdown.rate(most)} GFLOP/s, copy {markdown.rate(copy)} GB/s",
+        -1,
+    )
     lines = [_line([(x, min(most, copy * x)) for x in roof], CEILING, note=[*note, "right"])]
     peers = figure.thinned(rates)
     titles = figure.titled(peers)

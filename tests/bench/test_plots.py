@@ -98,7 +98,7 @@ def test_the_roofline_has_useful_operations_per_second_under_its_peaks():
     assert ours["spread"][place][1] == pytest.approx(rate, rel=1e-3)
     roof = panel["lines"][0]["points"]
     assert all(y == min(100.0, 20.0 * x) for x, y in roof)
-    assert "fp32 GEMM 100, copy 20 GB/s" in picture("roofline", loss_rows()).svg()
+    assert "fp32 GEMM 100 GFLOP/s, copy 20 GB/s" in picture("roofline", loss_rows()).svg()
 
 
 def largest_row(peer, points, failed):
