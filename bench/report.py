@@ -18,10 +18,10 @@ from typing import Annotated
 from barlow_fast.files import write_whole
 from bench import markdown, plots, provenance, results, suites
 from bench.cli import Option
-from bench.loss import tables as loss_tables
 from bench.plots import speedup
 from bench.plots.figure import marked
 from bench.results import Row
+from bench.suites import loss
 
 README = provenance.ROOT / "README.md"
 FIGURES = "figures"
@@ -138,7 +138,7 @@ def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
 
 def with_overview(text: str, files: Mapping[str, Sequence[Row]]) -> str:
     """`text` with the overview of the loss rewritten where it marks one."""
-    overview = loss_tables.overview(files) or "No results yet."
+    overview = loss.overview(files) or "No results yet."
     return OVERVIEW.sub(lambda found: f"{found[1]}\n{overview}\n{found[2]}", text)
 
 

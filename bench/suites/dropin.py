@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from bench import devices, exits, provenance
 from bench.agreement import Errors, errors, in_double, run
 from bench.cli import Option
+from bench.group import leaves
 from bench.inputs import FP64, VARIANTS, Pair, Variant
-from bench.loss.group import leaves
 from bench.markdown import Column, joined, reading, short, spread, table_of, titled
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Output, Session

@@ -9,11 +9,11 @@ from dataclasses import replace
 from bench import agreement, cli, devices, peers, results
 from bench.devices import Device, DeviceLostError
 from bench.inputs import CUDA_VARIANTS, Case, parse_shapes, parse_variants
-from bench.loss.tables import short_problem
 from bench.markdown import SHAPE, Column, joined, reading, table_of, titled
 from bench.peers import Peer
 from bench.results import Row
 from bench.session import Chosen, Given, Session
+from bench.suites.loss import short_problem
 
 SECTION = "Memory beyond inputs and gradients"
 QUICK_SHAPES, QUICK_PEERS = "256x4096", "ours,official,gram-plain"

@@ -85,7 +85,7 @@ BRANCH = re.compile(
 )
 
 
-@pytest.mark.parametrize("folder", ["suites", "loss", "views", "training", "ranks"])
+@pytest.mark.parametrize("folder", ["suites", "views", "training", "ranks"])
 def test_suites_ask_the_device_and_never_which_one_it_is(folder):
     for path in sorted((provenance.ROOT / "bench" / folder).glob("*.py")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

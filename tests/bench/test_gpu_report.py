@@ -13,8 +13,8 @@ from bench import report, results
 from bench.devices import Cpu
 from bench.gpu import profile
 from bench.inputs import VARIANTS
-from bench.loss.tables import short_problem
 from bench.peers import choose
+from bench.suites.loss import short_problem
 
 ORIGIN = {
     "gpu": "Example GPU", "multiprocessors": 100, "memory_bytes": 80 << 30,

@@ -12,10 +12,10 @@ from bench import floor, peak_memory
 from bench import session as sessions
 from bench.devices import Cpu
 from bench.inputs import CPU_GRID, VARIANTS, Case
-from bench.loss import tables
 from bench.peers import discover
 from bench.session import Given, Session
 from bench.suites import loss
+from bench.suites import loss as tables
 
 FP32 = VARIANTS["fp32"]
 

@@ -8,7 +8,7 @@ import pytest
 from invoked import invoke
 
 from bench import report, results
-from bench.loss import tables
+from bench.suites import loss as tables
 
 ORIGIN = {
     "cpu": "Example CPU", "cpu_family_model": "1/2/3", "cores": 2, "system": "Linux x86_64",
