@@ -5,7 +5,7 @@ mathematics in float64 (`barlow_fast.reference` where that is the paper's); and 
 on the inputs that are timed, against float64 without a D x D matrix where N < D. Nothing is timed
 unchecked, what is not exact included.
 
-With z_hat the standardised views (bench/peers/mathematics.py), K = z_hat z_hat^T and
+With z_hat the standardised views (bench/peers/peer.py), K = z_hat z_hat^T and
 C = z_hat_a^T z_hat_b / N, for a factor of 1:
 
     L = sum_i (C_ii - 1)^2 + lambda (||C||^2 - sum_i C_ii^2),       ||C||^2 = <K_a, K_b> / N^2
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss, Peer
-from bench.peers.mathematics import PAPER, Mathematics
+from bench.peers.peer import PAPER, Mathematics
 
 SMALL_SHAPES = ((24, 72), (56, 24))  # one for each form
 # Peers that round C itself to bfloat16 lose more than the definition, which also does so, but not

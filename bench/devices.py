@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench import floor, peak_memory, provenance, tile_rate
+from bench import floor, peak_memory, provenance
 from bench.inputs import CPU_GRID, CUDA_GRID, CUDA_VARIANTS, VARIANTS, Variant
 from bench.timing import Budget, NoGraphError
 
@@ -106,7 +106,7 @@ class Cpu:
 
     def tile_rate(self, seconds: float) -> float | None:
         """GFLOP/s of bfloat16 products by matrix tiles alone; None where a GEMM is no slower."""
-        return tile_rate.measure(seconds)
+        return floor.tile_rate(seconds)
 
     def sustained(self, action: Action, seconds: float) -> float:
         """Seconds of one call among many, for a peak: the best of those in `seconds`."""

@@ -11,13 +11,20 @@ favourable reading of the machine gives the hardest floor; a GPU's is the median
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from barlow_fast.doctor import cpu_model_and_features
 from bench.inputs import Variant
 
+TILES = Path(__file__).with_name("tile_rate.cpp")
+FLAGS = ("-O2", "-std=c++17", "-mamx-tile", "-mamx-bf16", "-pthread")
 SECONDS = 0.5  # for each product
 # Memory is shared with all other programs of the machine: its best takes longer to see.
 COPY_SECONDS = 1.5
@@ -106,3 +113,21 @@ def _copy_rate(device: Any, size: int) -> float:
     source = torch.randn(size // 4, device=device.torch)
     target = torch.zeros_like(source)  # written, so that no page is faulted in while the clock runs
     return 2 * size / device.sustained(lambda: target.copy_(source), COPY_SECONDS) / 1e9
+
+
+def tile_rate(seconds: float) -> float | None:
+    """GFLOP/s of bfloat16 products by AMX tiles, which may exceed that of torch's GEMM, on torch's
+    threads: the best in `seconds`. None without AMX, or without a compiler that knows it."""
+    compiler = shutil.which("c++")
+    if compiler is None or "amx_bf16" not in cpu_model_and_features()[1]:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "tile_rate"
+        built = subprocess.run(
+            [compiler, *FLAGS, str(TILES), "-o", str(program)], capture_output=True, check=False
+        )
+        if built.returncode != 0:
+            return None
+        command = [str(program), str(torch.get_num_threads()), str(seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(done.stdout) if done.returncode == 0 else None

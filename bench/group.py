@@ -19,7 +19,7 @@ from bench.agreement import Outcome, Truths
 from bench.devices import GRAPH, WHOLE, DeviceLostError, NoGraphError
 from bench.inputs import Case, Grid, Pair, Shape, rotation
 from bench.peers import Loss, Peer
-from bench.peers.mathematics import PAPER
+from bench.peers.peer import PAPER
 from bench.session import Session
 from bench.timing import Budget, schedule, warm_up, without_collections
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from bench import cli
 from bench.peers import compiled
-from bench.peers.mathematics import LAMBD as LAMBD
+from bench.peers.peer import LAMBD as LAMBD
 from bench.peers.peer import Loss as Loss
 from bench.peers.peer import Peer
 

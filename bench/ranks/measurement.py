@@ -31,7 +31,7 @@ from bench import agreement, lifetime
 from bench.agreement import Outcome
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss
-from bench.peers.mathematics import PAPER
+from bench.peers.peer import PAPER
 from bench.ranks import implementations
 from bench.ranks.implementations import Implementation
 from bench.results import Row

@@ -14,7 +14,7 @@ import torch
 from bench import agreement, peers
 from bench.inputs import FP64, VARIANTS, Case, random_pair
 from bench.peers import DEFAULT_ON_CUDA, Peer, choose, compiled, discover, libraries
-from bench.peers.mathematics import LAMBD, PAPER, Mathematics
+from bench.peers.peer import LAMBD, PAPER, Mathematics
 
 KNOWN = discover()
 EAGER = [peer for peer in KNOWN.values() if not peer.compiles]

@@ -10,7 +10,7 @@ import torch
 from barlow_fast import reference
 from bench import agreement
 from bench.inputs import FP64, random_pair
-from bench.peers.mathematics import LAMBD, PAPER, Mathematics, circular_redundancy
+from bench.peers.peer import LAMBD, PAPER, Mathematics, circular_redundancy
 
 STATED = {
     "paper": PAPER,
