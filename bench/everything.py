@@ -50,8 +50,7 @@ PARTS = {
 
 def command(
     chosen: Annotated[
-        str | None,
-        Option(f"Names, comma-separated. Default: {', '.join(PARTS)}.", name="--suites"),
+        str | None, Option(f"Names, comma-separated. Default: {', '.join(PARTS)}.", name="--suites")
     ] = None,
     quick: Annotated[bool, Option("A look in two minutes; no file unless --out is given.")] = False,
     minutes: Annotated[

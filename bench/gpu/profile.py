@@ -51,9 +51,7 @@ def text_of(peer: Peer, n: int, d: int, variant: Variant, device: devices.Device
         return f"{title}: {brief(error)}"
 
 
-def command(
-    out: Annotated[Path, Option("Text file.")] = Path("gpu-profile.txt"),
-) -> int:
+def command(out: Annotated[Path, Option("Text file.")] = Path("gpu-profile.txt")) -> int:
     """Profile ours and the Gram form in plain torch at the shapes of the README."""
     with cli.reading():
         device = devices.choose("cuda")

@@ -10,16 +10,7 @@ from typing import Annotated
 from bench import cli, devices, exits, provenance, results
 from bench.cli import Option
 from bench.devices import Device
-from bench.markdown import (
-    Column,
-    capital,
-    joined,
-    rate,
-    reading,
-    spread,
-    table_of,
-    titled,
-)
+from bench.markdown import Column, capital, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Given, Session
 from bench.timing import columns

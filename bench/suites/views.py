@@ -11,29 +11,13 @@ from typing import Annotated
 from bench import cli, devices, results
 from bench.cli import Option
 from bench.devices import Device, NoGraphError
-from bench.markdown import (
-    Column,
-    capital,
-    joined,
-    rate,
-    reading,
-    spread,
-    table_of,
-    titled,
-)
+from bench.markdown import Column, capital, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, rounded
 from bench.session import Given, Session
 from bench.timing import Budget, columns, interleave
 from bench.views import feeds, images, turns
 from bench.views.agreement import DisagreementError
-from bench.views.feeds import (
-    CASES,
-    COMPARED,
-    KERNELS,
-    ONE_CORE,
-    TITLES,
-    Case,
-)
+from bench.views.feeds import CASES, COMPARED, KERNELS, ONE_CORE, TITLES, Case
 from bench.views.images import OFFICIAL
 from bench.views.loading import STAGES
 

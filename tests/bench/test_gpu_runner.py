@@ -19,15 +19,7 @@ from bench import cli, exits, runner, sources, state, suites
 from bench.gpu import __main__ as gpu
 from bench.gpu import parts
 from bench.runner import Context, Part, Suite
-from bench.state import (
-    COMPLETE,
-    FAILED,
-    PARTIAL,
-    SKIPPED,
-    STOPPED,
-    Progress,
-    State,
-)
+from bench.state import COMPLETE, FAILED, PARTIAL, SKIPPED, STOPPED, Progress, State
 
 DEVICE = {"name": "Example GPU", "slug": "gpu-example-gpu", "torch": "2.11.0"}
 
