@@ -1,17 +1,16 @@
-"""`python -m bench`: every module of `bench.suites` is a command, besides `all`, `report` and
-`compare`."""
+"""`python -m bench`: every module of `bench.suites` is a command, besides `all` and
+`report`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from bench import cli, compare, devices, everything, exits, report, suites
+from bench import cli, devices, everything, exits, report, suites
 
 COMMANDS = {name: suite.command for name, suite in suites.discover().items()} | {
     "all": everything.command,
     "report": report.command,
-    "compare": compare.command,
 }
 
 

@@ -2,9 +2,19 @@
 
 Two checks: before anything is timed, on small shapes, against the definition of the peer's
 mathematics in float64 (`barlow_fast.reference` where that is the paper's); and at each timed shape,
-on the inputs that are timed, against float64 without a D x D matrix (bench/truth.py, which
-tests/bench/test_truth.py compares with the definitions). Nothing is timed unchecked, what is not
-exact included.
+on the inputs that are timed, against float64 without a D x D matrix where N < D. Nothing is timed
+unchecked, what is not exact included.
+
+With z_hat the standardised views (bench/peers/peer.py), K = z_hat z_hat^T and
+C = z_hat_a^T z_hat_b / N, for a factor of 1:
+
+    L = sum_i (C_ii - 1)^2 + lambda (||C||^2 - sum_i C_ii^2),       ||C||^2 = <K_a, K_b> / N^2
+
+and for the FFT relaxation, with A and B the transforms of the groups p and q of the columns,
+
+    s_pq = irfft(sum_n conj(A_np) B_nq) / N,      L_2 = lambda sum s_pq[k]^2 less s_pp[0]
+
+tests/bench/test_truth.py compares these with autograd through the definitions.
 """
 
 from __future__ import annotations
@@ -17,11 +27,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bench import truth as truth_of
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss, Peer
-from bench.peers.mathematics import PAPER, Mathematics
-from bench.truth import in_double
+from bench.peers.peer import PAPER, Mathematics
 
 SMALL_SHAPES = ((24, 72), (56, 24))  # one for each form
 # Peers that round C itself to bfloat16 lose more than the definition, which also does so, but not
@@ -82,8 +90,39 @@ def built(peer: Peer, n: int, d: int, variant: Variant, device: torch.device) ->
 
 
 def truth(pair: Pair, mathematics: Mathematics = PAPER) -> Outcome:
-    """float64 results at any shape, in blocks."""
-    return Outcome(*truth_of.exact(pair, mathematics))
+    """float64 results at any shape, on the device of the inputs."""
+    n, d = pair[0].shape
+    pair = in_double(pair)
+    if mathematics.circular_groups:
+        value = _circular(mathematics, *pair)
+    else:
+        value = mathematics.loss(*pair) if n >= d else _gram(mathematics, *pair)
+    return Outcome(value.detach(), torch.autograd.grad(value, pair))
+
+
+def in_double(pair: Pair) -> Pair:
+    """The same numbers in float64."""
+    z_a, z_b = (z.detach().double().requires_grad_() for z in pair)
+    return z_a, z_b
+
+
+def _gram(m: Mathematics, z_a: Tensor, z_b: Tensor) -> Tensor:
+    hat_a, hat_b = m.standardised(z_a, z_b)
+    diagonal = (hat_a * hat_b).mean(0)
+    square = ((hat_a @ hat_a.T) * (hat_b @ hat_b.T)).sum() / len(z_a) ** 2
+    redundancy = square - diagonal.square().sum()
+    return m.factor * ((diagonal - 1).square().sum() + m.lambd * redundancy)
+
+
+def _circular(m: Mathematics, z_a: Tensor, z_b: Tensor) -> Tensor:
+    n, d = z_a.shape
+    size = m.group_size(d)
+    hats = m.standardised(z_a, z_b)
+    a, b = (torch.fft.rfft(hat.unflatten(1, (-1, size))) for hat in hats)
+    sums = torch.fft.irfft(torch.einsum("npf,nqf->pqf", a.conj(), b), size) / n
+    off_diagonal = sums.square().sum() - sums[..., 0].diagonal().square().sum()
+    on_diagonal = ((hats[0] * hats[1]).mean(0) - 1).square().sum()
+    return m.factor * (on_diagonal + m.lambd * off_diagonal)
 
 
 class Truths:
@@ -100,7 +139,7 @@ class Truths:
         factor = mathematics.factor
         if replace(mathematics, factor=1.0) != PAPER:
             return truth(self._pair, mathematics)
-        self._paper = self._paper or truth(self._pair)
+        self._paper = self._paper or truth(self._pair, PAPER)
         return Outcome(factor * self._paper.loss, self._paper.gradients, 1 / factor)
 
 

@@ -13,11 +13,12 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Command = Callable[..., "int | None"]
+CALLED = " called"  # no name of an option
 
 
 class Refused(Exception):
@@ -80,44 +81,49 @@ def listed(text: str | None, known: Iterable[str], what: str, default: Any = Non
     return [name for name in known if name in names]
 
 
-def run(commands: dict[str, Command], arguments: Sequence[str] | None, program: str) -> int:
-    """Runs the command that the first argument names; returns its exit status.
+def usable(reasons: Mapping[str, str | None], where: str = "") -> list[str]:
+    """The names of what has no reason that it cannot run here; the others are printed."""
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{where}{name} is left out: {reason}", flush=True)
+    return [name for name, reason in reasons.items() if reason is None]
+
+
+def run(
+    commands: Command | dict[str, Command],
+    arguments: Sequence[str] | None,
+    program: str,
+    text: str | None = None,
+) -> int:
+    """Runs the command that the first argument names, or the only one, whose program `text`
+    describes; returns its exit status.
 
     Raises:
         SystemExit: unknown names or values, or `--help`.
     """
-    parser = argparse.ArgumentParser(prog=program)
-    choices = parser.add_subparsers(dest="COMMAND", required=True, metavar="COMMAND")
-    for name, command in commands.items():
-        text = inspect.getdoc(command) or ""
-        add(choices.add_parser(name, help=text.partition("\n")[0], description=text), command)
-    values = vars(parser.parse_args(arguments))
-    chosen = values.pop("COMMAND")
-    return _called(choices.choices[chosen], commands[chosen], values)
-
-
-def run_one(
-    command: Command, arguments: Sequence[str] | None, program: str, text: str | None
-) -> int:
-    """The same for a program with one command; `text` describes it."""
     parser = argparse.ArgumentParser(
         prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add(parser, command)
-    return _called(parser, command, vars(parser.parse_args(arguments)))
-
-
-def _called(parser: argparse.ArgumentParser, command: Command, values: dict[str, Any]) -> int:
+    if not isinstance(commands, dict):
+        add(parser, commands)
+    else:
+        choices = parser.add_subparsers(required=True, metavar="COMMAND")
+        for name, command in commands.items():
+            doc = inspect.getdoc(command) or ""
+            add(choices.add_parser(name, help=doc.partition("\n")[0], description=doc), command)
+    values = vars(parser.parse_args(arguments))
+    chosen, command = values.pop(CALLED)
     try:
         return call(command, values) or 0
     except Refused as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{chosen.prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def add(parser: argparse.ArgumentParser, command: Command) -> None:
     """Adds the options of a command to its parser."""
     parser.allow_abbrev = False
+    parser.set_defaults(**{CALLED: (parser, command)})
     for each in parameters(command):
         text, flag = each.option.help.replace("%", "%%"), each.name.replace("_", "-")
         if each.required:

@@ -2,8 +2,8 @@
 one it is.
 
 A device knows its clock, its caches, its memory, its measured peaks, its grid of shapes, its name
-and its part of the provenance. `Cuda` adds captured graphs. All times are in seconds, all sizes in
-bytes.
+and its part of the provenance. A CUDA device also captures graphs. All times are in seconds, all
+sizes in bytes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from bench import floor, peak_memory, provenance, tile_rate
-from bench.grids import CPU_GRID, CUDA_GRID
-from bench.inputs import CUDA_VARIANTS, VARIANTS, Variant
+from bench import floor, peak_memory, provenance
+from bench.inputs import CPU_GRID, CUDA_GRID, CUDA_VARIANTS, VARIANTS, Variant
 from bench.timing import Budget, NoGraphError
 
 Action = Callable[[], object]
@@ -66,9 +65,14 @@ class Cpu:
         judges_others: whether another's wrong result makes a run fail, as one of ours does.
         first_call_compiles: whether the first call is not representative of later ones.
         identity: fields of the provenance that rows share which need not be measured again.
-        sources: files that rows depend on here, besides those of the suites.
         pins_memory: whether a DataLoader does, for quicker copies to the device.
         loader_workers: processes or threads that make views; None for one on each core.
+        slug: the name of its file of results, without the suffix.
+        row: what its rows of the loss and of memory begin with.
+        cache_bytes: the last-level cache.
+        cores: that the processes of a comparison share; None for all.
+        gemm_shapes: (M, N, K) of the products whose best rate is the peak.
+        copy_sizes: bytes of the copies whose best rate is the peak.
     """
 
     kind = "cpu"
@@ -79,44 +83,30 @@ class Cpu:
     judges_others = True
     first_call_compiles = False
     identity: tuple[str, ...] = ("sources", "torch", "cpu", "cores")
-    sources: tuple[str, ...] = ("kernels/cpu/*.cpp", "kernels/cpu/*.h")
     pins_memory = False
     loader_workers: int | None = 2
+    row: Mapping[str, Any] = {}
+    cores: set[int] | None = None
 
     def __init__(self) -> None:
         self.torch = torch.device("cpu")
-
-    def cache_bytes(self) -> int:
-        """The last-level cache."""
-        return provenance.last_level_cache()
-
-    def slug(self) -> str:
-        """The name of its file of results, without the suffix."""
-        return f"cpu-{provenance.slug(provenance.cpu_model())}"
+        self.slug = f"cpu-{provenance.slug(provenance.cpu_model())}"
+        self.cache_bytes = provenance.last_level_cache()
+        self.cores = provenance.two_cores()
+        self.gemm_shapes: Sequence[tuple[int, int, int]] = GEMM_SHAPES
+        self.copy_sizes = [mib << 20 for mib in COPY_MIB]
 
     def origin(self) -> dict[str, Any]:
         """The provenance of its rows."""
         return provenance.collect()
 
-    def row(self) -> dict[str, Any]:
-        """What its rows of the loss and of memory begin with."""
-        return {}
-
     def peaks(self) -> floor.Peaks:
         """Measured now."""
         return floor.measure(self)
 
-    def gemm_shapes(self) -> Sequence[tuple[int, int, int]]:
-        """(M, N, K) of the products whose best rate is the peak."""
-        return GEMM_SHAPES
-
     def tile_rate(self, seconds: float) -> float | None:
         """GFLOP/s of bfloat16 products by matrix tiles alone; None where a GEMM is no slower."""
-        return tile_rate.measure(seconds)
-
-    def copy_sizes(self) -> Sequence[int]:
-        """Bytes of the copies whose best rate is the peak."""
-        return [mib << 20 for mib in COPY_MIB]
+        return floor.tile_rate(seconds)
 
     def sustained(self, action: Action, seconds: float) -> float:
         """Seconds of one call among many, for a peak: the best of those in `seconds`."""
@@ -125,10 +115,6 @@ class Cpu:
         while time.perf_counter() < end:
             best = min(best, self.call_seconds(action))
         return best
-
-    def cores(self) -> set[int] | None:
-        """Those that the processes of a comparison share; None for all."""
-        return provenance.two_cores()
 
     def call_seconds(self, action: Action) -> float:
         """One call, as `timed` takes it."""
@@ -204,7 +190,6 @@ class Cuda(Cpu):
     identity = ("sources", "torch", "gpu")
     judges_others = False
     first_call_compiles = True
-    sources = ()
     pins_memory = True
     loader_workers = None
 
@@ -216,16 +201,18 @@ class Cuda(Cpu):
         self.torch = torch.device("cuda", index)
         torch.cuda.set_device(self.torch)
         self.properties = torch.cuda.get_device_properties(self.torch)
+        self.slug = f"gpu-{provenance.slug(self.properties.name)}"
+        self.row = {"device": self.properties.name}
+        self.cache_bytes = getattr(self.properties, "L2_cache_size", 0) or DEFAULT_L2
+        memory, size = self.properties.total_memory, GEMM_SIZE
+        while 3 * 4 * size**2 > GEMM_SHARE * memory:  # three float32 matrices
+            size //= 2
+        self.gemm_shapes = [(size, size, size)]
+        self.copy_sizes = [int(min(COPY_BYTES, COPY_SHARE * memory))]
         self._evicted: torch.Tensor | None = None
         self._pool = None
         # Captures share memory only if they share their stream, too.
         self._stream = torch.cuda.Stream(self.torch)
-
-    def cache_bytes(self) -> int:
-        return getattr(self.properties, "L2_cache_size", 0) or DEFAULT_L2
-
-    def slug(self) -> str:
-        return f"gpu-{provenance.slug(self.properties.name)}"
 
     def origin(self) -> dict[str, Any]:
         p = self.properties
@@ -234,17 +221,11 @@ class Cuda(Cpu):
             "compute_capability": f"{p.major}.{p.minor}",
             "multiprocessors": p.multi_processor_count,
             "memory_bytes": p.total_memory,
-            "last_level_cache_bytes": self.cache_bytes(),
+            "last_level_cache_bytes": self.cache_bytes,
             "driver": driver_version(),
             "cuda": torch.version.cuda,
             "triton": provenance.version("triton"),
         }
-
-    def row(self) -> dict[str, Any]:
-        return {"device": self.properties.name}
-
-    def cores(self) -> set[int] | None:
-        return None
 
     def memory_limit(self) -> AbstractContextManager:
         return contextlib.nullcontext()
@@ -255,22 +236,8 @@ class Cuda(Cpu):
     def why_no_memory(self) -> str | None:
         return None
 
-    def named(self) -> dict[str, str]:
-        """Identifies the device in the state of `make gpu`."""
-        return {"name": self.properties.name, "slug": self.slug()}
-
-    def gemm_shapes(self) -> Sequence[tuple[int, int, int]]:
-        """One large cube, smaller where three float32 matrices would not fit easily."""
-        size = GEMM_SIZE
-        while 3 * 4 * size**2 > GEMM_SHARE * self.properties.total_memory:
-            size //= 2
-        return [(size, size, size)]
-
     def tile_rate(self, seconds: float) -> float | None:
         return None
-
-    def copy_sizes(self) -> Sequence[int]:
-        return [int(min(COPY_BYTES, COPY_SHARE * self.properties.total_memory))]
 
     def sustained(self, action: Action, seconds: float) -> float:
         """The median of some, warm, as the rate of a long computation is."""
@@ -361,7 +328,7 @@ class Cuda(Cpu):
         """Reads more than the L2 holds. Reading leaves no dirty lines behind, which the next kernel
         would pay for."""
         if self._evicted is None:
-            size = max(EVICT_BYTES, 4 * self.cache_bytes())
+            size = max(EVICT_BYTES, 4 * self.cache_bytes)
             self._evicted = torch.ones(size // 4, device=self.torch)
         self._evicted.sum()
 

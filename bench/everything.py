@@ -50,8 +50,7 @@ PARTS = {
 
 def command(
     chosen: Annotated[
-        str | None,
-        Option(f"Names, comma-separated. Default: {', '.join(PARTS)}.", name="--suites"),
+        str | None, Option(f"Names, comma-separated. Default: {', '.join(PARTS)}.", name="--suites")
     ] = None,
     quick: Annotated[bool, Option("A look in two minutes; no file unless --out is given.")] = False,
     minutes: Annotated[
@@ -74,7 +73,8 @@ def command(
         context = Context(
             Path(folder), file, state, resume=resume, command="python -m bench all", grace=GRACE
         )
-        status = runner.run(parts, context, runner.in_turn(parts))
+        seconds = sum(part.seconds for part in parts) + GRACE * len(parts)
+        status = runner.run(parts, context, seconds)
         seconds = time.monotonic() - begun
     print("\n".join([f"all {seconds:.0f} s", *runner.summary(parts, state)]))
     # What a share of the time did not allow is not expected in it.

@@ -11,33 +11,35 @@ favourable reading of the machine gives the hardest floor; a GPU's is the median
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from barlow_fast.doctor import cpu_model_and_features
 from bench.inputs import Variant
-from bench.timing import NoGraphError
 
-SECONDS = 0.5  # for each product, and for a launch
+TILES = Path(__file__).with_name("tile_rate.cpp")
+FLAGS = ("-O2", "-std=c++17", "-mamx-tile", "-mamx-bf16", "-pthread")
+SECONDS = 0.5  # for each product
 # Memory is shared with all other programs of the machine: its best takes longer to see.
 COPY_SECONDS = 1.5
-LAUNCHES = 200
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured rates: GEMM in GFLOP/s; copy in GB/s, bytes read and bytes written both counted; one
-    operation on one element in microseconds, called from Python and within a captured graph;
+    """Measured rates: GEMM in GFLOP/s; copy in GB/s, bytes read and bytes written both counted;
     bfloat16 products by a CPU's matrix tiles alone in GFLOP/s. None where the device has none."""
 
     gemm_fp32: float
     gemm_bf16: float
     copy: float
-    launch_eager_us: float = 0.0
     gemm_tf32: float | None = None
     gemm_fp16: float | None = None
-    launch_graph_us: float | None = None
     tiles_bf16: float | None = None
 
     def gemm(self, name: str) -> float:
@@ -55,7 +57,7 @@ class Peaks:
 
     def as_fields(self) -> dict[str, Any]:
         """For a row of results."""
-        units = {"gemm": "_gflops", "tiles": "_gflops", "copy": "_gbps", "launch": ""}
+        units = {"gemm": "_gflops", "tiles": "_gflops", "copy": "_gbps"}
         fields: dict[str, Any] = {
             f"{name}{units[name.partition('_')[0]]}": round(value, 3)
             for name, value in asdict(self).items()
@@ -89,17 +91,16 @@ def measure(device: Any) -> Peaks:
     for variant in device.variants.values():
         name = f"gemm_{variant.gemm}"
         rates[name] = rates.get(name) or _gemm_rate(device, variant)
-    copy = max(_copy_rate(device, size) for size in device.copy_sizes())
-    eager, graph = _launch_microseconds(device)
+    copy = max(_copy_rate(device, size) for size in device.copy_sizes)
     tiles = device.tile_rate(SECONDS)
     device.release()
-    return Peaks(**rates, copy=copy, launch_eager_us=eager, launch_graph_us=graph, tiles_bf16=tiles)
+    return Peaks(**rates, copy=copy, tiles_bf16=tiles)
 
 
 def _gemm_rate(device: Any, variant: Variant) -> float:
     dtype = variant.half if variant.autocast else variant.dtype
     with variant.products(), device.torch:
-        return max(_product_rate(device, *shape, dtype) for shape in device.gemm_shapes())
+        return max(_product_rate(device, *shape, dtype) for shape in device.gemm_shapes)
 
 
 def _product_rate(device: Any, m: int, n: int, k: int, dtype: torch.dtype) -> float:
@@ -114,19 +115,19 @@ def _copy_rate(device: Any, size: int) -> float:
     return 2 * size / device.sustained(lambda: target.copy_(source), COPY_SECONDS) / 1e9
 
 
-def _launch_microseconds(device: Any) -> tuple[float, float | None]:
-    """For one of many one-element operations in a row: from Python, and in a graph."""
-    one = torch.zeros(1, device=device.torch)
-
-    def many() -> None:
-        for _ in range(LAUNCHES):
-            one.add_(1)
-
-    scale = 1e6 / LAUNCHES
-    try:
-        replay, _ = device.capture(many)
-    except NoGraphError:
-        return device.sustained(many, SECONDS / 10) * scale, None
-    times = device.sustained(many, SECONDS) * scale, device.sustained(replay, SECONDS) * scale
-    device.new_graphs()
-    return times
+def tile_rate(seconds: float) -> float | None:
+    """GFLOP/s of bfloat16 products by AMX tiles, which may exceed that of torch's GEMM, on torch's
+    threads: the best in `seconds`. None without AMX, or without a compiler that knows it."""
+    compiler = shutil.which("c++")
+    if compiler is None or "amx_bf16" not in cpu_model_and_features()[1]:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "tile_rate"
+        built = subprocess.run(
+            [compiler, *FLAGS, str(TILES), "-o", str(program)], capture_output=True, check=False
+        )
+        if built.returncode != 0:
+            return None
+        command = [str(program), str(torch.get_num_threads()), str(seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(done.stdout) if done.returncode == 0 else None

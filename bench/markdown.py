@@ -69,22 +69,6 @@ def table_of(columns: Sequence[Column], rows: Iterable[Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def in_words(*columns: Column) -> Callable[[Any], str]:
-    """row -> one line that a run prints: its words, then figures by their heads."""
-
-    def line(row: Any) -> str:
-        found = {column: column.cell(row).replace("**", "") for column in columns}
-        words = [text for column, text in found.items() if column.left]
-        figures = [
-            f"{column.head} {text}"
-            for column, text in found.items()
-            if not column.left and text not in ("", NONE)
-        ]
-        return f"{' '.join(words)}: {', '.join(figures)}"
-
-    return line
-
-
 def reading(name: str, **values: Any) -> str:
     """How to read the tables of a suite: a section of `reading.md`, its {placeholders} filled."""
     sections = re.split(r"^## (.+)\n", READING.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -107,6 +91,11 @@ def joined(*parts: str) -> str:
 def details(title: str, text: str) -> str:
     """A section that is closed until it is clicked."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def capital(text: str) -> str:
+    """With a capital letter."""
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def short(value: float) -> str:

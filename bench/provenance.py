@@ -69,12 +69,10 @@ def now() -> str:
 
 
 def _cpuinfo(key: str) -> str | None:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
     found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else None
+    return found and found[1].strip()
 
 
 def cpu_model() -> str:

@@ -18,10 +18,10 @@ from typing import Annotated
 from barlow_fast.files import write_whole
 from bench import markdown, plots, provenance, results, suites
 from bench.cli import Option
-from bench.loss import tables as loss_tables
 from bench.plots import speedup
 from bench.plots.figure import marked
 from bench.results import Row
+from bench.suites import loss
 
 README = provenance.ROOT / "README.md"
 FIGURES = "figures"
@@ -119,14 +119,14 @@ def page(suite: str, files: Mapping[str, Sequence[Row]]) -> str:
 
 def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
     """The shapes where ours is faster and slower: their number, the extremes, the break-even."""
-    shown = [picture.data for picture in speedup.FIGURE.pictures(files)]
-    lines = [
-        (data["machine"], data["dtype"], heading, *speedup.extremes(cells))
-        for data in shown
-        for against, heading in speedup.HEADINGS.items()
-        if (cells := speedup.measured(data["panels"][against]))
-    ]
-    ends = [f"- {data['machine']}, {data['dtype']}: {speedup.break_even(data)}" for data in shown]
+    lines, ends = [], []
+    for data in (picture.data for picture in speedup.FIGURE.pictures(files)):
+        for against, heading in speedup.HEADINGS.items():
+            if cells := speedup.measured(data["compared"][against]):
+                whose = data["machine"], data["dtype"]
+                lines.append((*whose, heading, *speedup.extremes(cells)))
+                if against == speedup.FASTEST:
+                    ends.append(f"- {', '.join(whose)}: {speedup.break_even(cells)}")
     heads = ("machine", "dtype", "compared", "faster", "slower", "least", "most")
     columns = [
         markdown.Column(head, operator.itemgetter(place), left=place == 0)
@@ -138,7 +138,7 @@ def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
 
 def with_overview(text: str, files: Mapping[str, Sequence[Row]]) -> str:
     """`text` with the overview of the loss rewritten where it marks one."""
-    overview = loss_tables.overview(files) or "No results yet."
+    overview = loss.overview(files) or "No results yet."
     return OVERVIEW.sub(lambda found: f"{found[1]}\n{overview}\n{found[2]}", text)
 
 

@@ -24,6 +24,13 @@ def rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
+def line(row: Row) -> str:
+    """What a run prints of a row: names and figures, without where they come from."""
+    hidden = ("suite", "source", "provenance", "peaks")
+    shown = {name: value for name, value in row.items() if name not in hidden}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
+
+
 def read(path: Path) -> list[Row]:
     """All rows of a file; none if it does not exist."""
     if not path.exists():
@@ -70,12 +77,12 @@ def rows_of(files: Mapping[str, Sequence[Row]], *suites: str) -> Iterator[tuple[
 
 
 def machine(rows: Sequence[Row]) -> str:
-    """The machine of some rows, in a few words."""
+    """The machine of some rows, in a few words; empty where there was none."""
     origin = rows[0].get("provenance") or {}
     if origin.get("gpu"):
         return str(origin["gpu"])
     cores = origin.get("cores")
-    return str(origin.get("cpu", "unknown machine")) + (f", {cores} cores" if cores else "")
+    return str(origin.get("cpu", "")) + (f", {cores} cores" if cores else "")
 
 
 def group(row: Row) -> tuple:

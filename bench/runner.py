@@ -8,24 +8,21 @@ the children.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import exits, lifetime
-from bench.sources import ROOT, fingerprint
-from bench.state import COMPLETE, FAILED, PARTIAL, SKIPPED, Progress, State
+from bench.sources import MEASURED, ROOT, fingerprint
+from bench.state import COMPLETE, FAILED, PARTIAL, SKIPPED, Progress, State, read_lines
 
-POLL = 0.2  # seconds
-GRACE = 10.0  # between asking a process to end and ending it
-LATE, STILL = "late", "still"
-STILL_SECONDS = 150.0  # without a sign of life; compilations of one peer take up to sixty
+GRACE = 10.0  # seconds between asking a process to end and ending it
+LATE = "late"
 MOST_RESTARTS = 8
 LEAST = 15.0  # seconds with which a part is begun
 TAIL = 15  # lines of the log that a failed part shows
@@ -65,11 +62,6 @@ class Context:
         """Output of all children."""
         return None if self.out is None else self.out / "gpu-log.txt"
 
-    def save(self) -> None:
-        """Writes the state, where it is kept."""
-        if self.out is not None:
-            self.state.save(self.out)
-
 
 @dataclass(frozen=True)
 class Part:
@@ -81,7 +73,7 @@ class Part:
     name: str
     seconds: float
     run: Callable[[Context, Progress, float], None]
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] = MEASURED
 
 
 @dataclass(frozen=True)
@@ -99,9 +91,8 @@ class Command:
     spare: float = 0.0
 
     def __call__(self, context: Context, progress: Progress, seconds: float) -> None:
-        log = context.log
+        log = context.out / self.report if self.report else context.log
         if self.report:
-            log = context.out / self.report
             log.unlink(missing_ok=True)
         values = {"out": context.out, "seconds": f"{max(seconds - self.spare, 5):.0f}"}
         command = python(*(each.format(**values) for each in self.arguments))
@@ -144,7 +135,10 @@ class Suite:
             return python("-m", "bench", self.name, *options)
 
         result = persevere(command, context.log, seconds + context.grace, journal)
-        judge(progress, result, count_rows(context.rows or self.file, self.name))
+        rows = [row for row in read_lines(context.rows or self.file) if row["suite"] == self.name]
+        problems = sum(row.get("problem") is not None for row in rows)
+        detail = f"{len(rows)} rows" + (f", {problems} with a problem" if problems else "")
+        judge(progress, result, detail)
         if result == exits.UNUSABLE:
             progress.status, progress.detail = SKIPPED, last_line(context.log)
 
@@ -160,7 +154,6 @@ def persevere(
     seconds: float,
     watched: Path | None,
     environment: Mapping[str, str] | None = None,
-    grown: Callable[[], None] = lambda: None,
 ) -> Result:
     """Runs a command, again and again while it breaks but the file `watched` grows.
 
@@ -168,13 +161,11 @@ def persevere(
     """
     end, result = time.monotonic() + seconds, LATE
     for _ in range(MOST_RESTARTS):
-        left = end - time.monotonic()
+        left, known = end - time.monotonic(), _size(watched)
         if left < 5:
             return LATE
-        known = _size(watched)
-        options = {"environment": environment, "watched": watched, "grown": grown}
-        result = run_child(command(left), log, left, **options)
-        broken = result in (exits.RESTART, STILL) or (isinstance(result, int) and result < 0)
+        result = run_child(command(left), log, left, environment)
+        broken = result == exits.RESTART or (isinstance(result, int) and result < 0)
         if not broken or _size(watched) <= known:
             return result
     return result
@@ -184,18 +175,13 @@ def run_child(
     command: Sequence[str],
     log: Path | None,
     limit: float,
-    *,
     environment: Mapping[str, str] | None = None,
-    watched: Path | None = None,
-    grown: Callable[[], None] = lambda: None,
 ) -> Result:
-    """The exit status of a command that imports the source tree, or why it was ended; its output
-    is appended to `log`, or goes where this process's goes.
+    """The exit status of a command that imports the source tree, or LATE where it ran for more than
+    `limit` seconds; its output is appended to `log`, or goes where this process's goes.
 
-    LATE: it ran for more than `limit` seconds. STILL: the file `watched` did not grow for
-    STILL_SECONDS; `grown` is called when it did. Whatever interrupts this function ends the
-    command, with all processes it started; they lead a session of their own, which a terminal's
-    Ctrl-C does not reach.
+    Whatever interrupts this function ends the command, with all processes it started; they lead a
+    session of their own, which a terminal's Ctrl-C does not reach.
     """
     with contextlib.ExitStack() as stack:
         output = None
@@ -214,27 +200,11 @@ def run_child(
             preexec_fn=lifetime.tied(),
         )
         try:
-            return _wait(process, limit, watched, grown)
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return LATE
         finally:
             lifetime.stop(process, (signal.SIGINT, signal.SIGTERM), GRACE)
-
-
-def _wait(
-    process: subprocess.Popen, limit: float, watched: Path | None, grown: Callable[[], None]
-) -> Result:
-    start = moved = time.monotonic()
-    size = -1
-    while process.poll() is None:
-        time.sleep(POLL)
-        now = time.monotonic()
-        if _size(watched) != size:
-            size, moved = _size(watched), now
-            grown()
-        if now - start > limit:
-            return LATE
-        if watched is not None and now - moved > STILL_SECONDS:
-            return STILL
-    return process.returncode
 
 
 def _size(path: Path | None) -> int:
@@ -257,14 +227,6 @@ def judge(progress: Progress, result: Result, detail: str) -> None:
         progress.detail = f"{detail}; ended with {result}"
 
 
-def count_rows(path: Path | None, suite: str) -> str:
-    """How many rows of a suite a file holds, and how many of them have a problem."""
-    text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
-    rows = [row for row in map(json.loads, text.splitlines()) if row["suite"] == suite]
-    problems = sum(row.get("problem") is not None for row in rows)
-    return f"{len(rows)} rows" + (f", {problems} with a problem" if problems else "")
-
-
 def last_line(path: Path | None) -> str:
     """The last line with text, at most 100 characters of it."""
     known = path is not None and path.exists()
@@ -272,52 +234,45 @@ def last_line(path: Path | None) -> str:
     return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "no output")
 
 
-def until(end: float) -> Callable[[Part], float]:
-    """Each part its own seconds, and all together until `end` on the monotonic clock."""
-    return lambda part: min(part.seconds, end - time.monotonic())
-
-
-def in_turn(parts: Sequence[Part]) -> Callable[[Part], float]:
-    """Each part its own seconds, and those that the parts before it have left over."""
-    total, ends = time.monotonic(), {}
-    for part in parts:
-        ends[part.name] = total = total + part.seconds
-    return lambda part: max(ends[part.name] - time.monotonic(), part.seconds)
-
-
-def run(parts: Sequence[Part], context: Context, seconds_of: Callable[[Part], float]) -> int:
-    """Runs the parts one after the other; the exit status. `seconds_of(part)` is what it gets."""
-    with interruptible():
+def run(parts: Sequence[Part], context: Context, seconds: float) -> int:
+    """Runs the parts one after the other, all together for so many seconds; the exit status.
+    SIGTERM ends the run as Ctrl-C does, so that no child outlives this process."""
+    end, before = time.monotonic() + seconds, signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         for part in parts:
-            progress = context.state.part(part.name, fingerprint(part.sources))
-            if context.resume and progress.settled(progress.sources):
-                print(f"{part.name}: complete in an earlier run", flush=True)
-                continue
-            if not context.resume:
-                progress.finished = {}
-            seconds = seconds_of(part)
-            if seconds < min(LEAST, part.seconds):
-                progress.status, progress.detail = PARTIAL, progress.detail or "not begun"
-                continue
-            try:
-                _run(part, context, progress, seconds)
-            except KeyboardInterrupt:
-                progress.status, progress.detail = FAILED, "interrupted"
-                return exits.INTERRUPTED
-            finally:
-                context.save()
+            _run(part, context, min(part.seconds, end - time.monotonic()))
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return status(parts, context.state)
 
 
-def _run(part: Part, context: Context, progress: Progress, seconds: float) -> None:
-    """Runs one part; shows what came of it."""
+def _run(part: Part, context: Context, seconds: float) -> None:
+    """Runs one part, unless it is complete or there is no time for it; shows what came of it."""
+    progress = context.state.part(part.name, fingerprint(part.sources))
+    if context.resume and progress.status == COMPLETE:
+        print(f"{part.name}: complete in an earlier run", flush=True)
+        return
+    if not context.resume:
+        progress.finished = {}
+    if seconds < min(LEAST, part.seconds):
+        progress.status, progress.detail = PARTIAL, progress.detail or "not begun"
+        return
     print(f"{part.name}: at most {seconds:.0f} s ...", flush=True)
     logged, start = _size(context.log), time.monotonic()
     try:
         part.run(context, progress, seconds)
+    except KeyboardInterrupt:
+        progress.status, progress.detail = FAILED, "interrupted"
+        raise
     except Exception as error:  # one part does not stop the others
         progress.status, progress.detail = FAILED, f"{type(error).__name__}: {error}"
-    progress.seconds = round(time.monotonic() - start, 1)
+    finally:
+        progress.seconds = round(time.monotonic() - start, 1)
+        if context.out is not None:
+            context.state.save(context.out)
     print(f"{part.name}: {progress.status}, {progress.detail}", flush=True)
     if progress.status == FAILED and _size(context.log) > logged:
         lines = context.log.read_bytes()[max(logged, 0) :].decode(errors="replace").splitlines()
@@ -339,17 +294,3 @@ def summary(parts: Sequence[Part], known: State) -> list[str]:
         f"  {name:<12} {each.status:<9} {each.seconds:6.0f} s  {each.detail}"
         for name, each in found
     ]
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, so that no child outlives this process."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

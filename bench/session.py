@@ -13,7 +13,7 @@ from bench import exits, results, sources
 from bench.cli import Option
 from bench.devices import Device
 from bench.results import Row
-from bench.state import Journal, lost
+from bench.state import Journal
 
 T = TypeVar("T")
 
@@ -69,7 +69,6 @@ class Session:
     Args:
         device: that is measured.
         given: options.
-        patterns: files that the rows depend on.
 
     Attributes:
         out: file of the rows; None for nowhere.
@@ -79,26 +78,20 @@ class Session:
         failures: what makes the run fail, with reasons.
     """
 
-    def __init__(self, device: Device, given: Output, patterns: tuple[str, ...]) -> None:
+    def __init__(self, device: Device, given: Output) -> None:
         given = given if isinstance(given, Given) else Given(**vars(given))
         self.device, self.given = device, given
         self.begun = time.monotonic()
         self.out = given.out
         if self.out is None and not given.quick:
-            self.out = results.default_file(device.slug())
-        fingerprint = sources.fingerprint(patterns + device.sources)
-        self.origin = device.origin() | {"sources": fingerprint}
+            self.out = results.default_file(device.slug)
+        self.origin = device.origin() | {"sources": sources.fingerprint()}
         if given.command is not None:
             self.origin["command"] = given.command
         self.journal = Journal(given.journal)
         self.measured = 0
         self.left: list[str] = []
         self.failures: dict[str, str] = {}
-
-    @property
-    def lost(self) -> dict[str, str]:
-        """Keys of the journal that ended an earlier process, with reasons."""
-        return lost(self.given.journal)
 
     def announce(self) -> None:
         """Prints what is measured."""
@@ -151,25 +144,24 @@ class Session:
             self.measured += 1
             longest[like] = max(needed, time.monotonic() - now)
 
-    def keep(self, rows: Sequence[Row], line_of: Callable[[Row], str] | None = None) -> list[Row]:
-        """Writes the rows of whole groups, with their provenance, and prints each by `line_of`."""
+    def keep(self, rows: Sequence[Row]) -> list[Row]:
+        """Writes and prints the rows of whole groups, with their provenance."""
         rows = [row | {"provenance": self.origin} for row in rows]
         if self.out is not None and rows:
             results.merge(self.out, rows)
-        for row in rows if line_of is not None else ():
-            print(line_of(row), flush=True)
+        for row in rows:
+            print(results.line(row), flush=True)
         return rows
 
     def named(self, cases: Iterable[T]) -> Iterator[T]:
         """The cases for which there is time, in the journal by their names while they are measured;
         one that ended an earlier process is a failure."""
         for case in self.in_time(cases, lambda case: case.seconds):
-            if case.name in self.lost:
-                self.failures[case.name] = self.lost[case.name]
+            if case.name in self.journal.lost:
+                self.failures[case.name] = self.journal.lost[case.name]
                 continue
-            self.journal.start(case.name)
-            yield case
-            self.journal.end(case.name)
+            with self.journal.entry(case.name):
+                yield case
 
     def end(self) -> int:
         """Prints what was done; the exit status."""

@@ -12,39 +12,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _bench(*names: str) -> list[str]:
-    return [f"bench/{name}.py" for name in names]
-
-
-CODE = ("kernels/**/*.py", "kernels/**/*.json", "barlow_fast/*.py")
 MEASURED = (
-    *CODE,
-    *_bench("peers/*", "agreement", "devices", "inputs", "timing", "truth", "loss/group"),
-    *_bench("suites/loss", "suites/memory", "peak_memory", "floor", "gpu/profile"),
-)
-VIEWED = (
-    "kernels/photometry.py", "kernels/aten.py", "kernels/triton/photometric.py",
-    "kernels/triton/launch.py", "barlow_fast/data/**/*.py",
-    *_bench("devices", "views/*", "suites/views", "floor"),
+    "kernels/**/*.py", "kernels/**/*.json", "kernels/cpu/*.cpp", "kernels/cpu/*.h",
+    "barlow_fast/**/*.py", "bench/**/*.py", "examples/*.py",
 )  # fmt: skip
-TRAINED = (
-    *CODE, "barlow_fast/data/**/*.py", "barlow_fast/models/*.py", "barlow_fast/training/**/*.py",
-    *_bench("peers/*", "training/*", "views/*", "suites/train"),
-)  # fmt: skip
-# And the files that hold the tests, which `parts` finds.
-TESTED = (
-    *CODE,
-    "barlow_fast/**/*.py",
-    "examples/cuda_graph.py",
-    "tests/*.py",
-    "tests/*kernels*/**/*.py",
-)
-RANKED = (*CODE, "barlow_fast/distributed/*.py", "bench/ranks/*.py")
-STARTED = (*CODE, "bench/startup/*.py")
-SANITIZED = (*CODE, "barlow_fast/data/views.py", "bench/inputs.py", "bench/gpu/exercise.py")
+TESTED = (*MEASURED, "tests/**/*.py")
 
 
-def fingerprint(patterns: tuple[str, ...], root: Path = ROOT) -> str:
+def fingerprint(patterns: tuple[str, ...] = MEASURED, root: Path = ROOT) -> str:
     """12 hexadecimal digits, a hash of the contents and names of the matching files."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):

@@ -1,9 +1,9 @@
 """How far a run came, in files that survive it: its journal, and the state of its parts.
 
 A child process writes a journal, one JSON object a line: {"start": key}, {"end": key},
-{"lost": key, "reason": ...}. From it the next process knows what the one before had finished and
-what ended it; from its growth the runner knows that the child does not hang. The runner keeps what
-is complete, for which sources and on which device, in gpu-state.json. Standard library only.
+{"lost": key, "reason": ...}. From it the next process knows what ended the one before. The runner
+keeps what is complete, for which sources and on which device, in gpu-state.json. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,26 +22,35 @@ STOPPED = "the process ended or hung here"
 
 
 class Journal:
-    """Appends to a file; with None, writes nothing."""
+    """Appends to a file; with None, writes nothing.
+
+    Attributes:
+        lost: keys that ended an earlier process, with the reason that it gave, or STOPPED.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.lost: dict[str, str] = {}
+        for entry in read_lines(path):
+            if "start" in entry:
+                self.lost[entry["start"]] = STOPPED
+            elif "lost" in entry:
+                self.lost[entry["lost"]] = entry["reason"]
+            elif self.lost.get(entry["end"]) == STOPPED:
+                del self.lost[entry["end"]]
 
-    def start(self, key: str) -> None:
-        """`key` is begun."""
+    @contextlib.contextmanager
+    def entry(self, key: str) -> Iterator[None]:
+        """Around what may end the process."""
         self._write({"start": key})
-
-    def end(self, key: str) -> None:
-        """`key` is finished."""
-        self._write({"end": key})
+        try:
+            yield
+        finally:
+            self._write({"end": key})
 
     def lose(self, key: str, reason: str) -> None:
         """`key` broke the process, which ends now; it is not to be tried again."""
         self._write({"lost": key, "reason": reason})
-
-    def beat(self) -> None:
-        """What was begun is still running."""
-        self._write({})
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self.path is not None:
@@ -48,20 +58,12 @@ class Journal:
                 file.write(json.dumps(entry) + "\n")
 
 
-def lost(path: Path | None) -> dict[str, str]:
-    """Keys that ended a process, with the reason that it gave, or STOPPED where it gave none."""
-    found: dict[str, str] = {}
+def read_lines(path: Path | None) -> Iterator[dict[str, Any]]:
+    """The objects of a file that processes append to; a line that was cut off is left out."""
     text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
     for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # cut off by the end of a process
-            entry = json.loads(line)
-            if "start" in entry:
-                found[entry["start"]] = STOPPED
-            elif "end" in entry:
-                found.pop(entry["end"], None)
-            elif "lost" in entry:
-                found[entry["lost"]] = entry["reason"]
-    return found
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 @dataclass
@@ -82,10 +84,6 @@ class Progress:
     seconds: float = 0.0
     finished: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def settled(self, sources: str) -> bool:
-        """Whether nothing is left to do. A failed part is tried again."""
-        return self.status == COMPLETE and self.sources == sources
-
 
 @dataclass
 class State:
@@ -102,26 +100,17 @@ class State:
         return found
 
     def save(self, folder: Path) -> None:
-        """Writes gpu-state.json."""
-        write_at_once(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
-
-
-def write_at_once(path: Path, text: str) -> None:
-    """Writes a file so that a cut-off leaves the one before."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        """Writes gpu-state.json at once: a cut-off leaves the one before."""
+        temporary = folder / f".{FILE}.partial"
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / FILE)
 
 
 def load(folder: Path, device: dict[str, str]) -> State | None:
     """The state in a folder if it is of this device, else None."""
-    path = folder / FILE
-    if not path.exists():
-        return None
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["device"] != device:
-            return None
-        return State(device, {name: Progress(**p) for name, p in saved["parts"].items()})
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return None  # not written by this version: everything is done anew
+        saved = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        parts = {name: Progress(**part) for name, part in saved["parts"].items()}
+        return State(device, parts) if saved["device"] == device else None
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return None  # none, or not written by this version: everything is done anew

@@ -30,7 +30,7 @@ def _checked(device, n: int, d: int, variant: Variant, peer: Peer):
     """() -> None: one pass on the next inputs, until the device has finished it; fails for a peer
     that is wrong."""
     problem = agreement.check_small(peer, [variant], device.torch)
-    pairs = rotation(n, d, variant.dtype, device.cache_bytes(), device.torch)
+    pairs = rotation(n, d, variant.dtype, device.cache_bytes, device.torch)
     loss = agreement.built(peer, n, d, variant, device.torch)
     if problem is None:
         true = agreement.truth(pairs[0], peer.mathematics)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from bench.results import rounded
 
 T = TypeVar("T")
@@ -102,8 +104,4 @@ def columns(samples: Sequence[float], unit: str, scale: float = 1.0) -> dict[str
 
 def percentile(samples: Sequence[float], q: float) -> float:
     """The q-th percentile, linear between the nearest samples."""
-    ordered = sorted(samples)
-    position = (len(ordered) - 1) * q / 100
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+    return torch.tensor(samples, dtype=torch.float64).quantile(q / 100).item()

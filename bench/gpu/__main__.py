@@ -8,7 +8,6 @@ CUDA device, 75 when time was up first.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -29,7 +28,6 @@ RESULTS = sources.ROOT / "bench" / "results"
 RESERVE = 5.0  # seconds at the end for the summary
 PROBE_SECONDS = 120.0
 NAMES = ", ".join(part.name for part in PARTS)
-MOST_TIMINGS = 9
 
 
 def command(
@@ -67,7 +65,8 @@ def command(
     options = {"loss": ["--compiled-shapes", compiled_shapes]} if compiled_shapes else {}
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(Path(scratch), rows, known, out, resume, "make gpu", options)
-        status = runner.run(some, context, runner.until(begun + budget_seconds - RESERVE))
+        left = begun + budget_seconds - RESERVE - time.monotonic()
+        status = runner.run(some, context, left)
     print(summary(some, context, time.monotonic() - begun))
     return status
 
@@ -85,7 +84,9 @@ def chosen(text: str, parts: Sequence[Part] = PARTS) -> list[Part]:
 PROBE = """
 import json, torch
 from bench import devices
-print(json.dumps(devices.choose("cuda").named() | {"torch": str(torch.__version__)}))
+cuda = devices.choose("cuda")
+found = {"name": cuda.properties.name, "slug": cuda.slug, "torch": str(torch.__version__)}
+print(json.dumps(found))
 """
 
 
@@ -115,31 +116,16 @@ def adopt(out: Path, folders: Sequence[Path], device: dict[str, str]) -> State:
 
 def summary(parts: Sequence[Part], context: Context, seconds: float) -> str:
     """What was done, in a table; the end of the output is what is read."""
-    lines = ["", f"{context.state.device['name']}, {seconds:.0f} s", *timings(context.rows)]
+    lines = ["", f"{context.state.device['name']}, {seconds:.0f} s"]
     lines += [*runner.summary(parts, context.state), f"results: {context.out}"]
     if runner.status(parts, context.state) == exits.UNFINISHED:
         lines.append("time was up: the same command with --resume continues (make gpu does so)")
     return "\n".join(lines)
 
 
-def timings(rows: Path) -> list[str]:
-    """The first groups of the file in milliseconds, replayed where a peer can be captured, else
-    called: the fastest first."""
-    text = rows.read_text(encoding="utf-8") if rows.exists() else ""
-    groups: dict[str, dict[str, float]] = {}
-    for row in map(json.loads, text.splitlines()):
-        if row["suite"] == "loss" and (time := row["graph_ms"] or row["median_ms"]):
-            group = f"  {row['n']}x{row['d']} {row['dtype']}: floor {row['floor_ms']:.3g} ms"
-            groups.setdefault(group, {})[row["peer"]] = time
-    return [
-        ", ".join([group, *(f"{name} {times[name]:.3g}" for name in sorted(times, key=times.get))])
-        for group, times in list(groups.items())[:MOST_TIMINGS]
-    ]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; an exit status of `bench.exits`."""
-    return cli.run_one(command, arguments, "python -m bench.gpu", __doc__)
+    return cli.run(command, arguments, "python -m bench.gpu", __doc__)
 
 
 if __name__ == "__main__":

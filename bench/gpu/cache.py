@@ -22,8 +22,7 @@ from typing import Annotated
 
 from bench import cli, sources
 from bench.cli import Option
-from bench.grids import CUDA_GRID
-from bench.inputs import CUDA_VARIANTS
+from bench.inputs import CUDA_GRID, CUDA_VARIANTS
 
 ARCHIVE = sources.ROOT / "build" / "gpu-kernels.tar.xz"
 # An entry is a folder: what describes its kernel, and the code. What the compiler had in between
@@ -167,7 +166,7 @@ def _capability(given: int | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; an exit status of `bench.exits`."""
-    return cli.run_one(command, arguments, "python -m bench.gpu.cache", __doc__)
+    return cli.run(command, arguments, "python -m bench.gpu.cache", __doc__)
 
 
 if __name__ == "__main__":

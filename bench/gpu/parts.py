@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
-from collections import ChainMap
+from collections import ChainMap, Counter
 from pathlib import Path
 
-from bench import exits, runner, sources
+from bench import exits, runner, sources, state
 from bench.runner import LATE, Command, Context, Part, Result, Suite, judge, python
-from bench.state import FAILED, SKIPPED, STOPPED, Progress, write_at_once
+from bench.state import FAILED, SKIPPED, STOPPED, Progress
 
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_ERRORS = 99
 CUDA = ("--device", "cuda")
-PASSED, NOT_RUN = "passed", "skipped"
-# Of the output of `pytest -v`: a test, then its outcome when it has ended (pytest-xdist writes that
-# in a line of its own, before the name); and what the plugin adds of a test that failed or was
-# skipped, or a file that cannot be imported.
-NAME = r"(\S+\.py::[^\[\s]+(?:\[.*?\](?= |$))?)"
-OUTCOME = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
-TEST = re.compile(rf"^(?:\[gw\d+\] \[ *\d+%\] {OUTCOME} )?{NAME} ?{OUTCOME}?.*$", re.MULTILINE)
-REASON = re.compile(rf"^(FAILED|SKIPPED) (?:{NAME}|(\S+)) - (.*)$", re.MULTILINE)
-ENDED = {"PASSED": PASSED, "XPASS": PASSED, "SKIPPED": NOT_RUN, "XFAIL": NOT_RUN}
-NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
+PASSED, NOT_RUN, BAD = "passed", "skipped", "failed"
 NO_TESTS = 5  # pytest: nothing was left to run
 MOST_PROCESSES = 8  # of tests, which share the device
 KERNEL_TESTS = "tests/triton_kernels/"
+TESTS = ("kernels", "tests")  # the parts of them
 
 
 def gpu_test_files(kernels: bool) -> list[str]:
@@ -61,40 +54,28 @@ def _tests(
 ) -> None:
     """Runs tests, in several processes where pytest-xdist is installed; those that passed in an
     earlier run, or ended an earlier process of this one, are left out of the next process."""
-    output, finished = context.scratch / f"{name}.txt", context.scratch / "finished.txt"
-    earlier = {k: each for k, each in progress.finished.items() if each["outcome"] != "failed"}
-
-    def collect() -> None:
-        keep(outcomes(output))
-
-    def keep(found: dict[str, dict[str, str]]) -> None:
-        progress.finished = earlier | found
-        context.save()
-        parts = [context.state.parts.get(part) for part in ("kernels", "tests")]
-        known = [part.finished for part in parts if part is not None]
-        write_junit(dict(ChainMap(progress.finished, *known)), context.out / "gpu-tests.xml")
-
-    def command(left: float) -> list[str]:
-        finished.write_text("\n".join(earlier | outcomes(output)), encoding="utf-8")
-        options = ["-m", "gpu", "-p", "bench.gpu.pytest_plugin", "-p", "no:cacheprovider"]
-        options += ["-v", "--no-summary", "-o", "addopts=", "--continue-on-collection-errors"]
-        return python("-m", "pytest", *options, *in_parallel(), *files)
-
-    environment = {"FINISHED_TESTS": str(finished), "COLUMNS": "400"}
-    result = runner.persevere(command, output, seconds, output, environment, collect)
-    found = outcomes(output)
+    file = context.scratch / f"{name}.jsonl"
+    with file.open("w", encoding="utf-8") as held:
+        for test, entry in progress.finished.items():
+            if entry["outcome"] != BAD:
+                held.write(json.dumps({"test": test, **entry}) + "\n")
+    options = ["-m", "gpu", "-p", "bench.gpu.pytest_plugin", "-p", "no:cacheprovider"]
+    options += ["-o", "addopts=", "--continue-on-collection-errors", *in_parallel()]
+    command = python("-m", "pytest", *options, *files)
+    environment = {"TEST_OUTCOMES": str(file)}
+    result = runner.persevere(lambda left: command, context.log, seconds, file, environment)
+    found = {each.pop("test"): each for each in state.read_lines(file)}
     if result == LATE:  # a process that was ended because time was up did not break on its test
-        found = {name: each for name, each in found.items() if each["text"] != STOPPED}
-    if context.log is not None and output.exists():
-        with context.log.open("ab") as log:
-            log.write(output.read_bytes())
-    keep(found)
-    ends = [each["outcome"] for each in progress.finished.values()]
-    counts = {name: ends.count(name) for name in (PASSED, NOT_RUN, "failed")}
-    if result == NO_TESTS or (result == exits.FAILED and not counts["failed"]):
+        found = {test: each for test, each in found.items() if each["text"] != STOPPED}
+    progress.finished = found
+    known = [context.state.parts[part].finished for part in TESTS if part in context.state.parts]
+    write_junit(dict(ChainMap(found, *known)), context.out / "gpu-tests.xml")
+    counts = Counter(each["outcome"] for each in found.values())
+    if result == NO_TESTS or (result == exits.FAILED and not counts[BAD]):
         result = exits.COMPLETE
-    judge(progress, result, ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "none")
-    if counts["failed"]:
+    counted = (f"{counts[each]} {each}" for each in (PASSED, NOT_RUN, BAD) if counts[each])
+    judge(progress, result, ", ".join(counted) or "none")
+    if counts[BAD]:
         progress.status = FAILED
 
 
@@ -106,25 +87,6 @@ def in_parallel() -> list[str]:
     return ["-n", str(processes), "--dist", "worksteal"]
 
 
-def outcomes(output: Path) -> dict[str, dict[str, str]]:
-    """outcome and text of every test that the output of `pytest -v` names. One without an outcome
-    ended its process; a file that needs a library which this machine lacks is skipped."""
-    text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
-    found = {}
-    for first, name, last in TEST.findall(text):
-        outcome = first or last
-        if outcome:
-            found[name] = {"outcome": ENDED.get(outcome, "failed"), "text": ""}
-        else:
-            found.setdefault(name, {"outcome": "failed", "text": STOPPED})
-    for outcome, test, file, reason in REASON.findall(text):
-        found[test or file] = {"outcome": ENDED.get(outcome, "failed"), "text": reason}
-        missing = NO_MODULE.search(reason) if file else None
-        if missing is not None and importlib.util.find_spec(missing[1]) is None:
-            found[file] = {"outcome": NOT_RUN, "text": f"{missing[1]} is not installed"}
-    return found
-
-
 def write_junit(results: dict[str, dict[str, str]], path: Path) -> None:
     """The results in the JUnit format that CI systems read."""
     root = ElementTree.Element("testsuites")
@@ -133,13 +95,13 @@ def write_junit(results: dict[str, dict[str, str]], path: Path) -> None:
         file, _, test = name.partition("::")
         case = ElementTree.SubElement(suite, "testcase", classname=file, name=test)
         if entry["outcome"] != PASSED:
-            tag = "failure" if entry["outcome"] == "failed" else "skipped"
+            tag = "failure" if entry["outcome"] == BAD else "skipped"
             text = re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd]", "?", entry["text"])
             ElementTree.SubElement(case, tag, message=text[:200]).text = text
-    for attribute, outcome in {"failures": "failed", "skipped": NOT_RUN, "errors": "error"}.items():
+    for attribute, outcome in {"failures": BAD, "skipped": NOT_RUN}.items():
         count = sum(entry["outcome"] == outcome for entry in results.values())
         suite.set(attribute, str(count))
-    write_at_once(path, ElementTree.tostring(root, encoding="unicode", xml_declaration=True))
+    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
 
 
 def sanitizer(context: Context, progress: Progress, seconds: float) -> None:
@@ -171,7 +133,10 @@ def sanitizer_tool() -> str | None:
     return shutil.which("compute-sanitizer") or next(map(str, usual), None)
 
 
-TRITON = "barlow_fast.kernels.triton"
+TUNING = (
+    *("-m", "barlow_fast.kernels.triton.tuning", "--budget-seconds", "{seconds}"),
+    *("--out", "{out}/gpu-tuning.json"),
+)
 HEADLINE = "2048x8192,256x8192,169343x256,4096x512"
 WITHOUT_COMPILED = ("--compiled-shapes", "none")
 # What is most worth knowing comes first: whether the kernels are right, then the headline rows. A
@@ -179,29 +144,17 @@ WITHOUT_COMPILED = ("--compiled-shapes", "none")
 # compile come last: each takes up to a minute.
 PARTS = (
     # On all cores at once, so that later parts find the kernels on disk.
-    Part("compile", 60, Command(("-m", "bench.gpu.cache")), sources.CODE),
-    Part("kernels", 90, kernel_tests, (*sources.TESTED, *gpu_test_files(kernels=True))),
-    Part(
-        "headline", 50, Suite("loss", (*CUDA, "--shapes", HEADLINE, *WITHOUT_COMPILED)),
-        sources.MEASURED,
-    ),
-    Part(
-        "profile", 30, Command(("-m", "bench.gpu.profile", "--out", "{out}/gpu-profile.txt")),
-        sources.MEASURED,
-    ),
-    Part("doctor", 30, Command(("-m", "barlow_fast.doctor"), "gpu-doctor.txt"), sources.CODE),
-    Part("tests", 90, tests, (*sources.TESTED, *gpu_test_files(kernels=False))),
-    Part("loss", 120, Suite("loss", (*CUDA, *WITHOUT_COMPILED)), sources.MEASURED),
-    Part(
-        "tuning", 60,
-        Command(
-            ("-m", f"{TRITON}.tuning", "--budget-seconds", "{seconds}", "--out",
-             "{out}/gpu-tuning.json"), spare=15,
-        ), sources.CODE,
-    ),
-    Part("memory", 30, Suite("memory", CUDA), sources.MEASURED),
-    Part("views", 60, Suite("views", CUDA), sources.VIEWED),
-    Part("train", 120, Suite("train", CUDA), sources.TRAINED),
-    Part("sanitizer", 150, sanitizer, sources.SANITIZED),
-    Part("compiled", 300, Suite("loss", CUDA), sources.MEASURED),
-)  # fmt: skip
+    Part("compile", 60, Command(("-m", "bench.gpu.cache"))),
+    Part("kernels", 90, kernel_tests, sources.TESTED),
+    Part("headline", 50, Suite("loss", (*CUDA, "--shapes", HEADLINE, *WITHOUT_COMPILED))),
+    Part("profile", 30, Command(("-m", "bench.gpu.profile", "--out", "{out}/gpu-profile.txt"))),
+    Part("doctor", 30, Command(("-m", "barlow_fast.doctor"), "gpu-doctor.txt")),
+    Part("tests", 90, tests, sources.TESTED),
+    Part("loss", 120, Suite("loss", (*CUDA, *WITHOUT_COMPILED))),
+    Part("tuning", 60, Command(TUNING, spare=15)),
+    Part("memory", 30, Suite("memory", CUDA)),
+    Part("views", 60, Suite("views", CUDA)),
+    Part("train", 120, Suite("train", CUDA)),
+    Part("sanitizer", 150, sanitizer),
+    Part("compiled", 300, Suite("loss", CUDA)),
+)

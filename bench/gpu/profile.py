@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench import agreement, cli, devices, exits
 from bench.cli import Option
 from bench.devices import brief
-from bench.inputs import CUDA_VARIANTS, Variant, parse_shapes, parse_variants, random_pair
+from bench.inputs import CUDA_VARIANTS, Variant, parse_variants, random_pair
 from bench.peers import Peer, choose
 
 WARM_UPS, PASSES = 3, 5
@@ -51,17 +51,12 @@ def text_of(peer: Peer, n: int, d: int, variant: Variant, device: devices.Device
         return f"{title}: {brief(error)}"
 
 
-def command(
-    out: Annotated[Path, Option("Text file.")] = Path("gpu-profile.txt"),
-    shapes: Annotated[str, Option("Such as 256x8192.")] = "256x8192,2048x8192,169343x256",
-    dtypes: Annotated[str, Option("As in the suite loss.")] = "bf16-inputs,fp32",
-    peers: Annotated[str, Option("Names, comma-separated.")] = "ours,gram-plain",
-) -> int:
-    """Profile every peer at every shape and dtype."""
+def command(out: Annotated[Path, Option("Text file.")] = Path("gpu-profile.txt")) -> int:
+    """Profile ours and the Gram form in plain torch at the shapes of the README."""
     with cli.reading():
-        variants = parse_variants(dtypes, CUDA_VARIANTS)
-        cases = itertools.product(parse_shapes(shapes), variants, choose(peers, "cuda"))
         device = devices.choose("cuda")
+    variants = parse_variants("bf16-inputs,fp32", CUDA_VARIANTS)
+    cases = itertools.product(device.grid.quick, variants, choose("ours,gram-plain", "cuda"))
     with out.open("w", encoding="utf-8") as file:
         for (n, d), variant, peer in cases:
             text = text_of(peer, n, d, variant, device)
@@ -72,4 +67,4 @@ def command(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_one(command, None, "python -m bench.gpu.profile", __doc__))
+    sys.exit(cli.run(command, None, "python -m bench.gpu.profile", __doc__))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from bench import cli
 from bench.peers import compiled
-from bench.peers.mathematics import LAMBD as LAMBD
+from bench.peers.peer import LAMBD as LAMBD
 from bench.peers.peer import Loss as Loss
 from bench.peers.peer import Peer
 
@@ -55,8 +55,5 @@ def titles(kind: str = "cpu") -> dict[str, str]:
 
 def available(peers: Sequence[Peer]) -> list[Peer]:
     """The peers that can run here; prints why the others cannot."""
-    reasons = {peer.name: peer.unavailable() for peer in peers}
-    for name, reason in reasons.items():
-        if reason is not None:
-            print(f"{name} is left out: {reason}")
-    return [peer for peer in peers if reasons[peer.name] is None]
+    names = cli.usable({peer.name: peer.unavailable() for peer in peers})
+    return [peer for peer in peers if peer.name in names]

@@ -19,9 +19,8 @@ import functools
 import torch
 from torch import Tensor
 
-from bench.peers.mathematics import LAMBD, Mathematics
 from bench.peers.official import batch_norm
-from bench.peers.peer import Peer, stateless
+from bench.peers.peer import LAMBD, Mathematics, Peer, stateless
 
 SCALE = 0.025
 

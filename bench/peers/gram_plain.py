@@ -11,8 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from bench.peers.mathematics import LAMBD
-from bench.peers.peer import Peer, stateless
+from bench.peers.peer import LAMBD, Peer, stateless
 
 
 def gram_loss(z_a: Tensor, z_b: Tensor) -> Tensor:

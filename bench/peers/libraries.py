@@ -24,9 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench import provenance
-from bench.peers.mathematics import LAMBD, PAPER, Mathematics
 from bench.peers.official import batch_norm, off_diagonal, squared_in_place
-from bench.peers.peer import Loss, Peer, stateless
+from bench.peers.peer import LAMBD, PAPER, Loss, Mathematics, Peer, stateless
 
 MONAI = Mathematics(unbiased=True, eps=1e-6, eps_on="deviation", lambd=torch.tensor(LAMBD).item())
 STABLE_PRETRAINING = Mathematics(unbiased=True, eps=1e-5, eps_on="deviation")

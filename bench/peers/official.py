@@ -18,8 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.peers.mathematics import LAMBD
-from bench.peers.peer import Loss, Peer
+from bench.peers.peer import LAMBD, Loss, Peer
 
 
 def batch_norm(d: int, dtype: torch.dtype) -> nn.BatchNorm1d:

@@ -10,8 +10,7 @@ import torch
 
 import barlow_fast
 from barlow_fast.kernels import why_unusable
-from bench.peers.mathematics import LAMBD
-from bench.peers.peer import Loss, Peer
+from bench.peers.peer import LAMBD, Loss, Peer
 
 
 def build(backend: str, n: int, d: int, dtype: torch.dtype) -> Loss:

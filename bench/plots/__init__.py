@@ -1,4 +1,4 @@
-"""The figures, drawn from rows alone: a module declares what a figure selects and how it is read
+"""The figures, drawn from rows alone: a module declares what a figure selects from them
 (`figure.Figure`), `drawing` draws it. Nothing is drawn until the SVG of a picture is requested, so
 knowing what should be there needs no matplotlib."""
 
@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.plots import bars, memory, ranks, roofline, scaling, speedup
+from bench.plots import bars, lines, speedup
 from bench.plots.figure import Picture
 from bench.results import Row
 
 # In the order of a page: speed first, then the rest.
 FIGURES = (
-    speedup.FIGURE, roofline.FIGURE, memory.FIGURE, ranks.FIGURE, *bars.FIGURES, scaling.FIGURE,
+    speedup.FIGURE, lines.ROOFLINE, lines.MEMORY, lines.RANKS, *bars.FIGURES, lines.MODELLED,
 )  # fmt: skip
 
 

@@ -1,11 +1,14 @@
-"""What all figures share: their look, the sheet of panels, kinds of panels, the file."""
+"""How figures look: sheets of panels with lines, bars or cells, and the file.
+
+All take the `data` of a figure: `title`, `text`, and `panels`, of which each has a `title`.
+"""
 
 from __future__ import annotations
 
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 WIDTH = 9.4  # inches; 902 pixels, the width of a README
@@ -25,6 +28,7 @@ SETTINGS = {
     "axes.titlelocation": "left",
     "figure.titlesize": 12.5,
     "figure.titleweight": "bold",
+    "legend.frameon": False,
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -33,123 +37,122 @@ SETTINGS = {
 WIDE_TITLE = 28  # characters; with longer ones a legend has three columns instead of four
 
 
-def sheet(
-    title: str, text: str, height: float, panels: int, columns: int = 1, **layout: Any
-) -> tuple[Any, Any]:
-    """(figure, its axes row by row): panels below the main result and a text.
-
-    Args:
-        title: the main result.
-        text: machine, dtype and how to read it.
-        height: in inches.
-        panels: number of them.
-        columns: number of panels side by side.
-        layout: options of matplotlib's `subplots`.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.suptitle(title + "\n", x=0.01, ha="left")
-    style = {"ha": "left", "va": "top", "fontsize": 9, "color": SOFT}
-    figure.text(0.01, 1 - 0.36 / height, text, **style)
-    return figure, figure.subplots(-(-panels // columns), columns, squeeze=False, **layout).flat
-
-
-def legend(figure: Any) -> None:
-    """One legend of all panels, below them."""
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        found, titles = axes.get_legend_handles_labels()
-        handles |= dict(zip(titles, found, strict=True))
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", frameon=False,
-        ncols=4 if max(map(len, handles)) <= WIDE_TITLE else 3, fontsize=9,
-    )  # fmt: skip
-
-
 def svg(figure: Any, description: str) -> str:
     """The file as text; the same bytes for the same data and version of matplotlib."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    FigureCanvasSVG(figure)
     text = io.StringIO()
-    metadata = {"Date": None, "Description": description}
-    figure.savefig(text, format="svg", metadata=metadata)
+    figure.savefig(text, format="svg", metadata={"Date": None, "Description": description})
     # A thousandth of a point is finer than any screen; the rest would be a third of the file.
     shorter = re.sub(r"(?<=\d\.\d{3})\d+", "", text.getvalue())
     return re.sub(r"[ \t]+$", "", shorter, flags=re.MULTILINE)
 
 
-def grid(axes: Any, title: str, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """A heat map of N and D without cells: hatched."""
-    from matplotlib.patches import Rectangle
+def _sheet(data: Mapping[str, Any], height: float, columns: int, **layout: Any) -> tuple[Any, Any]:
+    """(figure, its axes row by row), so many inches high, with a panel for each of the data."""
+    from matplotlib.figure import Figure
 
-    size = (len(columns), len(rows))
-    empty = {"facecolor": "#f6f7f8", "edgecolor": "#dadde1", "hatch": "////"}
-    axes.add_patch(Rectangle((-0.5, -0.5), *size, **empty))
-    axes.set(xlim=(-0.5, size[0] - 0.5), ylim=(-0.5, size[1] - 0.5), title=title)
-    axes.set(xlabel="D", ylabel="N")
-    axes.set_xticks(range(size[0]), columns)
-    axes.set_yticks(range(size[1]), rows)
-    axes.tick_params(length=0, labelsize=9)
-    axes.spines[:].set_visible(False)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    text = textwrap.fill(data["text"], 130)
+    figure.suptitle(data["title"] + "\n" * (1 + text.count("\n")), x=0.01, ha="left")
+    style = {"ha": "left", "va": "top", "fontsize": 9, "color": SOFT}
+    figure.text(0.01, 1 - 0.36 / height, text, **style)
+    rows = -(-len(data["panels"]) // columns)
+    return figure, figure.subplots(rows, columns, squeeze=False, **layout).flat
 
 
-def cell(
-    axes: Any, place: tuple[int, int], text: str, colour: str, dark: bool, framed: bool
-) -> Any:
-    """A cell of a heat map at (column, row); its text."""
-    from matplotlib.patches import Rectangle
+def lines(data: Mapping[str, Any]) -> Any:
+    """Lines on logarithmic axes, `columns` panels side by side, under one legend.
 
-    edge = ("black", 1.8, 3) if framed else ("#aeb4bb", 0.8, 2.6)
-    style = dict(zip(("edgecolor", "linewidth", "zorder"), edge, strict=True))
-    corner = (place[0] - 0.5, place[1] - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, **style))
-    return axes.text(
-        *place, text, ha="center", va="center", zorder=4,
-        fontsize=7.5 if "\n" in text else 9, linespacing=1.0,
-        fontweight="bold" if framed else "normal", color="white" if dark else INK,
+    A panel has `labels` of x and y, `ticks` of x with their names, `limits`, and `lines`: their
+    `points` (x, y) in matplotlib's `style`; with a `title` in the legend; with `spread`, bars of
+    (x, low, high); with a `note` beside the first or the last point.
+    """
+    columns = data["columns"]
+    height = data["height"] * -(-len(data["panels"]) // columns) + 1.3
+    figure, panels = _sheet(data, height, columns, **data.get("shared", {}))
+    for axes, panel in zip(panels, data["panels"], strict=True):
+        for line in panel["lines"]:
+            axes.plot(*zip(*line["points"], strict=True), label=line.get("title"), **line["style"])
+            if line.get("spread"):
+                style = {"color": line["style"]["color"], "linewidth": 1.6, "alpha": 0.5}
+                axes.vlines(*zip(*line["spread"], strict=True), **style)
+            if line.get("note"):
+                words, place, side = line["note"]
+                offset = {"xytext": (2, 3), "textcoords": "offset points", "ha": side}
+                axes.annotate(words, line["points"][place], fontsize=8, **offset)
+        _logarithmic(axes, panel)
+        if data.get("shared"):
+            axes.label_outer()
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        found, titles = axes.get_legend_handles_labels()
+        handles |= dict(zip(titles, found, strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", fontsize=9,
+        ncols=4 if max(map(len, handles)) <= WIDE_TITLE else 3,
     )  # fmt: skip
+    return figure
 
 
-def line(
-    axes: Any, points: Sequence[Sequence[float]], style: Mapping[str, Any], title: str = "_"
-) -> None:
-    """Points (x, y) joined by a line, in matplotlib's style; in the legend by its title."""
-    axes.plot(*zip(*points, strict=True), label=title, **style)
-
-
-def spread(axes: Any, ranges: Sequence[Sequence[float]], colour: str) -> None:
-    """Vertical bars of (x, low, high)."""
-    style = {"color": colour, "linewidth": 1.6, "alpha": 0.5, "zorder": 2}
-    axes.vlines(*zip(*ranges, strict=True), **style)
-
-
-def note(axes: Any, text: str, point: Sequence[float], offset: Sequence[float], **style: Any):
-    """Small text beside a point, at an offset in points of print."""
-    style = {"fontsize": 8, "va": "bottom", "zorder": 4} | style
-    axes.annotate(text, point, xytext=offset, textcoords="offset points", **style)
-
-
-def logarithmic(
-    axes: Any, title: str, ticks: Mapping[float, str], labels: tuple[str, str], **limits: Any
-) -> None:
-    """Both axes, with labelled `ticks` of x and nowhere between; `limits` of x and y."""
+def _logarithmic(axes: Any, panel: Mapping[str, Any]) -> None:
+    """Both axes, with labelled ticks of x and nowhere between."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    axes.set(xscale="log", yscale="log", title=title, **limits)
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    axes.set_xticks(list(ticks), ticks.values())
+    axes.set(xscale="log", yscale="log", title=panel["title"], **panel.get("limits", {}))
+    axes.set(xlabel=panel["labels"][0], ylabel=panel["labels"][1])
+    axes.set_xticks(list(panel["ticks"]), panel["ticks"].values())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
     axes.grid(axis="y", alpha=0.3)
 
 
-def finish_bars(axes: Any, title: str, names: Sequence[str], most: float) -> None:
-    """Names of horizontal bars, and an axis up to beyond `most`."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlim=(0, 1.18 * most), ylim=(-0.55, len(names) - 0.45), xticks=[])
-    axes.tick_params(length=0)
-    axes.spines[["bottom", "left"]].set_visible(False)
-    axes.set_title(textwrap.fill(title, 78), fontsize=9.5, fontweight="normal")
+def bars(data: Mapping[str, Any]) -> Any:
+    """Horizontal bars from top to bottom: a panel has `bars` of (name, title, colour, text, value,
+    p20, p80), the last two shown as a line."""
+    counts = [len(panel["bars"]) for panel in data["panels"]]
+    height = 0.36 * sum(counts) + 0.62 * len(counts) + 0.7
+    figure, panels = _sheet(data, height, 1, gridspec_kw={"height_ratios": counts})
+    for axes, panel in zip(panels, data["panels"], strict=True):
+        found = panel["bars"][::-1]
+        most = max(bar[4] for bar in found)
+        for y, (name, _, colour, text, value, low, high) in enumerate(found):
+            axes.barh(y, value, height=0.68, color=colour)
+            axes.hlines(y, low, high, color=INK, linewidth=1.4)
+            end = max(value, high) + 0.01 * most
+            axes.text(end, y, text, va="center", fontsize=9).set_gid(f"bar-{name}")
+        axes.set_yticks(range(len(found)), [bar[1] for bar in found])
+        axes.set(xlim=(0, 1.18 * most), ylim=(-0.55, len(found) - 0.45), xticks=[])
+        axes.tick_params(length=0)
+        axes.spines[["bottom", "left"]].set_visible(False)
+        axes.set_title(textwrap.fill(panel["title"], 78), fontsize=9.5, fontweight="normal")
+    return figure
+
+
+def cells(data: Mapping[str, Any]) -> Any:
+    """Heat maps of N (`rows`) and D (`columns`), hatched where there is no cell; a panel has
+    `cells` of (name, column, row, text, colour, whether it is dark, whether it is framed)."""
+    from matplotlib.patches import Rectangle
+
+    rows, columns = data["rows"], data["columns"]
+    side_by_side = 2 if len(columns) <= 9 else 1
+    height = 2 / side_by_side * (0.34 * len(rows) + 0.85) + 0.75
+    figure, panels = _sheet(data, height, side_by_side)
+    for axes, panel in zip(panels, data["panels"], strict=True):
+        empty = {"facecolor": "#f6f7f8", "edgecolor": "#dadde1", "hatch": "////"}
+        axes.add_patch(Rectangle((-0.5, -0.5), len(columns), len(rows), **empty))
+        for name, x, y, text, colour, dark, framed in panel["cells"]:
+            edge = ("black", 1.8, 3) if framed else ("#aeb4bb", 0.8, 2.6)
+            style = dict(zip(("edgecolor", "linewidth", "zorder"), edge, strict=True))
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, **style))
+            axes.text(
+                x, y, text, ha="center", va="center", zorder=4, linespacing=1.0,
+                fontsize=7.5 if "\n" in text else 9, fontweight="bold" if framed else "normal",
+                color="white" if dark else INK,
+            ).set_gid(name)  # fmt: skip
+        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
+        axes.set(xlabel="D", ylabel="N", title=panel["title"])
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(length=0, labelsize=9)
+        axes.spines[:].set_visible(False)
+    return figure

@@ -4,49 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from bench import markdown, results
 from bench.inputs import CUDA_VARIANTS
-from bench.plots import drawing, selection
+from bench.plots import drawing, figure
 from bench.plots.figure import Data, Figure
 from bench.results import Row
 
 FASTEST, OFFICIAL = "fastest", "official"
-HEADINGS = {
-    FASTEST: "Against the fastest other",
-    OFFICIAL: "Against the official one",
-}
+HEADINGS = {FASTEST: "Against the fastest other", OFFICIAL: "Against the official one"}
 MOST, LEAST = 64.0, 0.5  # where the colours end
-SIDE_BY_SIDE = 9  # columns at most
 BLUE, VERMILION = (8, 81, 156), (196, 70, 1)
 
 
 def select(rows: Sequence[Row]) -> Data | None:
-    """`panels`: for each comparison, the shapes with what `compared` returns."""
+    """A panel for each comparison; `compared` is what they show: of each, the shapes with what
+    `compare` returns."""
     shapes = results.by_shape(rows)
     if not any(_timed(group.get("ours", {})) for group in shapes.values()):
         return None
-    panels = {
+    compared = {
         against: [
             {"n": n, "d": d} | cell
             for (n, d), group in sorted(shapes.items())
-            if (cell := compared(group, against)) is not None
+            if (cell := compare(group, against)) is not None
         ]
         for against in HEADINGS
     }
-    axes = {"n": _axis(n for n, _ in shapes), "d": _axis(d for _, d in shapes)}
-    return {"dtype": CUDA_VARIANTS[rows[0]["dtype"]].title, "panels": panels, **axes}
+    n, d = (_axis(values) for values in zip(*shapes, strict=True))
+    dtype = CUDA_VARIANTS[rows[0]["dtype"]].title
+    return {
+        "title": "How many times faster barlow_fast is",
+        "text": f"{dtype}, forward + backward. Framed: slower; hatched: not measured.",
+        "dtype": dtype, "compared": compared,
+        "rows": list(map(figure.size, n)), "columns": list(map(figure.size, d)),
+        "panels": [
+            {
+                "title": f"{HEADINGS[against]}: faster at {extremes(measured(found))[0]} of "
+                f"{len(measured(found))}",
+                "cells": [_cell(each, f"{against}-", n, d) for each in found],
+            }
+            for against, found in compared.items()
+        ],
+    }  # fmt: skip
 
 
-def compared(group: Mapping[str, Row], against: str) -> Data | None:
+def compare(group: Mapping[str, Row], against: str) -> Data | None:
     """`{"ratio": …, "peer": …}`, how many times faster ours is; `{"only": "ours"}` where all others
     failed, `{"only": "others"}` where ours failed; None where there is nothing to compare."""
     ours = group.get("ours", {})
     others = {
         peer: row
         for peer, row in group.items()
-        if (peer == OFFICIAL if against == OFFICIAL else not selection.is_ours(peer))
+        if (peer == OFFICIAL if against == OFFICIAL else not figure.is_ours(peer))
         and row.get("exact", True)
     }
     ratios = {peer: ratio for peer, row in others.items() if (ratio := _ratio(row, ours))}
@@ -59,12 +69,12 @@ def compared(group: Mapping[str, Row], against: str) -> Data | None:
 
 
 def _timed(row: Row) -> bool:
-    return any(selection.times(row))
+    return bool(figure.times(row))
 
 
 def _ratio(row: Row, ours: Row) -> float | None:
-    own = dict(selection.times(ours))
-    return next((time / own[key] for key, time in selection.times(row) if key in own), None)
+    own = figure.times(ours)
+    return next((time / own[k] for k, time in figure.times(row).items() if k in own), None)
 
 
 def _axis(values: Iterable[int]) -> list[int]:
@@ -79,11 +89,11 @@ def measured(cells: Sequence[Data]) -> list[Data]:
     return [cell for cell in cells if "ratio" in cell]
 
 
-def extremes(cells: Sequence[Data]) -> tuple[str, str, str, str]:
+def extremes(cells: Sequence[Data]) -> tuple[str, ...]:
     """The number of shapes where ours is faster and slower; the least and the most speedup."""
-    ends = (choose(cells, key=lambda cell: cell["ratio"]) for choose in (min, max))
     faster = sum(cell["ratio"] >= 1 for cell in cells)
-    return str(faster), str(len(cells) - faster), *map(_placed, ends)
+    ordered = sorted(cells, key=lambda cell: cell["ratio"])
+    return str(faster), str(len(cells) - faster), *map(_placed, (*ordered[:1], *ordered[-1:]))
 
 
 def _placed(cell: Data) -> str:
@@ -95,82 +105,40 @@ def times(ratio: float) -> str:
     return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else markdown.times(ratio)
 
 
-def break_even(data: Data) -> str:
+def break_even(cells: Sequence[Data]) -> str:
     """State up to which N/D ours is the fastest."""
-    cells = measured(data["panels"][FASTEST])
-    if not cells:
-        return "Nothing to compare with."
     slower = [cell for cell in cells if cell["ratio"] < 1]
+    ends = [cell["n"] / cell["d"] for cell in slower or cells]
     if not slower:
-        most = max(cell["n"] / cell["d"] for cell in cells)
-        return (
-            f"Break-even is not reached: the fastest up to N/D = {most:g}, the most that was "
-            "measured."
-        )
-    least = min(cell["n"] / cell["d"] for cell in slower)
-    below = [c for c in cells if c["n"] / c["d"] < least]
-    where = "; ".join(map(_placed, slower))
+        end = f"the fastest up to N/D = {max(ends):g}, the most that was measured."
+        return f"Break-even is not reached: {end}"
+    least, where = min(ends), "; ".join(map(_placed, slower))
+    below = sum(cell["n"] / cell["d"] < least for cell in cells)
     if not below:
         return (
             f"Slower from the least N/D on, {least:g}, at {len(slower)} of {len(cells)}: {where}."
         )
     return (
-        f"Break-even at N/D = {least:g}: the fastest in all {len(below)} shapes below it; at or "
-        f"above it slower in {len(slower)} of {len(cells) - len(below)}: {where}."
+        f"Break-even at N/D = {least:g}: the fastest in all {below} shapes below it; at or above "
+        f"it slower in {len(slower)} of {len(cells) - below}: {where}."
     )
 
 
-def headline(data: Data) -> str:
-    """At how many shapes ours is the fastest."""
-    cells = measured(data["panels"][FASTEST])
-    if not cells:
-        return "No other implementation was timed"
-    faster, slower, *_ = extremes(cells)
-    of = f"{faster} of" if slower != "0" else "all"
-    return f"barlow_fast is the fastest exact implementation at {of} {len(cells)} shapes"
-
-
-def caption(data: Data) -> str:
-    """The headline, and the extremes of each comparison."""
-    parts = [f"{headline(data)} ({data['machine']}, {data['dtype']}, forward + backward)."]
-    for against, cells in data["panels"].items():
-        if measured(cells):
-            _, _, least, most = extremes(measured(cells))
-            parts.append(f"{HEADINGS[against]}: {least} to {most}.")
-    return " ".join(parts)
-
-
-def draw(data: Data) -> Any:
-    """One panel for each comparison, side by side while they are narrow."""
-    columns = 2 if len(data["d"]) <= SIDE_BY_SIDE else 1
-    text = (
-        f"{data['machine']}, {data['dtype']}, forward + backward. "
-        "Times as fast; framed: slower; hatched: not measured."
-    )
-    height = 2 / columns * (0.34 * len(data["n"]) + 0.85) + 0.75
-    figure, panels = drawing.sheet(headline(data), text, height, len(HEADINGS), columns)
-    for axes, against in zip(panels, HEADINGS, strict=True):
-        _heat_map(axes, data, against)
-    return figure
-
-
-def _heat_map(axes: Any, data: Data, against: str) -> None:
-    rows, columns, cells = data["n"], data["d"], data["panels"][against]
-    ratios = [cell["ratio"] for cell in measured(cells)]
-    title = f"{HEADINGS[against]}: faster at {sum(r >= 1 for r in ratios)} of {len(ratios)}"
-    drawing.grid(axes, title, *(list(map(selection.size, axis)) for axis in (rows, columns)))
-    for cell in cells:
-        n, d, strength = cell["n"], cell["d"], _strength(cell)
-        dark, framed = strength > 0.55 or strength < -0.6, cell.get("ratio", 1) < 1
-        place = columns.index(d), rows.index(n)
-        text = drawing.cell(axes, place, _label(cell), _colour(strength), dark, framed)
-        text.set_gid(f"{against}-{n}x{d}")
-
-
-def _label(cell: Data) -> str:
-    if "ratio" in cell:
-        return times(cell["ratio"]) + ("\nslower" if cell["ratio"] < 1 else "")
-    return "only\nours" if cell["only"] == "ours" else "ours\nfails"
+def _cell(cell: Data, prefix: str, rows: Sequence[int], columns: Sequence[int]) -> list:
+    """As `drawing.cells` takes it; the frame and the word distinguish blue and vermilion in
+    grey."""
+    ratio, strength = cell.get("ratio"), _strength(cell)
+    if ratio is None:
+        text = "only\nours" if cell["only"] == "ours" else "ours\nfails"
+    else:
+        text = times(ratio) + ("\nslower" if ratio < 1 else "")
+    end = BLUE if strength > 0 else VERMILION
+    mixed = (round(255 + abs(strength) * (part - 255)) for part in end)
+    colour = "#" + "".join(f"{part:02x}" for part in mixed)
+    place = columns.index(cell["d"]), rows.index(cell["n"])
+    dark = strength > 0.55 or strength < -0.6
+    name = f"{prefix}{cell['n']}x{cell['d']}"
+    return [name, *place, text, colour, dark, ratio is not None and ratio < 1]
 
 
 def _strength(cell: Data) -> float:
@@ -183,11 +151,4 @@ def _strength(cell: Data) -> float:
     return size if cell["ratio"] >= 1 else -max(size, 0.25)
 
 
-def _colour(strength: float) -> str:
-    """White at 1, blue where faster, vermilion where slower; both darken away from 1, and the
-    frame and the word distinguish them in grey."""
-    end = BLUE if strength > 0 else VERMILION
-    return "#" + "".join(f"{round(255 + abs(strength) * (part - 255)):02x}" for part in end)
-
-
-FIGURE = Figure("speedup", ("loss",), select, caption, draw, by_dtype=True)
+FIGURE = Figure("speedup", ("loss",), select, drawing.cells, by_dtype=True)

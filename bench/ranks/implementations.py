@@ -1,4 +1,16 @@
-"""What is compared across ranks: each layout of barlow_fast, and the all-reduce of C."""
+"""What is compared across ranks: each layout of barlow_fast, and the all-reduce of C.
+
+The authors' formulation on several ranks: C is summed over ranks by one all-reduce.
+
+    C_r = z_hat_a^T z_hat_b / N over own rows, standardised over all rows;  C = sum of all C_r
+    loss = sum_i (C_ii - 1)^2 + lambd * sum over i != j of C_ij^2
+    dL/dz_hat_a = z_hat_b (dL/dC)^T / N      dL/dz_hat_b = z_hat_a (dL/dC) / N      own rows
+
+Written from these formulas, not from the authors' code, and generous to it: backward is by hand and
+C is the only D x D matrix there ever is. It is summed, and turned into dL/dC, in place; its squares
+are one read. Under autograd the authors' in-place code holds four such matrices and passes over
+them many times, and four ranks of that would not fit into this benchmark's machine at D = 16384.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +18,18 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import barlow_fast
 from barlow_fast.distributed import LAYOUTS, cost
 from bench.inputs import Variant
 from bench.peers import LAMBD
-from bench.ranks import official
 
+EPS = 1e-5
 OURS = "ours-"
 OFFICIAL = "official"
-PROCESS_BYTES = 512 << 20  # torch and its threads, before anything is computed
 # What `precision="auto"` makes of the inputs of a variant.
 PRECISION = {"fp32": "fp32", "bf16-autocast": "bf16"}
 
@@ -32,7 +45,6 @@ class Implementation:
         loss: (z_a, z_b, samples of all ranks) -> scalar.
         layout: that of barlow_fast; None for others.
         dtypes: variants it takes part in.
-        matrices: D x D matrices of the wire type alive on a rank at the worst moment.
         exact: whether each rank's gradient is W times its part of the derivative (whose mean over
             ranks is the derivative), rather than that part.
     """
@@ -43,14 +55,7 @@ class Implementation:
     loss: Callable[[Tensor, Tensor, int], Tensor]
     layout: str | None = None
     dtypes: tuple[str, ...] = tuple(PRECISION)
-    matrices: float = 0.0
     exact: bool = True
-
-    def working_bytes(self, n: int, d: int, ranks: int) -> int:
-        """Memory of one rank at its worst moment, in float32, roughly: its process, embeddings,
-        gradients and copies of them in flight, and D x D matrices."""
-        rows = 12 * n // ranks + (4 * n if self.layout == "rows" else 0)
-        return PROCESS_BYTES + int(4 * d * (rows + self.matrices * d))
 
 
 def layout_loss(layout: str, z_a: Tensor, z_b: Tensor, n: int) -> Tensor:
@@ -67,7 +72,6 @@ def discover() -> dict[str, Implementation]:
             f"barlow_fast {barlow_fast.__version__}, layout='{layout}'",
             functools.partial(layout_loss, layout),
             layout,
-            matrices=3.5 if layout == "correlation" else 0.0,
         )
         for layout in LAYOUTS
     ]
@@ -76,12 +80,58 @@ def discover() -> dict[str, Implementation]:
         "all-reduce of C",
         "the formulation of the authors' code (Zbontar et al., ICML 2021) on several ranks, "
         "gradients by hand, C in place",
-        official.AllReducedCorrelation.apply,
+        AllReducedCorrelation.apply,
         dtypes=("fp32",),
-        matrices=2.0,
         exact=False,
     )
     return {each.name: each for each in (*ours, all_reduce)}
+
+
+def wire_bytes(d: int, ranks: int, itemsize: int) -> int:
+    """What a rank sends in a ring all-reduce of a D x D matrix; the statistics are left out."""
+    return 2 * (ranks - 1) * d * d * itemsize // ranks
+
+
+def standardise(z: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """(z_hat, rstd) with mean and biased variance over the n rows of all ranks."""
+    total = z.sum(0)
+    dist.all_reduce(total)
+    hat = z - total / n
+    squares = torch.linalg.vecdot(hat, hat, dim=0)
+    dist.all_reduce(squares)
+    rstd = (squares / n + EPS).rsqrt()
+    return hat.mul_(rstd), rstd
+
+
+class AllReducedCorrelation(torch.autograd.Function):
+    """The loss of the rows of all ranks; each rank's gradient is that of its own rows."""
+
+    @staticmethod
+    def forward(ctx, z_a: Tensor, z_b: Tensor, n: int) -> Tensor:
+        (hat_a, rstd_a), (hat_b, rstd_b) = (standardise(z, n) for z in (z_a, z_b))
+        c = (hat_a / n).T @ hat_b
+        dist.all_reduce(c)
+        diagonal = c.diagonal().clone()
+        squares = torch.linalg.vecdot(c, c).sum() - diagonal.square().sum()
+        c.mul_(2 * LAMBD).diagonal().copy_(2 * (diagonal - 1))  # dL/dC
+        ctx.save_for_backward(hat_a, hat_b, rstd_a, rstd_b, c)
+        ctx.n = n
+        return (diagonal - 1).square().sum() + LAMBD * squares
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        hat_a, hat_b, rstd_a, rstd_b, c = ctx.saved_tensors
+        scale = grad / ctx.n
+        grad_a = through_norm((hat_b @ c.T).mul_(scale), hat_a, rstd_a, ctx.n)
+        grad_b = through_norm((hat_a @ c).mul_(scale), hat_b, rstd_b, ctx.n)
+        return grad_a, grad_b, None
+
+
+def through_norm(grad: Tensor, hat: Tensor, rstd: Tensor, n: int) -> Tensor:
+    """dL/dz from dL/dz_hat, whose mean over all rows is zero: columns of z_hat sum to zero."""
+    projection = torch.linalg.vecdot(grad, hat, dim=0)
+    dist.all_reduce(projection)
+    return grad.addcmul_(hat, projection / n, value=-1).mul_(rstd)
 
 
 def split(n: int, ranks: int) -> list[int]:

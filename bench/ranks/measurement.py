@@ -31,8 +31,8 @@ from bench import agreement, lifetime
 from bench.agreement import Outcome
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss
-from bench.peers.mathematics import PAPER
-from bench.ranks import implementations, official
+from bench.peers.peer import PAPER
+from bench.ranks import implementations
 from bench.ranks.implementations import Implementation
 from bench.results import Row
 from bench.timing import Budget, columns, interleave, without_collections
@@ -250,10 +250,10 @@ class Timed:
         return self.step()[0]
 
     def bytes(self, d: int) -> Row:
-        """The columns of bytes that a rank sends; official.py has a formula."""
+        """The columns of bytes that a rank sends; of the all-reduce by a formula."""
         if self.peer.layout is None:
             itemsize = self.variant.dtype.itemsize
-            counted, by_step = official.wire_bytes(d, self.group.size, itemsize), None
+            counted, by_step = implementations.wire_bytes(d, self.group.size, itemsize), None
         else:
             counted, by_step = self.group.mean(self.traffic.sent), dict(self.traffic.by_step)
         # Other programs' traffic only ever adds.

@@ -14,7 +14,7 @@ import torch
 
 from bench import cli, provenance, results
 from bench.cli import Option
-from bench.markdown import Column, in_words, joined, reading, table_of, titled
+from bench.markdown import Column, joined, reading, table_of, titled
 from bench.results import Row, rounded
 
 SECTION = "Pretraining: accuracy"
@@ -66,8 +66,7 @@ def command(
             raise ValueError(f"no peer is trained: name at least one of {', '.join(TRAINED)}")
         data = load(CASE, None)
     rows = measure(data, chosen, epochs, names)
-    shown = in_words(*COLUMNS, Column("images/s", RATE, ",.0f"))
-    print(*map(shown, rows), sep="\n")
+    print(*map(results.line, rows), sep="\n")
     results.merge(out or results.default_file(), rows, whole=True)
 
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, peak_memory, sources
+from bench import cli, devices
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_shapes
-from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of
-from bench.ranks import implementations, measurement, official
-from bench.ranks.implementations import OFFICIAL, PRECISION, Implementation
+from bench.markdown import SHAPE, Column, joined, reading, short, spread, table_of
+from bench.ranks import implementations, measurement
+from bench.ranks.implementations import OFFICIAL, PRECISION
 from bench.ranks.measurement import Task
-from bench.results import Row, grouped
+from bench.results import Row
 from bench.session import Chosen, Output, Session
 from bench.timing import Budget
 
@@ -30,7 +29,6 @@ RANKS, QUICK_RANKS = "2,4", "2"
 SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each implementation, ranks, shape and dtype
 FEWEST, MOST = 2, 10
 DEADLINE = 240.0  # seconds, for one shape on so many ranks
-MEMORY_SHARE = 0.85  # of the memory that is free
 
 
 def command(
@@ -53,7 +51,7 @@ def command(
         variants = [VARIANTS[name] for name in cli.listed(some.dtypes, PRECISION, "dtype")]
         chosen = [known[name] for name in cli.listed(some.peers, known, "peer")]
     budget = Budget(seconds or (QUICK_SECONDS if quick else SECONDS), repeats, FEWEST, MOST)
-    session = Session(devices.Cpu(), given, sources.RANKED)
+    session = Session(devices.Cpu(), given)
     session.announce()
     with tempfile.TemporaryDirectory() as folder:
         tasks = [
@@ -63,7 +61,7 @@ def command(
         for task in session.in_time(tasks):
             rows, failed = measure(task, deadline)
             session.failures |= failed
-            session.keep(rows, in_words(Column("", "dtype", left=True), *COLUMNS))
+            session.keep(rows)
     return session.end()
 
 
@@ -77,40 +75,18 @@ def parse_ranks(text: str) -> list[int]:
 
 def measure(task: Task, deadline: float) -> tuple[list[Row], dict[str, str]]:
     """(rows, failures) of one shape on so many ranks; what fails is not timed."""
-    problems = {peer.name: does_not_fit(peer, task) for peer in task.peers}
-    rows = [
-        task.row(variant, peer) | {"problem": problems[peer.name]}
-        for variant, peer in itertools.product(task.variants, task.peers)
-        if problems[peer.name] is not None and variant.name in peer.dtypes
-    ]
-    usable = tuple(peer for peer in task.peers if problems[peer.name] is None)
-    failures = {}
+    failures, rows = {}, []
     task.results.unlink(missing_ok=True)
     try:
         task.prepare()
-        measurement.run(measurement.measure, task.ranks, (replace(task, peers=usable),), deadline)
+        measurement.run(measurement.measure, task.ranks, (task,), deadline)
     except (RuntimeError, TimeoutError) as error:
         failures[str(task)] = str(error)
     if task.results.exists():
         found = json.loads(task.results.read_text())
-        rows = found["rows"] + rows
+        rows = found["rows"]
         failures |= {f"{task.ranks} ranks, {name}": e for name, e in found["failures"].items()}
     return rows, failures
-
-
-def does_not_fit(peer: Implementation, task: Task) -> str | None:
-    """Why the ranks would not fit into free memory together; None where they do, or where the
-    system has no /proc."""
-    if not peak_memory.MEMINFO.exists():
-        return None
-    free = peak_memory.available()
-    needed = task.ranks * peer.working_bytes(task.n, task.d, task.ranks)
-    if needed <= MEMORY_SHARE * free:
-        return None
-    return (
-        f"would need about {needed / 2**30:.0f} GiB on all ranks together, "
-        f"{free / 2**30:.0f} GiB are free"
-    )
 
 
 def _mib(value: int) -> str:
@@ -132,7 +108,8 @@ def _fewer(row: Row) -> str | None:
         return "" if row["peer"] == OFFICIAL else None
     variant = VARIANTS[row["dtype"]]
     itemsize = 2 if variant.autocast else variant.dtype.itemsize
-    return f"{official.wire_bytes(row['d'], row['ranks'], itemsize) / row['counted_bytes']:.1f}×"
+    other = implementations.wire_bytes(row["d"], row["ranks"], itemsize)
+    return f"{other / row['counted_bytes']:.1f}×"
 
 
 COLUMNS = [
@@ -161,27 +138,7 @@ def tables(rows: list[Row]) -> str:
         if some:
             parts += [f"**{variant.title}**", table_of(COLUMNS, some)]
             parts += [TWO_BYTES] if variant.autocast else []
-            parts.append(_summary(grouped(some, "n", "d", "ranks")))
     return joined(*parts)
 
 
 TWO_BYTES = "Fewer bytes than an all-reduce of C in two bytes an element would send."
-
-
-def _summary(groups: dict[tuple, dict[str, Row]]) -> str:
-    """How many times as fast the automatic layout is, and where the all-reduce is faster."""
-    faster, slower = [], []
-    for (n, d, ranks), group in groups.items():
-        ours = next((row for row in group.values() if row.get("auto")), None)
-        other = group.get(OFFICIAL, {})
-        if ours is None or "median_s" not in other:
-            continue
-        where, ratio = f"{n} × {d} on {ranks} ranks", other["median_s"] / ours["median_s"]
-        fewer = other["counted_bytes"] / ours["counted_bytes"]
-        if ratio >= 1:
-            faster.append(f"{where} {ratio:.1f}× as fast with {fewer:.1f}× fewer bytes")
-        else:
-            slower.append(f"{where} ({1 / ratio:.2f}× the time)")
-    heads = ('Against the all-reduce of C, `layout="auto"` is', "It is slower at")
-    found = zip(heads, (faster, slower), strict=True)
-    return " ".join(f"{head}: {'; '.join(places)}." for head, places in found if places)

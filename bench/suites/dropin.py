@@ -21,12 +21,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from bench import devices, exits, provenance, sources
+from bench import devices, exits, provenance
 from bench.agreement import Errors, errors, in_double, run
 from bench.cli import Option
+from bench.group import leaves
 from bench.inputs import FP64, VARIANTS, Pair, Variant
-from bench.loss.group import leaves
-from bench.markdown import Column, in_words, joined, reading, short, spread, table_of, titled
+from bench.markdown import Column, joined, reading, short, spread, table_of, titled
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Output, Session
 from bench.timing import columns, percentile, without_collections
@@ -65,17 +65,16 @@ def command(
         return exits.FAILED
     steps = steps or (QUICK_STEPS if given.quick else STEPS)
     batch = batch or (QUICK_BATCH if given.quick else BATCH)
-    session = Session(devices.Cpu(), given, (*sources.CODE, EXAMPLE))
+    session = Session(devices.Cpu(), given)
     session.announce()
     cases = [(batch, VARIANTS["fp32"]), (min(batch, DOUBLE_BATCH), FP64)]
-    shown = in_words(Column("", "dtype", left=True), PEER, *SIZES, *TIMES, *DIFFERENCES)
     for samples, variant in session.in_time(cases):
         try:
             rows = measure(steps, samples, variant)
         except DisagreementError as error:
             session.failures[f"{samples} samples, {variant.name}"] = f"not timed: {error}"
             break
-        session.keep(rows, shown)
+        session.keep(rows)
     return session.end()
 
 
@@ -292,20 +291,4 @@ def tables(rows: list[Row]) -> str:
         table_of([*SIZES, PEER, *TIMES, FASTER], times) if single else "",
         "How far losses are apart:",
         table_of([*SIZES, *run, titled(TITLES, "run"), *DIFFERENCES], apart),
-        _verdict(single),
     )
-
-
-def _verdict(groups: dict[tuple[Any, ...], dict[str, Row]]) -> str:
-    """Whether the patched run leaves lightly's further than lightly leaves itself, and where a
-    step became slower."""
-    texts = []
-    for (_, d, n), group in groups.items():
-        if apart := ratio(group, "median_difference", PATCHED, MOVED):
-            texts.append(
-                f"At {n} × {d} the patched run is {apart:.2f} times as far from lightly's as "
-                "lightly is from itself, in the median of the steps."
-            )
-        slower = ratio(group, "median_ms", PATCHED, LIGHTLY) or 0.0
-        texts += [f"A patched step is slower there ({slower:.2f} times)."] if slower > 1 else []
-    return " ".join(texts)

@@ -6,21 +6,23 @@ is not timed. All are called in turns.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import barlow_fast
-from bench import cli, devices, provenance, sources
+from bench import cli, devices, provenance
 from bench.cli import Option
 from bench.inputs import VARIANTS, Variant, parse_shapes, parse_variants
-from bench.markdown import SHAPE, Column, in_words, joined, reading, short, spread, table_of, titled
-from bench.results import Row, grouped, ratio, rounded
+from bench.markdown import SHAPE, Column, joined, reading, short, spread, table_of, titled
+from bench.peers.official import off_diagonal
+from bench.results import Row, rounded
 from bench.session import Output, Session
 from bench.timing import Budget, columns, interleave, percentile, without_collections
 
@@ -37,52 +39,44 @@ TITLES = {
 SMALL = ((6, 20), (20, 6))
 TOLERANCE = 1e-10
 ALPHA, LAMBD = 0.3, 0.0051
-SEED = 0
 FEW_FROM = 2.0  # seconds of a call from which it is timed three times
 
-Loss = Callable[[Sequence[Tensor], Tensor], Tensor]
-
-
-def _off_diagonal(c: Tensor) -> Tensor:
-    """The elements off the diagonal of a square matrix, as most of this field's code takes them."""
-    d = c.shape[0]
-    return c.flatten()[:-1].view(d - 1, d + 1)[:, 1:]
-
-
-def _standardised(z: Tensor) -> Tensor:
-    return torch.nn.functional.batch_norm(z, None, None, training=True)
+Loss = Callable[[Sequence[Tensor], Tensor], Tensor]  # of views and a permutation of the samples
 
 
 def vicreg_authors(views: Sequence[Tensor], permutation: Tensor) -> Tensor:
     """By two covariance matrices."""
-    a, b = views
-    n, d = a.shape
-    loss = 25.0 * torch.nn.functional.mse_loss(a, b)
-    for z in (a, b):
+    n, d = views[0].shape
+    loss = 25.0 * functional.mse_loss(*views)
+    for z in views:
         centred = z - z.mean(0)
         deviation = torch.sqrt(centred.var(0) + 1e-4)
-        covariance = centred.T @ centred / (n - 1)
         loss = loss + 12.5 * torch.relu(1 - deviation).mean()
-        loss = loss + _off_diagonal(covariance).pow(2).sum() / d
+        loss = loss + off_diagonal(centred.T @ centred / (n - 1)).pow(2).sum() / d
     return loss
+
+
+def vicreg_lightly(views: Sequence[Tensor], permutation: Tensor) -> Tensor:
+    """The class of the library."""
+    return importlib.import_module("lightly.loss").VICRegLoss()(*views)
 
 
 def frossl_solo_learn(views: Sequence[Tensor], permutation: Tensor) -> Tensor:
     """By the smaller side's matrices of all views at once."""
-    z = torch.nn.functional.normalize(torch.stack(list(views)), dim=1)
+    z = functional.normalize(torch.stack(list(views)), dim=1)
     count, n, d = z.shape
     matrices = z.transpose(1, 2) @ z if n > d else z @ z.transpose(1, 2)
     traces = matrices.diagonal(dim1=1, dim2=2).sum(1)
     norms = torch.linalg.norm(matrices / traces[:, None, None], dim=(1, 2))
-    away = torch.nn.functional.mse_loss(z, z.mean(0).repeat(count, 1, 1))
+    away = functional.mse_loss(z, z.mean(0).repeat(count, 1, 1))
     return (2 * torch.log(norms)).sum() + count * d * away
 
 
 def mixed_authors(views: Sequence[Tensor], permutation: Tensor) -> Tensor:
     """By seven D x D products."""
-    a, b, m = (_standardised(z) for z in views)
-    n, c = a.shape[0], a.T @ b / a.shape[0]
-    loss = (c.diagonal() - 1).pow(2).sum() + LAMBD * _off_diagonal(c).pow(2).sum()
+    a, b, m = (functional.batch_norm(z, None, None, training=True) for z in views)
+    n, c = len(a), a.T @ b / len(a)
+    loss = (c.diagonal() - 1).pow(2).sum() + LAMBD * off_diagonal(c).pow(2).sum()
     for z in (a, b):
         first, second = a.T @ z / n, b[permutation].T @ z / n
         aimed_at = ALPHA * first + (1 - ALPHA) * second
@@ -91,25 +85,19 @@ def mixed_authors(views: Sequence[Tensor], permutation: Tensor) -> Tensor:
 
 
 def by_pairs(views: Sequence[Tensor], permutation: Tensor) -> Tensor:
+    """The mean over all pairs."""
     losses = [barlow_fast.barlow_twins_loss(*pair) for pair in itertools.combinations(views, 2)]
     return torch.stack(losses).mean()
 
 
-def _lightly(name: str, listed: bool) -> Loss:
-    import lightly.loss
-
-    criterion = getattr(lightly.loss, name)()
-    if listed:
-        return lambda views, permutation: criterion(list(views))
-    return lambda views, permutation: criterion(*views)
-
-
 class Kind(NamedTuple):
-    """A loss: how many views, its implementations, and of which the first is held to be right."""
+    """A loss: how many views, its implementations, of which the second is its definition, and
+    whether one computes something else; the shapes."""
 
     views: int
-    losses: dict[str, Loss | Callable[[], Loss]]
-    shapes: tuple[tuple[int, int], ...]
+    losses: dict[str, Loss]
+    shapes: str
+    other: str = ""
 
 
 KINDS = {
@@ -118,9 +106,9 @@ KINDS = {
         {
             OURS: lambda views, permutation: barlow_fast.vicreg_loss(*views),
             "authors": vicreg_authors,
-            "lightly": lambda: _lightly("VICRegLoss", listed=False),
+            "lightly": vicreg_lightly,
         },
-        ((256, 2048), (256, 8192), (1024, 1024), (4096, 512)),
+        "256x2048,256x8192,1024x1024,4096x512",
     ),
     "frossl": Kind(
         2,
@@ -128,7 +116,7 @@ KINDS = {
             OURS: lambda views, permutation: barlow_fast.frossl_loss(views),
             "solo-learn": frossl_solo_learn,
         },
-        ((256, 2048), (256, 8192), (1024, 1024), (4096, 512)),
+        "256x2048,256x8192,1024x1024,4096x512",
     ),
     "mixed": Kind(
         3,
@@ -138,7 +126,7 @@ KINDS = {
             ),
             "authors": mixed_authors,
         },
-        ((256, 2048), (256, 16384), (1024, 1024)),
+        "256x2048,256x16384,1024x1024",
     ),
     "eight views": Kind(
         8,
@@ -147,15 +135,15 @@ KINDS = {
             "pairs": by_pairs,
             "two": lambda views, permutation: barlow_fast.barlow_twins_loss(*views[:2]),
         },
-        ((256, 2048), (256, 8192), (1024, 1024)),
+        "256x2048,256x8192,1024x1024",
+        other="two",
     ),
 }
-LATE = ("lightly",)  # implementations that are made when they are needed
-OTHERS = ("two",)  # what computes something else
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
+    """One loss at one shape."""
+
     kind: str
     n: int
     d: int
@@ -176,57 +164,46 @@ def command(
 ) -> int:
     """Time VICReg, FroSSL, Mixed Barlow Twins and eight views, ours and as others write them."""
     with cli.reading():
-        names = cli.listed(kinds, KINDS, "kind")
-        variants = parse_variants(dtypes, VARIANTS)
-        wanted = parse_shapes(shapes) if shapes else None
-    quick = given.quick
-    cases = [
-        Case(name, n, d, variant)
-        for variant in variants
-        for name in names
-        for n, d in (wanted or (KINDS[name].shapes[:1] if quick else KINDS[name].shapes))
-    ]
-    session = Session(devices.Cpu(), given, sources.CODE)
+        some = None if shapes or not given.quick else 1
+        cases = [
+            Case(name, n, d, variant)
+            for variant in parse_variants(dtypes, VARIANTS)
+            for name in cli.listed(kinds, KINDS, "kind")
+            for n, d in parse_shapes(shapes or KINDS[name].shapes)[:some]
+        ]
+    session = Session(devices.Cpu(), given)
     session.announce()
-    budget = Budget(0.2 if quick else seconds, few_from=FEW_FROM)
+    budget = Budget(0.2 if given.quick else seconds, few_from=FEW_FROM)
     for case in session.in_time(cases):
         losses, wrong = usable(KINDS[case.kind])
         session.failures |= {f"{case} {name}": problem for name, problem in wrong.items()}
-        session.keep(measure(case, losses, budget), SHOWN)
+        session.keep(measure(case, losses, budget))
     return session.end()
 
 
 def usable(kind: Kind) -> tuple[dict[str, Loss], dict[str, str]]:
-    """(The implementations that can run and agree with the first in float64, what is wrong with
-    others)."""
-    found, wrong = {}, {}
-    for name, loss in kind.losses.items():
-        if name in LATE:
-            if missing := provenance.missing(name):
-                print(f"{name} is left out: {missing}")
-                continue
-            loss = loss()
-        found[name] = loss
-    definition = next(loss for name, loss in found.items() if name != OURS)
-    for name, loss in list(found.items()):
-        for n, d in SMALL:
-            views, permutation = inputs(kind.views, n, d, torch.float64)
-            if name in OTHERS:
-                continue
-            values = []
-            for each in (loss, definition):
-                value = each(views, permutation)
-                values.append((value, *torch.autograd.grad(value, views)))
-            for x, y in zip(*values, strict=True):
-                if float((x - y).norm()) > TOLERANCE * max(float(y.norm()), 1.0):
-                    wrong[name] = f"differs from its definition at {n} x {d}"
-                    found.pop(name, None)
-    return found, wrong
+    """(The implementations that can run and agree with the definition in float64, what is wrong
+    with others)."""
+    found, wrong = dict(kind.losses), {}
+    if "lightly" in found and (missing := provenance.missing("lightly")):
+        print(f"lightly is left out: {missing}")
+        del found["lightly"]
+    definition = list(found.values())[1]
+    for (name, loss), (n, d) in itertools.product(list(found.items()), SMALL):
+        views, permutation = inputs(kind.views, n, d, torch.float64)
+        if name == kind.other:
+            continue
+        values = [each(views, permutation) for each in (loss, definition)]
+        found_and_true = ((value.detach(), *torch.autograd.grad(value, views)) for value in values)
+        for x, y in zip(*found_and_true, strict=True):
+            if not float((x - y).norm()) <= TOLERANCE * max(float(y.norm()), 1.0):
+                wrong[name] = f"differs from its definition at {n} x {d}"
+    return {name: loss for name, loss in found.items() if name not in wrong}, wrong
 
 
 def inputs(count: int, n: int, d: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """(Views that correlate by about a half, gradients wanted; a permutation)."""
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(0)
     common = torch.randn(n, d, generator=generator)
     views = [common + torch.randn(n, d, generator=generator) for _ in range(count)]
     permutation = torch.randperm(n, generator=generator)
@@ -246,32 +223,31 @@ def measure(case: Case, losses: dict[str, Loss], budget: Budget) -> list[Row]:
         value.backward()
         return time.perf_counter() - start
 
-    estimates = {name: min(step(loss) for _ in range(2)) for name, loss in losses.items()}
-    counts = {name: budget.count(seconds) for name, seconds in estimates.items()}
+    actions = {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
+    counts = {name: budget.count(min(act(), act())) for name, act in actions.items()}
     with without_collections():
-        actions = {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
         samples = interleave(actions, counts)
     head = {"suite": "family", "n": case.n, "d": case.d, "dtype": case.variant.name}
-    fastest = {name: percentile(found, 20) for name, found in samples.items()}
+    ours = percentile(samples[OURS], 20) if OURS in samples else None
     return [
         {
             **head, "case": case.kind, "peer": name,
             "source": f"lightly {provenance.version('lightly')}" if name == "lightly" else None,
             "repeats": len(found), **columns(found, "ms", 1e3),
-            "over_ours": rounded(fastest[name] / fastest[OURS]) if OURS in fastest else None,
+            "over_ours": ours and rounded(percentile(found, 20) / ours),
         }
         for name, found in samples.items()
     ]  # fmt: skip
 
 
-LEFT = [
+COLUMNS = [
     Column("loss", "case", left=True),
     SHAPE,
     Column("precision", "dtype", left=True),
     titled(TITLES),
+    *spread("ms", short, "ms"),
+    Column("of ours", "over_ours", lambda x: f"{x:.3g}×"),
 ]
-RIGHT = [*spread("ms", short, "ms"), Column("of ours", "over_ours", lambda x: f"{x:.3g}×")]
-SHOWN = in_words(*LEFT, *RIGHT)
 
 
 def tables(rows: list[Row]) -> str:
@@ -280,9 +256,4 @@ def tables(rows: list[Row]) -> str:
     rows = sorted(
         rows, key=lambda row: (kinds.index(row["case"]), row["dtype"] != "fp32", row["n"], row["d"])
     )
-    texts = []
-    for (_, n, d, dtype), group in grouped(rows, "case", "n", "d", "dtype").items():
-        if several := ratio(group, "p20_ms", OURS, "two"):
-            texts.append(f"{n} × {d}, {dtype}: {several:.2f} times two views")
-    more = f"Eight views cost, in lower quintiles: {'; '.join(texts)}." if texts else ""
-    return joined(reading("family"), table_of([*LEFT, *RIGHT], rows), more)
+    return joined(reading("family"), table_of(COLUMNS, rows))

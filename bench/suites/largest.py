@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated
 
-from bench import agreement, cli, devices, peak_memory, peers, sources
+from bench import agreement, cli, devices, peak_memory, peers
 from bench.cli import Option
 from bench.inputs import VARIANTS, parse_variants
 from bench.markdown import Column, details, joined, reading, table_of, titled
@@ -61,7 +61,7 @@ def command(
             raise RuntimeError(
                 f"--limit-gb {limit / 1e9:g}: only {free / 1e9:.1f} GB are free on this machine"
             )
-    session = Session(device, given, sources.MEASURED)
+    session = Session(device, given)
     first = QUICK_FIRST if given.quick else FIRST
     for variant in session.in_time(variants):
         rows = []

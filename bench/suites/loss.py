@@ -1,27 +1,44 @@
-"""Time of one forward and backward pass of the loss, against the floor and against the peers."""
+"""Time of one forward and backward pass of the loss, against the floor and against the peers.
+
+Rows of a CPU have times of calls and of their forward half; those of a GPU, times of calls and of
+replays. Older rows lack some columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
-from bench import cli, devices, peers, results, sources
+from bench import cli, devices, markdown, peers, results
 from bench.cli import Option
 from bench.devices import FORWARD, GRAPH, WHOLE, Device
 from bench.floor import Peaks, floor_seconds
-from bench.grids import Case, Grid
-from bench.inputs import parse_shapes, parse_variants
-from bench.loss import tables as loss_tables
-from bench.loss.group import LONGEST, Candidate, Group, Known, Settings
+from bench.group import LONGEST, Candidate, Group, Known, Settings
+from bench.inputs import (
+    CPU_GRID,
+    CUDA_GRID,
+    CUDA_VARIANTS,
+    Case,
+    Grid,
+    parse_shapes,
+    parse_variants,
+)
+from bench.markdown import SHAPE, Column, joined, reading, short, table_of, titled
 from bench.peers import Peer
-from bench.results import Row, rounded
+from bench.results import Row, by_shape, rounded
 from bench.session import Chosen, Given, Session
 from bench.timing import percentile
 
 SECTION = "Loss: forward + backward"
 QUICK_SECONDS, QUICK_MINUTES = 0.1, 0.6
 NOWHERE, EVERYWHERE = "none", "all"
+Peers = dict[str, Row]  # the rows of one shape
+Groups = dict[tuple[int, int], Peers]
+# Of the table in the README at the root: from many features for few samples to the reverse.
+OVERVIEW_SHAPES = ((256, 1024), (256, 8192), (1024, 4096), (1024, 1024), (16384, 256))
+NOT_PUBLIC = ("gram-plain", "gram-compiled")  # no library ships the Gram form
 
 
 def command(
@@ -54,7 +71,7 @@ def command(
     budget = replace(device.budget, repeats=repeats)
     if seconds or given.quick:
         budget = replace(budget, seconds=seconds or QUICK_SECONDS)
-    session = Session(device, given, sources.MEASURED)
+    session = Session(device, given)
     settings = Settings(budget, longest, compiled)
     measure(session, grid.cases(variants, some, full), known, settings)
     return session.end()
@@ -99,7 +116,7 @@ def measure(
     for case in session.in_time(todo, alike=compiles):
         found = Group(case, session, settings, kept).measure(settings.some(usable, case))
         rows = [row(case, candidate, peaks, device) for candidate in found]
-        session.keep(rows, loss_tables.printed(rows))
+        session.keep(rows)
         device.release()
         session.failures |= {
             each.key: each.problem
@@ -114,7 +131,7 @@ def row(case: Case, candidate: Candidate, peaks: Peaks, device: Device) -> Row:
     variant, samples = case.variant, {} if candidate.problem else candidate.samples
     rates = peaks.gemm(variant.gemm), peaks.copy
     floor = floor_seconds(case.n, case.d, variant.dtype.itemsize, *rates)
-    found = {"suite": "loss", **device.row(), **case.columns(), **candidate.peer.columns()}
+    found = {"suite": "loss", **device.row, **case.columns(), **candidate.peer.columns()}
     found["exact"] = candidate.peer.exact
     for measure in device.measures:
         found |= _times(measure, samples.get(measure, []), floor)
@@ -136,5 +153,196 @@ def _times(prefix: str, samples: Sequence[float], floor: float) -> Row:
     return found
 
 
-# Markdown of one machine's rows: a wide and a long table for each dtype.
-tables = loss_tables.tables
+class Layout:
+    """Which columns the rows of one device have.
+
+    Attributes:
+        grid: whose main shapes are shown first.
+        kind: of the device, whose peers have the titles.
+        measures: columns whose medians are shown and compared, by what they are called where there
+            are several.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        replayed = any("graph_ms" in row for row in rows)
+        self.kind, self.grid = ("cuda", CUDA_GRID) if replayed else ("cpu", CPU_GRID)
+        self.measures = {"called": WHOLE} | ({"replayed": GRAPH} if replayed else {})
+
+    @property
+    def several(self) -> bool:
+        return len(self.measures) > 1
+
+
+def median(row: Row | None, measure: str) -> float | None:
+    """Milliseconds; None where there are none."""
+    return None if row is None else row.get(f"{measure}ms" if measure else "median_ms")
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A wide table for each dtype, then one with percentiles, and problems."""
+    layout, parts = Layout(rows), []
+    for variant in CUDA_VARIANTS.values():
+        groups = _groups(rows, variant.name, layout.grid)
+        if groups:
+            titles = titles_of(groups, layout)
+            wide = table_of(_wide(titles, layout), groups.values())
+            parts += [f"**{variant.title}**", wide]
+            timed = (_timed(group, name) for group in groups.values() for name in titles)
+            percentiles = table_of(_long(titles, layout), filter(None, timed))
+            half = "" if layout.several else ", and the forward half alone"
+            parts.append(markdown.details(f"Percentiles{half}", percentiles))
+            lines = "\n".join(_problems(groups, titles))
+            parts += [markdown.details("Left out", lines)] if lines else []
+    return joined(reading(f"loss {layout.kind}"), *parts) if parts else ""
+
+
+def overview(files: Mapping[str, Sequence[Row]]) -> str:
+    """A few float32 shapes on all machines side by side, for the README at the root."""
+    columns, sources = [], []
+    for name, rows in results.rows_of(files, "loss"):
+        layout = Layout(rows)
+        groups = _groups(rows, "fp32", layout.grid)
+        if any(shape in groups for shape in OVERVIEW_SHAPES):
+            columns += _overview_columns(results.machine(rows), groups, layout)
+            sources.append(f"`bench/results/{name}`")
+    if not columns:
+        return ""
+    shape = Column("N × D", lambda shape: f"{shape[0]} × {shape[1]}")
+    return joined(table_of([shape, *columns], OVERVIEW_SHAPES), f"Rows: {', '.join(sources)}.")
+
+
+def _overview_columns(machine: str, groups: Groups, layout: Layout) -> list[Column]:
+    def fastest(group: Peers) -> str | None:
+        row = fastest_public(group, layout)
+        return row and _cell(row["peer"], layout, group)
+
+    kinds = {
+        f"{machine}: barlow_fast": functools.partial(_own, layout),
+        "fastest other": fastest,
+        "official": functools.partial(_cell, "official", layout),
+    }
+    return [
+        Column(head, lambda shape, cell=cell: cell(groups.get(shape, {})))
+        for head, cell in kinds.items()
+    ]
+
+
+def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
+    """Rows of one dtype by shape: the main ones first, in their order, then by size."""
+    groups = by_shape(row for row in rows if row["dtype"] == dtype)
+    first = dict.fromkeys(shape for shape in grid.main if shape in groups)
+    return {shape: groups[shape] for shape in first | dict.fromkeys(sorted(groups))}
+
+
+def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
+    """Peers that occur, in the order of the tables, with their titles."""
+    known = peers.titles(layout.kind)
+    present = {name for group in groups.values() for name in group}
+    order = [*known, *sorted(present - known.keys())]
+    return {name: known.get(name, name) for name in order if name in present}
+
+
+def _wide(titles: Mapping[str, str], layout: Layout) -> list[Column]:
+    """The columns of groups: a line for each shape."""
+
+    def of_any(group: Peers) -> Row:
+        return next(iter(group.values()))
+
+    return [
+        Column("N × D", lambda group: SHAPE.cell(of_any(group))),
+        Column("floor", lambda group: of_any(group)["floor_ms"], short),
+        Column(titles.get("ours", "barlow_fast"), functools.partial(_own, layout)),
+        Column("of floor", lambda group: _fraction(_timed(group, "ours") or {}), ".0%"),
+        *(
+            Column(title, functools.partial(_cell, name, layout))
+            for name, title in titles.items()
+            if name != "ours"
+        ),
+    ]
+
+
+def _long(titles: Mapping[str, str], layout: Layout) -> list[Column]:
+    """The columns of rows: a line for each shape and implementation."""
+    columns = [SHAPE, titled(titles)]
+    for called, measure in layout.measures.items():
+        head = f"{called if layout.several else 'median'} ms"
+        columns.append(Column(head, functools.partial(median, measure=measure), short))
+        columns += [Column(key, f"{measure}{key}_ms", short) for key in ("p20", "p80")]
+        columns.append(Column("repeats", f"{measure}repeats"))
+    columns.append(Column("of floor", _fraction, ".1%"))
+    if not layout.several:
+        columns.append(Column("forward ms", "forward_ms", short))
+        columns += [Column(key, f"forward_{key}_ms", short) for key in ("p20", "p80")]
+    return columns
+
+
+def fastest_public(group: Peers, layout: Layout) -> Row | None:
+    """The fastest exact implementation of one shape and dtype that others publish."""
+    known = peers.discover(layout.kind)
+    rows = [
+        row
+        for name, row in group.items()
+        if _timed(group, name)
+        and row.get("exact", True)
+        and name not in NOT_PUBLIC
+        and not (name in known and known[name].ours)
+    ]
+    return min(rows, key=lambda row: median(row, GRAPH) or median(row, WHOLE), default=None)
+
+
+def _timed(group: Peers, name: str) -> Row | None:
+    row = group.get(name)
+    return None if row is None or row.get("problem") else row
+
+
+def _own(layout: Layout, group: Peers) -> str | None:
+    row = _timed(group, "ours")
+    return row and f"**{_shown(row, layout)}**"
+
+
+def _cell(name: str, layout: Layout, group: Peers) -> str | None:
+    """The times of a peer, and how many times faster ours is; or its problem."""
+    row = group.get(name)
+    if row is None:
+        return None
+    if row.get("problem"):
+        return short_problem(row["problem"])
+    ratio = _ratio(layout, _timed(group, "ours"), row)
+    return f"{_shown(row, layout)} ({ratio})" if ratio else _shown(row, layout)
+
+
+def _shown(row: Row, layout: Layout) -> str:
+    found = (median(row, measure) for measure in layout.measures.values())
+    return " / ".join("–" if value is None else short(value) for value in found)
+
+
+def _ratio(layout: Layout, ours: Row | None, row: Row) -> str | None:
+    """How many times faster ours is: replayed where both can be, else called."""
+    for measure in reversed(layout.measures.values()):
+        theirs, own = median(row, measure), median(ours, measure)
+        if row is not ours and theirs is not None and own is not None:
+            return markdown.times(theirs / own)
+    return None
+
+
+def short_problem(problem: str) -> str:
+    """Abbreviate a problem for a cell."""
+    if "memory" in problem:
+        return "no memory"
+    if "off by" in problem:
+        return "wrong"
+    return "slow" if " took " in problem else "fails"
+
+
+def _fraction(row: Row) -> float | None:
+    return row.get("graph_fraction_of_floor") or row.get("fraction_of_floor")
+
+
+def _problems(groups: Groups, titles: Mapping[str, str]) -> Iterator[str]:
+    """What could not be measured or captured, each reason once."""
+    for (n, d), group in groups.items():
+        for name, row in group.items():
+            reason = row.get("problem") or row.get("graph_problem")
+            if reason and not reason.startswith("not tried"):
+                what = "" if row.get("problem") else ", replayed"
+                yield f"- {n} × {d}, {titles[name]}{what}: {reason}"

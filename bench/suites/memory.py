@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench import agreement, cli, devices, peers, results, sources
+from bench import agreement, cli, devices, peers, results
 from bench.devices import Device, DeviceLostError
-from bench.grids import Case
-from bench.inputs import CUDA_VARIANTS, parse_shapes, parse_variants
-from bench.loss.tables import short_problem
-from bench.markdown import SHAPE, Column, in_words, joined, reading, table_of, titled
+from bench.inputs import CUDA_VARIANTS, Case, parse_shapes, parse_variants
+from bench.markdown import SHAPE, Column, joined, reading, table_of, titled
 from bench.peers import Peer
 from bench.results import Row
 from bench.session import Chosen, Given, Session
+from bench.suites.loss import short_problem
 
 SECTION = "Memory beyond inputs and gradients"
 QUICK_SHAPES, QUICK_PEERS = "256x4096", "ours,official,gram-plain"
@@ -33,7 +32,7 @@ def command(given: Given, chosen: Chosen) -> int:
         reason = device.why_no_memory()
         if reason is not None:
             raise RuntimeError(reason)
-    session = Session(device, given, sources.MEASURED)
+    session = Session(device, given)
     measure(session, device.grid.cases(variants, parse_shapes(shapes)), known)
     return session.end()
 
@@ -43,28 +42,26 @@ def measure(session: Session, cases: Sequence[Case], known: Sequence[Peer]) -> N
     `problem`."""
     todo = session.todo(cases, lambda case: results.group({"suite": "memory", **case.columns()}))
     usable = peers.available(known) if todo else []
-    shown = in_words(*columns(session.device.kind), Column("problem", "problem"))
     for case in session.in_time(todo, alike=lambda case: case.variant):
-        session.keep([_row(session, case, peer) for peer in usable], shown)
+        session.keep([_row(session, case, peer) for peer in usable])
 
 
 def _row(session: Session, case: Case, peer: Peer) -> Row:
     device, name = session.device, f"{case} {peer.name} memory"
-    found: Row = {"problem": session.lost.get(name)}
+    found: Row = {"problem": session.journal.lost.get(name)}
     if found["problem"] is None:
-        session.journal.start(name)
-        found = _figures(device, case, peer)
-        try:
-            device.check_alive()
-        except DeviceLostError:
-            session.journal.lose(name, found["problem"] or "the context broke")
-            raise
-        session.journal.end(name)
+        with session.journal.entry(name):
+            found = _figures(device, case, peer)
+            try:
+                device.check_alive()
+            except DeviceLostError:
+                session.journal.lose(name, found["problem"] or "the context broke")
+                raise
     device.release()
     problem = found["problem"]
     if problem and "memory" not in problem and (peer.ours or device.judges_others):
         session.failures[name] = problem
-    return {"suite": "memory", **device.row(), **case.columns(), **peer.columns(), **found}
+    return {"suite": "memory", **device.row, **case.columns(), **peer.columns(), **found}
 
 
 def _figures(device: Device, case: Case, peer: Peer) -> Row:

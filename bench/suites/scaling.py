@@ -18,7 +18,7 @@ from barlow_fast.distributed import LayoutCost, Network, cost
 from bench import provenance, results
 from bench.cli import Option
 from bench.markdown import Column, joined, reading, short, table_of, times, unmeasured
-from bench.ranks import implementations, official
+from bench.ranks import implementations
 from bench.results import Row, rounded
 
 SECTION = "Groups of GPUs: modelled, not measured"
@@ -85,7 +85,7 @@ def ours(gpus: int, n: int, d: int) -> dict[str, Any]:
 def all_reduce(gpus: int, n: int, d: int) -> dict[str, Any]:
     """C in two bytes an element: products, passes through memory, the ring and the sums."""
     matrix = DTYPE.itemsize * d * d
-    sent = official.wire_bytes(d, gpus, DTYPE.itemsize)
+    sent = implementations.wire_bytes(d, gpus, DTYPE.itemsize)
     # What is kept counts as four passes.
     found = LayoutCost(6.0 * n / gpus * d * d, 0, sent, 0, SUMS, PASSES * matrix // 4)
     return _step(found, gpus) | {"layout": None, "fits": MATRICES * matrix <= MEMORY}
@@ -98,7 +98,7 @@ def tables(rows: list[Row]) -> str:
     for gpus, n in (group for group in GROUPS if group in groups):
         title = f"**{gpus} GPUs, N = {n} ({n // gpus} on each): modelled**"
         parts += [title, table_of(COLUMNS, groups[gpus, n])]
-    return joined(*parts, _slower(rows))
+    return joined(*parts)
 
 
 def _assumptions() -> str:
@@ -149,14 +149,3 @@ COLUMNS = [
     Column("times as fast", _if_it_fits(lambda row: _ratio(row, "seconds"), "({})")),
     Column("fewer bytes", lambda row: _ratio(row, "sent")),
 ]
-
-
-def _slower(rows: list[Row]) -> str:
-    """Where the model finds `barlow_fast` slower."""
-    found = [
-        f"{row['ranks']} GPUs at N = {row['n']}, D = {row['d']} ({ratio:.1f}× the time)"
-        for row in rows
-        if (ratio := row["ours"]["seconds"] / row["all_reduce"]["seconds"]) > 1
-    ]
-    where = f"slower on {'; '.join(found)}" if found else "nowhere slower"
-    return f"In this model `barlow_fast` is {where}."

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, exits, provenance, results, sources
+from bench import cli, devices, exits, provenance, results
 from bench.cli import Option
 from bench.devices import Device
-from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
+from bench.markdown import Column, capital, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Given, Session
-from bench.timing import columns, percentile
+from bench.timing import columns
 from bench.training import cases
 from bench.training.cases import CASES, LIGHTLY, LIMIT, OFFICIAL, OURS, TITLES, Case
 from bench.views import images, turns
@@ -22,7 +22,7 @@ SECTION = "Pretraining: images per second end to end"
 # By kind of device: seconds and turns of each run of a case, and seconds for a process to start,
 # kernels compiled, or for a turn beyond its time.
 PACE = {"cpu": (15.0, 5, turns.DEADLINE), "cuda": (9.0, 3, 90.0)}
-QUICK_SECONDS, QUICK_ROUNDS = 2.0, 2
+QUICK = 2.0, 2  # seconds and turns
 AHEAD = 2  # batches that our loader, or each worker of a DataLoader, has ready
 CORES = 2
 SHARES = ("data_wait_share", "loss_share")
@@ -46,12 +46,10 @@ def command(
     if None not in reasons:
         print("; ".join(sorted(filter(None, reasons))), flush=True)
         return exits.UNUSABLE
-    session = Session(device, given, sources.TRAINED)
-    usual = PACE[device.kind]
-    if given.quick:
-        usual = (QUICK_SECONDS, QUICK_ROUNDS, usual[2])
+    session = Session(device, given)
+    over = pace.over(PACE[device.kind], QUICK if given.quick else None)
     distinct = images.QUICK_DISTINCT if given.quick else images.DISTINCT
-    measure(session, chosen, some, pace.over(usual), distinct)
+    measure(session, chosen, some, over, distinct)
     return session.end()
 
 
@@ -67,13 +65,12 @@ def measure(
     todo = session.todo(chosen, lambda case: results.group(_head(case, session.device)))
     if todo:
         session.announce()
-    shown = in_words(Column("", "case", left=True), *COLUMNS)
     with tempfile.TemporaryDirectory() as temporary:
         needed = any(case.files and cases.unavailable(OURS, case) is None for case in todo)
         folder = images.photographs(Path(temporary) / "files", distinct) if needed else None
         for case in session.named(todo):
             rows, failed = _rows(session, case, names, folder, pace)
-            session.keep(rows, shown)
+            session.keep(rows)
             session.failures |= failed
 
 
@@ -88,29 +85,20 @@ def _rows(
     from bench.training import runs
 
     device, (seconds, rounds, deadline) = session.device, pace
+    reasons = {name: cases.unavailable(name, case) for name in names}
     runners = []
-    for name in names:
-        reason = cases.unavailable(name, case)
-        if reason is not None:
-            print(f"{case.name}: {name} is left out: {reason}")
-            continue
+    for name in cli.usable(reasons, f"{case.name}: "):
         arguments = (name, case, device.kind, folder if case.files else None)
         ahead = AHEAD * (runs.workers(device) if name in (OFFICIAL, LIGHTLY) else 1)
-        runners.append(
-            turns.Runner(name, runs.open_run, arguments, device.cores(), deadline, ahead)
-        )
-    rates, failed = turns.race(
-        runners, rounds, seconds / rounds,
-        moved=lambda name: session.journal.end(f"{case.name} {name}"),
-    )  # fmt: skip
-    reports = {runner.name: runner.reports for runner in runners}
-    rows = [row(case, name, found, reports[name], device) for name, found in rates.items()]
+        runners.append(turns.Runner(name, runs.open_run, arguments, device.cores, deadline, ahead))
+    rates, figures, failed = turns.race(runners, rounds, seconds / rounds)
+    rows = [row(case, name, found, figures[name], device) for name, found in rates.items()]
     add_fractions(rows)
     return rows, {f"{case.name} {name}": reason for name, reason in failed.items()}
 
 
 def row(
-    case: Case, peer: str, rates: Sequence[float], reports: Sequence[turns.Figures], device: Device
+    case: Case, peer: str, rates: Sequence[float], figures: turns.Figures, device: Device
 ) -> Row:
     """A row of results without its provenance."""
     config = case.config()
@@ -119,8 +107,7 @@ def row(
     found |= {"encoder": config.encoder, "optimizer": config.optimizer, "rounds": len(rates)}
     found |= {**columns(rates, "per_s"), "fraction_of_limit": None}  # see `add_fractions`
     for share in SHARES:
-        values = [report[share] for report in reports if share in report]
-        found[share] = rounded(percentile(values, 50)) if values else None
+        found[share] = rounded(figures[share]) if share in figures else None
     return found
 
 
@@ -167,32 +154,10 @@ def tables(rows: list[Row]) -> str:
     groups = grouped(rows, "case")
     for case in CASES.values():
         if found := groups.get((case.name,)):
-            title = f"{case.title[0].upper()}{case.title[1:]}"
             first = next(iter(found.values()))
             ratios = {o: ratio(found, "median_per_s", OURS, o) for o in (OFFICIAL, LIGHTLY)}
-            parts.append(f"**{title}, batch {first['n']}, {first['dtype']}**")
+            parts.append(f"**{capital(case.title)}, batch {first['n']}, {first['dtype']}**")
             some = found | {OURS: found[OURS] | ratios} if OURS in found else found
             lines = chosen(TITLES, some)
-            parts += [table_of([*COLUMNS, *RATIOS], lines), _verdict(case, found)]
+            parts.append(table_of([*COLUMNS, *RATIOS], lines))
     return joined(*parts)
-
-
-def _verdict(case: Case, found: dict[str, Row]) -> str:
-    """Which targets are met and which are not, and where ours is slower."""
-    if OURS not in found:
-        return ""
-    ours, texts = found[OURS], []
-    if case.target is not None and (faster := ratio(found, "median_per_s", OURS, LIGHTLY)):
-        met = "is met" if faster >= case.target else f"is missed ({faster:.2f} times)"
-        texts.append(f"The target of {case.target:g} times lightly {met}.")
-    share = ours["data_wait_share"]
-    if case.waits is not None and share is not None:
-        met = "is met" if share < case.waits else f"is missed ({share:.1%})"
-        texts.append(f"The target of less than {case.waits:.0%} of a step waiting for data {met}.")
-    slower = [
-        TITLES[peer]
-        for peer in (OFFICIAL, LIGHTLY)
-        if peer in found and ours["median_per_s"] < found[peer]["median_per_s"]
-    ]
-    texts += [f"Slower than {' and '.join(slower)}."] if slower else []
-    return " ".join(texts)

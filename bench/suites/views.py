@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, results, sources
+from bench import cli, devices, results
 from bench.cli import Option
 from bench.devices import Device, NoGraphError
-from bench.markdown import Column, in_words, joined, rate, reading, spread, table_of, titled
+from bench.markdown import Column, capital, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, rounded
 from bench.session import Given, Session
 from bench.timing import Budget, columns, interleave
 from bench.views import feeds, images, turns
 from bench.views.agreement import DisagreementError
-from bench.views.case import OFFICIAL
-from bench.views.feeds import (
-    CASES,
-    COMPARED,
-    KERNELS,
-    ONE_CORE,
-    TITLES,
-    Case,
-    Target,
-)
+from bench.views.feeds import CASES, COMPARED, KERNELS, ONE_CORE, TITLES, Case
+from bench.views.images import OFFICIAL
 from bench.views.loading import STAGES
 
 SECTION = "Views: images per second"
 # By kind of device: seconds and turns of each feed of a case (see `Case.share`), and seconds
 # without an answer after which one is ended.
 PACE = {"cpu": (16.0, 5, turns.DEADLINE), "cuda": (10.0, 5, turns.DEADLINE)}
-QUICK_SECONDS, QUICK_ROUNDS = 4.0, 3
+QUICK = 4.0, 3  # seconds and turns
 KERNEL_CALLS = Budget(4.0, most=30)
-BANDWIDTH_TARGET = 0.7  # of a GPU's copy, for the kernel
 CORES = 2  # of a CPU
 MAKES_VIEWS = ("ours-", "reduced-", OFFICIAL, "torchvision-v2", "lightly")
 
@@ -56,12 +46,9 @@ def command(
     with cli.reading():
         device = devices.choose(given.device)
         chosen = feeds.parse(cases, feeds_of, given.quick, device.kind)
-    session = Session(device, given, sources.VIEWED)
-    usual = PACE[device.kind]
-    if given.quick:
-        usual = (QUICK_SECONDS, QUICK_ROUNDS, usual[2])
+    session = Session(device, given)
     distinct = images.QUICK_DISTINCT if given.quick else images.DISTINCT
-    measure(session, chosen, pace.over(usual), distinct)
+    measure(session, chosen, pace.over(PACE[device.kind], QUICK if given.quick else None), distinct)
     return session.end()
 
 
@@ -87,7 +74,8 @@ def measure(
     print(f"copy {peaks.copy:.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for case in session.named(todo):
-            names, folder = _usable(case, device), None
+            reasons = {name: COMPARED[name].unavailable(case, device.torch) for name in case.feeds}
+            names, folder = cli.usable(reasons, f"{case.name}: "), None
             if case.photographs and importlib.util.find_spec("PIL") is not None:
                 folder = Path(temporary) / f"{case.photographs.widths[0]}"
                 if not folder.exists():
@@ -99,18 +87,9 @@ def measure(
                 rates, figures, failed = race(case, names, folder, pace, session)
             rows = [row(case, name, each, figures.get(name, {}), peaks.copy, device.kind)
                     for name, each in rates.items()]  # fmt: skip
-            session.keep([each | {"peaks": peaks.as_fields()} for each in rows], LINE)
+            session.keep([each | {"peaks": peaks.as_fields()} for each in rows])
             session.failures |= {f"{case.name} {name}": why for name, why in failed.items()}
             device.release()
-
-
-def _usable(case: Case, device: Device) -> list[str]:
-    """The feeds of a case that can run here; the others are named."""
-    reasons = {name: COMPARED[name].unavailable(case, device.torch) for name in case.feeds}
-    for name, reason in reasons.items():
-        if reason is not None:
-            print(f"{case.name}: {name} is left out: {reason}", flush=True)
-    return [name for name, reason in reasons.items() if reason is None]
 
 
 def race(
@@ -125,7 +104,7 @@ def race(
     (seconds, rounds, deadline), device = pace, session.device
     if {"ours-shards", "ours-packed"} & {*names}:
         images.packed(folder, case.photographs)
-    cores = device.cores()
+    cores = device.cores
     one = cores and {min(cores)}
     runners = [
         turns.Runner(
@@ -134,16 +113,7 @@ def race(
         )
         for name in names
     ]  # fmt: skip
-    rates, failed = turns.race(
-        runners, rounds, seconds * case.share / rounds,
-        moved=lambda name: session.journal.end(f"{case.name} {name}"),
-    )  # fmt: skip
-    return rates, {runner.name: _medians(runner.reports) for runner in runners}, failed
-
-
-def _medians(reports: Sequence[turns.Figures]) -> turns.Figures:
-    names = dict.fromkeys(name for report in reports for name in report)
-    return {name: statistics.median(report[name] for report in reports) for name in names}
+    return turns.race(runners, rounds, seconds * case.share / rounds)
 
 
 def kernel_rates(
@@ -204,25 +174,14 @@ def row(
     return found
 
 
-LINE = in_words(
-    Column("", "case", left=True),
-    Column("", "peer", left=True),
-    *spread("per_s", rate),
-    Column("of the copy bandwidth", "fraction_of_copy", ".0%"),
-    Column("first batch s", "first_batch_s", ".2f"),
-)
-
-
 def tables(rows: list[Row]) -> str:
     """Markdown of one machine's rows: a table for each case, and one of its stages."""
     parts = [reading(f"views {rows[0].get('device', 'cpu')}", cores=CORES)]
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
-            parts += [f"**{case.title[0].upper()}{case.title[1:]}**", _table(case, found)]
-            parts += [" ".join(filter(None, (_reached(found, each) for each in case.targets)))]
-            parts += [_slower(found), _bandwidth(found), _stages(found)]
-            parts += [_stages(found, "stages-reduced")]
+            parts += [f"**{capital(case.title)}**", _table(case, found)]
+            parts += [_stages(found), _stages(found, "stages-reduced")]
     return joined(*parts)
 
 
@@ -268,42 +227,6 @@ def _rates(found: dict[str, Row], prefix: str, one_core: bool = False) -> dict[s
         for name, each in found.items()
         if name.startswith(prefix) and name.endswith(ONE_CORE) == one_core
     }
-
-
-def _reached(found: dict[str, Row], target: Target) -> str:
-    """Whether a target is met."""
-    ours, others = _rates(found, target.ours), _rates(found, target.other)
-    if not ours or not others:
-        return ""
-    ratio = max(ours.values()) / max(others.values())
-    met = "is met" if ratio >= target.times else f"is missed ({ratio:.2f} times)"
-    return f"The target of {target.times:g} times {target.words} {met}."
-
-
-def _slower(found: dict[str, Row]) -> str:
-    """Which of ours are slower than a recipe."""
-    slower = [
-        f"{TITLES[name]} than {TITLES[peer]}"
-        for name, each in _rates(found, "ours-").items()
-        for peer in (OFFICIAL, "lightly")
-        if each < _rates(found, peer).get(peer, 0.0)
-    ]
-    return f"Slower: {'; '.join(slower)}." if slower else ""
-
-
-def _bandwidth(found: dict[str, Row]) -> str:
-    """Whether the kernel of a GPU reaches its target."""
-    shares = {
-        name: each["fraction_of_copy"]
-        for name, each in found.items()
-        if name.startswith("kernel-triton")
-    }
-    if not shares:
-        return ""
-    missed = [f"{TITLES[name]} ({share:.0%})" for name, share in shares.items()
-              if share < BANDWIDTH_TARGET]  # fmt: skip
-    target = f"The target of {BANDWIDTH_TARGET:.0%} of the copy bandwidth"
-    return f"{target} is missed by: {'; '.join(missed)}." if missed else f"{target} is met."
 
 
 def _stages(found: dict[str, Row], stages: str = "stages") -> str:

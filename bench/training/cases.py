@@ -17,7 +17,6 @@ TITLES = {
     LIGHTLY: "lightly",
 }
 LONG = 1_000_000  # epochs: no run ends
-WAITS = 0.02
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,6 @@ class Case:
         side: of the views, in pixels.
         changes: of the preset's settings.
         dataset: a data set that is trained on where it is installed; random pixels stand in for it.
-        target: how many times as fast as lightly ours should be.
-        waits: the most of our step that should be waiting for data.
         seconds: that the case takes at most, with a machine to itself; 0 where it is begun while
             any time is left.
     """
@@ -47,8 +44,6 @@ class Case:
     side: int
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     dataset: str = ""
-    target: float | None = None
-    waits: float | None = None
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -74,7 +69,7 @@ CASES = {
     for case in (
         Case(
             "fashion-mnist", f"28 × 28 × 1 in memory, {_SMALL}, D = 1024", "cpu", "fashion-mnist",
-            "fashion-mnist", 28, dataset="fashion-mnist", target=2.0,
+            "fashion-mnist", 28, dataset="fashion-mnist",
         ),
         Case(
             "arrays-32", f"32 × 32 × 3 in memory, {_SMALL}, D = 1024", "cpu", "fashion-mnist",
@@ -86,16 +81,16 @@ CASES = {
         ),
         Case(
             "resnet50-224", "224 × 224 from JPEG files of about 500 × 400, ResNet-50, D = 8192",
-            "cuda", "imagenet-100ep", "imagenet", 224, {"encoder": "resnet50"}, waits=WAITS,
+            "cuda", "imagenet-100ep", "imagenet", 224, {"encoder": "resnet50"},
             seconds=180.0,
         ),
         Case(
             "resnet18-32-2048", "32 × 32 × 3 in memory, ResNet-18, D = 2048", "cuda", "cifar10",
-            "cifar", 32, {"encoder": "resnet18"}, waits=WAITS, seconds=80.0,
+            "cifar", 32, {"encoder": "resnet18"}, seconds=80.0,
         ),
         Case(
             "resnet18-32-8192", "32 × 32 × 3 in memory, ResNet-18, D = 8192", "cuda", "cifar10",
-            "cifar", 32, {"encoder": "resnet18", "projector": (8192, 8192, 8192)}, waits=WAITS,
+            "cifar", 32, {"encoder": "resnet18", "projector": (8192, 8192, 8192)},
             seconds=80.0,
         ),
     )

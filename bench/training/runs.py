@@ -209,20 +209,13 @@ def _batches(peer: str, case: Case, device: Device, folder: Path | None) -> Iter
     """Epoch after epoch of two views."""
     from bench.views import recipes
 
-    views = named_views(case.views)
-    if peer == LIGHTLY:
-        transform = recipes.lightly(case.side, views)
-    else:
-        transform = recipes.official(views, case.side)
-    if case.files:
-        dataset = recipes.files(folder, transform)
-    else:
+    given = folder
+    if not case.files:
         pixels = dataset_of(case).train_images.permute(0, 2, 3, 1)
-        dataset = recipes.pixels(np.ascontiguousarray(pixels.numpy()), transform)
-    feed = recipes.loader(
-        dataset, case.config().batch_size, workers(device), pin_memory=device.pins_memory
-    )
-    return itertools.chain.from_iterable(itertools.repeat(feed))
+        given = np.ascontiguousarray(pixels.numpy())
+    batch, pinned = case.config().batch_size, device.pins_memory
+    options = peer, named_views(case.views), case.side, given, batch, workers(device)
+    return recipes.batches(*options, pin_memory=pinned)
 
 
 def _check_loss(

@@ -2,12 +2,13 @@
 decoders and stages in them, and kernels.
 
 A feed is opened in a process of its own (`turns`) and yields, batch after batch, how many images
-it made; a kernel is called in the process of the suite (`calls`).
+it made; a kernel is called in the process of the suite.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -15,22 +16,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from barlow_fast import kernels
+from barlow_fast.data import draw
 from barlow_fast.data.jpeg import REDUCTIONS
 from barlow_fast.data.parallel import cores_of_rank
 from barlow_fast.data.rendering import dali
 from barlow_fast.data.rendering.files import by_pillow
+from barlow_fast.data.rendering.threads import ThreadRenderer
+from barlow_fast.data.sources import FolderSource
 from barlow_fast.data.windows import MARGIN
+from barlow_fast.kernels.photometry import Parameter
 from barlow_fast.kernels.resizing import crop_resize
 from bench import cli, devices, provenance
-from bench.views import loading
-from bench.views.calls import Kernel
-from bench.views.case import LIGHTLY, OFFICIAL, V2, Case, Target
-from bench.views.images import LARGE, SMALL
+from bench.views import images, loading
+from bench.views.agreement import DisagreementError
+from bench.views.images import LARGE, LIGHTLY, OFFICIAL, SMALL, V2, Case
 from bench.views.loading import Task
 
+CLOSE = 0.01  # levels of 255 that a kernel is from plain torch, on average, in float32
 ONE_CORE = "-1"  # ends the name of a feed on one core
 MARGINS = (1.0, 1.5, 2.0)  # of reduced decoding, besides the default
 
@@ -68,6 +74,76 @@ class Feed:
             known = kernels.load("cpu").supported_instruction_sets()
             return None if self.instruction_set in known else "this CPU does not have it"
         return None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The photometric kernel of a set.
+
+    Attributes:
+        title: what the tables call it.
+        backend: the kernel set.
+        sharp: whether nothing is blurred.
+        dtype: of the views.
+    """
+
+    title: str
+    backend: str
+    sharp: bool = False
+    dtype: torch.dtype = torch.float32
+    packages: tuple[str, ...] = ()
+    unit = "views"
+
+    def unavailable(self, case: Case, device: torch.device) -> str | None:
+        """Why it cannot run."""
+        return kernels.why_unusable(self.backend, device)
+
+    def bytes_moved(self, case: Case) -> int:
+        """What a view must move: bytes read once, values written once."""
+        return case.side**2 * len(case.views.mean) * (1 + self.dtype.itemsize)
+
+    def prepare(self, case: Case, folder: Path | None, device: torch.device) -> Callable:
+        """A call that makes the views of one batch of photographs, or of random pixels without a
+        folder.
+
+        Raises:
+            DisagreementError: they are not those of plain torch.
+        """
+        run, plain = (kernels.load(name).photometric for name in (self.backend, "aten"))
+        given = arguments(case, folder, self.sharp, device)
+        for each in given:
+            std = each[-1].view(1, -1, 1, 1)
+            error = (run(*each, torch.float32) - plain(*each, torch.float32)) * std * 255
+            # Written so that NaN is a problem.
+            if not float(error.abs().mean()) <= CLOSE:
+                raise DisagreementError(
+                    f"{float(error.abs().mean()):.3g} levels from plain torch on average"
+                )
+        return lambda: [run(*each, self.dtype) for each in given]
+
+
+@functools.lru_cache(2)
+def arguments(case: Case, folder: Path | None, sharp: bool, device: torch.device) -> list[tuple]:
+    """(crops, rows, mean, std) of each view of one batch."""
+    views = case.views
+    if folder is None:
+        samples = np.arange(case.batch_size)
+        pixels = images.pixels(case.side, len(views.mean), case.batch_size)
+        crops = [torch.from_numpy(pixels)] * len(views.views)
+    else:
+        source = FolderSource(folder)
+        samples = next(case.samples(len(source)))
+        renderer = ThreadRenderer(source, views)
+        renderer.submit(0, samples)
+        crops = renderer.receive().crops
+    statistics = [torch.tensor(values, device=device) for values in (views.mean, views.std)]
+    found = []
+    for number, pixels in enumerate(crops):
+        parameters = draw(views.views[number], 0, 0, samples, number)
+        rows = torch.from_numpy(parameters.photometric_rows(*pixels.shape[1:3]))
+        rows[:, Parameter.BLUR_SIGMA] *= not sharp
+        found.append((pixels.to(device), rows.to(device), *statistics))
+    return found
 
 
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -183,10 +259,6 @@ CASES = {
                 "crops-dali", *_DECODERS, *(name + ONE_CORE for name in _ALONE),
             ),
             SMALL,
-            targets=(
-                Target(6.0), Target(0.45, "decode-", "the fastest decoder"),
-                Target(0.95, "ours-threads", "a folder, by shards,", "ours-shards"),
-            ),
         ),
         Case(
             "large", "two views of 224 × 224 from JPEG files of 4032 × 3024", "imagenet", 224, 8,
@@ -196,9 +268,6 @@ CASES = {
                 "stages-1", "stages-reduced-1",
             ),
             LARGE,
-            targets=(
-                Target(6.0, "ours-threads", "whole decoding, by reduced decoding,", "ours-reduced"),
-            ),
         ),
         Case(
             "arrays-224", "two views of 224 × 224 × 3 from images in memory", "imagenet", 224, 64,
@@ -206,11 +275,11 @@ CASES = {
         ),
         Case(
             "arrays-32", "two views of 32 × 32 × 3 from images in memory", "cifar", 32, 256,
-            ("ours-arrays", *_RECIPES), share=0.4, targets=(Target(5.0),),
+            ("ours-arrays", *_RECIPES), share=0.4,
         ),
         Case(
             "arrays-28", "two views of 28 × 28 × 1 from images in memory", "fashion-mnist", 28, 256,
-            ("ours-arrays", OFFICIAL, V2), share=0.4, targets=(Target(5.0),),
+            ("ours-arrays", OFFICIAL, V2), share=0.4,
         ),
         Case(
             "crops", "windows of photographs, cropped and resized to 224 × 224", "imagenet", 224,

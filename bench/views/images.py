@@ -1,21 +1,25 @@
-"""Images to load: JPEG files cut out of photographs that come with libraries, and random pixels."""
+"""What is loaded: images of one kind, and what is compared on them. They are JPEG files cut out of
+photographs that come with libraries, or random pixels."""
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from barlow_fast.data import PRESETS, Views, batches
+from barlow_fast.data.order import Shard
+
 if TYPE_CHECKING:
     from PIL import Image
 
+OFFICIAL, V2, LIGHTLY = "official", "torchvision-v2", "lightly"  # recipes
 DISTINCT, QUICK_DISTINCT, FILES = 300, 60, 4_800
 LEAST_SHARE = 0.6  # of a photograph's sides, in a piece
 QUALITY = 90
-CLOUDS = (427, 640)  # height and width of noise that stands in for a photograph
 PIXELS, PIXEL_BYTES = 20_000, 2**28  # images of random pixels, at most, and their bytes
 
 
@@ -42,48 +46,74 @@ SMALL = Photographs()
 LARGE = Photographs((4032, 4033), (3024, 3025), 0.04, noise=8.0, max_side=512)
 
 
-def sources() -> list[Path]:
-    """Three photographs: two of scikit-learn, one of matplotlib.
+@dataclass(frozen=True)
+class Case:
+    """Images of one kind.
 
-    Raises:
-        FileNotFoundError: one of these libraries is not installed.
+    Attributes:
+        name: what `--cases` and the rows call it.
+        title: what the tables call it.
+        preset: of the views.
+        side: of the views, in pixels.
+        batch_size: images per batch.
+        feeds: names, ours first; or kernels.
+        photographs: the files; None: random pixels in memory.
+        share: of the time that a feed gets; the faster the images, the less is needed.
+        seconds: that the case takes at most; 0 where it is begun while any time is left.
     """
-    found = []
-    for package, folder, names in (
-        ("sklearn", "datasets/images", ("china.jpg", "flower.jpg")),
-        ("matplotlib", "mpl-data/sample_data", ("grace_hopper.jpg",)),
-    ):
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise FileNotFoundError(f"photographs are taken from {package}, which is not installed")
-        found += [Path(spec.origin).parent / folder / name for name in names]
-    return found
+
+    name: str
+    title: str
+    preset: str
+    side: int
+    batch_size: int
+    feeds: tuple[str, ...]
+    photographs: Photographs | None = None
+    share: float = 1.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def views(self) -> Views:
+        return PRESETS[self.preset]
+
+    def samples(self, count: int) -> Iterator[np.ndarray]:
+        """Those of the batches of `count` images, epoch after epoch."""
+        while True:
+            yield from batches(0, 0, count, self.batch_size, Shard(0, 1))
+
+    def only(self, names: Collection[str]) -> Case:
+        """The same with these feeds alone."""
+        return replace(self, feeds=tuple(feed for feed in self.feeds if feed in names))
+
+
+def originals() -> list[Image.Image]:
+    """The photographs of scikit-learn; noise where it is not installed."""
+    from PIL import Image
+
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError:
+        return [Image.fromarray(pixels(512, 3, 1)[0])]
+    return [Image.fromarray(each) for each in load_sample_images().images]
 
 
 def photographs(
     folder: Path, distinct: int = DISTINCT, files: int = FILES, kind: Photographs = SMALL
 ) -> Path:
-    """Fills `folder` with `files` JPEG files, `distinct` of which differ, or a share of them.
-
-    They are pieces of photographs; of noise at all scales where no photographs are installed.
-
-    The others are further names of the same files, so that an epoch is long enough to have a steady
-    state: the disk's cache holds all of them anyway.
+    """Fills `folder` with `files` JPEG files, or a share of them, pieces of photographs; `distinct`
+    of them differ. The others are further names of the same files, so that an epoch is long enough
+    to have a steady state: the disk's cache holds all of them anyway.
     """
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
+    generator, some = np.random.default_rng(0), originals()
     distinct, files = (max(round(kind.share * count), 2) for count in (distinct, files))
-    try:
-        originals = [Image.open(path).convert("RGB") for path in sources()]
-    except FileNotFoundError:
-        originals = [_clouds(generator) for _ in range(3)]
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(files):
         path = folder / f"{number:06d}.jpg"
         if number < distinct:
-            image = originals[number % len(originals)]
-            _piece(image, kind, generator).save(path, quality=QUALITY)
+            _piece(some[number % len(some)], kind, generator).save(path, quality=QUALITY)
         else:
             path.hardlink_to(folder / f"{number % distinct:06d}.jpg")
     return folder
@@ -122,16 +152,3 @@ def _piece(image: Image.Image, kind: Photographs, generator: np.random.Generator
         return piece
     noisy = np.asarray(piece) + generator.normal(0, kind.noise, (*size[::-1], 3))
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
-
-
-def _clouds(generator: np.random.Generator) -> Image.Image:
-    """Noise whose amplitude falls with its frequency, as in photographs: files of about their
-    size, which take about as long to decode."""
-    from PIL import Image
-
-    total = np.zeros((*CLOUDS, 3), np.float32)
-    for octave in range(2, 9):
-        cells = generator.integers(0, 256, (2**octave, 2**octave, 3), dtype=np.uint8)
-        layer = Image.fromarray(cells).resize(CLOUDS[::-1], Image.Resampling.BICUBIC)
-        total += np.asarray(layer, np.float32) * 2.0 ** (1 - octave)
-    return Image.fromarray(total.clip(0, 255).astype(np.uint8))

@@ -34,7 +34,7 @@ from barlow_fast.data.windows import reduced, reduction
 from bench.devices import Device
 from bench.views import agreement, images
 from bench.views.agreement import DisagreementError
-from bench.views.case import LIGHTLY, V2, Case
+from bench.views.images import Case
 
 CropResize = Callable[[Tensor, tuple[int, int, int, int], str, Tensor], None]
 
@@ -145,16 +145,10 @@ def elsewhere(task: Task, recipe: str) -> Iterator[int]:
     """torchvision's transforms or lightly's, in a DataLoader."""
     from bench.views import recipes
 
-    case, tensors = task.case, recipe == V2
-    if recipe == LIGHTLY:
-        transform = recipes.lightly(case.side, case.views)
-    else:
-        transform = recipes.official(case.views, case.side, tensors)
-    if case.photographs is not None:
-        dataset = recipes.files(task.folder, transform, tensors)
-    else:
-        dataset = recipes.pixels(task.source().images.numpy(), transform, tensors)
-    for batch in endless(recipes.loader(dataset, case.batch_size, cores_of_rank())):
+    case = task.case
+    given = task.folder if case.photographs is not None else task.source().images.numpy()
+    options = recipe, case.views, case.side, given, case.batch_size, cores_of_rank()
+    for batch in recipes.batches(*options):
         task.check(batch)
         yield len(batch[0])
 

@@ -9,8 +9,9 @@ small images' preset.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from barlow_fast.data import Views, ViewSpecification
+from bench.views.images import LIGHTLY, V2
 
 TAPS = 23  # of torchvision's blur
 
@@ -145,3 +147,15 @@ def loader(dataset: Dataset, batch_size: int, workers: int, pin_memory: bool = F
         # The default of Linux until Python 3.14; a process that was spawned would spawn its own.
         multiprocessing_context="fork",
     )
+
+
+def batches(
+    recipe: str, views: Views, side: int, images: Path | np.ndarray, *given: Any, **options: Any
+) -> Iterator[list[Tensor]]:
+    """Epoch after epoch of two views of the files in a folder, or of images in memory, by a name of
+    `views.images`; `given` and `options` as of `loader`."""
+    tensors = recipe == V2
+    transform = lightly(side, views) if recipe == LIGHTLY else official(views, side, tensors)
+    made = files if isinstance(images, Path) else pixels
+    feed = loader(made(images, transform, tensors), *given, **options)
+    return itertools.chain.from_iterable(itertools.repeat(feed))

@@ -8,15 +8,17 @@ was in them is not timed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
-import random
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, TimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from typing import Annotated, Any
 
 from bench import lifetime
@@ -40,9 +42,12 @@ class Pace:
         float | None, Option("Seconds without an answer after which a process is ended.")
     ] = None
 
-    def over(self, usual: tuple[float, int, float]) -> tuple[float, int, float]:
-        """The usual seconds, rounds and deadline, except for what is given."""
-        seconds, rounds, deadline = usual
+    def over(
+        self, usual: tuple[float, int, float], quick: tuple[float, int] | None = None
+    ) -> tuple[float, int, float]:
+        """Seconds, rounds and deadline: the usual ones, or the quick ones, except for what is
+        given."""
+        seconds, rounds, deadline = usual if quick is None else (*quick, usual[2])
         return self.seconds or seconds, self.rounds or rounds, self.deadline or deadline
 
 
@@ -77,68 +82,49 @@ class Runner:
         deadline: float = DEADLINE,
         ahead: int = AHEAD,
     ) -> None:
-        self.name, self.deadline = name, deadline
+        self.name, self.deadline, self._ahead = name, deadline, ahead
         self.reports: list[Figures] = []
-        self._task = (opener, arguments, cores, ahead)
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self.pid: int | None = None
+        self._opened = (opener, arguments)
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, spawn, _prepare, (cores,))
 
     def start(self) -> None:
-        """Begins the process, and waits until its first batches have come.
-
-        Raises:
-            FeedError: they do not come.
-        """
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        # Not a daemon, which could not have workers; `end` is called whatever happens.
-        self._process = context.Process(target=_serve, args=(other, *self._task))
-        self._process.start()
-        other.close()
-        self._answer(self.deadline)
+        """Begins the process, and waits until its first batches have come; FeedError where they do
+        not."""
+        self.pid = self._answer(DEADLINE, os.getpid)
+        self._answer(self.deadline, _open, *self._opened, self._ahead)
 
     def turn(self, seconds: float) -> float:
-        """Counts per second of one turn of about so many seconds.
-
-        Raises:
-            FeedError: it fails.
-        """
-        with contextlib.suppress(BrokenPipeError):
-            self._connection.send(seconds)
-        count, elapsed, report = self._answer(seconds + self.deadline)
+        """Counts per second of one turn of about so many seconds; FeedError where it fails."""
+        given = seconds, self._ahead
+        count, elapsed, report = self._answer(seconds + self.deadline, _turn, *given)
         self.reports.append(report)
         return count / elapsed
 
     def end(self) -> None:
         """Kills the process. May be called again, at any time."""
-        if self._process is not None:
-            self._connection.close()
-            self._process.kill()
-            self._process.join()
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self._pool.shutdown()
 
-    def _answer(self, seconds: float) -> Any:
-        if not wait([self._connection, self._process.sentinel], seconds):
-            raise FeedError(f"did not answer within {seconds:.0f} s")
-        failed = content = None
-        # Workers keep the other end of the pipe open when their parent has died.
-        if self._connection.poll():
-            with contextlib.suppress(EOFError):
-                failed, content = self._connection.recv()
-        if failed is None:
-            # Its sentinel is closed a moment before its exit status can be had.
-            self._process.join(seconds)
-            raise FeedError(f"died with exit status {self._process.exitcode}")
-        if failed:
-            raise FeedError(content)
-        return content
+    def _answer(self, seconds: float, action: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return self._pool.submit(action, *arguments).result(seconds)
+        except TimeoutError:
+            raise FeedError(f"did not answer within {seconds:.0f} s") from None
+        except BrokenProcessPool:
+            raise FeedError("its process died") from None
+        except Exception as error:  # whatever a feed raises, the others are still to be timed
+            raise FeedError(f"{type(error).__name__}: {error}") from None
 
 
 def race(
-    runners: list[Runner],
-    rounds: int,
-    seconds: float,
-    moved: Callable[[str], None] = lambda name: None,
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Counts per second of every turn, and what failed: name -> reason; that has no times.
+    runners: list[Runner], rounds: int, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, Figures], dict[str, str]]:
+    """Counts per second of every turn, medians of the figures, and what failed: name -> reason;
+    that has no times.
 
     The runners take turns in an order shuffled anew each round, so that whatever disturbs the
     machine for a while disturbs all alike. All of them are ended, whatever happens.
@@ -148,56 +134,54 @@ def race(
             a first batch, and for those that a device's memory does not hold at the same time.
         rounds: turns of each.
         seconds: of a turn.
-        moved: called with the name of a runner that is ready, or had its turn.
     """
+    from bench.timing import schedule  # not in the processes of feeds: it imports torch
+
     rates: dict[str, list[float]] = {runner.name: [] for runner in runners}
     failures: dict[str, str] = {}
-    generator = random.Random(0)
-
-    def turn(runner: Runner) -> None:
-        rates[runner.name].append(runner.turn(seconds))
-
+    turns = [[(runner, None) for runner in runners]]
+    turns += [
+        [(runner, rates[runner.name]) for runner in order]
+        for order in schedule(dict.fromkeys(runners, rounds))
+    ]
     try:
-        for action in (Runner.start, *[turn] * rounds):
-            order = [runner for runner in runners if runner.name not in failures]
-            if action is turn:
-                generator.shuffle(order)
-            for runner in order:
-                try:
-                    action(runner)
-                    moved(runner.name)
-                except FeedError as error:
-                    failures[runner.name] = str(error)
-                    runner.end()
+        for runner, found in itertools.chain.from_iterable(turns):
+            if runner.name in failures:
+                continue
+            try:
+                runner.start() if found is None else found.append(runner.turn(seconds))
+            except FeedError as error:
+                failures[runner.name] = str(error)
+                runner.end()
     finally:
         for runner in runners:
             runner.end()
-    return {name: found for name, found in rates.items() if name not in failures}, failures
+    figures = {}
+    for runner in runners:
+        names = dict.fromkeys(name for report in runner.reports for name in report)
+        figures[runner.name] = {
+            name: statistics.median(report[name] for report in runner.reports) for name in names
+        }
+    return {name: found for name, found in rates.items() if name not in failures}, figures, failures
 
 
-def _serve(
-    connection: Connection,
-    opener: Opener,
-    arguments: tuple[Any, ...],
-    cores: set[int] | None,
-    ahead: int,
-) -> None:
-    """A feed's process: sends (whether it failed, the reason or what `_timed` returns)."""
+_COUNTS: list[Iterator[int]] = []  # what this process has opened
+
+
+def _prepare(cores: set[int] | None) -> None:
     lifetime.end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles a terminal's Ctrl-C
     if cores is not None:
         os.sched_setaffinity(0, cores)
-    try:
-        with opener(*arguments) as counts:
-            seconds = 0.0
-            while True:
-                connection.send((False, _timed(counts, seconds, ahead)))
-                seconds = connection.recv()
-    except (EOFError, BrokenPipeError):
-        pass  # the parent has closed the pipe
-    except Exception as error:  # whatever a feed raises, the others are still to be timed
-        with contextlib.suppress(BrokenPipeError):
-            connection.send((True, f"{type(error).__name__}: {error}"))
+
+
+def _open(opener: Opener, arguments: tuple[Any, ...], ahead: int) -> None:
+    _COUNTS.append(opener(*arguments).__enter__())  # until the process is killed
+    _timed(_COUNTS[0], 0.0, ahead)
+
+
+def _turn(seconds: float, ahead: int) -> tuple[int, float, Figures]:
+    return _timed(_COUNTS[0], seconds, ahead)
 
 
 def _timed(counts: Iterator[int], seconds: float, ahead: int) -> tuple[int, float, Figures]:

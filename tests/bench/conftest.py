@@ -69,7 +69,7 @@ def measure(tmp_path, capsys):
 
     def run(peers, cases, device=None, compiled=None, longest=15.0, **given):
         given = Given(out=tmp_path / "rows.jsonl", **given)
-        session = Session(device or Cpu(), given, ())
+        session = Session(device or Cpu(), given)
         loss.measure(session, cases, peers, loss.Settings(Budget(repeats=2), longest, compiled))
         return session, results.read(given.out), capsys.readouterr().out
 

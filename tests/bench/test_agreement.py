@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench import agreement, exits
-from bench.grids import Case
-from bench.inputs import VARIANTS, parse_shapes, parse_variants
+from bench.inputs import VARIANTS, Case, parse_shapes, parse_variants
 from bench.peers import choose, discover
 from bench.peers.gram_plain import gram_loss
 
@@ -60,7 +59,7 @@ def test_a_failing_peer_is_not_timed(measure):
     assert "off by" in wrong["problem"]
     assert (wrong["peer"], wrong["median_ms"], wrong["repeats"]) == ("wrong", None, 0)
     assert right["median_ms"] > 0
-    assert f"problem {wrong['problem']}\n" in text
+    assert f"problem {wrong['problem']}" in text
     assert session.end() == exits.FAILED
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +17,7 @@ from invoked import invoke
 
 from bench import cli, everything, exits, launches, provenance, results, runner, suites
 from bench.everything import PARTS
-from bench.runner import Context, Part
+from bench.runner import Context
 from bench.state import State
 from bench.suites import compilation
 
@@ -33,7 +32,7 @@ def test_times_of_the_parts_fit_into_what_is_promised():
 def test_every_part_is_a_suite_that_takes_its_arguments(tmp_path, suites_run, quick):
     parts = everything.choose(None, quick, None)
     context = Context(tmp_path, tmp_path / "rows.jsonl", State({}), grace=everything.GRACE)
-    assert runner.run(parts, context, runner.in_turn(parts)) == exits.COMPLETE
+    assert runner.run(parts, context, 3600.0) == exits.COMPLETE
     commands = {name: given for name, *given in suites_run.commands}
     assert {"loss", "distributed", "memory", "views", "train", "startup"} <= set(commands)
     for name, given in commands.items():
@@ -74,7 +73,7 @@ def called(monkeypatch):
     """Every suite that would have been run; `endings` says how some of them end."""
     calls = SimpleNamespace(seen=[], endings={})
 
-    def run_child(command, log, limit, **_):
+    def run_child(command, log, limit, environment):
         suite, arguments = command[3], command[4:]
         calls.seen.append((suite, arguments, limit))
         ending = calls.endings.get(suite, exits.COMPLETE)
@@ -130,19 +129,13 @@ def test_a_run_that_is_resumed_resumes_the_suites_that_can_be(called, tmp_path):
     }  # fmt: skip
 
 
-def test_time_that_one_leaves_over_is_the_next_ones(called, tmp_path):
-    begun = time.monotonic()
-    parts = everything.choose("loss,memory", False, None)
-    given = {"loss": 60.0, "memory": 180.0}
-    parts = [Part(part.name, given[part.name], part.run) for part in parts]
+def test_each_has_its_share_and_a_grace(called, tmp_path):
+    parts = everything.choose("loss,memory", False, 2.0)
+    assert sum(part.seconds for part in parts) == pytest.approx(120.0)
     context = Context(tmp_path, None, State({}), grace=everything.GRACE)
-    runner.run(parts, context, runner.in_turn(parts))
-    slack = time.monotonic() - begun
-    loss, memory = (seconds - everything.GRACE for _, _, seconds in called.seen)
-    assert 60.0 - slack <= loss <= 60.0
-    assert 240.0 - slack <= memory <= 240.0  # nothing was taken of the first minute
-    halves = everything.choose("loss,memory", False, 2.0)
-    assert sum(part.seconds for part in halves) == pytest.approx(120.0)
+    runner.run(parts, context, 3600.0)
+    given = [seconds - everything.GRACE for _, _, seconds in called.seen]
+    assert given == pytest.approx([part.seconds for part in parts], abs=1.0)
 
 
 def test_after_ctrl_c_nothing_else_is_begun(called, tmp_path):

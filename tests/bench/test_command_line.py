@@ -12,7 +12,7 @@ from bench.session import Session
 def test_quick_run_on_a_tiny_shape(tmp_path):
     out = tmp_path / "rows.jsonl"
     peers = "ours,ours-aten,gram-plain,official"
-    arguments = ["loss", "--quick", "--shapes", "16x32,32x16", "--repeats", "2"]
+    arguments = ["loss", "--quick", "--minutes", "60", "--shapes", "16x32,32x16", "--repeats", "2"]
     result = invoke([*arguments, "--peers", peers, "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = results.read(out)

@@ -14,7 +14,7 @@ inspection = pytest.importorskip(
     "barlow_fast.kernels.triton.inspection", reason="Triton is not installed"
 )
 from bench.gpu import cache  # noqa: E402
-from bench.grids import CUDA_GRID  # noqa: E402
+from bench.inputs import CUDA_GRID  # noqa: E402
 
 ENTRY = "A" * 52
 

@@ -12,10 +12,9 @@ from torch.profiler import ProfilerActivity
 from bench import report, results
 from bench.devices import Cpu
 from bench.gpu import profile
-from bench.gpu.__main__ import timings
 from bench.inputs import VARIANTS
-from bench.loss.tables import short_problem
 from bench.peers import choose
+from bench.suites.loss import short_problem
 
 ORIGIN = {
     "gpu": "Example GPU", "multiprocessors": 100, "memory_bytes": 80 << 30,
@@ -67,7 +66,6 @@ def test_the_page_shows_a_gpu_beside_a_cpu_with_both_times(folder):
         "| 256 × 8192 | 10 | **12.5** | 80% |",
         "| 2048 × 8192 | 0.4 | **0.6 / 0.5** | 80% | 0.55 / – (0.92×) | no memory |",
         "| no memory | 3 / 2.5 (5.0×) |",
-        "slower at: 2048 × 8192 called (1.09× the time of Gram form, plain torch, within noise).",
         "- 2048 × 8192, lightly (formula): out of memory (requested 64.00 GiB)",
         "- 2048 × 8192, Gram form, plain torch, replayed: it synchronises",
         "| 2048 × 8192 | official | 3 | 2.7 | 3.3 | 100 | 2.5 | 2.25 | 2.75 | 90 | 16.0% |",
@@ -131,13 +129,6 @@ def test_memory_of_a_gpu(folder):
 )
 def test_problems_in_short(problem, short):
     assert short_problem(problem) == short
-
-
-def test_the_summary_of_a_run_has_the_peers_by_their_times(folder):
-    assert timings(folder / "gpu-example-gpu.jsonl") == [
-        "  2048x8192 bf16-inputs: floor 0.4 ms, ours 0.5, gram-plain 0.55, official 2.5"
-    ]
-    assert timings(folder / "none.jsonl") == []
 
 
 def test_a_profile_is_a_table_under_its_title_and_what_fails_is_its_reason(monkeypatch):

@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -37,7 +38,7 @@ class Example(Cpu):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
+    monkeypatch.setattr(sources, "fingerprint", lambda: "0123456789ab")
     monkeypatch.setattr(suite, "KERNEL_CALLS", suite.Budget(repeats=2))
     monkeypatch.setattr(images.photographs, "__defaults__", (4, 8, images.SMALL))
     monkeypatch.setattr(images.pixels, "__defaults__", (24,))
@@ -48,7 +49,7 @@ def chosen(*names):
 
 
 def measure(out, cases, **given):
-    session = Session(Example(), Given(out=out, **given), sources.VIEWED)
+    session = Session(Example(), Given(out=out, **given))
     suite.measure(session, cases, (0.01, 2, 0.0), 4)
     return session
 
@@ -56,9 +57,9 @@ def measure(out, cases, **given):
 def test_the_kernel_has_rows_and_loaders_are_run_in_turns(tmp_path, monkeypatch):
     seen = []
 
-    def race(runners, rounds, seconds, moved):
+    def race(runners, rounds, seconds):
         seen.append(([runner.name for runner in runners], rounds, seconds))
-        return {runner.name: [100.0, 110.0] for runner in runners}, {}
+        return {runner.name: [100.0, 110.0] for runner in runners}, {}, {}
 
     monkeypatch.setattr(turns, "race", race)
     monkeypatch.setattr(dali, "why_unusable", lambda: "DALI is not installed")
@@ -141,28 +142,11 @@ def test_bytes_and_names_follow_the_type_of_the_output():
     assert set(feeds.KERNELS) <= set(feeds.TITLES)
 
 
-def test_the_bandwidth_is_judged():
-    case = feeds.CASES["kernel"]
-    names = ["kernel-triton-sharp-bfloat16", "kernel-triton-bfloat16"]
-    rate = 20e9 / (224 * 224 * 9)
-    rows = [suite.row(case, names[0], [0.8 * rate], {}, 20.0, "cuda")]
-    assert "70% of the copy bandwidth is met." in suite.tables(rows)
-    rows.append(suite.row(case, names[1], [0.5 * rate], {}, 20.0, "cuda"))
-    text = suite.tables(rows)
-    assert "missed by: Triton, with blur, to bfloat16 (50%)." in text
-
-
-def test_clouds_stand_in_for_photographs(tmp_path, monkeypatch):
+def test_noise_stands_in_for_photographs(tmp_path, monkeypatch):
     from PIL import Image
 
-    def nothing():
-        raise FileNotFoundError("photographs are taken from sklearn, which is not installed")
-
-    monkeypatch.setattr(images, "sources", nothing)
-    folder = images.photographs(tmp_path / "clouds", 3, 4)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    folder = images.photographs(tmp_path / "noise", 3, 4)
     paths = sorted(folder.iterdir())
     assert len(paths) == 4
-    for path in paths:
-        assert Image.open(path).mode == "RGB"
-        # About what photographs of that size take.
-        assert 5_000 < path.stat().st_size < 200_000
+    assert all(Image.open(path).mode == "RGB" for path in paths)

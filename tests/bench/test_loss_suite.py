@@ -11,12 +11,11 @@ from invoked import invoke
 from bench import floor, peak_memory
 from bench import session as sessions
 from bench.devices import Cpu
-from bench.grids import CPU_GRID, Case
-from bench.inputs import VARIANTS
-from bench.loss import tables
+from bench.inputs import CPU_GRID, VARIANTS, Case
 from bench.peers import discover
 from bench.session import Given, Session
 from bench.suites import loss
+from bench.suites import loss as tables
 
 FP32 = VARIANTS["fp32"]
 
@@ -96,7 +95,7 @@ def test_when_time_is_up_the_rest_is_named(measure, capsys):
 def test_a_group_as_long_as_the_longest_before_must_be_done_in_time(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(sessions, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    session = Session(Cpu(), Given(quick=True, minutes=1.0), ())
+    session = Session(Cpu(), Given(quick=True, minutes=1.0))
     taken = {"short 1": 10.0, "long 1": 35.0, "long 2": 35.0, "short 2": 10.0, "short 3": 10.0}
     begun = []
     for case in session.in_time(taken, alike=lambda case: case.split()[0]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.markdown import Column, in_words, joined, reading, short, spread, table_of, titled
+from bench.markdown import Column, joined, reading, short, spread, table_of, titled
 
 COLUMNS = [
     titled({"ours": "barlow_fast"}),
@@ -23,12 +23,6 @@ def test_a_table_has_a_line_for_each_row():
         "| barlow_fast | **2** | 1.5 | 123 | 12.5% | 4.0 |",
         "| other | – | – | – |  | – |",
     ]
-
-
-def test_a_line_in_words_leaves_out_what_is_missing():
-    line = in_words(*COLUMNS)
-    assert line(OURS) == "barlow_fast: ms 2, p20 1.5, p80 123, share 12.5%, twice 4.0"
-    assert line(OTHER) == "other: "
 
 
 def test_paragraphs_are_joined_and_filled():

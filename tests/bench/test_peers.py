@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from bench import agreement, peers
-from bench.grids import Case
-from bench.inputs import FP64, VARIANTS, random_pair
+from bench.inputs import FP64, VARIANTS, Case, random_pair
 from bench.peers import DEFAULT_ON_CUDA, Peer, choose, compiled, discover, libraries
-from bench.peers.mathematics import LAMBD, PAPER, Mathematics
+from bench.peers.peer import LAMBD, PAPER, Mathematics
 
 KNOWN = discover()
 EAGER = [peer for peer in KNOWN.values() if not peer.compiles]

@@ -11,7 +11,7 @@ from test_gpu_report import gpu_row
 from test_report import ORIGIN, row
 
 from bench import plots, report, results
-from bench.plots import memory, roofline, speedup
+from bench.plots import lines, speedup
 from bench.plots.figure import marked
 
 HOSTILE = "<script>alert(1)</script>\"'`|\n\n</details><img src=https://example.org/x onerror=x>"
@@ -56,7 +56,7 @@ def test_cells_of_the_heat_map_hold_the_ratios(heat_map):
     assert texts(heat_map, "official-64x64") == ["ours", "fails"]
     # Nothing was compared there: the cell stays hatched.
     assert "512x512" not in heat_map
-    assert "the fastest exact implementation at 1 of 2 shapes" in heat_map
+    assert "Against the fastest other: faster at 1 of 2" in heat_map
 
 
 def test_a_slower_result_never_rounds_to_one():
@@ -70,33 +70,35 @@ def test_a_gpu_is_compared_by_its_own_time_where_both_have_it():
         gpu_row("official", 3.0, 2.0),
         gpu_row("gram-plain", 0.9, None),
     ]
-    cells = picture("speedup", rows, "gpu-example.jsonl").data["panels"]
+    cells = picture("speedup", rows, "gpu-example.jsonl").data["compared"]
     assert cells["official"] == [{"n": 2048, "d": 8192, "ratio": 4.0, "peer": "official"}]
     assert cells["fastest"] == [{"n": 2048, "d": 8192, "ratio": 1.5, "peer": "gram-plain"}]
 
 
 def test_break_even_states_the_ratio_from_which_ours_is_slower():
-    data = picture("speedup", loss_rows()).data
-    assert speedup.break_even(data) == (
+    cells = picture("speedup", loss_rows()).data["compared"]["fastest"]
+    assert speedup.break_even(speedup.measured(cells)) == (
         "Break-even at N/D = 1: the fastest in all 1 shapes below it; at or above it slower in 1 "
         "of 1: 0.75× at 1024 × 1024."
     )
-    faster = picture("speedup", loss_rows()[:2]).data
+    faster = picture("speedup", loss_rows()[:2]).data["compared"]["fastest"]
     assert "the fastest up to N/D = 0.03125" in speedup.break_even(faster)
 
 
 def test_the_roofline_has_useful_operations_per_second_under_its_peaks():
-    data = picture("roofline", loss_rows()).data
-    (panel,) = data["panels"]
+    (panel,) = picture("roofline", loss_rows()).data["panels"]
+    by_title = {line["title"]: line for line in panel["lines"]}
+    assert not any("FFT" in title for title in by_title)
     # 6 · 256 · 8192 · 256 operations in 10 ms; 256 / 4 operations a byte.
     rate = 6 * 256 * 8192 * 256 / 10e-3 / 1e9
-    points = {point[0]: point[1:] for point in panel["points"]["ours"]}
-    assert points[64.0][1] == pytest.approx((rate + 6 * 256 * 65536 * 256 / 30e-3 / 1e9) / 2, 1e-3)
-    assert points[64.0][0] == pytest.approx(rate, rel=1e-3)
-    assert (panel["products"], panel["copies"]) == ([100.0, 100.0], [20.0, 20.0])
-    assert "fft" not in panel["points"]
-    assert roofline.ceiling(panel, 2.0) == 40.0
-    assert "fp32 GEMM 100" in picture("roofline", loss_rows()).svg()
+    ours = by_title["barlow_fast"]
+    place = next(i for i, (x, _) in enumerate(ours["points"]) if abs(x / 64 - 1) < 0.2)
+    middle = (rate + 6 * 256 * 65536 * 256 / 30e-3 / 1e9) / 2
+    assert ours["points"][place][1] == pytest.approx(middle, 1e-3)
+    assert ours["spread"][place][1] == pytest.approx(rate, rel=1e-3)
+    roof = panel["lines"][0]["points"]
+    assert all(y == min(100.0, 20.0 * x) for x, y in roof)
+    assert "fp32 GEMM 100 GFLOP/s, copy 20 GB/s" in picture("roofline", loss_rows()).svg()
 
 
 def largest_row(peer, points, failed):
@@ -113,17 +115,20 @@ def test_memory_goes_to_the_d_where_each_runs_out():
         largest_row("official", [[8192, 10**9], [16384, 4 * 10**9]], 32768),
     ]
     found = picture("memory", rows)
-    assert found.data["lines"]["official"]["failed"] == 32768
-    assert (
-        "Within 20 GB, barlow_fast does D = 1,048,576, other exact ones at most 16,384"
-        in found.svg()
-    )
+    (panel,) = found.data["panels"]
+    by_title = {line["title"]: line["points"] for line in panel["lines"]}
+    assert by_title["official: 16,384"] == [[8192, 1.0], [16384, 4.0]]
+    assert by_title["barlow_fast"][-1] == [2**20, 10.0]
+    crosses = [each["points"] for each in panel["lines"] if each["style"].get("marker") == "x"]
+    assert crosses == [[[16384, 4.0], [32768, 20.0]]]
+    assert "20 GB" in found.svg()
     measured = {
         "suite": "memory", "n": 256, "d": 4096, "dtype": "fp32", "peer": "ours",
         "input_bytes": 100, "peak_bytes": 50, "provenance": ORIGIN,
     }  # fmt: skip
-    assert picture("memory", [measured]).data["lines"]["ours"]["points"] == [[4096, 150]]
-    assert list(memory.FIGURE.pictures({"x.jsonl": [measured | {"n": 512}]})) == []
+    (panel,) = picture("memory", [measured]).data["panels"]
+    assert panel["lines"][-1]["points"] == [[4096, 150 / 1e9]]
+    assert list(lines.MEMORY.pictures({"x.jsonl": [measured | {"n": 512}]})) == []
 
 
 def bar_rows():
@@ -142,13 +147,15 @@ def bar_rows():
     ]
 
 
-def test_bars_and_ranks_show_their_medians_and_state_the_result():
-    assert "Pretraining runs at 4.0× lightly's" in picture("training", bar_rows()).caption
+def test_bars_and_ranks_show_their_medians():
+    assert "Example CPU, 2 cores. Two views an image" in picture("training", bar_rows()).caption
     assert texts(picture("training", bar_rows()).svg(), "bar-ours") == ["2,000 images/s"]
     assert texts(picture("views", bar_rows()).svg(), "bar-official") == ["500 images/s"]
     assert texts(picture("startup", bar_rows()).svg(), "bar-ours") == ["12.5 ms"]
     ranks = picture("ranks", bar_rows())
-    assert "256 × 1024 on 2 ranks: 3.0×, 8.0× fewer bytes" in ranks.caption
+    seconds, sent = ranks.data["panels"]
+    assert [line["points"] for line in seconds["lines"]] == [[[2, 1.0]], [[2, 3.0]]]
+    assert [line["points"] for line in sent["lines"]] == [[[2, 1.0]], [[2, 8.0]]]
     assert "MiB sent by a rank" in ranks.svg()
 
 

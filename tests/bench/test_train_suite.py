@@ -149,7 +149,7 @@ def test_a_machine_without_any_encoder_is_reported(monkeypatch, tmp_path):
 
 
 def measure(out, chosen, names, **given):
-    session = Session(Cpu(), Given(out=out, **given), ())
+    session = Session(Cpu(), Given(out=out, **given))
     suite.measure(session, chosen, names, (0.1, 1, SECONDS))
     return session
 
@@ -157,7 +157,7 @@ def measure(out, chosen, names, **given):
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch):
     """Processes, turns and rows, with a journal as `make gpu` has it, on the CPU."""
-    monkeypatch.setattr(sources, "fingerprint", lambda patterns: "0123456789ab")
+    monkeypatch.setattr(sources, "fingerprint", lambda: "0123456789ab")
     out, journal = tmp_path / "rows.jsonl", tmp_path / "journal"
     session = measure(out, [tiny()], (OURS, LIMIT), journal=journal)
     assert (session.measured, session.left, session.failures) == (1, [], {})
@@ -188,12 +188,12 @@ def test_a_case_that_ended_an_earlier_process_is_named(tmp_path):
 
 
 def made_up(name, peer, rate, wait=None, loss=None, kind="cpu"):
-    reports = [{"data_wait_share": wait, "loss_share": loss}] if wait is not None else []
-    found = suite.row(CASES[name], peer, [0.9 * rate, rate, 1.1 * rate], reports, Cpu())
+    figures = {"data_wait_share": wait, "loss_share": loss} if wait is not None else {}
+    found = suite.row(CASES[name], peer, [0.9 * rate, rate, 1.1 * rate], figures, Cpu())
     return found | {"provenance": ORIGIN, "device": kind}
 
 
-def test_tables_show_ratios_shares_and_targets():
+def test_tables_show_ratios_and_shares():
     rows = [
         made_up("fashion-mnist", OURS, 900.0, 0.03, 0.125),
         made_up("fashion-mnist", LIMIT, 1000.0, 0.0, 0.2),
@@ -207,22 +207,12 @@ def test_tables_show_ratios_shares_and_targets():
     assert f"| barlow_fast | **900** | 846 | 954 | 3 | {ours} | {shares} |" in text
     assert f"| lightly | 400 | 376 | 424 | 3 | {lightly} | 40.0% |  |  |  |  |" in text
     assert "batch 256, " in text
-    assert "The target of 2 times lightly is met." in text
-    assert "Slower" not in text
-    rows[3] = made_up("fashion-mnist", LIGHTLY, 1000.0)
-    text = suite.tables(rows[:1] + rows[3:])
-    assert "is missed (0.90 times). Slower than lightly." in text
 
 
-def test_a_gpu_is_judged_by_its_waiting():
-    rows = [made_up("resnet50-224", OURS, 900.0, 0.05, 0.01, "cuda")]
-    suite.add_fractions(rows)
-    assert "less than 2% of a step waiting for data is missed (5.0%)" in suite.tables(rows)
+def test_a_gpu_has_words_of_its_own():
     rows = [made_up("resnet50-224", OURS, 900.0, 0.01, 0.01, "cuda")]
     suite.add_fractions(rows)
-    text = suite.tables(rows)
-    assert "waiting for data is met." in text
-    assert "as many workers as there are cores" in text
+    assert "as many workers as there are cores" in suite.tables(rows)
 
 
 def test_rows_make_a_section(tmp_path):
@@ -264,17 +254,3 @@ def test_a_turn_settles_around_its_clock_and_rests_after_it():
     ]  # fmt: skip
     assert (count, figures) == (10 * turns.FEWEST, {"share": 0.5})
     assert elapsed > 0
-
-
-def test_committed_rows_meet_the_target_or_say_so():
-    rows = [r for path in results.FOLDER.glob("*.jsonl") for r in results.read(path)]
-    found = {
-        r["peer"]: r["median_per_s"]
-        for r in rows
-        if r["suite"] == "train" and r["case"] == "fashion-mnist"
-    }
-    if LIGHTLY not in found:
-        pytest.skip("no such rows are committed yet")
-    ratio = found[OURS] / found[LIGHTLY]
-    text = suite.tables([r for r in rows if r["suite"] == "train"])
-    assert ("The target of 2 times lightly is met." in text) is (ratio >= 2)

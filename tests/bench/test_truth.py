@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from barlow_fast import reference
-from bench import agreement, truth
+from bench import agreement
 from bench.inputs import FP64, random_pair
-from bench.peers.mathematics import LAMBD, PAPER, Mathematics, circular_redundancy
+from bench.peers.peer import LAMBD, PAPER, Mathematics, circular_redundancy
 
 STATED = {
     "paper": PAPER,
@@ -37,10 +37,9 @@ def by_autograd(pair, mathematics=PAPER):
 
 @pytest.mark.parametrize("name", STATED)
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-@pytest.mark.parametrize("block", [None, 7])
-def test_the_truth_is_that_of_the_definitions(name, n, d, block):
+def test_the_truth_is_that_of_the_definitions(name, n, d):
     pair = shifted_pair(n, d)
-    found = agreement.Outcome(*truth.exact(pair, STATED[name], block))
+    found = agreement.truth(pair, STATED[name])
     assert agreement.errors(found, by_autograd(pair, STATED[name])).within(1e-13, 1e-12)
 
 
@@ -85,12 +84,14 @@ def test_circular_sums_by_hand():
 
 def test_columns_that_do_not_divide_into_groups_are_refused():
     with pytest.raises(ValueError, match=r"D = 10 is not a multiple of 4 groups"):
-        truth.exact(shifted_pair(4, 10), Mathematics(circular_groups=4))
+        agreement.truth(shifted_pair(4, 10), Mathematics(circular_groups=4))
 
 
 def test_the_truth_of_the_paper_is_evaluated_once(monkeypatch):
-    evaluated, plain = [], truth.exact
-    monkeypatch.setattr(truth, "exact", lambda *given: evaluated.append(given[1]) or plain(*given))
+    evaluated, plain = [], agreement.truth
+    monkeypatch.setattr(
+        agreement, "truth", lambda *given: evaluated.append(given[1]) or plain(*given)
+    )
     pair = shifted_pair(12, 20)
     shared, scaled = Mathematics(shared=True), Mathematics(factor=0.025)
     truths = agreement.Truths(pair)
@@ -111,7 +112,7 @@ def test_no_matrix_of_d_by_d_is_made_where_d_is_the_larger(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
     pair = random_pair(8, 64, torch.float32, torch.Generator().manual_seed(2))
-    truth.exact(pair, block=16)
+    agreement.truth(pair)
     assert sizes
     assert max(sizes) <= 8 * 64
 

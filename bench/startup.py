@@ -1,6 +1,6 @@
 """What a fresh process measures of itself: imports, then the first calls of one implementation.
 
-    python -m bench.startup.child '{"module": "barlow_fast", "peer": "ours", "n": 256, ...}'
+    python -m bench.startup '{"module": "barlow_fast", "peer": "ours", "n": 256, ...}'
 
 The last line printed is a JSON object of seconds. Nothing heavy is imported before its clock runs.
 """

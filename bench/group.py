@@ -17,10 +17,9 @@ import torch
 from bench import agreement, devices
 from bench.agreement import Outcome, Truths
 from bench.devices import GRAPH, WHOLE, DeviceLostError, NoGraphError
-from bench.grids import Case, Grid, Shape
-from bench.inputs import Pair, rotation
+from bench.inputs import Case, Grid, Pair, Shape, rotation
 from bench.peers import Loss, Peer
-from bench.peers.mathematics import PAPER
+from bench.peers.peer import PAPER
 from bench.session import Session
 from bench.timing import Budget, schedule, warm_up, without_collections
 
@@ -108,7 +107,7 @@ class Group:
 
     def __init__(self, case: Case, session: Session, settings: Settings, known: Known) -> None:
         self.case, self.settings, self.known = case, settings, known
-        self.device, self.journal, self.lost = session.device, session.journal, session.lost
+        self.device, self.journal, self.lost = session.device, session.journal, session.journal.lost
 
     def measure(self, peers: Sequence[Peer]) -> list[Candidate]:
         """All peers, those with problems too. Their losses and graphs are given back."""
@@ -151,7 +150,7 @@ class Group:
     def _inputs(self) -> tuple[list[Pair], Truths | None]:
         n, d, variant = self.case.n, self.case.d, self.case.variant
         try:
-            pairs = rotation(n, d, variant.dtype, self.device.cache_bytes(), self.device.torch)
+            pairs = rotation(n, d, variant.dtype, self.device.cache_bytes, self.device.torch)
             truths = Truths(pairs[0])
             truths.of(PAPER)
             return pairs, truths
@@ -162,9 +161,13 @@ class Group:
         return [], None
 
     def _guarded(self, candidate: Candidate, key: str, step: Callable[[Candidate], None]) -> None:
-        """Runs a step of a candidate that has no problem yet; whatever it raises is its problem."""
-        if candidate.problem is not None:
-            return
+        """Runs a step of a candidate that has no problem yet, in the journal by `key`."""
+        if candidate.problem is None:
+            with self.journal.entry(key):
+                self._try(candidate, key, step)
+
+    def _try(self, candidate: Candidate, key: str, step: Callable[[Candidate], None]) -> None:
+        """Runs a step; whatever it raises is the candidate's problem."""
         try:
             step(candidate)
             return
@@ -180,7 +183,6 @@ class Group:
         if memory:
             self.known.too_large(candidate.peer, self.case, problem)
         self.device.release()
-        self.journal.end(key)
 
     def _prepare(self, candidate: Candidate, pair: Pair, truths: Truths) -> None:
         """Checks the peer, builds its loss, holds its first result against the truth, warms up."""
@@ -189,7 +191,6 @@ class Group:
         if reason is not None:
             candidate.fail(reason, wrong=candidate.key in self.lost)
             return
-        self.journal.start(candidate.key)
         problem, first = self._small_check(peer), 0.0
         if problem is None:
             candidate.loss = agreement.built(peer, case.n, case.d, case.variant, self.device.torch)
@@ -209,7 +210,6 @@ class Group:
         if candidate.estimate > self.settings.longest and not peer.ours:
             reason = f"one call took {candidate.estimate:.0f} s"
             self.known.too_large(peer, case, reason)
-        self.journal.end(candidate.key)
 
     def _small_check(self, peer: Peer) -> str | None:
         """A peer that compiles is checked at the timed shapes alone: each check compiles anew."""
@@ -257,7 +257,6 @@ class Group:
         if key in self.lost:
             candidate.graph_problem = self.lost[key]
             return
-        self.journal.start(key)
         try:
             candidate.replay, outcome = self.device.capture(self._graph_action(candidate, pair))
             candidate.replay()
@@ -268,7 +267,6 @@ class Group:
         if candidate.graph_problem is not None:
             candidate.replay = None
             self.device.new_graphs()  # torch refuses a pool whose only graph is gone
-        self.journal.end(key)
 
     def _graph_action(self, candidate: Candidate, pair: Pair) -> Callable[[], Outcome]:
         peer, case = candidate.peer, self.case
@@ -288,20 +286,11 @@ class Group:
             key: max(self.settings.budget.count(each.estimate) - each.early, 1)
             for key, each in sound.items()
         }
-        self.journal.start(f"{self.case} samples")
-        try:
-            with without_collections():
-                for key in itertools.chain.from_iterable(schedule(counts)):
-                    self._guarded(sound[key], key, lambda each: self._take(each, take))
-        finally:
-            # Whatever is raised here has been blamed on its peer: the case is not to blame.
-            self.journal.end(f"{self.case} samples")
-
-    def _take(self, candidate: Candidate, take: Callable[[Candidate], Times]) -> None:
-        times = take(candidate)
-        candidate.add(times)
-        if max(times.values()) >= LONG:
-            self.journal.beat()
+        # What is raised here is blamed on its peer; what ends the process, on the case.
+        with self.journal.entry(f"{self.case} samples"), without_collections():
+            for key in itertools.chain.from_iterable(schedule(counts)):
+                if sound[key].problem is None:
+                    self._try(sound[key], key, lambda each: each.add(take(each)))
 
 
 def leaves(pair: Pair) -> Pair:

@@ -1,1 +1,0 @@
-"""What `python -m bench loss` times, how, and its tables."""

@@ -1,1 +1,0 @@
-"""Fresh processes that measure how long they take to start."""
