@@ -165,7 +165,9 @@ def race(
     return {name: found for name, found in rates.items() if name not in failures}, figures, failures
 
 
-_COUNTS: list[Iterator[int]] = []  # what this process has opened
+# What this process has opened: a context that nothing refers to would be closed.
+_OPENED = contextlib.ExitStack()
+_COUNTS: list[Iterator[int]] = []
 
 
 def _prepare(cores: set[int] | None) -> None:
@@ -176,7 +178,7 @@ def _prepare(cores: set[int] | None) -> None:
 
 
 def _open(opener: Opener, arguments: tuple[Any, ...], ahead: int) -> None:
-    _COUNTS.append(opener(*arguments).__enter__())  # until the process is killed
+    _COUNTS.append(_OPENED.enter_context(opener(*arguments)))  # until the process is killed
     _timed(_COUNTS[0], 0.0, ahead)
 
 

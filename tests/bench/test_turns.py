@@ -28,12 +28,17 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is 
 
 @contextlib.contextmanager
 def counting(step: float):
+    """Until the context is closed."""
+    closed = threading.Event()
+
     def counts():
-        while True:
-            threading.Event().wait(step)
+        while not closed.wait(step):
             yield 10
 
-    yield counts()
+    try:
+        yield counts()
+    finally:
+        closed.set()
 
 
 @contextlib.contextmanager
