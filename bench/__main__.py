@@ -1,16 +1,17 @@
-"""`python -m bench`: every module of `bench.suites` is a command, besides `all` and
-`report`."""
+"""`python -m bench`: every module of `bench.suites` is a command, besides `all`, `report` and
+`compare`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from bench import cli, devices, everything, exits, report, suites
+from bench import cli, compare, devices, everything, exits, report, suites
 
 COMMANDS = {name: suite.command for name, suite in suites.discover().items()} | {
     "all": everything.command,
     "report": report.command,
+    "compare": compare.command,
 }
 
 

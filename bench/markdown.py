@@ -93,6 +93,11 @@ def details(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
+def target(words: str, met: bool, found: str) -> str:
+    """A sentence that states whether a target is met; else what was found."""
+    return f"The target of {words} is {'met' if met else f'missed ({found})'}."
+
+
 def capital(text: str) -> str:
     """With a capital letter."""
     return f"{text[:1].upper()}{text[1:]}"

@@ -33,9 +33,12 @@ def line(row: Row) -> str:
 
 def read(path: Path) -> list[Row]:
     """All rows of a file; none if it does not exist."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return parse(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def parse(text: str) -> list[Row]:
+    """The rows of a text, one JSON object a line."""
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def listed(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:

@@ -19,6 +19,7 @@ THEIRS, ONLY_CROPS = "#e0a080", "#d8dce0"
 
 def select(
     title: str,
+    claim: tuple[str, Mapping[str, str]],
     text: str,
     unit: str,
     titles: Mapping[str, str],
@@ -26,7 +27,8 @@ def select(
     rows: Sequence[Row],
 ) -> Data | None:
     """A panel for each case, with bars in the order of the rows: ours is blue, the official one
-    vermilion, others a light vermilion. `unit` is that of the columns, `heading(row)` the case."""
+    vermilion, others a light vermilion. `unit` is that of the columns, `heading(row)` the case;
+    `claim` the title where ours can be compared with those that it names."""
     panels: dict[str, Data] = {}
     for row in rows:
         found = figure.spread(row, unit)
@@ -40,6 +42,14 @@ def select(
         panel = panels.setdefault(heading(row), {"title": heading(row), "bars": []})
         panel["bars"].append([peer, titles.get(peer, peer), colour, shown, *found])
     text += ", lines from p20 to p80."
+    spans = []
+    for other, whose in claim[1].items():
+        ratios = []
+        for panel in panels.values():
+            ours = [bar[4] for bar in panel["bars"] if figure.is_ours(bar[0])]
+            ratios += [max(ours) / bar[4] for bar in panel["bars"] if ours and bar[0] == other]
+        spans += [f"{figure.span(ratios)} {whose}"] if ratios else []
+    title = claim[0].format(" and ".join(spans)) if spans else title
     return {"title": title, "text": text, "panels": list(panels.values())} if panels else None
 
 
@@ -59,16 +69,21 @@ FIGURES = tuple(
     for name, suite, *given in (
         (
             "training", "train", "Images per second of whole pretraining steps",
-            "Two views an image", "per_s", training.TITLES,
+            (
+                "Pretraining runs at {} images per second",
+                {"lightly": "lightly's", "official": "the official recipe's"},
+            ),
+            "Whole steps, two views an image", "per_s", training.TITLES,
             lambda row: f"{_case(training.CASES, row)}, batch {row.get('n')}, {row.get('dtype')}",
         ),
         (
             "views", "views", "Images per second of loaders of two views",
-            "Decoded or from memory", "per_s", feeds.TITLES,
+            ("Loaders make {} images per second", {"official": "the official recipe's"}),
+            "Two views an image, decoded or from memory", "per_s", feeds.TITLES,
             functools.partial(_case, feeds.CASES),
         ),
         (
-            "startup", "startup", "Milliseconds until the first result",
+            "startup", "startup", "Milliseconds until the first result, case by case", ("", {}),
             "Fresh processes; shorter is better", "ms", startup.titles(), _started,
         ),
     )

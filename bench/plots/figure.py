@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import results
+from bench import markdown, results
 from bench.inputs import CUDA_VARIANTS
 from bench.peers import titles
 from bench.plots import drawing
@@ -152,6 +152,12 @@ def titled(peers: Iterable[str]) -> dict[str, str]:
 def is_ours(peer: str) -> bool:
     """Whether an implementation is this repository's."""
     return peer == "ours" or peer.startswith("ours-")
+
+
+def span(ratios: Sequence[float]) -> str:
+    """The least and the most times as fast; empty where there are none."""
+    ends = (min(ratios), max(ratios)) if ratios else ()
+    return " to ".join(dict.fromkeys(map(markdown.times, ends)))
 
 
 def in_order(peers: Iterable[str]) -> list[str]:

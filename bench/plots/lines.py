@@ -13,7 +13,7 @@ from bench.inputs import CUDA_VARIANTS
 from bench.plots import drawing, figure
 from bench.plots.figure import Data, Figure
 from bench.ranks import implementations
-from bench.results import Row, listed
+from bench.results import Row, grouped, listed
 from bench.suites import scaling
 
 N, DTYPE, GB = 256, "fp32", 1e9  # of the figure of memory
@@ -36,10 +36,15 @@ def rooflines(rows: Sequence[Row]) -> Data | None:
         some = [row for row in rows if row.get("dtype") == dtype and row.get("exact", True)]
         if panel := _roofline(some, dtype):
             panels.append(panel)
+    shares = {panel["title"]: panel["reached"] for panel in panels if panel["reached"]}
+    title = "Operations that the loss needs, per second, under the measured ceilings"
+    if shares:
+        title = f"barlow_fast reaches up to {max(shares.values()):.0%} of its ceiling"
+    each = "; ".join(f"{name}: up to {share:.0%}" for name, share in shares.items())
     return {
-        "title": "Operations that the loss needs, per second, under the measured ceilings",
+        "title": title,
         "text": "6·N·D·min(N, D) operations over the time of forward + backward; marks: medians "
-        "over shapes, bars: least to most.",
+        f"over shapes, bars: least to most. Of its ceiling barlow_fast reaches: {each or '–'}.",
         "panels": panels, "columns": 1, "height": 2.7,
     } if panels else None  # fmt: skip
 
@@ -76,9 +81,10 @@ def _roofline(rows: Sequence[Row], dtype: str) -> Data | None:
         joined = {} if figure.is_ours(peer) else {"linestyle": "none"}
         lines.append(_line(points, style | joined, titles[peer], spread=spread))
     ticks = {x: f"{x:g}" for x in (xs if len(xs) < 7 else xs[::2])}
+    ours = (max(values) / min(most, copy * x) for x, values in rates.get("ours", {}).items())
     return {
         "title": variant.title, "lines": lines, "ticks": ticks, "limits": {"xlim": [left, right]},
-        "labels": ["operations per byte", "useful GFLOP/s"],
+        "labels": ["operations per byte", "useful GFLOP/s"], "reached": max(ours, default=0.0),
     }  # fmt: skip
 
 
@@ -134,10 +140,17 @@ def memory(rows: Sequence[Row]) -> Data | None:
         "ticks": {tick: figure.size(tick) for tick in ticks[:: -(-len(ticks) // MOST_TICKS)]},
         "limits": {"xlim": [left, right], "ylim": [floor[0][1] / 2.2, top * 2.5]},
     }  # fmt: skip
+    title = f"Peak memory of forward + backward at N = {N}"
+    reach = {peer: max(found[peer]["points"]) for peer in peers}
+    exact = {row["peer"] for row in rows if row.get("exact", True)}
+    others = [d for peer, d in reach.items() if peer in exact and not figure.is_ours(peer)]
+    if limits and "ours" in reach and others:
+        most = f"other exact ones at most {max(others):,}"
+        title = f"Within {top:.3g} GB, barlow_fast does D = {reach['ours']:,}, {most}"
     return {
-        "title": f"Peak memory of forward + backward at N = {N}",
-        "text": "float32: inputs, gradients and everything else; ×: does not fit. The legend has "
-        "the largest D.",
+        "title": title,
+        "text": f"Forward + backward at N = {N}, float32: inputs, gradients and everything else; "
+        "×: does not fit. The legend has the largest D.",
         "panels": [panel], "columns": 1, "height": 4.3,
     }  # fmt: skip
 
@@ -148,6 +161,14 @@ def ranks(rows: Sequence[Row]) -> Data | None:
     if not rows:
         return None
     known = {name: each.title for name, each in implementations.discover().items()}
+    ratios = []
+    for group in grouped(rows, "n", "d", "ranks").values():
+        ours = [row["median_s"] for peer, row in group.items() if figure.is_ours(peer)]
+        if ours and (other := group.get(implementations.OFFICIAL)):
+            ratios.append(other["median_s"] / min(ours))
+    headline = "Across ranks of one machine: seconds and bytes"
+    if span := figure.span(ratios):
+        headline = f"Across ranks barlow_fast is {span} as fast as an all-reduce of C"
     styles = figure.styles(row["peer"] for row in rows)
     shapes = dict(sorted(listed(rows, "n", "d").items()))
     panels = []
@@ -172,9 +193,9 @@ def ranks(rows: Sequence[Row]) -> Data | None:
                 "limits": {"xlim": [counts[0] / 1.25, counts[-1] * 1.25]},
             })  # fmt: skip
     return {
-        "title": "Across ranks: seconds and bytes of one step of the loss",
-        "text": f"{CUDA_VARIANTS[rows[0]['dtype']].title}, processes joined by gloo over the "
-        "loopback; medians of the slowest rank, bars from p20 to p80.",
+        "title": headline,
+        "text": f"One step of the loss, {CUDA_VARIANTS[rows[0]['dtype']].title}, processes "
+        "joined by gloo over the loopback; medians of the slowest rank, bars from p20 to p80.",
         "panels": panels, "columns": len(shapes), "height": 2.15,
         "shared": {"sharex": True, "sharey": "row"},
     }  # fmt: skip

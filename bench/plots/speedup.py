@@ -33,9 +33,18 @@ def select(rows: Sequence[Row]) -> Data | None:
     }
     n, d = (_axis(values) for values in zip(*shapes, strict=True))
     dtype = CUDA_VARIANTS[rows[0]["dtype"]].title
+    faster, slower, *_ = extremes(timed := measured(compared[FASTEST]))
+    shown = f"{faster} of {len(timed)}" if slower != "0" else f"all {len(timed)}"
+    title = f"barlow_fast is the fastest exact implementation at {shown} shapes"
+    spans = [
+        f"{HEADINGS[against]}: {' to '.join(extremes(cells)[2:])}."
+        for against, found in compared.items()
+        if (cells := measured(found))
+    ]
     return {
-        "title": "How many times faster barlow_fast is",
-        "text": f"{dtype}, forward + backward. Framed: slower; hatched: not measured.",
+        "title": title if timed else "No other implementation was timed",
+        "text": f"{dtype}, forward + backward. {' '.join(spans)} Framed: slower; hatched: not "
+        "measured.",
         "dtype": dtype, "compared": compared,
         "rows": list(map(figure.size, n)), "columns": list(map(figure.size, d)),
         "panels": [

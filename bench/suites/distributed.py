@@ -19,7 +19,7 @@ from bench.markdown import SHAPE, Column, joined, reading, short, spread, table_
 from bench.ranks import implementations, measurement
 from bench.ranks.implementations import OFFICIAL, PRECISION
 from bench.ranks.measurement import Task
-from bench.results import Row
+from bench.results import Row, grouped
 from bench.session import Chosen, Output, Session
 from bench.timing import Budget
 
@@ -138,7 +138,25 @@ def tables(rows: list[Row]) -> str:
         if some:
             parts += [f"**{variant.title}**", table_of(COLUMNS, some)]
             parts += [TWO_BYTES] if variant.autocast else []
+            parts.append(_verdict(grouped(some, "n", "d", "ranks")))
     return joined(*parts)
+
+
+def _verdict(groups: dict[tuple, dict[str, Row]]) -> str:
+    """How many times as fast the automatic layout is, and where the all-reduce is faster."""
+    faster, slower = [], []
+    for (n, d, ranks), group in groups.items():
+        other = group.get(OFFICIAL, {})
+        for ours in (row for row in group.values() if row.get("auto") and "median_s" in other):
+            where, times = f"{n} × {d} on {ranks} ranks", other["median_s"] / ours["median_s"]
+            fewer = f"with {other['counted_bytes'] / ours['counted_bytes']:.1f}× fewer bytes"
+            if times >= 1:
+                faster.append(f"{where} {times:.1f}× as fast {fewer}")
+            else:
+                slower.append(f"{where} ({1 / times:.2f}× the time)")
+    heads = ('Against the all-reduce of C, `layout="auto"` is', "It is slower at")
+    found = zip(heads, (faster, slower), strict=True)
+    return " ".join(f"{head}: {'; '.join(places)}." for head, places in found if places)
 
 
 TWO_BYTES = "Fewer bytes than an all-reduce of C in two bytes an element would send."

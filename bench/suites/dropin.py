@@ -14,7 +14,7 @@ import importlib.util
 import itertools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -291,4 +291,17 @@ def tables(rows: list[Row]) -> str:
         table_of([*SIZES, PEER, *TIMES, FASTER], times) if single else "",
         "How far losses are apart:",
         table_of([*SIZES, *run, titled(TITLES, "run"), *DIFFERENCES], apart),
+        " ".join(itertools.chain.from_iterable(_verdict(*each) for each in single.items())),
     )
+
+
+def _verdict(key: tuple[Any, ...], group: dict[str, Row]) -> Iterator[str]:
+    """Whether the patched run leaves lightly's further than lightly leaves itself, and whether a
+    step became slower."""
+    if apart := ratio(group, "median_difference", PATCHED, MOVED):
+        yield (
+            f"At {key[2]} × {key[1]} the patched run is {apart:.2f} times as far from lightly's "
+            "as lightly is from itself, in the median of the steps."
+        )
+    if (slower := ratio(group, "median_ms", PATCHED, LIGHTLY)) and slower > 1:
+        yield f"A patched step is slower there ({slower:.2f} times)."

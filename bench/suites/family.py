@@ -22,7 +22,7 @@ from bench.cli import Option
 from bench.inputs import VARIANTS, Variant, parse_shapes, parse_variants
 from bench.markdown import SHAPE, Column, joined, reading, short, spread, table_of, titled
 from bench.peers.official import off_diagonal
-from bench.results import Row, rounded
+from bench.results import Row, grouped, ratio, rounded
 from bench.session import Output, Session
 from bench.timing import Budget, columns, interleave, percentile, without_collections
 
@@ -256,4 +256,10 @@ def tables(rows: list[Row]) -> str:
     rows = sorted(
         rows, key=lambda row: (kinds.index(row["case"]), row["dtype"] != "fp32", row["n"], row["d"])
     )
-    return joined(reading("family"), table_of(COLUMNS, rows))
+    several = [
+        f"{n} × {d}, {dtype}: {found:.2f} times two views"
+        for (_, n, d, dtype), group in grouped(rows, "case", "n", "d", "dtype").items()
+        if (found := ratio(group, "p20_ms", OURS, "two"))
+    ]
+    verdict = f"Eight views cost, in lower quintiles: {'; '.join(several)}." if several else ""
+    return joined(reading("family"), table_of(COLUMNS, rows), verdict)

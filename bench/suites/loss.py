@@ -7,6 +7,7 @@ replays. Older rows lack some columns.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -186,7 +187,7 @@ def tables(rows: Sequence[Row]) -> str:
         if groups:
             titles = titles_of(groups, layout)
             wide = table_of(_wide(titles, layout), groups.values())
-            parts += [f"**{variant.title}**", wide]
+            parts += [f"**{variant.title}**", wide, _slowdowns(groups, layout, titles)]
             timed = (_timed(group, name) for group in groups.values() for name in titles)
             percentiles = table_of(_long(titles, layout), filter(None, timed))
             half = "" if layout.several else ", and the forward half alone"
@@ -336,6 +337,29 @@ def short_problem(problem: str) -> str:
 
 def _fraction(row: Row) -> float | None:
     return row.get("graph_fraction_of_floor") or row.get("fraction_of_floor")
+
+
+def _slowdowns(groups: Groups, layout: Layout, titles: Mapping[str, str]) -> str:
+    """List where `barlow_fast` is slower than a peer."""
+    found, compared = [], 0
+    for (n, d), group in groups.items():
+        ours = _timed(group, "ours")
+        for name, (called, measure) in itertools.product(group, layout.measures.items()):
+            theirs, own = median(_timed(group, name), measure), median(ours, measure)
+            if name == "ours" or None in (theirs, own):
+                continue
+            compared += 1
+            if theirs < own:
+                noise = ours[f"{measure}p20_ms"] < group[name][f"{measure}p80_ms"]
+                text = f"{own / theirs:.2f}× the time of {titles[name]}"
+                where = f"{n} × {d}" + (f" {called}" if layout.several else "")
+                found.append(f"{where} ({text}{', within noise' if noise else ''})")
+    if not compared:
+        return "No comparison: `barlow_fast` or every peer is missing."
+    if found:
+        count = f"In {len(found)} of {compared} comparisons"
+        return f"{count} `barlow_fast` is slower at: {'; '.join(found)}."
+    return f"`barlow_fast` is the fastest in every row ({compared} comparisons)."
 
 
 def _problems(groups: Groups, titles: Mapping[str, str]) -> Iterator[str]:

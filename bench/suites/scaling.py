@@ -98,7 +98,13 @@ def tables(rows: list[Row]) -> str:
     for gpus, n in (group for group in GROUPS if group in groups):
         title = f"**{gpus} GPUs, N = {n} ({n // gpus} on each): modelled**"
         parts += [title, table_of(COLUMNS, groups[gpus, n])]
-    return joined(*parts)
+    slower = [
+        f"{row['ranks']} GPUs at N = {row['n']}, D = {row['d']} ({1 / times:.1f}× the time)"
+        for row in rows
+        if (times := row["all_reduce"]["seconds"] / row["ours"]["seconds"]) < 1
+    ]
+    where = f"slower on {'; '.join(slower)}" if slower else "nowhere slower"
+    return joined(*parts, f"In this model `barlow_fast` is {where}.")
 
 
 def _assumptions() -> str:

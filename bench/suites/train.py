@@ -10,7 +10,17 @@ from typing import Annotated
 from bench import cli, devices, exits, provenance, results
 from bench.cli import Option
 from bench.devices import Device
-from bench.markdown import Column, capital, joined, rate, reading, spread, table_of, titled
+from bench.markdown import (
+    Column,
+    capital,
+    joined,
+    rate,
+    reading,
+    spread,
+    table_of,
+    target,
+    titled,
+)
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Given, Session
 from bench.timing import columns
@@ -26,6 +36,8 @@ QUICK = 2.0, 2  # seconds and turns
 AHEAD = 2  # batches that our loader, or each worker of a DataLoader, has ready
 CORES = 2
 SHARES = ("data_wait_share", "loss_share")
+# How many times as fast as lightly ours should be; the share of a step that waits on a GPU at most.
+TARGETS, WAITS = {"fashion-mnist": 2.0}, 0.02
 PACKAGES = {OFFICIAL: ("torchvision", "pillow"), LIGHTLY: ("lightly", "torchvision", "pillow")}
 
 
@@ -159,5 +171,20 @@ def tables(rows: list[Row]) -> str:
             parts.append(f"**{capital(case.title)}, batch {first['n']}, {first['dtype']}**")
             some = found | {OURS: found[OURS] | ratios} if OURS in found else found
             lines = chosen(TITLES, some)
-            parts.append(table_of([*COLUMNS, *RATIOS], lines))
+            parts += [table_of([*COLUMNS, *RATIOS], lines), _verdict(case, some.get(OURS))]
     return joined(*parts)
+
+
+def _verdict(case: Case, ours: Row | None) -> str:
+    """Which targets are met, and where ours is slower."""
+    if ours is None:
+        return ""
+    texts, share = [], ours["data_wait_share"]
+    if case.name in TARGETS and ours[LIGHTLY]:
+        words, met = f"{TARGETS[case.name]:g} times lightly", ours[LIGHTLY] >= TARGETS[case.name]
+        texts.append(target(words, met, f"{ours[LIGHTLY]:.2f} times"))
+    if case.kind == "cuda" and share is not None:
+        words = f"less than {WAITS:.0%} of a step waiting for data"
+        texts.append(target(words, share < WAITS, f"{share:.1%}"))
+    slower = [TITLES[peer] for peer in (OFFICIAL, LIGHTLY) if ours[peer] and ours[peer] < 1]
+    return " ".join([*texts, *([f"Slower than {' and '.join(slower)}."] if slower else [])])
