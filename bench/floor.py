@@ -22,24 +22,29 @@ import torch
 
 from barlow_fast.doctor import cpu_model_and_features
 from bench.inputs import Variant
+from bench.timing import NoGraphError
 
 TILES = Path(__file__).with_name("tile_rate.cpp")
 FLAGS = ("-O2", "-std=c++17", "-mamx-tile", "-mamx-bf16", "-pthread")
-SECONDS = 0.5  # for each product
+SECONDS = 0.5  # for each product, and for a launch
 # Memory is shared with all other programs of the machine: its best takes longer to see.
 COPY_SECONDS = 1.5
+LAUNCHES = 200
 
 
 @dataclass(frozen=True)
 class Peaks:
     """Measured rates: GEMM in GFLOP/s; copy in GB/s, bytes read and bytes written both counted;
-    bfloat16 products by a CPU's matrix tiles alone in GFLOP/s. None where the device has none."""
+    bfloat16 products by a CPU's matrix tiles alone in GFLOP/s; one operation on one element in
+    microseconds, called from Python and within a captured graph. None where the device has none."""
 
     gemm_fp32: float
     gemm_bf16: float
     copy: float
+    launch_eager_us: float = 0.0
     gemm_tf32: float | None = None
     gemm_fp16: float | None = None
+    launch_graph_us: float | None = None
     tiles_bf16: float | None = None
 
     def gemm(self, name: str) -> float:
@@ -57,7 +62,7 @@ class Peaks:
 
     def as_fields(self) -> dict[str, Any]:
         """For a row of results."""
-        units = {"gemm": "_gflops", "tiles": "_gflops", "copy": "_gbps"}
+        units = {"gemm": "_gflops", "tiles": "_gflops", "copy": "_gbps", "launch": ""}
         fields: dict[str, Any] = {
             f"{name}{units[name.partition('_')[0]]}": round(value, 3)
             for name, value in asdict(self).items()
@@ -93,8 +98,9 @@ def measure(device: Any) -> Peaks:
         rates[name] = rates.get(name) or _gemm_rate(device, variant)
     copy = max(_copy_rate(device, size) for size in device.copy_sizes)
     tiles = device.tile_rate(SECONDS)
+    eager, graph = _launch_microseconds(device)
     device.release()
-    return Peaks(**rates, copy=copy, tiles_bf16=tiles)
+    return Peaks(**rates, copy=copy, tiles_bf16=tiles, launch_eager_us=eager, launch_graph_us=graph)
 
 
 def _gemm_rate(device: Any, variant: Variant) -> float:
@@ -113,6 +119,23 @@ def _copy_rate(device: Any, size: int) -> float:
     source = torch.randn(size // 4, device=device.torch)
     target = torch.zeros_like(source)  # written, so that no page is faulted in while the clock runs
     return 2 * size / device.sustained(lambda: target.copy_(source), COPY_SECONDS) / 1e9
+
+
+def _launch_microseconds(device: Any) -> tuple[float, float | None]:
+    one = torch.zeros(1, device=device.torch)
+
+    def many() -> None:
+        for _ in range(LAUNCHES):
+            one.add_(1)
+
+    eager, scale = device.sustained(many, SECONDS / 10), 1e6 / LAUNCHES
+    try:
+        replay, _ = device.capture(many)
+    except NoGraphError:
+        return eager * scale, None
+    graph = device.sustained(replay, SECONDS)
+    device.new_graphs()
+    return eager * scale, graph * scale
 
 
 def tile_rate(seconds: float) -> float | None:

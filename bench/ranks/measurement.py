@@ -27,7 +27,7 @@ import torch.multiprocessing as mp
 from barlow_fast.data.loader import cores_of_rank
 from barlow_fast.distributed import count_traffic
 from barlow_fast.files import write_whole
-from bench import agreement, lifetime
+from bench import agreement, lifetime, peak_memory
 from bench.agreement import Outcome
 from bench.inputs import FP64, Pair, Variant, random_pair
 from bench.peers import Loss
@@ -94,7 +94,8 @@ def _rank(
     store = dist.TCPStore(HOST, port, is_master=False, timeout=limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=limit)
     try:
-        entry(*arguments)
+        with peak_memory.within(share=0.85 / ranks):
+            entry(*arguments)
         dist.barrier()
     finally:
         with contextlib.suppress(RuntimeError):  # of what has failed already

@@ -20,6 +20,7 @@ OFFICIAL, V2, LIGHTLY = "official", "torchvision-v2", "lightly"  # recipes
 DISTINCT, QUICK_DISTINCT, FILES = 300, 60, 4_800
 LEAST_SHARE = 0.6  # of a photograph's sides, in a piece
 QUALITY = 90
+NOISE = (480, 640)  # height and width of what stands in for a photograph
 PIXELS, PIXEL_BYTES = 20_000, 2**28  # images of random pixels, at most, and their bytes
 
 
@@ -90,13 +91,18 @@ class Case:
 
 
 def originals() -> list[Image.Image]:
-    """The photographs of scikit-learn; noise where it is not installed."""
+    """The photographs of scikit-learn. Where it is not installed, noise whose amplitude falls with
+    its frequency, as in photographs: files of about their size, which take as long to decode."""
     from PIL import Image
 
     try:
         from sklearn.datasets import load_sample_images
     except ImportError:
-        return [Image.fromarray(pixels(512, 3, 1)[0])]
+        total = np.zeros((*NOISE, 3), np.float32)
+        for octave in range(2, 9):
+            layer = Image.fromarray(pixels(2**octave, 3, 1)[0]).resize(NOISE[::-1])
+            total += np.asarray(layer, np.float32) * 2.0 ** (1 - octave)
+        return [Image.fromarray(total.clip(0, 255).astype(np.uint8))]
     return [Image.fromarray(each) for each in load_sample_images().images]
 
 

@@ -224,6 +224,8 @@ def test_tables_state_both_counts_and_both_outcomes():
         in text
     )
     assert "| 64 × 256 | 2 | barlow_fast, `rows` | 3 | 2.7 | 3.3 | 3 | 20.0 | – |" in text
+    assert "64 × 256 on 2 ranks 5.0× as fast with 10.0× fewer bytes" in text
+    assert "slower at: 64 × 256 on 4 ranks (2.00× the time)" in text
     assert "| s | p20 | p80 | repeats | MiB sent |" in text
 
 

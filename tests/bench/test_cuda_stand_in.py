@@ -15,7 +15,7 @@ import pytest
 import torch
 from invoked import invoke
 
-from bench import agreement, devices, exits, peers, results, sources
+from bench import agreement, devices, exits, floor, peers, results, sources
 from bench.peers import discover
 from bench.peers.gram_plain import gram_loss
 from bench.suites import views
@@ -137,6 +137,7 @@ def test_all_peaks_are_measured_and_the_precision_is_put_back(cuda):
     assert min(measured.values()) > 0
     assert found.tiles_bf16 is None  # of a CPU
     assert torch.get_float32_matmul_precision() == before
+    assert found.launch_graph_us == pytest.approx(2000 / floor.LAUNCHES, rel=1)
 
 
 def test_captures_warm_up_aside_and_share_stream_and_pool(cuda):

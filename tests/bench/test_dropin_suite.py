@@ -139,8 +139,11 @@ def test_tables_show_seconds_shares_and_differences(tmp_path):
     assert "| fp32 | 50 | patched | 1.2e-07 | 3.4e-07 | 2.0e-04 | 1.0e-02 | 2.0e-02 |" in text
     assert "moved by one rounding |  |  | 4.0e-04 | 2.0e-02 | 4.0e-02 |" in text
     assert "| fp64 | 50 | patched | 1.2e-07 | 3.4e-07 | 5.0e-15 | 2.5e-13 | 5.0e-13 |" in text
+    assert "is 0.50 times as far from lightly's" in text
+    assert "slower" not in text
     slow = [made_up(LIGHTLY, 400.0, 60.0), *rows[1:3]]
     text = dropin.tables(slow)
+    assert "A patched step is slower there (1.10 times)." in text
     assert "| patched | 440 | 439 | 441 |" in text
     results.merge(tmp_path / "cpu-example.jsonl", rows)
     assert f"# {dropin.SECTION}" in report.page("dropin", report.machine_files(tmp_path))

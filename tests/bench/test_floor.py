@@ -27,12 +27,14 @@ def test_floor_adds_compute_and_traffic():
 def test_peaks_are_positive_and_named():
     peaks = measure(Cpu())
     assert min(peaks.gemm_fp32, peaks.gemm_bf16, peaks.copy) > 0
+    assert 0.05 < peaks.launch_eager_us < 1000  # microseconds
     assert peaks.gemm("bf16") == max(peaks.gemm_bf16, peaks.tiles_bf16 or 0)
     assert peaks.gemm("tf32") >= peaks.gemm("bf16") / 3
-    assert Peaks(1.0, 2.0, 3.0).as_fields() == {
+    assert Peaks(1.0, 2.0, 3.0, 4.0).as_fields() == {
         "gemm_fp32_gflops": 1.0,
         "gemm_bf16_gflops": 2.0,
         "copy_gbps": 3.0,
+        "launch_eager_us": 4.0,
     }
     tiles = Peaks(300.0, 1500.0, 20.0, gemm_tf32=310.0, tiles_bf16=2000.0)
     assert tiles.as_fields()["tiles_bf16_gflops"] == 2000.0

@@ -226,6 +226,7 @@ def test_the_grid_begins_with_what_matters_and_has_every_case_once():
 
 def test_float32_is_bounded_by_the_better_of_two_rates():
     fields = {"gemm_bf16": 800e3, "gemm_fp16": 800e3, "copy": 3000.0}
+    fields |= {"launch_eager_us": 4.0, "launch_graph_us": 1.0}
     peaks = Peaks(gemm_fp32=50e3, gemm_tf32=390e3, **fields)
     assert peaks.gemm("fp32") == 130e3
     assert peaks.gemm("tf32") == 390e3

@@ -142,6 +142,17 @@ def test_bytes_and_names_follow_the_type_of_the_output():
     assert set(feeds.KERNELS) <= set(feeds.TITLES)
 
 
+def test_the_bandwidth_is_judged():
+    case = feeds.CASES["kernel"]
+    names = ["kernel-triton-sharp-bfloat16", "kernel-triton-bfloat16"]
+    rate = 20e9 / (224 * 224 * 9)
+    rows = [suite.row(case, names[0], [0.8 * rate], {}, 20.0, "cuda")]
+    assert "70% of the copy bandwidth is met." in suite.tables(rows)
+    rows.append(suite.row(case, names[1], [0.5 * rate], {}, 20.0, "cuda"))
+    text = suite.tables(rows)
+    assert "is missed (Triton, with blur, to bfloat16 (50%))." in text
+
+
 def test_noise_stands_in_for_photographs(tmp_path, monkeypatch):
     from PIL import Image
 
@@ -149,4 +160,7 @@ def test_noise_stands_in_for_photographs(tmp_path, monkeypatch):
     folder = images.photographs(tmp_path / "noise", 3, 4)
     paths = sorted(folder.iterdir())
     assert len(paths) == 4
-    assert all(Image.open(path).mode == "RGB" for path in paths)
+    for path in paths:
+        assert Image.open(path).mode == "RGB"
+        # About what photographs of that size take.
+        assert 5_000 < path.stat().st_size < 200_000

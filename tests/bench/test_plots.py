@@ -57,6 +57,7 @@ def test_cells_of_the_heat_map_hold_the_ratios(heat_map):
     # Nothing was compared there: the cell stays hatched.
     assert "512x512" not in heat_map
     assert "Against the fastest other: faster at 1 of 2" in heat_map
+    assert "the fastest exact implementation at 1 of 2 shapes" in heat_map
 
 
 def test_a_slower_result_never_rounds_to_one():
@@ -98,6 +99,7 @@ def test_the_roofline_has_useful_operations_per_second_under_its_peaks():
     assert ours["spread"][place][1] == pytest.approx(rate, rel=1e-3)
     roof = panel["lines"][0]["points"]
     assert all(y == min(100.0, 20.0 * x) for x, y in roof)
+    assert panel["reached"] == pytest.approx(rate / 100, rel=1e-3)
     assert "fp32 GEMM 100 GFLOP/s, copy 20 GB/s" in picture("roofline", loss_rows()).svg()
 
 
@@ -121,7 +123,10 @@ def test_memory_goes_to_the_d_where_each_runs_out():
     assert by_title["barlow_fast"][-1] == [2**20, 10.0]
     crosses = [each["points"] for each in panel["lines"] if each["style"].get("marker") == "x"]
     assert crosses == [[[16384, 4.0], [32768, 20.0]]]
-    assert "20 GB" in found.svg()
+    assert (
+        "Within 20 GB, barlow_fast does D = 1,048,576, other exact ones at most 16,384"
+        in found.svg()
+    )
     measured = {
         "suite": "memory", "n": 256, "d": 4096, "dtype": "fp32", "peer": "ours",
         "input_bytes": 100, "peak_bytes": 50, "provenance": ORIGIN,
@@ -147,8 +152,14 @@ def bar_rows():
     ]
 
 
-def test_bars_and_ranks_show_their_medians():
-    assert "Example CPU, 2 cores. Two views an image" in picture("training", bar_rows()).caption
+def test_bars_and_ranks_show_their_medians_and_state_the_result():
+    assert "Pretraining runs at 4.0× lightly's" in picture("training", bar_rows()).caption
+    assert "Loaders make 4.0× the official recipe's" in picture("views", bar_rows()).caption
+    assert "3.0× as fast as an all-reduce of C" in picture("ranks", bar_rows()).caption
+    assert (
+        "Example CPU, 2 cores. Whole steps, two views an image"
+        in picture("training", bar_rows()).caption
+    )
     assert texts(picture("training", bar_rows()).svg(), "bar-ours") == ["2,000 images/s"]
     assert texts(picture("views", bar_rows()).svg(), "bar-official") == ["500 images/s"]
     assert texts(picture("startup", bar_rows()).svg(), "bar-ours") == ["12.5 ms"]

@@ -40,6 +40,7 @@ def test_page_states_machine_date_command_and_every_number(folder):
         assert part in text
     assert "| 256 × 8192 | 10 | **12.5** | 80% |" in text
     assert "1250 (100×)" in text
+    assert "slower at: 256 × 8192 (1.25× the time of Gram form, plain torch)" in text
     assert "| 256 × 8192 | official | 1250 | 1125 | 1375 | 5 | 0.8% |" in text
 
 

@@ -52,12 +52,17 @@ def test_ours_is_the_choice_of_the_package(modelled):
     assert wide["ours"]["layout"] == "correlation"
 
 
-def test_tables_state_modelled_and_assumed(modelled):
+def test_tables_state_modelled_and_where_ours_is_slower(modelled):
     text = scaling.tables(modelled)
     assert text.count(": modelled**") == len(scaling.GROUPS)
     for words in ("790 TFLOP/s", "data sheets, not measured", "does not fit", "SyncBatchNorm"):
         assert words in text
     assert all(r["ours"]["seconds"] <= r["all_reduce"]["seconds"] for r in modelled)
+    assert "nowhere slower" in text
+    row = modelled[0]
+    slower = dict(row, ours=dict(row["ours"], seconds=3 * row["all_reduce"]["seconds"]))
+    text = scaling.tables([slower, *modelled[1:]])
+    assert f"slower on {row['ranks']} GPUs at N = {row['n']}, D = {row['d']} (3.0× the" in text
 
 
 def test_the_command_writes_rows_whose_page_has_a_figure(tmp_path, modelled):

@@ -1,4 +1,5 @@
-"""The suite `startup`: fresh processes in turns, right results only, tables."""
+"""The suite `startup`: fresh processes in turns, right results only, tables that say who is
+slower."""
 
 from __future__ import annotations
 
@@ -188,7 +189,7 @@ def made_up(case, peer, seconds, shape=SHAPE):
     return suite.row(key, samples, "cpu") | {"provenance": ORIGIN}
 
 
-def test_tables_show_ratios_to_torch_and_percentiles():
+def test_tables_show_ratios_to_torch_and_who_is_slower():
     rows = [
         made_up("import", TORCH, 2.0),
         made_up("import", "ours", 0.05),
@@ -202,11 +203,15 @@ def test_tables_show_ratios_to_torch_and_percentiles():
     ]
     text = suite.tables(rows)
     assert "| lightly: `lightly.loss` beyond torch | 3,000 | 2,820 to 3,180 (3) | 1.5× |" in text
+    assert "`import barlow_fast` adds 2.5% to `import torch`." in text
+    assert "It takes longer than" not in text
     ours = "40 | 37.6 to 42.4 (3) | 10 | 9.4 to 10.6 (3)"
     assert f"| barlow_fast | {ours} | – | – | – | – |" in text
     compiled = "20,000 | 18,800 to 21,200 (3) | 4,000 | 3,760 to 4,240 (3)"
     assert f"| official, compiled | – | – | – | – | {compiled} |" in text
+    assert "slower than that of: official (0.50× the time)" in text
     assert "compiles the 5 kernels of one step at 16 × 32 for sm_90 in 3,000 ms" in text
     rows[1] = made_up("import", "ours", 4.0)
     text = suite.tables(rows[:5])
+    assert "It takes longer than: lightly." in text
     assert "| barlow_fast | 40 | 37.6 to 42.4 (3) |" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +108,9 @@ def test_every_declared_feed_and_kernel_exists():
     for cases in feeds.BY_KIND.values():
         assert {name for case in cases.values() for name in case.feeds} <= set(feeds.COMPARED)
     assert set(feeds.QUICK) <= set(CASES)
+    for _, ours, other, _ in itertools.chain.from_iterable(suite.TARGETS.values()):
+        assert any(name.startswith(ours) for name in FEEDS)
+        assert any(name.startswith(other) for name in FEEDS)
 
 
 def test_smaller_decoding_has_its_error_as_a_figure(tmp_path):
@@ -236,7 +240,7 @@ def made_up(case, peer, rate, **figures):
     return found | {"peaks": PEAKS, "provenance": ORIGIN}
 
 
-def test_tables_show_ratios_and_shares():
+def test_tables_show_ratios_and_targets():
     rows = [
         made_up("photographs", "ours-dali", 400.0),
         made_up("photographs", OFFICIAL, 200.0),
@@ -251,7 +255,10 @@ def test_tables_show_ratios_and_shares():
     assert f"| barlow_fast, DALI on the CPU | **400** | 376 | 424 | 3 | {ours} | 2.00× |" in text
     assert f"| lightly | 500 | 470 | 530 | 3 | {lightly} | 2.50× |" in text
     assert f"| DALI: decoded and cropped only | 600 | 564 | 636 | 3 | {crops} |  |" in text
+    assert "The target of 6 times the official recipe is missed (2.00 times)." in text
     assert "first batch, s" not in text
+    assert "Slower: barlow_fast, DALI on the CPU than lightly." in text
+    assert "The target of 5 times the official recipe is missed (4.00 times)." in text
     share = 224 * 224 * 3 * 5 * 1000 / 1e9 / PEAKS["copy_gbps"]
     assert f"| barlow_fast | 1,000 | 940 | 1,060 | 3 | {kernel} | {share:.0%} |" in text
     assert f"| official recipe | 200 | 188 | 212 | 3 | {official} |  |" in text
@@ -275,8 +282,10 @@ def test_stages_and_decoders_have_their_tables():
     assert ours[0].endswith("| 10.00× | 50% | 0.50 |")
     assert ours[1].startswith("| barlow_fast, one core")
     assert ours[1].endswith("| 10.00× | 50% | 0.60 |")
+    assert "0.45 times the fastest decoder is met." in text
     assert "| rest | 1500 | 75% |" in text
     assert "| left to the limit | 1000 | 50% |" in text
+    assert "The target of 6 times whole decoding, by reduced decoding, is met." in text
     assert ours[-1].endswith("| 2.50 |")
 
 
@@ -292,12 +301,19 @@ def test_rows_of_cases_are_groups_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(results.FOLDER.glob("cpu-*.jsonl")), ids=lambda p: p.stem)
-def test_committed_kernel_rows_have_the_share_of_the_copy_bandwidth(path):
+def test_committed_rows_meet_the_targets_or_say_so(path):
     rows = [r for r in results.read(path) if r["suite"] == "views"]
     if not rows:
         pytest.skip("it has no rows of views")
+    text = suite.tables(rows)
     for case in {r["case"] for r in rows}:
         found = {r["peer"]: r["median_per_s"] for r in rows if r["case"] == case}
+        ours = [rate for name, rate in found.items() if name.startswith("ours-")]
+        for times, *names, words in suite.TARGETS.get(case, ()):
+            if names == ["ours-", OFFICIAL]:
+                met = max(ours) >= times * found[OFFICIAL]
+                said = f"The target of {times:g} times {words} is "
+                assert said + ("met" if met else "missed") in text
         if "kernel-cpu" in found:
             (row,) = (r for r in rows if r["peer"] == "kernel-cpu")
             moved = KERNELS["kernel-cpu"].bytes_moved(CASES[case]) * row["median_per_s"] / 1e9
