@@ -57,15 +57,11 @@ def spread(unit: str, shown: Shown, head: str | None = None, **marks: Any) -> li
     return [median, *(Column(name, f"{name}_{unit}", shown) for name in ("p20", "p80"))]
 
 
-def cells(columns: Iterable[Column], row: Any) -> list[str]:
-    """One line of a table."""
-    return [column.cell(row) for column in columns]
-
-
 def table_of(columns: Sequence[Column], rows: Iterable[Any]) -> str:
     """A table with a line for each row."""
     rule = ["---" if column.left else "---:" for column in columns]
-    lines = [[column.head for column in columns], rule, *(cells(columns, row) for row in rows)]
+    lines = [[column.head for column in columns], rule]
+    lines += [[column.cell(row) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

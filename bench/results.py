@@ -66,11 +66,6 @@ def ratio(group: Mapping[str, Row], key: str, over: str, under: str) -> float | 
     return group[over][key] / group[under][key] if {over, under} <= group.keys() else None
 
 
-def by_shape(rows: Iterable[Row]) -> dict[tuple[int, int], dict[str, Row]]:
-    """Rows by (N, D), then by peer."""
-    return grouped(rows, "n", "d")
-
-
 def rows_of(files: Mapping[str, Sequence[Row]], *suites: str) -> Iterator[tuple[str, list[Row]]]:
     """(file name, its rows of these suites) for each file that has some."""
     for name, rows in files.items():

@@ -29,31 +29,17 @@ TESTS = ("kernels", "tests")  # the parts of them
 def gpu_test_files(kernels: bool) -> list[str]:
     """Test files that have tests for a GPU: no other is imported, whatever it may need. Those of
     the kernels, or all others."""
-    return [name for name in _marked_files() if name.startswith(KERNEL_TESTS) == kernels]
-
-
-@functools.cache
-def _marked_files() -> list[str]:
     files = sorted((sources.ROOT / "tests").rglob("test_*.py"))
     marked = (path for path in files if re.search(r"mark\.gpu\b", path.read_text()))
-    return [path.relative_to(sources.ROOT).as_posix() for path in marked]
+    names = (path.relative_to(sources.ROOT).as_posix() for path in marked)
+    return [name for name in names if name.startswith(KERNEL_TESTS) == kernels]
 
 
-def kernel_tests(context: Context, progress: Progress, seconds: float) -> None:
-    """The tests of the kernels that are marked `gpu`."""
-    _tests(context, progress, seconds, "kernels", gpu_test_files(kernels=True))
-
-
-def tests(context: Context, progress: Progress, seconds: float) -> None:
-    """All other tests marked `gpu`."""
-    _tests(context, progress, seconds, "tests", gpu_test_files(kernels=False))
-
-
-def _tests(
-    context: Context, progress: Progress, seconds: float, name: str, files: list[str]
-) -> None:
-    """Runs tests, in several processes where pytest-xdist is installed; those that passed in an
-    earlier run, or ended an earlier process of this one, are left out of the next process."""
+def tests(context: Context, progress: Progress, seconds: float, name: str) -> None:
+    """Runs the tests marked `gpu`, those of the part `kernels` or all others, in several processes
+    where pytest-xdist is installed; those that passed in an earlier run, or ended an earlier
+    process of this one, are left out of the next process."""
+    files = gpu_test_files(kernels=name == "kernels")
     file = context.scratch / f"{name}.jsonl"
     with file.open("w", encoding="utf-8") as held:
         for test, entry in progress.finished.items():
@@ -145,11 +131,11 @@ WITHOUT_COMPILED = ("--compiled-shapes", "none")
 PARTS = (
     # On all cores at once, so that later parts find the kernels on disk.
     Part("compile", 60, Command(("-m", "bench.gpu.cache"))),
-    Part("kernels", 90, kernel_tests, sources.TESTED),
+    Part("kernels", 90, functools.partial(tests, name="kernels"), sources.TESTED),
     Part("headline", 50, Suite("loss", (*CUDA, "--shapes", HEADLINE, *WITHOUT_COMPILED))),
     Part("profile", 30, Command(("-m", "bench.gpu.profile", "--out", "{out}/gpu-profile.txt"))),
     Part("doctor", 30, Command(("-m", "barlow_fast.doctor"), "gpu-doctor.txt")),
-    Part("tests", 90, tests, sources.TESTED),
+    Part("tests", 90, functools.partial(tests, name="tests"), sources.TESTED),
     Part("loss", 120, Suite("loss", (*CUDA, *WITHOUT_COMPILED))),
     Part("tuning", 60, Command(TUNING, spare=15)),
     Part("memory", 30, Suite("memory", CUDA)),

@@ -20,7 +20,7 @@ BLUE, VERMILION = (8, 81, 156), (196, 70, 1)
 def select(rows: Sequence[Row]) -> Data | None:
     """A panel for each comparison; `compared` is what they show: of each, the shapes with what
     `compare` returns."""
-    shapes = results.by_shape(rows)
+    shapes = results.grouped(rows, "n", "d")
     if not any(_timed(group.get("ours", {})) for group in shapes.values()):
         return None
     compared = {

@@ -12,23 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
-from bench import cli, devices, markdown, peers, results
+from bench import cli, devices, inputs, markdown, peers, results
 from bench.cli import Option
 from bench.devices import FORWARD, GRAPH, WHOLE, Device
 from bench.floor import Peaks, floor_seconds
 from bench.group import LONGEST, Candidate, Group, Known, Settings
-from bench.inputs import (
-    CPU_GRID,
-    CUDA_GRID,
-    CUDA_VARIANTS,
-    Case,
-    Grid,
-    parse_shapes,
-    parse_variants,
-)
+from bench.inputs import CPU_GRID, CUDA_GRID, CUDA_VARIANTS, Case, Grid, Variant
 from bench.markdown import SHAPE, Column, joined, reading, short, table_of, titled
 from bench.peers import Peer
-from bench.results import Row, by_shape, rounded
+from bench.results import Row, grouped, rounded
 from bench.session import Chosen, Given, Session
 from bench.timing import percentile
 
@@ -62,8 +54,10 @@ def command(
         device = devices.choose(given.device)
         grid = device.grid
         quick = grid.quick if given.quick else None
-        some = parse_shapes(chosen.shapes) if chosen.shapes else quick
-        variants = parse_variants(chosen.dtypes or ",".join(device.variants), device.variants)
+        some = inputs.parse_shapes(chosen.shapes) if chosen.shapes else quick
+        variants = inputs.parse_variants(
+            chosen.dtypes or ",".join(device.variants), device.variants
+        )
         known = peers.choose(chosen.peers, device.kind)
         named = chosen.peers is not None and any(peer.compiles for peer in known)
         compiled = compiled_grid(grid, compiled_shapes, named, given.quick)
@@ -85,7 +79,7 @@ def compiled_grid(grid: Grid, text: str | None, named: bool, quick: bool) -> Gri
         return None
     if text is None and not quick:
         return grid
-    shapes = [] if text in (None, NOWHERE) else parse_shapes(text)
+    shapes = [] if text in (None, NOWHERE) else inputs.parse_shapes(text)
     return replace(grid, compiled=(shapes, grid.compiled[1]))
 
 
@@ -154,176 +148,178 @@ def _times(prefix: str, samples: Sequence[float], floor: float) -> Row:
     return found
 
 
-class Layout:
-    """Which columns the rows of one device have.
+class Tables:
+    """Which columns the rows of one device have, and how their peers are compared.
 
     Attributes:
-        grid: whose main shapes are shown first.
         kind: of the device, whose peers have the titles.
-        measures: columns whose medians are shown and compared, by what they are called where there
-            are several.
+        measures: prefixes of the columns that are shown and compared, by what they are called.
+        replayed: whether there are several of them.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        replayed = any("graph_ms" in row for row in rows)
-        self.kind, self.grid = ("cuda", CUDA_GRID) if replayed else ("cpu", CPU_GRID)
-        self.measures = {"called": WHOLE} | ({"replayed": GRAPH} if replayed else {})
+        self.rows, self.replayed = rows, any("graph_ms" in row for row in rows)
+        self.kind, self.grid = ("cuda", CUDA_GRID) if self.replayed else ("cpu", CPU_GRID)
+        self.measures = {"called": WHOLE} | ({"replayed": GRAPH} if self.replayed else {})
+        self.known = peers.discover(self.kind)
 
-    @property
-    def several(self) -> bool:
-        return len(self.measures) > 1
+    def groups(self, dtype: str) -> Groups:
+        """Rows of one dtype by shape: the main ones first, in their order, then by size."""
+        found = grouped((row for row in self.rows if row["dtype"] == dtype), "n", "d")
+        first = dict.fromkeys(shape for shape in self.grid.main if shape in found)
+        return {shape: found[shape] for shape in first | dict.fromkeys(sorted(found))}
 
+    def of(self, variant: Variant) -> list[str]:
+        """A wide table, then one with percentiles, and problems."""
+        groups = self.groups(variant.name)
+        if not groups:
+            return []
+        present = {name for group in groups.values() for name in group}
+        order = [*self.known, *sorted(present - self.known.keys())]
+        titles = {
+            name: self.known[name].title if name in self.known else name
+            for name in order
+            if name in present
+        }
+        timed = (_timed(group, name) for group in groups.values() for name in titles)
+        half = "" if self.replayed else ", and the forward half alone"
+        lines = "\n".join(_problems(groups, titles))
+        return [
+            f"**{variant.title}**",
+            table_of(self._wide(titles), groups.values()),
+            self._slowdowns(groups, titles),
+            markdown.details(
+                f"Percentiles{half}", table_of(self._long(titles), filter(None, timed))
+            ),
+            markdown.details("Left out", lines) if lines else "",
+        ]
 
-def median(row: Row | None, measure: str) -> float | None:
-    """Milliseconds; None where there are none."""
-    return None if row is None else row.get(f"{measure}ms" if measure else "median_ms")
+    def _wide(self, titles: Mapping[str, str]) -> list[Column]:
+        """The columns of groups: a line for each shape."""
+        cells = {
+            title: functools.partial(self.cell, name)
+            for name, title in titles.items()
+            if name != "ours"
+        }
+        return [
+            Column("N × D", lambda group: SHAPE.cell(next(iter(group.values())))),
+            Column("floor", lambda group: next(iter(group.values()))["floor_ms"], short),
+            Column(titles.get("ours", "barlow_fast"), self.own),
+            Column("of floor", lambda group: _fraction(_timed(group, "ours")), ".0%"),
+            *itertools.starmap(Column, cells.items()),
+        ]
+
+    def _long(self, titles: Mapping[str, str]) -> list[Column]:
+        """The columns of rows: a line for each shape and implementation."""
+        columns = [SHAPE, titled(titles)]
+        for called, measure in self.measures.items():
+            head = f"{called if self.replayed else 'median'} ms"
+            columns.append(Column(head, functools.partial(median, measure=measure), short))
+            columns += [Column(key, f"{measure}{key}_ms", short) for key in ("p20", "p80")]
+            columns.append(Column("repeats", f"{measure}repeats"))
+        columns.append(Column("of floor", _fraction, ".1%"))
+        if not self.replayed:
+            columns.append(Column("forward ms", "forward_ms", short))
+            columns += [Column(key, f"forward_{key}_ms", short) for key in ("p20", "p80")]
+        return columns
+
+    def own(self, group: Peers) -> str | None:
+        """Our times."""
+        row = _timed(group, "ours")
+        return f"**{self._shown(row)}**" if row else None
+
+    def cell(self, name: str, group: Peers) -> str | None:
+        """The times of a peer, and how many times faster ours is, replayed where both can be, else
+        called; or its problem."""
+        row, ours = group.get(name), _timed(group, "ours")
+        if row is None:
+            return None
+        if row.get("problem"):
+            return short_problem(row["problem"])
+        for measure in reversed(self.measures.values()):
+            theirs, own = median(row, measure), median(ours, measure)
+            if row is not ours and theirs is not None and own is not None:
+                return f"{self._shown(row)} ({markdown.times(theirs / own)})"
+        return self._shown(row)
+
+    def _shown(self, row: Row) -> str:
+        found = (median(row, measure) for measure in self.measures.values())
+        return " / ".join("–" if value is None else short(value) for value in found)
+
+    def fastest(self, group: Peers) -> str | None:
+        """The cell of the fastest exact implementation that others publish."""
+        rows = [
+            row
+            for name, row in group.items()
+            if _timed(group, name)
+            and row.get("exact", True)
+            and name not in NOT_PUBLIC
+            and not (name in self.known and self.known[name].ours)
+        ]
+        found = min(rows, key=lambda row: median(row, GRAPH) or median(row, WHOLE), default=None)
+        return found and self.cell(found["peer"], group)
+
+    def _slowdowns(self, groups: Groups, titles: Mapping[str, str]) -> str:
+        """List where `barlow_fast` is slower than a peer."""
+        found, compared = [], 0
+        for (n, d), group in groups.items():
+            ours = _timed(group, "ours")
+            for name, (called, measure) in itertools.product(group, self.measures.items()):
+                theirs, own = median(_timed(group, name), measure), median(ours, measure)
+                if name == "ours" or None in (theirs, own):
+                    continue
+                compared += 1
+                if theirs < own:
+                    noise = ours[f"{measure}p20_ms"] < group[name][f"{measure}p80_ms"]
+                    text = f"{own / theirs:.2f}× the time of {titles[name]}"
+                    where = f"{n} × {d}" + (f" {called}" if self.replayed else "")
+                    found.append(f"{where} ({text}{', within noise' if noise else ''})")
+        if not compared:
+            return "No comparison: `barlow_fast` or every peer is missing."
+        if found:
+            count = f"In {len(found)} of {compared} comparisons"
+            return f"{count} `barlow_fast` is slower at: {'; '.join(found)}."
+        return f"`barlow_fast` is the fastest in every row ({compared} comparisons)."
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """A wide table for each dtype, then one with percentiles, and problems."""
-    layout, parts = Layout(rows), []
-    for variant in CUDA_VARIANTS.values():
-        groups = _groups(rows, variant.name, layout.grid)
-        if groups:
-            titles = titles_of(groups, layout)
-            wide = table_of(_wide(titles, layout), groups.values())
-            parts += [f"**{variant.title}**", wide, _slowdowns(groups, layout, titles)]
-            timed = (_timed(group, name) for group in groups.values() for name in titles)
-            percentiles = table_of(_long(titles, layout), filter(None, timed))
-            half = "" if layout.several else ", and the forward half alone"
-            parts.append(markdown.details(f"Percentiles{half}", percentiles))
-            lines = "\n".join(_problems(groups, titles))
-            parts += [markdown.details("Left out", lines)] if lines else []
-    return joined(reading(f"loss {layout.kind}"), *parts) if parts else ""
+    """Markdown of one machine's rows: the tables of each dtype."""
+    found = Tables(rows)
+    parts = list(itertools.chain.from_iterable(map(found.of, CUDA_VARIANTS.values())))
+    return joined(reading(f"loss {found.kind}"), *parts) if parts else ""
 
 
 def overview(files: Mapping[str, Sequence[Row]]) -> str:
     """A few float32 shapes on all machines side by side, for the README at the root."""
-    columns, sources = [], []
+    columns = [Column("N × D", lambda shape: f"{shape[0]} × {shape[1]}")]
+    sources = []
     for name, rows in results.rows_of(files, "loss"):
-        layout = Layout(rows)
-        groups = _groups(rows, "fp32", layout.grid)
+        found = Tables(rows)
+        groups = found.groups("fp32")
         if any(shape in groups for shape in OVERVIEW_SHAPES):
-            columns += _overview_columns(results.machine(rows), groups, layout)
             sources.append(f"`bench/results/{name}`")
-    if not columns:
+            for head, cell in {
+                f"{results.machine(rows)}: barlow_fast": found.own,
+                "fastest other": found.fastest,
+                "official": functools.partial(found.cell, "official"),
+            }.items():
+                columns.append(
+                    Column(head, lambda shape, of=groups, cell=cell: cell(of.get(shape, {})))
+                )
+    if not sources:
         return ""
-    shape = Column("N × D", lambda shape: f"{shape[0]} × {shape[1]}")
-    return joined(table_of([shape, *columns], OVERVIEW_SHAPES), f"Rows: {', '.join(sources)}.")
+    return joined(table_of(columns, OVERVIEW_SHAPES), f"Rows: {', '.join(sources)}.")
 
 
-def _overview_columns(machine: str, groups: Groups, layout: Layout) -> list[Column]:
-    def fastest(group: Peers) -> str | None:
-        row = fastest_public(group, layout)
-        return row and _cell(row["peer"], layout, group)
-
-    kinds = {
-        f"{machine}: barlow_fast": functools.partial(_own, layout),
-        "fastest other": fastest,
-        "official": functools.partial(_cell, "official", layout),
-    }
-    return [
-        Column(head, lambda shape, cell=cell: cell(groups.get(shape, {})))
-        for head, cell in kinds.items()
-    ]
+def median(row: Row, measure: str) -> float | None:
+    """Milliseconds; None where there are none."""
+    return row.get(f"{measure}ms" if measure else "median_ms")
 
 
-def _groups(rows: Sequence[Row], dtype: str, grid: Grid) -> Groups:
-    """Rows of one dtype by shape: the main ones first, in their order, then by size."""
-    groups = by_shape(row for row in rows if row["dtype"] == dtype)
-    first = dict.fromkeys(shape for shape in grid.main if shape in groups)
-    return {shape: groups[shape] for shape in first | dict.fromkeys(sorted(groups))}
-
-
-def titles_of(groups: Groups, layout: Layout) -> dict[str, str]:
-    """Peers that occur, in the order of the tables, with their titles."""
-    known = peers.titles(layout.kind)
-    present = {name for group in groups.values() for name in group}
-    order = [*known, *sorted(present - known.keys())]
-    return {name: known.get(name, name) for name in order if name in present}
-
-
-def _wide(titles: Mapping[str, str], layout: Layout) -> list[Column]:
-    """The columns of groups: a line for each shape."""
-
-    def of_any(group: Peers) -> Row:
-        return next(iter(group.values()))
-
-    return [
-        Column("N × D", lambda group: SHAPE.cell(of_any(group))),
-        Column("floor", lambda group: of_any(group)["floor_ms"], short),
-        Column(titles.get("ours", "barlow_fast"), functools.partial(_own, layout)),
-        Column("of floor", lambda group: _fraction(_timed(group, "ours") or {}), ".0%"),
-        *(
-            Column(title, functools.partial(_cell, name, layout))
-            for name, title in titles.items()
-            if name != "ours"
-        ),
-    ]
-
-
-def _long(titles: Mapping[str, str], layout: Layout) -> list[Column]:
-    """The columns of rows: a line for each shape and implementation."""
-    columns = [SHAPE, titled(titles)]
-    for called, measure in layout.measures.items():
-        head = f"{called if layout.several else 'median'} ms"
-        columns.append(Column(head, functools.partial(median, measure=measure), short))
-        columns += [Column(key, f"{measure}{key}_ms", short) for key in ("p20", "p80")]
-        columns.append(Column("repeats", f"{measure}repeats"))
-    columns.append(Column("of floor", _fraction, ".1%"))
-    if not layout.several:
-        columns.append(Column("forward ms", "forward_ms", short))
-        columns += [Column(key, f"forward_{key}_ms", short) for key in ("p20", "p80")]
-    return columns
-
-
-def fastest_public(group: Peers, layout: Layout) -> Row | None:
-    """The fastest exact implementation of one shape and dtype that others publish."""
-    known = peers.discover(layout.kind)
-    rows = [
-        row
-        for name, row in group.items()
-        if _timed(group, name)
-        and row.get("exact", True)
-        and name not in NOT_PUBLIC
-        and not (name in known and known[name].ours)
-    ]
-    return min(rows, key=lambda row: median(row, GRAPH) or median(row, WHOLE), default=None)
-
-
-def _timed(group: Peers, name: str) -> Row | None:
-    row = group.get(name)
-    return None if row is None or row.get("problem") else row
-
-
-def _own(layout: Layout, group: Peers) -> str | None:
-    row = _timed(group, "ours")
-    return row and f"**{_shown(row, layout)}**"
-
-
-def _cell(name: str, layout: Layout, group: Peers) -> str | None:
-    """The times of a peer, and how many times faster ours is; or its problem."""
-    row = group.get(name)
-    if row is None:
-        return None
-    if row.get("problem"):
-        return short_problem(row["problem"])
-    ratio = _ratio(layout, _timed(group, "ours"), row)
-    return f"{_shown(row, layout)} ({ratio})" if ratio else _shown(row, layout)
-
-
-def _shown(row: Row, layout: Layout) -> str:
-    found = (median(row, measure) for measure in layout.measures.values())
-    return " / ".join("–" if value is None else short(value) for value in found)
-
-
-def _ratio(layout: Layout, ours: Row | None, row: Row) -> str | None:
-    """How many times faster ours is: replayed where both can be, else called."""
-    for measure in reversed(layout.measures.values()):
-        theirs, own = median(row, measure), median(ours, measure)
-        if row is not ours and theirs is not None and own is not None:
-            return markdown.times(theirs / own)
-    return None
+def _timed(group: Peers, name: str) -> Row:
+    """A row with times; empty where there is none."""
+    row = group.get(name, {})
+    return {} if row.get("problem") else row
 
 
 def short_problem(problem: str) -> str:
@@ -337,29 +333,6 @@ def short_problem(problem: str) -> str:
 
 def _fraction(row: Row) -> float | None:
     return row.get("graph_fraction_of_floor") or row.get("fraction_of_floor")
-
-
-def _slowdowns(groups: Groups, layout: Layout, titles: Mapping[str, str]) -> str:
-    """List where `barlow_fast` is slower than a peer."""
-    found, compared = [], 0
-    for (n, d), group in groups.items():
-        ours = _timed(group, "ours")
-        for name, (called, measure) in itertools.product(group, layout.measures.items()):
-            theirs, own = median(_timed(group, name), measure), median(ours, measure)
-            if name == "ours" or None in (theirs, own):
-                continue
-            compared += 1
-            if theirs < own:
-                noise = ours[f"{measure}p20_ms"] < group[name][f"{measure}p80_ms"]
-                text = f"{own / theirs:.2f}× the time of {titles[name]}"
-                where = f"{n} × {d}" + (f" {called}" if layout.several else "")
-                found.append(f"{where} ({text}{', within noise' if noise else ''})")
-    if not compared:
-        return "No comparison: `barlow_fast` or every peer is missing."
-    if found:
-        count = f"In {len(found)} of {compared} comparisons"
-        return f"{count} `barlow_fast` is slower at: {'; '.join(found)}."
-    return f"`barlow_fast` is the fastest in every row ({compared} comparisons)."
 
 
 def _problems(groups: Groups, titles: Mapping[str, str]) -> Iterator[str]:

@@ -253,7 +253,7 @@ def tables(rows: list[Row]) -> str:
             row | {"share": row["median_ms"] / torch if torch else None}
             for row in chosen(titles(), imports)
         ]
-        parts += ["**Imports**", table_of(IMPORTS, lines), _import_verdict(imports)]
+        parts += ["**Imports**", table_of(IMPORTS, lines), _verdict(imports)]
     called = (row for row in rows if row["n"])
     for (n, d, dtype), some in listed(called, "n", "d", "dtype").items():
         by_case = {case: group for (case,), group in grouped(some, "case").items()}
@@ -267,36 +267,28 @@ def tables(rows: list[Row]) -> str:
                 if any(name in by_case[case] for case in known)
             ]
             parts += [f"**Calls at {n} × {d}, {dtype}**", table_of(heads, lines)]
-            parts.append(_call_verdict(by_case.get("first-call", {})))
+            parts.append(_verdict(by_case.get("first-call", {})))
         if kernels is not None:
             ends = {key: rate(kernels[f"{key}_ms"]) for key in ("median", "p20", "p80")}
             parts.append(reading("startup kernels", **kernels | ends))
     return joined(*parts)
 
 
-def _import_verdict(found: dict[str, Row]) -> str:
-    share = ratio(found, "median_ms", "ours", TORCH)
-    if share is None:
-        return ""
-    slower = ", ".join(titles()[name] for name in _faster(found) if name in MODULES)
-    text = f"`import barlow_fast` adds {share:.1%} to `import torch`."
-    return text + (f" It takes longer than: {slower}." if slower else "")
-
-
-def _call_verdict(found: dict[str, Row]) -> str:
-    """Which first calls are faster than ours, if any."""
+def _verdict(found: dict[str, Row]) -> str:
+    """What the import adds to that of torch, or how the first call compares; and what of others
+    takes less time."""
     if "ours" not in found or len(found) == 1:
         return ""
-    faster = [f"{titles()[name]} ({x:.2f}× the time)" for name, x in _faster(found).items()]
-    if faster:
-        return f"The first call of `barlow_fast` is slower than that of: {'; '.join(faster)}."
-    return "The first call of `barlow_fast` is the fastest."
-
-
-def _faster(found: dict[str, Row]) -> dict[str, float]:
-    """The others that take less time than ours, with their shares of it."""
-    shares = {name: ratio(found, "median_ms", name, "ours") for name in found}
-    return {name: share for name, share in shares.items() if share < 1}
+    shares = {name: ratio(found, "median_ms", name, "ours") for name in found if name != TORCH}
+    faster = {titles()[name]: share for name, share in shares.items() if share < 1}
+    if TORCH in found:
+        text = f"`import barlow_fast` adds {ratio(found, 'median_ms', 'ours', TORCH):.1%} to "
+        longer = f" It takes longer than: {', '.join(faster)}." if faster else ""
+        return f"{text}`import torch`.{longer}"
+    if not faster:
+        return "The first call of `barlow_fast` is the fastest."
+    names = "; ".join(f"{title} ({share:.2f}× the time)" for title, share in faster.items())
+    return f"The first call of `barlow_fast` is slower than that of: {names}."
 
 
 def _figures(head: str, case: str | None = None) -> list[Column]:

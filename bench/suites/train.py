@@ -7,20 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, exits, provenance, results
+from bench import cli, devices, exits, markdown, provenance, results
 from bench.cli import Option
 from bench.devices import Device
-from bench.markdown import (
-    Column,
-    capital,
-    joined,
-    rate,
-    reading,
-    spread,
-    table_of,
-    target,
-    titled,
-)
+from bench.markdown import Column, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Given, Session
 from bench.timing import columns
@@ -169,7 +159,9 @@ def tables(rows: list[Row]) -> str:
         if found := groups.get((case.name,)):
             first = next(iter(found.values()))
             ratios = {o: ratio(found, "median_per_s", OURS, o) for o in (OFFICIAL, LIGHTLY)}
-            parts.append(f"**{capital(case.title)}, batch {first['n']}, {first['dtype']}**")
+            parts.append(
+                f"**{markdown.capital(case.title)}, batch {first['n']}, {first['dtype']}**"
+            )
             some = found | {OURS: found[OURS] | ratios} if OURS in found else found
             lines = chosen(TITLES, some)
             parts += [table_of([*COLUMNS, *RATIOS], lines), _verdict(case, some.get(OURS))]
@@ -183,9 +175,9 @@ def _verdict(case: Case, ours: Row | None) -> str:
     texts, share = [], ours["data_wait_share"]
     if case.name in TARGETS and ours[LIGHTLY]:
         words, met = f"{TARGETS[case.name]:g} times lightly", ours[LIGHTLY] >= TARGETS[case.name]
-        texts.append(target(words, met, f"{ours[LIGHTLY]:.2f} times"))
+        texts.append(markdown.target(words, met, f"{ours[LIGHTLY]:.2f} times"))
     if (most := WAITS.get(case.kind)) and share is not None:
         words = f"less than {most:.0%} of a step waiting for data"
-        texts.append(target(words, share < most, f"{share:.1%}"))
+        texts.append(markdown.target(words, share < most, f"{share:.1%}"))
     slower = [TITLES[peer] for peer in (OFFICIAL, LIGHTLY) if ours[peer] and ours[peer] < 1]
     return " ".join([*texts, *([f"Slower than {' and '.join(slower)}."] if slower else [])])

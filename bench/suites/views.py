@@ -8,20 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from bench import cli, devices, results
+from bench import cli, devices, markdown, results
 from bench.cli import Option
 from bench.devices import Device, NoGraphError
-from bench.markdown import (
-    Column,
-    capital,
-    joined,
-    rate,
-    reading,
-    spread,
-    table_of,
-    target,
-    titled,
-)
+from bench.markdown import Column, joined, rate, reading, spread, table_of, titled
 from bench.results import Row, rounded
 from bench.session import Given, Session
 from bench.timing import Budget, columns, interleave
@@ -204,7 +194,8 @@ def tables(rows: list[Row]) -> str:
     for case in CASES.values():
         found = {each["peer"]: each for each in rows if each["case"] == case.name}
         if found:
-            parts += [f"**{capital(case.title)}**", _table(case, found), _verdict(case, found)]
+            title = f"**{markdown.capital(case.title)}**"
+            parts += [title, _table(case, found), _verdict(case, found)]
             parts += [_stages(found), _stages(found, "stages-reduced")]
     return joined(*parts)
 
@@ -260,7 +251,8 @@ def _verdict(case: Case, found: dict[str, Row]) -> str:
         ours, others = (_rates(found, name) for name in names)
         if ours and others:
             ratio = max(ours.values()) / max(others.values())
-            texts.append(target(f"{times:g} times {words}", ratio >= times, f"{ratio:.2f} times"))
+            target = f"{times:g} times {words}"
+            texts.append(markdown.target(target, ratio >= times, f"{ratio:.2f} times"))
     slower = [
         f"{TITLES[name]} than {TITLES[peer]}"
         for name, each in _rates(found, "ours-").items()
@@ -276,7 +268,7 @@ def _verdict(case: Case, found: dict[str, Row]) -> str:
             if each["fraction_of_copy"] < BANDWIDTH
         ]
         words = f"{BANDWIDTH:.0%} of the copy bandwidth"
-        texts.append(target(words, not missed, "; ".join(missed)))
+        texts.append(markdown.target(words, not missed, "; ".join(missed)))
     return " ".join(texts)
 
 

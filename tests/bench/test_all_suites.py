@@ -15,7 +15,7 @@ import pytest
 from ended import SECONDS, gone, running, until
 from invoked import invoke
 
-from bench import cli, everything, exits, launches, provenance, results, runner, suites
+from bench import cli, everything, exits, provenance, results, runner, suites
 from bench.everything import PARTS
 from bench.runner import Context
 from bench.state import State
@@ -208,7 +208,7 @@ def test_single_architectures_leave_the_rows_of_others(monkeypatch, tmp_path):
 
     monkeypatch.setattr(inspection, "survey", survey)
     other = {"suite": "compilation", "n": 2, "d": 2, "dtype": "sm_90 launches"}
-    monkeypatch.setattr(launches, "rows", lambda *arguments: [other])
+    monkeypatch.setattr(compilation, "launches_of", lambda *arguments: [other])
     clock = SimpleNamespace(monotonic=itertools.count().__next__)
     monkeypatch.setattr(compilation, "time", clock)
     out = tmp_path / "rows.jsonl"

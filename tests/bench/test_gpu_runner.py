@@ -246,7 +246,7 @@ def tested(request, tmp_path, monkeypatch):
 
     def run(seconds=SECONDS):
         shutil.rmtree(tmp_path / "scratch", ignore_errors=True)
-        parts.tests(context(tmp_path), progress, seconds)
+        parts.tests(context(tmp_path), progress, seconds, "tests")
         return progress
 
     return run
@@ -297,7 +297,7 @@ def test_the_part_of_the_tests_writes_junit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner, "persevere", persevere)
     results = [exits.FAILED, runner.LATE]
-    parts.tests(where, progress, 60.0)
+    parts.tests(where, progress, 60.0, "tests")
     assert progress.status == FAILED
     assert progress.detail == "1 passed, 2 failed"
     assert progress.finished["tests/a.py::broke"]["text"] == STOPPED
@@ -306,7 +306,7 @@ def test_the_part_of_the_tests_writes_junit(tmp_path, monkeypatch):
     messages = {case.attrib["name"]: case[0].text for case in suite if len(case)}
     assert messages == {"bad": "twice?", "broke": STOPPED}
     # A process that was ended because time was up did not break on the test it was at.
-    parts.tests(where, progress, 60.0)
+    parts.tests(where, progress, 60.0, "tests")
     assert "tests/a.py::broke" not in progress.finished
 
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import floor, launches
+from bench import floor
+from bench.suites import compilation as launches
 
 ROW = {
     "form": "gram", "n": 2048, "d": 8192, "dtype": "sm_90 launches", "inputs": "bfloat16",
@@ -54,7 +55,7 @@ def test_a_last_wave_that_is_not_full_costs_what_a_full_one_costs():
 
 def test_products_of_the_headline_shapes_fill_the_sms():
     pytest.importorskip("barlow_fast.kernels.triton", reason="Triton is not installed")
-    rows = launches.rows(90, Anything(), {})
+    rows = launches.launches_of(90, Anything(), {})
     products = [row for row in rows if row["flops"] and row["form"] != "tiles"]
     assert len({(row["n"], row["d"]) for row in products}) == len(launches.SHAPES)
     for row in products:
@@ -73,4 +74,4 @@ def test_tables():
 
 
 def test_no_rates_no_rows():
-    assert launches.rows(89, {}, {}) == []
+    assert launches.launches_of(89, {}, {}) == []
