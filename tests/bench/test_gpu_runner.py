@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 from ended import SECONDS, alive
 
-from bench import cli, exits, runner, sources, state, suites
+from bench import cli, everything, exits, lifetime, runner, sources, state, suites
 from bench.gpu import __main__ as gpu
 from bench.gpu import parts
 from bench.runner import Context, Part, Suite
@@ -160,15 +161,48 @@ def test_rows_and_state_are_adopted_from_another_folder(tmp_path):
     assert (out / "gpu-example-gpu.jsonl").read_text() == '{"suite": "memory"}\n'
 
 
-def test_a_child_that_takes_too_long_is_ended(tmp_path):
-    log = tmp_path / "log"
-    code = "import os, threading; print('begun', os.getpid(), flush=True); threading.Event().wait()"
-    sleeper = [sys.executable, "-c", code]
-    assert runner.run_child(sleeper, log, 3.0) == runner.LATE
-    pids = re.findall("^begun ([0-9]+)$", log.read_text(), re.MULTILINE)
-    assert not any(alive(int(pid)) for pid in pids)
+def test_a_child_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    log, ended, stop = tmp_path / "log", [], lifetime.stop
+
+    def stopped(process, *given):
+        stop(process, *given)
+        ended.append(process.pid)
+
+    monkeypatch.setattr(lifetime, "stop", stopped)
+    sleeper = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+    assert runner.run_child(sleeper, log, 0.0) == runner.LATE
+    assert len(ended) == 1
+    assert not alive(ended[0])
     assert runner.run_child([sys.executable, "-c", "raise SystemExit(7)"], log, SECONDS) == 7
     assert runner.run_child([sys.executable, "-c", "pass"], None, SECONDS) == 0
+
+
+class Hanging:
+    """A process that never ends by itself."""
+
+    waited: ClassVar = []
+
+    def __init__(self, command, **options):
+        self.command = command
+
+    def wait(self, seconds):
+        self.waited.append(seconds)
+        raise subprocess.TimeoutExpired(self.command, seconds)
+
+
+@pytest.mark.parametrize("known", [parts.PARTS, everything.choose(None, False, None)])
+def test_every_part_whose_child_hangs_ends_with_its_time(tmp_path, monkeypatch, known):
+    ended = []
+    monkeypatch.setattr(subprocess, "Popen", Hanging)
+    monkeypatch.setattr(lifetime, "stop", lambda process, *given: ended.append(process))
+    monkeypatch.setattr(parts, "sanitizer_tool", lambda: "compute-sanitizer")
+    monkeypatch.setattr(Hanging, "waited", [])
+    for number, part in enumerate(known, 1):
+        where = replace(context(tmp_path, resume=False), grace=120.0)
+        run([part], where, 10_000.0)
+        assert where.state.parts[part.name].status == PARTIAL
+        assert len(ended) == len(Hanging.waited) == number
+        assert 0 < Hanging.waited[-1] <= part.seconds + where.grace
 
 
 def test_a_child_that_breaks_but_gets_on_is_started_again(tmp_path):
