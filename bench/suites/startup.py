@@ -275,8 +275,8 @@ def tables(rows: list[Row]) -> str:
 
 
 def _verdict(found: dict[str, Row]) -> str:
-    """What the import adds to that of torch, or how the first call compares; and what of others
-    takes less time."""
+    """What the import adds to that of torch, or how the first call compares; and which others
+    take less time."""
     if "ours" not in found or len(found) == 1:
         return ""
     shares = {name: ratio(found, "median_ms", name, "ours") for name in found if name != TORCH}

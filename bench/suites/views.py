@@ -30,8 +30,8 @@ KERNEL_CALLS = Budget(4.0, most=30)
 CORES = 2  # of a CPU
 MAKES_VIEWS = ("ours-", "reduced-", OFFICIAL, "torchvision-v2", LIGHTLY)
 _RECIPE = "ours-", OFFICIAL, "the official recipe"
-# By case, how many times as fast as the fastest of others the fastest of ours should be: both are
-# beginnings of names; and what the tables call the others.
+# By case, how many times as fast as the fastest other feed our fastest should be; the beginnings of
+# the names of both, ours first, and what the tables call the other.
 TARGETS = {
     "photographs": (
         (6.0, *_RECIPE),

@@ -91,11 +91,13 @@ class Case:
 
 
 def originals() -> list[Image.Image]:
-    """The photographs of scikit-learn. Where it is not installed, noise whose amplitude falls with
-    its frequency, as in photographs: files of about their size, which take as long to decode."""
+    """Three photographs, two of scikit-learn and one of matplotlib. Where these are not installed,
+    noise whose amplitude falls with its frequency, as in photographs: files of about their size,
+    which take as long to decode."""
     from PIL import Image
 
     try:
+        from matplotlib import cbook
         from sklearn.datasets import load_sample_images
     except ImportError:
         total = np.zeros((*NOISE, 3), np.float32)
@@ -103,7 +105,8 @@ def originals() -> list[Image.Image]:
             layer = Image.fromarray(pixels(2**octave, 3, 1)[0]).resize(NOISE[::-1])
             total += np.asarray(layer, np.float32) * 2.0 ** (1 - octave)
         return [Image.fromarray(total.clip(0, 255).astype(np.uint8))]
-    return [Image.fromarray(each) for each in load_sample_images().images]
+    third = Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
+    return [*map(Image.fromarray, load_sample_images().images), third]
 
 
 def photographs(
