@@ -59,9 +59,7 @@ def command(
 
     with cli.reading():
         chosen = [int(seed) for seed in seeds.split(",")]
-        names = peers.split(",")
-        if unknown := set(names) - set(TITLES):
-            raise ValueError(f"unknown peers {sorted(unknown)}; there are {', '.join(TITLES)}")
+        names = cli.listed(peers, TITLES, "peer")
         if not set(names) & set(TRAINED):
             raise ValueError(f"no peer is trained: name at least one of {', '.join(TRAINED)}")
         data = load(CASE, None)

@@ -30,6 +30,7 @@ from bench.markdown import Column, joined, reading, short, spread, table_of, tit
 from bench.results import Row, chosen, grouped, ratio, rounded
 from bench.session import Output, Session
 from bench.timing import columns, percentile, without_collections
+from bench.views.agreement import DisagreementError
 
 SECTION = "Drop-in: lightly's example before and after the patch"
 LIGHTLY, PATCHED, MOVED = "lightly", "patched", "lightly-moved"
@@ -48,10 +49,6 @@ SEED = 0
 NEEDED = ("lightly", "torchvision", "sklearn", "PIL")
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-
-
-class DisagreementError(Exception):
-    """The patched loss is not lightly's."""
 
 
 def command(

@@ -36,7 +36,7 @@ from bench.peers import official as official_peer
 from bench.training.cases import LIGHTLY, LIMIT, OURS, Case
 from bench.views import agreement, images
 from bench.views.agreement import DisagreementError
-from bench.views.turns import Figures
+from bench.views.turns import Feed, Figures
 
 # Where data sets are that need no download.
 INSTALLED = {"fashion-mnist": SYSTEM_FASHION_MNIST}
@@ -46,37 +46,17 @@ CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of losses; the second roun
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class Steps:
-    """The steps of one run, without an end; see `bench.views.turns.Runner` for the methods."""
+def _feed(step: Callable[[], int], clock: StepClock, device: Device) -> Feed:
+    """The steps of one run, without an end; figures are shares of the time of the steps, and what
+    has no clock of its own counts as forward."""
 
-    def __init__(self, step: Callable[[], int], clock: StepClock, device: Device) -> None:
-        self._step, self._clock, self._device = step, clock, device
-
-    def __iter__(self) -> Iterator[int]:
-        return self
-
-    def __next__(self) -> int:
-        return self._step()
-
-    def settle(self) -> None:
-        """Until the device is done."""
-        self._device.synchronize()
-
-    def report(self) -> Figures:
-        """Shares of the time of the steps since the last report. What has no clock of its own
-        counts as forward."""
-        seconds = self._clock.read()
+    def report() -> Figures:
+        seconds = clock.read()
         whole = sum(seconds.values())
-        if not whole:
-            return {}
-        shares = {"data_wait_share": seconds["data"] / whole}
-        if seconds["loss"]:
-            shares["loss_share"] = seconds["loss"] / whole
-        return shares
+        shares = {"data_wait_share": seconds["data"] / whole} if whole else {}
+        return shares | ({"loss_share": seconds["loss"] / whole} if seconds["loss"] else {})
 
-    def rest(self) -> None:
-        """Release the device's memory for the run whose turn it is."""
-        self._device.release()
+    return Feed(iter(step, None), device.synchronize, report, device.release)
 
 
 def open_run(
@@ -129,7 +109,7 @@ def ours(case: Case, device: Device, folder: Path | None, ready: bool) -> Iterat
             return config.batch_size
 
         # Our own clock: the trainer's records are those of whole epochs.
-        yield Steps(step, trainer.clock, device)
+        yield _feed(step, trainer.clock, device)
 
 
 @contextlib.contextmanager
@@ -159,7 +139,7 @@ def elsewhere(
         clock.mark("forward")
         return len(pair[0])
 
-    yield Steps(step, clock, device)
+    yield _feed(step, clock, device)
 
 
 class ShortLoop:

@@ -31,7 +31,7 @@ from barlow_fast.data.windows import MARGIN
 from barlow_fast.kernels.photometry import Parameter
 from barlow_fast.kernels.resizing import crop_resize
 from bench import cli, devices, provenance
-from bench.views import images, loading
+from bench.views import images, loading, turns
 from bench.views.agreement import DisagreementError
 from bench.views.images import LARGE, LIGHTLY, OFFICIAL, SMALL, V2, Case
 from bench.views.loading import Task
@@ -327,26 +327,6 @@ def version(feed: str) -> str:
     return provenance.versions(COMPARED[feed].packages)
 
 
-class Counts:
-    """Counts per batch, how to wait until the device has all of them, and the feed's figures, with
-    the seconds until the first batch."""
-
-    def __init__(self, counts: Iterator[int], task: Task) -> None:
-        self._counts, self._task, self._begun = counts, task, time.perf_counter()
-        self.settle = task.device.synchronize
-
-    def __iter__(self) -> Iterator[int]:
-        return self
-
-    def __next__(self) -> int:
-        count = next(self._counts)
-        self._task.figures.setdefault("first_batch_s", time.perf_counter() - self._begun)
-        return count
-
-    def report(self) -> dict[str, float]:
-        return dict(self._task.figures)
-
-
 @contextlib.contextmanager
 def open_feed(
     feed: str, case: Case, folder: Path | None, kind: str = "cpu"
@@ -364,5 +344,12 @@ def open_feed(
     """
     task = Task(case, folder, devices.choose(kind))
     torch.set_num_threads(cores_of_rank())
+    begun = time.perf_counter()
+
+    def timed(counts: Iterator[int]) -> Iterator[int]:
+        for count in counts:
+            task.figures.setdefault("first_batch_s", time.perf_counter() - begun)
+            yield count
+
     with contextlib.closing(FEEDS[feed].make(task)) as counts:
-        yield Counts(counts, task)
+        yield turns.Feed(timed(counts), task.device.synchronize, lambda: dict(task.figures))

@@ -23,12 +23,12 @@ from typing import Annotated, Any
 
 from bench import lifetime
 from bench.cli import Option
+from bench.lifetime import ChildError
 
 AHEAD = 4  # batches
 FEWEST = 4  # batches that are timed
 DEADLINE = 120.0  # seconds for a process to start, or for a turn beyond its time
 
-Opener = Callable[..., AbstractContextManager[Iterator[int]]]
 Figures = dict[str, float]
 
 
@@ -51,8 +51,27 @@ class Pace:
         return self.seconds or seconds, self.rounds or rounds, self.deadline or deadline
 
 
-class FeedError(Exception):
-    """A feed that raised, died or did not answer."""
+@dataclass(frozen=True)
+class Feed:
+    """Counts without an end, and what a turn asks for besides.
+
+    Attributes:
+        counts: of one batch after the other.
+        settle: waits for what is under way.
+        report: figures of the time since it was last called.
+        rest: gives back what others need while it waits.
+    """
+
+    counts: Iterator[int]
+    settle: Callable[[], object] = dict
+    report: Callable[[], Figures] = dict
+    rest: Callable[[], object] = dict
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        return next(self.counts)
 
 
 class Runner:
@@ -60,10 +79,7 @@ class Runner:
 
     Args:
         name: for messages.
-        opener: called with `arguments` in the new process; yields counts without an end. The
-            iterator may have three more methods: `settle()` waits for what is under way, `report()`
-            returns figures of the time since it was last called, `rest()` gives back what others
-            need while it waits.
+        opener: called with `arguments` in the new process; the context of a `Feed`.
         arguments: must be picklable.
         cores: that the processes may use.
         deadline: in seconds, for the start, and for a turn beyond its time.
@@ -76,7 +92,7 @@ class Runner:
     def __init__(
         self,
         name: str,
-        opener: Opener,
+        opener: Callable[..., AbstractContextManager[Feed]],
         arguments: tuple[Any, ...],
         cores: set[int] | None,
         deadline: float = DEADLINE,
@@ -90,13 +106,13 @@ class Runner:
         self._pool = ProcessPoolExecutor(1, spawn, _prepare, (cores,))
 
     def start(self) -> None:
-        """Begins the process, and waits until its first batches have come; FeedError where they do
+        """Begins the process, and waits until its first batches have come; ChildError where they do
         not."""
         self.pid = self._answer(DEADLINE, os.getpid)
         self._answer(self.deadline, _open, *self._opened, self._ahead)
 
     def turn(self, seconds: float) -> float:
-        """Counts per second of one turn of about so many seconds; FeedError where it fails."""
+        """Counts per second of one turn of about so many seconds; ChildError where it fails."""
         given = seconds, self._ahead
         count, elapsed, report = self._answer(seconds + self.deadline, _turn, *given)
         self.reports.append(report)
@@ -113,11 +129,11 @@ class Runner:
         try:
             return self._pool.submit(action, *arguments).result(seconds)
         except TimeoutError:
-            raise FeedError(f"did not answer within {seconds:.0f} s") from None
+            raise ChildError(f"did not answer within {seconds:.0f} s") from None
         except BrokenProcessPool:
-            raise FeedError("its process died") from None
+            raise ChildError("its process died") from None
         except Exception as error:  # whatever a feed raises, the others are still to be timed
-            raise FeedError(f"{type(error).__name__}: {error}") from None
+            raise ChildError(f"{type(error).__name__}: {error}") from None
 
 
 def race(
@@ -150,7 +166,7 @@ def race(
                 continue
             try:
                 runner.start() if found is None else found.append(runner.turn(seconds))
-            except FeedError as error:
+            except ChildError as error:
                 failures[runner.name] = str(error)
                 runner.end()
     finally:
@@ -167,7 +183,7 @@ def race(
 
 # What this process has opened: a context that nothing refers to would be closed.
 _OPENED = contextlib.ExitStack()
-_COUNTS: list[Iterator[int]] = []
+_FEED: list[Feed] = []
 
 
 def _prepare(cores: set[int] | None) -> None:
@@ -177,33 +193,30 @@ def _prepare(cores: set[int] | None) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def _open(opener: Opener, arguments: tuple[Any, ...], ahead: int) -> None:
-    _COUNTS.append(_OPENED.enter_context(opener(*arguments)))  # until the process is killed
-    _timed(_COUNTS[0], 0.0, ahead)
+def _open(opener: Callable, arguments: tuple[Any, ...], ahead: int) -> None:
+    _FEED.append(_OPENED.enter_context(opener(*arguments)))  # until the process is killed
+    _timed(_FEED[0], 0.0, ahead)
 
 
 def _turn(seconds: float, ahead: int) -> tuple[int, float, Figures]:
-    return _timed(_COUNTS[0], seconds, ahead)
+    return _timed(_FEED[0], seconds, ahead)
 
 
-def _timed(counts: Iterator[int], seconds: float, ahead: int) -> tuple[int, float, Figures]:
+def _timed(feed: Feed, seconds: float, ahead: int) -> tuple[int, float, Figures]:
     """(count, seconds, figures), once nothing is left to do. An even number of batches, because two
     workers finish them in pairs."""
-    settle, report, rest = (
-        getattr(counts, name, dict) for name in ("settle", "report", "rest")
-    )  # without the method: `dict()`, no figures
     for _ in range(ahead):
-        next(counts)
-    settle()
-    report()
+        next(feed)
+    feed.settle()
+    feed.report()
     total, number, elapsed, start = 0, 0, 0.0, time.perf_counter()
     while number < FEWEST or number % 2 or elapsed < seconds:
-        total += next(counts)
+        total += next(feed)
         number += 1
         elapsed = time.perf_counter() - start
-    settle()
+    feed.settle()
     elapsed = time.perf_counter() - start
-    figures = report()
-    rest()
+    figures = feed.report()
+    feed.rest()
     time.sleep(ahead * elapsed / number)
     return total, elapsed, figures

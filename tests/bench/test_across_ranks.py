@@ -15,7 +15,7 @@ from ended import SECONDS
 from invoked import invoke
 
 from barlow_fast.distributed import LAYOUTS, cost
-from bench import report, results
+from bench import peak_memory, report, results
 from bench.inputs import VARIANTS
 from bench.ranks import implementations, measurement
 from bench.ranks.implementations import OFFICIAL, PRECISION
@@ -178,6 +178,19 @@ def test_processes_end_whatever_happens(tmp_path, monkeypatch, entry, error, tex
     for each in tmp_path.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(each.name), 0)
+
+
+def allocate(share):
+    """Entry of a process."""
+    torch.empty(int(share * peak_memory.available()), dtype=torch.uint8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not peak_memory.MEMINFO.exists(), reason="needs /proc")
+def test_a_rank_has_its_share_of_the_memory():
+    measurement.run(allocate, 2, (0.1,), SECONDS)
+    with pytest.raises(RuntimeError, match="alloc"):
+        measurement.run(allocate, 2, (0.6,), SECONDS)
 
 
 @pytest.fixture

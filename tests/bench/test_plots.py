@@ -99,7 +99,8 @@ def test_the_roofline_has_useful_operations_per_second_under_its_peaks():
     assert ours["spread"][place][1] == pytest.approx(rate, rel=1e-3)
     roof = panel["lines"][0]["points"]
     assert all(y == min(100.0, 20.0 * x) for x, y in roof)
-    assert panel["reached"] == pytest.approx(rate / 100, rel=1e-3)
+    most = 6 * 256 * 65536 * 256 / 30e-3 / 1e9  # at its other shape of as many operations a byte
+    assert panel["reached"] == pytest.approx(most / 100, rel=1e-3)
     assert "fp32 GEMM 100 GFLOP/s, copy 20 GB/s" in picture("roofline", loss_rows()).svg()
 
 

@@ -36,7 +36,7 @@ def counting(step: float):
             yield 10
 
     try:
-        yield counts()
+        yield turns.Feed(counts())
     finally:
         closed.set()
 
@@ -60,7 +60,7 @@ def with_workers(file, busy=False):
     write(file, found)
     if busy:
         ctypes.PyDLL(None).pause()
-    yield iter(lambda: 1, 2)
+    yield turns.Feed(iter(lambda: 1, 2))
 
 
 def write(file, text):
@@ -106,22 +106,11 @@ def test_a_feed_that_does_not_answer_is_ended():
     assert gone(runner.pid)
 
 
-class Recording:
-    """Counts, and what is asked of them."""
-
-    def __init__(self, log):
-        self.log = log
-
-    def __next__(self):
-        self.log.append("next")
-        return 1
-
-
 def test_a_feed_makes_nothing_after_its_answer(monkeypatch):
     """It has had the time to make ready what it makes ready, and that is not timed."""
     log = []
     monkeypatch.setattr(time, "sleep", lambda seconds: log.append(seconds > 0))
-    count, _, _ = turns._timed(Recording(log), 0.0, ahead=3)
+    count, _, _ = turns._timed(turns.Feed(iter(lambda: log.append("next") or 1, 2)), 0.0, ahead=3)
     assert log == ["next"] * (3 + turns.FEWEST) + [True]
     assert count == turns.FEWEST
 
