@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Annotated
 
 from barlow_fast.files import write_whole
-from bench import markdown, plots, provenance, results, suites
+from bench import markdown, provenance, results, suites
 from bench.cli import Option
-from bench.plots import speedup
+from bench.plots import figures
 from bench.plots.figure import marked
 from bench.results import Row
 from bench.suites import loss
@@ -71,7 +71,7 @@ def generated(folder: Path, readme: Path, draw: bool = True) -> dict[Path, str |
         return {}
     texts: dict[Path, str | None] = {folder / "README.md": index(files)}
     texts |= {folder / f"{suite}.md": page(suite, files) for suite in measured(files)}
-    for picture in plots.pictures(files):
+    for picture in figures.pictures(files):
         path = folder / FIGURES / f"{picture.name}.svg"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if marked(text) != picture.mark:  # else the file stays byte for byte
@@ -110,7 +110,7 @@ def page(suite: str, files: Mapping[str, Sequence[Row]]) -> str:
     """The figures and tables of a suite on all machines, with percentiles."""
     images = [
         f"![{re.sub(r'[][]', '', picture.caption)}]({FIGURES}/{picture.name}.svg)"
-        for picture in plots.pictures(files)
+        for picture in figures.pictures(files)
         if picture.suite == suite
     ]
     title = f"# {suites.discover()[suite].SECTION}"
@@ -120,13 +120,13 @@ def page(suite: str, files: Mapping[str, Sequence[Row]]) -> str:
 def _speedups(files: Mapping[str, Sequence[Row]]) -> list[str]:
     """The shapes where ours is faster and slower: their number, the extremes, the break-even."""
     lines, ends = [], []
-    for data in (picture.data for picture in speedup.FIGURE.pictures(files)):
-        for against, heading in speedup.HEADINGS.items():
-            if cells := speedup.measured(data["compared"][against]):
+    for data in (picture.data for picture in figures.SPEEDUP.pictures(files)):
+        for against, heading in figures.HEADINGS.items():
+            if cells := figures.measured(data["compared"][against]):
                 whose = data["machine"], data["dtype"]
-                lines.append((*whose, heading, *speedup.extremes(cells)))
-                if against == speedup.FASTEST:
-                    ends.append(f"- {', '.join(whose)}: {speedup.break_even(cells)}")
+                lines.append((*whose, heading, *figures.extremes(cells)))
+                if against == figures.FASTEST:
+                    ends.append(f"- {', '.join(whose)}: {figures.break_even(cells)}")
     heads = ("machine", "dtype", "compared", "faster", "slower", "least", "most")
     columns = [
         markdown.Column(head, operator.itemgetter(place), left=place == 0)

@@ -10,8 +10,8 @@ from invoked import invoke
 from test_gpu_report import gpu_row
 from test_report import ORIGIN, row
 
-from bench import plots, report, results
-from bench.plots import lines, speedup
+from bench import report, results
+from bench.plots import figures
 from bench.plots.figure import marked
 
 HOSTILE = "<script>alert(1)</script>\"'`|\n\n</details><img src=https://example.org/x onerror=x>"
@@ -33,7 +33,7 @@ def loss_rows():
 
 
 def picture(kind, rows, name="cpu-example.jsonl"):
-    return next(p for p in plots.pictures({name: rows}) if p.name.startswith(kind))
+    return next(p for p in figures.pictures({name: rows}) if p.name.startswith(kind))
 
 
 def texts(svg, name):
@@ -78,12 +78,12 @@ def test_a_gpu_is_compared_by_its_own_time_where_both_have_it():
 
 def test_break_even_states_the_ratio_from_which_ours_is_slower():
     cells = picture("speedup", loss_rows()).data["compared"]["fastest"]
-    assert speedup.break_even(speedup.measured(cells)) == (
+    assert figures.break_even(figures.measured(cells)) == (
         "Break-even at N/D = 1: the fastest in all 1 shapes below it; at or above it slower in 1 "
         "of 1: 0.75× at 1024 × 1024."
     )
     faster = picture("speedup", loss_rows()[:2]).data["compared"]["fastest"]
-    assert "the fastest up to N/D = 0.03125" in speedup.break_even(faster)
+    assert "the fastest up to N/D = 0.03125" in figures.break_even(faster)
 
 
 def test_the_roofline_has_useful_operations_per_second_under_its_peaks():
@@ -134,7 +134,7 @@ def test_memory_goes_to_the_d_where_each_runs_out():
     }  # fmt: skip
     (panel,) = picture("memory", [measured]).data["panels"]
     assert panel["lines"][-1]["points"] == [[4096, 150 / 1e9]]
-    assert list(lines.MEMORY.pictures({"x.jsonl": [measured | {"n": 512}]})) == []
+    assert list(figures.MEMORY.pictures({"x.jsonl": [measured | {"n": 512}]})) == []
 
 
 def bar_rows():
@@ -172,11 +172,11 @@ def test_bars_and_ranks_show_their_medians_and_state_the_result():
 
 
 def test_rows_without_figures_and_no_rows_at_all_draw_nothing():
-    assert plots.pictures({}) == []
+    assert figures.pictures({}) == []
     suites = ("loss", "memory", "largest", "distributed", "train", "views", "startup")
     bare = {"n": 256, "d": 64, "dtype": "fp32", "peer": "ours", "ranks": 2, "case": "x"}
     rows = [bare | {"suite": suite, "problem": "no"} for suite in suites]
-    assert plots.pictures({"x.jsonl": rows}) == []
+    assert figures.pictures({"x.jsonl": rows}) == []
 
 
 def test_marks_depend_on_the_data_alone():

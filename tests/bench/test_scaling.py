@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from invoked import invoke
 
-from bench import plots, report, results
+from bench import report, results
+from bench.plots import figures
 from bench.plots.figure import marked
 from bench.suites import scaling
 
@@ -80,7 +81,7 @@ def test_the_command_writes_rows_whose_page_has_a_figure(tmp_path, modelled):
 def test_a_figure_changes_only_with_its_rows(modelled):
     changed = [dict(row, n=row["n"] + (i == 0)) for i, row in enumerate(modelled)]
     (one,), (same,), (other,) = (
-        plots.pictures({"scaling.jsonl": rows}) for rows in (modelled, modelled, changed)
+        figures.pictures({"scaling.jsonl": rows}) for rows in (modelled, modelled, changed)
     )
     assert one.svg() == same.svg()
     assert marked(one.svg()) == one.mark == same.mark

@@ -1,21 +1,32 @@
-"""Lines on logarithmic axes: rooflines, memory against D, the loss across ranks, and as modelled on
-groups of GPUs."""
+"""The figures, drawn from rows alone: what each selects from them (`figure.Figure`); `drawing` has
+how it looks. Nothing is drawn until the SVG of a picture is requested, so knowing what should be there
+needs no matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from bench import markdown
+from bench import markdown, results
 from bench.floor import moved_bytes, operations
 from bench.inputs import CUDA_VARIANTS
 from bench.plots import drawing, figure
-from bench.plots.figure import Data, Figure
+from bench.plots.figure import Data, Figure, Picture
 from bench.ranks import implementations
 from bench.results import Row, grouped, listed
-from bench.suites import scaling
+from bench.suites import scaling, startup
+from bench.training import cases as training
+from bench.views import feeds
 
+# Speedups over N and D.
+FASTEST, OFFICIAL = "fastest", "official"
+HEADINGS = {FASTEST: "Against the fastest other", OFFICIAL: "Against the official one"}
+MOST, LEAST = 64.0, 0.5  # where the colours end
+BLUE, VERMILION = (8, 81, 156), (196, 70, 1)
+# Lines.
 N, DTYPE, GB = 256, "fp32", 1e9  # of the figure of memory
 MOST_TICKS = 10
 CEILING = {"color": drawing.INK, "linewidth": 1.6, "zorder": 2}
@@ -23,6 +34,155 @@ THIN = {"color": drawing.SOFT, "linewidth": 1, "linestyle": ":", "zorder": 1}
 MODEL = {"marker": "o", "markersize": 5, "linewidth": 2, "color": figure.OURS}
 FEWER = {"linestyle": "--", "markerfacecolor": "white"}
 ALL_REDUCE = {"color": figure.OFFICIAL, "linewidth": 2, "markersize": 5}
+# Bars.
+COLOURS = {"limit": "#b9d3e6", "official": figure.OFFICIAL}
+THEIRS, ONLY_CROPS = "#e0a080", "#d8dce0"
+
+
+def speedups(rows: Sequence[Row]) -> Data | None:
+    """A panel for each comparison; `compared` is what they show: of each, the shapes with what
+    `compare` returns."""
+    shapes = results.grouped(rows, "n", "d")
+    if not any(_timed(group.get("ours", {})) for group in shapes.values()):
+        return None
+    compared = {
+        against: [
+            {"n": n, "d": d} | cell
+            for (n, d), group in sorted(shapes.items())
+            if (cell := compare(group, against)) is not None
+        ]
+        for against in HEADINGS
+    }
+    n, d = (_axis(values) for values in zip(*shapes, strict=True))
+    dtype = CUDA_VARIANTS[rows[0]["dtype"]].title
+    faster, slower, *_ = extremes(timed := measured(compared[FASTEST]))
+    shown = f"{faster} of {len(timed)}" if slower != "0" else f"all {len(timed)}"
+    title = f"barlow_fast is the fastest exact implementation at {shown} shapes"
+    spans = [
+        f"{HEADINGS[against]}: {' to '.join(extremes(cells)[2:])}."
+        for against, found in compared.items()
+        if (cells := measured(found))
+    ]
+    return {
+        "title": title if timed else "No other implementation was timed",
+        "text": f"{dtype}, forward + backward. {' '.join(spans)} Framed: slower; hatched: not "
+        "measured.",
+        "dtype": dtype, "compared": compared,
+        "rows": list(map(figure.size, n)), "columns": list(map(figure.size, d)),
+        "panels": [
+            {
+                "title": f"{HEADINGS[against]}: faster at {extremes(measured(found))[0]} of "
+                f"{len(measured(found))}",
+                "cells": [_cell(each, f"{against}-", n, d) for each in found],
+            }
+            for against, found in compared.items()
+        ],
+    }  # fmt: skip
+
+
+def compare(group: Mapping[str, Row], against: str) -> Data | None:
+    """`{"ratio": …, "peer": …}`, how many times faster ours is; `{"only": "ours"}` where all others
+    failed, `{"only": "others"}` where ours failed; None where there is nothing to compare."""
+    ours = group.get("ours", {})
+    others = {
+        peer: row
+        for peer, row in group.items()
+        if (peer == OFFICIAL if against == OFFICIAL else not figure.is_ours(peer))
+        and row.get("exact", True)
+    }
+    ratios = {peer: ratio for peer, row in others.items() if (ratio := _ratio(row, ours))}
+    if ratios:
+        peer = min(ratios, key=lambda name: (ratios[name], name))
+        return {"ratio": float(f"{ratios[peer]:.4g}"), "peer": peer}
+    if _timed(ours):
+        return {"only": "ours"} if others and not any(map(_timed, others.values())) else None
+    return {"only": "others"} if ours and any(map(_timed, others.values())) else None
+
+
+def _timed(row: Row) -> bool:
+    return bool(figure.times(row))
+
+
+def _ratio(row: Row, ours: Row) -> float | None:
+    own = figure.times(ours)
+    return next((time / own[k] for k, time in figure.times(row).items() if k in own), None)
+
+
+def _axis(values: Iterable[int]) -> list[int]:
+    """All powers of two from the least to the most, and whatever lies between them."""
+    values = sorted(set(values))
+    powers = {2**k for k in range(values[0].bit_length() - 1, values[-1].bit_length())}
+    return sorted({*values, *(p for p in powers if values[0] <= p <= values[-1])})
+
+
+def measured(cells: Sequence[Data]) -> list[Data]:
+    """The cells with a ratio."""
+    return [cell for cell in cells if "ratio" in cell]
+
+
+def extremes(cells: Sequence[Data]) -> tuple[str, ...]:
+    """The number of shapes where ours is faster and slower; the least and the most speedup."""
+    faster = sum(cell["ratio"] >= 1 for cell in cells)
+    ordered = sorted(cells, key=lambda cell: cell["ratio"])
+    return str(faster), str(len(cells) - faster), *map(_placed, (*ordered[:1], *ordered[-1:]))
+
+
+def _placed(cell: Data) -> str:
+    return f"{times(cell['ratio'])} at {cell['n']} × {cell['d']}"
+
+
+def times(ratio: float) -> str:
+    """As in the tables, with a third decimal where a slower result would round to 1.00×."""
+    return f"{ratio:.3f}×" if 0.995 <= ratio < 1 else markdown.times(ratio)
+
+
+def break_even(cells: Sequence[Data]) -> str:
+    """State up to which N/D ours is the fastest."""
+    slower = [cell for cell in cells if cell["ratio"] < 1]
+    ends = [cell["n"] / cell["d"] for cell in slower or cells]
+    if not slower:
+        end = f"the fastest up to N/D = {max(ends):g}, the most that was measured."
+        return f"Break-even is not reached: {end}"
+    least, where = min(ends), "; ".join(map(_placed, slower))
+    below = sum(cell["n"] / cell["d"] < least for cell in cells)
+    if not below:
+        return (
+            f"Slower from the least N/D on, {least:g}, at {len(slower)} of {len(cells)}: {where}."
+        )
+    return (
+        f"Break-even at N/D = {least:g}: the fastest in all {below} shapes below it; at or above "
+        f"it slower in {len(slower)} of {len(cells) - below}: {where}."
+    )
+
+
+def _cell(cell: Data, prefix: str, rows: Sequence[int], columns: Sequence[int]) -> list:
+    """As `drawing.cells` takes it; the frame and the word distinguish blue and vermilion in
+    grey."""
+    ratio, strength = cell.get("ratio"), _strength(cell)
+    if ratio is None:
+        text = "only\nours" if cell["only"] == "ours" else "ours\nfails"
+    else:
+        text = times(ratio) + ("\nslower" if ratio < 1 else "")
+    end = BLUE if strength > 0 else VERMILION
+    mixed = (round(255 + abs(strength) * (part - 255)) for part in end)
+    colour = "#" + "".join(f"{part:02x}" for part in mixed)
+    place = columns.index(cell["d"]), rows.index(cell["n"])
+    dark = strength > 0.55 or strength < -0.6
+    name = f"{prefix}{cell['n']}x{cell['d']}"
+    return [name, *place, text, colour, dark, ratio is not None and ratio < 1]
+
+
+def _strength(cell: Data) -> float:
+    """From -1, half the speed or less, over 0, the same, to 1, MOST times as fast or more."""
+    if "ratio" not in cell:
+        return 0.25 if cell["only"] == "ours" else -1.0
+    end = MOST if cell["ratio"] >= 1 else 1 / LEAST
+    # The exponent lets small gains show beside very large ones.
+    size = min(abs(math.log2(cell["ratio"])) / math.log2(end), 1.0) ** 0.7
+    return size if cell["ratio"] >= 1 else -max(size, 0.25)
+
+
+SPEEDUP = Figure("speedup", ("loss",), speedups, drawing.cells, by_dtype=True)
 
 
 def _line(points: Sequence, style: Data, title: str = "_", **more: Any) -> Data:
@@ -240,3 +400,84 @@ ROOFLINE = Figure("roofline", ("loss",), rooflines, drawing.lines)
 MEMORY = Figure("memory", ("largest", "memory"), memory, drawing.lines)
 RANKS = Figure("ranks", ("distributed",), ranks, drawing.lines, by_dtype=True)
 MODELLED = Figure("modelled", ("scaling",), modelled, drawing.lines)
+
+
+def bars(
+    title: str,
+    claim: tuple[str, Mapping[str, str]],
+    text: str,
+    unit: str,
+    titles: Mapping[str, str],
+    heading: Callable[[Row], str],
+    rows: Sequence[Row],
+) -> Data | None:
+    """A panel for each case, with bars in the order of the rows: ours is blue, the official one
+    vermilion, others a light vermilion. `unit` is that of the columns, `heading(row)` the case;
+    `claim` the title where ours can be compared with those that it names."""
+    panels: dict[str, Data] = {}
+    for row in rows:
+        found = figure.spread(row, unit)
+        # A kernel alone counts something else than images, and smaller images are less work.
+        if found is None or row.get("unit", "images") != "images" or "error_levels" in row:
+            continue
+        peer = str(row.get("peer", ""))
+        other = ONLY_CROPS if peer.startswith("crops-") else THEIRS
+        colour = COLOURS.get(peer, figure.OURS if figure.is_ours(peer) else other)
+        shown = f"{markdown.rate(found[0])} {'ms' if unit == 'ms' else 'images/s'}"
+        panel = panels.setdefault(heading(row), {"title": heading(row), "bars": []})
+        panel["bars"].append([peer, titles.get(peer, peer), colour, shown, *found])
+    text += ", lines from p20 to p80."
+    spans = []
+    for other, whose in claim[1].items():
+        ratios = []
+        for panel in panels.values():
+            ours = [bar[4] for bar in panel["bars"] if figure.is_ours(bar[0])]
+            ratios += [max(ours) / bar[4] for bar in panel["bars"] if ours and bar[0] == other]
+        spans += [f"{figure.span(ratios)} {whose}"] if ratios else []
+    title = claim[0].format(" and ".join(spans)) if spans else title
+    return {"title": title, "text": text, "panels": list(panels.values())} if panels else None
+
+
+def _case(known: Mapping[str, Data], row: Row) -> str:
+    case = str(row.get("case"))
+    return markdown.capital(known[case].title if case in known else case)
+
+
+def _started(row: Row) -> str:
+    case = str(row.get("case"))
+    shape = f", {row['n']} × {row['d']}, {row.get('dtype')}" if row.get("n") else ""
+    return startup.CASES.get(case, case) + shape
+
+
+BARS = tuple(
+    Figure(name, (suite,), functools.partial(bars, *given), drawing.bars)
+    for name, suite, *given in (
+        (
+            "training", "train", "Images per second of whole pretraining steps",
+            (
+                "Pretraining runs at {} images per second",
+                {"lightly": "lightly's", "official": "the official recipe's"},
+            ),
+            "Whole steps, two views an image", "per_s", training.TITLES,
+            lambda row: f"{_case(training.CASES, row)}, batch {row.get('n')}, {row.get('dtype')}",
+        ),
+        (
+            "views", "views", "Images per second of loaders of two views",
+            ("Loaders make {} images per second", {"official": "the official recipe's"}),
+            "Two views an image, decoded or from memory", "per_s", feeds.TITLES,
+            functools.partial(_case, feeds.CASES),
+        ),
+        (
+            "startup", "startup", "Milliseconds until the first result, case by case", ("", {}),
+            "Fresh processes; shorter is better", "ms", startup.titles(), _started,
+        ),
+    )
+)  # fmt: skip
+
+# In the order of a page: speed first, then the rest.
+FIGURES = (SPEEDUP, ROOFLINE, MEMORY, RANKS, *BARS, MODELLED)
+
+
+def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:
+    """All figures of all files."""
+    return [picture for each in FIGURES for picture in each.pictures(files)]
