@@ -1,6 +1,6 @@
-"""The figures, drawn from rows alone: what each selects from them (`figure.Figure`); `drawing` has
-how it looks. Nothing is drawn until the SVG of a picture is requested, so knowing what should be there
-needs no matplotlib."""
+"""The figures, drawn from rows alone: what each selects from them (`figure.Figure`), and which
+function of `drawing` draws that. Nothing is drawn until the SVG of a picture is requested, so
+knowing what should be there needs no matplotlib."""
 
 from __future__ import annotations
 
