@@ -53,7 +53,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Feed:
-    """Counts without an end, and what a turn asks for besides.
+    """Counts without an end, and what a turn needs besides.
 
     Attributes:
         counts: of one batch after the other.
