@@ -74,7 +74,7 @@ def command(
             Path(folder), file, state, resume=resume, command="python -m bench all", grace=GRACE
         )
         seconds = sum(part.seconds for part in parts) + GRACE * len(parts)
-        status = runner.run(parts, context, seconds)
+        status = runner.run(parts, context, seconds, carry=True)
         seconds = time.monotonic() - begun
     print("\n".join([f"all {seconds:.0f} s", *runner.summary(parts, state)]))
     # What a share of the time did not allow is not expected in it.

@@ -234,14 +234,18 @@ def last_line(path: Path | None) -> str:
     return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "no output")
 
 
-def run(parts: Sequence[Part], context: Context, seconds: float) -> int:
-    """Runs the parts one after the other, all together for so many seconds; the exit status.
-    SIGTERM ends the run as Ctrl-C does, so that no child outlives this process."""
-    end, before = time.monotonic() + seconds, signal.getsignal(signal.SIGTERM)
+def run(parts: Sequence[Part], context: Context, seconds: float, carry: bool = False) -> int:
+    """Runs the parts one after the other, all together for so many seconds, and with `carry` each
+    for the seconds too that those before it have left over; the exit status. SIGTERM ends the run
+    as Ctrl-C does, so that no child outlives this process."""
+    due, before = time.monotonic(), signal.getsignal(signal.SIGTERM)
+    end = due + seconds
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for part in parts:
-            _run(part, context, min(part.seconds, end - time.monotonic()))
+            due += part.seconds
+            most = max(part.seconds, due - time.monotonic()) if carry else part.seconds
+            _run(part, context, min(most, end - time.monotonic()))
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     finally:

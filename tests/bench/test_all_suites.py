@@ -17,7 +17,7 @@ from invoked import invoke
 
 from bench import cli, everything, exits, provenance, results, runner, suites
 from bench.everything import PARTS
-from bench.runner import Context
+from bench.runner import Context, Part
 from bench.state import State
 from bench.suites import compilation
 
@@ -129,13 +129,18 @@ def test_a_run_that_is_resumed_resumes_the_suites_that_can_be(called, tmp_path):
     }  # fmt: skip
 
 
-def test_each_has_its_share_and_a_grace(called, tmp_path):
-    parts = everything.choose("loss,memory", False, 2.0)
-    assert sum(part.seconds for part in parts) == pytest.approx(120.0)
+def test_time_that_one_leaves_over_is_the_next_ones(called, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: 0.0))  # none takes any
+    given = {"loss": 60.0, "memory": 180.0}
+    parts = everything.choose("loss,memory", False, None)
+    parts = [Part(part.name, given[part.name], part.run) for part in parts]
     context = Context(tmp_path, None, State({}), grace=everything.GRACE)
+    runner.run(parts, context, 3600.0, carry=True)
     runner.run(parts, context, 3600.0)
-    given = [seconds - everything.GRACE for _, _, seconds in called.seen]
-    assert given == pytest.approx([part.seconds for part in parts], abs=1.0)
+    seconds = [each - everything.GRACE for _, _, each in called.seen]
+    assert seconds == [60.0, 240.0, 60.0, 180.0]
+    halves = everything.choose("loss,memory", False, 2.0)
+    assert sum(part.seconds for part in halves) == pytest.approx(120.0)
 
 
 def test_after_ctrl_c_nothing_else_is_begun(called, tmp_path):
