@@ -248,10 +248,12 @@ class Run:
                 "start", **self.about, seed=self.seed, peer=self.peer, minutes=self.minutes,
                 train_images=len(self.data.train_images), judged_on=len(self.data.test_images),
                 settings=config.to_dict() | {"views": CASE}, views=self.plan.views,
-                threads=torch.get_num_threads(),
             )  # fmt: skip
         config = self._timed(config, log, say)
-        config = replace(config, evaluate_every=config.epochs, keep_checkpoints=1)
+        # Checkpoints at every epoch; nothing is scored before the end.
+        config = replace(
+            config, evaluate_every=config.epochs, checkpoint_every=1, keep_checkpoints=1
+        )
         train = self._ours if self.peer == OURS else self._lightly
         encoder = train(config, log, place)
         timing = log.find("timing") or {"seconds": 0.0, "cpu_seconds": 0.0}
@@ -259,12 +261,12 @@ class Run:
         cpu = timing["cpu_seconds"] + sum(line["cpu_seconds"] for line in log.epochs())
         begun = time.perf_counter()
         scores = judge(encoder, self.data, config, self.plan.features)
-        end = log.add(
-            "end", features=features, **scores, epochs=config.epochs, seconds=seconds, cpu_seconds=cpu,
+        return log.add(
+            "end", features=features, **scores, epochs=config.epochs,
+            seconds=seconds, cpu_seconds=cpu,
             over_budget=self.minutes is not None and seconds > 60 * self.minutes,
             evaluation_seconds=time.perf_counter() - begun,
         )  # fmt: skip
-        return end
 
     def _timed(self, config: PretrainConfig, log: Log, say: Callable[[str], None]) -> Any:
         """With the epochs that fit into the budget, or those of the interrupted run."""
