@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.plots import bars, memory, ranks, roofline, scaling, speedup
+from bench.plots import ablations, bars, memory, ranks, roofline, scaling, speedup
 from bench.plots.figure import Picture
 from bench.results import Row
 
 # In the order of a page: speed first, then the rest.
 FIGURES = (
     speedup.FIGURE, roofline.FIGURE, memory.FIGURE, ranks.FIGURE, *bars.FIGURES, scaling.FIGURE,
+    ablations.FIGURE,
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from barlow_fast.evaluation.features import AVERAGE_POOL, StageFeatures
 from barlow_fast.evaluation.splits import balanced_subset, stratified
 from barlow_fast.files import write_whole
 from barlow_fast.inputs import parse_yaml
-from barlow_fast.training import PretrainConfig, Trainer
+from barlow_fast.training import PretrainConfig, Trainer, configure
 from barlow_fast.training.callbacks import Hook
 from barlow_fast.training.feeding import choose_views, image_size, named_views
 from barlow_fast.training.presets import override
@@ -65,6 +65,7 @@ class Recipe:
 
 RECIPES = {
     "preset": Recipe("The preset `fashion-mnist` for as many epochs as fit."),
+    "speedrun": Recipe("What the experiments have kept."),
 }
 
 
@@ -89,15 +90,18 @@ def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
     Raises:
         ValueError: an unknown setting or field, or a value out of its range.
     """
-    from barlow_fast.training import configure
-
     settings: list[str] = []
     fields: dict[str, Any] = {}
     features: tuple[str, ...] = ()
     for text in (*recipe.changes, *more):
         name, equals, value = text.partition("=")
         if name == FEATURES and equals:
-            features = tuple(parse_yaml(value))
+            names = parse_yaml(value)
+            if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+                raise ValueError(
+                    f"features must be names of stages such as [Feature2,output], got {value}"
+                )
+            features = tuple(names)
         elif name.startswith(VIEWS) and equals:
             fields[name.removeprefix(VIEWS)] = parse_yaml(value)
         else:
