@@ -142,6 +142,8 @@ def images_of(split: str, count: int | None = None) -> ImageDataset:
         data = validation(data)
     if count is None or count == len(data.train_labels):
         return data
+    if count > len(data.train_labels):
+        raise ValueError(f"there are {len(data.train_labels):,} images to learn from, not {count}")
     kept = balanced_subset(data.train_labels.numpy(), count / len(data.train_labels), SPLIT_SEED)
     return replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
 

@@ -90,6 +90,17 @@ def test_validation_divides_the_training_images_and_shows_no_test_image():
     assert torch.equal(again.test_images, data.test_images)
 
 
+def test_a_part_of_the_images_is_balanced(monkeypatch, tmp_path):
+    monkeypatch.setattr(speedrun, "SYSTEM_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(speedrun, "load_fashion_mnist", lambda folder: images())
+    data = speedrun.images_of(speedrun.VALIDATION, 100)
+    assert torch.bincount(data.train_labels).tolist() == [10] * 10
+    assert len(data.test_labels) == 40
+    assert len(speedrun.images_of(speedrun.TEST).train_labels) == 240
+    with pytest.raises(ValueError, match="200 images to learn from, not 201"):
+        speedrun.images_of(speedrun.VALIDATION, 201)
+
+
 def test_pretraining_is_shown_no_labels_and_no_image_that_is_judged_on():
     data = images()
     data = replace(data, test_images=torch.full_like(data.test_images, 255))
