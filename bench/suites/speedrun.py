@@ -11,7 +11,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from barlow_fast.files import write_whole
 from bench import cli, provenance, results
@@ -59,6 +59,13 @@ def command(
         str, Option("What is expected of the changes; makes the result a row of the history.")
     ] = "",
     against: Annotated[str, Option("Changes of the experiment that this one compares with.")] = "",
+    trials: Annotated[
+        Path | None,
+        Option(
+            "YAML file of experiments, mappings of `changes`, `prediction` and `against`: all of "
+            "them with the first seed, then with one more, and so on."
+        ),
+    ] = None,
     folder: Annotated[Path, Option("For logs and checkpoints; continues what is there.")] = Path(
         "runs/speedrun"
     ),
@@ -74,34 +81,82 @@ def command(
         cli.listed(peer, (speedrun.OURS, speedrun.LIGHTLY), "peer")
         if peer == speedrun.LIGHTLY and (missing := provenance.missing("lightly")):
             raise ValueError(f"{missing}: pip install lightly")
-        if split == speedrun.TEST and (epochs or images):
-            raise ValueError("records take neither --epochs nor --images: the budget is fixed")
-        more = shlex.split(changes)
+        if split == speedrun.TEST and (epochs or images or trials):
+            raise ValueError(
+                "records take none of --epochs, --images and --trials: the budget is fixed"
+            )
+        if trials and (changes or prediction or against):
+            raise ValueError("--trials states changes, predictions and what they compare with")
+        listed = [Trial(changes, prediction, against)] if trials is None else read_trials(trials)
         # Before the changes, which may set epochs of their own: so many as take the same time.
         counted = [] if epochs is None else [f"epochs={epochs}"]
-        plan = speedrun.planned(speedrun.RECIPES[recipe], [*counted, *more])
+        plans = [
+            speedrun.planned(speedrun.RECIPES[recipe], [*counted, *shlex.split(each.changes)])
+            for each in listed
+        ]
         data = speedrun.images_of(split, images)
     origin = provenance.collect()
-    about = {"provenance": origin, "recipe": recipe, "changes": more, "split": split}
-    ends = []
-    for seed in chosen:
-        run = speedrun.Run(plan, data, seed, minutes if epochs is None else None, peer, folder,
-                           about)  # fmt: skip
-        with cli.reading():
-            end = run.finish()
-        ends.append(end)
-        print(
-            f"seed {seed}: linear {end['linear']:.2f} %, k-NN {end['knn']:.2f} %, {end['epochs']} "
-            f"epochs in {end['seconds']:.0f} s, {end['cpu_seconds']:.0f} s of CPU, log "
-            f"{folder / run.name() / 'log.jsonl'}"
-        )
-    found = row(recipe, more, plan, data, peer, chosen, ends, origin)
-    found |= {"split": split, "minutes": None if epochs else minutes, "per_run": epochs}
-    print(*(f"{words} {score(found, key)} %" for key, words in SCORES.items()), sep=", ")
-    if split == speedrun.TEST:
-        add(out or RECORDS, found)
-    elif prediction or out:
-        add(out or TRIALS, found | {"prediction": prediction, "against": shlex.split(against)})
+    budget = {"minutes": minutes if epochs is None else None, "per_run": epochs}
+    for count in [len(chosen)] if trials is None else range(1, len(chosen) + 1):
+        for each, plan in zip(listed, plans, strict=True):
+            more = shlex.split(each.changes)
+            about = {"provenance": origin, "recipe": recipe, "changes": more, "split": split}
+            runs = [
+                speedrun.Run(plan, data, seed, budget["minutes"], peer, folder, about)
+                for seed in chosen[:count]
+            ]
+            ends = [_finished(run) for run in runs]
+            found = row(recipe, more, plan, data, peer, chosen[:count], ends, origin)
+            found |= {"split": split, **budget}
+            means = (f"{words} {score(found, key)} %" for key, words in SCORES.items())
+            print(f"{each.changes or recipe}:", ", ".join(means), flush=True)
+            if split == speedrun.TEST:
+                add(out or RECORDS, found)
+            elif each.prediction or out:
+                found |= {"prediction": each.prediction, "against": shlex.split(each.against)}
+                add(out or TRIALS, found)
+
+
+class Trial(NamedTuple):
+    """An experiment: its changes, what is expected of them, and the changes of the experiment that
+    it compares with."""
+
+    changes: str = ""
+    prediction: str = ""
+    against: str = ""
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """The experiments of a YAML file.
+
+    Raises:
+        ValueError: something else than a list of mappings of `Trial`'s fields to texts.
+        OSError: the file cannot be read.
+    """
+    from barlow_fast.inputs import read_yaml
+
+    content = read_yaml(path)
+    known = set(Trial._fields)
+    for each in content if isinstance(content, list) else [content]:
+        texts = isinstance(each, dict) and all(isinstance(text, str) for text in each.values())
+        if not texts or not set(each) <= known or not each.get("prediction"):
+            raise ValueError(
+                f"{path}: an experiment has texts named {', '.join(Trial._fields)}, and its "
+                f"prediction is not empty; got {each}"
+            )
+    return [Trial(**each) for each in content]
+
+
+def _finished(run: Any) -> Row:
+    with cli.reading():
+        end = run.finish()
+    print(
+        f"seed {run.seed}: linear {end['linear']:.2f} %, k-NN {end['knn']:.2f} %, {end['epochs']} "
+        f"epochs in {end['seconds']:.0f} s, {end['cpu_seconds']:.0f} s of CPU, log "
+        f"{run.folder / run.name() / 'log.jsonl'}",
+        flush=True,
+    )
+    return end
 
 
 def row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,9 +264,55 @@ def test_a_row_replaces_that_of_the_same_experiment(tmp_path):
     assert [row["linear"] for row in results.read(path)] == [[82.0], [81.0]]
 
 
+def test_experiments_of_a_file_gain_one_seed_at_a_time(monkeypatch, tmp_path):
+    monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
+    monkeypatch.setitem(speedrun.RECIPES, "preset", speedrun.Recipe("Tiny.", TINY))
+    file = tmp_path / "trials.yaml"
+    file.write_text(
+        "- {prediction: reference}\n"
+        "- {changes: lambd=0.01 views.flip=0, prediction: level, against: ''}\n"
+    )
+    order, judge = [], speedrun.judge
+    monkeypatch.setattr(
+        speedrun, "judge", lambda encoder, data, config, features: (
+            order.append((config.lambd, config.seed)), judge(encoder, data, config, features)
+        )[1],
+    )  # fmt: skip
+    given = [
+        "speedrun", "--recipe", "preset", "--epochs", "1", "--seeds", "0,1", "--trials", str(file),
+        "--folder", str(tmp_path), "--out", str(tmp_path / "rows.jsonl"),
+    ]  # fmt: skip
+    assert invoke(given).exit_code == 0
+    assert order == [(0.0051, 0), (0.01, 0), (0.0051, 1), (0.01, 1)]
+    rows = results.read(tmp_path / "rows.jsonl")
+    assert [(row["changes"], row["prediction"], row["seeds"]) for row in rows] == [
+        ([], "reference", [0, 1]), (["lambd=0.01", "views.flip=0"], "level", [0, 1]),
+    ]  # fmt: skip
+    assert rows[1]["against"] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "- {changes: lambd=1}", "- {prediction: 1}", "- {prediction: x, why: y}"]
+)
+def test_files_of_experiments_without_predictions_or_with_other_names_are_refused(tmp_path, text):
+    (tmp_path / "trials.yaml").write_text(text)
+    found = invoke(["speedrun", "--trials", str(tmp_path / "trials.yaml")])
+    assert found.exit_code == 2
+    assert "an experiment has texts named changes, prediction, against" in found.stderr
+
+
+def test_the_experiments_of_the_repository_can_be_planned():
+    trials = suite.read_trials(Path(speedrun.__file__).with_name("trials.yaml"))
+    assert len({each.changes for each in trials}) == len(trials)
+    for each in trials:
+        speedrun.planned(speedrun.RECIPES["preset"], ["epochs=4", *each.changes.split()])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (["--trials", "x.yaml", "--changes", "lambd=1"], "--trials states changes"),
+        (["--trials", "none.yaml"], "none.yaml"),
         (["--recipe", "best"], "unknown recipe 'best'; known are preset, speedrun"),
         (["--split", "train"], "unknown split 'train'"),
         (["--peer", "timm"], "unknown peer 'timm'"),
