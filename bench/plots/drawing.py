@@ -62,7 +62,8 @@ def _sheet(data: Mapping[str, Any], height: float, columns: int, **layout: Any) 
 def lines(data: Mapping[str, Any]) -> Any:
     """Lines on logarithmic axes, `columns` panels side by side, under one legend.
 
-    A panel has `labels` of x and y, `ticks` of x with their names, `limits`, and `lines`: their
+    A panel has `labels` of x and y, `ticks` of x with their names, `limits`, a `yscale` where that
+    of y is not logarithmic, and `lines`: their
     `points` (x, y) in matplotlib's `style`; with a `title` in the legend; with `spread`, bars of
     (x, low, high); with a `note` beside the first or the last point.
     """
@@ -94,14 +95,16 @@ def lines(data: Mapping[str, Any]) -> Any:
 
 
 def _logarithmic(axes: Any, panel: Mapping[str, Any]) -> None:
-    """Both axes, with labelled ticks of x and nowhere between."""
+    """Both axes, or x alone, with labelled ticks of x and nowhere between."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    axes.set(xscale="log", yscale="log", title=panel["title"], **panel.get("limits", {}))
+    axes.set(xscale="log", yscale=panel.get("yscale", "log"), title=panel["title"])
+    axes.set(**panel.get("limits", {}))
     axes.set(xlabel=panel["labels"][0], ylabel=panel["labels"][1])
     axes.set_xticks(list(panel["ticks"]), panel["ticks"].values())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
     axes.grid(axis="y", alpha=0.3)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 from bench import markdown, results
@@ -17,7 +17,7 @@ from bench.plots import drawing, figure
 from bench.plots.figure import Data, Figure, Picture
 from bench.ranks import implementations
 from bench.results import Row, grouped, listed
-from bench.suites import scaling, startup
+from bench.suites import ablations, scaling, startup
 from bench.training import cases as training
 from bench.views import feeds
 
@@ -34,6 +34,10 @@ THIN = {"color": drawing.SOFT, "linewidth": 1, "linestyle": ":", "zorder": 1}
 MODEL = {"marker": "o", "markersize": 5, "linewidth": 2, "color": figure.OURS}
 FEWER = {"linestyle": "--", "markerfacecolor": "white"}
 ALL_REDUCE = {"color": figure.OFFICIAL, "linewidth": 2, "markersize": 5}
+SCORE_STYLES = (
+    {"color": figure.OURS, "marker": "o", "linewidth": 1.6},
+    {"color": figure.OFFICIAL, "marker": "s", "linewidth": 1.6},
+)
 # Bars.
 COLOURS = {"limit": "#b9d3e6", "official": figure.OFFICIAL}
 THEIRS, ONLY_CROPS = "#e0a080", "#d8dce0"
@@ -396,6 +400,34 @@ def _seconds(rows: Sequence[Row], side: str) -> list[list[float]]:
     return [[row["d"], row[side]["seconds"]] for row in rows]
 
 
+def ablation_curves(rows: Sequence[Row]) -> Data | None:
+    """Accuracy against each parameter; bars of one standard deviation over the seeds."""
+    curves = {name: some for name, some in ablations.curves(rows).items() if len(some) > 1}
+    panels = []
+    for name, some in curves.items():
+        lines = []
+        for (key, title), style in zip(ablations.SCORES.items(), SCORE_STYLES, strict=True):
+            points = [(each["value"], fmean(each[key])) for each in some]
+            deviations = [stdev(each[key]) if len(each[key]) > 1 else 0.0 for each in some]
+            spread = [[x, y - s, y + s] for (x, y), s in zip(points, deviations, strict=True)]
+            lines.append(_line(points, style, title, spread=spread))
+        ticks = [each["value"] for each in some]
+        panels.append({
+            "title": "", "lines": lines, "yscale": "linear",
+            "labels": [ablations.PARAMETERS[name].title, "accuracy, %"],
+            "ticks": {x: f"{x:g}" for x in ticks[:: -(-len(ticks) // 5)]},
+        })  # fmt: skip
+    summaries = (ablations.summary(*each) for each in ablations.curves(rows).items())
+    return {
+        "title": "Accuracy against projector, batch size and λ",
+        "text": f"Fashion-MNIST, {rows[0]['epochs']} epochs of {rows[0]['images']:,} images, "
+        "judged on validation images; bars: one standard deviation of "
+        f"{max(len(each['seeds']) for each in rows)} seeds. {'; '.join(summaries)}.",
+        "panels": panels, "columns": len(panels), "height": 2.9, "shared": {"sharey": True},
+    } if panels else None  # fmt: skip
+
+
+ABLATIONS = Figure("ablations", ("ablations",), ablation_curves, drawing.lines)
 ROOFLINE = Figure("roofline", ("loss",), rooflines, drawing.lines)
 MEMORY = Figure("memory", ("largest", "memory"), memory, drawing.lines)
 RANKS = Figure("ranks", ("distributed",), ranks, drawing.lines, by_dtype=True)
@@ -475,7 +507,7 @@ BARS = tuple(
 )  # fmt: skip
 
 # In the order of a page: speed first, then the rest.
-FIGURES = (SPEEDUP, ROOFLINE, MEMORY, RANKS, *BARS, MODELLED)
+FIGURES = (SPEEDUP, ROOFLINE, MEMORY, RANKS, *BARS, MODELLED, ABLATIONS)
 
 
 def pictures(files: Mapping[str, Sequence[Row]]) -> list[Picture]:

@@ -1,0 +1,356 @@
+"""The best encoder of Fashion-MNIST within a fixed time: records, and the experiments behind them.
+
+Rows of runs on the test images go to one file, those of experiments to another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from barlow_fast.files import write_whole
+from bench import cli, provenance, results
+from bench.cli import Option
+from bench.markdown import Column, joined, reading, table_of
+from bench.results import Row
+
+SECTION = "Speedrun: the best encoder in a fixed time"
+RECORDS = results.FOLDER / "speedrun-records.jsonl"
+TRIALS = results.FOLDER / "speedrun-trials.jsonl"
+MINUTES = 15.0
+LEAST_SEEDS = 5  # of a record
+SCORES = {"linear": "linear", "knn": "k-NN"}
+CLEAR = 2.0  # standard errors from which a difference counts
+
+
+def command(
+    recipe: Annotated[str, Option("A name of RECIPES in bench/training/speedrun.py.")] = "speedrun",
+    changes: Annotated[
+        str,
+        Option(
+            "Further changes, separated by blanks: `lambd=0.01 views.flip=0 "
+            "features=[Feature2,output]`."
+        ),
+    ] = "",
+    minutes: Annotated[
+        float, Option("Wall-clock time of the training; evaluation is apart.", least=0)
+    ] = MINUTES,
+    epochs: Annotated[
+        int | None, Option("Train so many epochs instead, whatever time they take.", least=1)
+    ] = None,
+    seeds: Annotated[str, Option("Comma-separated.")] = "0,1,2,3,4",
+    split: Annotated[
+        str,
+        Option(
+            "`validation`: learn from 50,000 training images and judge on the other 10,000, to "
+            "choose; `test`: judge on the test images, for records."
+        ),
+    ] = "validation",
+    images: Annotated[
+        int | None, Option("Of the images to learn from, use so many.", least=1000)
+    ] = None,
+    peer: Annotated[str, Option("`ours`, or `lightly`: its loss, transforms and loader.")] = "ours",
+    prediction: Annotated[
+        str, Option("What is expected of the changes; makes the result a row of the history.")
+    ] = "",
+    against: Annotated[str, Option("Changes of the experiment that this one compares with.")] = "",
+    trials: Annotated[
+        Path | None,
+        Option(
+            "YAML file of experiments, mappings of `changes`, `prediction` and `against`: all of "
+            "them with the first seed, then with one more, and so on."
+        ),
+    ] = None,
+    folder: Annotated[Path, Option("For logs and checkpoints; continues what is there.")] = Path(
+        "runs/speedrun"
+    ),
+    out: Annotated[Path | None, Option("JSON Lines file of rows. Default: by the split.")] = None,
+) -> None:
+    """Pretrain on Fashion-MNIST within a fixed time and judge the encoder."""
+    with cli.reading():
+        from bench.training import speedrun
+
+        chosen = [int(seed) for seed in seeds.split(",")]
+        cli.listed(recipe, speedrun.RECIPES, "recipe")
+        cli.listed(split, speedrun.SPLITS, "split")
+        cli.listed(peer, (speedrun.OURS, speedrun.LIGHTLY), "peer")
+        if peer == speedrun.LIGHTLY and (missing := provenance.missing("lightly")):
+            raise ValueError(f"{missing}: pip install lightly")
+        if split == speedrun.TEST and (epochs or images or trials):
+            raise ValueError(
+                "records take none of --epochs, --images and --trials: the budget is fixed"
+            )
+        if trials and (changes or prediction or against):
+            raise ValueError("--trials states changes, predictions and what they compare with")
+        listed = [Trial(changes, prediction, against)] if trials is None else read_trials(trials)
+        # Before the changes, which may set epochs of their own: so many as take the same time.
+        counted = [] if epochs is None else [f"epochs={epochs}"]
+        plans = [
+            speedrun.planned(speedrun.RECIPES[recipe], [*counted, *shlex.split(each.changes)])
+            for each in listed
+        ]
+        data = speedrun.images_of(split, images)
+    origin = provenance.collect()
+    budget = {"minutes": minutes if epochs is None else None, "per_run": epochs}
+    for count in [len(chosen)] if trials is None else range(1, len(chosen) + 1):
+        for each, plan in zip(listed, plans, strict=True):
+            more = shlex.split(each.changes)
+            about = {"provenance": origin, "recipe": recipe, "changes": more, "split": split}
+            runs = [
+                speedrun.Run(plan, data, seed, budget["minutes"], peer, folder, about)
+                for seed in chosen[:count]
+            ]
+            ends = [_finished(run) for run in runs]
+            found = row(recipe, more, plan, data, peer, chosen[:count], ends, origin)
+            found |= {"split": split, **budget}
+            means = (f"{words} {score(found, key)} %" for key, words in SCORES.items())
+            print(f"{each.changes or recipe}:", ", ".join(means), flush=True)
+            if split == speedrun.TEST:
+                add(out or RECORDS, found)
+            elif each.prediction or out:
+                found |= {"prediction": each.prediction, "against": shlex.split(each.against)}
+                add(out or TRIALS, found)
+
+
+class Trial(NamedTuple):
+    """An experiment: its changes, what is expected of them, and the changes of the experiment that
+    it compares with."""
+
+    changes: str = ""
+    prediction: str = ""
+    against: str = ""
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """The experiments of a YAML file.
+
+    Raises:
+        ValueError: something else than a list of mappings of `Trial`'s fields to texts.
+        OSError: the file cannot be read.
+    """
+    from barlow_fast.inputs import read_yaml
+
+    content = read_yaml(path)
+    known = set(Trial._fields)
+    for each in content if isinstance(content, list) else [content]:
+        texts = isinstance(each, dict) and all(isinstance(text, str) for text in each.values())
+        if not texts or not set(each) <= known or not each.get("prediction"):
+            raise ValueError(
+                f"{path}: an experiment has texts named {', '.join(Trial._fields)}, and its "
+                f"prediction is not empty; got {each}"
+            )
+    return [Trial(**each) for each in content]
+
+
+def _finished(run: Any) -> Row:
+    with cli.reading():
+        end = run.finish()
+    print(
+        f"seed {run.seed}: linear {end['linear']:.2f} %, k-NN {end['knn']:.2f} %, {end['epochs']} "
+        f"epochs in {end['seconds']:.0f} s, {end['cpu_seconds']:.0f} s of CPU, log "
+        f"{run.folder / run.name() / 'log.jsonl'}",
+        flush=True,
+    )
+    return end
+
+
+def row(
+    recipe: str,
+    changes: Sequence[str],
+    plan: Any,
+    data: Any,
+    peer: str,
+    seeds: Sequence[int],
+    ends: Sequence[Row],
+    origin: Row,
+) -> Row:
+    """One row of all seeds."""
+    from bench.training import speedrun
+
+    config = plan.config
+    found: Row = {"suite": "speedrun", "case": speedrun.CASE, "n": config.batch_size}
+    found |= {"d": config.projector[-1], "dtype": config.precision, "peer": peer}
+    found |= {"recipe": recipe, "sentence": speedrun.RECIPES[recipe].sentence}
+    found |= {"changes": list(changes), "settings": config.to_dict() | {"views": speedrun.CASE}}
+    found |= {"views": plan.views, "features": list(plan.features)}
+    found |= {"images": len(data.train_images), "judged_on": len(data.test_images)}
+    found |= {"seeds": list(seeds)}
+    for key in ("linear", "knn", "seconds", "cpu_seconds", "epochs"):
+        found[key] = [results.rounded(end[key]) for end in ends]
+    found["over_budget"] = any(end["over_budget"] for end in ends)
+    return found | {"provenance": origin}
+
+
+def identity(found: Row) -> tuple:
+    """Rows of the same identity replace each other."""
+    keys = ("split", "recipe", "changes", "peer", "images", "minutes", "per_run")
+    values = [found[key] for key in keys]
+    # A record stays when the same recipe runs again at another commit.
+    values += [found["provenance"]["commit"]] if found["split"] == "test" else []
+    return tuple(json.dumps(value) for value in values)
+
+
+def add(path: Path, found: Row) -> None:
+    """Writes a row in the place of the one that it replaces, or at the end."""
+    rows = {identity(each): each for each in results.read(path)}
+    rows[identity(found)] = found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(each) + "\n" for each in rows.values()))
+
+
+def score(found: Row, key: str) -> str:
+    """Mean ± standard deviation over the seeds."""
+    values = found[key]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def origin(rows: list[Row], name: str) -> str:
+    """What a file holds, and on what machines it was measured."""
+    machines = dict.fromkeys(
+        f"{results.machine([each])} (torch {each['provenance']['torch']})" for each in rows
+    )
+    kind = "records" if any(each["split"] == "test" for each in rows) else "trials"
+    return reading(f"speedrun {kind}", file=name, machines="; ".join(machines))
+
+
+def tables(rows: list[Row]) -> str:
+    """Markdown of the rows of one file."""
+    records = sorted(
+        (each for each in rows if each["split"] == "test"),
+        key=lambda each: each["provenance"]["date"],
+    )
+    trials = [each for each in rows if each["split"] != "test"]
+    return joined(record_table(records), trial_table(trials))
+
+
+def record_table(records: list[Row]) -> str:
+    """Runs on the test images by date; a record is bold."""
+    best, marked = -math.inf, set()
+    for number, each in enumerate(records):
+        mean = statistics.fmean(each["linear"])
+        enough = len(each["seeds"]) >= LEAST_SEEDS and not each["over_budget"]
+        if enough and mean > best:
+            best = mean
+            marked.add(number)
+    numbered = {id(each): number for number, each in enumerate(records)}
+    columns = [
+        Column("date", lambda each: each["provenance"]["date"][:10], left=True),
+        Column("commit", lambda each: each["provenance"]["commit"] or "unknown", left=True),
+        Column("recipe", _sentence, left=True),
+        Column(
+            "linear, %", lambda each: score(each, "linear"),
+            bold=lambda each: numbered[id(each)] in marked,
+        ),
+        Column("k-NN, %", lambda each: score(each, "knn")),
+        Column("seeds", lambda each: len(each["seeds"])),
+        Column("epochs", lambda each: _range(each["epochs"])),
+        Column("minutes", _minutes),
+        Column("command", lambda each: f"`{each['provenance']['command']}`", left=True),
+    ]  # fmt: skip
+    return table_of(columns, records) if records else ""
+
+
+def _sentence(found: Row) -> str:
+    parts = ["lightly's loss, transforms and loader."] if found["peer"] == "lightly" else []
+    parts += [found["sentence"]]
+    parts += [f"Changes: `{' '.join(found['changes'])}`."] if found["changes"] else []
+    return " ".join(parts)
+
+
+def _minutes(found: Row) -> str:
+    text = f"{max(found['seconds']) / 60:.1f}"
+    return text + (" (over the budget)" if found["over_budget"] else "")
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def trial_table(trials: list[Row]) -> str:
+    """Experiments in the order in which they were made; differences from what each states."""
+    known = {_place(each, each["changes"]): each for each in trials}
+    columns = [
+        Column("compared with", lambda each: _named(each["against"]), left=True),
+        Column("change", lambda each: _named(_own(each)), left=True),
+        Column("prediction", lambda each: each["prediction"] or None, left=True),
+        *(
+            Column(f"{words}, %", lambda each, key=key: score(each, key))
+            for key, words in SCORES.items()
+        ),
+        *(Column(f"Δ {words}", _difference(key, known)) for key, words in SCORES.items()),
+        Column("CPU, s", lambda each: statistics.fmean(each["cpu_seconds"]), ".0f"),
+        Column("verdict", lambda each: verdict(each, known), left=True),
+    ]
+    proxies: dict[str, list[Row]] = {}
+    for each in trials:
+        proxies.setdefault(_proxy(each), []).append(each)
+    return "\n\n".join(
+        f"### {title}\n\n{table_of(columns, some)}" for title, some in proxies.items()
+    )
+
+
+def _proxy(found: Row) -> str:
+    epochs = found["per_run"]
+    time = f"{found['minutes']:g} minutes" if epochs is None else f"{epochs} epochs"
+    return f"Recipe `{found['recipe']}`, {found['images']:,} images, {time}"
+
+
+def _named(changes: Sequence[str]) -> str:
+    return f"`{' '.join(changes)}`" if changes else "the recipe"
+
+
+def _own(found: Row) -> list[str]:
+    """The changes that what it is compared with lacks."""
+    return [text for text in found["changes"] if text not in found["against"]]
+
+
+def _place(found: Row, changes: Sequence[str]) -> tuple:
+    return identity(found | {"changes": list(changes)})
+
+
+def difference(found: Row, base: Row, key: str) -> tuple[float, float | None]:
+    """Mean difference of two experiments and its standard error; where one has a single seed, with
+    the deviation of the other, and None where both have one."""
+    deviations = [statistics.stdev(e[key]) if len(e[key]) > 1 else None for e in (found, base)]
+    usable = [each for each in deviations if each is not None]
+    delta = statistics.fmean(found[key]) - statistics.fmean(base[key])
+    if not usable:
+        return delta, None
+    terms = [
+        (usable[0] if deviation is None else deviation) ** 2 / len(each[key])
+        for deviation, each in zip(deviations, (found, base), strict=True)
+    ]
+    return delta, math.sqrt(sum(terms))
+
+
+def _difference(key: str, known: dict[tuple, Row]) -> Callable[[Row], str | None]:
+    def text(found: Row) -> str | None:
+        base = known.get(_place(found, found["against"]))
+        if base is None or base is found:
+            return None
+        delta, error = difference(found, base, key)
+        return f"{delta:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+    return text
+
+
+def verdict(found: Row, known: dict[tuple, Row]) -> str | None:
+    """Whether the difference in the linear accuracy is more than noise, and whether the recipe
+    `speedrun` has the change."""
+    from bench.training.speedrun import RECIPES
+
+    base = known.get(_place(found, found["against"]))
+    if base is None or base is found:
+        return None
+    delta, error = difference(found, base, "linear")
+    clear = error is not None and abs(delta) > CLEAR * error
+    text = ("better" if delta > 0 else "worse") if clear else "within the noise"
+    kept = set(_own(found)) <= set(RECIPES["speedrun"].changes)
+    return f"{text}; {'kept' if kept else 'dropped'}"

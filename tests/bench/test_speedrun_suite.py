@@ -1,0 +1,364 @@
+"""`python -m bench speedrun`: recipes, splits, logs that continue, rows, tables, refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from invoked import invoke
+
+from barlow_fast.data import ImageDataset, Views
+from barlow_fast.models import build_encoder
+from bench import results
+from bench.suites import speedrun as suite
+
+pytest.importorskip("torchvision")
+speedrun = pytest.importorskip("bench.training.speedrun")
+TINY = ("encoder_widths=[4,4]", "projector=[16]", "batch_size=32", "epochs=2")
+
+
+def images(count: int = 240, side: int = 12) -> ImageDataset:
+    """Squares whose brightness is their class."""
+    labels = torch.arange(count) % 10
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 20, (count, 1, side, side)))
+    pixels = (noise + 20 * labels[:, None, None, None]).to(torch.uint8)
+    return ImageDataset(
+        "fashion-mnist", "made up", pixels, labels, pixels[:50], labels[:50], classes=10
+    )
+
+
+def run(tmp_path, *changes, **values):
+    plan = speedrun.planned(speedrun.RECIPES["preset"], [*TINY, *changes])
+    given = {"seed": 0, "minutes": None, "peer": speedrun.OURS, "folder": tmp_path} | values
+    return speedrun.Run(plan, images(), **given)
+
+
+def test_changes_reach_settings_views_and_features():
+    changes = ["lambd=0.01", "views.flip=0.0", "views.crop_area=[0.2,1.0]",
+               "features=[Feature1,output]"]  # fmt: skip
+    plan = speedrun.planned(speedrun.RECIPES["preset"], changes)
+    assert plan.config.lambd == 0.01
+    assert plan.features == ("Feature1", "output")
+    views = Views.from_yaml(plan.views)
+    assert [view.flip for view in views.views] == [0.0, 0.0]
+    assert [view.crop_area for view in views.views] == [(0.2, 1.0)] * 2
+    # What is not named stays as the preset has it.
+    assert [view.blur for view in views.views] == [0.5, 0.1]
+
+
+def test_of_one_setting_the_last_change_counts():
+    recipe = speedrun.Recipe("", ("lambd=0.01", "views.flip=0.1"))
+    plan = speedrun.planned(recipe, ["lambd=0.02", "views.flip=0.3"])
+    assert plan.config.lambd == 0.02
+    assert Views.from_yaml(plan.views).views[0].flip == 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lamda=0.1", "unknown setting 'lamda'"),
+        ("views.flop=0.1", "unknown field of a view among flop"),
+        ("views.flip=2", "flip is a probability"),
+        ("features=output", "features must be names of stages"),
+        ("epochs", "name=value"),
+    ],
+)
+def test_unknown_changes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        speedrun.planned(speedrun.RECIPES["preset"], [change])
+
+
+def test_every_recipe_can_be_planned():
+    for recipe in speedrun.RECIPES.values():
+        assert speedrun.planned(recipe).config.dataset == speedrun.CASE
+        assert recipe.sentence.endswith(".")
+
+
+def test_validation_divides_the_training_images_and_shows_no_test_image():
+    whole = images()
+    whole = replace(whole, test_images=torch.full_like(whole.test_images, 255))
+    data = speedrun.validation(whole)
+    assert (len(data.train_images), len(data.test_images)) == (200, 40)
+    assert torch.bincount(data.test_labels).tolist() == [4] * 10
+    assert not (data.test_images == 255).any()
+    together = torch.cat([data.train_images, data.test_images]).flatten(1)
+    assert torch.equal(together.unique(dim=0), whole.train_images.flatten(1).unique(dim=0))
+    again = speedrun.validation(whole)
+    assert torch.equal(again.test_images, data.test_images)
+
+
+def test_a_part_of_the_images_is_balanced(monkeypatch, tmp_path):
+    monkeypatch.setattr(speedrun, "SYSTEM_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(speedrun, "load_fashion_mnist", lambda folder: images())
+    data = speedrun.images_of(speedrun.VALIDATION, 100)
+    assert torch.bincount(data.train_labels).tolist() == [10] * 10
+    assert len(data.test_labels) == 40
+    assert len(speedrun.images_of(speedrun.TEST).train_labels) == 240
+    with pytest.raises(ValueError, match="200 images to learn from, not 201"):
+        speedrun.images_of(speedrun.VALIDATION, 201)
+
+
+def test_pretraining_is_shown_no_labels_and_no_image_that_is_judged_on():
+    data = images()
+    data = replace(data, test_images=torch.full_like(data.test_images, 255))
+    bare = speedrun.unlabelled(data)
+    assert bare.train_labels is None
+    assert bare.test_labels is None
+    assert not (bare.test_images == 255).any()
+
+
+def test_a_run_writes_a_log_of_every_epoch_and_is_not_repeated(tmp_path):
+    first = run(tmp_path, about={"provenance": {"commit": "abc"}})
+    end = first.finish()
+    lines = (tmp_path / first.name() / "log.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
+    assert [line["event"] for line in log] == ["start", "epoch", "epoch", "end"]
+    assert log[0]["settings"]["projector"] == [16]
+    assert log[0]["provenance"] == {"commit": "abc"}
+    assert all(
+        {"loss", "seconds", "cpu_seconds", "learning_rate"} <= set(line) for line in log[1:3]
+    )
+    assert 10 < end["linear"] <= 100
+    assert end["seconds"] == pytest.approx(sum(line["seconds"] for line in log[1:3]))
+    assert run(tmp_path).finish() == end
+    assert len((tmp_path / first.name() / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_an_interrupted_run_ends_with_the_same_result(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole").finish()
+    add = speedrun.Log.add
+
+    def stop(self, event, **values):
+        line = add(self, event, **values)
+        if event == "epoch":
+            raise KeyboardInterrupt
+        return line
+
+    with monkeypatch.context() as patch:
+        patch.setattr(speedrun.Log, "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut").finish()
+    end = run(tmp_path / "cut").finish()
+    assert (end["linear"], end["knn"]) == (whole["linear"], whole["knn"])
+    log = speedrun.Log(tmp_path / "cut" / run(tmp_path).name() / "log.jsonl")
+    assert [line["epoch"] for line in log.epochs()] == [1, 2]
+    assert len([line for line in log.lines if line["event"] == "start"]) == 1
+
+
+def test_other_features_are_judged_without_another_training(tmp_path, monkeypatch):
+    plain = run(tmp_path).finish()
+    steps = []
+    trained = speedrun.Trainer.train_step
+    monkeypatch.setattr(
+        speedrun.Trainer, "train_step", lambda self: (steps.append(1), trained(self))[1]
+    )
+    other = run(tmp_path, "features=[Feature1,output]").finish()
+    assert not steps
+    assert other["features"] == "Feature1 output"
+    assert (other["epochs"], plain["epochs"]) == (2, 2)
+
+
+def test_features_side_by_side_have_unit_length_each():
+    encoder = build_encoder("small", channels=1, image_size=12, widths=(4, 6), grid=2)
+    found = speedrun.SideBySide(encoder.eval(), ["Feature1", "output"])(torch.randn(3, 1, 12, 12))
+    assert found.shape == (3, 4 * 12 * 12 + 6 * 4)
+    norms = found[:, : 4 * 144].norm(dim=1), found[:, 4 * 144 :].norm(dim=1)
+    torch.testing.assert_close(torch.stack(norms), torch.ones(2, 3))
+
+
+def test_a_budget_gives_the_epochs_that_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: 20.0)
+    end = run(tmp_path, minutes=1.2).finish(say=lambda line: None)
+    assert end["epochs"] == 3  # 72 s, of which 3 % are kept back
+    assert not end["over_budget"]
+    monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: pytest.fail("timed again"))
+    assert run(tmp_path, minutes=1.2).finish() == end
+
+
+def test_a_run_over_its_budget_is_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: 1e-9)
+    monkeypatch.setattr(speedrun.math, "floor", lambda _: 1)
+    assert run(tmp_path, minutes=1e-6).finish(say=lambda line: None)["over_budget"]
+
+
+def test_a_budget_that_is_too_small_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: 20.0)
+    with pytest.raises(ValueError, match=r"an epoch takes 20\.0 s, --minutes is 0\.3"):
+        run(tmp_path, minutes=0.3).finish()
+
+
+@pytest.mark.parametrize(("start", "step"), [(0.0, 0.5), (3.0, 0.5)])
+def test_an_epoch_is_timed_apart_from_its_start(monkeypatch, start, step):
+    quality = pytest.importorskip("bench.training.quality")
+
+    def trained(config, data, say):
+        steps = len(data.train_images) // config.batch_size
+        return None, len(data.train_images) / (start + step * steps)
+
+    monkeypatch.setattr(quality, "ours", trained)
+    config = speedrun.planned(speedrun.RECIPES["preset"], ["batch_size=2"]).config
+    seconds = speedrun.epoch_seconds(config, images(), speedrun.OURS)
+    assert seconds == pytest.approx(start + 120 * step)
+
+
+def trial(linear, changes=(), against=(), prediction="", **values):
+    return {
+        "suite": "speedrun", "split": "validation", "recipe": "preset", "sentence": "Base.",
+        "changes": list(changes), "against": list(against), "prediction": prediction,
+        "peer": "ours", "images": 1000, "judged_on": 100, "minutes": None, "per_run": 4,
+        "linear": linear, "knn": linear, "cpu_seconds": [20.0], "seconds": [20.0],
+        "epochs": [4], "seeds": list(range(len(linear))), "over_budget": False,
+        "provenance": {"date": "2026-01-01T00:00:00", "commit": "abc", "torch": "2.14",
+                       "cpu": "CPU", "cores": 2, "command": "python -m bench speedrun"},
+    } | values  # fmt: skip
+
+
+def test_trials_state_differences_with_their_errors(monkeypatch):
+    kept = speedrun.Recipe("Kept.", ("lambd=0.01",))
+    monkeypatch.setitem(speedrun.RECIPES, "speedrun", kept)
+    rows = [
+        trial([80.0, 81.0, 82.0]),
+        trial([84.0, 85.0, 86.0], ["lambd=0.01"], prediction="+1"),
+        trial([81.5], ["batch_size=64"]),
+        trial([70.0], ["lambd=0.01", "views.flip=0"], against=["lambd=0.01"]),
+    ]
+    text = suite.tables(rows)
+    # 1 / sqrt(3) of each side, in the root of the sum of their squares.
+    assert "| the recipe | `lambd=0.01` | +1 | 85.00 ± 1.00 | 85.00 ± 1.00 | +4.00 ± 0.82" in text
+    assert "better; kept" in text
+    assert "+0.50 ± 1.15" in text
+    assert "within the noise; dropped" in text
+    assert "| `lambd=0.01` | `views.flip=0` | – | 70.00 | 70.00 | -15.00 ± 1.15" in text
+    assert "worse; dropped" in text
+    assert "### Recipe `preset`, 1,000 images, 4 epochs" in text
+
+
+def test_records_are_higher_than_all_before_with_enough_seeds_within_the_budget():
+    def record(day, linear, seeds=5, **values):
+        row = trial([linear] * seeds, split="test", minutes=15.0, **values)
+        row["provenance"] = row["provenance"] | {"date": f"2026-01-{day:02}T00:00:00"}
+        return row
+
+    rows = [
+        record(3, 91.0), record(1, 90.0), record(2, 89.0), record(4, 95.0, seeds=3),
+        record(5, 96.0, over_budget=True), record(6, 80.0, peer="lightly"),
+    ]  # fmt: skip
+    lines = suite.tables(rows).splitlines()[2:]
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == [
+        f"2026-01-0{day}" for day in range(1, 7)
+    ]
+    assert ["**" in line for line in lines] == [True, False, True, False, False, False]
+    assert "(over the budget)" in lines[4]
+    assert "lightly's loss, transforms and loader." in lines[5]
+
+
+def test_a_row_replaces_that_of_the_same_experiment(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    suite.add(path, trial([80.0]))
+    suite.add(path, trial([81.0], ["lambd=0.01"]))
+    suite.add(path, trial([82.0]))
+    assert [row["linear"] for row in results.read(path)] == [[82.0], [81.0]]
+
+
+def test_experiments_of_a_file_gain_one_seed_at_a_time(monkeypatch, tmp_path):
+    monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
+    monkeypatch.setitem(speedrun.RECIPES, "preset", speedrun.Recipe("Tiny.", TINY))
+    file = tmp_path / "trials.yaml"
+    file.write_text(
+        "- {prediction: reference}\n"
+        "- {changes: lambd=0.01 views.flip=0, prediction: level, against: ''}\n"
+    )
+    order, judge = [], speedrun.judge
+    monkeypatch.setattr(
+        speedrun, "judge", lambda encoder, data, config, features: (
+            order.append((config.lambd, config.seed)), judge(encoder, data, config, features)
+        )[1],
+    )  # fmt: skip
+    given = [
+        "speedrun", "--recipe", "preset", "--epochs", "1", "--seeds", "0,1", "--trials", str(file),
+        "--folder", str(tmp_path), "--out", str(tmp_path / "rows.jsonl"),
+    ]  # fmt: skip
+    assert invoke(given).exit_code == 0
+    assert order == [(0.0051, 0), (0.01, 0), (0.0051, 1), (0.01, 1)]
+    rows = results.read(tmp_path / "rows.jsonl")
+    assert [(row["changes"], row["prediction"], row["seeds"]) for row in rows] == [
+        ([], "reference", [0, 1]), (["lambd=0.01", "views.flip=0"], "level", [0, 1]),
+    ]  # fmt: skip
+    assert rows[1]["against"] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "- {changes: lambd=1}", "- {prediction: 1}", "- {prediction: x, why: y}"]
+)
+def test_files_of_experiments_without_predictions_or_with_other_names_are_refused(tmp_path, text):
+    (tmp_path / "trials.yaml").write_text(text)
+    found = invoke(["speedrun", "--trials", str(tmp_path / "trials.yaml")])
+    assert found.exit_code == 2
+    assert "an experiment has texts named changes, prediction, against" in found.stderr
+
+
+def test_the_experiments_of_the_repository_can_be_planned():
+    trials = suite.read_trials(Path(speedrun.__file__).with_name("trials.yaml"))
+    assert len({each.changes for each in trials}) == len(trials)
+    for each in trials:
+        speedrun.planned(speedrun.RECIPES["preset"], ["epochs=4", *each.changes.split()])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--trials", "x.yaml", "--changes", "lambd=1"], "--trials states changes"),
+        (["--trials", "none.yaml"], "none.yaml"),
+        (["--recipe", "best"], "unknown recipe 'best'; known are preset, speedrun"),
+        (["--split", "train"], "unknown split 'train'"),
+        (["--peer", "timm"], "unknown peer 'timm'"),
+        (["--seeds", "a"], "invalid literal"),
+        (["--split", "test", "--epochs", "2"], "the budget is fixed"),
+        (["--changes", "lamda=1"], "unknown setting 'lamda'"),
+        (["--images", "10"], "10 is less than 1000"),
+    ],
+)
+def test_bad_options_are_refused(given, message):
+    found = invoke(["speedrun", *given])
+    assert found.exit_code == 2
+    assert message in found.stderr
+
+
+def test_without_the_images_the_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(speedrun, "SYSTEM_FASHION_MNIST", tmp_path / "none")
+    found = invoke(["speedrun"])
+    assert found.exit_code == 2
+    assert "dataset-fashion-mnist" in found.stderr
+
+
+def test_without_lightly_its_absence_is_named(monkeypatch):
+    monkeypatch.setattr(suite.provenance, "missing", lambda *names: f"{names[0]} is not installed")
+    found = invoke(["speedrun", "--peer", "lightly"])
+    assert found.exit_code == 2
+    assert "lightly is not installed" in found.stderr
+
+
+def test_a_command_from_start_to_row(monkeypatch, tmp_path):
+    monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
+    given = ["speedrun", "--recipe", "preset", "--epochs", "2", "--seeds", "0,1",
+             "--changes", " ".join(TINY), "--prediction", "none",
+             "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.jsonl")]  # fmt: skip
+    found = invoke(given)
+    assert found.exit_code == 0, found.output
+    (row,) = results.read(tmp_path / "rows.jsonl")
+    assert row["seeds"] == [0, 1]
+    assert len(row["linear"]) == len(row["knn"]) == 2
+    assert row["changes"] == list(TINY)
+    assert row["prediction"] == "none"
+    assert row["provenance"]["command"].startswith("python -m bench")
+    assert str(tmp_path) not in json.dumps(row["settings"])
+    # A budget in minutes, on images that stand for the test images.
+    monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: 40.0)
+    more = [*given[:3], "--split", "test", "--minutes", "2", *given[5:]]
+    found = invoke(more)
+    assert found.exit_code == 0, found.output
+    assert [row["split"] for row in results.read(tmp_path / "rows.jsonl")] == ["validation", "test"]
