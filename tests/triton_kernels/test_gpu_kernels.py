@@ -413,7 +413,9 @@ def test_memory_of_a_step(n, d, dtype):
     assert max(sizes) < max(n, d) ** 2 * dtype.itemsize
 
 
-@pytest.mark.parametrize(("n", "d", "most"), [(256, 8192, 4), (4096, 512, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("n", "d", "most"), [(256, 8192, 4), (2048, 8192, 4), (4096, 512, 5)], ids=str
+)
 def test_launches_of_a_step(n, d, most):
     """The kernels of ours, and the one that makes the gradient of the loss itself. Without the
     terms, whose means are divisions by torch."""
