@@ -109,6 +109,7 @@ PROJECT_ROWS = 32  # of a stripe of columns, at a time
 LINEAR = Elementwise(32, 64, 8)
 COLOURS = Colours(512, 32, 4)
 BLUR = Elementwise(32, 32, 4)  # square: neighbours on either side are read once more
+FINISH_STRIP = 16  # rows of a tile of K that one program finishes, at most
 UNPACK_STRIP = 32  # rows of a tile that one program takes to its place
 
 # Rows on trial, used before all others (tuning.py).
@@ -222,10 +223,14 @@ def gram(
         operand = OPERAND_DTYPE[precision].itemsize
         room -= 2 * n * round_up(n, SUM_ALIGNMENT) * operand + MOST_STATISTICS_BYTES * d
     views = 2 if fused and not packed else 1
-    return _plan(
+    plan = _plan(
         row, device, side * (side + 1) // 2, d if fused else round_up(d, SUM_ALIGNMENT),
-        room if fused or packed else room // 2, views, split_all=packed or unfinished,
+        room if fused or packed else room // 2, views,
+        split_all=packed or (unfinished and not fused),
     )  # fmt: skip
+    # Fused, full tiles are finished by the same launch as split-K tiles: many programs in any case.
+    many = fused and plan.full_tiles > 0
+    return plan._replace(strip=FINISH_STRIP if many else min(plan.strip, FINISH_STRIP))
 
 
 @functools.cache

@@ -1,16 +1,17 @@
 """The symmetric Gram pair: K_a and K_b by the tiles on and below the diagonal, and <K_a, K_b>.
 
-`gram_kernel` multiplies. A full tile is summed and finished by one program, and the second one of
-both views to arrive makes the inner product of the two. The tiles of the last, incomplete wave are
-split over D instead, so that they fill the device too (split-K tiles), and `gram_finish_kernel`
-adds their parts in a fixed order; the last of its programs makes the terms of the loss. Small N has
-split-K tiles only. Up to the size in the table both views are multiplied in one launch from the raw
-embeddings, standardised on their way into the product; above it from z_hat in memory, view by view.
+`gram_kernel` multiplies. A full tile is summed by one program. The tiles of the last, incomplete
+wave are split over D instead, so that they fill the device too (split-K tiles), and
+`gram_finish_kernel` adds their parts in a fixed order; the last of its programs makes the terms of
+the loss. Small N has split-K tiles only. Up to the size in the table both views are multiplied in
+one launch from the raw embeddings, standardised on their way into the product, and meet when they
+are finished. Above it z_hat is stored first, view by view, and a full tile is finished where it is
+summed.
 
 K' = scale (K - c I) is stored in the operand type, as the gradient multiplies with it: c is the
 mean of K's diagonal, known from the statistics before any product (kernels/README.md, Gram
 centring), and scale is a power of two that keeps float16 in range. The inner product is taken of
-the float32 sums, or of full tiles of K'_a as it is stored, plus the part that c leaves out.
+the float32 sums, plus the part that c leaves out.
 
 For matrices that are sums over several devices, `gram_tiles` returns the parts of split-K tiles,
 and `gram_unpack_kernel` makes K' of their sum (`gram_from_tiles`).
@@ -118,52 +119,21 @@ def _store(grams, index, value, rows, columns, N, centre, mirror, PRECISION: tl.
 
 
 @triton.jit
-def _inner(
-    grams, second_ptr, stride, row, column, N, sums_count,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """<K_a, K_b> over the valid part of a tile, in float64: of K_a as it was stored, and of the
-    float32 tile of K_b at `second_ptr`. Rows are summed in float32."""
-    centre = _centre(grams, 0, sums_count)
-    local, columns = tl.arange(0, COLUMNS), column + tl.arange(0, COLUMNS)
-    result = tl.zeros([], tl.float64)
-    for first in range(0, ROWS, 16):
-        rows = row + first + tl.arange(0, 16)
-        inside = (rows < N)[:, None] & (columns < N)[None, :]
-        # Other programs may have stored both: past the first-level cache.
-        at = grams.ptr + rows.to(tl.int64)[:, None] * grams.stride + columns[None, :]
-        x = tl.load(at, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32) / grams.scale
-        x += tl.where(rows[:, None] == columns[None, :], centre, 0.0)
-        at = second_ptr + (rows - row).to(tl.int64)[:, None] * stride + local[None, :]
-        y = tl.load(at, mask=inside, other=0.0, cache_modifier=".cg")
-        result += _weighted_sum(x * y, inside, 1.0)
-    return result
+def _inner(grams, value, rows, columns, N, weight):
+    """sum of K_a * `value` over the valid part of a tile, in float64, with K_a as it was stored;
+    rows are summed in float32."""
+    inside = (rows < N)[:, None] & (columns < N)[None, :]
+    at = grams.ptr + rows.to(tl.int64)[:, None] * grams.stride + columns[None, :]
+    first = tl.load(at, mask=inside, other=0.0).to(tl.float32) / grams.scale
+    centre = tl.load(grams.centres_ptr)
+    first += tl.where(rows[:, None] == columns[None, :], centre, 0.0)
+    return _weighted_sum(first * value, inside, weight)
 
 
 @triton.jit
 def _weighted_sum(products, inside, weight):
     products = tl.where(inside, products, 0.0)
     return tl.sum(tl.sum(products, axis=1).to(tl.float64), axis=0) * weight
-
-
-@triton.jit
-def _store_pieces(
-    grams, index, value, row, column, N, centre, mirror,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`_store` in pieces of columns, which fit into registers beside the rest."""
-    if ROWS * COLUMNS > 4096:
-        left, right = halves(value, ROWS, COLUMNS)
-        _store_pieces(
-            grams, index, left, row, column, N, centre, mirror, ROWS, COLUMNS // 2, PRECISION
-        )
-        _store_pieces(
-            grams, index, right, row, column + COLUMNS // 2, N, centre, mirror, ROWS,
-            COLUMNS // 2, PRECISION,
-        )  # fmt: skip
-    else:
-        rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
-        _store(grams, index, value, rows, columns, N, centre, mirror, PRECISION)
 
 
 @triton.jit(
@@ -176,7 +146,6 @@ def gram_kernel(
     hat_descriptor,
     grams,
     workspace_ptr,
-    counters_ptr,
     N,
     D,
     full_tiles,
@@ -194,11 +163,10 @@ def gram_kernel(
 
     pair: the embeddings, or z_hat as `operand` stores it when STORED (then D is its padded width).
     hat_descriptor: of the same z_hat, read instead with TMA (Hopper and later).
-    FINISH: there are full tiles to finish. Of both views, the second program of a tile to arrive
-    makes its part of the inner product. counters_ptr: one for each full tile; None where the launch
-    has one view, and the other was stored before if that is the second.
-    workspace_ptr: (full tiles, BLOCK, BLOCK) float32 for K_b; after these, (views, split-K tiles,
-    splits, BLOCK, BLOCK) for parts, whose values beyond row and column N are unspecified.
+    FINISH: there are full tiles, which are finished here: with `first_view` = 0 they write K'_a,
+    with 1 they write K'_b and the inner product with the K'_a in memory.
+    workspace_ptr: (views, full tiles unless FINISH, then split-K tiles x splits, BLOCK, BLOCK)
+    float32; values beyond row and column N are unspecified.
     """
     BLOCK: tl.constexpr = META.BLOCK_M
     program = tl.program_id(0)
@@ -229,41 +197,41 @@ def gram_kernel(
             centre = _centre(grams, index, sums_count)
             if program == 0:
                 tl.store(grams.centres_ptr + index, centre)
-            _store_pieces(
-                grams, index, value, i * BLOCK, j * BLOCK, N, centre, i != j, BLOCK, BLOCK,
-                META.PRECISION,
-            )  # fmt: skip
-            slot = tile
+            weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
+            left_half, right_half = halves(value, BLOCK, BLOCK)
+            products = tl.zeros([], tl.float64)
+            for half in tl.static_range(2):
+                block = left_half if half == 0 else right_half
+                across = j * BLOCK + half * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+                _store(grams, index, block, rows, across, N, centre, i != j, META.PRECISION)
+                if index == 1:
+                    products += _inner(grams, block, rows, across, N, weight)
+            if index == 1:
+                tl.store(grams.inner_ptr + tile, products)
         else:
-            slot += full_tiles + index * (tl.num_programs(0) - full_tiles)
+            slot += index * (tl.num_programs(0) - full_tiles)
+            _store_sum(workspace_ptr, slot, value, BLOCK)
     else:
-        slot += index * tl.num_programs(0)
+        slot = tl.where(full, tile, full_tiles + slot) + index * tl.num_programs(0)
+        _store_sum(workspace_ptr, slot, value, BLOCK)
+
+
+@triton.jit
+def _store_sum(workspace_ptr, slot, value, BLOCK: tl.constexpr):
+    local = tl.arange(0, BLOCK)
     at = workspace_ptr + slot.to(tl.int64) * BLOCK * BLOCK
-    if not full or index == 1:
-        local = tl.arange(0, BLOCK)
-        tl.store(at + local[:, None] * BLOCK + local[None, :], value)
-    if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
-        if full:
-            if counters_ptr is None:
-                tl.debug_barrier()
-                both = index == 1
-            else:
-                both = arrived(counters_ptr + tile, 1, 2)
-            if both:
-                product = _inner(
-                    grams, at, BLOCK, i * BLOCK, j * BLOCK, N, sums_count, BLOCK, BLOCK
-                )
-                tl.store(grams.inner_ptr + tile, product * tl.where(i == j, 1.0, 2.0))
+    tl.store(at + local[:, None] * BLOCK + local[None, :], value)
 
 
-@triton.jit(do_not_specialize=["N", "full_tiles", "splits", "sums_count"])
+@triton.jit(do_not_specialize=["N", "finished", "whole", "splits", "split_tiles", "sums_count"])
 def gram_finish_kernel(
     workspace_ptr,
     grams,
     terms,
     counter_ptr,
     N,
-    full_tiles,
+    finished,
+    whole,
     splits,
     split_tiles,
     sums_count,
@@ -271,14 +239,18 @@ def gram_finish_kernel(
     STRIP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds the parts of STRIP rows of a split-K tile of both views, in order; stores K' and the
-    inner product. The last program to arrive stores the terms."""
+    """Adds the parts of STRIP rows of a tile of both views, in order; stores K' and the inner
+    product. The last program to arrive stores the terms.
+
+    finished: tiles that are finished already. Of the others, `whole` have one part, and
+    `split_tiles` have `splits`.
+    """
     STRIPS: tl.constexpr = BLOCK // STRIP
     # Parts are loaded at once where each takes a few registers.
     UNROLL: tl.constexpr = 4 if STRIP * BLOCK <= 2048 else 1
     program = tl.program_id(0)
     tile = program // STRIPS
-    i, j = triangle(full_tiles + tile)
+    i, j = triangle(finished + tile)
     local_rows = program % STRIPS * STRIP + tl.arange(0, STRIP)
     local_columns = tl.arange(0, BLOCK)
     rows = i * BLOCK + local_rows
@@ -287,11 +259,13 @@ def gram_finish_kernel(
     # A strip of a tile on the diagonal holds both halves of it, any other tile stands for two.
     weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
 
-    at = workspace_ptr + (tile * splits).to(tl.int64) * BLOCK * BLOCK + offsets
+    single = tile < whole
+    slot = tl.where(single, tile, whole + (tile - whole) * splits)
+    at = workspace_ptr + slot.to(tl.int64) * BLOCK * BLOCK + offsets
     first = tl.zeros([STRIP, BLOCK], tl.float32)
     second = tl.zeros([STRIP, BLOCK], tl.float32)
-    jump = (split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
-    for part in tl.range(0, splits, loop_unroll_factor=UNROLL):
+    jump = (whole + split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
+    for part in tl.range(0, tl.where(single, 1, splits), loop_unroll_factor=UNROLL):
         first += tl.load(at + part * BLOCK * BLOCK)
         second += tl.load(at + jump + part * BLOCK * BLOCK)
     for index in tl.static_range(2):
@@ -302,13 +276,13 @@ def gram_finish_kernel(
             tl.store(grams.centres_ptr + index, centre)
     inside = (rows < N)[:, None] & (columns < N)[None, :]
     products = _weighted_sum(first * second, inside, weight)
-    tl.store(grams.inner_ptr + full_tiles + program, products)
+    tl.store(grams.inner_ptr + finished + program, products)
 
     programs = tl.num_programs(0)
     if arrived(counter_ptr, 1, programs):
         n = N.to(tl.float64)
         store_terms(
-            terms, grams.sums_ptr, grams.inner_ptr, sums_count, full_tiles + programs, n * n, 1
+            terms, grams.sums_ptr, grams.inner_ptr, sums_count, finished + programs, n * n, 1
         )
 
 
@@ -334,11 +308,8 @@ def gram_dense_kernel(
     if program == 0:
         tl.store(grams.centres_ptr + VIEW, centre)
     if VIEW == 1:
-        tl.debug_barrier()
-        row, column = tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK
-        second_ptr = matrix_ptr + row.to(tl.int64) * N + column
-        product = _inner(grams, second_ptr, N, row, column, N, sums_count, BLOCK, BLOCK)
-        tl.store(grams.inner_ptr + program, product)
+        weight = tl.full([], 1.0, tl.float64)
+        tl.store(grams.inner_ptr + program, _inner(grams, value, rows, columns, N, weight))
 
 
 @triton.jit(do_not_specialize=["N", "tiles"])
@@ -395,7 +366,8 @@ def _gram_pair(
     (n, d), device = z_a.shape, z_a.device
     plan = configurations.gram(device_of(z_a), n, d, z_a.dtype, precision)
     shape, dtype = gram_layout(n, precision)
-    parts = plan.full_tiles + plan.split_tiles * (plan.block_m // plan.strip)
+    finished, whole = _finished(plan)
+    parts = finished + (whole + plan.split_tiles) * (plan.block_m // plan.strip)
     if plan.path == "cublas":
         parts = cdiv(n, DENSE_BLOCK) ** 2
     grams = Grams(
@@ -414,14 +386,14 @@ def _gram_pair(
         _launch_products(plan, pair, grams, workspace, precision, 0, 2)
     else:
         for view, z in enumerate((z_a, z_b)):
-            hat = _hat(z, statistics[3 * view : 3 * view + 3], precision)
+            hat = _stored(z, statistics[3 * view : 3 * view + 3], precision)
             if workspace is None:
                 _multiply_by_library(hat, grams, precision, view)
             else:
                 pair = _pair(hat, hat, statistics)
                 _launch_products(plan, pair, grams, workspace, precision, view, 1)
             del hat  # its memory serves the other view
-    if plan.split_tiles and workspace is not None:
+    if whole + plan.split_tiles and workspace is not None:
         _launch_finish(plan, grams, outputs, workspace, precision)
     else:
         launch_terms(outputs, sums, grams.inner_ptr, n * n, True)
@@ -434,7 +406,7 @@ def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
     n, d = z.shape
     plan = configurations.gram(device_of(z), n, d, z.dtype, precision, packed=True)
     if plan.path != "fused":
-        z = _hat(z, statistics, precision)
+        z = _stored(z, statistics, precision)
         if plan.path == "cublas":
             return tiles.pack(library_product(z, z.T, precision), precision)
     workspace = _workspace(plan, 1, z.device)
@@ -476,31 +448,36 @@ def _pair(z_a: Tensor, z_b: Tensor, statistics: Tensor) -> Pair:
     return Pair(z_a, z_b, z_a.stride(0), z_b.stride(0), statistics)
 
 
-def _hat(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
+def _stored(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
     """z_hat in memory, with whole blocks of columns."""
     width = round_up(z.shape[1], SUM_ALIGNMENT)
     return operand(z, statistics, precision)[:, :width]
 
 
+def _finished(plan: configurations.Plan) -> tuple[int, int]:
+    """How many full tiles the product finishes, and how many it leaves as a sum."""
+    return (0, plan.full_tiles) if plan.path == "fused" else (plan.full_tiles, 0)
+
+
 def _workspace(plan: configurations.Plan, views: int, device: torch.device) -> Tensor:
-    """Memory for the full tiles of K_b and the parts of the split-K tiles."""
-    slots = plan.full_tiles + views * plan.split_tiles * plan.splits
+    """Memory for the sums that the product leaves."""
+    slots = views * (_finished(plan)[1] + plan.split_tiles * plan.splits)
     return torch.empty((slots, plan.block_m, plan.block_m), dtype=torch.float32, device=device)
 
 
 def _launch_finish(
     plan: configurations.Plan, grams: Grams, terms: Terms, workspace: Tensor, precision: str
 ) -> None:
-    """The sums of the split-K tiles of both views, and the terms."""
-    parts = workspace[plan.full_tiles :]
+    """K' of both views from the sums in the workspace, and the terms."""
+    finished, whole = _finished(plan)
     launch(
-        gram_finish_kernel, (plan.split_tiles * (plan.block_m // plan.strip),),
-        parts, grams, terms, counters(workspace.device, 1), grams.ptr.shape[1], plan.full_tiles,
-        plan.splits, plan.split_tiles, grams.sums_ptr.shape[0],
+        gram_finish_kernel, ((whole + plan.split_tiles) * (plan.block_m // plan.strip),),
+        workspace, grams, terms, counters(workspace.device, 1), grams.ptr.shape[1],
+        finished, whole, plan.splits, plan.split_tiles, grams.sums_ptr.shape[0],
         BLOCK=plan.block_m, STRIP=plan.strip, PRECISION=precision,
         # At most 32 values per thread: with 64 some of these kernels spill under Triton 3.8.
         warps=max(4, plan.strip * plan.block_m // 1024),
-        moved=parts.nbytes + (0 if plan.full_tiles else grams.ptr.nbytes),
+        moved=workspace.nbytes + (0 if finished else grams.ptr.nbytes),
     )  # fmt: skip
 
 
@@ -517,22 +494,16 @@ def _launch_products(
     z = pair.ptr_a
     n, d = z.shape
     tma = plan.path == "tma"
-    slots = plan.split_tiles * plan.splits
-    written = views * slots * workspace[0].nbytes
-    counts = None
-    if plan.full_tiles:
-        written += views * grams.ptr[0].nbytes
-        if first_view + views == 2:  # K_b in float32, and both where their product is made
-            written += 2 * plan.full_tiles * workspace[0].nbytes
-        if views > 1:
-            counts = counters(z.device, plan.full_tiles)
+    finished, whole = _finished(plan)
+    sums = (whole + plan.split_tiles * plan.splits) * plan.block_m * plan.block_m * 4
+    written = views * (sums + (grams.ptr[0].nbytes if finished else 0))
     launch(
-        gram_kernel, (plan.full_tiles + slots, views), pair,
-        tma_descriptor(z, plan.block_m, plan.block_k) if tma else None, grams, workspace, counts,
+        gram_kernel, (plan.full_tiles + plan.split_tiles * plan.splits, views),
+        pair, tma_descriptor(z, plan.block_m, plan.block_k) if tma else None, grams, workspace,
         n, d, plan.full_tiles, plan.splits, plan.k_blocks_per_split, grams.sums_ptr.shape[0],
         first_view, meta(plan.block_m, plan.block_n, plan.block_k, precision),
         STORED=plan.path != "fused", TMA=tma, EVEN=d % plan.block_k == 0,
-        FINISH=plan.full_tiles > 0,
+        FINISH=finished > 0,
         warps=plan.warps, stages=plan.stages,
         flops=views * n * n * d, moved=views * n * d * z.element_size() + written,
     )  # fmt: skip

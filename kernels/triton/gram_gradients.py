@@ -46,7 +46,7 @@ from .arrival import arrived, counters
 from .gram import library_product
 from .launch import addressable, cdiv, device_of, launch, tma_descriptor
 from .standardise import operand, transposed_operand
-from .table import Product
+from .table import LARGE, Product
 
 
 class Projection(NamedTuple):
@@ -412,7 +412,12 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     inputs = inputs._replace(z_a=addressable(inputs.z_a), z_b=addressable(inputs.z_b))
     z, precision = inputs.z_a, inputs.precision
     n, d = z.shape
-    row = configurations.gram_gradients(device_of(z), n, z.dtype, precision)
+    device = device_of(z)
+    row = configurations.gram_gradients(device, n, z.dtype, precision)
+    aligned = all(x.stride(0) * x.element_size() % 16 == 0 for x in (z, inputs.z_b))
+    if row.path == "fused" and not aligned:
+        # Registers go to addresses, and tiles beside which z is standardised would not fit.
+        row = configurations.gram_gradients(device, LARGE, z.dtype, precision)
     grads = tuple(
         torch.empty((n, d) if needed else (0,), dtype=z.dtype, device=z.device)
         for needed in inputs.need

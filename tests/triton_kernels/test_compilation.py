@@ -175,7 +175,6 @@ def test_moments_load_ahead(architecture, dtype):
         ("correlation", (4096, 512), "moments_kernel", 1),
         ("correlation", (4096, 512), "correlation_finish_kernel", 2),
         ("gram", (256, 8192), "gram_finish_kernel", 1),
-        ("gram", (2048, 8192), "gram_kernel", 1),
         ("gram", (2048, 8192), "gram_stripes_kernel", 1),
         ("gram", (4096, 8192), "gram_tiles_kernel", 1),
     ],
