@@ -20,7 +20,7 @@ from .. import tiles
 from ..precision import OPERAND_DTYPE
 from . import tuned
 from .launch import Device, cdiv, round_up
-from .table import SUM_ALIGNMENT, TABLE, Key, Product, row_of
+from .table import LARGE, SUM_ALIGNMENT, TABLE, Key, Product, row_of
 
 # Rows that one program takes the moments of; the accuracy of its pivot rests on it (moments.py).
 MOST_PART_ROWS = 2048
@@ -109,6 +109,7 @@ PROJECT_ROWS = 32  # of a stripe of columns, at a time
 LINEAR = Elementwise(32, 64, 8)
 COLOURS = Colours(512, 32, 4)
 BLUR = Elementwise(32, 32, 4)  # square: neighbours on either side are read once more
+FINISH_STRIP = 16  # rows of a tile of K that one program finishes, at most
 UNPACK_STRIP = 32  # rows of a tile that one program takes to its place
 
 # Rows on trial, used before all others (tuning.py).
@@ -216,17 +217,20 @@ def gram(
     split-K tiles, in the blocks of `tiles.py`."""
     row = blocks("gram", device, precision, dtype, n, tiles.side(n, precision) if packed else None)
     side, fused = cdiv(n, row.block_m), row.path == "fused"
-    # Fused, both views meet where the parts are added up, so every tile is a split-K tile.
     unfinished = device.architecture == 100 and TRITON < FINISHES_ON_BLACKWELL
     room = int(WORKSPACE_SHARE * 2 * n * d * dtype.itemsize)
     if not fused:  # z_hat of a view takes the rest, and the parts of both stay beside K'
         operand = OPERAND_DTYPE[precision].itemsize
         room -= 2 * n * round_up(n, SUM_ALIGNMENT) * operand + MOST_STATISTICS_BYTES * d
     views = 2 if fused and not packed else 1
-    return _plan(
+    plan = _plan(
         row, device, side * (side + 1) // 2, d if fused else round_up(d, SUM_ALIGNMENT),
-        room if fused or packed else room // 2, views, split_all=packed or fused or unfinished,
+        room if fused or packed else room // 2, views,
+        split_all=packed or (unfinished and not fused),
     )  # fmt: skip
+    # Fused, full tiles are finished by the same launch as split-K tiles: many programs in any case.
+    many = fused and plan.full_tiles > 0
+    return plan._replace(strip=FINISH_STRIP if many else min(plan.strip, FINISH_STRIP))
 
 
 @functools.cache
@@ -292,10 +296,10 @@ def view_gradients(device: Device, n: int, dtype: torch.dtype, precision: str) -
     """The row of `gram_gradients`. Of 4 warps on Ampere ptxas wants so few registers that some of
     these kernels spill: half as many columns need fewer."""
     row = gram_gradients(device, n, dtype, precision)
-    if row.path != "owned":  # the product is stored in float32, whatever the inputs are
-        return gram_gradients(device, n, torch.float32, precision)
+    if row.path != "owned":  # a product of z_hat in memory, stored in float32 whatever z is
+        return gram_gradients(device, LARGE, torch.float32, precision)
     half = OPERAND_DTYPE[precision].itemsize == 2
-    if device.architecture == 80 and half and row.path == "owned" and row.block_m <= 128:
+    if device.architecture == 80 and half and row.block_m <= 128:
         row = row._replace(block_n=32)
     return row
 

@@ -1,10 +1,12 @@
 """The symmetric Gram pair: K_a and K_b by the tiles on and below the diagonal, and <K_a, K_b>.
 
-`gram_kernel` multiplies. A full tile is summed and finished by one program. The tiles of the last,
-incomplete wave are split over D instead, so that they fill the device too (split-K tiles), and
+`gram_kernel` multiplies. A full tile is summed by one program. The tiles of the last, incomplete
+wave are split over D instead, so that they fill the device too (split-K tiles), and
 `gram_finish_kernel` adds their parts in a fixed order; the last of its programs makes the terms of
-the loss. Small N has split-K tiles only; there both views are multiplied in one launch from the raw
-embeddings, standardised on their way into the product.
+the loss. Small N has split-K tiles only. Up to the size in the table both views are multiplied in
+one launch from the raw embeddings, standardised on their way into the product, and meet when they
+are finished. Above it z_hat is stored first, view by view, and a full tile is finished where it is
+summed.
 
 K' = scale (K - c I) is stored in the operand type, as the gradient multiplies with it: c is the
 mean of K's diagonal, known from the statistics before any product (kernels/README.md, Gram
@@ -161,10 +163,10 @@ def gram_kernel(
 
     pair: the embeddings, or z_hat as `operand` stores it when STORED (then D is its padded width).
     hat_descriptor: of the same z_hat, read instead with TMA (Hopper and later).
-    FINISH: there are full tiles to finish: with `first_view` = 0 they write K'_a,
+    FINISH: there are full tiles, which are finished here: with `first_view` = 0 they write K'_a,
     with 1 they write K'_b and the inner product with the K'_a in memory.
-    workspace_ptr: (views, split-K tiles, splits, BLOCK, BLOCK) float32; values beyond row and
-    column N are unspecified.
+    workspace_ptr: (views, full tiles unless FINISH, then split-K tiles x splits, BLOCK, BLOCK)
+    float32; values beyond row and column N are unspecified.
     """
     BLOCK: tl.constexpr = META.BLOCK_M
     program = tl.program_id(0)
@@ -190,7 +192,7 @@ def gram_kernel(
         for k in range(first, last, META.BLOCK_K):
             value = _step(value, view, left, right, k, D, META, STORED, EVEN)
 
-    if FINISH:  # noqa: SIM102 (decided when compiled, unlike the next)
+    if FINISH:
         if full:
             centre = _centre(grams, index, sums_count)
             if program == 0:
@@ -206,21 +208,30 @@ def gram_kernel(
                     products += _inner(grams, block, rows, across, N, weight)
             if index == 1:
                 tl.store(grams.inner_ptr + tile, products)
-    if not full:
-        slot += index * (tl.num_programs(0) - full_tiles)
-        local = tl.arange(0, BLOCK)
-        at = workspace_ptr + slot.to(tl.int64) * BLOCK * BLOCK
-        tl.store(at + local[:, None] * BLOCK + local[None, :], value)
+        else:
+            slot += index * (tl.num_programs(0) - full_tiles)
+            _store_sum(workspace_ptr, slot, value, BLOCK)
+    else:
+        slot = tl.where(full, tile, full_tiles + slot) + index * tl.num_programs(0)
+        _store_sum(workspace_ptr, slot, value, BLOCK)
 
 
-@triton.jit(do_not_specialize=["N", "full_tiles", "splits", "sums_count"])
+@triton.jit
+def _store_sum(workspace_ptr, slot, value, BLOCK: tl.constexpr):
+    local = tl.arange(0, BLOCK)
+    at = workspace_ptr + slot.to(tl.int64) * BLOCK * BLOCK
+    tl.store(at + local[:, None] * BLOCK + local[None, :], value)
+
+
+@triton.jit(do_not_specialize=["N", "finished", "whole", "splits", "split_tiles", "sums_count"])
 def gram_finish_kernel(
     workspace_ptr,
     grams,
     terms,
     counter_ptr,
     N,
-    full_tiles,
+    finished,
+    whole,
     splits,
     split_tiles,
     sums_count,
@@ -228,14 +239,18 @@ def gram_finish_kernel(
     STRIP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds the parts of STRIP rows of a split-K tile of both views, in order; stores K' and the
-    inner product. The last program to arrive stores the terms."""
+    """Adds the parts of STRIP rows of a tile of both views, in order; stores K' and the inner
+    product. The last program to arrive stores the terms.
+
+    finished: tiles that are finished already. Of the others, `whole` have one part, and
+    `split_tiles` have `splits`.
+    """
     STRIPS: tl.constexpr = BLOCK // STRIP
     # Parts are loaded at once where each takes a few registers.
     UNROLL: tl.constexpr = 4 if STRIP * BLOCK <= 2048 else 1
     program = tl.program_id(0)
     tile = program // STRIPS
-    i, j = triangle(full_tiles + tile)
+    i, j = triangle(finished + tile)
     local_rows = program % STRIPS * STRIP + tl.arange(0, STRIP)
     local_columns = tl.arange(0, BLOCK)
     rows = i * BLOCK + local_rows
@@ -244,11 +259,13 @@ def gram_finish_kernel(
     # A strip of a tile on the diagonal holds both halves of it, any other tile stands for two.
     weight = tl.where(i == j, 1.0, 2.0).to(tl.float64)
 
-    at = workspace_ptr + (tile * splits).to(tl.int64) * BLOCK * BLOCK + offsets
+    single = tile < whole
+    slot = tl.where(single, tile, whole + (tile - whole) * splits)
+    at = workspace_ptr + slot.to(tl.int64) * BLOCK * BLOCK + offsets
     first = tl.zeros([STRIP, BLOCK], tl.float32)
     second = tl.zeros([STRIP, BLOCK], tl.float32)
-    jump = (split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
-    for part in tl.range(0, splits, loop_unroll_factor=UNROLL):
+    jump = (whole + split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
+    for part in tl.range(0, tl.where(single, 1, splits), loop_unroll_factor=UNROLL):
         first += tl.load(at + part * BLOCK * BLOCK)
         second += tl.load(at + jump + part * BLOCK * BLOCK)
     for index in tl.static_range(2):
@@ -259,13 +276,13 @@ def gram_finish_kernel(
             tl.store(grams.centres_ptr + index, centre)
     inside = (rows < N)[:, None] & (columns < N)[None, :]
     products = _weighted_sum(first * second, inside, weight)
-    tl.store(grams.inner_ptr + full_tiles + program, products)
+    tl.store(grams.inner_ptr + finished + program, products)
 
     programs = tl.num_programs(0)
     if arrived(counter_ptr, 1, programs):
         n = N.to(tl.float64)
         store_terms(
-            terms, grams.sums_ptr, grams.inner_ptr, sums_count, full_tiles + programs, n * n, 1
+            terms, grams.sums_ptr, grams.inner_ptr, sums_count, finished + programs, n * n, 1
         )
 
 
@@ -349,7 +366,8 @@ def _gram_pair(
     (n, d), device = z_a.shape, z_a.device
     plan = configurations.gram(device_of(z_a), n, d, z_a.dtype, precision)
     shape, dtype = gram_layout(n, precision)
-    parts = plan.full_tiles + plan.split_tiles * (plan.block_m // plan.strip)
+    finished, whole = _finished(plan)
+    parts = finished + (whole + plan.split_tiles) * (plan.block_m // plan.strip)
     if plan.path == "cublas":
         parts = cdiv(n, DENSE_BLOCK) ** 2
     grams = Grams(
@@ -375,7 +393,7 @@ def _gram_pair(
                 pair = _pair(hat, hat, statistics)
                 _launch_products(plan, pair, grams, workspace, precision, view, 1)
             del hat  # its memory serves the other view
-    if plan.split_tiles and workspace is not None:
+    if whole + plan.split_tiles and workspace is not None:
         _launch_finish(plan, grams, outputs, workspace, precision)
     else:
         launch_terms(outputs, sums, grams.inner_ptr, n * n, True)
@@ -436,24 +454,30 @@ def _stored(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
     return operand(z, statistics, precision)[:, :width]
 
 
+def _finished(plan: configurations.Plan) -> tuple[int, int]:
+    """How many full tiles the product finishes, and how many it leaves as a sum."""
+    return (0, plan.full_tiles) if plan.path == "fused" else (plan.full_tiles, 0)
+
+
 def _workspace(plan: configurations.Plan, views: int, device: torch.device) -> Tensor:
-    """Memory for the parts of the split-K tiles."""
-    slots = views * plan.split_tiles * plan.splits
+    """Memory for the sums that the product leaves."""
+    slots = views * (_finished(plan)[1] + plan.split_tiles * plan.splits)
     return torch.empty((slots, plan.block_m, plan.block_m), dtype=torch.float32, device=device)
 
 
 def _launch_finish(
     plan: configurations.Plan, grams: Grams, terms: Terms, workspace: Tensor, precision: str
 ) -> None:
-    """The sums of the split-K tiles of both views, and the terms."""
+    """K' of both views from the sums in the workspace, and the terms."""
+    finished, whole = _finished(plan)
     launch(
-        gram_finish_kernel, (plan.split_tiles * (plan.block_m // plan.strip),),
+        gram_finish_kernel, ((whole + plan.split_tiles) * (plan.block_m // plan.strip),),
         workspace, grams, terms, counters(workspace.device, 1), grams.ptr.shape[1],
-        plan.full_tiles, plan.splits, plan.split_tiles, grams.sums_ptr.shape[0],
+        finished, whole, plan.splits, plan.split_tiles, grams.sums_ptr.shape[0],
         BLOCK=plan.block_m, STRIP=plan.strip, PRECISION=precision,
         # At most 32 values per thread: with 64 some of these kernels spill under Triton 3.8.
         warps=max(4, plan.strip * plan.block_m // 1024),
-        moved=workspace.nbytes + (0 if plan.full_tiles else grams.ptr.nbytes),
+        moved=workspace.nbytes + (0 if finished else grams.ptr.nbytes),
     )  # fmt: skip
 
 
@@ -470,16 +494,16 @@ def _launch_products(
     z = pair.ptr_a
     n, d = z.shape
     tma = plan.path == "tma"
-    written = views * grams.ptr[0].nbytes
-    if not plan.full_tiles:
-        written = plan.split_tiles * plan.splits * views * workspace[0].nbytes
+    finished, whole = _finished(plan)
+    sums = (whole + plan.split_tiles * plan.splits) * plan.block_m * plan.block_m * 4
+    written = views * (sums + (grams.ptr[0].nbytes if finished else 0))
     launch(
         gram_kernel, (plan.full_tiles + plan.split_tiles * plan.splits, views),
         pair, tma_descriptor(z, plan.block_m, plan.block_k) if tma else None, grams, workspace,
         n, d, plan.full_tiles, plan.splits, plan.k_blocks_per_split, grams.sums_ptr.shape[0],
         first_view, meta(plan.block_m, plan.block_n, plan.block_k, precision),
         STORED=plan.path != "fused", TMA=tma, EVEN=d % plan.block_k == 0,
-        FINISH=plan.full_tiles > 0,
+        FINISH=finished > 0,
         warps=plan.warps, stages=plan.stages,
         flops=views * n * n * d, moved=views * n * d * z.element_size() + written,
     )  # fmt: skip

@@ -46,7 +46,7 @@ from .arrival import arrived, counters
 from .gram import library_product
 from .launch import addressable, cdiv, device_of, launch, tma_descriptor
 from .standardise import operand, transposed_operand
-from .table import Product
+from .table import LARGE, Product
 
 
 class Projection(NamedTuple):
@@ -61,6 +61,31 @@ class Projection(NamedTuple):
 def centre_part(projection, centre, rstd):
     """What p lacks of the part that centring took out of K."""
     return centre * (projection.centring * rstd * rstd + projection.returned)
+
+
+@triton.jit
+def _gradient_of(pair, grads, scale_ptr, index, D):
+    """The gradient of one view; `grads`: pointers to both."""
+    out_ptr = tl.where(index == 0, grads[0], grads[1])
+    output = Output(pair.statistics_ptr + 6 * D, scale_ptr, out_ptr)
+    return Gradient(view_of(pair, index, D), view_of(pair, 1 - index, D), output)
+
+
+@triton.jit
+def _fused_product(own, gram_ptr, stride_gram, rows, columns, N, D, META):
+    """A tile of K' z_hat, z standardised on its way into the product."""
+    norm = norm_of(own.statistics_ptr, columns, D, False)
+    inside = columns < D
+    product = tl.zeros([META.BLOCK_M, META.BLOCK_N], tl.float32)
+    left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * stride_gram
+    for first in range(0, N, META.BLOCK_K):
+        k = first + tl.arange(0, META.BLOCK_K)
+        # K' is padded with zeros, so that rows of z beyond N do not count; they must be finite.
+        x = tl.load(gram_ptr + left + k[None, :])
+        at = tl.minimum(k, N - 1).to(tl.int64)[:, None] * own.stride + columns[None, :]
+        y = standardised(tl.load(own.ptr + at, mask=inside[None, :], other=0.0), norm)
+        product = multiply(stored(x), to_operand(y, META.PRECISION), product, META.PRECISION)
+    return product
 
 
 @triton.jit(do_not_specialize=["N", "first_view"])
@@ -86,29 +111,13 @@ def gram_columns_kernel(
     COLUMNS: tl.constexpr = META.BLOCK_N
     index = first_view + tl.program_id(1)
     column = tl.program_id(0) * COLUMNS
-    columns = column + tl.arange(0, COLUMNS)
-    inside = columns < D
-    rows = tl.arange(0, ROWS)
-    own = view_of(pair, index, D)
-    gradient = Gradient(
-        own,
-        view_of(pair, 1 - index, D),
-        Output(pair.statistics_ptr + 6 * D, scale_ptr, tl.where(index == 0, grads[0], grads[1])),
-    )
+    gradient = _gradient_of(pair, grads, scale_ptr, index, D)
     # The gradient of one view takes the other view's matrix.
     gram_ptr = grams_ptr + (1 - index) * N.to(tl.int64) * stride_gram
-    norm = norm_of(own.statistics_ptr, columns, D, False)
-
-    product = tl.zeros([ROWS, COLUMNS], tl.float32)
-    left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * stride_gram
-    for first in range(0, N, META.BLOCK_K):
-        k = first + tl.arange(0, META.BLOCK_K)
-        # K' is padded with zeros, so that rows of z beyond N do not count; they must be finite.
-        x = tl.load(gram_ptr + left + k[None, :])
-        at = tl.minimum(k, N - 1).to(tl.int64)[:, None] * own.stride + columns[None, :]
-        y = standardised(tl.load(own.ptr + at, mask=inside[None, :], other=0.0), norm)
-        product = multiply(stored(x), to_operand(y, META.PRECISION), product, META.PRECISION)
-
+    product = _fused_product(
+        gradient.own, gram_ptr, stride_gram, tl.arange(0, ROWS), column + tl.arange(0, COLUMNS),
+        N, D, META,
+    )  # fmt: skip
     centre = tl.load(centres_ptr + 1 - index)
     left_half, right_half = halves(product, ROWS, COLUMNS)
     for half in tl.static_range(2):
@@ -295,6 +304,58 @@ def gram_tiles_kernel(
             )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["N", "first_view", "views"])
+def gram_stripes_kernel(
+    pair,
+    grams_ptr,
+    centres_ptr,
+    scale_ptr,
+    grads,
+    sums_ptr,
+    counters_ptr,
+    N,
+    D,
+    stride_gram,
+    first_view,
+    views,
+    weights,
+    projection,
+    META,
+    ROWS: tl.constexpr,
+):
+    """What `gram_tiles_kernel` makes, of `views` views in one launch, the first of which is
+    `first_view`, with z standardised on its way into the product. Tiles of the same columns, of
+    either view, follow each other: what they read of z is in the second-level cache.
+
+    grads: pointers to both gradients. sums_ptr: (2, row tiles, D) float32. counters_ptr: for each
+    view one for each stripe of columns.
+    """
+    BLOCK_M: tl.constexpr = META.BLOCK_M
+    BLOCK_N: tl.constexpr = META.BLOCK_N
+    row_tiles = tl.cdiv(N, BLOCK_M)
+    row_tile = tl.program_id(0) % row_tiles
+    stripe = tl.program_id(0) // row_tiles
+    index = first_view + stripe % views
+    row = row_tile * BLOCK_M
+    column = stripe // views * BLOCK_N
+    gradient = _gradient_of(pair, grads, scale_ptr, index, D)
+    gram_ptr = grams_ptr + (1 - index) * N.to(tl.int64) * stride_gram
+    product = _fused_product(
+        gradient.own, gram_ptr, stride_gram, row + tl.arange(0, BLOCK_M),
+        column + tl.arange(0, BLOCK_N), N, D, META,
+    )  # fmt: skip
+    sums_ptr += index * row_tiles * D
+    _tile_pieces(
+        product, gradient, weights, projection.projected, sums_ptr + row_tile * D, row, column, N,
+        D, BLOCK_M, BLOCK_N, 4096 // BLOCK_M,
+    )  # fmt: skip
+    if arrived(counters_ptr + stripe, 1, row_tiles):
+        _project(
+            gradient.own, gradient.output, centres_ptr + 1 - index, sums_ptr, row_tiles, column, N,
+            D, weights, projection, ROWS, BLOCK_N,
+        )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["N", "first"])
 def gram_product_kernel(
     own,
@@ -351,15 +412,20 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     inputs = inputs._replace(z_a=addressable(inputs.z_a), z_b=addressable(inputs.z_b))
     z, precision = inputs.z_a, inputs.precision
     n, d = z.shape
-    row = configurations.gram_gradients(device_of(z), n, z.dtype, precision)
+    device = device_of(z)
+    row = configurations.gram_gradients(device, n, z.dtype, precision)
+    aligned = all(x.stride(0) * x.element_size() % 16 == 0 for x in (z, inputs.z_b))
+    if row.path == "fused" and not aligned:
+        # Registers go to addresses, and tiles beside which z is standardised would not fit.
+        row = configurations.gram_gradients(device, LARGE, z.dtype, precision)
     grads = tuple(
         torch.empty((n, d) if needed else (0,), dtype=z.dtype, device=z.device)
         for needed in inputs.need
     )
     numbers = _numbers(inputs, gram_scale(n, inputs.coefficients.dimensions or d, precision))
-    if row.path == "owned":
+    if row.path in ("owned", "fused"):
         if any(inputs.need):
-            _by_columns(row, inputs, grads, *numbers)
+            _fused(row, inputs, grads, *numbers)
         return grads
     by_path = by_library if row.path == "cublas" else tiles_of_product
     for view in range(2):
@@ -389,24 +455,36 @@ def _gradient(inputs: GradientInputs, view: int, grad: Tensor) -> Gradient:
     return Gradient(views[view], views[1 - view], output)
 
 
-def _by_columns(
+def _fused(
     row: Product,
     inputs: GradientInputs,
     grads: tuple[Tensor, Tensor],
     weights: Weights,
     projection: Projection,
 ) -> None:
+    """One launch for both views, by columns of all rows or by tiles."""
     z_a, z_b, (grams, centres), views = inputs.z_a, inputs.z_b, inputs.matrices, sum(inputs.need)
     n, d = z_a.shape
+    stripes, first_view = cdiv(d, row.block_n), 0 if inputs.need[0] else 1
     # An empty tensor has no address; the kernel does not access it.
     outputs = tuple(g if g.numel() else grads[1 - view] for view, g in enumerate(grads))
+    pair = Pair(z_a, z_b, z_a.stride(0), z_b.stride(0), inputs.statistics)
+    matrices = (grams, centres, inputs.grad_scale, outputs)
+    product = meta(row.block_m, row.block_n, row.block_k, inputs.precision)
+    work = {"warps": row.warps, "stages": row.stages, "flops": 2.0 * views * n * n * d}
+    work["moved"] = (2 + views) * n * d * z_a.element_size() + views * grams[0].nbytes
+    if row.path == "owned":
+        launch(
+            gram_columns_kernel, (stripes, views), pair, *matrices, n, d, grams.shape[2],
+            first_view, weights, projection, product, **work,
+        )  # fmt: skip
+        return
+    row_tiles = cdiv(n, row.block_m)
+    sums = torch.empty((2, row_tiles, d), dtype=torch.float32, device=z_a.device)
     launch(
-        gram_columns_kernel, (cdiv(d, row.block_n), views),
-        Pair(z_a, z_b, z_a.stride(0), z_b.stride(0), inputs.statistics), grams, centres,
-        inputs.grad_scale, outputs, n, d, grams.shape[2], 0 if inputs.need[0] else 1, weights,
-        projection, meta(row.block_m, row.block_n, row.block_k, inputs.precision),
-        warps=row.warps, stages=row.stages, flops=2.0 * views * n * n * d,
-        moved=(2 + views) * n * d * z_a.element_size() + views * grams[0].nbytes,
+        gram_stripes_kernel, (views * row_tiles * stripes,), pair, *matrices, sums,
+        counters(z_a.device, views * stripes), n, d, grams.shape[2], first_view, views, weights,
+        projection, product, ROWS=configurations.PROJECT_ROWS, **work,
     )  # fmt: skip
 
 

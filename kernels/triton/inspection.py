@@ -157,6 +157,7 @@ SHAPES = (
     ("gram", 256, 8192),
     ("gram", 512, 8192),
     ("gram", 2048, 8192),
+    ("gram", 4096, 8192),
     ("gram", 1024, 65536),
     ("correlation", 169343, 256),
     ("correlation", 65536, 128),
@@ -269,27 +270,26 @@ def record_step(case: Case, device: Device, need: tuple[bool, bool] = (True, Tru
         with recording(device) as record:
             run_family(case, "meta")
         return record.launches
-    z = torch.empty(case.n, case.d, dtype=case.dtype, device="meta")
+    z_a, z_b = (torch.empty(case.n, case.d, dtype=case.dtype, device="meta") for _ in range(2))
     grad_scale, precision = torch.empty((), device="meta"), case.precision
     coefficients = Coefficients(1e-5, 0.1, 0.1, eps=1e-5)
     with recording(device) as record:
-        statistics, sums = kernels.statistics(z, z, 1e-5, precision)
+        statistics, sums = kernels.statistics(z_a, z_b, 1e-5, precision)
         gradients = kernels.gram_gradients
         if case.form == "gram":
-            _, *matrices = kernels.gram_terms(z, z, statistics, sums, 0.0051, precision)
+            _, *matrices = kernels.gram_terms(z_a, z_b, statistics, sums, 0.0051, precision)
         elif case.form == "tiles":
-            packed = kernels.gram_tiles(z, statistics[0:3], precision)
+            packed = kernels.gram_tiles(z_a, statistics[0:3], precision)
             packed = packed.new_empty((2, *packed.shape), dtype=case.dtype)
             centres = statistics.new_empty(2)
             matrices = kernels.gram_from_tiles(packed, centres, case.n, 8 * case.d, precision)
             coefficients = coefficients._replace(dimensions=8 * case.d, projected=False)
         else:
-            matrices = kernels.correlation(z, z, statistics, precision)
+            matrices = kernels.correlation(z_a, z_b, statistics, precision)
             kernels.terms(sums, matrices[1][0], 1, False, 0.0051, precision)
             gradients = kernels.correlation_gradients
-        gradients(
-            GradientInputs(z, z, statistics, matrices, grad_scale, coefficients, precision, need)
-        )
+        inputs = (z_a, z_b, statistics, matrices, grad_scale, coefficients, precision, need)
+        gradients(GradientInputs(*inputs))
     return record.launches
 
 

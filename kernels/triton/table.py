@@ -23,12 +23,13 @@ LARGE = 1 << 62  # the size without a bound, 'any'
 # Paths of `gram`: 'fused' (z is standardised on its way into the product, both views in one
 # launch), 'stored' (z_hat is stored first, view by view), 'tma' (stored, and read with TMA),
 # 'cublas' (stored, and multiplied by torch). Paths of `gram_gradients`: 'owned' (a program owns all
-# rows of its columns; block_m is the padded N), 'tiles', 'tma', 'cublas'. Paths of
+# rows of its columns; block_m is the padded N), 'fused' (tiles, z as above), and of z_hat that is
+# stored first, view by view, 'tiles', 'tma', 'cublas'. Paths of
 # `correlation_gradients`: 'fused', 'stored', 'raw' (z is the operand and C is scaled, where both
 # are bfloat16; 'fused' elsewhere).
 PATHS = {
     "gram": ("fused", "stored", "tma", "cublas"),
-    "gram_gradients": ("owned", "tiles", "tma", "cublas"),
+    "gram_gradients": ("owned", "fused", "tiles", "tma", "cublas"),
     "correlation": ("fused",),
     "correlation_gradients": ("fused", "raw", "stored"),
 }
@@ -59,12 +60,13 @@ kernel                family architecture size  block_m, n, k  warps stages  pat
 gram                  half   80           256    64   64  64    4  3  fused
 gram                  half   90,100       256    64   64  64    4  4  fused
 gram                  half   80          1024   128  128  64    8  3  fused
-gram                  half   90,100      1024   128  128  64    8  4  fused
+gram                  half   90,100      2048   128  128  64    8  4  fused
 gram                  half   80           any   128  128  64    8  3  stored
 gram                  half   90,100       any   128  128  64    8  4  tma
 gram                  tf32   80,90        256    64   64  32    4  3  fused
 gram                  tf32   100          256    64   64  32    8  3  fused
-gram                  tf32   80,90,100   1024   128  128  32    8  3  fused
+gram                  tf32   80          1024   128  128  32    8  3  fused
+gram                  tf32   90,100      2048   128  128  32    8  3  fused
 gram                  tf32   80           any   128  128  32    8  3  stored
 gram                  tf32   90,100       any   128  128  32    8  4  tma
 gram                  fp32   80           any    64   64  16    4  4  fused
@@ -76,19 +78,23 @@ gram_gradients        half   90,100       128   128   64  64    8  3  owned
 gram_gradients        half   80,90,100    256   256   64  64    8  3  owned
 gram_gradients        half   80,90,100    512   512   32  64    8  3  owned
 gram_gradients        half   80           any   128  128  64    8  3  tiles
+gram_gradients        half   90,100      2048   256  128  64    8  3  fused
 gram_gradients        half   90,100       any   128  256  64    8  4  tma
+gram_gradients        mixed  90,100      2048   256  128  32    8  3  fused
 gram_gradients        mixed  90,100       any   128  128  64    8  4  tma
 gram_gradients        tf32   80,90,100     64    64   64  32    4  2  owned
 gram_gradients        tf32   80,90,100    128   128   64  32    4  3  owned
 gram_gradients        tf32   80,90,100    256   256   64  32    8  3  owned
 gram_gradients        tf32   80,90,100    512   512   32  32    8  2  owned
 gram_gradients        tf32   80           any   128  128  32    8  3  tiles
+gram_gradients        tf32   90,100      2048   128  128  32    8  3  fused
 gram_gradients        tf32   90,100       any   128  128  32    8  4  tma
 gram_gradients        fp32   80,90,100     64    64   32  32    4  2  owned
 gram_gradients        fp32   80,90,100    128   128   32  32    4  2  owned
 gram_gradients        fp32   80,90,100    256   256   32  32    8  2  owned
-gram_gradients        fp32   80,90        any    64   64  32    4  3  tiles
-gram_gradients        fp32   100          any    64   64  32    8  3  tiles
+gram_gradients        fp32   80           any    64   64  32    4  3  tiles
+gram_gradients        fp32   90           any    64   64  32    4  3  fused
+gram_gradients        fp32   100          any    64   64  32    8  3  fused
 correlation           half   80,90,100    128    64   64  64    4  3  fused
 correlation           half   80,90,100    any   128  128  64    8  3  fused
 correlation           mixed  100          any   128  128  32    8  4  fused
@@ -105,7 +111,7 @@ correlation_gradients mixed  90           512   128   64  64    8  3  fused
 correlation_gradients mixed  80,100       any   128   64  64    8  3  fused
 correlation_gradients mixed  90           any   128   64  64    8  4  stored
 correlation_gradients tf32   80,100        64   128   64  32    4  3  fused
-correlation_gradients tf32   90           256    64  128  32    8  1  fused
+correlation_gradients tf32   90           512    64  128  32    8  1  fused
 correlation_gradients tf32   80,100       any   128  128  32    8  3  fused
 correlation_gradients tf32   90           any   128  128  32    8  3  stored
 correlation_gradients fp32   80           any    64   64  16    4  4  fused

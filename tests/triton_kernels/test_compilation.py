@@ -132,7 +132,7 @@ def test_paths_that_tuning_may_choose(kernel, row, tma, monkeypatch):
     monkeypatch.setitem(configurations.override, key, table.Product(*row))
     configurations.forget_plans()
     names = {"gram": "gram_kernel", "gram_gradients": "gram_tiles_kernel"}
-    launches = record_step(Case("gram", 2048, 8192, torch.bfloat16, "bf16"), REFERENCE_DEVICES[90])
+    launches = record_step(Case("gram", 4096, 8192, torch.bfloat16, "bf16"), REFERENCE_DEVICES[90])
     configurations.forget_plans()
     launch = next(x for x in launches if x.name == names[kernel])
     assert inspection.resources(launch, 90).spilled == 0
@@ -175,7 +175,8 @@ def test_moments_load_ahead(architecture, dtype):
         ("correlation", (4096, 512), "moments_kernel", 1),
         ("correlation", (4096, 512), "correlation_finish_kernel", 2),
         ("gram", (256, 8192), "gram_finish_kernel", 1),
-        ("gram", (2048, 8192), "gram_tiles_kernel", 1),
+        ("gram", (2048, 8192), "gram_stripes_kernel", 1),
+        ("gram", (4096, 8192), "gram_tiles_kernel", 1),
     ],
     ids=str,
 )
@@ -247,6 +248,7 @@ def kernels_as_launched(monkeypatch):
     [
         Case("gram", 256, 8192, torch.bfloat16, "bf16"),
         Case("gram", 2048, 4096, torch.float32, "tf32"),
+        Case("gram", 2304, 2304, torch.float32, "tf32"),
         Case("gram", 520, 700, torch.float32, "fp32"),
         Case("correlation", 4096, 64, torch.float16, "fp16"),
         Case("vicreg", 256, 8192, torch.bfloat16, "bf16"),

@@ -95,7 +95,11 @@ def test_standardise_rounds(precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("shape", [(60, 1500), (250, 1500), (500, 1500), (1200, 1500)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(60, 1500), (250, 1500), (500, 1500), (1200, 1500), (2040, 2100), (2100, 2100)],
+    ids=str,
+)
 @pytest.mark.usefixtures("poisoned")
 def test_gram(shape, precision):
     """Every bucket of N, by the paths that the table gives them."""
@@ -216,7 +220,7 @@ def test_paths_that_the_table_may_not_take(product, gradients, precision, use):
     """Other devices and tuned rows take them."""
     use("gram", product)
     use("gram_gradients", gradients, block_n=128)
-    shape = (1200, 1500)
+    shape = (2100, 2100)
     case = case_of(shape, precision)
     plan = configurations.gram(device_of(case.z_a), *shape, FLOAT, precision)
     assert plan.path == product
@@ -413,7 +417,9 @@ def test_memory_of_a_step(n, d, dtype):
     assert max(sizes) < max(n, d) ** 2 * dtype.itemsize
 
 
-@pytest.mark.parametrize(("n", "d", "most"), [(256, 8192, 4), (4096, 512, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("n", "d", "most"), [(256, 8192, 4), (2048, 8192, 4), (4096, 512, 5)], ids=str
+)
 def test_launches_of_a_step(n, d, most):
     """The kernels of ours, and the one that makes the gradient of the loss itself. Without the
     terms, whose means are divisions by torch."""

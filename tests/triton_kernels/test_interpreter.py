@@ -188,10 +188,10 @@ PRODUCTS = [
     *all_slow(PATHS, [(200, 90)], ["fp16"]),
     *all_slow(["cublas"], [(60, 600), (330, 70)], ["fp32"]),
 ]
-WAYS = ["tiles", "tma", "cublas"]
+WAYS = ["fused", "tiles", "tma", "cublas"]
 GRADIENTS = [
     *itertools.product(WAYS, [64], ["bf16"]),
-    *all_slow(["tiles", "cublas"], [64], ["fp32"]),
+    *all_slow(["fused", "tiles", "cublas"], [64], ["fp32"]),
     *all_slow(WAYS, [64], ["tf32"]),
     *all_slow(WAYS, [256], ["bf16"]),
     slow("tiles", 256, "fp32"),
@@ -503,15 +503,28 @@ def test_programs_may_arrive_in_any_order(name, shape, tiles, in_order, counted,
 
 
 @pytest.mark.parametrize(
-    ("form", "shape"),
-    [("gram", (40, 90)), ("gram", (130, 304)), ("correlation", (90, 40))],
+    ("form", "shape", "path"),
+    [
+        ("gram", (40, 90), "tma"),
+        ("gram", (130, 304), "tma"),
+        ("gram", (130, 90), "fused"),
+        ("correlation", (90, 40), None),
+    ],
     ids=str,
 )
 def test_equal_runs_give_equal_bits_in_any_order_of_the_programs(
-    form, shape, in_order, counted, monkeypatch
+    form, shape, path, in_order, counted, monkeypatch
 ):
-    """Whichever program makes the terms and takes the projection out of a stripe of columns."""
-    use(monkeypatch, "gram_gradients", "tma", block_m=64, block_n=64)
+    """Whichever program makes the inner product of a tile, the terms, and takes the projection out
+    of a stripe of columns."""
+    if path:
+        use(monkeypatch, "gram_gradients", path, block_m=64, block_n=64)
+    if path == "fused":
+        use(monkeypatch, "gram", path, block_m=64, block_n=64)
+        device = device_of(torch.empty(1))
+        plan = configurations.gram(device, *shape, torch.bfloat16, "bf16")
+        assert plan.full_tiles
+        assert plan.split_tiles
     z = [x.bfloat16() for x in draw("correlated", *shape)]
     first = None
     for seed in range(8):

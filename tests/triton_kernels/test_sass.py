@@ -90,8 +90,8 @@ def test_the_kernel_that_has_one(monkeypatch):
 @pytest.mark.parametrize(
     ("kernel", "form", "n", "d"),
     [
-        ("gram_kernel", "gram", 2048, 8192),
-        ("gram_tiles_kernel", "gram", 2048, 8192),
+        ("gram_kernel", "gram", 4096, 8192),
+        ("gram_tiles_kernel", "gram", 4096, 8192),
         ("correlation_gradients_kernel", "correlation", 8192, 4096),
     ],
 )
