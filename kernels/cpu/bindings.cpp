@@ -1022,9 +1022,11 @@ void correlation(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics,
   arguments.done();
   // Partial matrices stay within the size of one input.
   const int64_t wanted = threads() == 1 ? 1 : 4 * threads(), most_parts = std::max<int64_t>(1, std::min(n / d, n / 256));
+  // Where matrix tiles multiply, packing an element takes as long as hundreds of its products: blocks stay large.
+  const int64_t fewest = primitives().tiled_cut(n, d, 2, operand).rows > 0 ? ceil_div(wanted, 2) : wanted;
   int64_t block = 512;
   for (; block > 128; block /= 2) {
-    if (ceil_div(d, block) * ceil_div(d, block) * most_parts >= wanted) break;
+    if (ceil_div(d, block) * ceil_div(d, block) * most_parts >= fewest) break;
   }
   const int64_t blocks = ceil_div(d, block);
   int64_t part_count = std::clamp<int64_t>(ceil_div(wanted, blocks * blocks), 1, most_parts);
@@ -1073,7 +1075,7 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   const Geometry geometry = primitives().geometry(operand);
   const size_t bytes = primitives().packed_matrix_bytes(d, operand);
   const int64_t panels = ceil_div(d, geometry.panel);
-  const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, d, 0, 0};
+  const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, n, d, 0, 0};
   // Rows whose standardised copies of both views stay in half of the second-level cache: panels pass through it.
   int64_t rows = std::clamp<int64_t>(caches().second / 2 / (8 * d) / 32 * 32, 32, 128);
   if (const int64_t tiled = primitives().tiled_cut(n, d, 2, operand).rows; tiled > 0) rows = tiled;
