@@ -135,6 +135,11 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
+def _scalars(precision: str) -> tuple[Tensor, ...]:
+    """The loss and its two terms."""
+    return tuple(_empty((), accumulation_dtype(precision)) for _ in range(3))
+
+
 def column_moments(z_a: Tensor, z_b: Tensor, precision: str) -> Tensor:
     out = _empty((5, z_a.shape[1]), torch.float64)
     torch.ops.barlow_fast_cpu.column_moments(_rows(z_a), _rows(z_b), _OPERAND[precision], out)
@@ -171,18 +176,23 @@ def gram_pair(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     grams = POOL.empty(*gram_layout(z_a.shape[0], precision))
-    inner = _empty((), torch.float64)
+    centres, inner = _empty((2,), grams.dtype), _empty((), torch.float64)
     torch.ops.barlow_fast_cpu.gram_pair(
-        _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], grams[0], grams[1], inner
+        _rows(z_a), _rows(z_b), statistics, _OPERAND[precision], grams, centres, inner
     )
-    return grams, grams.new_zeros(2), inner
+    return grams, centres, inner
 
 
 def gram_terms(
     z_a: Tensor, z_b: Tensor, statistics: Tensor, sums: Tensor, lambd: float, precision: str
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
-    grams, centres, inner = gram_pair(z_a, z_b, statistics, sums, precision)
-    return terms(sums, inner, z_a.shape[0] ** 2, True, lambd, precision), grams, centres
+    grams = POOL.empty(*gram_layout(z_a.shape[0], precision))
+    centres, outputs = _empty((2,), grams.dtype), _scalars(precision)
+    torch.ops.barlow_fast_cpu.gram_terms(
+        _rows(z_a), _rows(z_b), statistics, sums.contiguous(), lambd, _OPERAND[precision], grams,
+        centres, *outputs,
+    )  # fmt: skip
+    return outputs, grams, centres
 
 
 def gram_tiles(z: Tensor, statistics: Tensor, precision: str) -> Tensor:
@@ -210,7 +220,7 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     (grams, _), coefficients = inputs.matrices, inputs.coefficients
     grads = _gradients(inputs)
     torch.ops.barlow_fast_cpu.gram_gradients(
-        *_views(inputs), inputs.statistics, *grams.unbind(0), inputs.grad_scale, *coefficients[:4],
+        *_views(inputs), inputs.statistics, grams, inputs.grad_scale, *coefficients[:4],
         _OPERAND[inputs.precision], coefficients.dimensions or inputs.z_a.shape[1],
         coefficients.projected, *grads,
     )  # fmt: skip
@@ -267,7 +277,7 @@ def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
 def terms(
     sums: Tensor, parts: Tensor, divisor: int, diagonal_included: bool, lambd: float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = tuple(_empty((), accumulation_dtype(precision)) for _ in range(3))
+    outputs = _scalars(precision)
     torch.ops.barlow_fast_cpu.terms(
         sums.contiguous(), parts.contiguous(), divisor, diagonal_included, lambd, *outputs
     )

@@ -615,6 +615,64 @@ void restrict_to(const Turn& turn, GradientTask& task) {
   if (turn.first + turn.count < 2) task.grad_b.data = nullptr;
 }
 
+// ---- terms --------------------------------------------------------------------------------------------------------
+
+void set_scalar(const Output& out, double value) {
+  if (out.type == Element::f64) {
+    *static_cast<double*>(out.data) = value;
+  } else {
+    *static_cast<float*>(out.data) = static_cast<float>(value);
+  }
+}
+
+// The loss and its two terms, and what they are made of.
+struct Terms {
+  const double* pairs;
+  int64_t rows;
+  double lambd;
+  Output loss, on_diagonal, off_diagonal;
+
+  Terms(Arguments& arguments, const Tensor& sums, double weight, const Tensor& to_loss, const Tensor& to_on,
+        const Tensor& to_off)
+      : rows(sums.dim() == 2 ? sums.size(0) : 0), lambd(weight) {
+    STD_TORCH_CHECK(sums.dim() == 2 && sums.size(1) == 2, "barlow_fast: sums must be (R, 2), got ",
+                    Arguments::described(sums));
+    Arguments::finite(lambd, "lambd");
+    pairs = arguments.values(sums, "sums");
+    loss = arguments.accumulated(to_loss, "loss", 1);
+    on_diagonal = arguments.accumulated(to_on, "on_diagonal", 1);
+    off_diagonal = arguments.accumulated(to_off, "off_diagonal", 1);
+  }
+  // From the sum of C_ij^2, of elements on the diagonal as well where it is included.
+  void set(double off, bool diagonal_included) const {
+    double on = 0, squares = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      on += pairs[2 * i];
+      squares += pairs[2 * i + 1];
+    }
+    if (diagonal_included) off -= squares;
+    set_scalar(loss, on + lambd * off);
+    set_scalar(on_diagonal, on);
+    set_scalar(off_diagonal, off);
+  }
+};
+
+// One call instead of ten small ones: where embeddings are small, calls take most of a step's time.
+void terms(const Tensor& sums, const Tensor& parts, int64_t divisor, bool diagonal_included, double lambd, Tensor loss,
+           Tensor on_diagonal, Tensor off_diagonal) {
+  Arguments::positive(divisor, "divisor");
+  Arguments arguments;
+  const Terms terms(arguments, sums, lambd, loss, on_diagonal, off_diagonal);
+  const double* part = arguments.values(parts, "parts");
+  arguments.done();
+  std::array<double, 8> lanes{};  // independent sums; their order depends on the count alone
+  const int64_t count = parts.numel();
+  for (int64_t i = 0; i < count; ++i) lanes[static_cast<size_t>(i % 8)] += part[i];
+  double off = 0;
+  for (const double lane : lanes) off += lane;
+  terms.set(off / static_cast<double>(divisor), diagonal_included);
+}
+
 // ---- Gram form ----------------------------------------------------------------------------------------------------
 
 // How the triangle of each view's K is cut: square blocks of rows, and parts of the summed columns with a partial K
@@ -686,18 +744,12 @@ void add_grams(Steps& steps, std::vector<PartialGram>& grams, int64_t n, int64_t
   });
 }
 
-void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, int64_t operand_code, Tensor gram_a,
-               Tensor gram_b, Tensor inner) {
-  const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
-  Arguments arguments;
-  const std::array<View, 2> views = arguments.pair(z_a, z_b);
-  const View &a = views[0], &b = views[1];
-  const int64_t n = z_a.size(0), d = z_a.size(1);
-  const Statistics s(arguments.input(statistics, "statistics", {7, d}, accumulation), d, accumulation);
-  std::vector<PartialGram> grams{{a, s.norm_a, {arguments.output(gram_a, "gram_a", {n, n}, accumulation)}},
-                                 {b, s.norm_b, {arguments.output(gram_b, "gram_b", {n, n}, accumulation)}}};
-  double* total = arguments.sums(inner, "inner", 1);
-  arguments.done();
+// K of both views; returns <K_a, K_b>. Nothing is taken out of their diagonals.
+double multiply_pair(const std::array<View, 2>& views, const Statistics& s, int64_t n, int64_t d, Element operand,
+                     void* to) {
+  const Element accumulation = accumulation_of(operand);
+  char* second = static_cast<char*>(to) + static_cast<size_t>(n * n) * bytes_of(accumulation);
+  std::vector<PartialGram> grams{{views[0], s.norm_a, {to}}, {views[1], s.norm_b, {second}}};
   TrimOnExit trim;
   Steps steps;
   add_grams(steps, grams, n, d, n, n * n, operand);
@@ -713,8 +765,51 @@ void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, i
                                                            accumulation});
   });
   steps.run(operations_of_gram(2, n, d));
-  *total = 0;
-  for (const double sum : sums) *total += sum;
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+// What gram_pair and gram_terms take.
+struct PairArguments {
+  Element operand, accumulation;
+  std::array<View, 2> views;
+  int64_t n, d;
+  Statistics statistics;
+  void *grams, *centres;
+
+  PairArguments(Arguments& arguments, const Tensor& z_a, const Tensor& z_b, const Tensor& statistics_of,
+                int64_t operand_code, const Tensor& to_grams, const Tensor& to_centres)
+      : operand(Arguments::operand(operand_code)),
+        accumulation(accumulation_of(operand)),
+        views(arguments.pair(z_a, z_b)),
+        n(z_a.size(0)),
+        d(z_a.size(1)),
+        statistics(arguments.input(statistics_of, "statistics", {7, d}, accumulation), d, accumulation),
+        grams(arguments.output(to_grams, "grams", {2, n, n}, accumulation)),
+        centres(arguments.output(to_centres, "centres", {2}, accumulation)) {}
+  double multiply() const {
+    std::memset(centres, 0, 2 * bytes_of(accumulation));
+    return multiply_pair(views, statistics, n, d, operand, grams);
+  }
+};
+
+void gram_pair(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, int64_t operand, Tensor grams,
+               Tensor centres, Tensor inner) {
+  Arguments arguments;
+  const PairArguments pair(arguments, z_a, z_b, statistics, operand, grams, centres);
+  double* total = arguments.sums(inner, "inner", 1);
+  arguments.done();
+  *total = pair.multiply();
+}
+
+void gram_terms(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, const Tensor& sums, double lambd,
+                int64_t operand, Tensor grams, Tensor centres, Tensor loss, Tensor on_diagonal, Tensor off_diagonal) {
+  Arguments arguments;
+  const PairArguments pair(arguments, z_a, z_b, statistics, operand, grams, centres);
+  const Terms terms(arguments, sums, lambd, loss, on_diagonal, off_diagonal);
+  arguments.done();
+  terms.set(pair.multiply() / (static_cast<double>(pair.n) * static_cast<double>(pair.n)), true);
 }
 
 // Rows of a tile, and how many tiles a view's K has (tiles.py).
@@ -922,10 +1017,9 @@ void run_gram_gradients(const GramGradients& all, const GramGradientTask& base, 
   }
 }
 
-void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, const Tensor& gram_a,
-                    const Tensor& gram_b, const Tensor& grad_scale, double coefficient, double slope, double offset,
-                    double eps, int64_t operand_code, int64_t dimensions, bool projected, Tensor grad_a,
-                    Tensor grad_b) {
+void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics, const Tensor& grams,
+                    const Tensor& grad_scale, double coefficient, double slope, double offset, double eps,
+                    int64_t operand_code, int64_t dimensions, bool projected, Tensor grad_a, Tensor grad_b) {
   const Element operand = Arguments::operand(operand_code), accumulation = accumulation_of(operand);
   Arguments::not_negative(eps, "eps");
   Arguments::positive(dimensions, "dimensions");
@@ -933,15 +1027,15 @@ void gram_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& statisti
   const GradientTask pair = gradient_task(arguments, z_a, z_b, statistics, grad_scale, coefficient, slope, offset,
                                           operand, grad_a, grad_b);
   const int64_t n = z_a.size(0), d = z_a.size(1);
-  const void* grams[2] = {arguments.input(gram_a, "gram_a", {n, n}, accumulation),
-                          arguments.input(gram_b, "gram_b", {n, n}, accumulation)};
+  const char* matrices = static_cast<const char*>(arguments.input(grams, "grams", {2, n, n}, accumulation));
   arguments.done();
   GramGradients all{{{pair.a, pair.norm_a, false, false}, {pair.b, pair.norm_b, false, false}}, {}, {}};
   const Output outputs[2] = {pair.grad_a, pair.grad_b};
   // K_b serves the gradient of a, and K_a that of b.
   for (int64_t view = 0; view < 2; ++view) {
     if (outputs[view].data == nullptr) continue;
-    all.add(view, outputs[view], grams[1 - view], n, accumulation, coefficient, nullptr);
+    const void* other = matrices + static_cast<size_t>((1 - view) * n * n) * bytes_of(accumulation);
+    all.add(view, outputs[view], other, n, accumulation, coefficient, nullptr);
     all.link({1 - view, pair.diagonal, slope, offset});
   }
   run_gram_gradients(all, {nullptr, 0, nullptr, 0, n, 0, 0, eps, pair.grad_scale, projected, operand,
@@ -1022,9 +1116,11 @@ void correlation(const Tensor& z_a, const Tensor& z_b, const Tensor& statistics,
   arguments.done();
   // Partial matrices stay within the size of one input.
   const int64_t wanted = threads() == 1 ? 1 : 4 * threads(), most_parts = std::max<int64_t>(1, std::min(n / d, n / 256));
+  // Where matrix tiles multiply, packing an element takes as long as hundreds of its products: blocks stay large.
+  const int64_t fewest = primitives().tiled_cut(n, d, 2, operand).rows > 0 ? ceil_div(wanted, 2) : wanted;
   int64_t block = 512;
   for (; block > 128; block /= 2) {
-    if (ceil_div(d, block) * ceil_div(d, block) * most_parts >= wanted) break;
+    if (ceil_div(d, block) * ceil_div(d, block) * most_parts >= fewest) break;
   }
   const int64_t blocks = ceil_div(d, block);
   int64_t part_count = std::clamp<int64_t>(ceil_div(wanted, blocks * blocks), 1, most_parts);
@@ -1073,7 +1169,7 @@ void correlation_gradients(const Tensor& z_a, const Tensor& z_b, const Tensor& s
   const Geometry geometry = primitives().geometry(operand);
   const size_t bytes = primitives().packed_matrix_bytes(d, operand);
   const int64_t panels = ceil_div(d, geometry.panel);
-  const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, d, 0, 0};
+  const CorrelationGradientTask base{gradients, row_squares, row_squares + d, nullptr, nullptr, n, d, 0, 0};
   // Rows whose standardised copies of both views stay in half of the second-level cache: panels pass through it.
   int64_t rows = std::clamp<int64_t>(caches().second / 2 / (8 * d) / 32 * 32, 32, 128);
   if (const int64_t tiled = primitives().tiled_cut(n, d, 2, operand).rows; tiled > 0) rows = tiled;
@@ -1272,46 +1368,6 @@ void crop_resize(const Tensor& image, std::vector<int64_t> window, int64_t inter
   }
 }
 
-// ---- terms --------------------------------------------------------------------------------------------------------
-
-void set_scalar(const Output& out, double value) {
-  if (out.type == Element::f64) {
-    *static_cast<double*>(out.data) = value;
-  } else {
-    *static_cast<float*>(out.data) = static_cast<float>(value);
-  }
-}
-
-// One call instead of ten small ones: where embeddings are small, calls take most of a step's time.
-void terms(const Tensor& sums, const Tensor& parts, int64_t divisor, bool diagonal_included, double lambd, Tensor loss,
-           Tensor on_diagonal, Tensor off_diagonal) {
-  STD_TORCH_CHECK(sums.dim() == 2 && sums.size(1) == 2, "barlow_fast: sums must be (R, 2), got ",
-                  Arguments::described(sums));
-  Arguments::positive(divisor, "divisor");
-  Arguments::finite(lambd, "lambd");
-  Arguments arguments;
-  const double *pairs = arguments.values(sums, "sums"), *part = arguments.values(parts, "parts");
-  const Output to_loss = arguments.accumulated(loss, "loss", 1);
-  const Output to_on = arguments.accumulated(on_diagonal, "on_diagonal", 1);
-  const Output to_off = arguments.accumulated(off_diagonal, "off_diagonal", 1);
-  arguments.done();
-  double on = 0, squares = 0;
-  for (int64_t i = 0; i < sums.size(0); ++i) {
-    on += pairs[2 * i];
-    squares += pairs[2 * i + 1];
-  }
-  std::array<double, 8> lanes{};  // independent sums; their order depends on the count alone
-  const int64_t count = parts.numel();
-  for (int64_t i = 0; i < count; ++i) lanes[static_cast<size_t>(i % 8)] += part[i];
-  double off = 0;
-  for (const double lane : lanes) off += lane;
-  off /= static_cast<double>(divisor);
-  if (diagonal_included) off -= squares;
-  set_scalar(to_loss, on + lambd * off);
-  set_scalar(to_on, on);
-  set_scalar(to_off, off);
-}
-
 }  // namespace
 }  // namespace barlow_fast
 
@@ -1324,8 +1380,11 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
       "statistics(Tensor z_a, Tensor z_b, int operand, float eps, Tensor(a!) statistics, Tensor(b!) sums) -> ()");
   m.def("standardise(Tensor z, Tensor mean, Tensor rstd, Tensor shift, Tensor(a!) out) -> ()");
   m.def(
-      "gram_pair(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) gram_a, Tensor(b!) gram_b, "
+      "gram_pair(Tensor z_a, Tensor z_b, Tensor statistics, int operand, Tensor(a!) grams, Tensor(b!) centres, "
       "Tensor(c!) inner) -> ()");
+  m.def(
+      "gram_terms(Tensor z_a, Tensor z_b, Tensor statistics, Tensor sums, float lambd, int operand, Tensor(a!) grams, "
+      "Tensor(b!) centres, Tensor(c!) loss, Tensor(d!) on_diagonal, Tensor(e!) off_diagonal) -> ()");
   m.def("view_moments(Tensor[] views, int operand, Tensor(a!) means, Tensor(b!) comoments) -> ()");
   m.def(
       "view_gradients(Tensor[] views, Tensor statistics, Tensor grams, Tensor products, int[] links, Tensor weights, "
@@ -1334,7 +1393,7 @@ STABLE_TORCH_LIBRARY(barlow_fast_cpu, m) {
   m.def("gram_tiles(Tensor z, Tensor statistics, int operand, Tensor(a!) tiles) -> ()");
   m.def("gram_from_tiles(Tensor packed, Tensor centres, int operand, Tensor(a!) grams) -> ()");
   m.def(
-      "gram_gradients(Tensor z_a, Tensor z_b, Tensor statistics, Tensor gram_a, Tensor gram_b, Tensor grad_scale, "
+      "gram_gradients(Tensor z_a, Tensor z_b, Tensor statistics, Tensor grams, Tensor grad_scale, "
       "float coefficient, float slope, float offset, float eps, int operand, int dimensions, bool projected, "
       "Tensor(a!) grad_a, Tensor(b!) grad_b) -> ()");
   m.def(
@@ -1362,6 +1421,7 @@ STABLE_TORCH_LIBRARY_IMPL(barlow_fast_cpu, CPU, m) {
   m.impl("statistics", TORCH_BOX(&barlow_fast::statistics));
   m.impl("standardise", TORCH_BOX(&barlow_fast::standardise));
   m.impl("gram_pair", TORCH_BOX(&barlow_fast::gram_pair));
+  m.impl("gram_terms", TORCH_BOX(&barlow_fast::gram_terms));
   m.impl("view_moments", TORCH_BOX(&barlow_fast::view_moments));
   m.impl("view_gradients", TORCH_BOX(&barlow_fast::view_gradients));
   m.impl("gram_tiles", TORCH_BOX(&barlow_fast::gram_tiles));

@@ -228,13 +228,13 @@ struct PackMatrixTask {
   Element operand;
 };
 
-// Both gradients in the correlation form, for rows [row_begin, row_end).
+// Both gradients in the correlation form, for rows [row_begin, row_end) of n.
 struct CorrelationGradientTask : GradientTask {
   const double* squares_a;
   const double* squares_b;
   const void* packed_a;  // the transposed matrix, for the gradient of a
   const void* packed_b;
-  int64_t d, row_begin, row_end;
+  int64_t n, d, row_begin, row_end;
 };
 
 enum class Jitter : int { brightness = 0, contrast = 1, saturation = 2, hue = 3 };

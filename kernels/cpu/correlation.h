@@ -49,6 +49,13 @@ void pack_features(const View& z, const Norm& norm, Element operand, int64_t row
   finish_panels<Op>(out, end - begin, units);
 }
 
+// What the next step packs, of at most `depth` rows from `row` on.
+inline ReadAhead read_ahead(const CorrelationTask& task, int64_t row, int64_t depth, int64_t products) {
+  const int64_t rows = smaller(depth, task.row_end - row);
+  return {{{task.a, row, rows, task.i_begin, task.i_end - task.i_begin},
+           {task.b, row, rows, task.j_begin, task.j_end - task.j_begin}}, products, task.caches};
+}
+
 template <class Op, Element E>
 void correlation_in(const CorrelationTask& task, void* scratch) {
   using A = Acc<Op>;
@@ -62,8 +69,10 @@ void correlation_in(const CorrelationTask& task, void* scratch) {
     const bool first = row == task.row_begin, last = row + rows == task.row_end;
     pack_features<Op, E, kTileRows<Op>>(task.a, task.norm_a, task.operand, row, rows, task.i_begin, task.i_end, s.left);
     pack_features<Op, E, panel>(task.b, task.norm_b, task.operand, row, rows, task.j_begin, task.j_end, s.right);
+    ReadAhead ahead = read_ahead(task, row + rows, s.depth, s.height / kTileRows<Op> * (round_up(width, panel) / panel));
     for (int64_t j = 0; j < width; j += panel) {
       for (int64_t i = 0; i < height; i += kTileRows<Op>) {
+        ahead.next();
         s.multiply(units, i, j, s.right + j * units, height - i, width - j, first, last,
                    out + i * task.out_stride + j, task.out_stride);
       }
@@ -177,6 +186,14 @@ struct CorrelationGradientScratch {
   }
 };
 
+// The rows behind a task's own, which are most likely those of this thread's next task. `products` are those of one view.
+inline ReadAhead read_ahead(const CorrelationGradientTask& task, int64_t products) {
+  const int64_t rows = smaller(task.row_end - task.row_begin, task.n - task.row_end);
+  const int64_t views = (task.grad_a.data != nullptr) + (task.grad_b.data != nullptr);
+  return {{{task.a, task.row_end, rows, 0, task.d}, {task.b, task.row_end, rows, 0, task.d}}, views * products,
+          task.caches};
+}
+
 template <class Op, Element E>
 void stage_rows(const CorrelationGradientTask& task, const CorrelationGradientScratch<Op>& s, int view) {
   using A = Acc<Op>;
@@ -230,6 +247,8 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
   stage_rows<Op, E>(task, s, 1);
   const int64_t units = matrix_depth<Op>(task.d) / Op::kDepth, step = depth_within<Op>(task.caches) / Op::kDepth;
   const A coefficient = static_cast<A>(task.coefficient);
+  ReadAhead ahead = read_ahead(task, round_up(task.d, panel) / panel * (round_up(units, step) / step) *
+                                         (s.rows / kTileRows<Op>));
   for (int view = 0; view < 2; ++view) {
     const Output& out = view ? task.grad_b : task.grad_a;
     if (out.data == nullptr) continue;
@@ -239,6 +258,7 @@ void correlation_gradient_in(const CorrelationGradientTask& task, void* scratch)
     for (int64_t c = 0; c < task.d; c += panel) {
       for (int64_t k = 0; k < units; k += step) {
         for (int64_t r = 0; r < s.rows; r += kTileRows<Op>) {
+          ahead.next();
           Vector<A> tile[kTileRows<Op>][2];
           const Left<Op> left{s.left[1 - view] + r * s.left_stride + k, s.left_stride, 1};
           A* sums = s.sums + r * panel;

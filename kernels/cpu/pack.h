@@ -115,6 +115,49 @@ BARLOW_FAST_INLINE void right_from_left(const Unit<Op>* left, int64_t row, int64
   }
 }
 
+// Rows [row, row + rows) of columns [column, column + columns) of a view; none for rows <= 0.
+struct Window {
+  View z;
+  int64_t row, rows, column, columns;
+};
+
+// Reads what comes next of both views into the second-level cache, a few lines with each of `products` products, while
+// memory is idle. Where it takes more than an eighth of that cache nothing is read: it would evict what is multiplied.
+class ReadAhead {
+ public:
+  ReadAhead(const Window (&windows)[2], int64_t products, const Caches& caches) {
+    int64_t lines = 0;
+    for (const Window& w : windows) {
+      if (w.rows <= 0) continue;
+      const int64_t size = element_bytes(w.z.type), width = w.columns * size;
+      const char* from = static_cast<const char*>(w.z.data) + (w.row * w.z.stride + w.column) * size;
+      parts_[count_++] = {from, w.z.stride * size, width, w.rows};
+      lines += w.rows * ((width + kLine - 1) / kLine);
+    }
+    if (lines * kLine <= caches.second / 8) each_ = (lines + products - 1) / products;
+  }
+  BARLOW_FAST_INLINE void next() {
+    for (int64_t line = 0; line < each_ && part_ < count_; ++line) {
+      Part& part = parts_[part_];
+      __builtin_prefetch(part.row + at_, 0, 2);
+      at_ += kLine;
+      if (at_ < part.width) continue;
+      at_ = 0;
+      part.row += part.stride;
+      if (--part.rows == 0) ++part_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  struct Part {
+    const char* row;
+    int64_t stride, width, rows;  // bytes; rows that are left
+  };
+  Part parts_[2];
+  int64_t count_ = 0, part_ = 0, at_ = 0, each_ = 0;
+};
+
 // Adds the sums of a full tile.
 template <class A, int Rows, int Vectors>
 BARLOW_FAST_INLINE void add_tile(const A* sums, Vector<A> (&tile)[Rows][Vectors]) {

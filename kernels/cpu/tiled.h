@@ -164,19 +164,22 @@ struct TiledScratch {
   TiledScratch(Arena& arena, const Task& task)
       : height(round_up(task.i_end - task.i_begin, kTileRows<Op>)),
         width(round_up(task.j_end - task.j_begin, kPanel<Op>)) {
-    // Both operands of a step within half a mebibyte.
+    // Both operands of a step within half a mebibyte, a panel of one piece within a third of 48 KiB of first-level cache.
     const int64_t fitting = (512 << 10) / ((height + width) * kPieces<Op> * 2);
-    depth = smaller(larger(fitting / kDepthStep<Op>, 4), 32) * kDepthStep<Op>;
+    depth = smaller(larger(fitting / kDepthStep<Op>, 4), 8) * kDepthStep<Op>;
     left = arena.template take<Unit<Op>>(height * units_of_whole<Op>(depth));
     right = arena.template take<Unit<Op>>(width * units_of_whole<Op>(depth));
     sums = arena.template take<float>(height * width);
   }
   float* tile(int64_t row, int64_t column) const { return sums + column * height + row * kPanel<Op>; }
 
+  int64_t tiles() const { return height / kTileRows<Op> * (width / kPanel<Op>); }
+
   // Adds the products of one step; with `lower` those of tiles above the diagonal are left out.
-  void multiply(int64_t units, bool accumulate, bool lower) const {
+  void multiply(int64_t units, bool accumulate, bool lower, ReadAhead* ahead) const {
     for (int64_t j = 0; j < width; j += kPanel<Op>) {
       for (int64_t i = lower ? j : 0; i < height; i += kTileRows<Op>) {
+        if (ahead != nullptr) ahead->next();
         multiply_tiles<Op>(units, left + i * units, right + j * units, accumulate, tile(i, j), kPanel<Op>);
       }
     }
@@ -211,7 +214,7 @@ void tiled_gram(const GramTask& task, void* scratch) {
     if (!diagonal) {
       pack_tiled_samples<Op, E>(task.z, task.norm, task.j_begin, task.j_end, column, count, nullptr, s.right);
     }
-    s.multiply(units_for<Op>(count), column > task.column_begin, diagonal);
+    s.multiply(units_for<Op>(count), column > task.column_begin, diagonal, nullptr);
   }
   for (int64_t i = 0; i < rows; i += kTileRows<Op>) {
     for (int64_t j = 0; j < (diagonal ? i + kPanel<Op> : columns); j += kPanel<Op>) {
@@ -233,7 +236,8 @@ void tiled_correlation(const CorrelationTask& task, void* scratch) {
     const int64_t rows = smaller(s.depth, task.row_end - row);
     pack_tiled_left_features<Op, E>(task.a, task.norm_a, row, rows, task.i_begin, task.i_end, s.left);
     pack_tiled_right_features<Op, E>(task.b, task.norm_b, row, rows, task.j_begin, task.j_end, s.right);
-    s.multiply(units_for<Op>(rows), row > task.row_begin, false);
+    ReadAhead ahead = read_ahead(task, row + rows, s.depth, s.tiles());
+    s.multiply(units_for<Op>(rows), row > task.row_begin, false, &ahead);
   }
   for (int64_t i = task.i_begin; i < task.i_end; i += kTileRows<Op>) {
     for (int64_t j = task.j_begin; j < task.j_end; j += kPanel<Op>) {
@@ -554,6 +558,8 @@ void tiled_correlation_gradient(const CorrelationGradientTask& task, void* scrat
   Arena arena{static_cast<char*>(scratch)};
   const TiledCorrelationGradientScratch<Op> s(arena, task);
   GradientColumns columns = s.columns;
+  ReadAhead ahead = read_ahead(task, round_up(task.d, panel) / panel *
+                                         (round_up(task.row_end - task.row_begin, side) / side));
   for (int view = 0; view < 2; ++view) {
     const Output& out = view ? task.grad_b : task.grad_a;
     if (out.data == nullptr) continue;
@@ -572,6 +578,7 @@ void tiled_correlation_gradient(const CorrelationGradientTask& task, void* scrat
     const Unit<Op>* packed = static_cast<const Unit<Op>*>(view ? task.packed_b : task.packed_a);
     for (int64_t c = 0; c < task.d; c += panel) {
       for (int64_t row = task.row_begin; row < task.row_end; row += side) {
+        ahead.next();
         alignas(64) float product[side * panel];
         multiply_tiles<Op>(s.units, s.left + (row - task.row_begin) * s.units, packed + c * s.units, false,
                        product, panel);

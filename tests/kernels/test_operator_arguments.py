@@ -45,7 +45,7 @@ def gradients(name: str, **changed):
     gram = name == "gram_gradients"
     arguments = {"z_a": z(), "z_b": z(), "statistics": zeros(7, D)}
     if gram:
-        arguments |= {"gram_a": zeros(N, N), "gram_b": zeros(N, N)}
+        arguments |= {"grams": zeros(2, N, N)}
     else:
         arguments |= {"matrix": zeros(D, D), "squares": zeros(2, D, dtype=DOUBLE)}
     arguments |= {"grad_scale": zeros(1), "coefficient": 0.1, "slope": 0.1, "offset": 0.1}
@@ -91,12 +91,27 @@ NATIVE_CALLS = {
     ),
     "vectors of another size": ("standardise", z(), zeros(D - 1), zeros(D), zeros(D), z()),
     "vectors of another type": ("standardise", z(), *3 * [zeros(D, dtype=DOUBLE)], z()),
-    "Gram matrices of two types": (
+    "Gram matrices of another type": (
         "gram_pair", z(dtype=DOUBLE), z(dtype=DOUBLE), zeros(7, D, dtype=DOUBLE), 0,
-        zeros(N, N, dtype=torch.bfloat16), zeros(N, N, dtype=DOUBLE), zeros(1, dtype=DOUBLE),
+        zeros(2, N, N, dtype=torch.bfloat16), zeros(2, dtype=DOUBLE), zeros(1, dtype=DOUBLE),
     ),
     "an inner product in float32": (
-        "gram_pair", z(), z(), zeros(7, D), 1, zeros(N, N), zeros(N, N), zeros(1),
+        "gram_pair", z(), z(), zeros(7, D), 1, zeros(2, N, N), zeros(2), zeros(1),
+    ),
+    "centres of three matrices": (
+        "gram_pair", z(), z(), zeros(7, D), 1, zeros(2, N, N), zeros(3), zeros(1, dtype=DOUBLE),
+    ),
+    "one Gram matrix of two": (
+        "gram_terms", z(), z(), zeros(7, D), zeros(1, 2, dtype=DOUBLE), 0.1, 1, zeros(1, N, N),
+        zeros(2), *3 * [zeros(1)],
+    ),
+    "sums of three columns": (
+        "gram_terms", z(), z(), zeros(7, D), zeros(1, 3, dtype=DOUBLE), 0.1, 1, zeros(2, N, N),
+        zeros(2), *3 * [zeros(1)],
+    ),
+    "a weight that is no number": (
+        "gram_terms", z(), z(), zeros(7, D), zeros(1, 2, dtype=DOUBLE), math.nan, 1,
+        zeros(2, N, N), zeros(2), *3 * [zeros(1)],
     ),
     "tiles of 0 rows": ("gram_tiles", z(), zeros(3, D), 1, zeros(1, 0, 0)),
     "fewer tiles than rows need": ("gram_tiles", z(65), zeros(3, D), 1, zeros(1, 64, 64)),
@@ -135,7 +150,7 @@ NATIVE_CALLS = {
     "no dimensions": view_gradients(dimensions=0),
     "no Gram matrix": ("gram_from_tiles", zeros(2, 0, 64, 64), zeros(2), 1, zeros(2, 0, 0)),
     "a Gram matrix of truth values": (
-        "gram_gradients", *gradients("gram_gradients", gram_b=torch.zeros(N, N, dtype=torch.bool)),
+        "gram_gradients", *gradients("gram_gradients", grams=zeros(2, N, N, dtype=torch.bool)),
     ),
     "a coefficient that is no number": (
         "gram_gradients", *gradients("gram_gradients", coefficient=math.nan),
@@ -286,7 +301,7 @@ def test_a_weight_is_one_real_number(lambd):
 def test_valid_calls_are_taken_and_mutated_ones_end_in_words():
     """The fuzz itself, without a sanitizer: every operator is called."""
     seen = fuzz_operators.fuzz(fuzz_operators.recorded(), 1500, seed=3)
-    assert seen["operators"] == 19
+    assert seen["operators"] == 20
     assert seen["raised"] > 500
     assert seen["returned"] > 100
 
@@ -351,5 +366,5 @@ def test_mutated_calls_under_sanitizers(instruction_set, sanitized):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     seen = ast.literal_eval(done.stdout)
-    assert seen["operators"] == 19
+    assert seen["operators"] == 20
     assert seen["returned"] > seen["raised"] / 50
