@@ -55,15 +55,12 @@ def command(
         int | None, Option("Of the images to learn from, use so many.", least=1000)
     ] = None,
     peer: Annotated[str, Option("`ours`, or `lightly`: its loss, transforms and loader.")] = "ours",
-    prediction: Annotated[
-        str, Option("What is expected of the changes; makes the result a row of the history.")
-    ] = "",
-    against: Annotated[str, Option("Changes of the experiment that this one compares with.")] = "",
     trials: Annotated[
         Path | None,
         Option(
-            "YAML file of experiments, mappings of `changes`, `prediction` and `against`: all of "
-            "them with the first seed, then with one more, and so on."
+            "YAML file of experiments, mappings of `changes`, `prediction` and `against` (changes "
+            "of what it compares with), which become rows of the history: all of them with the "
+            "first seed, then with one more, and so on."
         ),
     ] = None,
     folder: Annotated[Path, Option("For logs and checkpoints; continues what is there.")] = Path(
@@ -85,9 +82,9 @@ def command(
             raise ValueError(
                 "records take none of --epochs, --images and --trials: the budget is fixed"
             )
-        if trials and (changes or prediction or against):
-            raise ValueError("--trials states changes, predictions and what they compare with")
-        listed = [Trial(changes, prediction, against)] if trials is None else read_trials(trials)
+        if trials and changes:
+            raise ValueError("--trials states the changes")
+        listed = [Trial(changes)] if trials is None else read_trials(trials)
         # Before the changes, which may set epochs of their own: so many as take the same time.
         counted = [] if epochs is None else [f"epochs={epochs}"]
         plans = [

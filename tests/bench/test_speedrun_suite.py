@@ -311,7 +311,7 @@ def test_the_experiments_of_the_repository_can_be_planned():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--trials", "x.yaml", "--changes", "lambd=1"], "--trials states changes"),
+        (["--trials", "x.yaml", "--changes", "lambd=1"], "--trials states the changes"),
         (["--trials", "none.yaml"], "none.yaml"),
         (["--recipe", "best"], "unknown recipe 'best'; known are preset, speedrun"),
         (["--split", "train"], "unknown split 'train'"),
@@ -345,7 +345,7 @@ def test_without_lightly_its_absence_is_named(monkeypatch):
 def test_a_command_from_start_to_row(monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
     given = ["speedrun", "--recipe", "preset", "--epochs", "2", "--seeds", "0,1",
-             "--changes", " ".join(TINY), "--prediction", "none",
+             "--changes", " ".join(TINY),
              "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.jsonl")]  # fmt: skip
     found = invoke(given)
     assert found.exit_code == 0, found.output
@@ -353,7 +353,7 @@ def test_a_command_from_start_to_row(monkeypatch, tmp_path):
     assert row["seeds"] == [0, 1]
     assert len(row["linear"]) == len(row["knn"]) == 2
     assert row["changes"] == list(TINY)
-    assert row["prediction"] == "none"
+    assert row["prediction"] == ""
     assert row["provenance"]["command"].startswith("python -m bench")
     assert str(tmp_path) not in json.dumps(row["settings"])
     # A budget in minutes, on images that stand for the test images.
