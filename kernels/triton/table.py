@@ -57,7 +57,7 @@ Key = tuple[str, int, str, int]  # kernel, architecture, family, size
 # memory, it is not: bfloat16 inputs are operands themselves, and TF32 has one stage.
 _ROWS = """
 kernel                family architecture size  block_m, n, k  warps stages  path
-gram                  half   80           256    64   64  64    4  3  fused
+gram                  half   80           256    64   64  64    8  3  fused
 gram                  half   90,100       256    64   64  64    4  4  fused
 gram                  half   80          1024   128  128  64    8  3  fused
 gram                  half   90,100      2048   128  128  64    8  4  fused
