@@ -246,8 +246,6 @@ def gram_finish_kernel(
     `split_tiles` have `splits`.
     """
     STRIPS: tl.constexpr = BLOCK // STRIP
-    # Parts are loaded at once where each takes a few registers.
-    UNROLL: tl.constexpr = 4 if STRIP * BLOCK <= 2048 else 1
     program = tl.program_id(0)
     tile = program // STRIPS
     i, j = triangle(finished + tile)
@@ -265,7 +263,8 @@ def gram_finish_kernel(
     first = tl.zeros([STRIP, BLOCK], tl.float32)
     second = tl.zeros([STRIP, BLOCK], tl.float32)
     jump = (whole + split_tiles * splits).to(tl.int64) * BLOCK * BLOCK
-    for part in tl.range(0, tl.where(single, 1, splits), loop_unroll_factor=UNROLL):
+    # Parts are loaded at once: each takes a few registers.
+    for part in tl.range(0, tl.where(single, 1, splits), loop_unroll_factor=4):
         first += tl.load(at + part * BLOCK * BLOCK)
         second += tl.load(at + jump + part * BLOCK * BLOCK)
     for index in tl.static_range(2):
@@ -475,8 +474,8 @@ def _launch_finish(
         workspace, grams, terms, counters(workspace.device, 1), grams.ptr.shape[1],
         finished, whole, plan.splits, plan.split_tiles, grams.sums_ptr.shape[0],
         BLOCK=plan.block_m, STRIP=plan.strip, PRECISION=precision,
-        # At most 32 values per thread: with 64 some of these kernels spill under Triton 3.8.
-        warps=max(4, plan.strip * plan.block_m // 1024),
+        # At most 8 values per thread: with 16 one of these kernels spills under Triton 3.9.
+        warps=max(4, plan.strip * plan.block_m // 256),
         moved=workspace.nbytes + (0 if finished else grams.ptr.nbytes),
     )  # fmt: skip
 
