@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,5 +100,15 @@ def merge(path: Path, rows: Iterable[Row], whole: bool = False) -> None:
     replaced = {group(row) for row in rows}
     suites = {row["suite"] for row in rows} if whole else set()
     kept = [r for r in read(path) if group(r) not in replaced and r["suite"] not in suites]
+    _write(path, [*kept, *rows])
+
+
+def put(path: Path, row: Row, identity: Callable[[Row], Any]) -> None:
+    """Writes a row in the place of the one with the same identity, or at the end."""
+    rows = {identity(each): each for each in (*read(path), row)}
+    _write(path, rows.values())
+
+
+def _write(path: Path, rows: Iterable[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in (*kept, *rows)))
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))

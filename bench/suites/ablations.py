@@ -3,7 +3,6 @@ batch size and lambda."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from barlow_fast.files import write_whole
 from bench import cli, provenance, results
 from bench.cli import Option
 from bench.markdown import Column, joined, reading, table_of
 from bench.results import Row
-from bench.suites.speedrun import SCORES, score
+from bench.suites.speedrun import SCORES, measured, score
 
 SECTION = "Ablations: projector, batch size, lambda"
 ROWS = results.FOLDER / "ablations.jsonl"
@@ -111,9 +109,8 @@ def command(
                 f"{end['knn']:.2f} %, {end['cpu_seconds']:.0f} s of CPU",
                 flush=True,
             )
-            add(
-                out or ROWS, row(name, value, plan, data, chosen[: len(ends)], ends, origin, recipe)
-            )
+            point = row(name, value, plan, data, chosen[: len(ends)], ends, origin, recipe)
+            results.put(out or ROWS, point, identity)
 
 
 def plans(
@@ -144,22 +141,14 @@ def row(
     recipe: str,
 ) -> Row:
     """One point of a curve."""
-    config = plan.config
     found: Row = {"suite": "ablations", "case": name, "value": value, "recipe": recipe}
-    found |= {"n": config.batch_size, "d": config.projector[-1], "dtype": config.precision}
-    found |= {"peer": "ours", "epochs": config.epochs, "images": len(data.train_images)}
-    found |= {"judged_on": len(data.test_images), "seeds": list(seeds)}
-    for key in (*SCORES, "cpu_seconds"):
-        found[key] = [results.rounded(end[key]) for end in ends]
-    return found | {"settings": config.to_dict(), "views": plan.views, "provenance": origin}
+    found |= measured(plan, data, "ours", seeds, ends) | {"epochs": plan.config.epochs}
+    return found | {"provenance": origin}
 
 
-def add(path: Path, found: Row) -> None:
-    """Writes a point in the place of the one that it replaces: of the same parameter and value."""
-    rows = {(each["case"], each["value"]): each for each in results.read(path)}
-    rows[found["case"], found["value"]] = found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(each) + "\n" for each in rows.values()))
+def identity(found: Row) -> tuple:
+    """Of a point: its parameter and value."""
+    return found["case"], found["value"]
 
 
 def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:

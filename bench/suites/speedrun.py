@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from barlow_fast.files import write_whole
 from bench import cli, provenance, results
 from bench.cli import Option
 from bench.markdown import Column, joined, reading, table_of
@@ -108,10 +107,10 @@ def command(
             means = (f"{words} {score(found, key)} %" for key, words in SCORES.items())
             print(f"{each.changes or recipe}:", ", ".join(means), flush=True)
             if split == speedrun.TEST:
-                add(out or RECORDS, found)
+                results.put(out or RECORDS, found, identity)
             elif each.prediction or out:
                 found |= {"prediction": each.prediction, "against": shlex.split(each.against)}
-                add(out or TRIALS, found)
+                results.put(out or TRIALS, found, identity)
 
 
 class Trial(NamedTuple):
@@ -169,18 +168,25 @@ def row(
     """One row of all seeds."""
     from bench.training import speedrun
 
-    config = plan.config
-    found: Row = {"suite": "speedrun", "case": speedrun.CASE, "n": config.batch_size}
-    found |= {"d": config.projector[-1], "dtype": config.precision, "peer": peer}
-    found |= {"recipe": recipe, "sentence": speedrun.RECIPES[recipe].sentence}
-    found |= {"changes": list(changes), "settings": config.to_dict() | {"views": speedrun.CASE}}
-    found |= {"views": plan.views, "features": list(plan.features)}
-    found |= {"images": len(data.train_images), "judged_on": len(data.test_images)}
-    found |= {"seeds": list(seeds)}
-    for key in ("linear", "knn", "seconds", "cpu_seconds", "epochs"):
+    found: Row = {"suite": "speedrun", "case": speedrun.CASE, "recipe": recipe}
+    found |= {"sentence": speedrun.RECIPES[recipe].sentence, "changes": list(changes)}
+    found |= measured(plan, data, peer, seeds, ends) | {"features": list(plan.features)}
+    found["settings"]["views"] = speedrun.CASE
+    for key in ("seconds", "epochs"):
         found[key] = [results.rounded(end[key]) for end in ends]
     found["over_budget"] = any(end["over_budget"] for end in ends)
     return found | {"provenance": origin}
+
+
+def measured(plan: Any, data: Any, peer: str, seeds: Sequence[int], ends: Sequence[Row]) -> Row:
+    """What rows of runs have in common: settings, numbers of images, and scores by seed."""
+    config = plan.config
+    found: Row = {"n": config.batch_size, "d": config.projector[-1], "dtype": config.precision}
+    found |= {"peer": peer, "settings": config.to_dict(), "views": plan.views}
+    found |= {"images": len(data.train_images), "judged_on": len(data.test_images)}
+    found |= {"seeds": list(seeds)}
+    scores = {key: [results.rounded(end[key]) for end in ends] for key in (*SCORES, "cpu_seconds")}
+    return found | scores
 
 
 def identity(found: Row) -> tuple:
@@ -190,14 +196,6 @@ def identity(found: Row) -> tuple:
     # A record stays when the same recipe runs again at another commit.
     values += [found["provenance"]["commit"]] if found["split"] == "test" else []
     return tuple(json.dumps(value) for value in values)
-
-
-def add(path: Path, found: Row) -> None:
-    """Writes a row in the place of the one that it replaces, or at the end."""
-    rows = {identity(each): each for each in results.read(path)}
-    rows[identity(found)] = found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(each) + "\n" for each in rows.values()))
 
 
 def score(found: Row, key: str) -> str:

@@ -258,9 +258,9 @@ def test_records_are_higher_than_all_before_with_enough_seeds_within_the_budget(
 
 def test_a_row_replaces_that_of_the_same_experiment(tmp_path):
     path = tmp_path / "rows.jsonl"
-    suite.add(path, trial([80.0]))
-    suite.add(path, trial([81.0], ["lambd=0.01"]))
-    suite.add(path, trial([82.0]))
+    results.put(path, trial([80.0]), suite.identity)
+    results.put(path, trial([81.0], ["lambd=0.01"]), suite.identity)
+    results.put(path, trial([82.0]), suite.identity)
     assert [row["linear"] for row in results.read(path)] == [[82.0], [81.0]]
 
 
