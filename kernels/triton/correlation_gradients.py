@@ -34,7 +34,7 @@ from .arithmetic import (
     to_operand,
     view_of,
 )
-from .launch import addressable, cdiv, device_of, launch
+from .launch import addressable, aligned, cdiv, device_of, launch
 from .standardise import operand
 
 
@@ -176,10 +176,10 @@ def correlation_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     ]
     output = Outputs(statistics[6], inputs.grad_scale, *grads)
     wanted = [view for view in range(2) if inputs.need[view]]
-    aligned = all(z.stride(0) * z.element_size() % 16 == 0 for z in (z_a, z_b))
-    path = "stored" if row.path == "raw" and not aligned else row.path
+    wide = aligned(z_a, z_b)
+    path = "stored" if row.path == "raw" and not wide else row.path
     fits = configurations.views_together(row, device, precision, z_a.dtype)
-    together = aligned and path != "stored" and fits
+    together = wide and path != "stored" and fits
     for views in filter(None, [wanted] if together else ([view] for view in wanted)):
         hat, moved = None, 0
         if path == "stored":

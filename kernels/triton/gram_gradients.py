@@ -44,7 +44,7 @@ from .arithmetic import (
 )
 from .arrival import arrived, counters
 from .gram import library_product
-from .launch import addressable, cdiv, device_of, launch, tma_descriptor
+from .launch import addressable, aligned, cdiv, device_of, launch, tma_descriptor
 from .standardise import operand, transposed_operand
 from .table import LARGE, Product
 
@@ -72,7 +72,7 @@ def _gradient_of(pair, grads, scale_ptr, index, D):
 
 
 @triton.jit
-def _fused_product(own, gram_ptr, stride_gram, rows, columns, N, D, META):
+def fused_product(own, gram_ptr, stride_gram, rows, columns, N, D, META):
     """A tile of K' z_hat, z standardised on its way into the product."""
     norm = norm_of(own.statistics_ptr, columns, D, False)
     inside = columns < D
@@ -114,7 +114,7 @@ def gram_columns_kernel(
     gradient = _gradient_of(pair, grads, scale_ptr, index, D)
     # The gradient of one view takes the other view's matrix.
     gram_ptr = grams_ptr + (1 - index) * N.to(tl.int64) * stride_gram
-    product = _fused_product(
+    product = fused_product(
         gradient.own, gram_ptr, stride_gram, tl.arange(0, ROWS), column + tl.arange(0, COLUMNS),
         N, D, META,
     )  # fmt: skip
@@ -340,7 +340,7 @@ def gram_stripes_kernel(
     column = stripe // views * BLOCK_N
     gradient = _gradient_of(pair, grads, scale_ptr, index, D)
     gram_ptr = grams_ptr + (1 - index) * N.to(tl.int64) * stride_gram
-    product = _fused_product(
+    product = fused_product(
         gradient.own, gram_ptr, stride_gram, row + tl.arange(0, BLOCK_M),
         column + tl.arange(0, BLOCK_N), N, D, META,
     )  # fmt: skip
@@ -414,8 +414,7 @@ def gram_gradients(inputs: GradientInputs) -> tuple[Tensor, Tensor]:
     n, d = z.shape
     device = device_of(z)
     row = configurations.gram_gradients(device, n, z.dtype, precision)
-    aligned = all(x.stride(0) * x.element_size() % 16 == 0 for x in (z, inputs.z_b))
-    if row.path == "fused" and not aligned:
+    if row.path == "fused" and not aligned(z, inputs.z_b):
         # Registers go to addresses, and tiles beside which z is standardised would not fit.
         row = configurations.gram_gradients(device, LARGE, z.dtype, precision)
     grads = tuple(

@@ -197,3 +197,8 @@ cdiv = triton.cdiv
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple that is at least `value`."""
     return -(-value // multiple) * multiple
+
+
+def aligned(*views: Tensor) -> bool:
+    """Whether all rows of these matrices begin at 16 bytes."""
+    return all(z.stride(0) * z.element_size() % 16 == 0 for z in views)

@@ -35,14 +35,16 @@ from .arithmetic import (
     halves,
     load_block,
     meta,
-    multiply,
     norm_of,
-    standardised,
     store_block,
-    stored,
-    to_operand,
 )
-from .gram_gradients import Projection, by_library, centre_part, tiles_of_product
+from .gram_gradients import (
+    Projection,
+    by_library,
+    centre_part,
+    fused_product,
+    tiles_of_product,
+)
 from .launch import addressable, cdiv, device_of, launch
 from .table import Product
 from .view_moments import view_moments
@@ -178,23 +180,11 @@ def view_columns_kernel(
     position = tl.program_id(0) % len(OUTPUTS)
     column = tl.program_id(0) // len(OUTPUTS) * COLUMNS
     columns = column + tl.arange(0, COLUMNS)
-    inside = columns < D
     rows = tl.arange(0, ROWS)
     number = _entry(OUTPUTS, position, tl.int32)
     own = _view(views, strides, linear, number, D)
     gram_ptr = matrices.ptr + number * N.to(tl.int64) * matrices.stride
-    norm = norm_of(own.statistics_ptr, columns, D, False)
-
-    product = tl.zeros([ROWS, COLUMNS], tl.float32)
-    left = tl.minimum(rows, N - 1).to(tl.int64)[:, None] * matrices.stride
-    for first in range(0, N, META.BLOCK_K):
-        k = first + tl.arange(0, META.BLOCK_K)
-        # K' is padded with zeros, so that rows of z beyond N do not count; they must be finite.
-        x = tl.load(gram_ptr + left + k[None, :])
-        at = tl.minimum(k, N - 1).to(tl.int64)[:, None] * own.stride + columns[None, :]
-        y = standardised(tl.load(own.ptr + at, mask=inside[None, :], other=0.0), norm)
-        product = multiply(stored(x), to_operand(y, META.PRECISION), product, META.PRECISION)
-
+    product = fused_product(own, gram_ptr, matrices.stride, rows, columns, N, D, META)
     factor = tl.load(matrices.products_ptr + number).to(tl.float32)
     row = tl.zeros([], tl.int32)
     left_half, right_half = halves((factor * inverse_scale) * product, ROWS, COLUMNS)
