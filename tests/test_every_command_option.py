@@ -227,12 +227,12 @@ def test_views_are_named_or_counted(pretraining: Calls):
 def test_what_is_said_last_holds(pretraining: Calls):
     """The preset, then the file, then options, then assignments."""
     Path("settings.yaml").write_text(
-        "preset: fashion-mnist\nbatch_size: 40\nlambd: 0.5\nseed: 3\nprojector: [10, 11]\n"
+        "preset: cifar100\nbatch_size: 40\nlambd: 0.5\nseed: 3\nprojector: [10, 11]\n"
     )
     file = ("--config", "settings.yaml")
     expected = {"batch_size": 40, "lambd": 0.25, "seed": 5, "projector": (10, 12)}
     found = chosen(pretraining, *file, "--lambd", 0.25, "--seed", 4, "--dim", 12, "seed=5")
-    assert found == replace(configure("fashion-mnist"), **expected)
+    assert found == replace(configure("cifar100"), **expected)
     # An option names another preset than the file.
     assert chosen(pretraining, *file, "--preset", "digits").epochs == 100
 
@@ -264,7 +264,7 @@ def test_a_run_continues_by_the_command_that_began_it(pretraining: Calls, how: s
 @pytest.mark.parametrize(
     "command",
     ["--preset digits --epochs 2", "--preset digits epochs=2",
-     "--preset digits --epochs 2 warmup_epochs=1", "--preset fashion-mnist --dim 24 lambd=0.1",
+     "--preset digits --epochs 2 warmup_epochs=1", "--preset fashion-mnist --dim 24 invariance=2",
      "--epochs 1", "--dataset cifar10 --epochs 3 --projector 6-7",
      "--config settings.yaml --epochs 1"],
 )  # fmt: skip

@@ -73,10 +73,11 @@ def measure(
 ) -> list[Row]:
     """Trains and scores those of `TITLES` that can run here; one row for each."""
     from barlow_fast.evaluation import random_weights, raw_pixels
+    from barlow_fast.losses.catalogue import BARLOW_TWINS
     from barlow_fast.training import configure
     from bench.training import quality
 
-    config = configure(CASE, epochs=epochs)
+    config = configure(CASE, epochs=epochs, loss=BARLOW_TWINS)
     config = replace(config, evaluate_every=config.epochs)
     configs = as_long(config, [name for name in names if name in FAMILY], data)
     origin = provenance.collect()

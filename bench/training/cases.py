@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from barlow_fast.losses.catalogue import BARLOW_TWINS
 from barlow_fast.training import PretrainConfig, configure
 from bench import cli, provenance
 
@@ -60,7 +61,7 @@ class Case:
         encoder = changes.get("encoder", "")
         if encoder and provenance.missing("torchvision"):
             changes["encoder"] = f"timm:{encoder}"
-        return configure(self.preset, epochs=LONG, views=self.views, **changes)
+        return configure(self.preset, epochs=LONG, views=self.views, loss=BARLOW_TWINS, **changes)
 
 
 _SMALL = "the compact encoder of preset fashion-mnist"

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from barlow_fast.checkpoints.training import earlier, load_checkpoint
 from barlow_fast.data import ImageDataset
 from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST, load_fashion_mnist
 from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_transfer
@@ -46,17 +47,21 @@ TIMED = (8, 40)  # batches of the two timed runs: their difference is free of wh
 MARGIN = 0.97  # of the time that is left after them
 VIEWS = "views."  # prefix of changes of the views
 FEATURES = "features"
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What is changed in the preset `fashion-mnist`.
 
+    A recipe is not edited once rows name it: what it stood for then would be lost.
+
     Attributes:
         sentence: what it is.
         changes: `name=value` texts: settings of `PretrainConfig`; `views.NAME=VALUE`, a field of
             `ViewSpecification` in both views; `features=[Feature2,output]`, stages whose pooled
-            outputs are judged side by side.
+            outputs are judged side by side; `average=3`, epochs at whose ends the weights that are
+            judged were, in the mean.
     """
 
     sentence: str
@@ -64,10 +69,13 @@ class Recipe:
 
 
 RECIPES = {
-    "preset": Recipe("The preset `fashion-mnist` for as many epochs as fit."),
+    "baseline": Recipe(
+        "Barlow Twins with the settings of the preset `fashion-mnist` before the experiments.",
+        ("loss=barlow-twins",),
+    ),
     "speedrun": Recipe(
-        "The preset `fashion-mnist`, judged on its second stage beside its output.",
-        ("features=[Feature2,output]",),
+        "FroSSL, judged on the first two stages beside the output.",
+        ("loss=frossl", "features=[Feature1,Feature2,output]"),
     ),
 }
 
@@ -80,11 +88,13 @@ class Plan:
         config: settings; the number of epochs is preliminary where a budget decides it.
         features: stages that are judged; empty for the encoder's output.
         views: YAML of the views where they are not those of the data set, else empty.
+        average: last epochs whose weights are averaged.
     """
 
     config: PretrainConfig
     features: tuple[str, ...] = ()
     views: str = ""
+    average: int = 1
 
 
 def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
@@ -96,6 +106,7 @@ def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
     settings: list[str] = []
     fields: dict[str, Any] = {}
     features: tuple[str, ...] = ()
+    average = 1
     for text in (*recipe.changes, *more):
         name, equals, value = text.partition("=")
         if name == FEATURES and equals:
@@ -105,13 +116,17 @@ def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
                     f"features must be names of stages such as [Feature2,output], got {value}"
                 )
             features = tuple(names)
+        elif name == AVERAGE and equals:
+            average = parse_yaml(value)
+            if type(average) is not int or average < 1:
+                raise ValueError(f"average must be a number of epochs from 1 on, got {value}")
         elif name.startswith(VIEWS) and equals:
             fields[name.removeprefix(VIEWS)] = parse_yaml(value)
         else:
             settings.append(text)
     config, _ = override(configure(CASE), assignments=settings)
     if not fields:
-        return Plan(config, features)
+        return Plan(config, features, average=average)
     base = named_views(CASE)
     try:
         changed = tuple(replace(view, **fields) for view in base.views)
@@ -120,7 +135,7 @@ def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
         raise ValueError(
             f"unknown field of a view among {', '.join(fields)}; there are {known}"
         ) from None
-    return Plan(config, features, replace(base, views=changed).to_yaml())
+    return Plan(config, features, replace(base, views=changed).to_yaml(), average)
 
 
 def images_of(split: str, count: int | None = None) -> ImageDataset:
@@ -233,6 +248,8 @@ class Run:
         key = [settings, self.plan.views, self.minutes, self.peer,
                len(self.data.train_images), len(self.data.test_images),
                torch.get_num_threads()]  # fmt: skip
+        if self.plan.average > 1:  # other checkpoints are kept
+            key += [self.plan.average]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
         return f"{digest}-seed{self.seed}"
 
@@ -261,8 +278,9 @@ class Run:
         config = self._timed(config, log, say)
         # Checkpoints at every epoch; nothing is scored before the end.
         config = replace(
-            config, evaluate_every=config.epochs, checkpoint_every=1, keep_checkpoints=1
-        )
+            config, evaluate_every=config.epochs, checkpoint_every=1,
+            keep_checkpoints=self.plan.average,
+        )  # fmt: skip
         train = self._ours if self.peer == OURS else self._lightly
         encoder = train(config, log, place)
         timing = log.find("timing") or {"seconds": 0.0, "cpu_seconds": 0.0}
@@ -307,10 +325,16 @@ class Run:
             if path.exists():
                 trainer.resume(path)
             trainer.run()
+        if self.plan.average > 1:
+            count = min(self.plan.average, config.epochs)
+            trainer.model.load_state_dict(averaged([earlier(path, k) for k in range(count)]))
         return trainer.model.encoder
 
     def _lightly(self, config: PretrainConfig, log: Log, place: Path) -> nn.Module:
         from bench.training import quality
+
+        if self.plan.average > 1:
+            raise ValueError("lightly's runs keep no checkpoints whose weights could be averaged")
 
         log.lines = [line for line in log.lines if line["event"] != "epoch"]  # it cannot continue
         cpu = time.process_time()
@@ -321,6 +345,17 @@ class Run:
         log.add("epoch", epoch=config.epochs, seconds=seconds,
                 cpu_seconds=time.process_time() - cpu)  # fmt: skip
         return encoder
+
+
+def averaged(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of the models of checkpoints, running statistics included; counters of the first."""
+    states = [load_checkpoint(path)["model"] for path in checkpoints]
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0)
+        if value.is_floating_point()
+        else value
+        for name, value in states[0].items()
+    }
 
 
 def unlabelled(data: ImageDataset) -> ImageDataset:

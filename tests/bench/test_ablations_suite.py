@@ -92,8 +92,8 @@ def test_the_figure_has_a_panel_for_each_curve():
 def test_a_command_from_start_to_rows_and_again(monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
     recipe = speedrun.Recipe("Tiny.", TINY)
-    monkeypatch.setitem(speedrun.RECIPES, "preset", recipe)
-    given = ["ablations", "--recipe", "preset", "--parameters", "projector", "--values", "8,16",
+    monkeypatch.setitem(speedrun.RECIPES, "baseline", recipe)
+    given = ["ablations", "--recipe", "baseline", "--parameters", "projector", "--values", "8,16",
              "--epochs", "1", "--seeds", "0,1", "--folder", str(tmp_path / "runs"),
              "--out", str(tmp_path / "rows.jsonl")]  # fmt: skip
     found = invoke(given)

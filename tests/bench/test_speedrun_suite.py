@@ -11,6 +11,7 @@ import pytest
 import torch
 from invoked import invoke
 
+from barlow_fast.checkpoints.training import earlier, load_checkpoint
 from barlow_fast.data import ImageDataset, Views
 from barlow_fast.models import build_encoder
 from bench import results
@@ -32,7 +33,7 @@ def images(count: int = 240, side: int = 12) -> ImageDataset:
 
 
 def run(tmp_path, *changes, **values):
-    plan = speedrun.planned(speedrun.RECIPES["preset"], [*TINY, *changes])
+    plan = speedrun.planned(speedrun.RECIPES["baseline"], [*TINY, *changes])
     given = {"seed": 0, "minutes": None, "peer": speedrun.OURS, "folder": tmp_path} | values
     return speedrun.Run(plan, images(), **given)
 
@@ -40,7 +41,7 @@ def run(tmp_path, *changes, **values):
 def test_changes_reach_settings_views_and_features():
     changes = ["lambd=0.01", "views.flip=0.0", "views.crop_area=[0.2,1.0]",
                "features=[Feature1,output]"]  # fmt: skip
-    plan = speedrun.planned(speedrun.RECIPES["preset"], changes)
+    plan = speedrun.planned(speedrun.RECIPES["baseline"], changes)
     assert plan.config.lambd == 0.01
     assert plan.features == ("Feature1", "output")
     views = Views.from_yaml(plan.views)
@@ -64,12 +65,14 @@ def test_of_one_setting_the_last_change_counts():
         ("views.flop=0.1", "unknown field of a view among flop"),
         ("views.flip=2", "flip is a probability"),
         ("features=output", "features must be names of stages"),
+        ("average=0", "average must be a number of epochs from 1 on, got 0"),
+        ("average=true", "average must be a number of epochs"),
         ("epochs", "name=value"),
     ],
 )
 def test_unknown_changes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        speedrun.planned(speedrun.RECIPES["preset"], [change])
+        speedrun.planned(speedrun.RECIPES["baseline"], [change])
 
 
 def test_every_recipe_can_be_planned():
@@ -162,6 +165,43 @@ def test_other_features_are_judged_without_another_training(tmp_path, monkeypatc
     assert (other["epochs"], plain["epochs"]) == (2, 2)
 
 
+def test_the_weights_of_the_last_epochs_are_averaged(tmp_path):
+    last, both = run(tmp_path), run(tmp_path, "average=2")
+    assert last.name() != both.name()
+    both.finish()
+    path = tmp_path / both.name() / "checkpoint.pt"
+    new, old = (load_checkpoint(earlier(path, number))["model"] for number in (0, 1))
+    mean = speedrun.averaged([path, earlier(path, 1)])
+    changed = 0
+    for name, value in mean.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (new[name] + old[name]) / 2)
+            changed += not torch.equal(new[name], old[name])
+        else:
+            assert torch.equal(value, new[name])
+    assert changed > 4
+
+
+def test_what_is_judged_has_the_averaged_weights(tmp_path, monkeypatch):
+    judged, judge = [], speedrun.judge
+    monkeypatch.setattr(
+        speedrun, "judge", lambda *given: (judged.append(given[0]), judge(*given))[1]
+    )
+    # More epochs than there are: all of them.
+    average = run(tmp_path, "average=5")
+    average.finish()
+    path = tmp_path / average.name() / "checkpoint.pt"
+    mean = speedrun.averaged([path, earlier(path, 1)])
+    for name, value in judged[0].state_dict().items():
+        assert torch.equal(value, mean[f"encoder.{name}"]), name
+
+
+def test_lightly_has_no_checkpoints_to_average(tmp_path):
+    pytest.importorskip("bench.training.quality")
+    with pytest.raises(ValueError, match="no checkpoints whose weights"):
+        run(tmp_path, "average=2", peer=speedrun.LIGHTLY).finish()
+
+
 def test_features_side_by_side_have_unit_length_each():
     encoder = build_encoder("small", channels=1, image_size=12, widths=(4, 6), grid=2)
     found = speedrun.SideBySide(encoder.eval(), ["Feature1", "output"])(torch.randn(3, 1, 12, 12))
@@ -200,14 +240,14 @@ def test_an_epoch_is_timed_apart_from_its_start(monkeypatch, start, step):
         return None, len(data.train_images) / (start + step * steps)
 
     monkeypatch.setattr(quality, "ours", trained)
-    config = speedrun.planned(speedrun.RECIPES["preset"], ["batch_size=2"]).config
+    config = speedrun.planned(speedrun.RECIPES["baseline"], ["batch_size=2"]).config
     seconds = speedrun.epoch_seconds(config, images(), speedrun.OURS)
     assert seconds == pytest.approx(start + 120 * step)
 
 
 def trial(linear, changes=(), against=(), prediction="", **values):
     return {
-        "suite": "speedrun", "split": "validation", "recipe": "preset", "sentence": "Base.",
+        "suite": "speedrun", "split": "validation", "recipe": "baseline", "sentence": "Base.",
         "changes": list(changes), "against": list(against), "prediction": prediction,
         "peer": "ours", "images": 1000, "judged_on": 100, "minutes": None, "per_run": 4,
         "linear": linear, "knn": linear, "cpu_seconds": [20.0], "seconds": [20.0],
@@ -234,7 +274,7 @@ def test_trials_state_differences_with_their_errors(monkeypatch):
     assert "within the noise; dropped" in text
     assert "| `lambd=0.01` | `views.flip=0` | – | 70.00 | 70.00 | -15.00 ± 1.15" in text
     assert "worse; dropped" in text
-    assert "### Recipe `preset`, 1,000 images, 4 epochs" in text
+    assert "### Recipe `baseline`, 1,000 images, 4 epochs" in text
 
 
 def test_records_are_higher_than_all_before_with_enough_seeds_within_the_budget():
@@ -266,7 +306,7 @@ def test_a_row_replaces_that_of_the_same_experiment(tmp_path):
 
 def test_experiments_of_a_file_gain_one_seed_at_a_time(monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
-    monkeypatch.setitem(speedrun.RECIPES, "preset", speedrun.Recipe("Tiny.", TINY))
+    monkeypatch.setitem(speedrun.RECIPES, "baseline", speedrun.Recipe("Tiny.", TINY))
     file = tmp_path / "trials.yaml"
     file.write_text(
         "- {prediction: reference}\n"
@@ -279,8 +319,8 @@ def test_experiments_of_a_file_gain_one_seed_at_a_time(monkeypatch, tmp_path):
         )[1],
     )  # fmt: skip
     given = [
-        "speedrun", "--recipe", "preset", "--epochs", "1", "--seeds", "0,1", "--trials", str(file),
-        "--folder", str(tmp_path), "--out", str(tmp_path / "rows.jsonl"),
+        "speedrun", "--recipe", "baseline", "--epochs", "1", "--seeds", "0,1",
+        "--trials", str(file), "--folder", str(tmp_path), "--out", str(tmp_path / "rows.jsonl"),
     ]  # fmt: skip
     assert invoke(given).exit_code == 0
     assert order == [(0.0051, 0), (0.01, 0), (0.0051, 1), (0.01, 1)]
@@ -305,7 +345,7 @@ def test_the_experiments_of_the_repository_can_be_planned():
     trials = suite.read_trials(Path(speedrun.__file__).with_name("trials.yaml"))
     assert len({each.changes for each in trials}) == len(trials)
     for each in trials:
-        speedrun.planned(speedrun.RECIPES["preset"], ["epochs=4", *each.changes.split()])
+        speedrun.planned(speedrun.RECIPES["baseline"], ["epochs=4", *each.changes.split()])
 
 
 @pytest.mark.parametrize(
@@ -313,7 +353,7 @@ def test_the_experiments_of_the_repository_can_be_planned():
     [
         (["--trials", "x.yaml", "--changes", "lambd=1"], "--trials states the changes"),
         (["--trials", "none.yaml"], "none.yaml"),
-        (["--recipe", "best"], "unknown recipe 'best'; known are preset, speedrun"),
+        (["--recipe", "best"], "unknown recipe 'best'; known are baseline, speedrun"),
         (["--split", "train"], "unknown split 'train'"),
         (["--peer", "timm"], "unknown peer 'timm'"),
         (["--seeds", "a"], "invalid literal"),
@@ -344,7 +384,7 @@ def test_without_lightly_its_absence_is_named(monkeypatch):
 
 def test_a_command_from_start_to_row(monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
-    given = ["speedrun", "--recipe", "preset", "--epochs", "2", "--seeds", "0,1",
+    given = ["speedrun", "--recipe", "baseline", "--epochs", "2", "--seeds", "0,1",
              "--changes", " ".join(TINY),
              "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.jsonl")]  # fmt: skip
     found = invoke(given)

@@ -657,8 +657,8 @@ def test_the_numbers_of_the_presets():
         encoder_widths=(16, 32, 64, 128, 256), warmup_epochs=2, evaluate_every=1,
     )  # fmt: skip
     assert PRESETS["fashion-mnist"] == replace(
-        digits, dataset="fashion-mnist", epochs=4, batch_size=256, learning_rate=4e-3,
-        stem="imagenet", warmup_epochs=1, evaluate_every=2, neighbours=20,
+        digits, dataset="fashion-mnist", loss="frossl", epochs=4, batch_size=256,
+        learning_rate=4e-3, stem="imagenet", warmup_epochs=1, evaluate_every=2, neighbours=20,
     )  # fmt: skip
     paper = PRESETS["imagenet-1000ep"]
     assert paper == replace(
