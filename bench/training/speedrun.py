@@ -74,8 +74,14 @@ RECIPES = {
         ("loss=barlow-twins",),
     ),
     "speedrun": Recipe(
-        "FroSSL, judged on the first two stages beside the output.",
-        ("loss=frossl", "features=[Feature1,Feature2,output]"),
+        "FroSSL, crops of at least 70 % of the area, the output on a grid of 4 x 4, judged on the "
+        "first two stages beside it.",
+        (
+            "loss=frossl",
+            "encoder_grid=4",
+            "views.crop_area=[0.7,1.0]",
+            "features=[Feature1,Feature2,output]",
+        ),
     ),
 }
 
