@@ -72,7 +72,7 @@ def command(
     ] = None,
     epochs: Annotated[int, Option("Of every run.", least=1)] = EPOCHS,
     seeds: Annotated[str, Option("Comma-separated.")] = "0,1,2",
-    recipe: Annotated[str, Option("A name of RECIPES in bench/training/speedrun.py.")] = "speedrun",
+    recipe: Annotated[str, Option("A name of RECIPES in bench/training/speedrun.py.")] = "baseline",
     images: Annotated[
         int | None, Option("Of the 50,000 images to learn from, use so many.", least=1000)
     ] = None,

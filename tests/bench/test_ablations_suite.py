@@ -25,7 +25,7 @@ def point(name, value, linear, **values):
 
 
 def planned(name, *changes):
-    monkey = speedrun.Recipe("", changes)
+    monkey = speedrun.Recipe("", ("loss=barlow-twins", *changes))
     speedrun.RECIPES["tested"] = monkey
     try:
         return {value: plan.config for _, value, plan in ablations.plans([name], None, "tested", 3)}
@@ -91,7 +91,7 @@ def test_the_figure_has_a_panel_for_each_curve():
 
 def test_a_command_from_start_to_rows_and_again(monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
-    recipe = speedrun.Recipe("Tiny.", TINY)
+    recipe = speedrun.Recipe("Tiny.", ("loss=barlow-twins", *TINY))
     monkeypatch.setitem(speedrun.RECIPES, "baseline", recipe)
     given = ["ablations", "--recipe", "baseline", "--parameters", "projector", "--values", "8,16",
              "--epochs", "1", "--seeds", "0,1", "--folder", str(tmp_path / "runs"),

@@ -61,7 +61,7 @@ def test_runs_are_told_apart_by_the_content_of_their_views(monkeypatch, tmp_path
 
 
 def test_of_one_setting_the_last_change_counts():
-    recipe = speedrun.Recipe("", ("lambd=0.01", "views.flip=0.1"))
+    recipe = speedrun.Recipe("", ("loss=barlow-twins", "lambd=0.01", "views.flip=0.1"))
     plan = speedrun.planned(recipe, ["lambd=0.02", "views.flip=0.3"])
     assert plan.config.lambd == 0.02
     assert Views.from_yaml(plan.views).views[0].flip == 0.3
@@ -234,6 +234,23 @@ def test_a_run_over_its_budget_is_marked(tmp_path, monkeypatch):
     assert run(tmp_path, minutes=1e-6).finish(say=lambda line: None)["over_budget"]
 
 
+def test_a_machine_slower_than_timed_ends_the_run_within_its_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: 20.0)
+    add = speedrun.Log.add
+    monkeypatch.setattr(
+        speedrun.Log, "add", lambda self, event, **values: add(
+            self, event, **values | ({"seconds": 30.0} if event == "epoch" else {})
+        ),
+    )  # fmt: skip
+    end = run(tmp_path, minutes=1.2).finish(say=lambda line: None)
+    assert end["epochs"] == 2  # of three: 90 s would be more than 72
+    assert 60 <= end["seconds"] < 72
+    assert not end["over_budget"]
+    # Judged once more, it is not trained further.
+    other = run(tmp_path, "features=[Feature1,output]", minutes=1.2).finish()
+    assert (other["epochs"], other["seconds"]) == (2, end["seconds"])
+
+
 def test_a_budget_that_is_too_small_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: 20.0)
     with pytest.raises(ValueError, match=r"an epoch takes 20\.0 s, --minutes is 0\.3"):
@@ -315,7 +332,9 @@ def test_a_row_replaces_that_of_the_same_experiment(tmp_path):
 
 def test_experiments_of_a_file_gain_one_seed_at_a_time(monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "images_of", lambda split, count: images())
-    monkeypatch.setitem(speedrun.RECIPES, "baseline", speedrun.Recipe("Tiny.", TINY))
+    monkeypatch.setitem(
+        speedrun.RECIPES, "baseline", speedrun.Recipe("Tiny.", ("loss=barlow-twins", *TINY))
+    )
     file = tmp_path / "trials.yaml"
     file.write_text(
         "- {prediction: reference}\n"
