@@ -81,7 +81,7 @@ def test_other_losses_train_as_long_as_two_views(monkeypatch):
     images = torch.zeros(5000, 1, 28, 28, dtype=torch.uint8)
     labels = torch.zeros(5000, dtype=torch.int64)
     data = ImageDataset("fashion-mnist", "", images, labels, images[:1], labels[:1], 10)
-    config = configure(accuracy.CASE, epochs=8)
+    config = configure(accuracy.CASE, epochs=8, loss="barlow-twins")
     configs = accuracy.as_long(config, [accuracy.FOUR_VIEWS], data)
     assert [each.epochs for each in configs.values()] == [8, 4]
     assert configs[accuracy.FOUR_VIEWS].view_count == 4
