@@ -51,7 +51,7 @@ def test_changes_reach_settings_views_and_features():
     assert [view.blur for view in views.views] == [0.5, 0.1]
 
 
-def test_runs_are_told_apart_by_the_content_of_their_views(monkeypatch, tmp_path):
+def test_runs_differ_by_the_content_of_their_views(monkeypatch, tmp_path):
     """A preset of views may change between two runs of the same name."""
     before = run(tmp_path).name()
     preset = speedrun.named_views(speedrun.CASE)
