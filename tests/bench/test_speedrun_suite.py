@@ -222,7 +222,7 @@ def test_features_side_by_side_have_unit_length_each():
 def test_a_budget_gives_the_epochs_that_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: 20.0)
     end = run(tmp_path, minutes=1.2).finish(say=lambda line: None)
-    assert end["epochs"] == 3  # 72 s, of which 5 % are kept back
+    assert end["epochs"] == 3  # 72 s, of which 3 % are kept back
     assert not end["over_budget"]
     monkeypatch.setattr(speedrun, "epoch_seconds", lambda *_: pytest.fail("timed again"))
     assert run(tmp_path, minutes=1.2).finish() == end
