@@ -232,7 +232,7 @@ PRESETS: dict[str, Views] = {
         _two_views(
             {"blur": 0.5},
             {"blur": 0.1, "erase": 0.2},
-            crop_area=(0.5, 1.0),
+            crop_area=(0.7, 1.0),  # the best of `python -m bench speedrun`
             crop_ratio=(0.75, 1.33),
             flip=0.5,
             brightness=0.6,

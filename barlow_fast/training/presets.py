@@ -96,6 +96,7 @@ PRESETS: dict[str, PretrainConfig] = {
         learning_rate=4e-3,
         stem="imagenet",
         encoder_widths=(32, 64, 128),
+        encoder_grid=4,
         warmup_epochs=1,
         evaluate_every=2,
         neighbours=20,

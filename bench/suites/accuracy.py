@@ -77,7 +77,7 @@ def measure(
     from barlow_fast.training import configure
     from bench.training import quality
 
-    config = configure(CASE, epochs=epochs, loss=BARLOW_TWINS)
+    config = configure(CASE, epochs=epochs, loss=BARLOW_TWINS, encoder_grid=2)
     config = replace(config, evaluate_every=config.epochs)
     configs = as_long(config, [name for name in names if name in FAMILY], data)
     origin = provenance.collect()

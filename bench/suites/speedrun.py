@@ -238,6 +238,7 @@ def record_table(records: list[Row]) -> str:
         Column("date", lambda each: each["provenance"]["date"][:10], left=True),
         Column("commit", lambda each: each["provenance"]["commit"] or "unknown", left=True),
         Column("recipe", _sentence, left=True),
+        Column("CPU", lambda each: each["provenance"]["cpu"], left=True),
         Column(
             "linear, %", lambda each: score(each, "linear"),
             bold=lambda each: numbered[id(each)] in marked,

@@ -61,7 +61,9 @@ class Case:
         encoder = changes.get("encoder", "")
         if encoder and provenance.missing("torchvision"):
             changes["encoder"] = f"timm:{encoder}"
-        return configure(self.preset, epochs=LONG, views=self.views, loss=BARLOW_TWINS, **changes)
+        return configure(
+            self.preset, epochs=LONG, views=self.views, loss=BARLOW_TWINS, encoder_grid=2, **changes
+        )
 
 
 _SMALL = "the compact encoder of preset fashion-mnist"

@@ -73,7 +73,7 @@ class Recipe:
 RECIPES = {
     "baseline": Recipe(
         "Barlow Twins with the settings of the preset `fashion-mnist` before the experiments.",
-        ("loss=barlow-twins",),
+        ("loss=barlow-twins", "encoder_grid=2", "views.crop_area=[0.5,1.0]"),
     ),
     "speedrun": Recipe(
         "FroSSL, crops of at least 70 % of the area, the output on a grid of 4 x 4, judged on the "
@@ -134,13 +134,12 @@ def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
             settings.append(text)
     config, _ = override(configure(CASE), assignments=settings)
     base = named_views(CASE)
-    try:
-        changed = tuple(replace(view, **fields) for view in base.views)
-    except TypeError:
-        known = ", ".join(base.views[0].__dataclass_fields__)
+    known = base.views[0].__dataclass_fields__
+    if unknown := [name for name in fields if name not in known]:
         raise ValueError(
-            f"unknown field of a view among {', '.join(fields)}; there are {known}"
-        ) from None
+            f"unknown field of a view: {', '.join(unknown)}; there are {', '.join(known)}"
+        )
+    changed = tuple(replace(view, **fields) for view in base.views)
     return Plan(config, replace(base, views=changed).to_yaml(), features, average)
 
 

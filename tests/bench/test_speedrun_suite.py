@@ -71,7 +71,7 @@ def test_of_one_setting_the_last_change_counts():
     ("change", "message"),
     [
         ("lamda=0.1", "unknown setting 'lamda'"),
-        ("views.flop=0.1", "unknown field of a view among flop"),
+        ("views.flop=0.1", "unknown field of a view: flop;"),
         ("views.flip=2", "flip is a probability"),
         ("features=output", "features must be names of stages"),
         ("average=0", "average must be a number of epochs from 1 on, got 0"),
