@@ -205,9 +205,10 @@ class PretrainConfig:
         defaults = {field.name: field.default for field in fields(self)}
         for name in {name for kind in LOSSES.values() for name in kind.weights} - set(own):
             if getattr(self, name) != defaults[name]:
+                others = ", ".join(loss for loss, kind in LOSSES.items() if name in kind.weights)
                 raise ValueError(
                     f"{name} is no weight of loss {self.loss}, which has {', '.join(own)}; got "
-                    f"{getattr(self, name)}"
+                    f"{getattr(self, name)}. Losses with {name}: {others}"
                 )
 
     @property

@@ -86,7 +86,8 @@ _FROSSL = replace(
 )
 
 PRESETS: dict[str, PretrainConfig] = {
-    "digits": PretrainConfig(),
+    # FroSSL by cross-validation on the training images: 98.5 % by k-NN, Barlow Twins 97.7.
+    "digits": PretrainConfig(loss=FROSSL),
     # By the experiments of `python -m bench speedrun`.
     "fashion-mnist": PretrainConfig(
         dataset="fashion-mnist",

@@ -26,10 +26,10 @@ def small_digits() -> ImageDataset:
 
 @pytest.fixture
 def small_config() -> PretrainConfig:
-    """4 epochs of 6 steps; the Gram form, as by default."""
+    """4 epochs of 6 steps of Barlow Twins; the Gram form, as by default."""
     return configure(
-        "digits", epochs=4, batch_size=32, encoder_widths=(8, 16), projector=(32, 64),
-        warmup_epochs=1, evaluate_every=2, precision="fp32",
+        "digits", loss="barlow-twins", epochs=4, batch_size=32, encoder_widths=(8, 16),
+        projector=(32, 64), warmup_epochs=1, evaluate_every=2, precision="fp32",
     )  # fmt: skip
 
 

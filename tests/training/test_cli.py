@@ -56,7 +56,7 @@ def test_it_says_what_it_does(finished):
         "images/s",
         "random weights",
         "raw pixels",
-        "log       loss: mean over the epoch's steps; on: on-diagonal term",
+        "log       loss: mean over the epoch's steps; invariance: squared",
     ):
         assert part in output, part
     # Without a terminal there is no bar, only lines.

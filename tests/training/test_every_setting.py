@@ -604,6 +604,7 @@ def test_limits_of_every_setting(name: str):
     ("settings", "message"),
     [
         ({"loss": "vicreg", "lambd": 0.01}, "lambd is no weight of loss vicreg, which has inv"),
+        ({"loss": "frossl", "lambd": 0.01}, "Losses with lambd: barlow-twins, mixed-barlow-twins"),
         ({"loss": "frossl", "variance": 2.0}, "variance is no weight of loss frossl"),
         ({"mixing": 1.0}, "mixing is no weight of loss barlow-twins, which has lambd; got 1.0"),
         ({"loss": "mixed-barlow-twins", "invariance": 1.0}, "invariance is no weight of loss mix"),
@@ -635,13 +636,13 @@ def test_the_numbers_of_the_presets():
     """The paper's: Zbontar et al. (ICML 2021), section 2.2, and the authors' code. Users compare
     their scores with those of these numbers."""
     digits, files = PRESETS["digits"], PRESETS["files"]
-    assert digits == PretrainConfig()
+    assert digits == PretrainConfig(loss="frossl")
     assert digits.to_dict() == {
         "dataset": "digits", "views": "", "view_count": None, "small_views": 0,
         "small_size": None, "reduced_decoding": False,
         "encoder": "small", "stem": "auto",
         "encoder_widths": [32, 64, 128], "encoder_grid": 2, "projector": [512, 512, 1024],
-        "one_pass": False, "loss": "barlow-twins", "lambd": 0.0051, "mixing": None,
+        "one_pass": False, "loss": "frossl", "lambd": 0.0051, "mixing": None,
         "invariance": None, "variance": None, "covariance": None,
         "scale": 1.0, "backend": "auto", "epochs": 100,
         "batch_size": 128, "micro_batch_size": None, "optimizer": "adamw", "learning_rate": 2e-3,
@@ -653,7 +654,7 @@ def test_the_numbers_of_the_presets():
         "checkpoint_every": None, "checkpoint_minutes": 15.0, "keep_checkpoints": 2,
     }  # fmt: skip
     assert files == replace(
-        digits, dataset="files", views="imagenet", epochs=20, batch_size=64,
+        digits, dataset="files", views="imagenet", loss="barlow-twins", epochs=20, batch_size=64,
         encoder_widths=(16, 32, 64, 128, 256), warmup_epochs=2, evaluate_every=1,
     )  # fmt: skip
     assert PRESETS["fashion-mnist"] == replace(
