@@ -31,6 +31,7 @@ from barlow_fast.evaluation.features import AVERAGE_POOL, StageFeatures
 from barlow_fast.evaluation.splits import balanced_subset, stratified
 from barlow_fast.files import write_whole
 from barlow_fast.inputs import parse_yaml
+from barlow_fast.losses.catalogue import BARLOW_TWINS
 from barlow_fast.training import PretrainConfig, Trainer, configure
 from barlow_fast.training.callbacks import Hook
 from barlow_fast.training.feeding import choose_views, image_size, named_views
@@ -281,8 +282,11 @@ class Run:
         """Trains, or continues, and judges; the result, which a finished log already has.
 
         Raises:
-            ValueError: a budget in which not one epoch fits, settings that do not fit the images.
+            ValueError: a budget in which not one epoch fits, settings that do not fit the images
+                or lightly.
         """
+        if self.peer == LIGHTLY:
+            self._check_lightly()
         place = self.folder / self.name()
         place.mkdir(parents=True, exist_ok=True)
         log = Log(place / "log.jsonl")
@@ -353,11 +357,17 @@ class Run:
             trainer.model.load_state_dict(averaged([earlier(path, k) for k in range(count)]))
         return trainer.model.encoder
 
-    def _lightly(self, config: PretrainConfig, log: Log, place: Path) -> nn.Module:
-        from bench.training import quality
-
+    def _check_lightly(self) -> None:
         if self.plan.average > 1:
             raise ValueError("lightly's runs keep no checkpoints whose weights could be averaged")
+        if self.plan.config.loss != BARLOW_TWINS:
+            raise ValueError(
+                f"lightly's runs train by its BarlowTwinsLoss, not by {self.plan.config.loss}: "
+                f"add --changes loss={BARLOW_TWINS}"
+            )
+
+    def _lightly(self, config: PretrainConfig, log: Log, place: Path) -> nn.Module:
+        from bench.training import quality
 
         log.lines = [line for line in log.lines if line["event"] != "epoch"]  # it cannot continue
         cpu = time.process_time()

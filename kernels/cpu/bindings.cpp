@@ -1083,7 +1083,6 @@ void view_gradients(const std::vector<Tensor>& z, const Tensor& statistics, cons
   std::vector<Output> outs;
   for (size_t i = 0; i < grads.size(); ++i) outs.push_back(arguments.gradient(grads[i], "grads", z[i], views[i]));
   arguments.done();
-  for (int64_t i = 0; i < matrices; ++i) Arguments::finite(factors[i], "products");
   GramGradients all;
   for (size_t i = 0; i < views.size(); ++i) all.views.push_back({views[i], norm_of(from + 3 * i * row, d, accumulation), false, false});
   size_t link = 0;

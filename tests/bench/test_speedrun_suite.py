@@ -211,6 +211,12 @@ def test_lightly_has_no_checkpoints_to_average(tmp_path):
         run(tmp_path, "average=2", peer=speedrun.LIGHTLY).finish()
 
 
+def test_lightly_trains_by_its_own_loss_alone(tmp_path):
+    with pytest.raises(ValueError, match=r"BarlowTwinsLoss, not by frossl: add --changes loss="):
+        run(tmp_path, "loss=frossl", peer=speedrun.LIGHTLY).finish()
+    assert not list(tmp_path.iterdir())
+
+
 def test_features_side_by_side_have_unit_length_each():
     encoder = build_encoder("small", channels=1, image_size=12, widths=(4, 6), grid=2)
     found = speedrun.SideBySide(encoder.eval(), ["Feature1", "output"])(torch.randn(3, 1, 12, 12))

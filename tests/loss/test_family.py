@@ -3,6 +3,7 @@ gradients, in both forms and on every kernel set."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -162,6 +163,22 @@ def test_dead_columns(name, form, backend):
     live = [column for column in range(12) if column != 5 and column >= len(views)]
     for g, want_g in zip(grads, torch.autograd.grad(want, views), strict=True):
         assert_close(g[:, live], want_g[:, live], 1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@every_case
+@every_form
+@every_backend
+def test_values_that_are_not_finite_reach_the_gradients(name, count, form, backend, value):
+    """As in plain torch, so that GradScaler and checks for divergence see them."""
+    views, permutation = drawn(count, 9, 6, dtype=torch.float32)
+    with torch.no_grad():
+        views[0][1, 2] = value
+    loss, _ = LOSSES[name].ours(views, permutation, form=form, backend=backend)
+    loss.backward()
+    if value != 1e30:  # its square overflows in float32; where sums are float64 it may not
+        assert not loss.isfinite()
+        assert not views[0].grad[:, 2].isfinite().any()
 
 
 @every_form

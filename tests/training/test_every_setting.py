@@ -46,8 +46,8 @@ from barlow_fast.training.feeding import VIEWS_OF
 
 CPU = torch.device("cpu")
 BASE = configure(
-    "digits", epochs=3, batch_size=32, encoder_widths=(4, 8), projector=(16, 24), warmup_epochs=1,
-    evaluate_every=3, precision="fp32",
+    "digits", loss="barlow-twins", epochs=3, batch_size=32, encoder_widths=(4, 8),
+    projector=(16, 24), warmup_epochs=1, evaluate_every=3, precision="fp32",
 )  # fmt: skip
 # Plain steps of LARS: what an optimizer's setting does can be computed from outside.
 LARGE_STEPS = replace(BASE, optimizer="lars", learning_rate=0.3, momentum=0.0, warmup_epochs=0)

@@ -16,9 +16,9 @@ def test_a_file_and_assignments_change_what_they_name(tmp_path: Path):
     file = tmp_path / "run.yaml"
     file.write_text("preset: digits\nepochs: 7\nprojector: [64, 128]\nlearning_rate: 1e-4\n")
     base = PRESETS["digits"]
-    config, named = override(base, file, ["lambd=0.02", "epochs=9", "micro_batch_size=16"])
+    config, named = override(base, file, ["invariance=2", "epochs=9", "micro_batch_size=16"])
     changed = {
-        "epochs": 9, "projector": [64, 128], "learning_rate": 1e-4, "lambd": 0.02,
+        "epochs": 9, "projector": [64, 128], "learning_rate": 1e-4, "invariance": 2.0,
         "micro_batch_size": 16,
     }  # fmt: skip
     assert config == replace(base, **{**changed, "projector": (64, 128)})
