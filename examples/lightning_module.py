@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     config = configure(
-        "digits", batch_size=128, seed=options.seed, encoder_widths=(16, 32, 64),
+        "digits", loss="barlow-twins",
+        batch_size=128, seed=options.seed, encoder_widths=(16, 32, 64),
         projector=(512, 512), warmup_epochs=0,
     )  # fmt: skip
     module = Digits(config)

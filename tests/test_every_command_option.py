@@ -95,15 +95,15 @@ PRETRAIN: dict[str, Case] = {
         name: (f"--{name.replace('_', '-')} {value}", f"_prepare.config.{name}", value)
         for name, value in {
             "dataset": "fashion-mnist", "views": "cifar", "encoder": "resnet18", "epochs": 7,
-            "batch_size": 48, "micro_batch_size": 16, "lambd": 0.125, "seed": 11,
+            "batch_size": 48, "micro_batch_size": 16, "seed": 11,
             "precision": "bf16", "backend": "aten", "small_views": 6, "loss": "vicreg",
         }.items()
     },
     **{
         name: (f"--{name} 1.5 --loss {loss}", f"_prepare.config.{name}", 1.5)
         for name, loss in (
-            ("mixing", "mixed-barlow-twins"), ("invariance", "frossl"), ("variance", "vicreg"),
-            ("covariance", "vicreg"),
+            ("lambd", "barlow-twins"), ("mixing", "mixed-barlow-twins"), ("invariance", "frossl"),
+            ("variance", "vicreg"), ("covariance", "vicreg"),
         )
     },
     "small_size": ("--small-views 2 --small-size 5", "_prepare.config.small_size", 5),
@@ -234,7 +234,7 @@ def test_what_is_said_last_holds(pretraining: Calls):
     found = chosen(pretraining, *file, "--lambd", 0.25, "--seed", 4, "--dim", 12, "seed=5")
     assert found == replace(configure("cifar100"), **expected)
     # An option names another preset than the file.
-    assert chosen(pretraining, *file, "--preset", "digits").epochs == 100
+    assert chosen(pretraining, *file, "--preset", "stl10").epochs == 400
 
 
 def saved(**settings: Any) -> PretrainConfig:

@@ -30,7 +30,12 @@ def objects(tmp_path_factory) -> dict[str, object]:
         torch.zeros(4, 1, 8, 8, dtype=torch.uint8), None, 10,
     )  # fmt: skip
     config = training.configure(
-        "digits", views="digits", batch_size=4, projector=(8, 8), encoder_widths=(4, 4)
+        "digits",
+        loss="barlow-twins",
+        views="digits",
+        batch_size=4,
+        projector=(8, 8),
+        encoder_widths=(4, 4),
     )
     shards = tmp_path_factory.mktemp("shards")
     pack(FolderSource(folder), shards)

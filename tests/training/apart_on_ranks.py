@@ -21,7 +21,8 @@ from barlow_fast.training import Feeding, Hook, Ranks, Trainer, configure
 IMAGES = 48  # three steps of eight images on each rank
 
 CONFIG = configure(
-    "digits", epochs=1, batch_size=16, encoder_widths=(8,), projector=(16, 16), warmup_epochs=0,
+    "digits", loss="barlow-twins",
+    epochs=1, batch_size=16, encoder_widths=(8,), projector=(16, 16), warmup_epochs=0,
     views="cifar", precision="fp32",
 )  # fmt: skip
 

@@ -11,7 +11,8 @@ from barlow_fast.data import ImageDataset, load
 from barlow_fast.training import Trainer, configure
 
 CONFIG = configure(
-    "digits", epochs=2, batch_size=32, encoder_widths=(8, 16), projector=(32, 64), warmup_epochs=0,
+    "digits", loss="barlow-twins",
+    epochs=2, batch_size=32, encoder_widths=(8, 16), projector=(32, 64), warmup_epochs=0,
     evaluate_every=1, optimizer="lars", learning_rate=0.2, precision="fp32",
 )  # fmt: skip
 

@@ -16,7 +16,12 @@ from barlow_fast.training.feeding import view_sizes
 
 CPU = torch.device("cpu")
 CONFIG = configure(
-    "digits", batch_size=64, encoder_widths=(16, 32), projector=(128, 256), precision="fp32"
+    "digits",
+    loss="barlow-twins",
+    batch_size=64,
+    encoder_widths=(16, 32),
+    projector=(128, 256),
+    precision="fp32",
 )
 
 

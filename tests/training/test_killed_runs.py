@@ -149,5 +149,5 @@ def test_auto_starts_anew_where_nothing_is_and_continues(tmp_path: Path):
     assert "resuming" not in begun.output
     resumed = pretrain("--resume", checkpoint, "keep_checkpoints=5", "--backend", "aten")
     assert "resuming  after step 9 of 9" in resumed.output
-    for wrong, message in (("lambd=0.1", "lambd is 0.0051 there"), ("seed=3", "seed is 0")):
+    for wrong, message in (("invariance=2", "invariance is None there"), ("seed=3", "seed is 0")):
         assert message in pretrain("--resume", checkpoint, wrong, code=2).stderr

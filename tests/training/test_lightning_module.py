@@ -24,7 +24,8 @@ library = importlib.import_module(
 )  # of the Lightning imported here
 VIEWS = PRESETS["digits"]
 CONFIG = configure(
-    "digits", epochs=2, batch_size=64, encoder_widths=(4, 8), projector=(16, 24), warmup_epochs=1,
+    "digits", loss="barlow-twins",
+    epochs=2, batch_size=64, encoder_widths=(4, 8), projector=(16, 24), warmup_epochs=1,
     precision="fp32", optimizer="lars", learning_rate=0.3, bias_learning_rate=0.01,
 )  # fmt: skip
 NORMALISED = {"channels": 1, "image_size": 8, "mean": VIEWS.mean, "std": VIEWS.std}

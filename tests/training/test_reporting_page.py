@@ -52,7 +52,8 @@ class Outline(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def trained(small_digits) -> Trainer:
     config = configure(
-        "digits", epochs=2, batch_size=32, encoder_widths=(8, 16), projector=(32, 64),
+        "digits", loss="barlow-twins",
+        epochs=2, batch_size=32, encoder_widths=(8, 16), projector=(32, 64),
         warmup_epochs=1, evaluate_every=1,
     )  # fmt: skip
     trainer = Trainer(config, small_digits)

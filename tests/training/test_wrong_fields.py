@@ -30,7 +30,8 @@ WRONG = ["x", -1, 1.5, None, True, [], {}, ["x"], {"x": "x"}, torch.zeros(2, 3),
 @pytest.fixture(scope="module")
 def config() -> PretrainConfig:
     return configure(
-        "digits", encoder_widths=(4,), projector=(8, 12), epochs=2, evaluate_every=1,
+        "digits", loss="barlow-twins",
+        encoder_widths=(4,), projector=(8, 12), epochs=2, evaluate_every=1,
         batch_size=64, precision="fp32",
     )  # fmt: skip
 
