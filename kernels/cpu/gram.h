@@ -17,6 +17,7 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
                   Unit<Op>* out) {
   using A = Acc<Op>;
   constexpr int lanes = kLanes<A>;
+  constexpr int64_t ahead = 128;  // elements: more rows are read side by side than the hardware reads ahead of
   const int64_t depth = round_up(count, kDepthStep<Op>);
   const A* mean = static_cast<const A*>(task.norm.mean) + column;
   const A* rstd = static_cast<const A*>(task.norm.rstd) + column;
@@ -40,6 +41,7 @@ void pack_samples(const GramTask& task, int64_t row_begin, int64_t row_end, int6
         Vector<A> hat[2] = {};
         BARLOW_FAST_UNROLL
         for (int v = 0; v < Op::kDepth; ++v) {
+          __builtin_prefetch(from + v * lanes + ahead, 0, 2);
           const Vector<A> x = load_some<A, E>(from + v * lanes, count - k - v * lanes);
           hat[v] = rounded<Op>(standardised<A>(x, m[v], s[v], t[v]), task.operand);
         }
@@ -311,8 +313,6 @@ void pack_gram_in(const PackGramTask& task) {
 
 // ---- gradients ----------------------------------------------------------------------------------------------------
 
-constexpr int64_t kAhead = 16;  // rows that are read together, and of lead for prefetching
-
 inline int64_t most_links(const GramGradientTask& task) {
   int64_t most = 0;
   for (int64_t i = 0; i < task.gradient_count; ++i) most = larger(most, task.gradients[i].link_count);
@@ -378,8 +378,7 @@ void stage_columns(const GramGradientTask& task, const GramGradientScratch<Op>& 
           for (int v = 0; v < 2; ++v) {
             if (n + e < task.n) {
               const auto* from = row_of<E>(z, n + e) + column + v * lanes;
-              // Rows are too far apart for the hardware to foresee the next one.
-              __builtin_prefetch(row_of<E>(z, smaller(n + e + kAhead, task.n - 1)) + column + v * lanes);
+              read_below(z, from);
               hat[e][v] = standardised<A>(load_some<A, E>(from, count - v * lanes), mean[v], rstd[v], shift[v]);
             }
             store(to + (n + e) * panel + v * lanes, hat[e][v]);

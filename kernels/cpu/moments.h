@@ -1,73 +1,108 @@
 // Column moments of both views, or of any number, in one read, and z_hat itself for those who need it in memory.
 //
-// Strips of two vectors of columns and 64 rows stay in the first-level cache while they are passed over twice: once for
-// their mean, once for the squares about it, with the residual sum(x - mean) correcting the mean's rounding. Strips then
-// merge in double (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
-// 1979):  delta = mean' - mean,  mean += delta n' / (n + n'),  M2 += M2' + delta^2 n n' / (n + n').
+// Sums are about a shift, the mean of the rows before: products of what is left lose no digits to it, as what they exceed
+// those about the mean by is in the merged moments as well. Blocks of kMomentRows rows, whose sums are of the accumulation
+// type, merge in double (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+// variances", 1979):  delta = mean' - mean,  mean += delta n' / (n + n'),  M2 += M2' + delta^2 n n' / (n + n').
 
-constexpr int kMomentRows = 64;
+// kShiftRows: the rows, spread over the first block, whose mean is its shift. With k of n rows, n times the square of what
+// it is off by is at most (n - k) / k of M2: two bits are lost at worst.
+constexpr int kMomentRows = 64, kShiftRows = 16;
+
+// Vectors of columns that are read together: rows may lie so far apart that their parts fall into few cache sets, where
+// what is not read at once would be evicted. As many as have their sums in registers.
+#if defined(__AVX512F__) || defined(BARLOW_FAST_NEON)
+constexpr int kPairVectors = 4;
+#else
+constexpr int kPairVectors = 2;
+#endif
+
+// By column of a block: its shifts, and the sums of both views' rows less these, of their squares and products.
+template <class A>
+struct PairSums {
+  static constexpr int kColumns = kPairVectors * kLanes<A>;
+  A shift[2][kColumns] = {}, rest[2][kColumns], squares[2][kColumns], products[kColumns];
+
+  // Of every `step`-th of rows [begin, end) and columns [column, column + width).
+  template <Element E, bool Whole>
+  void sum(const MomentsTask& task, int64_t begin, int64_t end, int64_t step, int64_t column, int64_t width) {
+    constexpr int lanes = kLanes<A>, vectors = kPairVectors;
+    Vector<A> s[2][vectors], first[2][vectors] = {}, second[2][vectors] = {}, both[vectors] = {};
+    for (int view = 0; view < 2; ++view) {
+      for (int v = 0; v < vectors; ++v) s[view][v] = load(shift[view] + v * lanes);
+    }
+    for (int64_t row = begin; row < end; row += step) {
+      const auto *a = row_of<E>(task.a, row) + column, *b = row_of<E>(task.b, row) + column;
+      BARLOW_FAST_UNROLL
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t at = v * lanes, left = Whole ? lanes : width - at;
+        read_below(task.a, a + at);
+        read_below(task.b, b + at);
+        const Vector<A> x = load_some<A, E>(a + at, left) - s[0][v], y = load_some<A, E>(b + at, left) - s[1][v];
+        first[0][v] += x;
+        first[1][v] += y;
+        second[0][v] += x * x;
+        second[1][v] += y * y;
+        both[v] += x * y;
+      }
+    }
+    for (int v = 0; v < vectors; ++v) {
+      for (int view = 0; view < 2; ++view) {
+        store(rest[view] + v * lanes, first[view][v]);
+        store(squares[view] + v * lanes, second[view][v]);
+      }
+      store(products + v * lanes, both[v]);
+    }
+  }
+};
 
 template <class A, Element E>
 void moments_in(const MomentsTask& task) {
-  constexpr int lanes = kLanes<A>, strip = 2 * lanes;
+  constexpr int columns = PairSums<A>::kColumns;
+  PairSums<A> s;
   for (int64_t begin = task.row_begin; begin < task.row_end; begin += kMomentRows) {
     const int64_t end = smaller(begin + kMomentRows, task.row_end);
     const double count = static_cast<double>(end - begin), before = static_cast<double>(begin - task.row_begin);
     const double share = count / (before + count), both = before * share;
-    const A inverse = static_cast<A>(1) / static_cast<A>(end - begin);
-    for (int64_t column = task.column_begin; column < task.column_end; column += strip) {
-      const int64_t width = smaller(strip, task.column_end - column);
-      Vector<A> mean_a[2] = {}, mean_b[2] = {};
-      for (int64_t row = begin; row < end; ++row) {
-        const auto* a = row_of<E>(task.a, row) + column;
-        const auto* b = row_of<E>(task.b, row) + column;
-        // The next strip of this row: rows are too far apart for the hardware to foresee.
-        __builtin_prefetch(a + strip);
-        __builtin_prefetch(b + strip);
-        __builtin_prefetch(a + strip + lanes);
-        __builtin_prefetch(b + strip + lanes);
-        BARLOW_FAST_UNROLL
-        for (int v = 0; v < 2; ++v) {
-          mean_a[v] += load_some<A, E>(a + v * lanes, width - v * lanes);
-          mean_b[v] += load_some<A, E>(b + v * lanes, width - v * lanes);
+    for (int64_t column = task.column_begin; column < task.column_end; column += columns) {
+      const int64_t width = smaller(columns, task.column_end - column);
+      const auto sum = [&](int64_t step) {
+        if (width == columns) {
+          s.template sum<E, true>(task, begin, end, step, column, width);
+        } else {
+          s.template sum<E, false>(task, begin, end, step, column, width);
+        }
+      };
+      double* __restrict mean[2] = {task.out + column, task.out + task.out_stride + column};
+      double* __restrict m2[2] = {mean[1] + task.out_stride, mean[1] + 2 * task.out_stride};
+      double* __restrict comoment = mean[1] + 3 * task.out_stride;
+      if (before == 0) {
+        for (int view = 0; view < 2; ++view) {
+          for (int c = 0; c < columns; ++c) s.shift[view][c] = 0;
+        }
+        const int64_t step = larger((end - begin) / kShiftRows, 1), summed = (end - begin + step - 1) / step;
+        sum(step);
+        for (int view = 0; view < 2; ++view) {
+          for (int c = 0; c < columns; ++c) s.shift[view][c] = s.rest[view][c] / static_cast<A>(summed);
+          for (int64_t c = 0; c < width; ++c) mean[view][c] = m2[view][c] = 0;
+        }
+        for (int64_t c = 0; c < width; ++c) comoment[c] = 0;
+      } else {
+        for (int view = 0; view < 2; ++view) {
+          for (int64_t c = 0; c < width; ++c) s.shift[view][c] = static_cast<A>(mean[view][c]);
         }
       }
-      Vector<A> rest_a[2] = {}, rest_b[2] = {}, m2_a[2] = {}, m2_b[2] = {}, cross[2] = {};
-      BARLOW_FAST_UNROLL
-      for (int v = 0; v < 2; ++v) {
-        mean_a[v] *= broadcast(inverse);
-        mean_b[v] *= broadcast(inverse);
-      }
-      for (int64_t row = begin; row < end; ++row) {
-        const auto* a = row_of<E>(task.a, row) + column;
-        const auto* b = row_of<E>(task.b, row) + column;
-        BARLOW_FAST_UNROLL
-        for (int v = 0; v < 2; ++v) {
-          const Vector<A> x = load_some<A, E>(a + v * lanes, width - v * lanes) - mean_a[v];
-          const Vector<A> y = load_some<A, E>(b + v * lanes, width - v * lanes) - mean_b[v];
-          rest_a[v] += x;
-          rest_b[v] += y;
-          m2_a[v] += x * x;
-          m2_b[v] += y * y;
-          cross[v] += x * y;
-        }
-      }
-      double* out = task.out + column;
-      const int64_t stride = task.out_stride;
+      sum(1);
+      // The products are about the shifts: move them to the block's means, and these to those of the rows before.
       for (int64_t c = 0; c < width; ++c) {
-        const int64_t v = c / lanes, lane = c % lanes;
-        double total[5] = {};
-        if (before > 0) {
-          for (int k = 0; k < 5; ++k) total[k] = out[k * stride + c];
+        double off[2], delta[2];
+        for (int view = 0; view < 2; ++view) {
+          off[view] = s.rest[view][c] / count;
+          delta[view] = s.shift[view][c] + off[view] - mean[view][c];
+          mean[view][c] += delta[view] * share;
+          m2[view][c] += s.squares[view][c] - count * off[view] * off[view] + delta[view] * delta[view] * both;
         }
-        // The squares are about the rounded mean: move them to the true one, which is off by rest / count.
-        const double off_a = rest_a[v][lane] / count, off_b = rest_b[v][lane] / count;
-        const double delta_a = mean_a[v][lane] + off_a - total[0], delta_b = mean_b[v][lane] + off_b - total[1];
-        out[c] = total[0] + delta_a * share;
-        out[stride + c] = total[1] + delta_b * share;
-        out[2 * stride + c] = total[2] + m2_a[v][lane] - count * off_a * off_a + delta_a * delta_a * both;
-        out[3 * stride + c] = total[3] + m2_b[v][lane] - count * off_b * off_b + delta_b * delta_b * both;
-        out[4 * stride + c] = total[4] + cross[v][lane] - count * off_a * off_b + delta_a * delta_b * both;
+        comoment[c] += s.products[c] - count * off[0] * off[1] + delta[0] * delta[1] * both;
       }
     }
   }
@@ -130,7 +165,6 @@ template <class A, Element E>
 void shift_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, int64_t view, int64_t begin, int64_t end,
                  int64_t column, int64_t width) {
   constexpr int lanes = kLanes<A>, vectors = kMomentVectors;
-  constexpr int64_t ahead = 8;  // rows of lead for prefetching: the hardware does not foresee the next one
   const View& z = task.views[view];
   const double count = static_cast<double>(end - begin), before = static_cast<double>(begin - task.row_begin);
   double* means = task.means + view * task.stride + column;
@@ -145,7 +179,7 @@ void shift_block(const ViewMomentsTask& task, const ViewMomentsScratch<A>& s, in
     const auto* from = row_of<E>(z, row) + column;
     BARLOW_FAST_UNROLL
     for (int v = 0; v < vectors; ++v) {
-      __builtin_prefetch(from + ahead * z.stride + v * lanes);
+      read_below(z, from + v * lanes);
       const Vector<A> x = load_some<A, E>(from + v * lanes, width - v * lanes) - shift[v];
       rest[v] += x;
       store(to + v * s.kVector, x);

@@ -282,6 +282,14 @@ BARLOW_FAST_INLINE typename ElementOf<E>::type* row_of(const Output& out, int64_
   return static_cast<typename ElementOf<E>::type*>(out.data) + row * out.stride;
 }
 
+// Reads what lies a few rows below into the second-level cache. The hardware foresees the next lines of a row and not the
+// next row; in the first-level cache rows that lie powers of two apart would evict each other.
+constexpr int64_t kAhead = 16;
+template <class T>
+BARLOW_FAST_INLINE void read_below(const View& z, const T* p) {
+  __builtin_prefetch(p + kAhead * z.stride, 0, 2);
+}
+
 // ---- operand types of the matrix products -------------------------------------------------------------------------
 // A `Unit` is what one lane holds: one value, or for bf16 a pair of neighbours along the summed index, which is what
 // the dot-product instruction multiplies.
