@@ -406,9 +406,9 @@ void add_moments(Steps& steps, const View& a, const View& b, int64_t n, int64_t 
   double* parts = static_cast<double*>(call_scratch.get(static_cast<size_t>(row_parts * 5 * d) * sizeof(double)));
   steps.add(row_parts * column_parts, [=, rows = rows, columns = columns](int64_t i) {
     const int64_t part = i / column_parts, column = i % column_parts * columns;
-    const MomentsTask task{a, b, part * rows, std::min(n, (part + 1) * rows), column, std::min(d, column + columns),
-                           parts + part * 5 * d, d, accumulation};
-    primitives().moments(task);
+    double* to = parts + part * 5 * d;
+    primitives().moments({a, b, part * rows, std::min(n, (part + 1) * rows), column, std::min(d, column + columns),
+                          {to, to + d, to + 2 * d, to + 3 * d, to + 4 * d}, accumulation});
   });
   steps.add(ceil_div(d, kMergedColumns), [=, rows = rows](int64_t i) {
     const int64_t begin = i * kMergedColumns, end = std::min(d, begin + kMergedColumns);
@@ -492,8 +492,15 @@ void view_moments(const std::vector<Tensor>& z, int64_t operand_code, Tensor mea
   steps.add(static_cast<int64_t>(parts.size()) * column_parts, [&, rows = rows, columns = columns](int64_t i) {
     const int64_t part = i / column_parts, column = i % column_parts * columns;
     const auto [to_means, to_comoments] = parts[static_cast<size_t>(part)];
-    const ViewMomentsTask task{views.data(), count, part * rows, std::min(n, (part + 1) * rows), column,
-                               std::min(d, column + columns), to_means, to_comoments, d, accumulation};
+    const int64_t row = part * rows, row_end = std::min(n, row + rows), column_end = std::min(d, column + columns);
+    if (count == 2) {
+      primitives().moments({views[0], views[1], row, row_end, column, column_end,
+                            {to_means, to_means + d, to_comoments, to_comoments + 3 * d, to_comoments + 2 * d},
+                            accumulation});
+      return;
+    }
+    const ViewMomentsTask task{views.data(), count, row, row_end, column, column_end, to_means, to_comoments, d,
+                               accumulation};
     primitives().view_moments(task, task_scratch.get(primitives().view_moments_scratch(task)));
   });
   steps.add(column_parts, [&, rows = rows, columns = columns](int64_t i) {

@@ -45,13 +45,12 @@ struct Caches {
   int64_t first, second;
 };
 
-// Moments of rows [row_begin, row_end) and columns [column_begin, column_end) of both views, in double:
-// out[k * out_stride + column] with k = mean_a, mean_b, m2_a, m2_b, comoment.
+// Moments of rows [row_begin, row_end) and columns [column_begin, column_end) of both views, in double, each (D,):
+// mean_a, mean_b, m2_a, m2_b, comoment.
 struct MomentsTask {
   View a, b;
   int64_t row_begin, row_end, column_begin, column_end;
-  double* out;
-  int64_t out_stride;
+  double* out[5];
   Element accumulation;
 };
 

@@ -73,9 +73,9 @@ void moments_in(const MomentsTask& task) {
           s.template sum<E, false>(task, begin, end, step, column, width);
         }
       };
-      double* __restrict mean[2] = {task.out + column, task.out + task.out_stride + column};
-      double* __restrict m2[2] = {mean[1] + task.out_stride, mean[1] + 2 * task.out_stride};
-      double* __restrict comoment = mean[1] + 3 * task.out_stride;
+      double* __restrict mean[2] = {task.out[0] + column, task.out[1] + column};
+      double* __restrict m2[2] = {task.out[2] + column, task.out[3] + column};
+      double* __restrict comoment = task.out[4] + column;
       if (before == 0) {
         for (int view = 0; view < 2; ++view) {
           for (int c = 0; c < columns; ++c) s.shift[view][c] = 0;

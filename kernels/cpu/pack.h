@@ -122,7 +122,7 @@ struct Window {
 };
 
 // Reads what comes next of both views into the second-level cache, a few lines with each of `products` products, while
-// memory is idle. Where it takes more than an eighth of that cache nothing is read: it would evict what is multiplied.
+// memory is idle: what fits into a quarter of that cache, as more would evict what is multiplied.
 class ReadAhead {
  public:
   ReadAhead(const Window (&windows)[2], int64_t products, const Caches& caches) {
@@ -134,10 +134,11 @@ class ReadAhead {
       parts_[count_++] = {from, w.z.stride * size, width, w.rows};
       lines += w.rows * ((width + kLine - 1) / kLine);
     }
-    if (lines * kLine <= caches.second / 8) each_ = (lines + products - 1) / products;
+    left_ = smaller(lines, caches.second / 4 / kLine);
+    each_ = (left_ + products - 1) / products;
   }
   BARLOW_FAST_INLINE void next() {
-    for (int64_t line = 0; line < each_ && part_ < count_; ++line) {
+    for (int64_t line = 0; line < each_ && left_ > 0; ++line, --left_) {
       Part& part = parts_[part_];
       __builtin_prefetch(part.row + at_, 0, 2);
       at_ += kLine;
@@ -155,7 +156,7 @@ class ReadAhead {
     int64_t stride, width, rows;  // bytes; rows that are left
   };
   Part parts_[2];
-  int64_t count_ = 0, part_ = 0, at_ = 0, each_ = 0;
+  int64_t count_ = 0, part_ = 0, at_ = 0, each_ = 0, left_ = 0;
 };
 
 // Adds the sums of a full tile.
