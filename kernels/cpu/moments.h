@@ -131,9 +131,8 @@ void moments(const MomentsTask& task) {
 
 // ---- moments of any number of views --------------------------------------------------------------------------------
 
-// Views whose co-moments with as many others are summed in registers; vectors of columns that are read together: rows may
-// lie so far apart that their parts fall into few cache sets, where what is not read at once would be evicted, and the
-// hardware reads ahead only within a row.
+// Views whose co-moments with as many others are summed in registers; vectors of columns that are read together, for the
+// reason of kPairVectors.
 #if defined(__AVX512F__) || defined(BARLOW_FAST_NEON)
 constexpr int kMomentViews = 4, kMomentVectors = 8;
 #else
