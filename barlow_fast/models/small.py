@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class SmallEncoder(nn.Sequential):
@@ -48,5 +49,27 @@ class SmallEncoder(nn.Sequential):
                     nn.ReLU(inplace=True),
                 ]
                 channels = width
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(grid), nn.Flatten())
+        super().__init__(*layers, GridPool(grid), nn.Flatten())
         self.features = widths[-1] * grid**2
+
+
+class GridPool(nn.AdaptiveAvgPool2d):
+    """`nn.AdaptiveAvgPool2d` to grid x grid positions, whose gradient has the layout of its input.
+
+    A flattening behind it returns a contiguous gradient. In a network in channels-last layout, the
+    backward passes of the pooling and of the layers before would copy or stride through it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, grid, grid)."""
+        already = input.shape[-2:] == (self.output_size, self.output_size)
+        output = input if already else super().forward(input)
+        # The compiler chooses layouts itself.
+        eager = output.requires_grad and not torch.compiler.is_compiling()
+        if eager and output.is_contiguous(memory_format=torch.channels_last):
+            output.register_hook(_in_channels_last)
+        return output
+
+
+def _in_channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)

@@ -97,3 +97,19 @@ def test_views_of_two_sizes_come_back_in_their_order(one_pass: bool):
     model.encoder.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
     model(*views)
     assert seen == ([10, 10, 5] if one_pass else [5] * 5)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [4, 9])
+def test_pooling_takes_its_gradient_in_the_layout_of_the_network(size: int, layout):
+    images = torch.rand(2, 8, size, size).to(memory_format=layout).requires_grad_()
+    weights = torch.rand(2, 8 * 4**2)
+    arrived, found = [], []
+    for pool in (SmallEncoder(3, (4, 8), grid=4)[-2], nn.AdaptiveAvgPool2d(4)):
+        output = pool(images)
+        output.register_hook(arrived.append)
+        gradient = torch.autograd.grad((output.flatten(1) * weights).sum(), images)[0]
+        found.append((output, gradient))
+    torch.testing.assert_close(*found)
+    assert arrived[0].is_contiguous(memory_format=layout)
+    assert arrived[1].is_contiguous()  # what a flattening returns: without a hook it stays so
