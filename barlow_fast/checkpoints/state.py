@@ -52,15 +52,23 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
     Raises:
         ValueError: tensors of other shapes or names, or settings of other types.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    names = _STATE_NAMES[type(optimizer).__name__]
+    # Of every parameter: its shape, and what is kept of it.
+    known = [
+        (p.shape, _MOMENTUM if group.get(MATRICES) else _STATE_NAMES[type(optimizer).__name__])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
     for index, values in state["state"].items():
-        like = parameters[index].shape if index < len(parameters) else None
+        if index >= len(known):
+            raise ValueError(f"the optimizer's state {index} is of no parameter")
+        like, names = known[index]
         if set(values) != names:
             raise ValueError(f"the optimizer's state {index} is not {', '.join(sorted(names))}")
         if any(value.shape not in ((), like) for value in values.values()):
             raise ValueError(f"the optimizer's state {index} is not of the shape of its parameter")
     for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        if ours.get(MATRICES) is not theirs.get(MATRICES):
+            raise ValueError("the optimizer's matrices are others")
         # The rate is that of a step, and set before each.
         wrong = [
             key
@@ -71,11 +79,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
             raise ValueError(f"the optimizer's {wrong[0]} is {_shown(theirs[wrong[0]])}")
 
 
-_STATE_NAMES = {
-    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
-    "LARS": {"momentum_buffer"},
-    "SGD": {"momentum_buffer"},
-}
+MATRICES = "matrices"  # of a group of Muon: whether it is one of them
+_ADAMW, _MOMENTUM = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}
+# Muon's are those of what is no matrix.
+_STATE_NAMES = {"AdamW": _ADAMW, "LARS": _MOMENTUM, "Muon": _ADAMW, "SGD": _MOMENTUM}
 
 
 def _same_setting(ours: Any, theirs: Any) -> bool:

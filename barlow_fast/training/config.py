@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Optional
 from ..losses.catalogue import BARLOW_TWINS, LOSSES
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-OPTIMIZERS = ("adamw", "lars", "sgd")
+MUON = "muon"
+OPTIMIZERS = ("adamw", "lars", "sgd", MUON)
 PARALLEL = ("ddp", "fsdp")
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 STEMS = ("auto", "imagenet", "small")
@@ -83,7 +84,7 @@ class PretrainConfig:
     learning_rate: float = 2e-3  # peak, of weights
     bias_learning_rate: Optional[float] = None  # noqa: UP045 - of biases and norms
     reference_batch_size: Optional[int] = None  # noqa: UP045 - learning rates are per so many images
-    momentum: float = 0.9  # of LARS and SGD
+    momentum: float = 0.9  # of LARS, SGD and Muon
     trust_coefficient: float = 0.001  # of LARS
     weight_decay: float = 1e-4  # of weights; biases and norms have none
     warmup_epochs: int = 5
@@ -181,6 +182,8 @@ class PretrainConfig:
         ):  # fmt: skip
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {accepted}, got {getattr(self, name)!r}")
+        if self.optimizer == MUON and self.parallel == "fsdp":
+            raise ValueError("optimizer muon updates whole matrices, which parallel=fsdp shards")
         self._check_views()
         self._check_weights()
 

@@ -12,8 +12,9 @@ import torch
 from .. import explain
 from ..explain import Plan
 from ..losses.catalogue import MIXED
-from ..models import checkpoint_activations
-from .config import PretrainConfig
+from ..models import BarlowTwinsModel, checkpoint_activations
+from .config import MUON, PretrainConfig
+from .muon import matrices
 from .network import build_network
 
 # Temporaries of single operations, the allocator's rounding, the libraries' workspaces.
@@ -136,16 +137,18 @@ def estimate_memory(
     return Memory(
         parameters=weights // shards,
         gradients=weights // shards,
-        optimizer=_states(config) * weights // shards,
+        optimizer=_optimizer_bytes(config, model, weights) // shards,
         activations=int(saved / 2 * micro / share),
         batch=views + 2 * embeddings,
         loss=int(plan.costs[plan.form].extra_bytes),
     )
 
 
-def _states(config: PretrainConfig) -> int:
-    """Tensors that the optimizer keeps of each weight."""
-    return 2 if config.optimizer == "adamw" else int(config.momentum > 0)
+def _optimizer_bytes(config: PretrainConfig, model: BarlowTwinsModel, weights: int) -> int:
+    """Of what the optimizer keeps of so many bytes of weights."""
+    if config.optimizer == MUON:
+        return 2 * weights - sum(p.numel() * p.element_size() for p in matrices(model.encoder))
+    return weights * (2 if config.optimizer == "adamw" else int(config.momentum > 0))
 
 
 def _saved_bytes(model: torch.nn.Module, channels: int, sizes: Sequence[int], batch: int) -> int:

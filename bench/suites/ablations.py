@@ -42,9 +42,9 @@ def _projector(config: Any, width: float) -> list[str]:
 
 
 def _batch(config: Any, size: float) -> list[str]:
-    """Learning rates follow: with LARS and SGD as the batch size, with AdamW as its root."""
+    """Learning rates follow: with LARS and SGD as the batch size, with the others as its root."""
     ratio = size / config.batch_size
-    ratio = math.sqrt(ratio) if config.optimizer == "adamw" else ratio
+    ratio = ratio if config.optimizer in ("lars", "sgd") else math.sqrt(ratio)
     texts = [f"batch_size={int(size)}", f"learning_rate={config.learning_rate * ratio:.6g}"]
     if config.bias_learning_rate is not None:
         texts += [f"bias_learning_rate={config.bias_learning_rate * ratio:.6g}"]

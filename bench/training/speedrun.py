@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from barlow_fast.checkpoints.training import earlier, load_checkpoint
-from barlow_fast.data import ImageDataset
+from barlow_fast.data import Batch, ImageDataset
 from barlow_fast.data.datasets import SYSTEM_FASHION_MNIST, load_fashion_mnist
 from barlow_fast.evaluation import ImageFormat, dataset_splits, evaluate_transfer
 from barlow_fast.evaluation.features import AVERAGE_POOL, StageFeatures
@@ -51,6 +51,7 @@ MARGIN = 0.97  # of the time that is left after them
 VIEWS = "views."  # prefix of changes of the views
 FEATURES = "features"
 AVERAGE = "average"
+SIZES = "sizes"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Recipe:
         changes: `name=value` texts: settings of `PretrainConfig`; `views.NAME=VALUE`, a field of
             `ViewSpecification` in both views; `features=[Feature2,output]`, stages whose pooled
             outputs are judged side by side; `average=3`, epochs at whose ends the weights that are
-            judged were, in the mean.
+            judged were, in the mean; `sizes=[16,20,28]`, pixels a side of the views of the first
+            epochs, the last one of all others too.
     """
 
     sentence: str
@@ -98,12 +100,14 @@ class Plan:
         views: YAML of the views: their content, since presets change.
         features: stages that are judged; empty for the encoder's output.
         average: last epochs whose weights are averaged.
+        sizes: of the views by epoch; empty: those that `views` states.
     """
 
     config: PretrainConfig
     views: str
     features: tuple[str, ...] = ()
     average: int = 1
+    sizes: tuple[int, ...] = ()
 
 
 def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
@@ -116,6 +120,7 @@ def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
     fields: dict[str, Any] = {}
     features: tuple[str, ...] = ()
     average = 1
+    sizes: tuple[int, ...] = ()
     for text in (*recipe.changes, *more):
         name, equals, value = text.partition("=")
         if name == FEATURES and equals:
@@ -129,6 +134,11 @@ def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
             average = parse_yaml(value)
             if type(average) is not int or average < 1:
                 raise ValueError(f"average must be a number of epochs from 1 on, got {value}")
+        elif name == SIZES and equals:
+            found = parse_yaml(value)
+            if not isinstance(found, list) or not all(type(n) is int and n > 0 for n in found):
+                raise ValueError(f"sizes must be pixels such as [16,20,28], got {value}")
+            sizes = tuple(found)
         elif name.startswith(VIEWS) and equals:
             fields[name.removeprefix(VIEWS)] = parse_yaml(value)
         else:
@@ -141,7 +151,7 @@ def planned(recipe: Recipe, more: Sequence[str] = ()) -> Plan:
             f"unknown field of a view: {', '.join(unknown)}; there are {', '.join(known)}"
         )
     changed = tuple(replace(view, **fields) for view in base.views)
-    return Plan(config, replace(base, views=changed).to_yaml(), features, average)
+    return Plan(config, replace(base, views=changed).to_yaml(), features, average, sizes)
 
 
 def images_of(split: str, count: int | None = None) -> ImageDataset:
@@ -213,6 +223,25 @@ class Log:
         return sum(line[key] for line in [*([timing] if timing else []), *self.epochs()])
 
 
+class _Resizing(Trainer):
+    """A trainer whose views are made smaller in some epochs."""
+
+    sizes: tuple[int, ...] = ()
+
+    def next_batch(self) -> Batch:
+        batch = super().next_batch()
+        size = self.sizes[min(self.epoch, len(self.sizes) - 1)] if self.sizes else None
+        if size in (None, batch.views[0].shape[-1]):
+            return batch
+        views = [
+            nn.functional.interpolate(view, (size, size), mode="bilinear", antialias=True)
+            for view in batch.views
+        ]
+        # Resampling returns the contiguous layout.
+        views = [view.to(memory_format=torch.channels_last) for view in views]
+        return batch._replace(views=tuple(views))
+
+
 class _OutOfTime(Exception):
     """Another epoch would exceed the budget."""
 
@@ -275,6 +304,8 @@ class Run:
                torch.get_num_threads()]  # fmt: skip
         if self.plan.average > 1:  # other checkpoints are kept
             key += [self.plan.average]
+        if self.plan.sizes:
+            key += [self.plan.sizes]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
         return f"{digest}-seed{self.seed}"
 
@@ -323,6 +354,8 @@ class Run:
         """With the epochs that fit into the budget, or those of the interrupted run."""
         if self.minutes is None:
             return config
+        if self.plan.sizes:
+            raise ValueError("sizes are by epoch: give --epochs, not --minutes")
         timing = log.find("timing")
         if timing is None:
             begun, cpu = time.perf_counter(), time.process_time()
@@ -346,7 +379,8 @@ class Run:
         """By `Trainer`, which is shown no labels and no image that is judged on."""
         path = place / "checkpoint.pt"
         hook = _Epochs(log, self.minutes)
-        with Trainer(config, unlabelled(self.data), "cpu", path, [hook]) as trainer:
+        with _Resizing(config, unlabelled(self.data), "cpu", path, [hook]) as trainer:
+            trainer.sizes = self.plan.sizes
             if path.exists():
                 trainer.resume(path)
             if not hook.full():
@@ -360,6 +394,8 @@ class Run:
     def _check_lightly(self) -> None:
         if self.plan.average > 1:
             raise ValueError("lightly's runs keep no checkpoints whose weights could be averaged")
+        if self.plan.sizes:
+            raise ValueError("lightly's runs have views of one size")
         if self.plan.config.loss != BARLOW_TWINS:
             raise ValueError(
                 f"lightly's runs train by its BarlowTwinsLoss, not by {self.plan.config.loss}: "

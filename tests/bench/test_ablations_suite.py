@@ -41,7 +41,9 @@ def test_the_last_width_of_the_projector_is_varied():
     assert {config.epochs for config in configs.values()} == {3}
 
 
-@pytest.mark.parametrize(("optimizer", "ratio"), [("adamw", 2.0), ("lars", 4.0), ("sgd", 4.0)])
+@pytest.mark.parametrize(
+    ("optimizer", "ratio"), [("adamw", 2.0), ("muon", 2.0), ("lars", 4.0), ("sgd", 4.0)]
+)
 def test_learning_rates_follow_the_batch_size(optimizer, ratio):
     configs = planned("batch", f"optimizer={optimizer}", "batch_size=512", "learning_rate=0.1",
                       "bias_learning_rate=0.01")  # fmt: skip

@@ -76,6 +76,8 @@ def test_of_one_setting_the_last_change_counts():
         ("features=output", "features must be names of stages"),
         ("average=0", "average must be a number of epochs from 1 on, got 0"),
         ("average=true", "average must be a number of epochs"),
+        ("sizes=16", r"sizes must be pixels such as \[16,20,28\], got 16"),
+        ("sizes=[16,0]", "sizes must be pixels"),
         ("epochs", "name=value"),
     ],
 )
@@ -203,6 +205,26 @@ def test_what_is_judged_has_the_averaged_weights(tmp_path, monkeypatch):
     mean = speedrun.averaged([path, earlier(path, 1)])
     for name, value in judged[0].state_dict().items():
         assert torch.equal(value, mean[f"encoder.{name}"]), name
+
+
+def test_views_have_the_sizes_of_their_epochs(tmp_path, monkeypatch):
+    seen = []
+    backward = speedrun.Trainer._backward
+
+    def note(trainer, batch):
+        seen.append((trainer.epoch, *{view.shape[-1] for view in batch.views}))
+        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.views)
+        return backward(trainer, batch)
+
+    monkeypatch.setattr(speedrun.Trainer, "_backward", note)
+    resized = run(tmp_path, "epochs=3", "sizes=[8,12]")
+    resized.finish()
+    assert sorted(set(seen)) == [(0, 8), (1, 12), (2, 12)]
+    assert resized.name() != run(tmp_path, "epochs=3").name()
+    with pytest.raises(ValueError, match="give --epochs"):
+        run(tmp_path, "sizes=[8,12]", minutes=1.0).finish()
+    with pytest.raises(ValueError, match="views of one size"):
+        run(tmp_path, "sizes=[8,12]", peer=speedrun.LIGHTLY).finish()
 
 
 def test_lightly_has_no_checkpoints_to_average(tmp_path):

@@ -85,6 +85,8 @@ def test_what_every_option_takes(monkeypatch):
     for optimizer in ("lars", "sgd"):
         assert changed(optimizer=optimizer).optimizer == weights
         assert changed(optimizer=optimizer, momentum=0.0).optimizer == 0
+    convolutions = 4 * sum(p.numel() for p in model.encoder.parameters() if p.ndim > 1)
+    assert changed(optimizer="muon").optimizer == 2 * weights - convolutions
     # Two numbers of 16 bits in the place of one.
     half = changed(precision="bf16")
     assert half.activations == pytest.approx(plain.activations / 2, abs=1)

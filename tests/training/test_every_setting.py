@@ -43,6 +43,7 @@ from barlow_fast.training import (
     watching,
 )
 from barlow_fast.training.feeding import VIEWS_OF
+from barlow_fast.training.muon import Muon
 
 CPU = torch.device("cpu")
 BASE = configure(
@@ -307,7 +308,7 @@ def _(around):
 
 @case("optimizer")
 def _(around):
-    kinds = {"lars": LARS, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    kinds = {"lars": LARS, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "muon": Muon}
     for name, kind in kinds.items():
         assert type(around.trainer(optimizer=name).optimizer) is kind
     # The steps of LARS without its trust ratio.
@@ -569,7 +570,7 @@ LIMITS: dict[str, tuple[tuple, tuple]] = {
     "warmup_epochs": ((0, 100), (-1, 101)),
     "seed": ((0, 2**64 - 1), (-1, 2**64)),
     "precision": (("auto", "fp32", "bf16", "fp16"), ("fp64", "")),
-    "optimizer": (("adamw", "lars", "sgd"), ("adam", "SGD")),
+    "optimizer": (("adamw", "lars", "sgd", "muon"), ("adam", "SGD")),
     "parallel": (("ddp", "fsdp"), ("none",)),
     "compile": (("off", "default", "reduce-overhead", "max-autotune"), ("on",)),
     "stem": (("auto", "imagenet", "small"), ("large",)),

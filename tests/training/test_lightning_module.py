@@ -57,7 +57,7 @@ class Watching(lightning.Callback):
         assert trainer.logged_metrics["on_diagonal_mean"] > 0
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["lars", "adamw", "sgd", "muon"])
 def test_steps_are_those_of_our_loop(small_digits, tmp_path: Path, optimizer: str):
     config = replace(CONFIG, optimizer=optimizer)
     if optimizer != "lars":

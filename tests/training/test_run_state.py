@@ -45,7 +45,7 @@ from barlow_fast.training.feeding import (
 from barlow_fast.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
-OPTIMIZERS = ["adamw", "lars", "sgd"]
+OPTIMIZERS = ["adamw", "lars", "sgd", "muon"]
 
 
 @pytest.fixture
