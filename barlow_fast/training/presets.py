@@ -13,7 +13,7 @@ from ..data.views import shown
 from ..inputs import parse_yaml, read_yaml
 from ..losses.catalogue import FROSSL, MIXED, VICREG
 from ..terminal import printable
-from .config import PretrainConfig, check_type
+from .config import MUON, PretrainConfig, check_type
 
 # Of settings whose option of the command has another name.
 OPTIONS = {"lr": "learning_rate", "dim": "projector"}
@@ -94,9 +94,11 @@ PRESETS: dict[str, PretrainConfig] = {
         loss=FROSSL,
         epochs=4,
         batch_size=256,
-        learning_rate=4e-3,
-        stem="imagenet",
-        encoder_widths=(32, 64, 128),
+        optimizer=MUON,
+        momentum=0.95,
+        learning_rate=8e-3,
+        stem="small",
+        encoder_widths=(16, 32, 64, 128),
         encoder_grid=4,
         warmup_epochs=1,
         evaluate_every=2,

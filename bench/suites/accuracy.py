@@ -76,8 +76,9 @@ def measure(
     from barlow_fast.losses.catalogue import BARLOW_TWINS
     from barlow_fast.training import configure
     from bench.training import quality
+    from bench.training.cases import COMPACT
 
-    config = configure(CASE, epochs=epochs, loss=BARLOW_TWINS, encoder_grid=2)
+    config = configure(CASE, epochs=epochs, loss=BARLOW_TWINS, encoder_grid=2, **COMPACT)
     config = replace(config, evaluate_every=config.epochs)
     configs = as_long(config, [name for name in names if name in FAMILY], data)
     origin = provenance.collect()

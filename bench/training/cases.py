@@ -66,17 +66,22 @@ class Case:
         )
 
 
-_SMALL = "the compact encoder of preset fashion-mnist"
+_SMALL = "a compact encoder"
+# Of the preset before the experiments of the speedrun, so that rows stay comparable.
+COMPACT = {
+    "stem": "imagenet", "encoder_widths": (32, 64, 128), "optimizer": "adamw",
+    "momentum": 0.9, "learning_rate": 4e-3,
+}  # fmt: skip
 CASES = {
     case.name: case
     for case in (
         Case(
             "fashion-mnist", f"28 × 28 × 1 in memory, {_SMALL}, D = 1024", "cpu", "fashion-mnist",
-            "fashion-mnist", 28, dataset="fashion-mnist",
+            "fashion-mnist", 28, COMPACT, dataset="fashion-mnist",
         ),
         Case(
             "arrays-32", f"32 × 32 × 3 in memory, {_SMALL}, D = 1024", "cpu", "fashion-mnist",
-            "cifar", 32,
+            "cifar", 32, COMPACT,
         ),
         Case(
             "photographs-224", f"224 × 224 from JPEG files of about 500 × 400, {_SMALL}, D = 1024",

@@ -73,19 +73,43 @@ class Recipe:
     changes: tuple[str, ...] = ()
 
 
+# What the preset was before the experiments, in encoder and optimizer.
+_EARLIER = (
+    "stem=imagenet", "encoder_widths=[32,64,128]", "optimizer=adamw", "momentum=0.9",
+    "learning_rate=0.004",
+)  # fmt: skip
+
+BASELINE = "baseline"
 RECIPES = {
-    "baseline": Recipe(
+    BASELINE: Recipe(
         "Barlow Twins with the settings of the preset `fashion-mnist` before the experiments.",
-        ("loss=barlow-twins", "encoder_grid=2", "views.crop_area=[0.5,1.0]"),
+        (*_EARLIER, "loss=barlow-twins", "encoder_grid=2", "views.crop_area=[0.5,1.0]"),
     ),
     "speedrun": Recipe(
         "FroSSL, crops of at least 70 % of the area, the output on a grid of 4 x 4, judged on the "
         "first two stages beside it.",
         (
+            *_EARLIER,
             "loss=frossl",
             "encoder_grid=4",
             "views.crop_area=[0.7,1.0]",
             "features=[Feature1,Feature2,output]",
+        ),
+    ),
+    "muon": Recipe(
+        "As `speedrun`, with Muon for the convolutions at twice the learning rate, and an encoder "
+        "of four stages that begins at full resolution; judged on the first three beside the "
+        "output.",
+        (
+            "loss=frossl",
+            "encoder_grid=4",
+            "views.crop_area=[0.7,1.0]",
+            "features=[Feature1,Feature2,Feature3,output]",
+            "stem=small",
+            "encoder_widths=[16,32,64,128]",
+            "optimizer=muon",
+            "momentum=0.95",
+            "learning_rate=0.008",
         ),
     ),
 }

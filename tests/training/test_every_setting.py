@@ -660,8 +660,8 @@ def test_the_numbers_of_the_presets():
     )  # fmt: skip
     assert PRESETS["fashion-mnist"] == replace(
         digits, dataset="fashion-mnist", loss="frossl", epochs=4, batch_size=256,
-        learning_rate=4e-3, stem="imagenet", encoder_grid=4, warmup_epochs=1, evaluate_every=2,
-        neighbours=20,
+        learning_rate=8e-3, optimizer="muon", momentum=0.95, stem="small", encoder_grid=4,
+        encoder_widths=(16, 32, 64, 128), warmup_epochs=1, evaluate_every=2, neighbours=20,
     )  # fmt: skip
     paper = PRESETS["imagenet-1000ep"]
     assert paper == replace(
