@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params: Any, lr: float, momentum: float = 0.95, **kwargs: Any) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        defaults = torch.optim.AdamW([torch.empty(0)], lr, **kwargs).defaults
+        defaults = torch.optim.AdamW([torch.empty(0, device="cpu")], lr, **kwargs).defaults
         super().__init__(params, {**defaults, "momentum": momentum, MATRICES: False})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        others = torch.optim.AdamW([torch.empty(0)])
+        others = torch.optim.AdamW([torch.empty(0, device="cpu")])
         others.param_groups = [group for group in self.param_groups if not group[MATRICES]]
         others.state = self.state
         others.step()
