@@ -37,6 +37,7 @@ from barlow_fast.training.callbacks import Hook
 from barlow_fast.training.feeding import choose_views, image_size, named_views
 from barlow_fast.training.presets import override
 from bench.results import Row
+from bench.training.cases import COMPACT
 
 CASE = "fashion-mnist"
 OURS, LIGHTLY = "ours", "lightly"
@@ -73,11 +74,10 @@ class Recipe:
     changes: tuple[str, ...] = ()
 
 
-# What the preset was before the experiments, in encoder and optimizer.
-_EARLIER = (
-    "stem=imagenet", "encoder_widths=[32,64,128]", "optimizer=adamw", "momentum=0.9",
-    "learning_rate=0.004",
-)  # fmt: skip
+_EARLIER = tuple(
+    f"{name}={list(value) if isinstance(value, tuple) else value}"
+    for name, value in COMPACT.items()
+)
 
 BASELINE = "baseline"
 RECIPES = {
