@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.collectives import communication_errors
@@ -98,52 +99,62 @@ def synchronise(model: nn.Module, device_type: str, process_group: Any = None) -
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps, group):
-        # float64 for the sums: E[x²] - E[x]² would lose a large mean's digits in float32.
-        wide = _rows(x).double()
-        channels = wide.shape[0]
-        sums = torch.cat([wide.sum(1), wide.square().sum(1), wide.new_tensor([wide.shape[1]])])
-        with communication_errors():
-            dist.all_reduce(sums, group=group)
-        count = sums[-1]
-        if count < 2:
-            raise ValueError("batch norm needs more than one value per channel over all ranks")
-        mean = sums[:channels] / count
-        variance = (sums[channels : 2 * channels] / count - mean.square()).clamp_min(0)
-        inverse = (variance + eps).rsqrt()
-        kind = x.dtype if x.dtype == torch.float64 else torch.float32
-        x_hat = ((wide - mean[:, None]) * inverse[:, None]).to(kind)
-        y = x_hat
-        if weight is not None:
-            y = y * weight.to(kind)[:, None] + bias.to(kind)[:, None]
-        ctx.save_for_backward(x_hat, inverse, weight, count)
-        ctx.group, ctx.shape = group, x.shape
+        mean, variance, count = _moments(x, group)
+        # torch's kernels take 16-bit inputs beside float32 statistics and parameters.
+        narrow = [None if t is None else t.to(_wide(x)) for t in (mean, variance, weight, bias)]
+        ctx.save_for_backward(x, *narrow[:3], count)
+        ctx.eps, ctx.group = eps, group
         ctx.mark_non_differentiable(mean, variance, count)
-        # Memory of its own: a ReLU in place may follow, and x̂ is kept for the backward pass.
-        return torch.empty_like(x).copy_(_back(y, x)), mean, variance, count
+        return F.batch_norm(x, *narrow, eps=eps), mean, variance, count
 
     @staticmethod
-    def backward(ctx, grad, *_):
-        x_hat, inverse, weight, count = ctx.saved_tensors
-        dy = _rows(grad).to(x_hat.dtype)
-        sum_dy, sum_dy_x = dy.double().sum(1), (dy.double() * x_hat).sum(1)
-        sums = torch.cat([sum_dy, sum_dy_x])
+    def backward(ctx, dy, *_):
+        x, mean, variance, weight, count = ctx.saved_tensors
+        if x.numel():
+            # Of fixed statistics: γ/σ · dy, and this rank's sums of dy · x̂ and of dy.
+            dx, sum_dy_x, sum_dy = torch.ops.aten.native_batch_norm_backward(
+                dy, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            )
+        else:
+            dx, sum_dy_x, sum_dy = dy.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
+        sums = torch.stack([sum_dy_x, sum_dy]).double()
         with communication_errors():
             dist.all_reduce(sums, group=ctx.group)
-        mean_dy, mean_dy_x = (sums / count).to(dy.dtype).chunk(2)
-        dx = dy - mean_dy[:, None] - x_hat * mean_dy_x[:, None]
-        factor = inverse if weight is None else inverse * weight
-        dx = torch.empty_like(grad).copy_(_back(dx * factor.to(dx.dtype)[:, None], grad))
+        factor = (variance.double() + ctx.eps).rsqrt() * (1.0 if weight is None else weight)
+        # x̂ · scale + shift, by the kernel that normalises.
+        scale, shift = (factor * sums / count).to(mean.dtype)
+        dx -= F.batch_norm(x, mean, variance, scale, shift, eps=ctx.eps)
         if weight is None:
             return dx, None, None, None, None
-        return dx, sum_dy_x.to(weight.dtype), sum_dy.to(weight.dtype), None, None
+        return dx, sum_dy_x, sum_dy, None, None
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, ...) -> (C, all other positions)."""
-    return x.movedim(1, 0).flatten(1)
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _back(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_rows`."""
-    shape = (like.shape[1], like.shape[0], *like.shape[2:])
-    return rows.reshape(shape).movedim(0, 1)
+def _moments(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel and the number of values of one, over all ranks, in
+    float64.
+
+    Raises:
+        ValueError: fewer than two values per channel.
+    """
+    values = x.to(_wide(x))
+    values = values.flatten(2) if x.dim() > 2 else values[:, :, None]
+    own = values.numel() // x.shape[1]
+    # Of differences from about this rank's mean, and over samples in float64:
+    # E[x²] - E[x]² in float32 would lose a large mean's digits.
+    near = values.mean((0, 2)) if own else values.new_zeros(x.shape[1])
+    centred = values - near[:, None]
+    near = near.double()
+    total, squares = (t.sum(2).double().sum(0) for t in (centred, centred.square()))
+    squares = squares + near * (2 * total + own * near)
+    sums = torch.cat([total + own * near, squares, near.new_tensor([own])])
+    with communication_errors():
+        dist.all_reduce(sums, group=group)
+    count = sums[-1]
+    if count < 2:
+        raise ValueError("batch norm needs more than one value per channel over all ranks")
+    mean, square = (sums[:-1] / count).chunk(2)
+    return mean, (square - mean.square()).clamp_min(0), count
