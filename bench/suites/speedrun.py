@@ -9,7 +9,7 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -271,8 +271,16 @@ def _range(values: Sequence[float]) -> str:
 
 def trial_table(trials: list[Row]) -> str:
     """Experiments in the order in which they were made; differences from what each states."""
-    known = {_place(each, each["changes"]): each for each in trials}
-    columns = [
+    proxies: dict[str, list[Row]] = {}
+    for each in trials:
+        proxies.setdefault(_proxy(each), []).append(each)
+    return "\n\n".join(
+        f"### {title}\n\n{table_of(_trial_columns(some), some)}" for title, some in proxies.items()
+    )
+
+
+def _trial_columns(trials: list[Row]) -> list[Column]:
+    return [
         Column("compared with", lambda each: _named(each["against"]), left=True),
         Column("change", lambda each: _named(_own(each)), left=True),
         Column("prediction", lambda each: each["prediction"] or None, left=True),
@@ -280,16 +288,13 @@ def trial_table(trials: list[Row]) -> str:
             Column(f"{words}, %", lambda each, key=key: score(each, key))
             for key, words in SCORES.items()
         ),
-        *(Column(f"Δ {words}", _difference(key, known)) for key, words in SCORES.items()),
+        *(
+            Column(f"Δ {words}", lambda each, key=key: _difference(each, trials, key))
+            for key, words in SCORES.items()
+        ),
         Column("CPU, s", lambda each: statistics.fmean(each["cpu_seconds"]), ".0f"),
-        Column("verdict", lambda each: verdict(each, known), left=True),
+        Column("verdict", lambda each: verdict(each, trials), left=True),
     ]
-    proxies: dict[str, list[Row]] = {}
-    for each in trials:
-        proxies.setdefault(_proxy(each), []).append(each)
-    return "\n\n".join(
-        f"### {title}\n\n{table_of(columns, some)}" for title, some in proxies.items()
-    )
 
 
 def _proxy(found: Row) -> str:
@@ -307,47 +312,54 @@ def _own(found: Row) -> list[str]:
     return [text for text in found["changes"] if text not in found["against"]]
 
 
-def _place(found: Row, changes: Sequence[str]) -> tuple:
-    return identity(found | {"changes": list(changes)})
+def noise(trials: list[Row], key: str) -> float | None:
+    """Standard deviation between seeds, pooled over the experiments that have several; None where
+    none has.
+
+    Two seeds alone estimate it badly: of such pairs two in five give less than half of it.
+    """
+    several = [each[key] for each in trials if len(each[key]) > 1]
+    if not several:
+        return None
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
+    return math.sqrt(squares / sum(len(values) - 1 for values in several))
 
 
-def difference(found: Row, base: Row, key: str) -> tuple[float, float | None]:
-    """Mean difference of two experiments and its standard error; where one has a single seed, with
-    the deviation of the other, and None where both have one."""
-    deviations = [statistics.stdev(e[key]) if len(e[key]) > 1 else None for e in (found, base)]
-    usable = [each for each in deviations if each is not None]
+def difference(found: Row, trials: list[Row], key: str) -> tuple[float, float | None] | None:
+    """Mean difference from what the experiment is compared with, and its standard error by `noise`;
+    None for a reference."""
+    compared = identity(found | {"changes": found["against"]})
+    base = next((each for each in trials if identity(each) == compared), found)
+    if base is found:
+        return None
+    deviation = noise(trials, key)
     delta = statistics.fmean(found[key]) - statistics.fmean(base[key])
-    if not usable:
+    if deviation is None:
         return delta, None
-    terms = [
-        (usable[0] if deviation is None else deviation) ** 2 / len(each[key])
-        for deviation, each in zip(deviations, (found, base), strict=True)
-    ]
-    return delta, math.sqrt(sum(terms))
+    return delta, deviation * math.sqrt(1 / len(found[key]) + 1 / len(base[key]))
 
 
-def _difference(key: str, known: dict[tuple, Row]) -> Callable[[Row], str | None]:
-    def text(found: Row) -> str | None:
-        base = known.get(_place(found, found["against"]))
-        if base is None or base is found:
-            return None
-        delta, error = difference(found, base, key)
-        return f"{delta:+.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-    return text
+def _difference(found: Row, trials: list[Row], key: str) -> str | None:
+    if (measured := difference(found, trials, key)) is None:
+        return None
+    delta, error = measured
+    return f"{delta:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
-def verdict(found: Row, known: dict[tuple, Row]) -> str | None:
+def verdict(found: Row, trials: list[Row]) -> str | None:
     """Whether the difference in the linear accuracy is more than noise, and whether a recipe
     beside the baseline has the change."""
     from bench.training.speedrun import BASELINE, RECIPES
 
-    base = known.get(_place(found, found["against"]))
-    if base is None or base is found:
+    if (measured := difference(found, trials, "linear")) is None:
         return None
-    delta, error = difference(found, base, "linear")
-    clear = error is not None and abs(delta) > CLEAR * error
-    text = ("better" if delta > 0 else "worse") if clear else "within the noise"
+    delta, error = measured
+    if error is None:
+        text = "noise not known"
+    elif abs(delta) > CLEAR * error:
+        text = "better" if delta > 0 else "worse"
+    else:
+        text = "within the noise"
     recipes = [set(each.changes) for name, each in RECIPES.items() if name != BASELINE]
     kept = any(set(_own(found)) <= changes for changes in recipes)
     return f"{text}; {'kept' if kept else 'dropped'}"

@@ -319,16 +319,23 @@ def test_trials_state_differences_with_their_errors(monkeypatch):
         trial([84.0, 85.0, 86.0], ["lambd=0.01"], prediction="+1"),
         trial([81.5], ["batch_size=64"]),
         trial([70.0], ["lambd=0.01", "views.flip=0"], against=["lambd=0.01"]),
+        # By these two seeds' own deviation, 0, this would be clear.
+        trial([82.5, 82.5], ["seed=5"]),
+        # Another table, with a noise of its own: none is known.
+        trial([90.0], per_run=8),
+        trial([99.0], ["lambd=0.01"], per_run=8),
     ]
     text = suite.tables(rows)
-    # 1 / sqrt(3) of each side, in the root of the sum of their squares.
-    assert "| the recipe | `lambd=0.01` | +1 | 85.00 ± 1.00 | 85.00 ± 1.00 | +4.00 ± 0.82" in text
+    # The pooled deviation is sqrt((2 + 2 + 0) / 5) = 0.894.
+    assert "| the recipe | `lambd=0.01` | +1 | 85.00 ± 1.00 | 85.00 ± 1.00 | +4.00 ± 0.73" in text
     assert "better; kept" in text
-    assert "+0.50 ± 1.15" in text
-    assert "within the noise; dropped" in text
-    assert "| `lambd=0.01` | `views.flip=0` | – | 70.00 | 70.00 | -15.00 ± 1.15" in text
+    assert "| 81.50 | 81.50 | +0.50 ± 1.03 | +0.50 ± 1.03 | 20 | within the noise; dropped" in text
+    assert "| `lambd=0.01` | `views.flip=0` | – | 70.00 | 70.00 | -15.00 ± 1.03" in text
     assert "worse; dropped" in text
+    assert "+1.50 ± 0.82 | +1.50 ± 0.82 | 20 | within the noise; dropped" in text
     assert "### Recipe `baseline`, 1,000 images, 4 epochs" in text
+    assert "| 90.00 | 90.00 | – | – | 20 | – |" in text
+    assert "| 99.00 | 99.00 | +9.00 | +9.00 | 20 | noise not known; kept" in text
 
 
 def test_records_are_higher_than_all_before_with_enough_seeds_within_the_budget():
