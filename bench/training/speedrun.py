@@ -112,6 +112,20 @@ RECIPES = {
             "learning_rate=0.008",
         ),
     ),
+    "wide": Recipe(
+        "As `muon`, with an encoder of 1.5 times as many channels and half as many epochs.",
+        (
+            "loss=frossl",
+            "encoder_grid=4",
+            "views.crop_area=[0.7,1.0]",
+            "features=[Feature1,Feature2,Feature3,output]",
+            "stem=small",
+            "encoder_widths=[24,48,96,192]",
+            "optimizer=muon",
+            "momentum=0.95",
+            "learning_rate=0.008",
+        ),
+    ),
 }
 
 
