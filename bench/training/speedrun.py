@@ -292,11 +292,12 @@ class _Epochs(Hook):
         self.log, self.minutes, self.begun = log, minutes, time.process_time()
 
     def full(self) -> bool:
-        """Whether another epoch, as long as the last one, would exceed the budget."""
+        """Whether another epoch, as long as the longest one, would exceed the budget."""
         epochs = self.log.epochs()
         if self.minutes is None or not epochs:
             return False
-        return self.log.spent("seconds") + epochs[-1]["seconds"] > 60 * self.minutes
+        longest = max(each["seconds"] for each in epochs)
+        return self.log.spent("seconds") + longest > 60 * self.minutes
 
     def epoch_ended(self, trainer: Any, record: Row) -> None:
         done = {line["epoch"] for line in self.log.epochs()}
