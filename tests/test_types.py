@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import shutil
 import sys
 import typing
@@ -165,3 +166,22 @@ def test_mypy_finds_wrong_words_and_no_fault_in_right_ones(tmp_path):
     assert {line.split(": error: ")[0] for line in lines} == {
         f"wrong.py:{first + number}" for number in range(len(WRONG))
     }, done.stdout + done.stderr
+
+
+def _faults(python: str, cache: Path) -> set[str]:
+    """mypy's lines of errors for a version of Python; other packages count as unknown."""
+    flags = ["--no-site-packages", "--ignore-missing-imports", "--cache-dir", str(cache)]
+    parts = ["barlow_fast", "kernels", "bench", "examples", "setup.py"]
+    command = [sys.executable, "-m", "mypy", "--python-version", python, *flags, *parts]
+    done = completed(*command, cwd=ROOT)
+    assert "source files" in done.stdout.splitlines()[-1], done.stdout + done.stderr
+    return {line for line in done.stdout.splitlines() if ": error: " in line}
+
+
+def test_nothing_needs_a_newer_python_than_the_oldest_supported(tmp_path):
+    """What only the oldest lacks: the standard library of other versions has more, such as
+    `int.from_bytes` without a byte order."""
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    stated = re.search(r'requires-python = ">=(3\.\d+)"', (ROOT / "pyproject.toml").read_text())
+    oldest, newest = stated[1], "3.14"
+    assert sorted(_faults(oldest, tmp_path) - _faults(newest, tmp_path)) == []

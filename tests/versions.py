@@ -1,4 +1,4 @@
-"""The tests of loss, kernels, interpreter and compilation on every supported torch.
+"""The tests of loss, ranks, kernels, interpreter and compilation on every supported torch.
 
     make test-versions                              # every row of the table
     make test-versions VERSIONS="oldest newest"     # of 'oldest', 'newest' and versions of torch
@@ -76,6 +76,7 @@ INTERPRETED = {"TRITON_INTERPRET": "1"}  # must be on before Triton is imported
 TIERS = (
     Tier("interpreter", ("tests/triton_kernels/test_interpreter.py",), INTERPRETED | ONE_THREAD),
     Tier("compilation", ("tests/triton_kernels/test_compilation.py",), ONE_THREAD),
+    Tier("distributed", ("tests/distributed",), ONE_THREAD),
     Tier("kernels", ("tests/kernels", "tests/triton_kernels/test_planning.py"), THREADS),
     Tier("loss", ("tests/loss",), THREADS),
 )

@@ -100,4 +100,5 @@ def _timeout(handle: Any) -> Any:
 
 def node() -> int:
     """A number that processes of one machine share: what is between nodes is slower."""
-    return int.from_bytes(hashlib.blake2b(socket.gethostname().encode(), digest_size=8).digest())
+    name = hashlib.blake2b(socket.gethostname().encode(), digest_size=8)
+    return int.from_bytes(name.digest(), "big")
