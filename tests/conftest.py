@@ -22,6 +22,8 @@ CPU_BACKENDS = [name for name in KERNEL_SETS if name != "triton"]
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    # The draws of a test are the same alone, in another order and in parallel.
+    torch.manual_seed(0)
 
 
 @pytest.fixture(params=CPU_BACKENDS)

@@ -275,6 +275,14 @@ FLOAT32 = {"monai"}
 FLOAT32_UNDER_AUTOCAST = {"lightly_vicreg", "lightly_frossl", "stable_vicreg"}
 
 
+def has_trace(dtype):
+    try:
+        torch.ones(2, 2, dtype=dtype).trace()
+    except NotImplementedError:  # torch 2.10, of 16 bits
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", INSTALLED)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
@@ -283,6 +291,8 @@ def test_types_of_losses_are_the_documented_ones(name, dtype, autocast):
     z_a, z_b = draw("random", 8, 5, 1, dtype)
     if name == "lightly_frossl" and autocast and dtype.itemsize == 2:
         pytest.skip("torch stacks no half-precision tensors under a CPU's autocast")
+    if name == "lightly_frossl" and not has_trace(dtype):
+        pytest.skip(f"this torch has no trace of {dtype}")
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         theirs, ours = case.formula(z_a, z_b), case.adapter(z_a, z_b)
     computed = dtype if dtype == torch.float64 else autocast or dtype

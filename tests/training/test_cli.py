@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,6 +80,7 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 
 
 # arguments: what stderr says. `FINISHED` is the folder of a run that has ended.
+HAS_DALI = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 ERRORS = {
     "--batch-size 1198": "1197 training images",
     "--batch-size 1": "at least 2",
@@ -102,7 +104,7 @@ ERRORS = {
     "--out file": "cannot write",
     "--out file/deeper": "cannot write",
     "--loader bogus": "loader must be one of auto, arrays, pil, dali",
-    "--loader dali": "(loader='arrays')",
+    "--loader dali": "(loader='arrays')" if HAS_DALI else "NVIDIA DALI is not installed",
     "--on-bad-image ignore": "on_bad_image must be one of error, skip",
     "--worker-timeout inf": "timeout must be at least 0 and finite",
     "--views nothing": "--views must be one of",
