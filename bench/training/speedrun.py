@@ -79,6 +79,18 @@ _EARLIER = tuple(
     for name, value in COMPACT.items()
 )
 
+_MUON = (
+    "loss=frossl",
+    "encoder_grid=4",
+    "views.crop_area=[0.7,1.0]",
+    "features=[Feature1,Feature2,Feature3,output]",
+    "stem=small",
+    "encoder_widths=[16,32,64,128]",
+    "optimizer=muon",
+    "momentum=0.95",
+    "learning_rate=0.008",
+)
+
 BASELINE = "baseline"
 RECIPES = {
     BASELINE: Recipe(
@@ -100,31 +112,11 @@ RECIPES = {
         "As `speedrun`, with Muon for the convolutions at twice the learning rate, and an encoder "
         "of four stages that begins at full resolution; judged on the first three beside the "
         "output.",
-        (
-            "loss=frossl",
-            "encoder_grid=4",
-            "views.crop_area=[0.7,1.0]",
-            "features=[Feature1,Feature2,Feature3,output]",
-            "stem=small",
-            "encoder_widths=[16,32,64,128]",
-            "optimizer=muon",
-            "momentum=0.95",
-            "learning_rate=0.008",
-        ),
+        _MUON,
     ),
     "wide": Recipe(
         "As `muon`, with an encoder of 1.5 times as many channels and half as many epochs.",
-        (
-            "loss=frossl",
-            "encoder_grid=4",
-            "views.crop_area=[0.7,1.0]",
-            "features=[Feature1,Feature2,Feature3,output]",
-            "stem=small",
-            "encoder_widths=[24,48,96,192]",
-            "optimizer=muon",
-            "momentum=0.95",
-            "learning_rate=0.008",
-        ),
+        (*_MUON, "encoder_widths=[24,48,96,192]"),
     ),
 }
 

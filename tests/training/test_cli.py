@@ -79,8 +79,9 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     assert all(torch.equal(v, after["model"][k]) for k, v in before["model"].items())
 
 
-# arguments: what stderr says. `FINISHED` is the folder of a run that has ended.
 HAS_DALI = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+
+# arguments: what stderr says. `FINISHED` is the folder of a run that has ended.
 ERRORS = {
     "--batch-size 1198": "1197 training images",
     "--batch-size 1": "at least 2",
